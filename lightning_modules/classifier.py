@@ -1,0 +1,137 @@
+"""The LightningModule that all papers share: a network, a loss, a recipe and the errors as it trains."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_modules.networks import build
+from lightning_modules.recipe import Batch, lr_at, parameter_groups
+
+WARMUP_WINDOW = 100  # updates over which the training error that ends a warm-up is measured
+
+
+class NotConvergedError(ArithmeticError):
+    """The loss stopped being a finite number: the run is over, and recorded as not converged."""
+
+    def __init__(self, step: int, loss: float) -> None:
+        super().__init__(f"the loss became {loss} at step {step}")
+        self.step, self.loss = step, loss
+
+
+def wrong_in_top(scores: Tensor, labels: Tensor, k: int) -> Tensor:
+    """How many of (N, classes) `scores` have their label not among the k best; a 0-d int64 tensor.
+
+    A label that ties with the k-th best counts as wrong when k others are at least as good: a network
+    that gives every class the same score knows nothing. Fewer than k classes: none is wrong.
+    """
+    own = scores.gather(1, labels[:, None])
+    as_good = (scores >= own).sum(dim=1) - 1  # the label itself is as good as itself
+    as_good = torch.where(own[:, 0].isfinite(), as_good, scores.shape[1])
+    return (as_good >= k).sum()
+
+
+class Classifier(pl.LightningModule):
+    """One network learning to classify by SGD with momentum.
+
+    Args (all plain values, saved with every checkpoint):
+        network: name in `networks.NETWORKS`. network_args: its paper's arguments.
+        classes, channels: of the data.
+        loss: {"name": "cross-entropy"}.
+        lr: learning rate at update 0; lr_drops: see `recipe.lr_at`.
+        warmup: None, or {"lr": rate, "train_error_below_pct": error}: this rate until the training error over
+            the last 100 updates falls below (ResNet-110, arXiv:1512.03385 section 4.2).
+        optimizer: {"name": "sgd", "momentum", "weight_decay", "decay": "all" | "weights"}.
+        compile: run the network through torch.compile.
+    """
+
+    wants_pass_patterns = False  # whether `start_pass` is to be called before every pass over the images
+
+    def __init__(
+        self,
+        *,
+        network: str,
+        network_args: Mapping[str, Any],
+        classes: int,
+        channels: int,
+        loss: Mapping[str, Any],  # for subclasses; here always cross-entropy
+        lr: float,
+        lr_drops: Mapping[str, Any] | None,
+        warmup: Mapping[str, Any] | None,
+        optimizer: Mapping[str, Any],
+        channels_last: bool = False,
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        net = build(network, network_args, num_classes=classes, in_channels=channels)
+        self.network = net.to(memory_format=torch.channels_last) if channels_last else net
+        self.forward_network = torch.compile(self.network) if compile else self.network
+        # What happened since the last report: images, wrong in top 1, wrong in top 5, sum of losses. A buffer,
+        # so that it stays on the device, and an interrupted run resumes in the middle of a window.
+        self.register_buffer("window", torch.zeros(4, dtype=torch.float64))
+        self.register_buffer("warm", torch.tensor([0.0, 0.0, 0.0], dtype=torch.float64))  # over, images, wrong
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, classes) scores; the largest is the answer."""
+        return self.forward_network(images)
+
+    def loss(self, scores: Tensor, labels: Tensor) -> Tensor:
+        """Softmax cross-entropy of (N, classes) scores, the mean over N."""
+        return F.cross_entropy(scores, labels)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """One update's loss; raises NotConvergedError, before the update, if it is not finite."""
+        self.set_lr(batch.step)
+        scores = self(batch.images)
+        loss = self.loss(scores.float(), batch.labels)
+        value = loss.item()
+        if not torch.isfinite(loss):
+            raise NotConvergedError(batch.step, value)
+        self.count(scores.detach(), batch.labels, loss.detach())
+        return loss
+
+    def count(self, scores: Tensor, labels: Tensor, loss: Tensor) -> None:
+        """Add one batch to the window, and to the warm-up's own while that lasts."""
+        wrong1 = wrong_in_top(scores, labels, 1)
+        n = torch.full_like(wrong1, len(labels))
+        self.window += torch.stack([n, wrong1, wrong_in_top(scores, labels, 5), loss.double() * n])
+        if self.hparams["warmup"]:
+            self.warm[1:] += torch.stack([n, wrong1])
+
+    def set_lr(self, step: int) -> None:
+        """Give the optimiser the learning rate of update `step`."""
+        lr = lr_at(step, self.hparams["lr"], self.hparams["lr_drops"])
+        if self.hparams["warmup"] and not self.warm_up_is_over(step):
+            lr = self.hparams["warmup"]["lr"]
+        for group in self.optimizers().param_groups:
+            group["lr"] = lr
+
+    def warm_up_is_over(self, step: int) -> bool:
+        """Whether the training error of a past window of 100 updates was low enough; looked at every 100."""
+        if step and step % WARMUP_WINDOW == 0 and not self.warm[0]:
+            over, images, wrong = self.warm.tolist()
+            over = images > 0 and 100 * wrong / images < self.hparams["warmup"]["train_error_below_pct"]
+            self.warm.copy_(torch.tensor([float(over), 0.0, 0.0]))
+        return bool(self.warm[0])
+
+    def take_window(self) -> dict[str, float]:
+        """Training errors and loss over the window, which starts anew; the batches as trained on (augmented)."""
+        images, wrong1, wrong5, loss = self.window.tolist()
+        self.window.zero_()
+        if not images:
+            return {}
+        return {
+            "train/loss": loss / images,
+            "train/top1_error_pct": 100 * wrong1 / images,
+            "train/top5_error_pct": 100 * wrong5 / images,
+        }
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """SGD with momentum; the decayed parameters as the recipe says."""
+        recipe = self.hparams["optimizer"]
+        groups = parameter_groups(self.network, recipe["weight_decay"], recipe["decay"])
+        return torch.optim.SGD(groups, lr=self.hparams["lr"], momentum=recipe["momentum"])

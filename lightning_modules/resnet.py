@@ -1,0 +1,137 @@
+"""Plain and residual networks for CIFAR. He et al. 2015, arXiv:1512.03385, section 4.2.
+
+    layer    output (C x H x W)   filters                                      layers
+    conv1     16 x 32 x 32        3x3, 16                                      1
+    map32     16 x 32 x 32        [3x3, 16] x 2n                               2n
+    map16     32 x 16 x 16        [3x3, 32] x 2n, the first with stride 2      2n
+    map8      64 x  8 x  8        [3x3, 64] x 2n, the first with stride 2      2n
+    pool      64                  global average
+    fc        10                  softmax                                      1
+
+6n + 2 weighted layers: n = 3, 5, 7, 9, 18, 200 give 20, 32, 44, 56, 110, 1202 (Table 6).
+Every convolution is followed by batch normalisation, then ReLU; a residual block adds its
+shortcut before its last ReLU (section 3.4 and Figure 2).
+
+Parameters (weights, batch-norm scale and shift, fc bias), plain or with option A, which has none:
+269,722 (20), 464,154 (32), 658,586 (44), 853,018 (56), 1,727,962 (110), 19,421,274 (1202);
+Table 6 prints 0.27, 0.46, 0.66, 0.85, 1.7 and 19.4 million.
+
+Left open by the paper, and what is done here:
+  * "Initialised as in [13]" (He et al., arXiv:1502.01852) allows fan-in or fan-out: fan-in, normal,
+    variance 2 / fan-in, for convolutions and fc; biases zero, batch-norm scale one and shift zero.
+  * Option A's subsampling of the identity: every second row and column, as stride 2 says, and the new
+    channels appended after the old ones.
+"""
+
+from collections import OrderedDict
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Shortcut = Literal["A", "B", "C"]
+WIDTHS = {"map32": 16, "map16": 32, "map8": 64}
+
+
+class PadShortcut(nn.Module):
+    """Option A (section 3.3): the identity, subsampled, zero in the channels that are new. No parameters."""
+
+    def __init__(self, new_channels: int, stride: int) -> None:
+        super().__init__()
+        self.new_channels, self.stride = new_channels, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C + new_channels, H / stride, W / stride)."""
+        x = x[:, :, :: self.stride, :: self.stride]
+        return F.pad(x, (0, 0, 0, 0, 0, self.new_channels))
+
+
+def projection(channels: int, width: int, stride: int) -> nn.Sequential:
+    """Options B and C (eq. 2): a 1x1 convolution, batch-normalised like every other."""
+    conv = nn.Conv2d(channels, width, 1, stride=stride, bias=False)
+    return nn.Sequential(OrderedDict(conv=conv, bn=nn.BatchNorm2d(width)))
+
+
+def shortcut_for(option: Shortcut, channels: int, width: int, stride: int) -> nn.Module:
+    """The shortcut of one block: A pads, B projects where the size changes, C projects everywhere."""
+    changes = stride != 1 or channels != width
+    if option == "C" or (option == "B" and changes):
+        return projection(channels, width, stride)
+    return PadShortcut(width - channels, stride) if changes else nn.Identity()
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions; `shortcut` is added before the last ReLU, or nothing in a plain net (Figure 2)."""
+
+    def __init__(self, channels: int, width: int, stride: int, shortcut: nn.Module | None) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, width, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.shortcut = shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, channels, H, W) -> (N, width, H / stride, W / stride)."""
+        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        y = self.bn2(self.conv2(y))
+        if self.shortcut is not None:
+            y = y + self.shortcut(x)
+        return F.relu(y, inplace=True)
+
+
+class CifarNet(nn.Module):
+    """6n + 2 layers; residual with shortcut option A, B or C, or plain without (section 4.2)."""
+
+    def __init__(self, depth: int, shortcut: Shortcut | None, *, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        n = blocks_per_map(depth)
+        self.conv1 = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        channels = 16
+        for name, width in WIDTHS.items():
+            blocks = nn.Sequential()
+            for i in range(n):
+                stride = 2 if i == 0 and name != "map32" else 1
+                way = None if shortcut is None else shortcut_for(shortcut, channels, width, stride)
+                blocks.append(Block(channels, width, stride, way))
+                channels = width
+            self.add_module(name, blocks)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(channels, num_classes)
+        self.apply(initialise)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) images, mean subtracted -> (N, num_classes) scores."""
+        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        x = self.map8(self.map16(self.map32(x)))
+        return self.fc(self.pool(x).flatten(1))
+
+
+def initialise(module: nn.Module) -> None:
+    """Section 4.2, "weight initialization in [13]": normal with variance 2 / fan-in; biases zero."""
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def blocks_per_map(depth: int) -> int:
+    """n of depth = 6n + 2; ValueError names the depths that would fit."""
+    n, rest = divmod(depth - 2, 6)
+    if rest or n < 1:
+        below, above = 6 * max(n, 1) + 2, 6 * max(n + 1, 2) + 2
+        raise ValueError(f"depth {depth} is not 6n + 2 (section 4.2); the nearest that are: {below}, {above}")
+    return n
+
+
+def plain_cifar(*, depth: int, num_classes: int = 10, in_channels: int = 3) -> CifarNet:
+    """The plain net of section 4.2: the same layers without shortcuts."""
+    return CifarNet(depth, None, num_classes=num_classes, in_channels=in_channels)
+
+
+def resnet_cifar(*, depth: int, shortcut: Shortcut = "A", num_classes: int = 10, in_channels: int = 3) -> CifarNet:
+    """The residual net of section 4.2; the paper uses shortcut option A on CIFAR."""
+    if shortcut not in ("A", "B", "C"):
+        raise ValueError(f"shortcut {shortcut!r} is not one of the options of section 3.3: A, B, C")
+    return CifarNet(depth, shortcut, num_classes=num_classes, in_channels=in_channels)

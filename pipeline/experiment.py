@@ -1,0 +1,426 @@
+"""Experiments: one YAML file each, turned once into frozen, typed values; mistakes named by file and key.
+
+`load("resnet/cifar10_depth")` reads `experiments/resnet/cifar10_depth.yaml`. An experiment declares data, recipe,
+variants, seeds, scales, claims and departures; `Experiment.recipe(variant, scale)` is the resolved recipe of one
+training. Nothing here imports torch: listing and checking declarations is instant.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from lightning_modules.names import nearest
+from pipeline.mistakes import UserError, sentence
+
+EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
+PAPER_SCALE = "paper"
+FAST_SCALES = ("laptop", "gpu")  # bf16 and channels-last unless declared otherwise
+
+Int = Annotated[int, Field(strict=True)]
+Count = Annotated[int, Field(strict=True, gt=0)]
+Float = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
+Flag = Annotated[bool, Field(strict=True)]
+
+
+class DeclarationError(UserError):
+    """An experiment file that does not say something possible: file, key, reason."""
+
+
+class Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Model(BaseModel):
+    """A network by the name of its builder; all other keys are that builder's arguments."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    name: str
+
+    @property
+    def args(self) -> dict[str, Any]:
+        """The builder's own arguments: the paper's variants, such as depth."""
+        return dict(self.model_extra or {})
+
+
+class Data(Frozen):
+    """The images that a run learns from and is judged on."""
+
+    name: str  # a known set (digits, mnist, fashion-mnist, cifar10, cifar100) or a folder of class folders
+    train: Count | None = None  # images trained on; None: all that `val` leaves
+    val: Annotated[int, Field(strict=True, ge=0)] = 0  # images of the training set held out for validation
+    pad_to: Count | None = None  # side in pixels to which smaller images are padded with background
+    normalise: Literal["per-pixel-mean", "per-channel", "lecun98", "scale"] = "per-pixel-mean"
+    augment: tuple[str, ...] = ()  # in this order: pad4-crop, flip, distort
+
+
+class Sgd(Frozen):
+    """Stochastic gradient descent with momentum."""
+
+    name: Literal["sgd"]
+    momentum: NotNegative = 0.0
+    weight_decay: NotNegative = 0.0  # times the weight, added to its gradient
+    decay: Literal["all", "weights"] = "all"  # "weights" spares biases and batch-norm
+
+
+class Sdlm(Frozen):
+    """One pattern at a time with second-order step sizes lr / (mu + h) (LeCun et al. 1998, Appendix C)."""
+
+    name: Literal["sdlm"]
+    mu: Positive  # keeps steps bounded where the curvature h is small
+    samples: Count  # patterns from which h is estimated before every pass
+
+
+class CrossEntropy(Frozen):
+    """Softmax and negative log-likelihood, the mean over the batch."""
+
+    name: Literal["cross-entropy"] = "cross-entropy"
+
+
+class MapLoss(Frozen):
+    """LeCun et al. 1998, equation 9: the right class's penalty, and competition with the others."""
+
+    name: Literal["map"]
+    j: Positive  # the constant that keeps classes already far away from being pushed further
+
+
+class Drops(Frozen):
+    """Step-wise learning-rate drops."""
+
+    at: tuple[Count, ...]  # updates, counted from 0, from which each factor holds
+    factor: Positive | tuple[Positive, ...]  # one for all, or one each
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Drops":
+        if list(self.at) != sorted(set(self.at)):
+            raise ValueError("'at' must rise from drop to drop")
+        if isinstance(self.factor, tuple) and len(self.factor) != len(self.at):
+            raise ValueError(f"{len(self.at)} drops need one factor or {len(self.at)}, not {len(self.factor)}")
+        return self
+
+
+class Warmup(Frozen):
+    """A lower rate until the training error over 100 updates falls below a mark (ResNet-110)."""
+
+    lr: Positive
+    train_error_below_pct: Positive
+
+
+class Train(Frozen):
+    """How the network learns. `steps` are updates; `batch_size` is global, whatever the number of devices."""
+
+    steps: Count
+    batch_size: Count
+    lr: Positive  # learning rate at the first update
+    lr_drops: Drops | None = None
+    warmup: Warmup | None = None
+    optimizer: Annotated[Sgd | Sdlm, Field(discriminator="name")]
+    loss: Annotated[CrossEntropy | MapLoss, Field(discriminator="name")] = CrossEntropy()
+    precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast, where the processor has it
+    channels_last: Flag = False
+    compile: Flag = False  # torch.compile: tens of seconds once, then faster steps
+    eval_every: Count | None = None  # updates between evaluations on test and validation; None: 40 in a run
+    log_every: Count | None = None  # updates over which a training error is averaged; None: 200 in a run
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Train":
+        if self.lr_drops and self.lr_drops.at[-1] >= self.steps:
+            raise ValueError(f"the drop at {self.lr_drops.at[-1]} comes after the last of {self.steps} steps")
+        if self.optimizer.name == "sdlm" and self.batch_size != 1:
+            raise ValueError("optimizer 'sdlm' learns one pattern at a time: batch_size must be 1")
+        if self.optimizer.name == "sdlm" and (self.precision != "fp32" or self.warmup):
+            raise ValueError("optimizer 'sdlm' knows neither bf16 nor a warmup")
+        if (self.loss.name == "map") != (self.optimizer.name == "sdlm"):
+            raise ValueError("loss 'map' and optimizer 'sdlm' belong together (LeNet-5)")
+        return self
+
+
+class Recipe(Frozen):
+    """Everything that decides a run's numbers but its seed."""
+
+    model: Model
+    data: Data
+    train: Train
+
+
+class Variant(Frozen):
+    """One network and what is its own in the recipe; `data` and `train` override the experiment's."""
+
+    model: Model
+    data: dict[str, Any] = {}
+    train: dict[str, Any] = {}
+
+
+class Scale(Frozen):
+    """A size at which the experiment can run; `data` and `train` override the experiment's and the variant's."""
+
+    why: str = ""  # what this scale is for
+    data: dict[str, Any] = {}
+    train: dict[str, Any] = {}
+    variants: tuple[str, ...] | None = None  # run unless others are asked for; None: all
+    seeds: tuple[Int, ...] | None = None  # None: the experiment's
+
+
+class Departure(Frozen):
+    """Something done otherwise than the paper says."""
+
+    what: str
+    why: str
+    material: Flag = False  # true: trained numbers are no longer the paper's, and are judged as a trend at most
+
+
+class BaseClaim(Frozen):
+    """One statement of a paper or of the lecture."""
+
+    id: str
+    says: str  # the statement, in a sentence
+    source: str  # table, figure or section
+    by: Literal["paper", "lecture"] = "paper"
+    confidence: Literal["checked", "memory", "figure"] = "checked"  # how the number was read
+
+
+class ExactClaim(BaseClaim):
+    """A shape, count or setting: judged by arithmetic on the network built or the recipe declared."""
+
+    kind: Literal["exact"]
+    of: str  # variant
+    metric: str  # model/… of the network built, recipe/… of the declared recipe
+    claimed: Any
+    margin: NotNegative = 0.0
+    corrected: Any = None  # what is right, where the source is wrong
+    rule: str = ""  # how it is counted
+
+
+class MetricClaim(BaseClaim):
+    """A trained network's number: equivalence test of the seeds' mean (or expected best) within a margin."""
+
+    kind: Literal["metric"]
+    of: str
+    metric: str
+    claimed: Float
+    margin: Positive
+    statistic: str = "mean"  # or "best of N"
+    protocol: str = "single view, last model"
+
+
+class BoundClaim(BaseClaim):
+    """A trained network's number lies below or above a bound."""
+
+    kind: Literal["bound"]
+    of: str
+    metric: str
+    op: Literal["<", ">"]
+    claimed: Float
+    protocol: str = "single view, last model"
+
+
+class OrderingClaim(BaseClaim):
+    """`lhs` is larger (>), smaller (<), not larger by the margin (<=) or equal within it (~); paired by seed."""
+
+    kind: Literal["ordering"]
+    lhs: str
+    op: Literal["<", ">", "<=", "~"]
+    rhs: str
+    metric: str
+    margin: NotNegative = 0.0
+
+
+class RatioClaim(BaseClaim):
+    """lhs / rhs, paired by seed."""
+
+    kind: Literal["ratio"]
+    lhs: str
+    rhs: str
+    metric: str
+    claimed: Positive
+    margin: Positive
+
+
+class OpenClaim(BaseClaim):
+    """A statement that no run can settle, with the reason."""
+
+    kind: Literal["open"]
+    reason: Literal["no-data", "no-labels", "protocol-unspecified", "over-budget"]
+    why: str
+
+
+Claim = ExactClaim | MetricClaim | BoundClaim | OrderingClaim | RatioClaim | OpenClaim
+
+
+class Paper(Frozen):
+    """The publication an experiment belongs to."""
+
+    title: str
+    authors: str
+    year: Int
+    arxiv: str | None = None
+    section: str
+
+
+class Experiment(Frozen):
+    """One question, its recipe, variants, scales and claims."""
+
+    name: str  # from the file: "resnet/cifar10_depth"
+    paper: Paper
+    question: str
+    data: Data
+    train: Train
+    variants: dict[str, Variant]
+    seeds: tuple[Int, ...] = (0, 1, 2, 3, 4)
+    scales: dict[str, Scale]
+    claims: tuple[Annotated[Claim, Field(discriminator="kind")], ...] = ()
+    departures: tuple[Departure, ...] = ()
+
+    @property
+    def folder(self) -> str:
+        """The paper's short name: the folder of the file."""
+        return self.name.partition("/")[0]
+
+    def seeds_at(self, scale: str) -> tuple[int, ...]:
+        """The seeds fixed beforehand for `scale`."""
+        declared = self.scales[scale].seeds
+        return self.seeds if declared is None else declared
+
+    def variants_at(self, scale: str) -> tuple[str, ...]:
+        """The variants run at `scale` when none is asked for."""
+        return self.scales[scale].variants or tuple(self.variants)
+
+    def recipe(self, variant: str, scale: str, changes: Mapping[str, Any] | None = None) -> Recipe:
+        """The resolved recipe: experiment, then variant, then scale, then `changes` ({"train.lr": 0.05})."""
+        if scale not in self.scales:
+            raise UserError(f"{self.name}: unknown scale {scale!r}{nearest(scale, self.scales)}")
+        if variant not in self.variants:
+            raise UserError(f"{self.name}: unknown variant {variant!r}{nearest(variant, self.variants)}")
+        own, size = self.variants[variant], self.scales[scale]
+        fast = {"precision": "bf16", "channels_last": True} if scale in FAST_SCALES else {}
+        if self.train.optimizer.name == "sdlm":
+            fast = {}
+        train = merged(fast, self.train.model_dump(mode="json", exclude_unset=True), own.train, size.train)
+        raw = {
+            "model": {"name": own.model.name, **own.model.args},
+            "data": merged(self.data.model_dump(mode="json", exclude_unset=True), own.data, size.data),
+            "train": train,
+        }
+        for key, value in (changes or {}).items():
+            put(raw, key, value)
+        try:
+            return Recipe.model_validate(raw)
+        except ValidationError as error:
+            where = f"{self.name} ({variant} at {scale})"
+            raise DeclarationError(f"{where}: {sentence(error, Recipe, raw)}") from None
+
+
+def merged(*maps: Mapping[str, Any]) -> dict[str, Any]:
+    """The maps laid over each other, later ones on top, nested maps likewise.
+
+    A nested map that names another thing (its "name" differs) replaces the one below instead of mixing with it.
+    """
+    result: dict[str, Any] = {}
+    for layer in maps:
+        for key, value in layer.items():
+            below = result.get(key)
+            same = isinstance(below, Mapping) and isinstance(value, Mapping)
+            if same and below.get("name") in (None, value.get("name", below.get("name"))):
+                result[key] = merged(below, value)
+            else:
+                result[key] = value
+    return result
+
+
+def put(raw: dict[str, Any], key: str, value: Any) -> None:
+    """Set the dotted `key` ("train.lr") of a raw recipe; the first part must be model, data or train."""
+    *path, last = key.split(".")
+    if not path or path[0] not in Recipe.model_fields:
+        raise UserError(f"--set {key}: a setting starts with model., data. or train., as in train.lr=0.05")
+    for part in path:
+        raw = raw.setdefault(part, {})
+        if not isinstance(raw, dict):
+            raise UserError(f"--set {key}: {part!r} is a value, not a map of settings")
+    raw[last] = value
+
+
+def names(folder: Path = EXPERIMENTS) -> list[str]:
+    """All experiments: "paper/file" for every experiments/paper/file.yaml."""
+    return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.glob("*/*.yaml"))
+
+
+def load(name: str, folder: Path = EXPERIMENTS) -> Experiment:
+    """The experiment `name` ("paper/file"), or a path to a .yaml file; DeclarationError says what is wrong."""
+    path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
+    if not path.is_file():
+        raise UserError(f"there is no experiment {name!r}{nearest(name, names(folder))}")
+    try:
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).replace('in "<unicode string>", ', "at ").split())
+        raise DeclarationError(f"{path.name}: not readable as YAML: {reason}") from None
+    if not isinstance(raw, dict):
+        raise DeclarationError(f"{path.name}: an experiment is a map of keys (paper, data, train, variants, …)")
+    raw["name"] = f"{path.parent.name}/{path.stem}"
+    try:
+        experiment = Experiment.model_validate(raw)
+    except ValidationError as error:
+        raise DeclarationError(f"{path.name}: {sentence(error, Experiment, raw)}") from None
+    check(experiment, path.name)
+    return experiment
+
+
+def check(experiment: Experiment, file: str) -> None:
+    """What types alone cannot say: names that point at each other, and every variant at every scale."""
+    known = experiment.variants
+    if PAPER_SCALE not in experiment.scales:
+        raise DeclarationError(f"{file}: scales: there is no 'paper' scale (the recipe as published)")
+    for name, scale in experiment.scales.items():
+        for variant in scale.variants or ():
+            if variant not in known:
+                raise DeclarationError(
+                    f"{file}: scales.{name}.variants: unknown variant {variant!r}{nearest(variant, known)}"
+                )
+        for variant in known:
+            experiment.recipe(variant, name)
+        seeds = experiment.seeds_at(name)
+        if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
+            raise DeclarationError(
+                f"{file}: seeds of scale {name!r}: {list(seeds)} is not a list of different seeds from 0 on"
+            )
+    seen: set[str] = set()
+    for claim in experiment.claims:
+        if claim.id in seen:
+            raise DeclarationError(f"{file}: claims: the id {claim.id!r} is used twice")
+        seen.add(claim.id)
+        for key in ("of", "lhs", "rhs"):
+            variant = getattr(claim, key, None)
+            if variant is not None and variant not in known:
+                raise DeclarationError(
+                    f"{file}: claims.{claim.id}.{key}: unknown variant {variant!r}{nearest(variant, known)}"
+                )
+        if isinstance(claim, OrderingClaim) and claim.op in ("<=", "~") and not claim.margin:
+            raise DeclarationError(f"{file}: claims.{claim.id}: op {claim.op!r} needs a margin above 0")
+
+
+class Loader(yaml.SafeLoader):
+    """YAML with 1e-4 read as the number it is, and a key given twice refused."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """As SafeLoader's, refusing duplicate keys."""
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is given twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)

@@ -1,0 +1,43 @@
+"""One HTML page an experiment and scale: leaderboard, figure and ledger, complete in one file."""
+
+import base64
+from collections.abc import Sequence
+from pathlib import Path
+
+from jinja2 import Environment
+
+from pipeline.experiment import Experiment
+from pipeline.ledger import Entry
+from pipeline.report.leaderboard import Row
+from pipeline.report.text import counts, leaderboard_cells, verdict_cells
+
+TEMPLATE = Path(__file__).with_name("page.html.j2")
+CLASSES = {"✔": "good", "▲": "good", "✘": "bad", "!": "note", "–": "open"}
+
+
+def write_page(
+    experiment: Experiment,
+    scale: str,
+    rows: Sequence[Row],
+    entries: Sequence[Entry],
+    figure: Path | None,
+    path: Path,
+) -> Path:
+    """Write the page to `path`; nothing in it needs another file or a network."""
+    verdicts = [verdict_cells(entry) for entry in entries]
+    html = (
+        Environment(autoescape=True)
+        .from_string(TEMPLATE.read_text(encoding="utf-8"))
+        .render(
+            experiment=experiment,
+            scale=scale,
+            why=experiment.scales[scale].why,
+            rows=[leaderboard_cells(row) for row in rows],
+            figure=base64.b64encode(figure.read_bytes()).decode() if figure else None,
+            verdicts=[(row, CLASSES[row["verdict"][0]]) for row in verdicts],
+            counts=counts(entries),
+        )
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(html, encoding="utf-8")
+    return path

@@ -1,0 +1,111 @@
+"""What is seen while runs train: bars on a terminal, plain lines elsewhere."""
+
+import time
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+from pipeline.record import FINISHED
+from pipeline.runs import RunFolder
+from pipeline.schedule.local import Event, Task
+
+TEST_ERROR = "test/top1_error_pct"
+LINE_SECONDS = 30.0  # between lines on progress where there is no terminal
+
+
+class Progress:
+    """Bars or lines for a list of tasks; a context manager."""
+
+    def __init__(self, tasks: Sequence[Task], console: Console, *, quietly: bool = False) -> None:
+        self.tasks, self.console, self.quietly = tasks, console, quietly
+        self.folders = {task.identity: RunFolder(task.folder) for task in tasks}
+        self.ended = {name for name, folder in self.folders.items() if folder.result()}
+        self.before = len(self.ended)
+        self.interrupted = False
+        self.bars = Bars(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[speed]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=quietly or not console.is_terminal,
+            transient=True,
+            expand=True,
+        )
+        self.bar_of: dict[str, int] = {}
+        self.last_line = time.monotonic()
+
+    def plan(self) -> None:
+        """What there is to do, a line a run."""
+        for task in self.tasks:
+            folder = self.folders[task.identity]
+            steps = task.run.recipe.train.steps
+            checkpoint = folder.last_checkpoint(lambda _: None)
+            state = "finished" if task.identity in self.ended else f"{steps:,} steps"
+            if checkpoint and task.identity not in self.ended:
+                state = f"resumes at step {checkpoint[0]:,} of {steps:,}"
+            self.console.print(f"{task.run.title:<28} {state:<32} {task.identity}")
+        left = len(self.tasks) - len(self.ended)
+        self.console.print(f"{len(self.tasks)} runs, {len(self.ended)} finished, {left} to train")
+
+    def __enter__(self) -> "Progress":
+        """Start the bars."""
+        self.bars.start()
+        if self.before and not self.quietly:
+            self.console.print(f"{self.before} of {len(self.tasks)} runs are finished already")
+        steps = sum(task.run.recipe.train.steps for task in self.tasks if task.identity not in self.ended)
+        self.total = self.bars.add_task("all runs, updates", total=steps, speed="", visible=bool(steps))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Take them away."""
+        self.bars.stop()
+
+    def happened(self, event: Event) -> None:
+        """Show an event."""
+        run, name = event.task.run, event.task.identity
+        if event.kind == "started" and name not in self.bar_of:
+            self.bar_of[name] = self.bars.add_task(run.title, total=run.recipe.train.steps, speed="")
+            if not self.console.is_terminal:
+                self.say(f"{run.title}: training")
+        if event.kind == "note":
+            self.interrupted = self.interrupted or "stopping" in event.text
+        if event.kind in ("waiting", "note", "stopped", "failed"):
+            style = "red" if event.kind == "failed" else "yellow"
+            self.say(f"[{style}]{run.title}: {event.text}[/]")
+        if event.kind == "ended" and event.record:
+            self.ended.add(name)
+            record = event.record
+            if record.status == FINISHED:
+                error = f"test error {record.metrics[TEST_ERROR]:.2f} %"
+                self.say(f"{run.title}: {error} after {record.seconds:.0f} s")
+            else:
+                self.say(f"[yellow]{run.title}: did not converge: {record.ended}[/]")
+        if event.kind in ("ended", "stopped", "failed") and name in self.bar_of:
+            self.bars.update(self.bar_of[name], visible=False)
+        self.tick()
+
+    def tick(self) -> None:
+        """Move the bars to where the runs are."""
+        done = 0
+        for name, bar in self.bar_of.items():
+            steps = self.bars.tasks[bar].total or 0
+            where = {} if name in self.ended else self.folders[name].progress()
+            step = steps if name in self.ended else where.get("step", 0)
+            done += step
+            speed = f"{where['images_per_second']:,.0f} images/s" if where.get("images_per_second") else ""
+            self.bars.update(bar, completed=step, speed=speed)
+        self.bars.update(self.total, completed=done)
+        if not self.console.is_terminal and time.monotonic() - self.last_line > LINE_SECONDS:
+            self.last_line = time.monotonic()
+            total = self.bars.tasks[self.total].total or 1
+            self.say(f"{100 * done / total:.0f} % of all updates")
+
+    def say(self, text: str) -> None:
+        """One line above the bars."""
+        if not self.quietly:
+            self.bars.console.print(text, soft_wrap=True)

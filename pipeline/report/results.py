@@ -1,0 +1,130 @@
+"""RESULTS.md: what was measured, written from the tracked runs. Nothing in it is typed by hand."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from pipeline.experiment import PAPER_SCALE, Experiment
+from pipeline.ledger import Entry, counted
+from pipeline.mistakes import UserError
+from pipeline.record import Record
+from pipeline.report.figures import error_curves
+from pipeline.report.leaderboard import leaderboard
+from pipeline.report.text import counts, leaderboard_cells, markdown, short, verdict_cells
+from pipeline.runs import write_atomically
+
+HEAD = """# Results
+
+Written by `repro results` from the tracked runs in `results/records.json`; nothing here is typed by hand.
+± is the standard deviation over seeds; test-set noise is the standard error that the finite number of test images
+alone gives. Errors are top-1 and top-5, in percent, of the last model.
+"""
+LEFT_OUT = ("smoke",)  # scales that show that everything runs, and nothing else
+
+
+def write_results(
+    experiments: Sequence[Experiment], records: Sequence[Record], tracker: Any, file: Path
+) -> list[Path]:
+    """Write `file`, `results/records.json` and a figure for each experiment and scale beside it."""
+    from pipeline.reproduce import curves_of
+
+    kept = [
+        record
+        for experiment in experiments
+        for scale in experiment.scales
+        if scale not in LEFT_OUT
+        for rows in counted(experiment, scale, records).values()
+        for record in rows
+    ]
+    if not kept:
+        raise UserError("there are no finished runs to report; start some with: repro run EXPERIMENT")
+    folder = file.parent / "results"
+    folder.mkdir(parents=True, exist_ok=True)
+    written = [file, folder / "records.json"]
+    figures: dict[tuple[str, str], str] = {}
+    for experiment, scale in sections(experiments, kept):
+        here = [r for r in kept if (r.experiment, r.scale) == (experiment.name, scale)]
+        curves = curves_of(here, tracker)
+        if curves:
+            path = folder / f"{experiment.name.replace('/', '-')}-{scale}.png"
+            written.append(error_curves(experiment, scale, curves, path))
+            figures[experiment.name, scale] = f"results/{path.name}"
+    write_atomically(
+        written[1], json.dumps([record.to_dict() for record in kept], indent=1, sort_keys=True) + "\n"
+    )
+    write_atomically(file, results_text(experiments, kept, figures))
+    return written
+
+
+def sections(experiments: Sequence[Experiment], records: Sequence[Record]) -> list[tuple[Experiment, str]]:
+    """The experiments and scales that have runs, in order."""
+    have = {(record.experiment, record.scale) for record in records}
+    return [(e, scale) for e in experiments for scale in e.scales if (e.name, scale) in have]
+
+
+def results_text(
+    experiments: Sequence[Experiment], records: Sequence[Record], figures: dict[tuple[str, str], str]
+) -> str:
+    """The whole file, from records alone."""
+    parts = [HEAD]
+    for experiment, scale in sections(experiments, records):
+        here = [r for r in records if (r.experiment, r.scale) == (experiment.name, scale)]
+        parts.append(section(experiment, scale, here, figures.get((experiment.name, scale))))
+    parts.append(exact_section(experiments))
+    return "\n".join(parts)
+
+
+def section(experiment: Experiment, scale: str, records: Sequence[Record], figure: str | None) -> str:
+    """One experiment at one scale: how it was run, leaderboard, figure, verdicts."""
+    from pipeline.reproduce import judged
+
+    rows = [leaderboard_cells(row) for row in leaderboard([experiment], records)]
+    entries = [entry for entry in judged([experiment], records, [scale]) if entry.evidence]
+    recipe = experiment.recipe(records[0].variant, scale)
+    train = recipe.train
+    lines = [
+        f"## {experiment.name} at {scale} scale\n",
+        f"{experiment.question} {experiment.scales[scale].why}\n",
+        f"- Paper: {experiment.paper.authors} {experiment.paper.year}, section {experiment.paper.section}",
+        f"- Data: {records[0].data}, manifest {each(records, 'manifest', 16)}; "
+        f"{int(records[0].metrics.get('test/images', 0)):,} test images counted in each run",
+        f"- Recipe: {train.steps:,} updates of {train.batch_size}, rate {train.lr:g}, {train.optimizer.name}, "
+        f"computed in {each(records, 'precision')}",
+        f"- Seeds: {', '.join(map(str, sorted({r.seed for r in records})))}; "
+        f"{len(records)} runs, {fmean(r.seconds for r in records):,.0f} s each in the mean",
+        f"- Hardware: {each(records, 'hardware')}; "
+        f"torch {', '.join(dict.fromkeys(r.libraries['torch'] for r in records))}, "
+        f"{'/'.join(dict.fromkeys(str(r.threads) for r in records))} thread a run",
+        f"- Commit: {', '.join(dict.fromkeys(short(r.commit) for r in records))}; lock {each(records, 'lock')}; "
+        f"code {each(records, 'code')}",
+    ]
+    if scale == PAPER_SCALE:
+        lines += [f"- Departure: {item.what} {item.why}" for item in experiment.departures]
+    lines += ["", markdown(rows), ""]
+    if figure:
+        lines += [f"![training and test error over the updates]({figure})", ""]
+    lines += [f"Verdicts that rest on these runs: {counts(entries)}.", "", table(entries), ""]
+    return "\n".join(lines)
+
+
+def exact_section(experiments: Sequence[Experiment]) -> str:
+    """The claims that arithmetic alone judges."""
+    from pipeline.experiment import ExactClaim
+    from pipeline.reproduce import judged
+
+    entries = [entry for entry in judged(experiments, []) if isinstance(entry.claim, ExactClaim)]
+    return f"## Judged by arithmetic\n\n{counts(entries)}.\n\n{table(entries)}\n"
+
+
+def table(entries: Sequence[Entry]) -> str:
+    """Verdicts as Markdown."""
+    return markdown(
+        [verdict_cells(entry) for entry in entries], ("verdict", "claim", "says", "source", "evidence")
+    )
+
+
+def each(records: Sequence[Record], field: str, digits: int | None = None) -> str:
+    """The different values of a field."""
+    return ", ".join(dict.fromkeys(str(getattr(record, field))[:digits] for record in records))

@@ -1,0 +1,97 @@
+"""Tables as rows of words, the same for the terminal, MLflow, the page and RESULTS.md."""
+
+from collections.abc import Sequence
+
+from pipeline.ledger import Entry
+from pipeline.report.leaderboard import Row
+from pipeline.verdict import Outcome, Verdict
+
+MARKS = {
+    Outcome.REPRODUCED: "✔",
+    Outcome.TREND: "✔",
+    Outcome.BETTER: "▲",
+    Outcome.NOT_REPRODUCED: "✘",
+    Outcome.NO_TREND: "✘",
+    Outcome.ERRATUM: "!",
+    Outcome.CANNOT_JUDGE: "–",
+}
+
+
+def leaderboard_cells(row: Row) -> dict[str, str]:
+    """One row of the leaderboard, ready to show."""
+    spread = f" ± {row.top1_std:.2f}" if row.top1_std is not None else ""
+    seeds = f"{row.seeds}" + (f" (+{row.diverged} diverged)" if row.diverged else "")
+    return {
+        "network": row.variant + (f" [{row.departs}]" if row.departs else ""),
+        "top-1 error %": f"{row.top1:.2f}{spread}",
+        "top-5 error %": f"{row.top5:.2f}",
+        "training error %": "" if row.train is None else f"{row.train:.2f}",
+        "paper top-1 %": paper_number(row),
+        "seeds": seeds,
+        "images": f"{row.images:,}",
+        "test-set noise": f"± {row.noise:.2f}",
+        "scale": row.scale,
+        "data": row.data,
+    }
+
+
+def paper_number(row: Row) -> str:
+    """The published error; with the data it is for, where ours were trained on other data."""
+    if row.paper is None:
+        return ""
+    return f"{row.paper:g}" if row.data == row.paper_data else f"{row.paper:g} ({row.paper_data})"
+
+
+def verdict_cells(entry: Entry) -> dict[str, str]:
+    """One row of the ledger, ready to show."""
+    claim, verdict = entry.claim, entry.verdict
+    source = claim.source if claim.by == "paper" else f"lecture; {claim.source}"
+    if claim.confidence != "checked":
+        source += f" ({'read off a figure' if claim.confidence == 'figure' else 'from memory'})"
+    return {
+        "claim": claim.id,
+        "says": claim.says,
+        "source": source,
+        "verdict": outcome(verdict),
+        "evidence": verdict.sentence,
+        "runs": where(entry),
+    }
+
+
+def outcome(verdict: Verdict) -> str:
+    """'✔ reproduced', '– cannot judge: not-run'."""
+    reason = f": {verdict.reason}" if verdict.reason else ""
+    return f"{MARKS[verdict.outcome]} {verdict.outcome}{reason}"
+
+
+def where(entry: Entry) -> str:
+    """The runs behind a verdict, in few words."""
+    if entry.evidence is None:
+        return ""
+    evidence = entry.evidence
+    commits = ", ".join(
+        commit[:8] + ("-dirty" if commit.endswith("-dirty") else "") for commit in evidence.commits
+    )
+    return f"{evidence.scale} on {evidence.data}, {len(evidence.runs)} runs, commit {commits}"
+
+
+def short(commit: str) -> str:
+    """The first 8 digits of a commit, keeping its "-dirty"."""
+    digits, dash, dirty = commit.partition("-")
+    return digits[:8] + dash + dirty
+
+
+def counts(entries: Sequence[Entry]) -> str:
+    """'12 reproduced, 2 erratum, 31 cannot judge', in a fixed order."""
+    found = [(kind, sum(entry.verdict.outcome is kind for entry in entries)) for kind in Outcome]
+    return ", ".join(f"{number} {kind}" for kind, number in found if number) or "no claims"
+
+
+def markdown(rows: Sequence[dict[str, str]], columns: Sequence[str] = ()) -> str:
+    """A Markdown table; `columns` chooses and orders."""
+    if not rows:
+        return ""
+    names = list(columns or rows[0])
+    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    lines += ["| " + " | ".join(row[name].replace("|", "\\|") for name in names) + " |" for row in rows]
+    return "\n".join(lines)

@@ -1,0 +1,234 @@
+"""The main job: from an experiment to its verdicts. What is finished is not trained again."""
+
+import inspect
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.experiment import Experiment, load, names
+from pipeline.home import data_folder, report_folder, runs_folder
+from pipeline.ledger import Entry, ledger
+from pipeline.mistakes import UserError
+from pipeline.plan import Run, code_hash, identity
+from pipeline.record import Record
+from pipeline.report.leaderboard import Row, leaderboard
+from pipeline.runs import RunFolder
+from pipeline.schedule.local import Event, Task, run_all, worker_count
+
+SYNC_SECONDS = 5.0
+
+
+def tasks_for(runs: Iterable[Run]) -> list[Task]:
+    """The runs with their identities: reads the data (for the manifest) and the code (for its hash)."""
+    from lightning_modules.networks import NETWORKS
+    from pipeline.data import manifest, sources
+
+    manifests: dict[str, Any] = {}
+    codes: dict[str, str] = {}
+    result = []
+    for run in runs:
+        data, network = run.recipe.data.name, run.recipe.model.name
+        if data not in manifests:
+            manifests[data] = manifest.manifest_of(sources.load(data, data_folder()))
+        if network not in codes:
+            codes[network] = code_hash(Path(inspect.getsourcefile(NETWORKS[network]) or ""))
+        code, found = codes[network], manifests[data]
+        name = identity(run, manifest=found.sha256, code=code)
+        folder = runs_folder() / name
+        result.append(Task(run, name, code, manifest.to_dict(found), folder, data_folder()))
+    return result
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a job."""
+
+    whole: bool  # every run ended
+    records: list[Record]  # of the runs asked for
+    untracked: str = ""  # why the tracking server could not be used, if it could not
+
+
+def carry_out(
+    tasks: Sequence[Task],
+    *,
+    threads: int,
+    happened: Callable[[Event], None],
+    tick: Callable[[], None] = lambda: None,
+) -> Outcome:
+    """Train what is not finished, track everything, and return all records."""
+    syncing = Syncing()
+    found, missing = finished(tasks, syncing)
+    for task in tasks:
+        syncing.watch(task.folder)
+    records = dict(found)
+
+    def note(event: Event) -> None:
+        if event.record:
+            records[event.task.identity] = event.record
+        happened(event)
+
+    whole = True
+    if missing:
+        with syncing:
+            workers = worker_count(len(missing), threads)
+            whole = run_all(missing, workers=workers, threads=threads, happened=note, tick=tick)
+    syncing.sync(alive=False)
+    ordered = [records[task.identity] for task in tasks if task.identity in records]
+    return Outcome(whole, ordered, syncing.trouble)
+
+
+def finished(tasks: Sequence[Task], syncing: "Syncing") -> tuple[dict[str, Record], list[Task]]:
+    """Records of the tasks already ended, here or on the tracking server, and the tasks that are left."""
+    found = {}
+    for task in tasks:
+        record = RunFolder(task.folder).result()
+        if record:
+            found[task.identity] = record
+    if len(found) < len(tasks):
+        wanted = {task.identity for task in tasks}
+        for record in syncing.records(tasks[0].run.experiment):
+            if record.identity in wanted:
+                found.setdefault(record.identity, record)
+    return found, [task for task in tasks if task.identity not in found]
+
+
+class Syncing:
+    """Sends run folders to the tracking server from a thread of its own; trouble is kept, not raised."""
+
+    def __init__(self) -> None:
+        self.folders: list[RunFolder] = []
+        self.trouble = ""
+        self._tracker: Any = None
+        self._over = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def watch(self, path: Path) -> None:
+        """Send this folder too."""
+        self.folders.append(RunFolder(path))
+
+    def tracker(self) -> Any:
+        """The tracking server; raises TrackingError where it cannot be used."""
+        from pipeline import tracking
+
+        if self._tracker is None:
+            tracking.silence()
+            self._tracker = tracking.Tracker()
+        return self._tracker
+
+    def records(self, experiment: str) -> list[Record]:
+        """Tracked records, none where the server cannot be used."""
+        try:
+            return self.tracker().records(experiment)
+        except UserError as error:
+            self.trouble = str(error)
+            return []
+
+    def sync(self, *, alive: bool) -> None:
+        """One round over all folders; at the first refusal the round ends, to be tried again."""
+        try:
+            tracker = self.tracker()
+            for folder in self.folders:
+                if (folder.path / "run.json").is_file():
+                    tracker.sync(folder, alive=alive)
+            self.trouble = ""
+        except UserError as error:
+            self.trouble = str(error)
+
+    def __enter__(self) -> "Syncing":
+        """Start the thread."""
+        self._thread = threading.Thread(target=self._go_on, name="repro-tracking", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """End it; a last `sync` is the caller's."""
+        self._over.set()
+        if self._thread:
+            self._thread.join()
+
+    def _go_on(self) -> None:
+        while not self._over.wait(SYNC_SECONDS):
+            self.sync(alive=True)
+
+
+def sync_all(tracker: Any) -> None:
+    """Send every run folder that still holds something unsent: journals written while a server was away."""
+    for path in sorted(runs_folder().glob("*/run.json")):
+        folder = RunFolder(path.parent)
+        tracker.sync(folder, alive=bool(folder.progress()) and folder.result() is None)
+
+
+def judged(
+    experiments: Sequence[Experiment], records: Sequence[Record], scales: Sequence[str] = ()
+) -> list[Entry]:
+    """The ledger of several experiments."""
+    from pipeline.analyse import measure
+
+    return [entry for one in experiments for entry in ledger(one, records, measure, scales)]
+
+
+def all_experiments() -> list[Experiment]:
+    """Every declared experiment."""
+    return [load(name) for name in names()]
+
+
+def curves_of(records: Sequence[Record], tracker: Any | None) -> dict[str, dict[str, list[Any]]]:
+    """The curves of runs: variant -> metric -> one list of (update, value) per seed; from here or the server."""
+    from pipeline.report.figures import CURVES
+
+    result: dict[str, dict[str, list[Any]]] = {}
+    for record in records:
+        here = RunFolder(runs_folder() / record.identity)
+        entries = [entry for entry, _ in here.journal()]
+        for metric in CURVES:
+            points = [(e["step"], e["metrics"][metric]) for e in entries if metric in e["metrics"]]
+            if not points and tracker and record.run_id:
+                points = tracker.curves(record.run_id, metric)
+            if points:
+                result.setdefault(record.variant, {}).setdefault(metric, []).append(points)
+    return result
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is shown and kept of an experiment at a scale."""
+
+    rows: list[Row]
+    entries: list[Entry]
+    figure: Path | None
+    page: Path
+
+
+def report(experiment: Experiment, scale: str, records: Sequence[Record], tracker: Any | None) -> Report:
+    """Judge, rank and draw an experiment at one scale; write figure and page; publish them where possible."""
+    from pipeline.report.figures import error_curves
+    from pipeline.report.page import write_page
+    from pipeline.report.text import leaderboard_cells, markdown, verdict_cells
+
+    here = [r for r in records if r.experiment == experiment.name and r.scale == scale]
+    rows = [row for row in leaderboard([experiment], here) if row.scale == scale]
+    entries = judged([experiment], here, [scale])
+    stem = f"{experiment.name.replace('/', '-')}-{scale}"
+    curves = curves_of([record for record in here if not record.changes], tracker)
+    figure = error_curves(experiment, scale, curves, report_folder() / f"{stem}.png") if curves else None
+    page = write_page(experiment, scale, rows, entries, figure, report_folder() / f"{stem}.html")
+    if tracker and here:
+        tables = {
+            "leaderboard": [leaderboard_cells(row) for row in rows],
+            "verdicts": [verdict_cells(entry) for entry in entries],
+        }
+        note = f"# {experiment.question}\n\nScale: {scale}\n\n{markdown(tables['leaderboard'])}\n\n" + markdown(
+            tables["verdicts"], ("verdict", "claim", "says", "evidence")
+        )
+        counted = [record for record in here if not record.changes]
+        files = [page, *([figure] if figure else [])]
+        tracker.publish(experiment.name, scale, counted, tables=tables, files=files, note=note)
+    return Report(rows, entries, figure, page)
+
+
+def with_run_ids(records: Sequence[Record], tracked: Sequence[Record]) -> list[Record]:
+    """The records, with MLflow's run ids where they are tracked."""
+    ids: Mapping[str, str] = {record.identity: record.run_id for record in tracked}
+    return [replace(record, run_id=ids.get(record.identity, record.run_id)) for record in records]

@@ -1,0 +1,183 @@
+"""The folder of one run: its journal, checkpoints and result. Whatever stops a run, what is here stays readable.
+
+runs/<identity>/
+  run.json           what is being trained
+  journal.jsonl      the curves: one line a report; append-only
+  progress.json      where training is now, for a progress bar
+  checkpoints/       step-0000440-<16 hex digits of its sha256>.ckpt, the last two
+  network.safetensors    the last model, once finished
+  result.json        the Record, once ended; its presence means: never train this again
+  lock               held by the process that trains
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline.mistakes import UserError
+from pipeline.record import Record
+
+CHECKPOINT = re.compile(r"step-(\d{10})-([0-9a-f]{16})\.ckpt")
+CHECKPOINTS_KEPT = 2
+
+
+class RunFolder:
+    """Reads and writes the files of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.journal_file = path / "journal.jsonl"
+        self.result_file = path / "result.json"
+        self.checkpoints = path / "checkpoints"
+        self.lock_file = path / "lock"
+        self.network_file = path / "network.safetensors"
+
+    def create(self, description: Mapping[str, Any]) -> None:
+        """Make the folder, with what the run is."""
+        with full_disk_named(self.path):
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.path / "run.json", json.dumps(description, indent=1, sort_keys=True))
+
+    def description(self) -> dict[str, Any]:
+        """What `create` was given."""
+        return json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+
+    # The result
+
+    def result(self) -> Record | None:
+        """The run's record if it has ended."""
+        if not self.result_file.is_file():
+            return None
+        return Record.from_dict(json.loads(self.result_file.read_text(encoding="utf-8")))
+
+    def finish(self, record: Record) -> None:
+        """Write the record; the checkpoints have done their work."""
+        with full_disk_named(self.path):
+            write_atomically(self.result_file, json.dumps(record.to_dict(), indent=1, sort_keys=True))
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+        (self.path / "progress.json").unlink(missing_ok=True)
+
+    # The journal
+
+    def append(self, entry: Mapping[str, Any]) -> None:
+        """Add one line to the journal: {"step", "time", "metrics"}."""
+        with full_disk_named(self.path), self.journal_file.open("ab") as file:
+            file.write(json.dumps(entry).encode() + b"\n")
+
+    def mend_journal(self) -> int:
+        """Drop a half-written last line; returns the last step reported, -1 for none."""
+        if not self.journal_file.is_file():
+            return -1
+        whole = self.journal_file.read_bytes()
+        end = whole.rfind(b"\n") + 1
+        if end < len(whole):
+            with self.journal_file.open("r+b") as file:
+                file.truncate(end)
+        return max((entry["step"] for entry, _ in self.journal()), default=-1)
+
+    def journal(self, start: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
+        """Entries from byte `start` on, each with the byte after it; a half-written last line is left out."""
+        if not self.journal_file.is_file():
+            return
+        with self.journal_file.open("rb") as file:
+            file.seek(start)
+            for line in file:
+                start += len(line)
+                if line.endswith(b"\n"):
+                    yield json.loads(line), start
+
+    # Progress
+
+    def report(self, step: int, images_per_second: float) -> None:
+        """Say where training is; a progress bar that cannot be written stops nothing."""
+        text = json.dumps({"step": step, "images_per_second": images_per_second, "pid": os.getpid()})
+        try:
+            write_atomically(self.path / "progress.json", text)
+        except OSError:
+            return
+
+    def progress(self) -> dict[str, Any]:
+        """The last report: {"step", "images_per_second", "pid"}, or {}."""
+        try:
+            return json.loads((self.path / "progress.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+
+    # Checkpoints
+
+    def save_checkpoint(self, step: int, save: Callable[[Path], None]) -> None:
+        """Let `save` write a file, then put it in place whole; the newest two are kept."""
+        with full_disk_named(self.path):
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            beside = self.checkpoints / f".writing-{os.getpid()}"
+            try:
+                save(beside)
+                with beside.open("rb") as file:
+                    os.fsync(file.fileno())
+                beside.replace(self.checkpoints / f"step-{step:010d}-{file_hash(beside)}.ckpt")
+            finally:
+                beside.unlink(missing_ok=True)
+        for old in self.checkpoint_files()[CHECKPOINTS_KEPT:]:
+            old.unlink(missing_ok=True)
+
+    def checkpoint_files(self) -> list[Path]:
+        """All checkpoints, the newest first, damaged ones included."""
+        found = [path for path in self.checkpoints.glob("*.ckpt") if CHECKPOINT.fullmatch(path.name)]
+        return sorted(found, reverse=True)
+
+    def last_checkpoint(self, warn: Callable[[str], None]) -> tuple[int, Path] | None:
+        """Step and file of the newest whole checkpoint; a damaged one is named through `warn` and passed over."""
+        for path in self.checkpoint_files():
+            match = CHECKPOINT.fullmatch(path.name)
+            if match and file_hash(path) == match[2]:
+                return int(match[1]), path
+            warn(f"checkpoint {path.name} is damaged; using the one before")
+        return None
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write `text` so that `path` is the old file or the new one, never half of it."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def file_hash(path: Path) -> str:
+    """16 hex digits of a file's sha256."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+@contextmanager
+def full_disk_named(path: Path) -> Iterator[None]:
+    """Turn an operating system's refusal to write under `path` into a sentence."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(
+            f"cannot write to {path}: {reason.lower()}; nothing is lost: make room (or mend the folder) and "
+            "start the same command again, which resumes"
+        ) from error
+
+
+def local_records() -> list[Record]:
+    """All ended runs on this machine."""
+    from pipeline.home import runs_folder
+
+    found = [RunFolder(path.parent).result() for path in sorted(runs_folder().glob("*/result.json"))]
+    return [record for record in found if record]

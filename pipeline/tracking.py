@@ -1,0 +1,280 @@
+"""MLflow, the only file that imports it: run folders go in, records come out.
+
+Training never waits for a tracking server. A run writes its own journal; `sync` sends what is new, in batches;
+what could not be sent is sent the next time. In MLflow, a paper is an experiment, an experiment at a scale its
+parent run with the aggregates over seeds, and every training a child run below it.
+"""
+
+import json
+import logging
+import math
+import os
+import re
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+
+from filelock import FileLock
+from mlflow.entities import Dataset, DatasetInput, Metric, Param, RunTag, ViewType
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from pipeline.home import home, tracking_uri
+from pipeline.mistakes import UserError
+from pipeline.record import FINISHED, Record
+from pipeline.runs import RunFolder, write_atomically
+
+BATCH = 900  # metrics in one request; MLflow's limit is 1,000
+PAGE = 1000
+SECRET = re.compile(r"//[^@/]*@")
+
+
+class TrackingError(UserError):
+    """The tracking server cannot be used."""
+
+
+def shown(uri: str) -> str:
+    """A tracking address without the password it may hold."""
+    return SECRET.sub("//***@", uri)
+
+
+class Tracker:
+    """One tracking server. Raises TrackingError where it cannot be reached; nothing else of MLflow's gets out."""
+
+    def __init__(self, uri: str | None = None) -> None:
+        self.uri = uri or tracking_uri()
+        self.experiments: dict[str, str] = {}  # paper -> MLflow's id
+        with named(self.uri):
+            self.client = MlflowClient(self.uri)
+
+    def experiment_id(self, paper: str) -> str:
+        """MLflow's experiment for a paper, made if it is not there."""
+        if paper not in self.experiments:
+            found = self.client.get_experiment_by_name(paper)
+            if found and found.lifecycle_stage == "deleted":
+                self.client.restore_experiment(found.experiment_id)
+            local = self.uri.startswith("sqlite:")
+            place = (home() / "mlartifacts" / paper).as_uri() if local else None
+            self.experiments[paper] = found.experiment_id if found else self.client.create_experiment(paper, place)
+        return self.experiments[paper]
+
+    def find(self, paper: str, key: str) -> str | None:
+        """The id of the run tagged `key` ("run:IDENTITY" or "parent:EXPERIMENT@SCALE")."""
+        found = self.client.search_runs(
+            [self.experiment_id(paper)], f"tags.`repro.key` = '{key}'", max_results=1, order_by=["start_time"]
+        )
+        return found[0].info.run_id if found else None
+
+    def parent(self, experiment: str, scale: str) -> str:
+        """The parent run of an experiment at a scale, made if it is not there."""
+        paper, _, file = experiment.partition("/")
+        key = f"parent:{experiment}@{scale}"
+        found = self.find(paper, key)
+        if found:
+            return found
+        tags = {"repro.key": key, "repro.experiment": experiment, "repro.scale": scale}
+        made = self.client.create_run(self.experiment_id(paper), tags=tags, run_name=f"{file} @ {scale}")
+        return made.info.run_id
+
+    def sync(self, folder: RunFolder, *, alive: bool = True) -> None:
+        """Send what is new in a run's folder. `alive`: it is being trained; otherwise it was left resumable."""
+        with FileLock(folder.path / "tracking.lock"):  # two commands may watch the same run
+            self._sync(folder, alive)
+
+    def _sync(self, folder: RunFolder, alive: bool) -> None:
+        state_file = folder.path / "tracked.json"
+        state = read_json(state_file)
+        if state.get("uri") != self.uri:
+            state = {"uri": self.uri, "offset": 0}
+        if state.get("done"):
+            return
+        with named(self.uri):
+            what = folder.description()
+            run_id = state.get("run_id") or self.child(what)
+            state["run_id"] = run_id
+            record = folder.result()
+            points, offset = [], state["offset"]
+            for entry, end in folder.journal(state["offset"]):
+                stamp = int(entry["time"] * 1000)
+                points += [Metric(k, v, stamp, entry["step"]) for k, v in entry["metrics"].items()]
+                offset = end
+            for start in range(0, len(points), BATCH):
+                self.client.log_batch(run_id, metrics=points[start : start + BATCH])
+            state["offset"] = offset
+            if record:
+                self.finish(run_id, record, folder, last_step=what["recipe"]["train"]["steps"])
+                state["done"] = True
+            elif state.get("alive") is not alive:
+                self.client.update_run(run_id, status="RUNNING" if alive else "KILLED")
+                state["alive"] = alive
+        write_atomically(state_file, json.dumps(state))
+
+    def child(self, what: Mapping[str, Any]) -> str:
+        """The MLflow run of a training: the one it had before, or a new one below its experiment's parent."""
+        paper = what["experiment"].partition("/")[0]
+        key = f"run:{what['identity']}"
+        found = self.find(paper, key)
+        if found:
+            return found
+        tags = {
+            "repro.key": key,
+            "repro.identity": what["identity"],
+            "repro.experiment": what["experiment"],
+            "repro.scale": what["scale"],
+            "repro.variant": what["variant"],
+            "repro.seed": str(what["seed"]),
+            "repro.declaration": what["declaration"],
+            "repro.manifest": what["manifest"]["sha256"],
+            "repro.departs": json.dumps(what["changes"]) if what["changes"] else "no",
+            "mlflow.parentRunId": self.parent(what["experiment"], what["scale"]),
+            "mlflow.source.git.commit": what["commit"],
+            "mlflow.source.name": "repro",
+        }
+        name = f"{what['variant']} seed {what['seed']}" + (" (departs)" if what["changes"] else "")
+        run_id = self.client.create_run(self.experiment_id(paper), tags=tags, run_name=name).info.run_id
+        params = {"seed": what["seed"], "variant": what["variant"], "scale": what["scale"]}
+        params |= flat(what["recipe"])
+        self.client.log_batch(run_id, params=[Param(k, str(v)[:500]) for k, v in params.items()])
+        data = what["manifest"]
+        profile = json.dumps({"train": data["train"], "test": data["test"]})
+        source = json.dumps({"source": data["source"]})
+        dataset = Dataset(data["name"], data["sha256"][:36], "repro", source, profile=profile)
+        self.client.log_inputs(run_id, [DatasetInput(dataset)])
+        return run_id
+
+    def finish(self, run_id: str, record: Record, folder: RunFolder, *, last_step: int) -> None:
+        """Send a run's record: final metrics, what it ran on, the last model; then mark it as ended."""
+        now = int(time.time() * 1000)
+        metrics = [Metric(key, value, now, last_step) for key, value in record.metrics.items()]
+        about = {"commit": record.commit, "code": record.code, "lock": record.lock, "hardware": record.hardware}
+        about |= {"precision": record.precision, "threads": str(record.threads), "ended": record.ended}
+        about |= {f"library.{name}": version for name, version in record.libraries.items()}
+        tags = [RunTag(f"repro.{key}", value[:5000]) for key, value in about.items()]
+        tags.append(RunTag("repro.record", json.dumps(record.to_dict())))
+        self.client.log_batch(run_id, metrics=[*metrics, Metric("seconds", record.seconds, now, 0)], tags=tags)
+        if folder.network_file.is_file():
+            self.client.log_artifact(run_id, str(folder.network_file))
+        self.client.log_artifact(run_id, str(folder.journal_file))
+        self.client.set_terminated(run_id, "FINISHED" if record.status == FINISHED else "FAILED")
+
+    def records(self, experiment: str | None = None) -> list[Record]:
+        """All ended runs, of one experiment or of every paper's."""
+        with named(self.uri):
+            if experiment:
+                found = self.client.get_experiment_by_name(experiment.partition("/")[0])
+                ids = [found.experiment_id] if found else []
+            else:
+                ids = [e.experiment_id for e in self.client.search_experiments(ViewType.ACTIVE_ONLY)]
+            if not ids:
+                return []
+            wanted = "tags.`repro.record` LIKE '{%'"
+            if experiment:
+                wanted += f" AND tags.`repro.experiment` = '{experiment}'"
+            rows, token = [], None
+            while True:
+                page = self.client.search_runs(ids, wanted, max_results=PAGE, page_token=token)
+                rows += [(row.info.run_id, row.data.tags["repro.record"]) for row in page]
+                token = page.token
+                if not token:
+                    break
+        return [Record.from_dict(json.loads(text) | {"run_id": run_id}) for run_id, text in rows]
+
+    def curves(self, run_id: str, metric: str) -> list[tuple[int, float]]:
+        """A tracked metric over the updates: (step, value), in order."""
+        with named(self.uri):
+            return sorted((point.step, point.value) for point in self.client.get_metric_history(run_id, metric))
+
+    def publish(
+        self,
+        experiment: str,
+        scale: str,
+        records: Sequence[Record],
+        *,
+        tables: Mapping[str, Sequence[Mapping[str, Any]]],
+        files: Iterable[Path],
+        note: str,
+    ) -> str:
+        """Put aggregates over seeds, tables, figures and pages on the parent run; `note` where MLflow shows it."""
+        with named(self.uri):
+            parent = self.parent(experiment, scale)
+            now = int(time.time() * 1000)
+            points = [Metric(key, value, now, 0) for key, value in aggregates(records).items()]
+            for start in range(0, len(points), BATCH):
+                self.client.log_batch(parent, metrics=points[start : start + BATCH])
+            for name, rows in tables.items():
+                columns = list(rows[0]) if rows else []
+                table = {"columns": columns, "data": [list(row.values()) for row in rows]}
+                self.client.log_dict(parent, table, f"{name}.json")
+            logged = [{"path": f"{name}.json", "type": "table"} for name in tables]
+            self.client.set_tag(parent, "mlflow.loggedArtifacts", json.dumps(logged))
+            for path in files:
+                self.client.log_artifact(parent, str(path))
+            self.client.set_tag(parent, "mlflow.note.content", note)
+            self.client.set_experiment_tag(
+                self.experiment_id(experiment.partition("/")[0]), "mlflow.note.content", note
+            )
+            self.client.set_terminated(parent, "FINISHED")
+        return parent
+
+
+class named:  # noqa: N801 - reads as the statement it is
+    """Within: whatever MLflow raises becomes one sentence that names the server, without its password."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = shown(uri)
+
+    def __enter__(self) -> None:
+        """Nothing to prepare."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        """Translate."""
+        from requests import RequestException
+        from sqlalchemy.exc import SQLAlchemyError
+
+        if isinstance(error, MlflowException | RequestException | SQLAlchemyError | OSError):
+            first = SECRET.sub("//***@", str(error).strip().splitlines()[0] if str(error).strip() else repr(error))
+            raise TrackingError(f"the tracking server {self.uri} cannot be used: {first[:200]}") from error
+
+
+def aggregates(records: Sequence[Record]) -> dict[str, float]:
+    """Mean, spread and number of seeds of every final metric, by variant: "resnet-20/test/top1_error_pct/mean"."""
+    values: dict[str, list[float]] = {}
+    for record in records:
+        for key, value in record.metrics.items():
+            if math.isfinite(value):
+                values.setdefault(f"{record.variant}/{key}", []).append(value)
+    result = {}
+    for key, row in values.items():
+        result[f"{key}/mean"] = fmean(row)
+        result[f"{key}/seeds"] = float(len(row))
+        if len(row) > 1:
+            result[f"{key}/std"] = stdev(row)
+    return result
+
+
+def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested maps as dotted keys: {"train": {"lr": 0.1}} -> {"train.lr": 0.1}."""
+    result: dict[str, Any] = {}
+    for key, value in nested.items():
+        if isinstance(value, Mapping):
+            result |= flat(value, f"{prefix}{key}.")
+        else:
+            result[f"{prefix}{key}"] = value
+    return result
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file's content, {} where there is none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def silence() -> None:
+    """MLflow and the libraries below it say nothing on the terminal but errors."""
+    for name in ("mlflow", "alembic", "sqlalchemy", "urllib3"):
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,0 +1,331 @@
+"""One run, from its first update to its record, in the process it finds itself in.
+
+Whatever stops it (Ctrl-C, `kill -9`, a full disk), the same call goes on where the last checkpoint stands, and
+on a CPU ends with the same bits as a run never stopped: sample order and every random draw are functions of
+(seed, step), and the windows over which training errors are averaged are part of the checkpoint.
+"""
+
+import ctypes
+import logging
+import math
+import os
+import platform
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import pytorch_lightning as pl
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from lightning_modules.classifier import Classifier, NotConvergedError
+from lightning_modules.recipe import Batch
+from pipeline.data.batches import BatchMaker, Feed, fit_normaliser, in_order
+from pipeline.data.images import Images, ImageSet
+from pipeline.data.manifest import Manifest, split, to_dict
+from pipeline.data.order import key
+from pipeline.evaluate import BATCH, evaluate, response_std
+from pipeline.experiment import Train
+from pipeline.plan import Run
+from pipeline.record import FINISHED, NOT_CONVERGED, Record, commit, hardware, libraries, lock_hash
+from pipeline.runs import RunFolder
+
+CHECKPOINT_SECONDS = 30.0  # between checkpoints; how often does not change the numbers
+HEARTBEAT_SECONDS = 0.5
+EVALUATIONS, REPORTS = 40, 200  # in a run, unless declared
+LARGEST_BLOCK = 500  # patterns handed over at once where each makes an update of its own
+RESPONSES = 2000  # test images from which the layers' responses are measured
+
+
+def train(
+    run: Run,
+    *,
+    identity: str,
+    folder: RunFolder,
+    images: ImageSet,
+    manifest: Manifest,
+    code: str,
+    threads: int = 1,
+    stop: Callable[[], bool] = lambda: False,
+    warn: Callable[[str], None] = lambda _: None,
+) -> Record | None:
+    """Train `run` to its end and write its record, or return None where `stop()` asked to leave it resumable.
+
+    Raises UserError for what a user can mend (a full disk); a run whose loss is not finite ends with a record
+    that says so.
+    """
+    prepare_process(threads)
+    folder.create(describe(run, identity, manifest))
+    job = Job(run, folder, images, manifest)
+    conductor = Conductor(job, stop)
+    trainer = pl.Trainer(
+        accelerator="gpu" if job.device == "cuda" else "cpu",
+        devices=1,
+        max_epochs=1,  # the feed is one long row of batches; it knows where to start and to end
+        precision="bf16-mixed" if job.bf16 else "32-true",
+        callbacks=[conductor],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+    )
+    checkpoint = folder.last_checkpoint(warn)
+    start = checkpoint[0] if checkpoint else 0
+    ended, status = f"{run.recipe.train.steps} steps", FINISHED
+    try:
+        trainer.fit(
+            job.module,
+            train_dataloaders=job.feed(start),
+            ckpt_path=checkpoint[1] if checkpoint else None,
+            weights_only=True,
+        )
+    except NotConvergedError as error:
+        ended, status = str(error), NOT_CONVERGED
+    if status == FINISHED and not conductor.finished:
+        return None
+    if status == FINISHED:
+        folder.network_file.write_bytes(safetensors.torch.save(job.weights()))
+    record = Record(
+        identity=identity,
+        experiment=run.experiment,
+        scale=run.scale,
+        variant=run.variant,
+        seed=run.seed,
+        status=status,  # type: ignore[arg-type]
+        ended=ended,
+        changes=dict(run.changes),
+        declaration=run.declaration,
+        manifest=manifest.sha256[:16],
+        code=code,
+        lock=lock_hash(),
+        commit=commit(),
+        data=manifest.name,
+        metrics=job.final_metrics() | conductor.last_window if status == FINISHED else {},
+        precision="bf16" if job.bf16 else "fp32",
+        threads=threads,
+        hardware=hardware(),
+        libraries=libraries(),
+        seconds=conductor.seconds(),
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    folder.finish(record)
+    return record
+
+
+def describe(run: Run, identity: str, manifest: Manifest) -> dict[str, Any]:
+    """What a run is, for its folder and for tracking while it trains."""
+    return {
+        "identity": identity,
+        "experiment": run.experiment,
+        "scale": run.scale,
+        "variant": run.variant,
+        "seed": run.seed,
+        "changes": dict(run.changes),
+        "declaration": run.declaration,
+        "recipe": run.recipe.model_dump(mode="json"),
+        "manifest": to_dict(manifest),
+        "commit": commit(),
+    }
+
+
+class Job:
+    """The parts of one run: its images, its network, and what is measured on them."""
+
+    def __init__(self, run: Run, folder: RunFolder, images: ImageSet, manifest: Manifest) -> None:
+        self.run, self.folder = run, folder
+        self.recipe, self.seed = run.recipe.train, run.seed
+        data = run.recipe.data
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.bf16 = self.recipe.precision == "bf16" and has_bf16(self.device)
+        self.training, self.validation = split(images.train, train_count=data.train, val_count=data.val)
+        self.test = images.test
+        self.log_every = self.recipe.log_every or max(1, self.recipe.steps // REPORTS)
+        self.eval_every = self.recipe.eval_every or max(1, self.recipe.steps // EVALUATIONS)
+        self.normaliser = fit_normaliser(data.normalise, self.training)
+        self.module = module_for(run, manifest)
+        self.block = block_size(self.recipe, self.log_every, self.eval_every, len(self.training))
+
+    def batch_maker(self, images: Images, *, augment: tuple[str, ...] = ()) -> BatchMaker:
+        """Batches of `images`, normalised by the statistics of the images trained on."""
+        pad_to = self.run.recipe.data.pad_to
+        return BatchMaker(images, normalise=self.normaliser, augment=augment, pad_to=pad_to, device=self.device)
+
+    def feed(self, start: int) -> Feed:
+        """The training batches from update `start` to the last."""
+        return Feed(
+            self.batch_maker(self.training, augment=self.run.recipe.data.augment),
+            self.training.labels,
+            seed=self.seed,
+            batch_size=self.recipe.batch_size,
+            start_step=start,
+            stop_step=self.recipe.steps,
+            block=self.block,
+        )
+
+    def errors(self, images: Images, split_name: str) -> dict[str, float]:
+        """Errors of the network as it is now on `images`, none of them augmented."""
+        if not len(images):
+            return {}
+        batches = in_order(self.batch_maker(images), images.labels, batch_size=BATCH)
+        found = evaluate(self.module.network, batches, self.module.loss, expected=len(images), bf16=self.bf16)
+        return found.metrics(split_name)
+
+    def held_out_errors(self) -> dict[str, float]:
+        """Errors on the test set and, where the recipe keeps one, on the validation set."""
+        return self.errors(self.test, "test") | self.errors(self.validation, "val")
+
+    def final_metrics(self) -> dict[str, float]:
+        """What is measured once, on the last model: all errors, and the layers' responses."""
+        some = Images(self.test.pixels[:RESPONSES], self.test.labels[:RESPONSES])
+        responses = response_std(
+            self.module.network, in_order(self.batch_maker(some), some.labels, batch_size=BATCH)
+        )
+        return (
+            self.held_out_errors()
+            | self.errors(self.training, "trainset")
+            | ({} if responses is None else {"test/response_std": responses})
+        )
+
+    def pass_patterns(self, number: int, count: int) -> tuple[Tensor, Tensor]:
+        """`count` training images and labels drawn for pass `number`, for estimates made before it."""
+        n = len(self.training)
+        draw = torch.Generator().manual_seed(key(self.seed, "pass", number))
+        indices = torch.randperm(n, generator=draw)[:count]
+        plain = self.batch_maker(self.training)
+        return plain(indices), self.training.labels[indices].to(self.device)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The network's parameters and buffers, for safetensors."""
+        return {
+            name: value.detach().cpu().contiguous() for name, value in self.module.network.state_dict().items()
+        }
+
+
+class Conductor(pl.Callback):
+    """Between updates: seeds the draws, reports, evaluates, checkpoints, and stops when asked."""
+
+    def __init__(self, job: Job, stop: Callable[[], bool]) -> None:
+        self.job, self.stop = job, stop
+        self.reported = job.folder.mend_journal()  # journal lines up to this step exist already
+        self.finished = False
+        self.last_window: dict[str, float] = {}
+        self.spent = 0.0  # seconds of training in earlier sessions
+        self.started = self.last_beat = self.last_checkpoint = time.monotonic()
+        self.beat_step = -1
+
+    def seconds(self) -> float:
+        """Seconds of training so far, over all sessions."""
+        return self.spent + time.monotonic() - self.started
+
+    def state_dict(self) -> dict[str, Any]:
+        """For the checkpoint."""
+        return {"seconds": self.seconds()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """From the checkpoint."""
+        self.spent = state_dict["seconds"]
+
+    def on_train_batch_start(self, trainer: Any, module: Any, batch: Batch, batch_idx: int) -> None:
+        """Every random draw of an update depends on (seed, step) alone."""
+        torch.manual_seed(key(self.job.seed, "update", batch.step))
+        images_per_pass = len(self.job.training)
+        if module.wants_pass_patterns and batch.step % images_per_pass == 0:
+            number = batch.step // images_per_pass
+            module.start_pass(*self.job.pass_patterns(number, self.job.recipe.optimizer.samples))  # type: ignore[union-attr]
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Report and evaluate where the recipe says; then, and only then, checkpoint."""
+        job, done = self.job, batch.step + self.job.block
+        metrics: dict[str, float] = {}
+        if done % job.log_every == 0 or done == job.recipe.steps:
+            self.last_window = module.take_window()
+            metrics |= self.last_window
+        if done % job.eval_every == 0 and done < job.recipe.steps:
+            metrics |= job.held_out_errors()
+        if metrics and done > self.reported:
+            job.folder.append({"step": done, "time": time.time(), "metrics": metrics})
+        self.finished = done >= job.recipe.steps
+        asked_to_stop = not self.finished and self.stop()
+        now = time.monotonic()
+        if asked_to_stop or (not self.finished and now - self.last_checkpoint >= checkpoint_seconds()):
+            job.folder.save_checkpoint(done, lambda path: trainer.save_checkpoint(path))
+            self.last_checkpoint = time.monotonic()
+        if now - self.last_beat >= HEARTBEAT_SECONDS or self.finished:
+            images = (done - self.beat_step) * job.recipe.batch_size if self.beat_step >= 0 else 0
+            job.folder.report(done, images / max(now - self.last_beat, 1e-9))
+            self.last_beat, self.beat_step = now, done
+        if asked_to_stop:
+            trainer.should_stop = True
+
+
+def module_for(run: Run, manifest: Manifest) -> Classifier:
+    """The run's LightningModule, initialised from its seed."""
+    recipe = run.recipe.train
+    kind: type[Classifier] = Classifier
+    if recipe.optimizer.name == "sdlm":
+        from lightning_modules.sdlm import OnlineClassifier
+
+        kind = OnlineClassifier
+    torch.manual_seed(key(run.seed, "weights"))
+    return kind(
+        network=run.recipe.model.name,
+        network_args=run.recipe.model.args,
+        classes=len(manifest.classes),
+        channels=manifest.image[0],
+        loss=recipe.loss.model_dump(mode="json"),
+        lr=recipe.lr,
+        lr_drops=recipe.lr_drops.model_dump(mode="json") if recipe.lr_drops else None,
+        warmup=recipe.warmup.model_dump(mode="json") if recipe.warmup else None,
+        optimizer=recipe.optimizer.model_dump(mode="json"),
+        channels_last=recipe.channels_last,
+        compile=recipe.compile,
+    )
+
+
+def block_size(recipe: Train, log_every: int, eval_every: int, images: int) -> int:
+    """How many updates one training step makes: 1, or for one-pattern-at-a-time learning as many as fit.
+
+    A block ends wherever something is reported, evaluated or estimated.
+    """
+    if recipe.optimizer.name != "sdlm":
+        return 1
+    common = math.gcd(recipe.steps, log_every, eval_every, images)
+    return max(n for n in range(1, min(common, LARGEST_BLOCK) + 1) if common % n == 0)
+
+
+def prepare_process(threads: int) -> None:
+    """Threads, quiet libraries, and an allocator that keeps its pages between steps."""
+    torch.set_num_threads(threads)
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="pytorch_lightning.*")
+    keep_pages()
+
+
+def keep_pages() -> None:
+    """Stop glibc from handing memory back after every step: page faults cost up to 30 % of a step on a CPU.
+
+    mallopt(3): M_MMAP_THRESHOLD -3, M_TRIM_THRESHOLD -1, M_TOP_PAD -2. Elsewhere than on glibc: nothing.
+    """
+    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        for parameter, value in ((-3, 32 * 2**20 - 1), (-1, 2**31 - 1), (-2, 256 * 2**20)):
+            libc.mallopt(parameter, value)
+
+
+def has_bf16(device: str) -> bool:
+    """Whether the device computes in bfloat16 itself, instead of emulating it."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return hasattr(torch.ops, "mkldnn") and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def checkpoint_seconds() -> float:
+    """Seconds between checkpoints; REPRO_CHECKPOINT_SECONDS overrides, for machines that may vanish."""
+    return float(os.environ.get("REPRO_CHECKPOINT_SECONDS", CHECKPOINT_SECONDS))

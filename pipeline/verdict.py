@@ -1,0 +1,535 @@
+"""From numbers to a verdict: does a published number, bound, ordering or ratio hold over our seeds?
+
+A claim names a region; a confidence interval of what was measured either lies wholly inside it, wholly
+outside it, or across one of its limits:
+
+    judge_exact      measured == claimed, up to the margin              arithmetic, no statistics
+    judge_metric     claimed - margin <= mean error <= claimed + margin     equivalence (TOST)
+    judge_bound      mean < bound, or mean > bound                          one-sided t test
+    judge_ordering   lhs - rhs > margin, < -margin, < margin ("<="), within +-margin ("~"); paired by seed
+    judge_ratio      claimed - margin <= lhs / rhs <= claimed + margin, on the log scale; paired by seed
+
+Every interval has level 0.90: each of its ends is a one-sided 5 % limit, so "the interval lies inside" is the
+same event as "both one-sided tests reject at 5 %", and a false `reproduced` happens in at most 5 % of cases.
+
+Sources of the statistics:
+  * Two one-sided tests (TOST) and their 90 % interval: Schuirmann 1987, J. Pharmacokinet. Biopharm. 15:657.
+  * Interval of mu + k sigma from the noncentral t distribution: Owen 1968, Technometrics 10:445. k = 0 is
+    Student's t, so one formula serves the mean and the best of N.
+  * Expected best of N normal draws, mu - c_N sigma: Tippett 1925, Biometrika 17:364.
+  * d_z, the standardised effect of paired samples: Cohen 1988, Statistical Power Analysis, section 2.3.5.
+
+What is assumed: seeds are independent, their results near normal, and the published number is taken as it is
+printed, without an uncertainty of its own (papers rarely give one).
+"""
+
+import math
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from functools import cache
+from numbers import Integral, Real
+from typing import Literal, TypeGuard
+
+ALPHA = 0.05  # of each one-sided test
+LEVEL = 1 - 2 * ALPHA  # of every interval
+FEWEST_SEEDS = 3  # fewer say next to nothing about a spread
+MOST_SEEDS = 100  # more are not suggested to anybody
+POWER = 0.8  # "probably enough" seeds: four times in five
+ROUNDING = 1e-12  # relative; closer than this, two numbers differ by floating-point rounding only
+
+
+class Outcome(StrEnum):
+    REPRODUCED = "reproduced"
+    NOT_REPRODUCED = "not reproduced"
+    BETTER = "better than claimed"
+    ERRATUM = "erratum"
+    TREND = "trend supported"
+    NO_TREND = "trend not supported"
+    CANNOT_JUDGE = "cannot judge"
+
+
+class Reason(StrEnum):
+    """Why a claim cannot be judged."""
+
+    NOT_RUN = "not-run"
+    NO_DATA = "no-data"
+    NO_LABELS = "no-labels"
+    UNDERPOWERED = "underpowered"
+    PROTOCOL_UNSPECIFIED = "protocol-unspecified"
+    RECIPE_DEPARTS = "recipe-departs"
+    DID_NOT_CONVERGE = "did-not-converge"
+    OVER_BUDGET = "over-budget"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The judgement of one claim. Units are those of the numbers judged."""
+
+    outcome: Outcome
+    reason: Reason | None  # with CANNOT_JUDGE, and only then
+    measured: float | None  # the estimate compared: a mean, an expected best of N, a difference, a ratio
+    interval: tuple[float, float] | None  # confidence interval of `measured`
+    level: float | None  # of the interval: 0.90, because both its ends are one-sided 5 % limits
+    p_value: float | None  # of the test that would show the claim; None where the seeds have no spread
+    effect: float | None  # paired comparisons: Cohen's d_z, mean over spread of the (log) differences
+    n: int  # seeds used; 0 where the number needs no training
+    sentence: str  # what was compared with what, and why this outcome
+
+    def __post_init__(self) -> None:
+        if (self.reason is not None) != (self.outcome is Outcome.CANNOT_JUDGE):
+            raise ValueError(f"a reason goes with 'cannot judge' and only with it: {self.outcome}, {self.reason}")
+        if (self.interval is None) != (self.level is None):
+            raise ValueError("an interval and its level go together: give both or neither")
+
+
+def judge_exact(measured: object, *, claimed: object, margin: float = 0.0, corrected: object = None) -> Verdict:
+    """Judge a number (or a shape, a setting, None) that needs no statistics.
+
+    `margin` is inclusive, in the unit of the number; anything but a number must be equal, a list being equal
+    to a tuple. `corrected` is what somebody says the source should have printed (None: nobody does).
+    """
+    _require_margin(margin)
+    if corrected is not None and _matches(claimed, corrected, margin=0.0):
+        raise ValueError(f"the correction {_show(corrected)} is the claimed value itself; leave it out")
+    as_claimed = _matches(measured, claimed, margin=margin)
+    as_corrected = corrected is not None and _matches(measured, corrected, margin=margin)
+    within = f" ± {_show(margin)}" if margin else ""
+    ours, theirs = f"We measure {_show(measured)}", f"the claimed {_show(claimed)}{within}"
+    if as_claimed:
+        outcome, sentence = Outcome.REPRODUCED, f"{ours}, which agrees with {theirs}"
+        if as_corrected:
+            sentence += f" but also with {_show(corrected)}{within}, so no erratum is shown"
+        elif corrected is not None:
+            sentence += f", so the erratum declared ({_show(corrected)}) was itself wrong"
+    elif as_corrected:
+        outcome = Outcome.ERRATUM
+        sentence = f"{ours}, which agrees with the correction {_show(corrected)}{within} and not with {theirs}"
+    else:
+        outcome, sentence = Outcome.NOT_REPRODUCED, f"{ours}, which does not agree with {theirs}"
+        if corrected is not None:
+            sentence += f", nor with the correction {_show(corrected)}{within}"
+    number = float(measured) if _is_number(measured) else None
+    return Verdict(outcome, None, number, None, None, None, None, 0, sentence + ".")
+
+
+def judge_metric(
+    values: Mapping[int, float], *, claimed: float, margin: float, statistic: str = "mean"
+) -> Verdict:
+    """Judge an error rate over seeds: is it equivalent to the published one?
+
+    `values`, `claimed` and `margin` are in percent; lower is better. `statistic` is "mean" or "best of N"
+    (such as "best of 5"): a paper's best of N runs is compared with the best to expect of N runs of ours.
+    """
+    _require_number("claimed", claimed)
+    _require_margin(margin, above_zero=True)
+    k = _sigmas(statistic)
+    numbers = list(values.values())
+    unfit = _unfit(values, n=len(values), estimate=lambda: None if k else _mean(numbers))
+    if unfit:
+        return unfit
+    test = _test(numbers, low=claimed - margin, high=claimed + margin, k=k)
+    return _conclude(
+        test,
+        what=_described(statistic, "error", values),
+        region=f"{_show(claimed)} ± {_show(margin)} %",
+        unit=" %",
+        below=Outcome.BETTER,
+    )
+
+
+def judge_bound(
+    values: Mapping[int, float], *, op: Literal["<", ">"], bound: float, statistic: str = "mean"
+) -> Verdict:
+    """Judge "below" or "above" a bound, in the unit of the values. `statistic` as in `judge_metric`."""
+    _require_number("bound", bound)
+    if op not in ("<", ">"):
+        raise ValueError(f"unknown op {op!r} for a bound; use '<' or '>'")
+    k = _sigmas(statistic)
+    numbers = list(values.values())
+    unfit = _unfit(values, n=len(values), estimate=lambda: None if k else _mean(numbers))
+    if unfit:
+        return unfit
+    if op == "<":
+        test, region = _test(numbers, high=bound, k=k), f"less than {_show(bound)}"
+    else:
+        test, region = _test(numbers, low=bound, k=k), f"more than {_show(bound)}"
+    return _conclude(test, what=_described(statistic, "value", values), region=region)
+
+
+def judge_ordering(
+    lhs: Mapping[int, float],
+    rhs: Mapping[int, float],
+    *,
+    op: Literal["<", ">", "<=", "~"],
+    margin: float = 0.0,
+) -> Verdict:
+    """Judge the difference lhs - rhs, paired by seed; `margin` in the unit of the values.
+
+    ">" lhs exceeds rhs by more than the margin; "<" lhs is below rhs by more than the margin;
+    "<=" lhs is not larger than rhs by the margin or more (non-inferiority); "~" equal within the margin.
+    """
+    if op not in ("<", ">", "<=", "~"):
+        raise ValueError(f"unknown op {op!r} for an ordering; use '<', '>', '<=' or '~'")
+    _require_margin(margin, above_zero=op in ("<=", "~"))
+    pairs, left_out = _paired(lhs, rhs)
+
+    def differences() -> list[float]:
+        return [a - b for a, b in pairs]
+
+    unfit = _unfit(lhs, rhs, n=len(pairs), estimate=lambda: _mean(differences()), aside=left_out)
+    if unfit:
+        return unfit
+    low, high, region = {
+        ">": (margin, math.inf, f"more than {_show(margin)}"),
+        "<": (-math.inf, -margin, f"less than {_show(-margin)}"),
+        "<=": (-math.inf, margin, f"less than {_show(margin)}"),
+        "~": (-margin, margin, f"0 ± {_show(margin)}"),
+    }[op]
+    test = _test(differences(), low=low, high=high, scale=max(abs(x) for pair in pairs for x in pair))
+    what = f"The mean of left minus right over {len(pairs)} paired seeds"
+    return _conclude(test, what=what, region=region, effect=test.mean_over_spread, aside=left_out)
+
+
+def judge_ratio(lhs: Mapping[int, float], rhs: Mapping[int, float], *, claimed: float, margin: float) -> Verdict:
+    """Judge the ratio lhs / rhs, paired by seed: TOST of the logarithms, reported back as a ratio.
+
+    The estimate is the geometric mean of the ratios, its interval that of their logarithms, exponentiated.
+    """
+    _require_number("claimed", claimed)
+    _require_margin(margin, above_zero=True)
+    if claimed - margin <= 0:
+        raise ValueError(f"a ratio is positive: claimed {_show(claimed)} less its margin {_show(margin)} is not")
+    for side, values in (("left", lhs), ("right", rhs)):
+        wrong = [seed for seed, value in values.items() if value <= 0]
+        if wrong:
+            raise ValueError(f"a ratio needs positive values: the {side} side has none at {_seeds(wrong)}")
+    pairs, left_out = _paired(lhs, rhs)
+
+    def logs() -> list[float]:
+        return [math.log(a) - math.log(b) for a, b in pairs]
+
+    unfit = _unfit(lhs, rhs, n=len(pairs), estimate=lambda: math.exp(_mean(logs())), aside=left_out)
+    if unfit:
+        return unfit
+    scale = max(1.0, *(abs(math.log(x)) for pair in pairs for x in pair))
+    test = _test(logs(), low=math.log(claimed - margin), high=math.log(claimed + margin), scale=scale)
+    effect = test.mean_over_spread
+    test = replace(test, estimate=math.exp(test.estimate), low=math.exp(test.low), high=math.exp(test.high))
+    what = f"The mean ratio of left to right over {len(pairs)} paired seeds"
+    region = f"{_show(claimed)} ± {_show(margin)}"
+    return _conclude(test, what=what, region=region, effect=effect, aside=left_out)
+
+
+def as_trend(verdict: Verdict) -> Verdict:
+    """The most that a run below paper scale, or on other data than the paper's, may say."""
+    trend = {
+        Outcome.REPRODUCED: Outcome.TREND,
+        Outcome.BETTER: Outcome.TREND,
+        Outcome.NOT_REPRODUCED: Outcome.NO_TREND,
+    }.get(verdict.outcome)
+    if trend is None:
+        return verdict
+    verb = "supports" if trend is Outcome.TREND else "speaks against"
+    said = verdict.sentence.removesuffix(".")
+    sentence = f"{said}; at another scale or on other data than the paper's, this {verb} the trend only."
+    return replace(verdict, outcome=trend, sentence=sentence)
+
+
+def cannot_judge(reason: Reason, sentence: str, n: int = 0) -> Verdict:
+    """The verdict on a claim that no numbers, or not these, can settle."""
+    return Verdict(Outcome.CANNOT_JUDGE, reason, None, None, None, None, None, n, sentence)
+
+
+def finite_test_set_noise(error_pct: float, images: int) -> float:
+    """Standard error, in points of percent, of an error rate counted on `images` test images (binomial)."""
+    if not 0 <= error_pct <= 100:
+        raise ValueError(f"an error rate lies between 0 and 100 %, not at {error_pct}")
+    if images < 1:
+        raise ValueError(f"an error rate needs at least one image, not {images}")
+    share = error_pct / 100
+    return 100 * math.sqrt(share * (1 - share) / images)
+
+
+# --- the one test behind all of them ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Test:
+    """Where the interval of an estimate lies with respect to a claimed region."""
+
+    place: Literal["inside", "above", "below", "across"]
+    estimate: float
+    low: float  # the interval's ends
+    high: float
+    p_value: float | None  # None: the values have no spread, so there is nothing to test
+    mean_over_spread: float | None
+    n: int
+    enough: int | None  # "across": seeds that would probably decide; None: more than MOST_SEEDS
+
+
+def _test(
+    values: Sequence[float],
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+    k: float = 0.0,
+    scale: float = 0.0,
+) -> _Test:
+    """Test whether mu + k sigma of the normal population behind `values` lies in the region low..high.
+
+    sqrt(n) (mean - (mu + k sigma)) / s follows a noncentral t with n - 1 degrees of freedom and
+    noncentrality -k sqrt(n). A region with one limit leaves it out ("more than"), one with two includes them
+    (a margin does); this matters only for values without spread. `scale` is the size of the numbers that the
+    values are differences of, for telling a spread from rounding.
+    """
+    n, mean = len(values), _mean(values)
+    limits = [limit for limit in (low, high) if math.isfinite(limit)]
+    rounding = ROUNDING * max(scale, *(abs(x) for x in (*values, *limits)))
+    if max(values) - min(values) <= rounding:
+        slack = rounding if len(limits) == 2 else -rounding
+        place = _place(mean, mean, low - slack, high + slack)
+        return _Test(place, mean, mean, mean, None, None, n, None)
+    spread = math.sqrt(math.fsum((x - mean) ** 2 for x in values) / (n - 1))
+    error = spread / math.sqrt(n)
+    df, nc = n - 1, -k * math.sqrt(n)
+    lower = mean - _quantile(1 - ALPHA, df, nc) * error
+    upper = mean - _quantile(ALPHA, df, nc) * error
+    estimate = mean + k * spread / _c4(n)
+    place = _place(lower, upper, low, high)
+    # one p per limit: how probable is an estimate as far inside, if the truth were at that limit?
+    p_low = _probability_below(-(mean - low) / error, df, -nc) if low in limits else 0.0
+    p_high = _probability_below((mean - high) / error, df, nc) if high in limits else 0.0
+    enough = _enough_seeds(n, estimate, spread, low, high, k) if place == "across" else None
+    return _Test(place, estimate, lower, upper, max(p_low, p_high), mean / spread, n, enough)
+
+
+def _place(lower: float, upper: float, low: float, high: float) -> Literal["inside", "above", "below", "across"]:
+    """Where the interval lower..upper lies with respect to the region low..high."""
+    if low <= lower and upper <= high:
+        return "inside"
+    if lower > high:
+        return "above"
+    if upper < low:
+        return "below"
+    return "across"
+
+
+def _enough_seeds(n: int, estimate: float, spread: float, low: float, high: float, k: float) -> int | None:
+    """Seeds with which the interval would probably no longer lie across a limit; None: over MOST_SEEDS.
+
+    Takes estimate and spread for the truth: a rough guide, and rounded like one.
+    """
+    if low <= estimate <= high:  # then every limit must be cleared, else the nearest
+        distances = [abs(limit - estimate) for limit in (low, high) if math.isfinite(limit)]
+    else:
+        distances = [low - estimate if estimate < low else estimate - high]
+
+    def power(seeds: int) -> float:
+        error = spread * math.sqrt(1 / seeds + k * k / (2 * (seeds - 1)))
+        needed = _quantile(1 - ALPHA, seeds - 1, 0.0)
+        nearby = [d / error for d in distances if d < 30 * error]  # further off is certain
+        return 1 - sum(_probability_below(needed, seeds - 1, d) for d in nearby)
+
+    more = range(n + 1, MOST_SEEDS + 1)
+    found = bisect_left(more, POWER, key=power)
+    if found == len(more):
+        return None
+    step = 1 if more[found] <= 10 else 5 if more[found] <= 30 else 10
+    return math.ceil(more[found] / step) * step
+
+
+def _conclude(
+    test: _Test,
+    *,
+    what: str,
+    region: str,
+    unit: str = "",
+    effect: float | None = None,
+    aside: str = "",
+    below: Outcome = Outcome.NOT_REPRODUCED,
+) -> Verdict:
+    """Turn a test into a verdict with its sentence; `below` is what an interval below the region means."""
+    result = f"{what} is {_rounded(test.estimate)}{unit}"
+    if test.p_value is None:
+        result += ", the same at every seed"
+        inside, outside = "it lies there", "it does not lie there"
+    else:
+        result += f" (90 % interval {_rounded(test.low)} to {_rounded(test.high)}{unit})"
+        inside, outside = "the whole interval lies there", f"the whole interval lies {test.place} that"
+    reason = None
+    if test.place == "inside":
+        outcome, why = Outcome.REPRODUCED, inside
+    elif test.place == "across":
+        outcome, reason = Outcome.CANNOT_JUDGE, Reason.UNDERPOWERED
+        more = f"about {test.enough} seeds" if test.enough else f"not even {MOST_SEEDS} seeds"
+        why = f"the interval lies partly elsewhere; with this spread {more} would probably be enough"
+    else:
+        outcome = below if test.place == "below" else Outcome.NOT_REPRODUCED
+        why = outside
+    sentence = f"{result}; claimed is {region}, and {why}{aside}."
+    return Verdict(
+        outcome, reason, test.estimate, (test.low, test.high), LEVEL, test.p_value, effect, test.n, sentence
+    )
+
+
+# --- distributions; scipy is imported where it is used, so that a command's help need not wait for it -----
+
+
+@cache
+def _quantile(probability: float, df: int, nc: float) -> float:
+    """Quantile of the noncentral t distribution; nc = 0 is Student's."""
+    from scipy import special
+
+    return float(special.nctdtrit(df, nc, probability) if nc else special.stdtrit(df, probability))
+
+
+def _probability_below(t: float, df: int, nc: float) -> float:
+    """P(T < t) for a noncentral t; nc = 0 is Student's."""
+    from scipy import special
+
+    return float(special.nctdtr(df, nc, t) if nc else special.stdtr(df, t))
+
+
+@cache
+def expected_best(draws: int) -> float:
+    """c_N: the least of N draws from a normal population is expected c_N sigma below its mean.
+
+    Half of Tippett's integral for the range, of 1 - Phi(x)^N - (1 - Phi(x))^N over all x; c_1 = 0.
+    """
+    from scipy import integrate, special
+
+    def outside(x: float) -> float:
+        return float(1 - special.ndtr(x) ** draws - special.ndtr(-x) ** draws)
+
+    # the integrand is even; beyond 40 sigma it is zero for any N
+    return float(integrate.quad(outside, 0, 40, points=[4], epsabs=1e-12)[0])
+
+
+def _c4(n: int) -> float:
+    """E[s] / sigma for n normal draws: dividing s by it removes the bias of mean + k s."""
+    return math.sqrt(2 / (n - 1)) * math.exp(math.lgamma(n / 2) - math.lgamma((n - 1) / 2))
+
+
+def _sigmas(statistic: str) -> float:
+    """The k of mu + k sigma that a statistic estimates."""
+    if statistic == "mean":
+        return 0.0
+    draws = statistic.removeprefix("best of ")
+    if draws == statistic or not (draws.isascii() and draws.isdigit() and 1 <= int(draws) <= 1000):
+        raise ValueError(f"unknown statistic {statistic!r}; use 'mean' or 'best of N', N from 1 to 1000")
+    return -expected_best(int(draws)) if int(draws) > 1 else 0.0
+
+
+# --- what cannot be tested --------------------------------------------------------------------------------
+
+
+def _unfit(
+    *sides: Mapping[int, float], n: int, estimate: Callable[[], float | None], aside: str = ""
+) -> Verdict | None:
+    """The verdict on values that no test may be run on, if they are such.
+
+    `n` is the number of values, or of pairs. A run that diverged counts, also where it has no partner.
+    """
+    names = [""] if len(sides) == 1 else [" on the left", " on the right"]
+    for name, values in zip(names, sides, strict=True):
+        if not values:
+            raise ValueError(f"no values to judge{name}: give at least one seed's")
+    bad = [
+        f"seed {seed}{name} gave {value}"
+        for name, values in zip(names, sides, strict=True)
+        for seed, value in sorted(values.items())
+        if not math.isfinite(value)
+    ]
+    if bad:
+        sentence = f"Every run counts, and {_listed(bad)}, so there is no estimate to compare with the claim."
+        return cannot_judge(Reason.DID_NOT_CONVERGE, sentence, n)
+    if n >= FEWEST_SEEDS:
+        return None
+    found = {0: "No seed is", 1: "Only 1 seed is"}.get(n, f"Only {n} seeds are")
+    sentence = f"{found} there to compare, and fewer than {FEWEST_SEEDS} say too little about the spread"
+    verdict = cannot_judge(Reason.UNDERPOWERED, f"{sentence}{aside}.", n)
+    return replace(verdict, measured=estimate() if n else None)
+
+
+def _paired(lhs: Mapping[int, float], rhs: Mapping[int, float]) -> tuple[list[tuple[float, float]], str]:
+    """The values of the seeds in common, and the end of a sentence that names the seeds left out."""
+    pairs = [(lhs[seed], rhs[seed]) for seed in sorted(lhs.keys() & rhs.keys())]
+    single = [
+        f"{_seeds(seeds)} only on the {side}"
+        for side, seeds in (("left", lhs.keys() - rhs.keys()), ("right", rhs.keys() - lhs.keys()))
+        if seeds
+    ]
+    return pairs, f" (left out: {_listed(single)})" if single else ""
+
+
+def _require_number(name: str, value: float) -> None:
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, not {value}")
+
+
+def _require_margin(margin: float, *, above_zero: bool = False) -> None:
+    if not math.isfinite(margin) or margin < 0 or (above_zero and margin == 0):
+        wanted = "above zero" if above_zero else "zero or above"
+        raise ValueError(f"this claim needs a finite margin {wanted}, not {margin}")
+
+
+# --- small helpers ----------------------------------------------------------------------------------------
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def _is_number(value: object) -> TypeGuard[Real]:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _matches(ours: object, theirs: object, *, margin: float) -> bool:
+    """Numbers agree within the margin, sequences if all their elements are equal, anything else if equal."""
+    if isinstance(ours, list | tuple) and isinstance(theirs, list | tuple):
+        return len(ours) == len(theirs) and all(
+            _matches(a, b, margin=0.0) for a, b in zip(ours, theirs, strict=True)
+        )
+    if not (_is_number(ours) and _is_number(theirs)):
+        return ours == theirs and isinstance(ours, bool) == isinstance(theirs, bool)
+    if isinstance(ours, Integral) and isinstance(theirs, Integral):
+        return abs(int(ours) - int(theirs)) <= margin
+    a, b = float(ours), float(theirs)
+    if math.isnan(a) or math.isnan(b):
+        raise ValueError("NaN agrees with nothing: it can be neither claimed nor measured exactly")
+    # 8.8 is within 0.05 of 8.75, though not in binary
+    return a == b or abs(a - b) <= margin + ROUNDING * max(abs(a), abs(b))
+
+
+def _described(statistic: str, noun: str, values: Mapping[int, float]) -> str:
+    """What an estimate is of, in words."""
+    if statistic == "mean":
+        return f"The mean {noun} of {len(values)} seeds"
+    return f"The {noun} to expect of the {statistic} runs, estimated from {len(values)} seeds,"
+
+
+def _rounded(value: float) -> str:
+    """A measured number to four significant digits, without powers of ten where they can be avoided."""
+    if value == 0 or not 1e-4 <= abs(value) < 1e15:
+        return f"{value:.3g}"
+    decimals = max(0, 3 - math.floor(math.log10(abs(value))))
+    text = f"{value:,.{decimals}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def _show(value: object) -> str:
+    """A declared value as declared: nothing rounded, thousands marked."""
+    if _is_number(value):
+        return f"{int(value):,}" if isinstance(value, Integral) else f"{float(value) + 0.0:,.15g}"  # no "-0"
+    return str(tuple(value)) if isinstance(value, list | tuple) else repr(value)
+
+
+def _seeds(seeds: Iterable[int]) -> str:
+    names = [str(seed) for seed in sorted(seeds)]
+    return f"seed{'s' if len(names) > 1 else ''} {_listed(names)}"
+
+
+def _listed(words: Sequence[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
