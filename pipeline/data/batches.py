@@ -1,0 +1,299 @@
+"""Batches made on the device from the uint8 images: chosen, distorted, normalised, cropped, flipped.
+
+Every draw belongs to one image of one *global* batch, and a rank takes its share of both: the images a
+step trains on, and what is done to them, are the same on any number of ranks.
+"""
+
+import difflib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.data.images import DataError, Images
+from pipeline.data.order import generator, positions
+
+NORMALISERS = ("per-pixel-mean", "per-channel", "lecun98", "scale")
+AUGMENTATIONS = ("pad4-crop", "pad1-crop", "flip", "distort")  # for suggestions: any pad<k>-crop is known
+
+# The ranges of "distort". LeCun et al. 1998, section III-B names the kinds of distortion and not their
+# sizes; these are ours, chosen so that a digit stays readable and inside a 32 x 32 field.
+DISTORTED = 0.9  # probability: the paper adds 9 distorted copies to each original
+TRANSLATION = 2.0  # pixels, horizontally and vertically
+SCALING = 0.1  # size from 0.9 to 1.1
+SQUEEZE = 0.1  # width times 0.9 to 1.1 and height divided by the same
+SHEAR = 0.2  # horizontal pixels per vertical pixel
+
+
+@dataclass(frozen=True, eq=False)
+class Normaliser:
+    """`pixel * scale - shift`, from pixels 0..255 to the network's input."""
+
+    name: str
+    scale: Tensor  # float32 (C,)
+    shift: Tensor  # float32 (C,), or (H, W, C) if every pixel has its own
+    outside: float  # what lies beyond the border when cropping: zero *after* the mean is subtracted
+
+
+def fit_normaliser(name: str, train: Images) -> Normaliser:
+    """Statistics of the training part, from exact integer sums: the same on any number of threads.
+
+    per-pixel-mean  x/255 - the mean image            (He et al. 2015, section 4.2)
+    per-channel     (x/255 - mean) / standard deviation, both of one channel over all pixels
+    lecun98         background 0 -> -0.1, foreground 255 -> 1.175 (LeCun et al. 1998, section III-A)
+    scale           x/255
+    """
+    count, height, width, channels = train.pixels.shape
+    one = torch.ones(channels, dtype=torch.float64)
+    scale, shift, outside = one / 255, one * 0, 0.0
+    if name == "per-pixel-mean":
+        total = train.pixels.numpy().sum(0, dtype=np.int64)  # 25 times faster than torch's
+        shift = torch.from_numpy(total).double() / (255 * count)
+    elif name == "per-channel":
+        flat = train.pixels.reshape(-1, channels).unbind(1)
+        counts = torch.stack([torch.bincount(values, minlength=256) for values in flat]).double()  # (C, 256)
+        levels = torch.arange(256, dtype=torch.float64) / 255
+        mean = (counts * levels).sum(1) / (count * height * width)
+        variance = (counts * (levels - mean[:, None]) ** 2).sum(1) / (count * height * width)
+        if (variance == 0).any():
+            raise DataError(
+                "'per-channel' divides by each channel's standard deviation, and one channel never varies;"
+                " use 'per-pixel-mean' or 'scale'"
+            )
+        scale, shift = one / 255 / variance.sqrt(), mean / variance.sqrt()
+    elif name == "lecun98":
+        scale, shift, outside = one * (1.175 + 0.1) / 255, one * 0.1, -0.1
+    elif name != "scale":
+        raise DataError(_unknown("normalisation", name, NORMALISERS))
+    return Normaliser(name, scale.float(), shift.float(), outside)
+
+
+class BatchMaker:
+    """Turns indices into a float32 (N, C, H, W) batch in channels_last memory format.
+
+    Order of work: pad the images to `pad_to` with background (0), distort, normalise, crop from the
+    padded picture, flip. Where each is described: `fit_normaliser`, `_distort`, `_crop_and_flip`.
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        *,
+        normalise: Normaliser,
+        augment: tuple[str, ...] = (),
+        pad_to: int | None = None,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        self.pad, self.flip, self.distort = _parse(augment)
+        _, height, width, channels = images.pixels.shape
+        fitted = normalise.shift.shape if normalise.shift.dim() == 3 else (height, width, *normalise.shift.shape)
+        if fitted != (height, width, channels):
+            raise DataError(
+                f"the normalisation was fitted on {_size(*fitted)} images and these are"
+                f" {_size(height, width, channels)}; fit it on the training part of the same set"
+            )
+        border = _border(height, width, pad_to)
+        self.device = torch.device(device)
+        self.pixels = F.pad(images.pixels, border).to(self.device)  # uint8 (N, H, W, C)
+        size = self.pixels.shape[1:]
+        # Full size, although most are constant: broadcasting over C = 3 alone is several times slower.
+        shift = F.pad(normalise.shift, border) if normalise.shift.dim() == 3 else normalise.shift
+        self.scale = normalise.scale.expand(size).contiguous().to(self.device)
+        self.shift = shift.expand(size).contiguous().to(self.device)
+        self.outside = normalise.outside
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    @property
+    def augments(self) -> bool:
+        return bool(self.pad or self.flip or self.distort)
+
+    def draw(self, seed: int, step: int, count: int) -> Tensor:
+        """float64 (count, 9), uniform in [0, 1): one row for each image of a global batch.
+
+        Columns: crop row, crop column, flip, then six for `_distort`; all are drawn whatever is used, so that
+        adding a flip moves no crop. Always drawn on the CPU, so that a GPU sees the same crops.
+        """
+        return torch.rand(count, 9, dtype=torch.float64, generator=generator(seed, "augment", step))
+
+    def __call__(self, indices: Tensor, draws: Tensor | None = None) -> Tensor:
+        """int64 (N,) and the images' rows of `draw` (none: no augmentation) -> float32 (N, C, H, W)."""
+        x = self.pixels.index_select(0, indices.to(self.device)).float()
+        if self.distort and draws is not None:
+            x = _distort(x, draws[:, 3:])
+        x = x.mul_(self.scale).sub_(self.shift)  # two roundings, never a fused one, so that devices agree
+        if (self.pad or self.flip) and draws is not None:
+            x = _crop_and_flip(x, draws[:, :3], pad=self.pad, outside=self.outside, flip=self.flip)
+        return x.permute(0, 3, 1, 2)
+
+
+def _crop_and_flip(x: Tensor, draws: Tensor, *, pad: int, outside: float, flip: bool) -> Tensor:
+    """(N, H, W, C) -> the same shape: a random window of the padded image, mirrored half of the time.
+
+    He et al. 2015, section 4.2: pad 4 on each side, crop "from the padded image or its horizontal flip".
+    One gather over all pixels of the batch, the flip folded into its column numbers.
+    """
+    n, height, width, channels = x.shape
+    offsets = (draws[:, :2] * (2 * pad + 1)).long()  # (N, 2), from 0 to 2 * pad
+    columns = torch.arange(width).expand(n, width)
+    if flip:
+        columns = torch.where(draws[:, 2:3] < 0.5, columns.flip(1), columns)
+    columns = (columns + offsets[:, 1:]).to(x.device)
+    rows = (torch.arange(height) + offsets[:, :1]).to(x.device)
+    if pad:
+        x = F.pad(x, (0, 0, pad, pad, pad, pad), value=outside)
+    first_row = torch.arange(n, device=x.device)[:, None] * (height + 2 * pad)
+    pixel = (first_row + rows)[:, :, None] * (width + 2 * pad) + columns[:, None, :]  # (N, H, W)
+    return x.view(-1, channels).index_select(0, pixel.view(-1)).view(n, height, width, channels)
+
+
+def _distort(x: Tensor, draws: Tensor) -> Tensor:
+    """(N, H, W, C) pixels -> the same shape: "distort", LeCun et al. 1998, section III-B.
+
+    A random combination of translation, scaling, squeezing (narrower and higher, or the reverse) and
+    horizontal shear; beyond the border lies background (0). Drawn anew at every step, where the paper
+    makes 540,000 distorted images once.
+    """
+    _, height, width, _ = x.shape
+    chosen = (draws[:, 0] < DISTORTED).to(x.device)
+    swing = 2 * draws[:, 1:] - 1  # (N, 5), from -1 to 1
+    size, squeeze = 1 + SCALING * swing[:, 2], 1 + SQUEEZE * swing[:, 3]
+    factors = [
+        TRANSLATION * swing[:, 0],
+        TRANSLATION * swing[:, 1],
+        size * squeeze,
+        size / squeeze,
+        SHEAR * swing[:, 4],
+    ]
+    # (N, 1, 1) each. The grid is spelled out, since affine_grid's matrix product may run in reduced precision.
+    right, down, wide, high, shear = (value.float().to(x.device)[:, None, None] for value in factors)
+    row = (torch.arange(height, device=x.device) - (height - 1) / 2)[:, None]  # pixels from the centre
+    column = (torch.arange(width, device=x.device) - (width - 1) / 2)[None, :]
+    source_row = (row - down) / high
+    source_column = (column - right) / wide + shear * source_row
+    grid = torch.stack([source_column * (2 / width), (source_row * (2 / height)).expand_as(source_column)], -1)
+    moved = F.grid_sample(x.permute(0, 3, 1, 2), grid, "bilinear", "zeros", align_corners=False)
+    return torch.where(chosen[:, None, None, None], moved.permute(0, 2, 3, 1), x)
+
+
+class Batch(NamedTuple):
+    """What a training or evaluation step receives; Lightning moves its tensors to the device."""
+
+    step: int  # number of the first update made from it; when evaluating, of the batch
+    images: Tensor  # float32 (N, C, H, W)
+    labels: Tensor  # int64 (N,)
+
+
+class Feed:
+    """The training batches of updates `start_step` to `stop_step - 1`, for one rank of `world`.
+
+    `batch_size` is global; rank r of w takes the positions r, r + w, ... of each global batch. With
+    `block` > 1 that many consecutive batches come as one (for training on one pattern at a time).
+    """
+
+    def __init__(
+        self,
+        maker: BatchMaker,
+        labels: Tensor,
+        *,
+        seed: int,
+        batch_size: int,
+        start_step: int,
+        stop_step: int,
+        block: int = 1,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        _check_labels(maker, labels)
+        if batch_size % world:
+            shares = [str(count) for count in range(1, batch_size + 1) if batch_size % count == 0]
+            raise DataError(
+                f"a global batch of {batch_size} cannot be shared equally by {world} ranks; use"
+                f" {' or '.join(shares)} ranks, or a batch size that {world} divides"
+            )
+        self.maker, self.labels = maker, labels.to(maker.device)
+        self.seed, self.batch_size, self.block = seed, batch_size, block
+        self.start_step, self.stop_step = start_step, stop_step
+        self.rank, self.world = rank, world
+
+    def __len__(self) -> int:
+        """Batches as yielded: blocks count once."""
+        return -(-(self.stop_step - self.start_step) // self.block)
+
+    def __iter__(self) -> Iterator[Batch]:
+        mine = slice(self.rank, None, self.world)
+        for first in range(self.start_step, self.stop_step, self.block):
+            steps = range(first, min(first + self.block, self.stop_step))
+            order = positions(self.seed, first * self.batch_size, steps.stop * self.batch_size, len(self.labels))
+            # A block's length is a multiple of the world size, so one stride serves all its batches.
+            indices = order[mine].to(self.maker.device)
+            draws = None
+            if self.maker.augments:
+                draws = torch.cat([self.maker.draw(self.seed, step, self.batch_size)[mine] for step in steps])
+            yield Batch(first, self.maker(indices, draws), self.labels[indices])
+
+
+def in_order(
+    maker: BatchMaker, labels: Tensor, *, batch_size: int, rank: int = 0, world: int = 1
+) -> Iterator[Batch]:
+    """Evaluation: each image exactly once over all ranks, unaugmented; the last batch may be smaller.
+
+    A rank without a share of the last batch does not see it, so ranks may differ by one batch: sum up
+    after the loop, not in it.
+    """
+    _check_labels(maker, labels)
+    labels = labels.to(maker.device)
+    everything = torch.arange(len(labels), device=maker.device)
+    for number, start in enumerate(range(0, len(labels), batch_size)):
+        indices = everything[start : start + batch_size][rank::world]
+        if len(indices):
+            yield Batch(number, maker(indices), labels[indices])
+
+
+def _check_labels(maker: BatchMaker, labels: Tensor) -> None:
+    if len(labels) != len(maker) or not len(labels):
+        raise DataError(
+            f"{len(maker)} images with {len(labels)} labels cannot be fed;"
+            " pass the labels of the same images, at least one"
+        )
+
+
+def _parse(augment: tuple[str, ...]) -> tuple[int, bool, bool]:
+    """("pad4-crop", "flip", "distort") -> (4, True, True): padding (0: no crop), flip, distort."""
+    crops = [entry for entry in augment if re.fullmatch(r"pad[1-9]\d*-crop", entry)]
+    for entry in augment:
+        if entry not in (*crops, "flip", "distort"):
+            raise DataError(_unknown("augmentation", entry, AUGMENTATIONS))
+        if augment.count(entry) > 1 or len(crops) > 1:
+            raise DataError(
+                f"augmentation may name each kind once, and {', '.join(augment)} repeats one; remove it"
+            )
+    pad = int(crops[0][len("pad") : -len("-crop")]) if crops else 0
+    return pad, "flip" in augment, "distort" in augment
+
+
+def _border(height: int, width: int, pad_to: int | None) -> tuple[int, ...]:
+    """The background that centres (H, W, C) in a square of pad_to, as F.pad wants it (last axis first)."""
+    if pad_to is None:
+        return (0, 0, 0, 0, 0, 0)
+    if pad_to < max(height, width):
+        raise DataError(
+            f"pad_to {pad_to} is smaller than the {height} x {width} images; use {max(height, width)} or more"
+        )
+    above, left = (pad_to - height) // 2, (pad_to - width) // 2
+    return (0, 0, left, pad_to - width - left, above, pad_to - height - above)
+
+
+def _size(height: int, width: int, channels: int) -> str:
+    return f"{height} x {width} x {channels}"
+
+
+def _unknown(kind: str, name: str, known: tuple[str, ...]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+    return f"unknown {kind} {name!r}; did you mean {near!r}? (known: {', '.join(known)})"

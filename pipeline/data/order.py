@@ -1,0 +1,52 @@
+"""Every random draw is a function of (seed, purpose, step).
+
+Nothing here keeps a state that a resumed or a parallel run would have to restore: batch 1000 of a run
+is the same whether 999 batches came before it in this process or none did.
+"""
+
+import functools
+import hashlib
+import json
+
+import torch
+from torch import Tensor
+
+
+def key(seed: int, *purpose: str | int) -> int:
+    """A number below 2**63 from the sha256 of all arguments: the same in every process, on every platform."""
+    digest = hashlib.sha256(json.dumps([seed, *purpose]).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def generator(seed: int, *purpose: str | int, device: str | torch.device = "cpu") -> torch.Generator:
+    """A fresh generator for one purpose, for example `generator(seed, "augment", step)`."""
+    return torch.Generator(device).manual_seed(key(seed, *purpose))
+
+
+def permutation(seed: int, epoch: int, n: int) -> Tensor:
+    """int64 (n,): the order of the n training images in one epoch."""
+    return torch.randperm(n, generator=generator(seed, "epoch", epoch))
+
+
+# Two, since a batch may straddle two epochs. Shared: what it returns must never be changed in place.
+_cached_permutation = functools.lru_cache(maxsize=2)(permutation)
+
+
+def positions(seed: int, first: int, last: int, n: int) -> Tensor:
+    """int64 (last - first,): that stretch of the endless row of epoch permutations."""
+    parts = []
+    while first < last:
+        epoch, offset = divmod(first, n)
+        stop = min(n, offset + last - first)
+        parts.append(_cached_permutation(seed, epoch, n)[offset:stop])
+        first += stop - offset
+    return torch.cat(parts)  # a copy, also of a single part
+
+
+def batch_indices(seed: int, step: int, batch_size: int, n: int) -> Tensor:
+    """int64 (batch_size,): the images of one global batch.
+
+    Each image comes once per epoch. The last batch of an epoch is filled with the first images of the
+    next one, so that every update sees a whole batch.
+    """
+    return positions(seed, step * batch_size, (step + 1) * batch_size, n)

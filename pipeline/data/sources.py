@@ -1,0 +1,154 @@
+"""Image sets by name: `load("cifar10", Path("data"))`.
+
+digits          scikit-learn's handwritten digits, 8 x 8 grey; every fifth image is test (1437/360)
+mnist           28 x 28 grey, 60,000/10,000; downloaded, or class folders with the same content
+fashion-mnist   28 x 28 grey, 60,000/10,000
+cifar10         32 x 32 RGB, 50,000/10,000
+cifar100        32 x 32 RGB, 50,000/10,000 (fine labels)
+noise           16 x 16 RGB, 200/100; generated, ten easy classes, for tests
+anything else   the class folders below the data root (see folders.py)
+"""
+
+import difflib
+import http.client
+import pickle
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipeline.data.folders import known_folders, read_folders
+from pipeline.data.images import DataError, Images, ImageSet, fingerprint, in_canonical_order
+from pipeline.data.order import generator
+
+__all__ = ["MNIST_SHA256", "NAMES", "DataError", "ImageSet", "Images", "load"]
+
+# images.fingerprint of MNIST with the classes "0" to "9", both splits in canonical order. The PNG files it
+# was computed from, put back into their original order, gave the md5 sums of MNIST's own four files
+# (train-images-idx3-ubyte: 6bbc9ace898e44ae57da46a324031adb). To recompute it from class folders in
+# data/mnist (any lossless copy), without the comparison that `load` makes:
+#   from pipeline.data.folders import read_folders; from pipeline.data.images import fingerprint
+#   s = read_folders("mnist", Path("data")); fingerprint(s.classes, s.train, s.test)
+MNIST_SHA256 = "2d8f870709d0608a5944ae5186068f58c33ed48fdced3348e1b427fee3cfda31"
+
+ARCHIVES = {  # name -> (torchvision's class, where below the root its downloads go)
+    "mnist": ("MNIST", "MNIST/raw"),
+    "fashion-mnist": ("FashionMNIST", "FashionMNIST/raw"),
+    "cifar10": ("CIFAR10", ""),
+    "cifar100": ("CIFAR100", ""),
+}
+NAMES = ("digits", *ARCHIVES, "noise")
+
+
+def load(name: str, root: Path) -> ImageSet:
+    """The named set, in canonical order. `root` holds downloads, class folders and their cache."""
+    if name == "mnist" and _holds_classes(root / name):
+        return _checked_mnist(read_folders(name, root), f"the class folders in {root / name}")
+    if name in NAMES and _holds_classes(root / name):
+        raise DataError(
+            f"{root / name} holds class folders, but the name {name!r} means the published set;"
+            f" rename the folder (for example to {name}-folders) and use that name"
+        )
+    if name == "digits":
+        return _digits()
+    if name == "noise":
+        return _noise()
+    if name in ARCHIVES:
+        return _from_torchvision(name, root)
+    if not name or name[0] == "." or "/" in name or "\\" in name or not (root / name).is_dir():
+        known = [*NAMES, *known_folders(root)]
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+        raise DataError(f"no data set is called {name!r}, and there is no folder {root / name}; {hint}")
+    return read_folders(name, root)
+
+
+def _holds_classes(folder: Path) -> bool:
+    """True for class folders; False for `MNIST/raw`, which some file systems also find as `mnist`."""
+    return folder.is_dir() and not (folder / "raw").is_dir()
+
+
+def _digits() -> ImageSet:
+    """scikit-learn's 1797 digits; values 0 to 16 become 0 to 255."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    pixels = torch.from_numpy((bunch.images.astype(np.int64) * 255 + 8) // 16).to(torch.uint8).unsqueeze(-1)
+    labels = torch.from_numpy(bunch.target.astype(np.int64))
+    is_test = torch.arange(len(labels)) % 5 == 0
+    return ImageSet(
+        name="digits",
+        source="scikit-learn's load_digits; images 0, 5, 10, ... are the test split",
+        classes=tuple(str(digit) for digit in range(10)),
+        train=in_canonical_order(Images(pixels[~is_test], labels[~is_test])),
+        test=in_canonical_order(Images(pixels[is_test], labels[is_test])),
+    )
+
+
+def _noise() -> ImageSet:
+    """Ten prototypes of 4 x 4 coloured blocks, each pixel off by up to 48 of 255."""
+    draw = generator(0, "noise")  # integers only: the same on every platform
+    blocks = torch.randint(64, 192, (10, 4, 4, 3), generator=draw)
+    prototypes = blocks.repeat_interleave(4, dim=1).repeat_interleave(4, dim=2)
+
+    def part(count: int) -> Images:
+        labels = torch.arange(count) % 10
+        noise = torch.randint(-48, 49, (count, 16, 16, 3), generator=draw)
+        return in_canonical_order(Images((prototypes[labels] + noise).to(torch.uint8), labels))
+
+    classes = tuple(f"pattern{index}" for index in range(10))
+    return ImageSet("noise", "generated (seed 0)", classes, train=part(200), test=part(100))
+
+
+def _from_torchvision(name: str, root: Path) -> ImageSet:
+    """Through torchvision's class: its addresses, its checksums, its reading of the files."""
+    from torchvision import datasets
+
+    class_name, below = ARCHIVES[name]
+    dataset = getattr(datasets, class_name)
+    files = [file for file, _ in dataset.resources] if below else [dataset.filename]
+    try:
+        splits = [dataset(root, train=train, download=train) for train in (True, False)]  # fetched once
+        train, test = (_images(split.data, split.targets) for split in splits)
+    except (
+        OSError,  # no connection, no permission, no space
+        RuntimeError,  # a checksum, or every mirror failed
+        http.client.HTTPException,
+        tarfile.TarError,
+        EOFError,
+        ValueError,  # from here on: damaged files that torchvision does not check
+        AssertionError,
+        pickle.UnpicklingError,
+    ) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(
+            f"{name} could not be downloaded to {root / below} or read from there ({reason}); delete damaged"
+            f" files and try again with a connection, or put {', '.join(files)} there by hand"
+        ) from error
+    classes = tuple(splits[0].classes)
+    source = f"torchvision.datasets.{class_name}"
+    if name == "mnist":
+        digits = tuple(str(digit) for digit in range(10))  # torchvision: "0 - zero"
+        return _checked_mnist(ImageSet(name, source, digits, train, test), f"the files in {root / below}")
+    return ImageSet(name, source, classes, train, test)
+
+
+def _images(data: object, targets: object) -> Images:
+    """torchvision's arrays: uint8 (N, H, W) or (N, H, W, 3), and N labels."""
+    pixels, labels = torch.as_tensor(data), torch.as_tensor(targets, dtype=torch.int64)
+    if len(pixels) != len(labels):
+        raise ValueError(f"{len(pixels)} images but {len(labels)} labels")
+    pixels = pixels.unsqueeze(-1) if pixels.dim() == 3 else pixels
+    return in_canonical_order(Images(pixels.contiguous(), labels))
+
+
+def _checked_mnist(images: ImageSet, where: str) -> ImageSet:
+    found = fingerprint(images.classes, images.train, images.test)
+    if found != MNIST_SHA256:
+        raise DataError(
+            f"{where} are not MNIST: {len(images.train)} + {len(images.test)} images with fingerprint"
+            f" {found[:12]}, where MNIST has 60000 + 10000 with {MNIST_SHA256[:12]};"
+            " restore them, or give another set another name"
+        )
+    return images

@@ -1,0 +1,104 @@
+"""The manifest of an image set, and the validation split."""
+
+import dataclasses
+import json
+import re
+
+import pytest
+import torch
+
+from pipeline.data.images import DataError, Images
+from pipeline.data.manifest import from_dict, manifest_of, split, to_dict
+from pipeline.data.sources import load
+
+
+@pytest.fixture(scope="module")
+def noise(tmp_path_factory):
+    return load("noise", tmp_path_factory.mktemp("data"))
+
+
+def test_manifest_counts_everything(noise):
+    manifest = manifest_of(noise)
+    assert manifest.image == (3, 16, 16)
+    assert (manifest.train, manifest.test) == (200, 100)
+    assert manifest.per_class == {"train": [20] * 10, "test": [10] * 10}
+    assert re.fullmatch("[0-9a-f]{64}", manifest.sha256)
+
+
+def test_classes_without_images_are_counted_too(noise):
+    few = Images(noise.test.pixels[noise.test.labels < 8], noise.test.labels[noise.test.labels < 8])
+    assert manifest_of(dataclasses.replace(noise, test=few)).per_class["test"] == [10] * 8 + [0, 0]
+
+
+def test_manifest_survives_json(noise):
+    manifest = manifest_of(noise)
+    assert from_dict(json.loads(json.dumps(to_dict(manifest)))) == manifest
+
+
+def test_source_is_not_part_of_the_hash(noise):
+    assert manifest_of(dataclasses.replace(noise, source="a copy")).sha256 == manifest_of(noise).sha256
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_one_flipped_bit_changes_the_hash(noise, part):
+    images = getattr(noise, part)
+    pixels = images.pixels.clone()
+    pixels[3, 2, 1, 0] ^= 1
+    changed = dataclasses.replace(noise, **{part: Images(pixels, images.labels)})
+    assert manifest_of(changed).sha256 != manifest_of(noise).sha256
+
+
+def test_incomplete_manifest_is_refused(noise):
+    values = to_dict(manifest_of(noise))
+    del values["sha256"]
+    with pytest.raises(DataError, match=r"missing: sha256; unknown: size"):
+        from_dict(values | {"size": 3})
+
+
+def rows(images):
+    return {
+        (int(label), bytes(row.flatten().tolist()))
+        for row, label in zip(images.pixels, images.labels, strict=True)
+    }
+
+
+def test_split_is_disjoint_and_complete(noise):
+    training, validation = split(noise.train, train_count=None, val_count=50)
+    assert (len(training), len(validation)) == (150, 50)
+    assert rows(training) | rows(validation) == rows(noise.train)
+    assert not rows(training) & rows(validation)
+
+
+def test_split_is_fixed_and_depends_on_its_seed(noise):
+    first, again, other = (split(noise.train, train_count=100, val_count=50, seed=s)[1] for s in (0, 0, 1))
+    assert torch.equal(first.pixels, again.pixels)
+    assert rows(first) != rows(other)
+
+
+def test_neither_part_moves_when_the_other_changes_size(noise):
+    training, validation = split(noise.train, train_count=100, val_count=50)
+    assert rows(split(noise.train, train_count=20, val_count=50)[1]) == rows(validation)
+    assert rows(split(noise.train, train_count=100, val_count=10)[0]) == rows(training)
+    assert rows(split(noise.train, train_count=20, val_count=50)[0]) < rows(training)
+
+
+def test_everything_may_be_training(noise):
+    training, validation = split(noise.train, train_count=None, val_count=0)
+    assert torch.equal(training.pixels, noise.train.pixels)
+    assert len(validation) == 0
+
+
+@pytest.mark.parametrize(
+    ("train_count", "val_count", "text"),
+    [
+        (151, 50, "50 validation and 151 training images cannot be taken from 200; with 50 for validation,"
+                  " training may have 1 to 150"),
+        (0, 50, "training may have 1 to 150"),
+        (None, 200, "200 validation and all remaining training images cannot be taken from 200;"
+                    " validation may have 0 to 199"),
+        (10, -1, "validation may have 0 to 199"),
+    ],
+)  # fmt: skip
+def test_impossible_counts_name_the_possible_ones(noise, train_count, val_count, text):
+    with pytest.raises(DataError, match=re.escape(text)):
+        split(noise.train, train_count=train_count, val_count=val_count)

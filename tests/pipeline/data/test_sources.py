@@ -1,0 +1,303 @@
+"""Image sets by name; torchvision's own reading code runs on small files in its formats."""
+
+import gzip
+import hashlib
+import http.client
+import pickle
+import re
+import struct
+import tarfile
+import urllib.error
+import urllib.request
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import datasets
+
+from pipeline.data import sources
+from pipeline.data.images import DataError, fingerprint
+from pipeline.data.sources import load
+
+N_TRAIN, N_TEST = 30, 10
+
+
+def random_images(seed, n, shape):
+    draw = np.random.default_rng(seed)
+    return draw.integers(0, 256, (n, *shape), dtype=np.uint8), (np.arange(n) % 10).astype(np.uint8)
+
+
+def write_idx(folder, offset=0):
+    """MNIST's four raw files -> {"train": (pixels, labels), "test": ...} as written."""
+    folder.mkdir(parents=True)
+    written = {}
+    for split, prefix, n in (("train", "train", N_TRAIN), ("test", "t10k", N_TEST)):
+        pixels, labels = random_images(offset + n, n, (28, 28))
+        header = struct.pack(">4i", 2051, n, 28, 28)
+        (folder / f"{prefix}-images-idx3-ubyte").write_bytes(header + pixels.tobytes())
+        (folder / f"{prefix}-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 2049, n) + labels.tobytes())
+        written[split] = (pixels, labels)
+    return written
+
+
+def write_png(folder, written):
+    for split, (pixels, labels) in written.items():
+        for number, (image, label) in enumerate(zip(pixels, labels, strict=True)):
+            path = folder / split / str(label) / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path)
+
+
+def sha256_of(images):
+    return fingerprint(images.classes, images.train, images.test)
+
+
+def multiset(pixels, labels):
+    return sorted((int(label), bytes(image)) for image, label in zip(pixels, labels, strict=True))
+
+
+def refused(name, root, *texts):
+    with pytest.raises(DataError) as caught:
+        load(name, root)
+    message = str(caught.value)
+    assert "\n" not in message
+    for text in texts:
+        assert text in message
+    return message
+
+
+def test_digits_counts_and_pixels(tmp_path):
+    from sklearn.datasets import load_digits
+
+    images, bunch = load("digits", tmp_path), load_digits()
+    assert (len(images.train), len(images.test)) == (1437, 360)
+    assert images.train.pixels.shape[1:] == (8, 8, 1)
+    assert (int(images.train.pixels.min()), int(images.train.pixels.max())) == (0, 255)
+    test = np.arange(1797) % 5 == 0
+    for part, chosen in ((images.train, ~test), (images.test, test)):
+        back = np.rint(part.pixels.squeeze(-1).numpy() * (16 / 255)).astype(np.uint8)  # 0..255 -> 0..16
+        assert multiset(back, part.labels) == multiset(bunch.images[chosen].astype(np.uint8), bunch.target[chosen])
+
+
+def test_noise_is_the_same_every_time(tmp_path):
+    assert sha256_of(load("noise", tmp_path)) == sha256_of(load("noise", tmp_path))
+
+
+def test_noise_is_learnable_by_the_nearest_prototype(tmp_path):
+    images = load("noise", tmp_path)
+    assert (len(images.train), len(images.test)) == (200, 100)
+    assert images.train.pixels.shape[1:] == (16, 16, 3)
+    train, test = images.train.pixels.float().flatten(1), images.test.pixels.float().flatten(1)
+    prototypes = torch.stack([train[images.train.labels == label].mean(0) for label in range(10)])
+    assert torch.equal(torch.cdist(test, prototypes).argmin(1), images.test.labels)
+
+
+def test_noise_is_not_trivially_clean(tmp_path):
+    train = load("noise", tmp_path).train
+    same_class = train.pixels[train.labels == 0].float()
+    assert same_class.std(0).mean() > 20  # of 255
+
+
+@pytest.mark.parametrize(("name", "folder"), [("mnist", "MNIST"), ("fashion-mnist", "FashionMNIST")])
+def test_idx_files_are_read_by_torchvision(tmp_path, monkeypatch, name, folder):
+    written = write_idx(tmp_path / folder / "raw")
+    monkeypatch.setattr(sources, "_checked_mnist", lambda images, where: images)
+    images = load(name, tmp_path)
+    assert images.source == f"torchvision.datasets.{folder}"
+    for part, (pixels, labels) in ((images.train, written["train"]), (images.test, written["test"])):
+        assert part.pixels.dtype == torch.uint8
+        assert part.labels.dtype == torch.int64
+        assert multiset(part.pixels.squeeze(-1).numpy(), part.labels) == multiset(pixels, labels)
+    assert len(images.classes) == 10
+
+
+def test_mnist_is_the_same_set_from_png_folders_and_from_its_archive(tmp_path, monkeypatch):
+    written = write_idx(tmp_path / "archive" / "MNIST" / "raw")
+    write_png(tmp_path / "png" / "mnist", written)
+    monkeypatch.setattr(sources, "_checked_mnist", lambda images, where: images)
+    archive, png = load("mnist", tmp_path / "archive"), load("mnist", tmp_path / "png")
+    assert archive.classes == png.classes == tuple("0123456789")
+    assert archive.source != png.source
+    for one, other in ((archive.train, png.train), (archive.test, png.test)):
+        assert torch.equal(one.pixels, other.pixels)
+        assert torch.equal(one.labels, other.labels)
+
+
+def test_mnist_folder_with_the_right_content_is_accepted(tmp_path, monkeypatch):
+    written = write_idx(tmp_path / "archive" / "MNIST" / "raw")
+    write_png(tmp_path / "mnist", written)
+    with monkeypatch.context() as patch:
+        patch.setattr(sources, "_checked_mnist", lambda images, where: images)
+        expected = sha256_of(load("mnist", tmp_path / "archive"))
+    monkeypatch.setattr(sources, "MNIST_SHA256", expected)
+    assert sha256_of(load("mnist", tmp_path)) == expected
+
+
+def test_mnist_folder_with_other_content_is_refused(tmp_path):
+    write_png(tmp_path / "mnist", write_idx(tmp_path / "raw"))
+    refused("mnist", tmp_path, str(tmp_path / "mnist"), "are not MNIST: 30 + 10 images", "another name")
+
+
+def test_mnist_archive_with_other_content_is_refused(tmp_path):
+    write_idx(tmp_path / "MNIST" / "raw")
+    refused("mnist", tmp_path, str(tmp_path / "MNIST" / "raw"), "are not MNIST")
+
+
+def test_other_published_names_do_not_read_folders(tmp_path):
+    write_png(tmp_path / "cifar10", write_idx(tmp_path / "raw"))
+    refused("cifar10", tmp_path, "means the published set; rename the folder (for example to cifar10-folders)")
+
+
+@pytest.mark.parametrize("damage", [lambda raw: raw[:-100], lambda raw: b"", lambda raw: b"<html>" + raw])
+@pytest.mark.parametrize("file", ["train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"])
+def test_damaged_idx_file_is_one_sentence(tmp_path, damage, file):
+    path = tmp_path / "FashionMNIST" / "raw" / file
+    write_idx(path.parent)
+    path.write_bytes(damage(path.read_bytes()))
+    refused("fashion-mnist", tmp_path, str(path.parent), "delete damaged files and try again")
+
+
+def test_too_few_labels_are_noticed(tmp_path):
+    write_idx(tmp_path / "FashionMNIST" / "raw")
+    path = tmp_path / "FashionMNIST" / "raw" / "t10k-labels-idx1-ubyte"
+    path.write_bytes(struct.pack(">2i", 2049, 9) + bytes(9))
+    refused("fashion-mnist", tmp_path, "10 images but 9 labels")
+
+
+def write_cifar(root, monkeypatch, kind, label_key):
+    """A small archive in CIFAR's format, with torchvision's table of md5 sums changed to its sums.
+
+    The real pickles were written by an old numpy, whose dtype has 0 and 1 for False and True.
+    """
+    folder = root / kind.base_folder
+    folder.mkdir(parents=True)
+    written = {"train": [], "test": []}
+
+    def dump(file, content):
+        raw = pickle.dumps(content, protocol=2)
+        assert (b"\x89\x88\x87" in raw) == ("data" in content)
+        raw = raw.replace(b"\x89\x88\x87", b"K\x00K\x01\x87")
+        (folder / file).write_bytes(raw)
+        return hashlib.md5(raw).hexdigest()
+
+    for split, table in (("train", "train_list"), ("test", "test_list")):
+        sums = []
+        for number, (file, _) in enumerate(getattr(kind, table)):
+            pixels, labels = random_images(number + len(split), 20, (3, 32, 32))
+            sums.append([file, dump(file, {"data": pixels.reshape(20, 3072), label_key: labels.tolist()})])
+            written[split].append((pixels.transpose(0, 2, 3, 1), labels))
+        monkeypatch.setattr(kind, table, sums)
+    meta = kind.meta | {"md5": dump(kind.meta["filename"], {kind.meta["key"]: [f"c{i}" for i in range(10)]})}
+    monkeypatch.setattr(kind, "meta", meta)
+    return {split: tuple(map(np.concatenate, zip(*parts, strict=True))) for split, parts in written.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "class_name", "label_key"),
+    [("cifar10", "CIFAR10", "labels"), ("cifar100", "CIFAR100", "fine_labels")],
+)
+def test_cifar_pickles_are_read_by_torchvision(tmp_path, monkeypatch, name, class_name, label_key):
+    written = write_cifar(tmp_path, monkeypatch, getattr(datasets, class_name), label_key)
+    images = load(name, tmp_path)
+    assert images.train.pixels.shape == (100 if name == "cifar10" else 20, 32, 32, 3)
+    assert images.train.pixels.is_contiguous()
+    assert images.classes == tuple(f"c{index}" for index in range(10))
+    for part, (pixels, labels) in ((images.train, written["train"]), (images.test, written["test"])):
+        assert multiset(part.pixels.numpy(), part.labels) == multiset(pixels, labels)
+
+
+def test_cifar_archive_put_there_by_hand_is_unpacked(tmp_path, monkeypatch):
+    made = tmp_path / "made"
+    write_cifar(made, monkeypatch, datasets.CIFAR10, "labels")
+    root = tmp_path / "root"
+    root.mkdir()
+    with tarfile.open(root / datasets.CIFAR10.filename, "w:gz") as archive:
+        archive.add(made / datasets.CIFAR10.base_folder, arcname=datasets.CIFAR10.base_folder)
+    md5 = hashlib.md5((root / datasets.CIFAR10.filename).read_bytes()).hexdigest()
+    monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", md5)
+    assert len(load("cifar10", root).train) == 100
+
+
+def test_mnist_files_put_there_by_hand_are_unpacked(tmp_path, monkeypatch):
+    write_idx(tmp_path / "made")
+    raw = tmp_path / "root" / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    sums = []
+    for file, _ in datasets.FashionMNIST.resources:
+        content = gzip.compress((tmp_path / "made" / file.removesuffix(".gz")).read_bytes())
+        (raw / file).write_bytes(content)
+        sums.append((file, hashlib.md5(content).hexdigest()))
+    monkeypatch.setattr(datasets.FashionMNIST, "resources", sums)
+    assert len(load("fashion-mnist", tmp_path / "root").train) == N_TRAIN
+
+
+@pytest.mark.parametrize(
+    "error", [urllib.error.URLError("no route"), http.client.IncompleteRead(b""), TimeoutError("slow")]
+)
+@pytest.mark.parametrize(
+    ("name", "folder", "file"),
+    [
+        ("mnist", "MNIST/raw", "t10k-labels-idx1-ubyte.gz"),
+        ("fashion-mnist", "FashionMNIST/raw", "train-images-idx3-ubyte.gz"),
+        ("cifar10", "", "cifar-10-python.tar.gz"),
+        ("cifar100", "", "cifar-100-python.tar.gz"),
+    ],
+)
+def test_failing_download_is_one_sentence(tmp_path, monkeypatch, error, name, folder, file):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(urllib.request, "urlopen", fail)
+    message = refused(name, tmp_path, f"{name} could not be downloaded", str(tmp_path / folder), file, "by hand")
+    assert re.search(r"no route|IncompleteRead|slow", message)
+
+
+def test_damaged_download_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *args, **kwargs: Response(zlib.compress(b"not this")))
+    refused("cifar10", tmp_path, "File not found or corrupted", str(tmp_path), "cifar-10-python.tar.gz")
+
+
+class Response:
+    """What urlopen returns, as far as torchvision uses it."""
+
+    def __init__(self, content):
+        self.rest, self.length, self.url = content, len(content), None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *args):
+        pass
+
+    def read(self, size):
+        part, self.rest = self.rest[:size], self.rest[size:]
+        return part
+
+
+def test_any_other_name_is_a_folder(tmp_path):
+    write_png(tmp_path / "shapes", write_idx(tmp_path / "raw"))
+    images = load("shapes", tmp_path)
+    assert (images.name, len(images.train), len(images.test)) == ("shapes", N_TRAIN, N_TEST)
+
+
+def test_unknown_name_names_the_nearest_one_and_the_folder(tmp_path):
+    refused("cifar01", tmp_path, f"there is no folder {tmp_path / 'cifar01'}; did you mean 'cifar10'?")
+
+
+def test_unknown_name_may_be_near_to_a_folder(tmp_path):
+    write_png(tmp_path / "shapes", write_idx(tmp_path / "raw"))
+    refused("shape", tmp_path, "did you mean 'shapes'?")
+
+
+def test_unknown_name_near_to_nothing_lists_all(tmp_path):
+    refused("zzz", tmp_path / "absent", "known are digits, mnist, fashion-mnist, cifar10, cifar100, noise")
+
+
+@pytest.mark.parametrize("name", ["", ".cache", "../outside", "a/b", "a\\b"])
+def test_name_is_never_a_path(tmp_path, name):
+    for folder in (".cache", "a/b", "a\\b"):
+        (tmp_path / "root" / folder).mkdir(parents=True)
+    (tmp_path / "outside").mkdir()
+    refused(name, tmp_path / "root", "no data set is called")
