@@ -1,13 +1,13 @@
 """How a network learns, as plain values: learning rates by step and which parameters decay."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 
 class Batch(NamedTuple):
-    """What an update, or an evaluation step, is made from."""
+    """What an update, or an evaluation step, is made from; Lightning moves its tensors to the device."""
 
     step: int  # number of the first update made from it; when evaluating, of the batch
     images: Tensor  # float32 (N, C, H, W)
@@ -36,13 +36,10 @@ def factors(drops: Mapping[str, Any]) -> Sequence[float]:
 
 def parameter_groups(network: nn.Module, weight_decay: float, decay: str) -> list[dict[str, Any]]:
     """Groups for an optimiser: `decay` "all" decays every parameter, "weights" spares biases and batch-norm."""
-    parameters: Iterable[nn.Parameter] = network.parameters()
+    every = list(network.parameters())
     if decay == "all":
-        return [{"params": list(parameters), "weight_decay": weight_decay}]
-    matrices, vectors = [], []
-    for parameter in parameters:
-        (matrices if parameter.ndim > 1 else vectors).append(parameter)
+        return [{"params": every, "weight_decay": weight_decay}]
     return [
-        {"params": matrices, "weight_decay": weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
+        {"params": [p for p in every if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in every if p.ndim <= 1], "weight_decay": 0.0},
     ]

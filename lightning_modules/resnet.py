@@ -104,7 +104,8 @@ class CifarNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) images, mean subtracted -> (N, num_classes) scores."""
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        x = self.map8(self.map16(self.map32(x)))
+        for name in WIDTHS:
+            x = self.get_submodule(name)(x)
         return self.fc(self.pool(x).flatten(1))
 
 

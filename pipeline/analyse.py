@@ -95,8 +95,9 @@ class Analysis:
     def connections(self, name: str) -> int:
         """Connections into a layer's units; 0 for what has none of its own."""
         module, output = self.network.get_submodule(name), self.outputs[name]
-        if hasattr(module, "connections"):
-            return int(module.connections(output))
+        counted: Any = getattr(module, "connections", None)  # LeNet-5's layers count their own
+        if counted:
+            return int(counted(output))
         if isinstance(module, WEIGHTED):
             fan_in = module.weight[0].numel() + (module.bias is not None)
             return fan_in * output[0].numel()
@@ -104,7 +105,9 @@ class Analysis:
 
     def init_gain(self) -> float:
         """Variance times fan-in of the convolutions' initial weights, all pooled: 2 for He initialisation."""
-        weights = [module.weight for module in self.network.modules() if isinstance(module, nn.Conv2d)]
+        weights: list[Tensor] = [
+            module.weight for module in self.network.modules() if isinstance(module, nn.Conv2d)
+        ]
         scaled = torch.cat([(weight * weight[0].numel() ** 0.5).flatten() for weight in weights])
         return float(scaled.detach().double().square().mean())
 

@@ -41,19 +41,20 @@ def evaluate(
     bf16: bool,
 ) -> Errors:
     """Errors of `network` in evaluation mode over `batches`; refuses to answer unless `expected` images came."""
-    images, wrong1, wrong5, total = 0, 0, 0, 0.0
+    images = 0
+    sums = torch.zeros(3, dtype=torch.float64)  # wrong in top 1, wrong in top 5, losses; read once, at the end
     with evaluating(network):
         for _, pixels, labels in batches:
             with torch.autocast(pixels.device.type, dtype=torch.bfloat16, enabled=bf16):
                 scores = network(pixels)
             scores = scores.float()
             images += len(labels)
-            wrong1 += wrong_in_top(scores, labels, 1)
-            wrong5 += wrong_in_top(scores, labels, 5)
-            total += loss(scores, labels).double() * len(labels)
+            wrong = wrong_in_top(scores, labels, 1), wrong_in_top(scores, labels, 5)
+            sums = sums.to(scores.device) + torch.stack([*wrong, loss(scores, labels).double() * len(labels)])
     if images != expected:
         raise RuntimeError(f"{images} images were evaluated where the manifest counts {expected}: no result")
-    return Errors(images, int(wrong1), int(wrong5), float(total) / images)
+    wrong1, wrong5, total = sums.tolist()
+    return Errors(images, int(wrong1), int(wrong5), total / images)
 
 
 def response_std(network: nn.Module, batches: Iterable[Batch]) -> float | None:

@@ -324,9 +324,9 @@ def merged(*maps: Mapping[str, Any]) -> dict[str, Any]:
     for layer in maps:
         for key, value in layer.items():
             below = result.get(key)
-            same = isinstance(below, Mapping) and isinstance(value, Mapping)
-            if same and below.get("name") in (None, value.get("name", below.get("name"))):
-                result[key] = merged(below, value)
+            if isinstance(below, Mapping) and isinstance(value, Mapping):
+                same = below.get("name") in (None, value.get("name", below.get("name")))
+                result[key] = merged(below, value) if same else value
             else:
                 result[key] = value
     return result
@@ -394,10 +394,10 @@ def check(experiment: Experiment, file: str) -> None:
             raise DeclarationError(f"{file}: claims: the id {claim.id!r} is used twice")
         seen.add(claim.id)
         for key in ("of", "lhs", "rhs"):
-            variant = getattr(claim, key, None)
-            if variant is not None and variant not in known:
+            named = getattr(claim, key, None)
+            if named is not None and named not in known:
                 raise DeclarationError(
-                    f"{file}: claims.{claim.id}.{key}: unknown variant {variant!r}{nearest(variant, known)}"
+                    f"{file}: claims.{claim.id}.{key}: unknown variant {named!r}{nearest(named, known)}"
                 )
         if isinstance(claim, OrderingClaim) and claim.op in ("<=", "~") and not claim.margin:
             raise DeclarationError(f"{file}: claims.{claim.id}: op {claim.op!r} needs a margin above 0")

@@ -37,6 +37,7 @@ class Record:
     data: str
     metrics: Mapping[str, float]  # final ones: test/top1_error_pct, test/images, …
     precision: str  # used, which may be less than declared where the processor lacks it
+    compiled: bool  # by torch.compile, where declared and a C++ compiler was found
     threads: int
     hardware: str
     libraries: Mapping[str, str]

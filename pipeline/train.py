@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import platform
+import shutil
 import sys
 import time
 import warnings
@@ -108,6 +109,7 @@ def train(
         data=manifest.name,
         metrics=job.final_metrics() | conductor.last_window if status == FINISHED else {},
         precision="bf16" if job.bf16 else "fp32",
+        compiled=job.compiled,
         threads=threads,
         hardware=hardware(),
         libraries=libraries(),
@@ -143,12 +145,13 @@ class Job:
         data = run.recipe.data
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.bf16 = self.recipe.precision == "bf16" and has_bf16(self.device)
+        self.compiled = self.recipe.compile and has_compiler()
         self.training, self.validation = split(images.train, train_count=data.train, val_count=data.val)
         self.test = images.test
         self.log_every = self.recipe.log_every or max(1, self.recipe.steps // REPORTS)
         self.eval_every = self.recipe.eval_every or max(1, self.recipe.steps // EVALUATIONS)
         self.normaliser = fit_normaliser(data.normalise, self.training)
-        self.module = module_for(run, manifest)
+        self.module = module_for(run, manifest, compiled=self.compiled)
         self.block = block_size(self.recipe, self.log_every, self.eval_every, len(self.training))
 
     def batch_maker(self, images: Images, *, augment: tuple[str, ...] = ()) -> BatchMaker:
@@ -264,7 +267,7 @@ class Conductor(pl.Callback):
             trainer.should_stop = True
 
 
-def module_for(run: Run, manifest: Manifest) -> Classifier:
+def module_for(run: Run, manifest: Manifest, *, compiled: bool) -> Classifier:
     """The run's LightningModule, initialised from its seed."""
     recipe = run.recipe.train
     kind: type[Classifier] = Classifier
@@ -284,7 +287,7 @@ def module_for(run: Run, manifest: Manifest) -> Classifier:
         warmup=recipe.warmup.model_dump(mode="json") if recipe.warmup else None,
         optimizer=recipe.optimizer.model_dump(mode="json"),
         channels_last=recipe.channels_last,
-        compile=recipe.compile,
+        compile=compiled,
     )
 
 
@@ -324,6 +327,12 @@ def has_bf16(device: str) -> bool:
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return hasattr(torch.ops, "mkldnn") and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def has_compiler() -> bool:
+    """Whether torch.compile finds the C++ compiler it needs, for a CPU's kernels and a GPU's launchers alike."""
+    named = os.environ.get("CXX")
+    return any(shutil.which(name) for name in ([named] if named else ["g++", "clang++"]))
 
 
 def checkpoint_seconds() -> float:

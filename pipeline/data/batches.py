@@ -8,13 +8,13 @@ import difflib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_modules.recipe import Batch
 from pipeline.data.images import DataError, Images
 from pipeline.data.order import generator, positions
 
@@ -180,14 +180,6 @@ def _distort(x: Tensor, draws: Tensor) -> Tensor:
     grid = torch.stack([source_column * (2 / width), (source_row * (2 / height)).expand_as(source_column)], -1)
     moved = F.grid_sample(x.permute(0, 3, 1, 2), grid, "bilinear", "zeros", align_corners=False)
     return torch.where(chosen[:, None, None, None], moved.permute(0, 2, 3, 1), x)
-
-
-class Batch(NamedTuple):
-    """What a training or evaluation step receives; Lightning moves its tensors to the device."""
-
-    step: int  # number of the first update made from it; when evaluating, of the batch
-    images: Tensor  # float32 (N, C, H, W)
-    labels: Tensor  # int64 (N,)
 
 
 class Feed:

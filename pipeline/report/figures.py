@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -63,8 +64,8 @@ def draw(ax: Axes, curves: Mapping[str, Sequence[Curve]], colour: str, label: st
         steps = sorted(set.intersection(*({step for step, _ in row} for row in rows)))
         values = np.array([[dict(row)[step] for step in steps] for row in rows])  # (seeds, points)
         bold = metric == TEST
-        style = {"linewidth": 2.2} if bold else {"linewidth": 1.1, "linestyle": "--"}
-        ax.plot(steps, values.mean(axis=0), color=colour, label=label if bold else None, **style)  # type: ignore[arg-type]
+        style: dict[str, Any] = {"linewidth": 2.2} if bold else {"linewidth": 1.1, "linestyle": "--"}
+        ax.plot(steps, values.mean(axis=0), color=colour, label=label if bold else None, **style)
         ax.fill_between(steps, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.12, linewidth=0)
 
 

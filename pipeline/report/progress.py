@@ -4,7 +4,14 @@ import time
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as Bars
 
 from pipeline.record import FINISHED
@@ -36,7 +43,7 @@ class Progress:
             transient=True,
             expand=True,
         )
-        self.bar_of: dict[str, int] = {}
+        self.bar_of: dict[str, TaskID] = {}
         self.last_line = time.monotonic()
 
     def plan(self) -> None:
@@ -91,7 +98,7 @@ class Progress:
 
     def tick(self) -> None:
         """Move the bars to where the runs are."""
-        done = 0
+        done = 0.0
         for name, bar in self.bar_of.items():
             steps = self.bars.tasks[bar].total or 0
             where = {} if name in self.ended else self.folders[name].progress()

@@ -1,0 +1,48 @@
+# One environment, made from the lock file; every target makes it if it is not there.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+SOURCES := pipeline lightning_modules tests
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+$(READY): pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, and $(PYTHON) is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
+	@echo "setting up $(VENV) from requirements.lock (a few minutes, several GB for torch)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $(READY)
+
+setup: $(READY) ## the environment, in .venv
+
+demo: $(READY) ## plain against residual nets on handwritten digits: train, judge, draw
+	@$(BIN)/repro run resnet/cifar10_depth --scale laptop
+
+test: $(READY) ## the tests, without the slow ones
+	@$(BIN)/python -m pytest
+
+test-slow: $(READY) ## all tests
+	@$(BIN)/python -m pytest -m "slow or not slow"
+
+lint: $(READY) ## format, lint and types
+	@$(BIN)/ruff format --check $(SOURCES)
+	@$(BIN)/ruff check $(SOURCES)
+	@$(BIN)/mypy
+
+check: lint test ## what CI runs: format, lint, types, tests
+
+format: $(READY) ## put the code in shape
+	@$(BIN)/ruff format $(SOURCES)
+	@$(BIN)/ruff check --fix $(SOURCES)
+
+bench: $(READY) ## speed, beside a plain PyTorch loop (minutes; keep the machine quiet)
+	@$(BIN)/python tests/benchmarks/training_speed.py
+
+lock: $(READY) ## resolve the dependencies anew
+	@$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header \
+		--extra dev --quiet --upgrade --output-file requirements.lock pyproject.toml
+
+.PHONY: help setup demo test test-slow lint check format bench lock

@@ -1,0 +1,242 @@
+"""Training speed of ResNet-20 at batch 128 on CIFAR-size images: ours, our bare loop, and a peer's usual way.
+
+    python tests/benchmarks/training_speed.py [--rounds 5] [--steps 60] [--threads 2]
+
+peer   a plain PyTorch loop over torchvision's CIFAR10 with RandomCrop, flip, ToTensor and Normalize through a
+       DataLoader (the best of 0, 1 and 2 workers), float32, default memory format, accuracy of every batch.
+ours   `pipeline.train.train`, the real path of a run: Lightning, journal, progress, training errors; at the
+       precision that `laptop` and `gpu` scales use.
+bare   our own batches, precision and memory format in a loop of six lines, without Lightning or any report.
+
+Each runs in a process of its own, in turn, round by round; a ratio is taken within a round. The images are
+generated (speed does not depend on what they show) and the same for all. To be run on a quiet machine.
+"""
+
+import argparse
+import json
+import os
+import pickle
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+BATCH = 128
+WARM_UP = 10  # updates before the clock starts; compilation, where used, falls into them
+IMAGES = 10_000
+
+
+def peer(steps: int, folder: Path, workers: int) -> float:
+    """Images per second of the usual loop."""
+    import torch
+    from torch.utils.data import DataLoader
+    from torchvision import transforms
+    from torchvision.datasets import CIFAR10
+
+    from lightning_modules.resnet import resnet_cifar
+
+    class Generated(CIFAR10):
+        """CIFAR10 as torchvision reads it, from files whose checksums cannot be the published ones."""
+
+        def _check_integrity(self) -> bool:
+            return True
+
+        def _load_meta(self) -> None:
+            self.classes = list("0123456789")
+
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    usual = [transforms.RandomCrop(32, 4), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
+    data = Generated(folder, train=True, transform=transforms.Compose([*usual, transforms.Normalize(mean, std)]))
+    loader = DataLoader(data, BATCH, shuffle=True, num_workers=workers, drop_last=True)
+    network = resnet_cifar(depth=20)
+    criterion = torch.nn.CrossEntropyLoss()
+    optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9, weight_decay=1e-4)
+    done, start = 0, 0.0
+    while True:
+        for images, labels in loader:
+            if done == WARM_UP:
+                start = time.perf_counter()
+            if done == steps:
+                return BATCH * (steps - WARM_UP) / (time.perf_counter() - start)
+            output = network(images)
+            loss = criterion(output, labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            loss.item(), (output.argmax(1) == labels).float().mean().item()
+            done += 1
+
+
+def ours(steps: int, folder: Path, *, threads: int) -> float:
+    """Images per second of a real run."""
+    from pipeline.data.manifest import manifest_of
+    from pipeline.runs import RunFolder
+    from pipeline.train import train
+
+    images = image_set(folder)
+    times: list[float] = []
+
+    def clock() -> bool:  # asked after every update
+        times.append(time.perf_counter())
+        return False
+
+    with tempfile.TemporaryDirectory() as place:
+        train(
+            declared(steps),
+            identity="benchmark",
+            folder=RunFolder(Path(place) / "run"),
+            images=images,
+            manifest=manifest_of(images),
+            code="benchmark",
+            threads=threads,
+            stop=clock,
+        )
+    return BATCH * (len(times) - WARM_UP) / (times[-1] - times[WARM_UP - 1])
+
+
+def bare(steps: int, folder: Path, *, threads: int) -> float:
+    """Images per second of our batches, precision and network in a loop of six lines."""
+    import torch
+    import torch.nn.functional as F
+
+    from lightning_modules.networks import build
+    from pipeline.data.batches import BatchMaker, Feed, fit_normaliser
+    from pipeline.train import prepare_process
+
+    prepare_process(threads)
+    run, train_images = declared(steps), image_set(folder).train
+    recipe = run.recipe.train
+    network = build("resnet_cifar", {"depth": 20}, num_classes=10, in_channels=3)
+    if recipe.channels_last:
+        network = network.to(memory_format=torch.channels_last)
+    forward = torch.compile(network) if recipe.compile else network
+    optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9, weight_decay=1e-4)
+    normalise = fit_normaliser("per-pixel-mean", train_images)
+    maker = BatchMaker(train_images, normalise=normalise, augment=run.recipe.data.augment)
+    feed = Feed(maker, train_images.labels, seed=0, batch_size=BATCH, start_step=0, stop_step=steps)
+    start = 0.0
+    for step, images, labels in feed:
+        if step == WARM_UP:
+            start = time.perf_counter()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=recipe.precision == "bf16"):
+            loss = F.cross_entropy(forward(images).float(), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return BATCH * (steps - WARM_UP) / (time.perf_counter() - start)
+
+
+def declared(steps: int):
+    """The run that `ours` trains: ResNet-20 as its experiment declares it at gpu scale, for `steps` updates."""
+    from pipeline.experiment import load
+    from pipeline.plan import plan
+
+    changes = {"train.steps": steps, "train.lr_drops": None, "train.eval_every": steps}
+    return plan(load("resnet/cifar10_depth"), scale="gpu", variants=["resnet-20"], seeds=1, changes=changes)[0]
+
+
+def image_set(folder: Path):
+    """The generated images as one of our data sets."""
+    import torch
+
+    from pipeline.data.images import Images, ImageSet
+
+    pixels, labels = generated()
+    images = Images(torch.from_numpy(pixels), torch.from_numpy(labels))
+    few = Images(images.pixels[:BATCH], images.labels[:BATCH])
+    return ImageSet("generated", "generated", tuple("0123456789"), images, few)
+
+
+def generated():
+    """IMAGES random images, (N, 32, 32, 3) uint8, and their labels."""
+    import numpy as np
+
+    draw = np.random.default_rng(0)
+    return draw.integers(0, 256, (IMAGES, 32, 32, 3), dtype=np.uint8), draw.integers(0, 10, IMAGES)
+
+
+def write_archive(folder: Path) -> None:
+    """The generated images in the files that torchvision's CIFAR10 reads."""
+    pixels, labels = generated()
+    place = folder / "cifar-10-batches-py"
+    place.mkdir(parents=True)
+    flat = pixels.transpose(0, 3, 1, 2).reshape(IMAGES, -1)
+    fifth = IMAGES // 5
+    for i in range(5):
+        part = slice(i * fifth, (i + 1) * fifth)
+        with (place / f"data_batch_{i + 1}").open("wb") as file:
+            pickle.dump({"data": flat[part], "labels": labels[part].tolist()}, file)
+    (place / "test_batch").write_bytes((place / "data_batch_1").read_bytes())
+
+
+def timed(what: str, steps: int, folder: Path, threads: int) -> float:
+    """One measurement, in a process of its own."""
+    words = [sys.executable, __file__, "--measure", what, "--steps", str(steps), "--threads", str(threads)]
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run(
+        [*words, "--folder", str(folder)], capture_output=True, text=True, check=False, env=environment
+    )
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return float(done.stdout.strip().splitlines()[-1])
+
+
+def main() -> None:
+    """Measure, in turn, and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.measure:
+        import torch
+
+        torch.set_num_threads(asked.threads)
+        kind, _, workers = asked.measure.partition("-")
+        measure = {"ours": ours, "bare": bare}.get(kind)
+        if measure:
+            print(measure(asked.steps, asked.folder, threads=asked.threads))
+        else:
+            print(peer(asked.steps, asked.folder, int(workers)))
+        return
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        write_archive(folder)
+        tuned = {f"peer-{n}": timed(f"peer-{n}", asked.steps, folder, asked.threads) for n in (0, 1, 2)}
+        best = max(tuned, key=tuned.__getitem__)
+        print("peer by loader workers:", {name[5:]: round(value) for name, value in tuned.items()}, flush=True)
+        rounds = []
+        for number in range(asked.rounds):
+            names = (best, "ours", "bare") if number % 2 == 0 else ("bare", "ours", best)
+            row = {name: timed(name, asked.steps, folder, asked.threads) for name in names}
+            rounds.append({"peer": row[best], "ours": row["ours"], "bare": row["bare"]})
+            print("  ".join(f"{name} {value:6.0f} images/s" for name, value in rounds[-1].items()), flush=True)
+    over_peer = [row["ours"] / row["peer"] for row in rounds]
+    over_bare = [row["ours"] / row["bare"] for row in rounds]
+    print(
+        json.dumps(
+            {
+                "ours / peer": {
+                    "median": statistics.median(over_peer),
+                    "min": min(over_peer),
+                    "max": max(over_peer),
+                },
+                "ours / bare": {
+                    "median": statistics.median(over_bare),
+                    "min": min(over_bare),
+                    "max": max(over_bare),
+                },
+                "threads": asked.threads,
+                "steps": asked.steps,
+            },
+            indent=1,
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
