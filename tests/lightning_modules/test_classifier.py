@@ -1,0 +1,167 @@
+"""The shared LightningModule: errors counted, rates set, a lost run stopped."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lightning_modules.classifier import WARMUP_WINDOW, Classifier, NotConvergedError, wrong_in_top
+from lightning_modules.recipe import Batch
+
+SGD = {"name": "sgd", "momentum": 0.9, "weight_decay": 1e-4, "decay": "all"}
+
+
+def classifier(**changes) -> Classifier:
+    torch.manual_seed(0)
+    settings = {
+        "network": "resnet_cifar",
+        "network_args": {"depth": 8},
+        "classes": 10,
+        "channels": 3,
+        "loss": {"name": "cross-entropy"},
+        "lr": 0.1,
+        "lr_drops": {"at": [5], "factor": 0.1},
+        "warmup": None,
+        "optimizer": SGD,
+    }
+    return Classifier(**(settings | changes))
+
+
+@pytest.fixture
+def module(monkeypatch) -> Classifier:
+    return with_optimizer(classifier(), monkeypatch)
+
+
+def with_optimizer(module: Classifier, monkeypatch) -> Classifier:
+    """The module as a trainer would hold it: with one optimiser."""
+    optimizer = module.configure_optimizers()
+    monkeypatch.setattr(module, "optimizers", lambda: optimizer)
+    return module
+
+
+def batch(step: int = 0, n: int = 6) -> Batch:
+    draw = torch.Generator().manual_seed(step)
+    images = torch.randn(n, 3, 8, 8, generator=draw)
+    return Batch(step, images, torch.randint(0, 10, (n,), generator=draw))
+
+
+def slow_wrong(scores, labels, k) -> int:
+    """As obvious as can be: sort, look."""
+    wrong = 0
+    for row, label in zip(scores.tolist(), labels.tolist(), strict=True):
+        best = sorted(range(len(row)), key=lambda c: -row[c])[:k]
+        wrong += label not in best
+    return wrong
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_wrong_in_top_is_what_sorting_says(k):
+    scores, labels = torch.randn(200, 10), torch.randint(0, 10, (200,))
+    assert wrong_in_top(scores, labels, k).item() == slow_wrong(scores, labels, k)
+
+
+def test_a_network_that_cannot_decide_is_wrong():
+    labels = torch.arange(10)
+    assert wrong_in_top(torch.zeros(10, 10), labels, 1).item() == 10
+    assert wrong_in_top(torch.zeros(10, 10), labels, 5).item() == 10
+
+
+def test_a_score_that_is_not_a_number_is_wrong():
+    scores = torch.zeros(2, 10)
+    scores[:, 3] = torch.tensor([float("nan"), 1.0])
+    assert wrong_in_top(scores, torch.tensor([3, 3]), 1).item() == 1
+
+
+def test_five_of_three_classes_are_never_wrong():
+    assert wrong_in_top(torch.randn(7, 3), torch.zeros(7, dtype=torch.int64), 5).item() == 0
+
+
+def test_training_step_is_cross_entropy_and_counts(module):
+    some = batch()
+    loss = module.training_step(some, 0)
+    with torch.no_grad():
+        scores = module(some.images)  # batch statistics again: the same batch, the same scores
+    torch.testing.assert_close(loss.detach(), F.cross_entropy(scores, some.labels))
+    window = module.take_window()
+    assert window["train/top1_error_pct"] == pytest.approx(100 * slow_wrong(scores, some.labels, 1) / 6)
+    assert window["train/top5_error_pct"] == pytest.approx(100 * slow_wrong(scores, some.labels, 5) / 6)
+    assert window["train/loss"] == pytest.approx(loss.item())
+    assert module.take_window() == {}
+
+
+def test_a_window_weighs_batches_by_their_images(module):
+    a, b = batch(0, 6), batch(1, 2)
+    first, second = module.training_step(a, 0).item(), module.training_step(b, 1).item()
+    assert module.take_window()["train/loss"] == pytest.approx((6 * first + 2 * second) / 8)
+
+
+def test_the_rate_follows_the_step_not_the_calls(module):
+    for step, lr in ((7, 0.01), (0, 0.1), (5, 0.01)):
+        module.training_step(batch(step), 0)
+        assert [group["lr"] for group in module.optimizers().param_groups] == [pytest.approx(lr)]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_before_the_update(module, value):
+    some = batch(3)
+    some.images[0, 0, 0, 0] = value
+    with pytest.raises(NotConvergedError, match=r"the loss became (nan|inf) at step 3"):
+        module.training_step(some, 0)
+    assert module.take_window() == {}  # and nothing of it is counted
+
+
+def test_warm_up_ends_when_the_error_of_a_window_is_low(monkeypatch):
+    warm = {"lr": 0.01, "train_error_below_pct": 80.0}
+    module = with_optimizer(classifier(warmup=warm, lr_drops=None), monkeypatch)
+
+    def rate_at(step: int) -> float:
+        module.set_lr(step)
+        return module.optimizers().param_groups[0]["lr"]
+
+    scores, labels = torch.eye(10), torch.arange(10)
+    wrong = labels.roll(1)
+    assert rate_at(0) == 0.01
+    module.count(scores, wrong, torch.tensor(1.0))  # 100 % wrong
+    assert rate_at(WARMUP_WINDOW) == 0.01
+    module.count(scores, labels, torch.tensor(1.0))  # 0 % wrong
+    assert rate_at(WARMUP_WINDOW + 1) == 0.01  # looked at only every 100 updates
+    assert rate_at(2 * WARMUP_WINDOW) == 0.1
+    module.count(scores, wrong, torch.tensor(1.0))
+    assert rate_at(3 * WARMUP_WINDOW) == 0.1  # once over, it stays over
+
+
+def test_warm_up_survives_a_checkpoint(monkeypatch):
+    warm = {"lr": 0.01, "train_error_below_pct": 80.0}
+    module = with_optimizer(classifier(warmup=warm, lr_drops=None), monkeypatch)
+    module.count(torch.eye(10), torch.arange(10), torch.tensor(1.0))
+    module.set_lr(WARMUP_WINDOW)
+    again = with_optimizer(classifier(warmup=warm, lr_drops=None), monkeypatch)
+    again.load_state_dict(module.state_dict())
+    again.set_lr(WARMUP_WINDOW + 50)
+    assert again.optimizers().param_groups[0]["lr"] == 0.1
+
+
+def test_sgd_is_the_recipes(module):
+    optimizer = module.configure_optimizers()
+    assert isinstance(optimizer, torch.optim.SGD)
+    (group,) = optimizer.param_groups
+    assert (group["momentum"], group["weight_decay"], group["nesterov"]) == (0.9, 1e-4, False)
+
+
+def test_hyperparameters_are_plain_values(module):
+    assert dict(module.hparams)["network"] == "resnet_cifar"
+    assert not any(isinstance(value, torch.nn.Module) for value in module.hparams.values())
+
+
+def test_an_unknown_network_names_the_nearest():
+    with pytest.raises(ValueError, match="network 'resnet_cifr' is unknown; did you mean 'resnet_cifar'"):
+        classifier(network="resnet_cifr")
+
+
+def test_an_unknown_argument_names_the_nearest():
+    with pytest.raises(ValueError, match="has no argument 'dept'; did you mean 'depth'"):
+        classifier(network_args={"dept": 20})
+
+
+def test_a_missing_argument_is_named():
+    with pytest.raises(ValueError, match="'resnet_cifar' needs the argument 'depth'"):
+        classifier(network_args={})

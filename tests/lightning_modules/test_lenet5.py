@@ -1,0 +1,175 @@
+"""LeNet-5 against section II-B, Table I and Appendix A of LeCun et al. 1998."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_modules.lenet5 import TABLE_I, digit_codes, lenet5, lenet5_modern, map_loss, mle_loss, squash
+
+ROWS = {  # layer: output, parameters, connections (section II-B)
+    "c1": ((6, 28, 28), 156, 122_304),
+    "s2": ((6, 14, 14), 12, 5_880),
+    "c3": ((16, 10, 10), 1_516, 151_600),
+    "s4": ((16, 5, 5), 32, 2_000),
+    "c5": ((120, 1, 1), 48_120, 48_120),
+    "f6": ((84,), 10_164, 10_164),
+    "output": ((10,), 0, 840),
+}
+
+
+@pytest.fixture
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return lenet5()
+
+
+def count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def test_children_read_like_the_table(network):
+    assert [name for name, _ in network.named_children()] == list(ROWS)
+
+
+def test_every_row_of_the_table(network):
+    x = torch.zeros(2, 1, 32, 32)
+    for (name, layer), (shape, parameters, connections) in zip(
+        network.named_children(), ROWS.values(), strict=True
+    ):
+        x = layer(x)
+        assert (name, tuple(x.shape[1:]), count(layer)) == (name, shape, parameters)
+        assert layer.connections(x[:1]) == connections
+
+
+def test_totals_are_the_papers(network):
+    assert count(network) == 60_000
+    assert sum(row[2] for row in ROWS.values()) == 340_908
+
+
+def test_table_i_has_the_papers_pattern():
+    around = [{(start + i) % 6 for i in range(n)} for n in (3, 4) for start in range(6)]  # contiguous, cyclically
+    assert [set(row) for row in TABLE_I[:12]] == around or sorted(map(sorted, TABLE_I[:12])) == sorted(
+        map(sorted, around)
+    )
+    assert [len(row) for row in TABLE_I] == [3] * 6 + [4] * 9 + [6]
+    for row in TABLE_I[12:15]:  # "discontinuous": two pairs with a gap between them
+        assert {(map_ + 3) % 6 in row for map_ in row} == {True}
+    assert set(TABLE_I[15]) == set(range(6))
+
+
+def test_c3_reads_only_the_maps_of_table_i(network):
+    x = torch.randn(1, 6, 14, 14)
+    for unread in range(6):
+        changed = x.clone()
+        changed[:, unread] += 1
+        moved = (network.c3(x) != network.c3(changed)).flatten(2).any(2)[0]
+        assert moved.tolist() == [unread in row for row in TABLE_I]
+
+
+def test_squashing_is_1_at_1():
+    """A and S are chosen so that f(1) = 1 and f(-1) = -1 (Appendix A)."""
+    torch.testing.assert_close(squash(torch.tensor([1.0, -1.0])), torch.tensor([1.0, -1.0]), atol=2e-4, rtol=0)
+    assert squash(torch.tensor(100.0)).item() == pytest.approx(1.7159)
+
+
+def test_subsampling_is_a_scaled_and_shifted_sum(network):
+    with torch.no_grad():
+        network.s2.weight.copy_(torch.arange(6.0) / 10)
+        network.s2.bias.copy_(torch.arange(6.0) / 100)
+    x = torch.randn(1, 6, 28, 28)
+    total = x[:, :, 0::2, 0::2] + x[:, :, 0::2, 1::2] + x[:, :, 1::2, 0::2] + x[:, :, 1::2, 1::2]
+    expected = squash(total * (torch.arange(6.0) / 10)[:, None, None] + (torch.arange(6.0) / 100)[:, None, None])
+    torch.testing.assert_close(network.s2(x), expected)
+
+
+def test_one_pattern_without_a_batch_gives_the_same(network):
+    x = torch.randn(3, 1, 32, 32)
+    torch.testing.assert_close(torch.stack([network(one) for one in x]), network(x), atol=1e-4, rtol=1e-5)
+
+
+def test_codes_are_ten_different_bitmaps_of_7_by_12():
+    codes = digit_codes()
+    assert codes.shape == (10, 7 * 12)
+    assert set(codes.flatten().tolist()) == {-1.0, 1.0}
+    differing = (codes[:, None] != codes[None]).sum(-1) + 84 * torch.eye(10, dtype=torch.int64)
+    assert differing.min() >= 5  # no two digits nearly the same
+
+
+def test_the_nearest_code_wins(network):
+    scores = network.output(digit_codes() + 0.3 * torch.randn(10, 84))
+    assert scores.argmax(1).tolist() == list(range(10))
+    torch.testing.assert_close(network.output(digit_codes()).diagonal(), torch.zeros(10))
+
+
+def test_map_loss_is_equation_9():
+    scores, labels, j = -torch.rand(4, 10) * 3, torch.tensor([1, 0, 9, 5]), 0.7
+    expected = 0.0
+    for row, label in zip((-scores).tolist(), labels.tolist(), strict=True):
+        expected += row[label] + math.log(math.exp(-j) + sum(math.exp(-y) for y in row))
+    assert map_loss(scores, labels, j=j).item() == pytest.approx(expected / 4, rel=1e-5)
+    assert mle_loss(scores, labels).item() == pytest.approx(-sum(scores[range(4), labels].tolist()) / 4)
+
+
+def test_map_loss_gradient_and_far_penalties():
+    scores = (-torch.rand(3, 10, dtype=torch.float64) * 5).requires_grad_()
+    assert torch.autograd.gradcheck(lambda s: map_loss(s, torch.tensor([0, 3, 7]), j=1.0), scores)
+    far = map_loss(torch.full((1, 10), -1e4), torch.tensor([0]), j=1.0)  # no overflow, no log of zero
+    assert far.item() == pytest.approx(1e4 - 1.0)
+
+
+def test_a_constant_that_is_not_positive_is_refused():
+    with pytest.raises(ValueError, match=r"j is 0.*must be positive"):
+        map_loss(torch.zeros(1, 10), torch.tensor([0]), j=0.0)
+
+
+@pytest.mark.parametrize(("layer", "fan_in"), [("c1", 25), ("s2", 4), ("s4", 4), ("c5", 400), ("f6", 120)])
+def test_weights_start_uniform_within_2_4_over_fan_in(network, layer, fan_in):
+    weight = network.get_submodule(layer).weight
+    bound = 2.4 / fan_in
+    assert weight.abs().max() <= bound
+    if weight.numel() > 100:
+        assert weight.abs().max() > 0.95 * bound
+        assert weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.1)
+
+
+def test_the_same_seed_gives_the_same_weights():
+    networks = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        networks.append(lenet5().c5.weight)
+    assert torch.equal(networks[0], networks[1])
+    assert not torch.equal(networks[0], networks[2])
+
+
+@pytest.mark.parametrize("build", [lenet5, lenet5_modern])
+def test_every_parameter_gets_a_gradient(build):
+    torch.manual_seed(0)
+    network = build()
+    map_loss(network(torch.randn(8, 1, 32, 32)), torch.arange(8), j=1.0).backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
+
+
+@pytest.mark.parametrize("build", [lenet5, lenet5_modern])
+def test_a_batch_can_be_learned_by_heart(build):
+    torch.manual_seed(0)
+    network = build()
+    optimizer = torch.optim.Adam(network.parameters(), 3e-3)
+    x, y = torch.randn(10, 1, 32, 32), torch.arange(10)
+    for _ in range(150):
+        loss = map_loss(network(x), y, j=1.0)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert (network(x).argmax(1) == y).all()
+
+
+def test_the_modern_simplification_has_61_706_parameters():
+    assert count(lenet5_modern()) == 156 + 2_416 + 48_120 + 10_164 + 850 == 61_706
+
+
+@pytest.mark.parametrize(("classes", "channels"), [(26, 1), (10, 3)])
+def test_other_data_than_digits_is_refused_with_what_fits(classes, channels):
+    with pytest.raises(ValueError, match=r"lenet5 reads 1 channel and tells 10 digits apart.*lenet5_modern"):
+        lenet5(num_classes=classes, in_channels=channels)

@@ -1,0 +1,44 @@
+"""Learning rates and decay groups as the recipes say them."""
+
+import pytest
+
+from lightning_modules.recipe import lr_at, parameter_groups
+from lightning_modules.resnet import resnet_cifar
+
+CIFAR = {"at": [32000, 48000], "factor": 0.1}  # arXiv:1512.03385, section 4.2
+LENET5 = {"at": [120000, 300000, 480000, 720000], "factor": [0.4, 0.5, 0.5, 0.2]}  # LeCun et al. 1998, III-B
+
+
+@pytest.mark.parametrize(
+    ("step", "lr"), [(0, 0.1), (31999, 0.1), (32000, 0.01), (47999, 0.01), (48000, 0.001), (63999, 0.001)]
+)
+def test_rate_is_divided_by_10_at_32k_and_48k(step, lr):
+    assert lr_at(step, 0.1, CIFAR) == pytest.approx(lr, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("passes", "lr"), [((1, 2), 5e-4), ((3, 5), 2e-4), ((6, 8), 1e-4), ((9, 12), 5e-5), ((13, 20), 1e-5)]
+)
+def test_lenet5s_rates_by_pass(passes, lr):
+    first, last = passes
+    for step in ((first - 1) * 60000, last * 60000 - 1):
+        assert lr_at(step, 5e-4, LENET5) == pytest.approx(lr, rel=1e-12)
+
+
+def test_no_drops_no_change():
+    assert lr_at(10**6, 0.3, None) == 0.3
+
+
+def test_decay_all_holds_every_parameter():
+    network = resnet_cifar(depth=20)
+    (group,) = parameter_groups(network, 1e-4, "all")
+    assert len(group["params"]) == len(list(network.parameters()))
+    assert group["weight_decay"] == 1e-4
+
+
+def test_decay_weights_spares_biases_and_batch_norm():
+    network = resnet_cifar(depth=20)
+    decayed, spared = parameter_groups(network, 1e-4, "weights")
+    assert len(decayed["params"]) == 20  # 19 convolutions and fc
+    assert len(spared["params"]) == 2 * 19 + 1  # scale and shift of each batch-norm, and fc's bias
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (1e-4, 0.0)
