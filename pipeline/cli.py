@@ -8,20 +8,22 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from pipeline.mistakes import UserError
 
 if TYPE_CHECKING:
-    from pipeline.experiment import Experiment
     from pipeline.ledger import Entry
-    from pipeline.record import Record
     from pipeline.report.leaderboard import Row
+    from pipeline.reproduce import Known
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -30,11 +32,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Rerun the classic papers on convolutional networks and judge, number by number, whether they hold.",
 )
-out, err = Console(highlight=False), Console(stderr=True, highlight=False)
+PIPE_WIDTH = 160  # columns of a table that goes to a file or another program, unless COLUMNS says otherwise
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A terminal's own width, or one that folds no table where there is no terminal."""
+    made = Console(stderr=stderr, highlight=False)
+    if not made.is_terminal and "COLUMNS" not in os.environ:
+        made.width = PIPE_WIDTH
+    return made
+
+
+out, err = console(), console(stderr=True)
 
 Name = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="As `repro list` shows it, or a .yaml file.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
-MADE, STOPPED = 1, 130
+FAILED, STOPPED = 1, 130
 
 
 @app.command("list")
@@ -46,10 +59,10 @@ def list_experiments(as_json: AsJson = False) -> None:
     if as_json:
         print_json([{"name": e.name, "question": e.question, "scales": list(e.scales)} for e in found])
         return
-    table = plain_table("experiment", "question", "variants", "scales", "claims")
     for e in found:
-        table.add_row(e.name, e.question, str(len(e.variants)), ", ".join(e.scales), str(len(e.claims)))
-    out.print(table)
+        out.print(f"[bold]{e.name}[/]")
+        say(e.question, indent=2)
+        say(f"{len(e.variants)} variants, {len(e.claims)} claims; scales: {', '.join(e.scales)}", indent=2)
     out.print("\nMore of one: [bold]repro show EXPERIMENT[/]")
 
 
@@ -64,7 +77,7 @@ def show(experiment: Name, as_json: AsJson = False) -> None:
         return
     from pipeline.report.describe import describe
 
-    describe(declared, tracked(declared.name), out)
+    describe(declared, evidence().records, out, say)
 
 
 @app.command()
@@ -86,33 +99,41 @@ def run(
 
     declared = load(experiment)
     runs = plan(declared, scale=scale, variants=variant or (), seeds=seeds, changes=parsed(changes or []))
-    with err.status("reading the data and the code …") if err.is_terminal else quiet():
-        from pipeline.reproduce import carry_out, tasks_for
+    count = threads()
+    with err.status("reading the data and the code …") if err.is_terminal else nullcontext():
+        from pipeline.report.progress import Progress, planned
+        from pipeline.reproduce import Known, carry_out, known, report, tasks_for
+        from pipeline.runs import local_records
 
         tasks = tasks_for(runs)
-    from pipeline.report.progress import Progress
-
+    if dry_run:
+        planned(tasks, out)
+        return
     with Progress(tasks, err, quietly=as_json) as progress:
-        if dry_run:
-            progress.plan()
-            return
-        came = carry_out(tasks, threads=threads(), happened=progress.happened, tick=progress.tick)
+        came = carry_out(tasks, threads=count, happened=progress.happened, tick=progress.tick)
     if came.untracked:
-        err.print(f"[yellow]Not tracked yet:[/] {came.untracked}")
-        err.print("The runs are safe in their journals; the next repro command sends them.")
-    entries, rows, files = concluded(declared, scale, came.records)
+        complain(f"Not tracked yet: {came.untracked}.")
+        complain("The runs are safe on this machine; the next repro command sends them.")
+    if came.ending == "stopped":
+        complain("Stopped. What is finished stays; the same command goes on where the runs stopped.")
+        raise typer.Exit(STOPPED)
+    have = Known(local_records(), None) if came.untracked else known()
+    records = {record.identity: record for record in [*came.records, *have.records]}
+    made = report(declared, scale, list(records.values()), have.tracker)
+    files = {"figure": made.figure, "page": made.page}
     if as_json:
-        ledger_json = [entry.to_dict() for entry in entries]
-        print_json({"leaderboard": [row.to_dict() for row in rows], "verdicts": ledger_json} | files)
+        board, verdicts = [row.to_dict() for row in made.rows], [entry.to_dict() for entry in made.entries]
+        print_json({"leaderboard": board, "verdicts": verdicts} | {k: str(v) for k, v in files.items() if v})
     else:
-        print_leaderboard(rows)
-        print_ledger(entries, trained_only=True)
+        print_leaderboard(made.rows)
+        print_outcome(made.entries, declared.name)
         for what, path in files.items():
-            out.print(f"{what:<8} {path}", soft_wrap=True)
-        out.print("MLflow   [bold]repro ui[/] opens its pages (leaderboard, curves, verdicts)")
-    if not came.whole:
-        err.print("\nNot all runs ended. What is finished stays; the same command goes on where they stopped.")
-        raise typer.Exit(STOPPED if progress.interrupted else MADE)
+            if path:
+                out.print(f"{what:<8} {escape(str(path))}", soft_wrap=True)
+        out.print("MLflow   [bold]repro ui[/] serves its pages: leaderboard, curves, verdicts")
+    if came.ending == "failed":
+        complain("Not all runs ended. What is finished stays; the same command goes on where the others stopped.")
+        raise typer.Exit(FAILED)
 
 
 @app.command()
@@ -126,7 +147,7 @@ def verify(
     from pipeline.verdict import Outcome
 
     declared = [load(experiment)] if experiment else all_experiments()
-    entries = judged(declared, tracked(experiment and declared[0].name))
+    entries = judged(declared, evidence().records)
     if as_json:
         print_json([entry.to_dict() for entry in entries])
     else:
@@ -145,7 +166,7 @@ def leaderboard(
     from pipeline.reproduce import all_experiments
 
     declared = [load(experiment)] if experiment else all_experiments()
-    rows = ranked(declared, tracked(experiment and declared[0].name))
+    rows = ranked(declared, evidence().records)
     if as_json:
         print_json([row.to_dict() for row in rows])
     elif rows:
@@ -161,10 +182,10 @@ def results(
     """Write RESULTS.md, its figures and its records from the tracked runs of every experiment."""
     from pipeline.report.results import write_results
     from pipeline.reproduce import all_experiments
-    from pipeline.tracking import Tracker
 
-    for path in write_results(all_experiments(), tracked(None), Tracker(), file):
-        out.print(f"wrote {path}", soft_wrap=True)
+    found = evidence()
+    for path in write_results(all_experiments(), found.records, found.tracker, file):
+        out.print(f"wrote {escape(str(path))}", soft_wrap=True)
 
 
 @app.command()
@@ -188,40 +209,14 @@ def ui(port: Annotated[int, typer.Option(help="On the loopback address.")] = 500
         raise typer.Exit(0) from None
 
 
-def tracked(experiment: str | None) -> "list[Record]":
-    """All ended runs: those on the tracking server, after sending it what is unsent; without it, those here."""
-    from pipeline.reproduce import sync_all
-    from pipeline.runs import local_records
+def evidence() -> "Known":
+    """All ended runs; says so where the tracking server cannot be used."""
+    from pipeline.reproduce import known
 
-    try:
-        from pipeline.tracking import Tracker, silence
-
-        silence()
-        tracker = Tracker()
-        sync_all(tracker)
-        return tracker.records(experiment)
-    except UserError as error:
-        err.print(f"[yellow]{error}[/]\nJudging from the runs on this machine alone.", soft_wrap=True)
-        return local_records()
-
-
-def concluded(
-    declared: "Experiment", scale: str, records: "list[Record]"
-) -> "tuple[list[Entry], list[Row], dict[str, str]]":
-    """Verdicts, leaderboard and files of an experiment at a scale, over all its runs and those just made."""
-    from pipeline.reproduce import report
-    from pipeline.tracking import Tracker, TrackingError
-
-    known = {record.identity: record for record in records}
-    known |= {record.identity: record for record in tracked(declared.name)}
-    try:
-        made = report(declared, scale, list(known.values()), Tracker())
-    except TrackingError:
-        made = report(declared, scale, list(known.values()), None)
-    files = {"page": str(made.page)}
-    if made.figure:
-        files = {"figure": str(made.figure)} | files
-    return made.entries, made.rows, files
+    found = known()
+    if found.trouble:
+        complain(f"{found.trouble}.\nGoing by the runs on this machine alone.")
+    return found
 
 
 def parsed(changes: list[str]) -> dict[str, Any]:
@@ -254,32 +249,82 @@ def print_leaderboard(rows: "list[Row]") -> None:
     """One table for each experiment, scale and data set."""
     from pipeline.report.text import leaderboard_cells
 
-    groups: dict[tuple[str, str, str], list[dict[str, str]]] = {}
+    groups: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
-        groups.setdefault((row.experiment, row.scale, row.data), []).append(leaderboard_cells(row))
-    for (experiment, scale, data), cells in groups.items():
-        names = [name for name in cells[0] if name not in ("scale", "data")]
-        table = plain_table(*names, title=f"{experiment} at {scale} scale on {data}")
-        for cell in cells:
-            table.add_row(*(cell[name] for name in names))
+        groups.setdefault((row.experiment, row.scale, row.data), []).append(row)
+    for (experiment, scale, data), group in groups.items():
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        table.add_column("network", overflow="fold")
+        heads = {  # column -> its short name, since eight have to fit in 80 characters
+            "top-1 error %": "top-1 error %",
+            "top-5 error %": "top-5 %",
+            "training error %": "training %",
+            "paper top-1 %": "paper %",
+            "seeds": "seeds",
+            "test-set noise": "noise",
+        }
+        for head in heads.values():
+            table.add_column(head, justify="right")
+        for row in group:
+            cells = leaderboard_cells(row)
+            cells["paper top-1 %"] = "" if row.paper is None else f"{row.paper:g}"
+            table.add_row(escape(cells["network"]), *(cells[name] for name in heads))
+        images = ", ".join(sorted({f"{row.images:,}" for row in group if row.images}))
+        out.print(f"[bold]{experiment} at {scale} scale on {data}[/] ({images or 'no'} test images)")
         out.print(table)
+        other = {row.paper_data for row in group if row.paper is not None} - {data}
+        if other:
+            say(f"The paper's errors are for {', '.join(sorted(other))}.")
         out.print()
 
 
-def print_ledger(entries: "list[Entry]", *, trained_only: bool = False) -> None:
-    """Verdicts as a table; `trained_only`: those that rest on runs, and a line about the others."""
-    from pipeline.report.text import counts, outcome, verdict_cells
+def print_outcome(entries: "list[Entry]", experiment: str) -> None:
+    """After training: the verdicts that rest on runs, and a line about the others."""
+    from pipeline.report.text import counts
+    from pipeline.verdict import Reason
 
-    shown = [entry for entry in entries if entry.evidence] if trained_only else entries
-    table = plain_table("verdict", "claim", "why", title="Verdicts")
+    trained = [entry for entry in entries if entry.evidence]
+    shown = [entry for entry in trained if entry.verdict.reason is not Reason.NOT_RUN]
+    if shown:
+        out.print("[bold]Verdicts that rest on these runs[/]")
     for entry in shown:
-        cells = verdict_cells(entry)
-        runs = f"\n[dim]{cells['runs']}[/]" if cells["runs"] and not trained_only else ""
-        table.add_row(f"[{colour(entry)}]{outcome(entry.verdict)}[/]", cells["claim"], cells["evidence"] + runs)
-    out.print(table)
-    out.print(f"All {len(entries)} claims: {counts(entries)}.")
-    if trained_only:
-        out.print("The whole ledger, with the claims that need no training or other runs: [bold]repro verify[/]\n")
+        print_entry(entry)
+    if len(trained) > len(shown):
+        say(f"{len(trained) - len(shown)} more claims about these networks can be judged at paper scale only.")
+    say(f"All {len(entries)} claims: {counts(entries)}.")
+    out.print(f"The whole ledger: [bold]repro verify {experiment}[/]\n")
+
+
+def print_ledger(entries: "list[Entry]") -> None:
+    """Every verdict; claims that wait for runs in one list."""
+    from pipeline.report.text import counts, outcome
+    from pipeline.verdict import Reason
+
+    for experiment in dict.fromkeys(entry.experiment for entry in entries):
+        mine = [entry for entry in entries if entry.experiment == experiment]
+        waiting = [entry for entry in mine if entry.verdict.reason is Reason.NOT_RUN]
+        out.print(f"[bold]{experiment}[/]")
+        for entry in mine:
+            if entry not in waiting:
+                print_entry(entry)
+        if waiting:
+            out.print(f"[dim]{outcome(waiting[0].verdict)}[/] ({len(waiting)} claims)")
+            say(", ".join(entry.claim.id for entry in waiting), indent=4)
+            say(f"They need finished runs: repro run {experiment} --scale paper", indent=4)
+        out.print()
+    say(f"All {len(entries)} claims: {counts(entries)}.")
+
+
+def print_entry(entry: "Entry") -> None:
+    """One claim: verdict and name, statement and source, what was compared, the runs behind it."""
+    from pipeline.report.text import outcome, verdict_cells
+
+    cells = verdict_cells(entry)
+    out.print(f"[{colour(entry)}]{outcome(entry.verdict)}[/]  {escape(cells['claim'])}", soft_wrap=True)
+    say(f"{cells['says']} ({cells['source']})", indent=4)
+    say(cells["evidence"], indent=4)
+    if cells["runs"]:
+        say(f"Runs: {cells['runs']}", indent=4)
 
 
 def colour(entry: "Entry") -> str:
@@ -290,18 +335,27 @@ def colour(entry: "Entry") -> str:
     return {"good": "green", "bad": "red", "note": "yellow", "open": "dim"}[CLASSES[MARKS[entry.verdict.outcome]]]
 
 
-def plain_table(*names: str, title: str | None = None) -> Table:
-    """A table without a box; wide where nobody looks at a terminal."""
-    table = Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        box=None,
-        pad_edge=False,
-    )
-    for name in names:
-        table.add_column(name, overflow="fold", header_style="bold")
-    return table
+def say(text: str, *, indent: int = 0) -> None:
+    """Prose on standard output, folded for a terminal, one line for anything else; never read as markup."""
+    space = " " * indent
+    lines = [text]
+    if out.is_terminal:
+        hang = " " * 4 if indent == 2 else ""
+        lines = textwrap.wrap(
+            text,
+            out.width - indent,
+            subsequent_indent=hang,
+            replace_whitespace=False,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+    for line in lines:
+        out.print(space + line, markup=False, soft_wrap=True)
+
+
+def complain(text: str) -> None:
+    """A warning on standard error."""
+    err.print(text, style="yellow", markup=False, soft_wrap=True)
 
 
 def print_json(value: Any) -> None:
@@ -309,22 +363,12 @@ def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=1, default=str) + "\n")
 
 
-class quiet:  # noqa: N801 - reads as the statement it is
-    """A status line that nobody sees."""
-
-    def __enter__(self) -> None:
-        """Nothing."""
-
-    def __exit__(self, *error: object) -> None:
-        """Nothing."""
-
-
 def main() -> None:
     """Run the command; a user's mistake is one line and exit code 2."""
     try:
         app()
     except UserError as error:
-        err.print(f"[red]error:[/] {error}", soft_wrap=True, markup=True)
+        err.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         err.print("\nstopped; the same command goes on where it was")

@@ -5,20 +5,23 @@ variants, seeds, scales, claims and departures; `Experiment.recipe(variant, scal
 training. Nothing here imports torch: listing and checking declarations is instant.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lightning_modules.names import nearest
-from pipeline.mistakes import UserError, sentence
+from pipeline.mistakes import UserError, explained, sentence
 
 EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
 PAPER_SCALE = "paper"
 FAST_SCALES = ("laptop", "gpu")  # bf16 and channels-last unless declared otherwise
+FAST = {"precision": "bf16", "channels_last": True}
+AUGMENTATIONS = ("pad4-crop", "flip", "distort")  # the 4 may be any number
 
 Int = Annotated[int, Field(strict=True)]
 Count = Annotated[int, Field(strict=True, gt=0)]
@@ -26,6 +29,43 @@ Float = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 Flag = Annotated[bool, Field(strict=True)]
+
+
+def finite(value: Any) -> Any:
+    """`value`, unless it is a number that nothing can be equal to."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"should be a finite number, not {value}")
+    return value
+
+
+def augmentation(word: str) -> str:
+    """`word`, if it is the name of an augmentation."""
+    if not re.fullmatch(r"pad[1-9]\d*-crop|flip|distort", word):
+        raise ValueError(f"unknown augmentation {word!r}{nearest(word, AUGMENTATIONS)}")
+    return word
+
+
+def statistic(words: str) -> str:
+    """`words`, if they name a statistic over the seeds."""
+    if not re.fullmatch(r"mean|best of [1-9]\d{0,2}", words):
+        raise ValueError(f"unknown statistic {words!r}; use 'mean' or 'best of N'")
+    return words
+
+
+def different(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """`values`, if none of them is there twice."""
+    twice = [value for value in dict.fromkeys(values) if values.count(value) > 1]
+    if twice:
+        raise ValueError(f"{twice[0]!r} is listed twice")
+    return values
+
+
+Value = Annotated[Any, AfterValidator(finite)]  # a number, a text, a list of them
+Augmentation = Annotated[str, AfterValidator(augmentation)]
+Statistic = Annotated[str, AfterValidator(statistic)]
+Seeds = Annotated[
+    tuple[Annotated[int, Field(strict=True, ge=0)], ...], Field(min_length=1), AfterValidator(different)
+]
 
 
 class DeclarationError(UserError):
@@ -47,6 +87,13 @@ class Model(BaseModel):
         """The builder's own arguments: the paper's variants, such as depth."""
         return dict(self.model_extra or {})
 
+    @model_validator(mode="after")
+    def _fits(self) -> "Model":
+        for key, value in self.args.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{key!r} should be a finite number, not {value}")
+        return self
+
 
 class Data(Frozen):
     """The images that a run learns from and is judged on."""
@@ -56,7 +103,7 @@ class Data(Frozen):
     val: Annotated[int, Field(strict=True, ge=0)] = 0  # images of the training set held out for validation
     pad_to: Count | None = None  # side in pixels to which smaller images are padded with background
     normalise: Literal["per-pixel-mean", "per-channel", "lecun98", "scale"] = "per-pixel-mean"
-    augment: tuple[str, ...] = ()  # in this order: pad4-crop, flip, distort
+    augment: tuple[Augmentation, ...] = ()  # in this order: pad4-crop, flip, distort
 
 
 class Sgd(Frozen):
@@ -87,12 +134,13 @@ class MapLoss(Frozen):
 
     name: Literal["map"]
     j: Positive  # the constant that keeps classes already far away from being pushed further
+    divided_by: Positive  # the loss's unit, which decides how it compares with mu: 84 for a mean over the code
 
 
 class Drops(Frozen):
     """Step-wise learning-rate drops."""
 
-    at: tuple[Count, ...]  # updates, counted from 0, from which each factor holds
+    at: Annotated[tuple[Count, ...], Field(min_length=1)]  # updates, counted from 0, from which each factor holds
     factor: Positive | tuple[Positive, ...]  # one for all, or one each
 
     @model_validator(mode="after")
@@ -162,8 +210,8 @@ class Scale(Frozen):
     why: str = ""  # what this scale is for
     data: dict[str, Any] = {}
     train: dict[str, Any] = {}
-    variants: tuple[str, ...] | None = None  # run unless others are asked for; None: all
-    seeds: tuple[Int, ...] | None = None  # None: the experiment's
+    variants: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(different)] | None = None  # None: all
+    seeds: Seeds | None = None  # None: the experiment's
 
 
 class Departure(Frozen):
@@ -190,10 +238,16 @@ class ExactClaim(BaseClaim):
     kind: Literal["exact"]
     of: str  # variant
     metric: str  # model/… of the network built, recipe/… of the declared recipe
-    claimed: Any
+    claimed: Value
     margin: NotNegative = 0.0
-    corrected: Any = None  # what is right, where the source is wrong
+    corrected: Value = None  # what is right, where the source is wrong
     rule: str = ""  # how it is counted
+
+    @model_validator(mode="after")
+    def _fits(self) -> "ExactClaim":
+        if self.corrected is not None and self.corrected == self.claimed:
+            raise ValueError("'corrected' is the claimed value itself; leave it out")
+        return self
 
 
 class MetricClaim(BaseClaim):
@@ -204,7 +258,7 @@ class MetricClaim(BaseClaim):
     metric: str
     claimed: Float
     margin: Positive
-    statistic: str = "mean"  # or "best of N"
+    statistic: Statistic = "mean"  # or "best of N"
     protocol: str = "single view, last model"
 
 
@@ -229,6 +283,12 @@ class OrderingClaim(BaseClaim):
     metric: str
     margin: NotNegative = 0.0
 
+    @model_validator(mode="after")
+    def _fits(self) -> "OrderingClaim":
+        if self.op in ("<=", "~") and not self.margin:
+            raise ValueError(f"op {self.op!r} needs a margin above 0")
+        return self
+
 
 class RatioClaim(BaseClaim):
     """lhs / rhs, paired by seed."""
@@ -239,6 +299,12 @@ class RatioClaim(BaseClaim):
     metric: str
     claimed: Positive
     margin: Positive
+
+    @model_validator(mode="after")
+    def _fits(self) -> "RatioClaim":
+        if self.margin >= self.claimed:
+            raise ValueError(f"a ratio is positive: the margin must be below the claimed {self.claimed:g}")
+        return self
 
 
 class OpenClaim(BaseClaim):
@@ -270,11 +336,16 @@ class Experiment(Frozen):
     question: str
     data: Data
     train: Train
-    variants: dict[str, Variant]
-    seeds: tuple[Int, ...] = (0, 1, 2, 3, 4)
+    variants: Annotated[dict[str, Variant], Field(min_length=1)]
+    seeds: Seeds = (0, 1, 2, 3, 4)
     scales: dict[str, Scale]
     claims: tuple[Annotated[Claim, Field(discriminator="kind")], ...] = ()
     departures: tuple[Departure, ...] = ()
+
+    @property
+    def file(self) -> str:
+        """Where it is declared, for a message."""
+        return f"{self.name}.yaml"
 
     @property
     def folder(self) -> str:
@@ -290,6 +361,10 @@ class Experiment(Frozen):
         """The variants run at `scale` when none is asked for."""
         return self.scales[scale].variants or tuple(self.variants)
 
+    def paper_data(self, variant: str) -> str:
+        """The data set on which the paper trained `variant`: what is declared before any scale."""
+        return str(self.variants[variant].data.get("name", self.data.name))
+
     def recipe(self, variant: str, scale: str, changes: Mapping[str, Any] | None = None) -> Recipe:
         """The resolved recipe: experiment, then variant, then scale, then `changes` ({"train.lr": 0.05})."""
         if scale not in self.scales:
@@ -297,22 +372,38 @@ class Experiment(Frozen):
         if variant not in self.variants:
             raise UserError(f"{self.name}: unknown variant {variant!r}{nearest(variant, self.variants)}")
         own, size = self.variants[variant], self.scales[scale]
-        fast = {"precision": "bf16", "channels_last": True} if scale in FAST_SCALES else {}
-        if self.train.optimizer.name == "sdlm":
-            fast = {}
-        train = merged(fast, self.train.model_dump(mode="json", exclude_unset=True), own.train, size.train)
         raw = {
             "model": {"name": own.model.name, **own.model.args},
             "data": merged(self.data.model_dump(mode="json", exclude_unset=True), own.data, size.data),
-            "train": train,
+            "train": merged(self.train.model_dump(mode="json", exclude_unset=True), own.train, size.train),
         }
         for key, value in (changes or {}).items():
             put(raw, key, value)
+        if scale in FAST_SCALES and isinstance(raw["train"], dict):
+            optimizer = raw["train"].get("optimizer")
+            if not (isinstance(optimizer, dict) and optimizer.get("name") == "sdlm"):  # knows neither
+                raw["train"] = FAST | raw["train"]
         try:
             return Recipe.model_validate(raw)
         except ValidationError as error:
-            where = f"{self.name} ({variant} at {scale})"
-            raise DeclarationError(f"{where}: {sentence(error, Recipe, raw)}") from None
+            key, reason = explained(error, Recipe, raw)
+            raise DeclarationError(f"{self._origin(key, variant, scale, changes or {})}: {reason}") from None
+
+    def _origin(self, key: str, variant: str, scale: str, changes: Mapping[str, Any]) -> str:
+        """Where the setting at `key` of a resolved recipe was made: by --set, the scale, or the variant."""
+        if any(f"{key}.".startswith(f"{changed}.") for changed in changes):
+            return f"--set {key} (for {variant} at {scale})"
+        layers: dict[str, Scale | Variant]
+        layers = {f"scales.{scale}": self.scales[scale], f"variants.{variant}": self.variants[variant]}
+        path = key.split(".")
+        for end in range(len(path), 0, -1):
+            for place, layer in layers.items():
+                here: Any = {"data": layer.data, "train": layer.train}
+                for part in path[:end]:
+                    here = here.get(part) if isinstance(here, Mapping) else None
+                if here not in (None, {}):
+                    return f"{self.file}: {place}.{key}"
+        return f"{self.file}: {variant} at {scale} scale: {key}"
 
 
 def merged(*maps: Mapping[str, Any]) -> dict[str, Any]:
@@ -326,9 +417,9 @@ def merged(*maps: Mapping[str, Any]) -> dict[str, Any]:
             below = result.get(key)
             if isinstance(below, Mapping) and isinstance(value, Mapping):
                 same = below.get("name") in (None, value.get("name", below.get("name")))
-                result[key] = merged(below, value) if same else value
+                result[key] = merged(below, value) if same else merged(value)
             else:
-                result[key] = value
+                result[key] = merged(value) if isinstance(value, Mapping) else value
     return result
 
 
@@ -351,28 +442,32 @@ def names(folder: Path = EXPERIMENTS) -> list[str]:
 
 def load(name: str, folder: Path = EXPERIMENTS) -> Experiment:
     """The experiment `name` ("paper/file"), or a path to a .yaml file; DeclarationError says what is wrong."""
-    path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
+    path = Path(name) if name.endswith(".yaml") else folder / f"{name}.yaml"
     if not path.is_file():
         raise UserError(f"there is no experiment {name!r}{nearest(name, names(folder))}")
+    named = f"{path.resolve().parent.name}/{path.stem}"
+    file = f"{named}.yaml"
     try:
         raw = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).replace('in "<unicode string>", ', "at ").split())
-        raise DeclarationError(f"{path.name}: not readable as YAML: {reason}") from None
+        raise DeclarationError(f"{file}: not readable as YAML: {reason}") from None
     if not isinstance(raw, dict):
-        raise DeclarationError(f"{path.name}: an experiment is a map of keys (paper, data, train, variants, …)")
-    raw["name"] = f"{path.parent.name}/{path.stem}"
+        raise DeclarationError(f"{file}: an experiment is a map of keys (paper, data, train, variants, …)")
+    if "name" in raw:
+        raise DeclarationError(f"{file}: name: unknown key; an experiment is called as its file is")
+    raw["name"] = named
     try:
         experiment = Experiment.model_validate(raw)
     except ValidationError as error:
-        raise DeclarationError(f"{path.name}: {sentence(error, Experiment, raw)}") from None
-    check(experiment, path.name)
+        raise DeclarationError(f"{file}: {sentence(error, Experiment, raw)}") from None
+    check(experiment)
     return experiment
 
 
-def check(experiment: Experiment, file: str) -> None:
+def check(experiment: Experiment) -> None:
     """What types alone cannot say: names that point at each other, and every variant at every scale."""
-    known = experiment.variants
+    file, known = experiment.file, experiment.variants
     if PAPER_SCALE not in experiment.scales:
         raise DeclarationError(f"{file}: scales: there is no 'paper' scale (the recipe as published)")
     for name, scale in experiment.scales.items():
@@ -383,11 +478,6 @@ def check(experiment: Experiment, file: str) -> None:
                 )
         for variant in known:
             experiment.recipe(variant, name)
-        seeds = experiment.seeds_at(name)
-        if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
-            raise DeclarationError(
-                f"{file}: seeds of scale {name!r}: {list(seeds)} is not a list of different seeds from 0 on"
-            )
     seen: set[str] = set()
     for claim in experiment.claims:
         if claim.id in seen:
@@ -399,24 +489,23 @@ def check(experiment: Experiment, file: str) -> None:
                 raise DeclarationError(
                     f"{file}: claims.{claim.id}.{key}: unknown variant {named!r}{nearest(named, known)}"
                 )
-        if isinstance(claim, OrderingClaim) and claim.op in ("<=", "~") and not claim.margin:
-            raise DeclarationError(f"{file}: claims.{claim.id}: op {claim.op!r} needs a margin above 0")
 
 
 class Loader(yaml.SafeLoader):
     """YAML with 1e-4 read as the number it is, and a key given twice refused."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def compose_mapping_node(self, anchor: dict[Any, yaml.Node]) -> yaml.MappingNode:
         """As SafeLoader's, refusing duplicate keys."""
+        node = super().compose_mapping_node(anchor)
         seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is given twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.composer.ComposerError(
+                        None, None, f"the key {key.value!r} is given twice", key.start_mark
+                    )
+                seen.add(key.value)
+        return node
 
 
 Loader.add_implicit_resolver(

@@ -1,8 +1,8 @@
 """The ledger: every claim with its verdict and the evidence it rests on. Pure: records in, entries out."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pipeline.experiment import (
@@ -33,6 +33,7 @@ from pipeline.verdict import (
 
 Measure = Callable[[str, Experiment, str], Any]  # metric, experiment, variant -> the exact value
 ByVariant = dict[str, list[Record]]
+Trained = MetricClaim | BoundClaim | OrderingClaim | RatioClaim
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Evidence:
     commits: tuple[str, ...]
     hardware: tuple[str, ...]
     precision: tuple[str, ...]
-    images: int  # test images counted in each run
+    images: int  # test images counted in each run; 0 where none converged
 
 
 @dataclass(frozen=True)
@@ -77,9 +78,9 @@ def ledger(
     experiment: Experiment, records: Iterable[Record], measure: Measure, scales: Sequence[str] = ()
 ) -> list[Entry]:
     """Judge all claims of `experiment` from `records`, at `scales` only if any are given."""
-    mine = [record for record in records if record.experiment == experiment.name]
+    rows = list(records)
     order = scales or [PAPER_SCALE, *(scale for scale in experiment.scales if scale != PAPER_SCALE)]
-    grouped = {scale: counted(experiment, scale, mine) for scale in order}
+    grouped = {scale: counted(experiment, scale, rows) for scale in order}
     return [judge(claim, experiment, grouped, measure) for claim in experiment.claims]
 
 
@@ -106,10 +107,12 @@ def judge(claim: Claim, experiment: Experiment, grouped: dict[str, ByVariant], m
     return judged[0] if judged else entry(not_run(claim, experiment, grouped))
 
 
-def judged_at(scale: str, claim: Claim, experiment: Experiment, records: ByVariant) -> Verdict:
+def judged_at(scale: str, claim: Trained, experiment: Experiment, records: ByVariant) -> Verdict:
     """The verdict of a trained claim from the records of one scale; a trend at most below paper scale."""
     first = next(iter(records.values()))[0]
-    full = scale == PAPER_SCALE and first.data == experiment.data.name
+    full = scale == PAPER_SCALE and all(
+        row.data == experiment.paper_data(row.variant) for rows in records.values() for row in rows
+    )
     material = [departure for departure in experiment.departures if departure.material]
     if isinstance(claim, MetricClaim | BoundClaim | RatioClaim):
         if not full:
@@ -122,15 +125,20 @@ def judged_at(scale: str, claim: Claim, experiment: Experiment, records: ByVaria
     if diverged:
         what = ", ".join(f"{r.variant} seed {r.seed} ({r.ended})" for r in diverged)
         return cannot_judge(Reason.DID_NOT_CONVERGE, f"every seed counts, and some did not converge: {what}")
+    unmeasured = [row for rows in records.values() for row in rows if claim.metric not in row.metrics]
+    if unmeasured:
+        row = unmeasured[0]
+        why = f"{row.variant} seed {row.seed} measured no {claim.metric}, only {', '.join(sorted(row.metrics))}"
+        return cannot_judge(Reason.NOT_RUN, why)
     verdict = compare(claim, records)
     return verdict if full and not material else as_trend(verdict)
 
 
-def compare(claim: Claim, records: ByVariant) -> Verdict:
+def compare(claim: Trained, records: ByVariant) -> Verdict:
     """The statistics a kind of claim asks for."""
 
     def values(variant: str) -> dict[int, float]:
-        return {record.seed: record.metrics[claim.metric] for record in records[variant]}  # type: ignore[union-attr]
+        return {record.seed: record.metrics[claim.metric] for record in records[variant]}
 
     match claim:
         case MetricClaim():
@@ -153,24 +161,38 @@ def variants_of(claim: Claim) -> list[str]:
 
 
 def counted(experiment: Experiment, scale: str, records: Iterable[Record]) -> ByVariant:
-    """The records that count at `scale`, by variant: as now declared, nothing changed by --set.
+    """The records that count at `scale`, by variant: as now declared, nothing changed by --set."""
+    declared = [record for record in records if not record.changes]
+    found = {variant: runs_of(experiment, scale, variant, declared) for variant in experiment.variants}
+    return {variant: rows for variant, rows in found.items() if rows}
 
-    Where runs were made with different code or data, those of one kind count, not a mixture: the kind with the
-    most seeds, of equals the latest. A seed that ran twice in it (on other hardware) counts once, the first.
+
+def runs_of(
+    experiment: Experiment,
+    scale: str,
+    variant: str,
+    records: Sequence[Record],
+    changes: Mapping[str, Any] | None = None,
+) -> list[Record]:
+    """The records of one resolved recipe, by seed.
+
+    What was trained decides, not what it was trained for: two scales, variants or experiments of one recipe share
+    their runs. Where runs were made with different code or data, those of one kind count, not a mixture: the
+    kind with the most seeds, of equals the latest. A seed that ran twice in it (on other hardware) counts once,
+    the first.
     """
-    result: ByVariant = {}
-    for variant in experiment.variants:
-        recipe = experiment.recipe(variant, scale)
-        kinds: dict[tuple[str, str], dict[int, Record]] = defaultdict(dict)
-        for record in sorted(records, key=lambda record: record.finished):
-            declared = Run(experiment.name, scale, variant, record.seed, recipe).declaration
-            same = (record.scale, record.variant, record.declaration) == (scale, variant, declared)
-            if same and not record.changes:
-                kinds[record.manifest, record.code].setdefault(record.seed, record)
-        if kinds:
-            best = max(kinds.values(), key=lambda seeds: (len(seeds), max(r.finished for r in seeds.values())))
-            result[variant] = [best[seed] for seed in sorted(best)]
-    return result
+    recipe = experiment.recipe(variant, scale, changes)
+    seeds = {record.seed for record in records}
+    declared = {Run(experiment.name, scale, variant, seed, recipe).declaration for seed in seeds}
+    kinds: dict[tuple[str, str], dict[int, Record]] = defaultdict(dict)
+    for record in sorted(records, key=lambda record: record.finished):
+        if record.declaration in declared:
+            kinds[record.manifest, record.code].setdefault(record.seed, record)
+    if not kinds:
+        return []
+    best = max(kinds.values(), key=lambda rows: (len(rows), max(row.finished for row in rows.values())))
+    named = {"experiment": experiment.name, "scale": scale, "variant": variant}
+    return [replace(best[seed], **named) for seed in sorted(best)]  # type: ignore[arg-type]
 
 
 def comparable(claim: Claim, by_variant: ByVariant) -> ByVariant:
@@ -218,5 +240,5 @@ def evidence_of(scale: str, records: ByVariant) -> Evidence:
         commits=each("commit"),
         hardware=each("hardware"),
         precision=each("precision"),
-        images=int(rows[0].metrics.get("test/images", 0)),
+        images=int(max(record.metrics.get("test/images", 0) for record in rows)),
     )

@@ -1,47 +1,102 @@
 """A user's mistakes: what they are, and what is said about them."""
 
 import difflib
+import reprlib
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Union
 
 from pydantic import BaseModel, ValidationError
 
 from lightning_modules.names import nearest
 
+SHAPES = {  # kind of error -> what was expected, in YAML's words
+    "model_type": "a map of keys",
+    "model_attributes_type": "a map of keys",
+    "dict_type": "a map of keys",
+    "tuple_type": "a list",
+    "string_type": "text (quote it)",
+}
+
+PLAIN = {  # kind of error -> the whole reason
+    "missing": "this key is required",
+    "invalid_key": "a key must be text: quote it",
+    "too_short": "should not be empty",
+}
+
 
 class UserError(ValueError):
     """A user's mistake: one sentence with what is wrong, where, and what to do. Shown without a traceback."""
 
 
-def sentence(error: ValidationError, root: type[BaseModel], raw: Mapping[str, Any]) -> str:
-    """The first mistake of a validation as 'key: reason', with the nearest right word."""
-    errors = error.errors()
-    first = next(
-        (one for one in errors if one["type"] == "extra_forbidden"), errors[0]
-    )  # often why one is missing
-    path = [part for part in first["loc"] if in_document(part, first["loc"], raw)]
-    where, kind = named_place(path, raw), first["type"]
+def explained(error: ValidationError, root: type[BaseModel], raw: Mapping[str, Any]) -> tuple[str, str]:
+    """The first mistake of a validation: its place in dotted keys, and the reason with the nearest right word."""
+    errors = [(one, *located(root, one["loc"])) for one in error.errors()]
+    unknown = [one for one in errors if one[0]["type"] == "extra_forbidden"]  # often why another key is missing
+    shallow = (unknown or errors)[0][1]
+    inside = [one for one in unknown or errors if one[1][: len(shallow)] == shallow]
+    first, path, above = max(inside, key=lambda one: len(one[1]))  # of a union's alternatives, the nearest miss
+    kind, given = first["type"], first["input"]
+    if path[-1:] == ["[key]"]:  # pydantic's name for the key itself, where a value's place is expected
+        path, kind = path[:-1], "invalid_key"
+    where = named_place(path, raw)
+    if kind in PLAIN:
+        return where, PLAIN[kind]
     if kind == "extra_forbidden":
-        return f"{where}: unknown key{nearest(str(path[-1]), fields_at(root, first['loc'][:-1]))}"
-    if kind == "missing":
-        return f"{where}: this key is required"
-    if kind == "literal_error" and isinstance(first["input"], str):
+        return where, f"unknown key{nearest(path[-1], keys_of(above))}"
+    if kind == "literal_error" and isinstance(given, str):
         known = [word.strip(" '") for word in first["ctx"]["expected"].replace(" or ", ",").split(",")]
-        return f"{where}: {first['input']!r} is not one of {', '.join(known)}{hint(first['input'], known)}"
-    if kind in ("union_tag_invalid", "union_tag_not_found"):
-        tag, known_tags = first["ctx"].get("tag"), first["ctx"].get("expected_tags", "")
-        named = first["ctx"]["discriminator"].strip("'")
-        known = known_tags.replace("'", "").split(", ")
-        what = f"the key {named!r} is required"
-        if tag:
-            what = f"{named} {tag!r} is not one of {', '.join(known)}{hint(tag, known)}"
-        return f"{where}: {what}"
-    reason = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    if first["msg"].startswith("Input should be "):
-        reason = f"should be {reason}, not {first['input']!r}"
-    return f"{where}: {reason}" if where else reason
+        return where, f"{given!r} is not one of {', '.join(known)}{hint(given, known)}"
+    if kind == "union_tag_not_found":
+        return where, f"the key {first['ctx']['discriminator']} is required"
+    if kind == "union_tag_invalid":
+        named, tag = first["ctx"]["discriminator"].strip("'"), first["ctx"]["tag"]
+        known = first["ctx"]["expected_tags"].replace("'", "").split(", ")
+        return where, f"{named} {tag!r} is not one of {', '.join(known)}{hint(tag, known)}"
+    should, message = "Input should be ", first["msg"].removeprefix("Value error, ")
+    if kind in SHAPES:
+        message = should + SHAPES[kind]
+    if message.startswith(should):
+        message = f"should be {message.removeprefix(should)}, not {reprlib.repr(given)}"
+    return where, message
+
+
+def sentence(error: ValidationError, root: type[BaseModel], raw: Mapping[str, Any]) -> str:
+    """The first mistake of a validation as 'key: reason'."""
+    return ": ".join(part for part in explained(error, root, raw) if part)
+
+
+def located(root: Any, loc: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+    """An error's place in the document's own keys, and the types that the place above it may have.
+
+    Pydantic also puts the name of a union's alternative into `loc`, which no document holds.
+    """
+    path: list[Any] = []
+    above, here = [], [root]
+    for part in loc:
+        if len(here) > 1:
+            here = [kind for kind in here if is_alternative(kind, part)]
+            continue
+        path.append(part)
+        above, here = here, [below for kind in here for below in types_below(kind, part)]
+        if not here:
+            break
+    return path, above
+
+
+def is_alternative(kind: Any, part: Any) -> bool:
+    """Whether `part` is pydantic's name for the alternative `kind` of a union."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        tags = [kind.model_fields[key].annotation for key in ("kind", "name") if key in kind.model_fields]
+        return any(part in typing.get_args(tag) for tag in tags)
+    return str(part).startswith(getattr(typing.get_origin(kind), "__name__", " "))
+
+
+def keys_of(kinds: Iterable[Any]) -> list[str]:
+    """The keys that a map of these types may have."""
+    models = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+    return sorted({key for model in models for key in model.model_fields})
 
 
 def named_place(path: list[Any], raw: Mapping[str, Any]) -> str:
@@ -63,49 +118,21 @@ def hint(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def in_document(part: Any, loc: tuple[Any, ...], raw: Mapping[str, Any]) -> bool:
-    """Whether a part of an error's place is the document's own key, not the tag of a union."""
-    here: Any = raw
-    for step in loc:
-        inside = isinstance(here, list | tuple) and isinstance(step, int) and step < len(here)
-        own = (isinstance(here, Mapping) and step in here) or inside
-        if step is part or step == part:
-            return own or step == loc[-1]
-        if own:
-            here = here[step]
-    return False
-
-
-def fields_at(root: Any, loc: tuple[Any, ...]) -> list[str]:
-    """The keys allowed at place `loc` of a document typed by `root`."""
-    here = [root]
-    for part in loc:
-        here = [t for one in here for t in types_below(one, part)]
-    found = {key for t in here if isinstance(t, type) and issubclass(t, BaseModel) for key in t.model_fields}
-    return sorted(found - {"kind"} if len(here) > 1 else found)
-
-
 def types_below(kind: Any, part: Any) -> list[Any]:
-    """The types a value of type `kind` may have at key, index or union tag `part`."""
+    """The types a value of type `kind` may have at a key or an index."""
     if isinstance(kind, type) and issubclass(kind, BaseModel):
-        field = kind.model_fields.get(str(part))
-        if field is None:  # a union's tag: the type itself, if it is the one meant
-            tags = [typing.get_args(f.annotation) for n, f in kind.model_fields.items() if n in ("kind", "name")]
-            return [kind] if any(part in tag for tag in tags) else []
-        return unwrapped(field.annotation)
+        return unwrapped(kind.model_fields[part].annotation) if part in kind.model_fields else []
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is dict:
         return unwrapped(args[1])
-    if origin is tuple:
-        return unwrapped(args[0])
-    return []
+    return unwrapped(args[0]) if origin is tuple else []
 
 
 def unwrapped(kind: Any) -> list[Any]:
-    """A type without Annotated, its alternatives if it is a union."""
+    """A type without Annotated; its alternatives if it is a union, None left out."""
     origin = typing.get_origin(kind)
     if origin is Annotated:
         return unwrapped(typing.get_args(kind)[0])
     if origin in (Union, types.UnionType):
-        return [t for arg in typing.get_args(kind) for t in unwrapped(arg)]
-    return [kind]
+        return [one for arg in typing.get_args(kind) for one in unwrapped(arg)]
+    return [] if kind is types.NoneType else [kind]

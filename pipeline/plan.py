@@ -64,46 +64,62 @@ def plan(
         more = (s for s in range(MOST_SEEDS + len(row)) if s not in row)
         row = [*row, *more][:seeds]
     chosen = tuple(dict.fromkeys(variants)) or experiment.variants_at(scale)
-    changed = dict(changes or {})
-    recipes = {variant: experiment.recipe(variant, scale, changed) for variant in chosen}
+    recipes = {variant: experiment.recipe(variant, scale, changes) for variant in chosen}
+    changed = {  # a setting that is the declared one is no change
+        variant: {} if recipe == experiment.recipe(variant, scale) else dict(changes or {})
+        for variant, recipe in recipes.items()
+    }
     return [
-        Run(experiment.name, scale, variant, seed, recipes[variant], changed) for seed in row for variant in chosen
+        Run(experiment.name, scale, variant, seed, recipes[variant], changed[variant])
+        for seed in row
+        for variant in chosen
     ]
 
 
 def identity(run: Run, *, manifest: str, code: str) -> str:
-    """What a run is: its resolved declaration, its data and the code that can change its numbers (hash)."""
-    return digest({"declaration": run.declaration, "manifest": manifest, "code": code})
+    """What a run is: its resolved declaration, its data and the code that can change its numbers (hash).
+
+    A run changed by --set never counts for a claim, so it must not stand for a declared run of the same recipe.
+    """
+    departs = {"departs": True} if run.changes else {}
+    return digest({"declaration": run.declaration, "manifest": manifest, "code": code} | departs)
 
 
 def code_hash(network_file: Path, root: Path = ROOT) -> str:
     """Hash of the code that can change the numbers of a run whose network is defined in `network_file`.
 
     That is the training path, the shared modules and the network's file with what it imports of
-    `lightning_modules`; not the other papers' files. Comments, docstrings and layout do not count.
+    `lightning_modules`; not the other papers' files. A module which imports the network's file and holds no
+    paper's networks (LeNet-5's own way to learn) belongs to it. Comments, docstrings and layout do not count.
     """
+    root, network_file = root.resolve(), network_file.resolve()
+    modules = root / "lightning_modules"
+    papers = imported_modules(modules / "networks.py")
+    own = [
+        path
+        for path in modules.glob("*.py")
+        if path.stem not in ("networks", *papers) and network_file.stem in imported_modules(path)
+    ]
     files = {path for pattern in TRAINING for path in root.glob(pattern)}
-    waiting = [network_file, root / "lightning_modules/classifier.py"]
+    waiting = [network_file, modules / "classifier.py", *own]
     while waiting:
         path = waiting.pop()
         if path not in files:
             files.add(path)
-            waiting += [root / f"lightning_modules/{name}.py" for name in imported_modules(path)]
+            waiting += [modules / f"{name}.py" for name in imported_modules(path)]
     parts = {str(path.relative_to(root)): bare_source(path) for path in sorted(files)}
     return digest(parts)
 
 
-def imported_modules(path: Path) -> list[str]:
-    """Names of the `lightning_modules` that `path` imports, but for the map of all networks."""
-    nodes = [
-        node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.ImportFrom)
-    ]
-    modules = [str(node.module).partition(".") for node in nodes]
-    return [
-        name
-        for package, _, name in modules
-        if package == "lightning_modules" and name not in ("networks", "names")
-    ]
+def imported_modules(path: Path) -> set[str]:
+    """Names of the `lightning_modules` that `path` imports, but for those that change no number."""
+    names = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return {name.split(".")[1] for name in names if name.startswith("lightning_modules.")} - {"networks", "names"}
 
 
 def bare_source(path: Path) -> str:

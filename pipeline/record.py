@@ -14,6 +14,7 @@ from typing import Any, Literal
 from pipeline.plan import ROOT
 
 FINISHED, NOT_CONVERGED = "finished", "not converged"
+COMPUTES = ("pipeline", "lightning_modules", "experiments", "pyproject.toml", "requirements.lock")
 LIBRARIES = ("torch", "torchvision", "pytorch-lightning", "numpy")
 
 
@@ -58,10 +59,15 @@ class Record:
 
 @cache
 def commit() -> str:
-    """The checkout's commit, "-dirty" where tracked files are changed, "unknown" outside a checkout."""
+    """The checkout's commit, "-dirty" where what computes differs from it, "unknown" outside a checkout.
+
+    A new file counts as a difference: a run of a network not yet committed cannot be found by the commit.
+    """
+    if not (ROOT / "pyproject.toml").is_file():  # installed, perhaps into an environment inside another checkout
+        return "unknown"
     try:
         head = git("rev-parse", "HEAD")
-        return f"{head}-dirty" if git("status", "--porcelain", "--untracked-files=no") else head
+        return f"{head}-dirty" if git("status", "--porcelain", "--", *COMPUTES) else head
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 

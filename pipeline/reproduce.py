@@ -2,26 +2,29 @@
 
 import inspect
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.experiment import Experiment, load, names
 from pipeline.home import data_folder, report_folder, runs_folder
-from pipeline.ledger import Entry, ledger
+from pipeline.ledger import Entry, counted, ledger
 from pipeline.mistakes import UserError
 from pipeline.plan import Run, code_hash, identity
 from pipeline.record import Record
 from pipeline.report.leaderboard import Row, leaderboard
-from pipeline.runs import RunFolder
-from pipeline.schedule.local import Event, Task, run_all, worker_count
+from pipeline.runs import RunFolder, local_records
+from pipeline.schedule.local import Ending, Event, Task, run_all, worker_count
 
 SYNC_SECONDS = 5.0
 
 
 def tasks_for(runs: Iterable[Run]) -> list[Task]:
-    """The runs with their identities: reads the data (for the manifest) and the code (for its hash)."""
+    """The runs with their identities: reads the data (for the manifest) and the code (for its hash).
+
+    UserError for data that cannot be read and for networks that cannot be built, before any worker starts.
+    """
     from lightning_modules.networks import NETWORKS
     from pipeline.data import manifest, sources
 
@@ -32,6 +35,7 @@ def tasks_for(runs: Iterable[Run]) -> list[Task]:
         data, network = run.recipe.data.name, run.recipe.model.name
         if data not in manifests:
             manifests[data] = manifest.manifest_of(sources.load(data, data_folder()))
+        check_network(run, manifests[data])
         if network not in codes:
             codes[network] = code_hash(Path(inspect.getsourcefile(NETWORKS[network]) or ""))
         code, found = codes[network], manifests[data]
@@ -41,11 +45,25 @@ def tasks_for(runs: Iterable[Run]) -> list[Task]:
     return result
 
 
+def check_network(run: Run, manifest: Any) -> None:
+    """Build the network without memory for its weights: UserError where its arguments do not fit."""
+    import torch
+
+    from lightning_modules.networks import build
+
+    model = run.recipe.model
+    try:
+        with torch.device("meta"):
+            build(model.name, model.args, num_classes=len(manifest.classes), in_channels=manifest.image[0])
+    except ValueError as error:
+        raise UserError(f"{run.experiment}, {run.variant}: {error}") from None
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What came of a job."""
 
-    whole: bool  # every run ended
+    ending: Ending
     records: list[Record]  # of the runs asked for
     untracked: str = ""  # why the tracking server could not be used, if it could not
 
@@ -69,14 +87,14 @@ def carry_out(
             records[event.task.identity] = event.record
         happened(event)
 
-    whole = True
+    ending: Ending = "ended"
     if missing:
         with syncing:
             workers = worker_count(len(missing), threads)
-            whole = run_all(missing, workers=workers, threads=threads, happened=note, tick=tick)
-    syncing.sync(alive=False)
+            ending = run_all(missing, workers=workers, threads=threads, happened=note, tick=tick)
+    syncing.sync()
     ordered = [records[task.identity] for task in tasks if task.identity in records]
-    return Outcome(whole, ordered, syncing.trouble)
+    return Outcome(ending, ordered, syncing.trouble)
 
 
 def finished(tasks: Sequence[Task], syncing: "Syncing") -> tuple[dict[str, Record], list[Task]]:
@@ -88,7 +106,7 @@ def finished(tasks: Sequence[Task], syncing: "Syncing") -> tuple[dict[str, Recor
             found[task.identity] = record
     if len(found) < len(tasks):
         wanted = {task.identity for task in tasks}
-        for record in syncing.records(tasks[0].run.experiment):
+        for record in syncing.records():
             if record.identity in wanted:
                 found.setdefault(record.identity, record)
     return found, [task for task in tasks if task.identity not in found]
@@ -117,21 +135,21 @@ class Syncing:
             self._tracker = tracking.Tracker()
         return self._tracker
 
-    def records(self, experiment: str) -> list[Record]:
+    def records(self) -> list[Record]:
         """Tracked records, none where the server cannot be used."""
         try:
-            return self.tracker().records(experiment)
+            return self.tracker().records()
         except UserError as error:
             self.trouble = str(error)
             return []
 
-    def sync(self, *, alive: bool) -> None:
+    def sync(self) -> None:
         """One round over all folders; at the first refusal the round ends, to be tried again."""
         try:
             tracker = self.tracker()
             for folder in self.folders:
                 if (folder.path / "run.json").is_file():
-                    tracker.sync(folder, alive=alive)
+                    tracker.sync(folder)
             self.trouble = ""
         except UserError as error:
             self.trouble = str(error)
@@ -150,14 +168,35 @@ class Syncing:
 
     def _go_on(self) -> None:
         while not self._over.wait(SYNC_SECONDS):
-            self.sync(alive=True)
+            self.sync()
 
 
 def sync_all(tracker: Any) -> None:
     """Send every run folder that still holds something unsent: journals written while a server was away."""
     for path in sorted(runs_folder().glob("*/run.json")):
-        folder = RunFolder(path.parent)
-        tracker.sync(folder, alive=bool(folder.progress()) and folder.result() is None)
+        tracker.sync(RunFolder(path.parent))
+
+
+@dataclass(frozen=True)
+class Known:
+    """All ended runs that can be found."""
+
+    records: list[Record]
+    tracker: Any | None  # None where the server cannot be used,
+    trouble: str = ""  # and why
+
+
+def known() -> Known:
+    """The runs ended here and those on the tracking server, after sending it what is unsent."""
+    here = {record.identity: record for record in local_records()}
+    syncing = Syncing()
+    try:
+        tracker = syncing.tracker()
+        sync_all(tracker)
+        tracked = {record.identity: record for record in tracker.records()}
+    except UserError as error:
+        return Known(list(here.values()), None, str(error))
+    return Known(list((here | tracked).values()), tracker)
 
 
 def judged(
@@ -207,14 +246,14 @@ def report(experiment: Experiment, scale: str, records: Sequence[Record], tracke
     from pipeline.report.page import write_page
     from pipeline.report.text import leaderboard_cells, markdown, verdict_cells
 
-    here = [r for r in records if r.experiment == experiment.name and r.scale == scale]
-    rows = [row for row in leaderboard([experiment], here) if row.scale == scale]
+    here = [record for rows in counted(experiment, scale, records).values() for record in rows]
+    rows = [row for row in leaderboard([experiment], records) if row.scale == scale]
     entries = judged([experiment], here, [scale])
     stem = f"{experiment.name.replace('/', '-')}-{scale}"
-    curves = curves_of([record for record in here if not record.changes], tracker)
+    curves = curves_of(here, tracker)
     figure = error_curves(experiment, scale, curves, report_folder() / f"{stem}.png") if curves else None
     page = write_page(experiment, scale, rows, entries, figure, report_folder() / f"{stem}.html")
-    if tracker and here:
+    if tracker and rows:
         tables = {
             "leaderboard": [leaderboard_cells(row) for row in rows],
             "verdicts": [verdict_cells(entry) for entry in entries],
@@ -222,13 +261,6 @@ def report(experiment: Experiment, scale: str, records: Sequence[Record], tracke
         note = f"# {experiment.question}\n\nScale: {scale}\n\n{markdown(tables['leaderboard'])}\n\n" + markdown(
             tables["verdicts"], ("verdict", "claim", "says", "evidence")
         )
-        counted = [record for record in here if not record.changes]
         files = [page, *([figure] if figure else [])]
-        tracker.publish(experiment.name, scale, counted, tables=tables, files=files, note=note)
+        tracker.publish(experiment.name, scale, here, tables=tables, files=files, note=note)
     return Report(rows, entries, figure, page)
-
-
-def with_run_ids(records: Sequence[Record], tracked: Sequence[Record]) -> list[Record]:
-    """The records, with MLflow's run ids where they are tracked."""
-    ids: Mapping[str, str] = {record.identity: record.run_id for record in tracked}
-    return [replace(record, run_id=ids.get(record.identity, record.run_id)) for record in records]

@@ -21,6 +21,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from pipeline.mistakes import UserError
 from pipeline.record import Record
 
@@ -49,6 +51,14 @@ class RunFolder:
         """What `create` was given."""
         return json.loads((self.path / "run.json").read_text(encoding="utf-8"))
 
+    def is_training(self) -> bool:
+        """Whether a process trains it now."""
+        try:
+            with FileLock(self.lock_file, timeout=0):
+                return False
+        except Timeout:
+            return True
+
     # The result
 
     def result(self) -> Record | None:
@@ -57,9 +67,11 @@ class RunFolder:
             return None
         return Record.from_dict(json.loads(self.result_file.read_text(encoding="utf-8")))
 
-    def finish(self, record: Record) -> None:
-        """Write the record; the checkpoints have done their work."""
+    def finish(self, record: Record, network: bytes | None) -> None:
+        """Write the last model, if it converged, and then the record; the checkpoints have done their work."""
         with full_disk_named(self.path):
+            if network is not None:
+                write_atomically(self.network_file, network)
             write_atomically(self.result_file, json.dumps(record.to_dict(), indent=1, sort_keys=True))
         shutil.rmtree(self.checkpoints, ignore_errors=True)
         (self.path / "progress.json").unlink(missing_ok=True)
@@ -116,7 +128,7 @@ class RunFolder:
         """Let `save` write a file, then put it in place whole; the newest two are kept."""
         with full_disk_named(self.path):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            beside = self.checkpoints / f".writing-{os.getpid()}"
+            beside = self.checkpoints / ".writing"  # one name, so that a killed process leaves one file at most
             try:
                 save(beside)
                 with beside.open("rb") as file:
@@ -134,20 +146,22 @@ class RunFolder:
 
     def last_checkpoint(self, warn: Callable[[str], None]) -> tuple[int, Path] | None:
         """Step and file of the newest whole checkpoint; a damaged one is named through `warn` and passed over."""
-        for path in self.checkpoint_files():
+        files = self.checkpoint_files()
+        for path in files:
             match = CHECKPOINT.fullmatch(path.name)
             if match and file_hash(path) == match[2]:
                 return int(match[1]), path
-            warn(f"checkpoint {path.name} is damaged; using the one before")
+            instead = "starting from the first update" if path == files[-1] else "using the one before"
+            warn(f"checkpoint {path.name} is damaged; {instead}")
         return None
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write `text` so that `path` is the old file or the new one, never half of it."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write `content` so that `path` is the old file or the new one, never half of it."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         Path(name).replace(path)

@@ -11,7 +11,8 @@ import math
 import os
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -32,7 +33,7 @@ from pipeline.runs import RunFolder, write_atomically
 
 BATCH = 900  # metrics in one request; MLflow's limit is 1,000
 PAGE = 1000
-SECRET = re.compile(r"//[^@/]*@")
+SECRET = re.compile(r"//[^/\s]*@")
 
 
 class TrackingError(UserError):
@@ -51,6 +52,8 @@ class Tracker:
         self.uri = uri or tracking_uri()
         self.experiments: dict[str, str] = {}  # paper -> MLflow's id
         with named(self.uri):
+            if self.uri.startswith("sqlite:///"):
+                Path(self.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
             self.client = MlflowClient(self.uri)
 
     def experiment_id(self, paper: str) -> str:
@@ -82,12 +85,12 @@ class Tracker:
         made = self.client.create_run(self.experiment_id(paper), tags=tags, run_name=f"{file} @ {scale}")
         return made.info.run_id
 
-    def sync(self, folder: RunFolder, *, alive: bool = True) -> None:
-        """Send what is new in a run's folder. `alive`: it is being trained; otherwise it was left resumable."""
+    def sync(self, folder: RunFolder) -> None:
+        """Send what is new in a run's folder; a run left resumable is KILLED until it goes on."""
         with FileLock(folder.path / "tracking.lock"):  # two commands may watch the same run
-            self._sync(folder, alive)
+            self._sync(folder)
 
-    def _sync(self, folder: RunFolder, alive: bool) -> None:
+    def _sync(self, folder: RunFolder) -> None:
         state_file = folder.path / "tracked.json"
         state = read_json(state_file)
         if state.get("uri") != self.uri:
@@ -110,9 +113,11 @@ class Tracker:
             if record:
                 self.finish(run_id, record, folder, last_step=what["recipe"]["train"]["steps"])
                 state["done"] = True
-            elif state.get("alive") is not alive:
-                self.client.update_run(run_id, status="RUNNING" if alive else "KILLED")
-                state["alive"] = alive
+            else:
+                status = "RUNNING" if folder.is_training() else "KILLED"
+                if state.get("status") != status:
+                    self.client.update_run(run_id, status=status)
+                    state["status"] = status
         write_atomically(state_file, json.dumps(state))
 
     def child(self, what: Mapping[str, Any]) -> str:
@@ -158,24 +163,16 @@ class Tracker:
         tags = [RunTag(f"repro.{key}", value[:5000]) for key, value in about.items()]
         tags.append(RunTag("repro.record", json.dumps(record.to_dict())))
         self.client.log_batch(run_id, metrics=[*metrics, Metric("seconds", record.seconds, now, 0)], tags=tags)
-        if folder.network_file.is_file():
-            self.client.log_artifact(run_id, str(folder.network_file))
-        self.client.log_artifact(run_id, str(folder.journal_file))
+        for file in (folder.network_file, folder.journal_file):
+            if file.is_file():  # a run that diverged has no model, and where that was soon, no journal
+                self.client.log_artifact(run_id, str(file))
         self.client.set_terminated(run_id, "FINISHED" if record.status == FINISHED else "FAILED")
 
-    def records(self, experiment: str | None = None) -> list[Record]:
-        """All ended runs, of one experiment or of every paper's."""
+    def records(self) -> list[Record]:
+        """All ended runs of every paper."""
         with named(self.uri):
-            if experiment:
-                found = self.client.get_experiment_by_name(experiment.partition("/")[0])
-                ids = [found.experiment_id] if found else []
-            else:
-                ids = [e.experiment_id for e in self.client.search_experiments(ViewType.ACTIVE_ONLY)]
-            if not ids:
-                return []
+            ids = [found.experiment_id for found in self.client.search_experiments(ViewType.ACTIVE_ONLY)]
             wanted = "tags.`repro.record` LIKE '{%'"
-            if experiment:
-                wanted += f" AND tags.`repro.experiment` = '{experiment}'"
             rows, token = [], None
             while True:
                 page = self.client.search_runs(ids, wanted, max_results=PAGE, page_token=token)
@@ -223,23 +220,17 @@ class Tracker:
         return parent
 
 
-class named:  # noqa: N801 - reads as the statement it is
+@contextmanager
+def named(uri: str) -> Iterator[None]:
     """Within: whatever MLflow raises becomes one sentence that names the server, without its password."""
+    from requests import RequestException
+    from sqlalchemy.exc import SQLAlchemyError
 
-    def __init__(self, uri: str) -> None:
-        self.uri = shown(uri)
-
-    def __enter__(self) -> None:
-        """Nothing to prepare."""
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        """Translate."""
-        from requests import RequestException
-        from sqlalchemy.exc import SQLAlchemyError
-
-        if isinstance(error, MlflowException | RequestException | SQLAlchemyError | OSError):
-            first = SECRET.sub("//***@", str(error).strip().splitlines()[0] if str(error).strip() else repr(error))
-            raise TrackingError(f"the tracking server {self.uri} cannot be used: {first[:200]}") from error
+    try:
+        yield
+    except (MlflowException, RequestException, SQLAlchemyError, OSError) as error:
+        first = SECRET.sub("//***@", (str(error).strip() or repr(error)).splitlines()[0])
+        raise TrackingError(f"the tracking server {shown(uri)} cannot be used: {first[:200]}") from error
 
 
 def aggregates(records: Sequence[Record]) -> dict[str, float]:

@@ -6,6 +6,7 @@ on a CPU ends with the same bits as a run never stopped: sample order and every 
 """
 
 import ctypes
+import io
 import logging
 import math
 import os
@@ -16,11 +17,13 @@ import time
 import warnings
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import safetensors.torch
 import torch
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from lightning_modules.classifier import Classifier, NotConvergedError
@@ -31,6 +34,7 @@ from pipeline.data.manifest import Manifest, split, to_dict
 from pipeline.data.order import key
 from pipeline.evaluate import BATCH, evaluate, response_std
 from pipeline.experiment import Train
+from pipeline.mistakes import UserError
 from pipeline.plan import Run
 from pipeline.record import FINISHED, NOT_CONVERGED, Record, commit, hardware, libraries, lock_hash
 from pipeline.runs import RunFolder
@@ -69,6 +73,7 @@ def train(
         max_epochs=1,  # the feed is one long row of batches; it knows where to start and to end
         precision="bf16-mixed" if job.bf16 else "32-true",
         callbacks=[conductor],
+        plugins=[PlainFile()],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -82,7 +87,8 @@ def train(
     try:
         trainer.fit(
             job.module,
-            train_dataloaders=job.feed(start),
+            # An iterator has no length: Lightning would hold what is left against all batches since update 0.
+            train_dataloaders=iter(job.feed(start)),
             ckpt_path=checkpoint[1] if checkpoint else None,
             weights_only=True,
         )
@@ -90,8 +96,6 @@ def train(
         ended, status = str(error), NOT_CONVERGED
     if status == FINISHED and not conductor.finished:
         return None
-    if status == FINISHED:
-        folder.network_file.write_bytes(safetensors.torch.save(job.weights()))
     record = Record(
         identity=identity,
         experiment=run.experiment,
@@ -116,7 +120,7 @@ def train(
         seconds=conductor.seconds(),
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    folder.finish(record)
+    folder.finish(record, safetensors.torch.save(job.weights()) if status == FINISHED else None)
     return record
 
 
@@ -267,6 +271,16 @@ class Conductor(pl.Callback):
             trainer.should_stop = True
 
 
+class PlainFile(TorchCheckpointIO):
+    """Checkpoints written where they belong; Lightning's own way is through the system's temporary folder."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """In one piece: on a full disk torch raises a RuntimeError that names no cause, this an OSError."""
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        Path(path).write_bytes(content.getbuffer())
+
+
 def module_for(run: Run, manifest: Manifest, *, compiled: bool) -> Classifier:
     """The run's LightningModule, initialised from its seed."""
     recipe = run.recipe.train
@@ -276,29 +290,33 @@ def module_for(run: Run, manifest: Manifest, *, compiled: bool) -> Classifier:
 
         kind = OnlineClassifier
     torch.manual_seed(key(run.seed, "weights"))
-    return kind(
-        network=run.recipe.model.name,
-        network_args=run.recipe.model.args,
-        classes=len(manifest.classes),
-        channels=manifest.image[0],
-        loss=recipe.loss.model_dump(mode="json"),
-        lr=recipe.lr,
-        lr_drops=recipe.lr_drops.model_dump(mode="json") if recipe.lr_drops else None,
-        warmup=recipe.warmup.model_dump(mode="json") if recipe.warmup else None,
-        optimizer=recipe.optimizer.model_dump(mode="json"),
-        channels_last=recipe.channels_last,
-        compile=compiled,
-    )
+    try:
+        return kind(
+            network=run.recipe.model.name,
+            network_args=run.recipe.model.args,
+            classes=len(manifest.classes),
+            channels=manifest.image[0],
+            loss=recipe.loss.model_dump(mode="json"),
+            lr=recipe.lr,
+            lr_drops=recipe.lr_drops.model_dump(mode="json") if recipe.lr_drops else None,
+            warmup=recipe.warmup.model_dump(mode="json") if recipe.warmup else None,
+            optimizer=recipe.optimizer.model_dump(mode="json"),
+            channels_last=recipe.channels_last,
+            compile=compiled,
+        )
+    except ValueError as error:  # a network and a way to learn that do not fit
+        raise UserError(str(error)) from error
 
 
 def block_size(recipe: Train, log_every: int, eval_every: int, images: int) -> int:
     """How many updates one training step makes: 1, or for one-pattern-at-a-time learning as many as fit.
 
-    A block ends wherever something is reported, evaluated or estimated.
+    A block ends wherever something is reported, evaluated or estimated, or the learning rate drops.
     """
     if recipe.optimizer.name != "sdlm":
         return 1
-    common = math.gcd(recipe.steps, log_every, eval_every, images)
+    drops = recipe.lr_drops.at if recipe.lr_drops else ()
+    common = math.gcd(recipe.steps, log_every, eval_every, images, *drops)
     return max(n for n in range(1, min(common, LARGEST_BLOCK) + 1) if common % n == 0)
 
 
@@ -308,6 +326,7 @@ def prepare_process(threads: int) -> None:
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="pytorch_lightning.*")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.*")  # of torch about its own parts
     keep_pages()
 
 

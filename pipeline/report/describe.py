@@ -1,52 +1,87 @@
 """`repro show`: one experiment on a page of text."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from statistics import median
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 
-from pipeline.experiment import Experiment, OrderingClaim, RatioClaim
+from lightning_modules.recipe import factors
+from pipeline.experiment import Drops, Experiment, OrderingClaim, RatioClaim
 from pipeline.plan import Run, plan
 from pipeline.record import FINISHED, Record
 
 PASSES = 3  # forward, and backward at twice its cost
 
 
-def describe(experiment: Experiment, records: Sequence[Record], out: Console) -> None:
-    """Print recipe, variants, scales with their work, claims and departures."""
-    paper = experiment.paper
+def describe(experiment: Experiment, records: Sequence[Record], out: Console, say: Callable[..., None]) -> None:
+    """Print recipe, variants, scales with their work, claims and departures; `say` prints prose, folded."""
+    paper, train, data = experiment.paper, experiment.train, experiment.data
+
+    def head(title: str) -> None:
+        out.print(f"\n[bold]{title}[/]")
+
+    out.print(f"[bold]{escape(experiment.question)}[/]", soft_wrap=True)
     arxiv = f", arXiv:{paper.arxiv}" if paper.arxiv else ""
-    out.print(f"[bold]{experiment.question}[/]")
-    out.print(f"{paper.authors} {paper.year}, {paper.title}{arxiv}, section {paper.section}\n")
-    train, data = experiment.train, experiment.data
-    drops = f", times {train.lr_drops.factor} at {list(train.lr_drops.at)}" if train.lr_drops else ""
-    augment = ", ".join(data.augment) or "none"
-    out.print(f"[bold]recipe[/]   {train.steps:,} updates of {train.batch_size} images, rate {train.lr:g}{drops}")
-    settings = ", ".join(f"{key} {value}" for key, value in train.optimizer.model_dump().items() if key != "name")
-    out.print(f"         {train.optimizer.name} ({settings}), loss {train.loss.name}")
-    out.print(f"[bold]data[/]     {data.name}, {data.normalise}, augmentation: {augment}\n")
-    out.print("[bold]variants[/]")
+    say(f"{paper.authors} {paper.year}, {paper.title}{arxiv}, section {paper.section}")
+    head("recipe")
+    drops = f"; {drop_words(train.lr_drops)}" if train.lr_drops else ""
+    say(
+        f"{train.steps:,} updates of {counted(train.batch_size, 'image')}, learning rate {train.lr:g}{drops}",
+        indent=2,
+    )
+    settings = train.optimizer.model_dump(exclude={"name"}) | {"loss": train.loss.name}
+    say(f"{train.optimizer.name}: {words(settings)}", indent=2)
+    say(f"data {data.name}, normalised {data.normalise}, augmented: {', '.join(data.augment) or 'no'}", indent=2)
+    head("variants")
+    width = max(map(len, experiment.variants))
     for name, variant in experiment.variants.items():
-        args = ", ".join(f"{key} {value}" for key, value in variant.model.args.items())
-        own = {**variant.data, **variant.train}
-        out.print(f"  {name:<20} {variant.model.name} {args} {escape(str(own)) if own else ''}")
-    out.print("\n[bold]scales[/]")
+        own = words(dict(variant.model.args)) + words({**variant.data, **variant.train}, start="; ")
+        say(f"{name:<{width}}  {variant.model.name} {own}".rstrip(), indent=2)
+    head("scales")
     for name, scale in experiment.scales.items():
-        out.print(f"  {name:<12} {scale.why}")
-        out.print(f"  {'':<12} {work(experiment, name, records)}")
-    out.print(f"\n[bold]claims[/] ({len(experiment.claims)})")
+        say(f"{name}: {scale.why}", indent=2)
+        say(work(experiment, name, records), indent=6)
+    head(f"claims ({len(experiment.claims)})")
     for claim in experiment.claims:
         where = f"lecture; {claim.source}" if claim.by == "lecture" else claim.source
         number = getattr(claim, "claimed", None)
-        said = f" [dim](claimed: {escape(str(number))})[/]" if number is not None else ""
+        said = "" if number is None else f"claimed {number}; "
         if isinstance(claim, OrderingClaim | RatioClaim):
-            said = f" [dim]({claim.lhs} {getattr(claim, 'op', '/')} {claim.rhs})[/]"
-        out.print(f"  {claim.id:<34} {escape(claim.says)}{said} [dim]{escape(where)}[/]")
+            said = f"{claim.lhs} {getattr(claim, 'op', '/')} {claim.rhs}; "
+        say(f"{claim.id}: {claim.says} ({said}{where})", indent=2)
     if experiment.departures:
-        out.print("\n[bold]departures from the paper[/]")
+        head("departures from the paper")
         for departure in experiment.departures:
-            out.print(f"  {departure.what} {departure.why}")
+            say(f"{departure.what} {departure.why}", indent=2)
+
+
+def words(settings: Mapping[str, Any], *, start: str = "") -> str:
+    """{"depth": 20, "warmup": {"lr": 0.01}} -> "depth 20, warmup.lr 0.01", `start` before it if there is any."""
+    parts = []
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            parts += [f"{key}.{part}" for part in words(value).split(", ")]
+        elif isinstance(value, list | tuple):
+            parts.append(f"{key} {'/'.join(map(str, value))}")
+        else:
+            parts.append(f"{key} {value}")
+    return start + ", ".join(parts) if parts else ""
+
+
+def drop_words(drops: Drops) -> str:
+    """ "times 0.1 from update 32,000 and 48,000"."""
+    return ", ".join(
+        f"times {f:g} from update {at:,}" for at, f in zip(drops.at, factors(drops.model_dump()), strict=True)
+    )
+
+
+def counted(number: int, noun: str) -> str:
+    """ "1 run", "20 runs"."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def work(experiment: Experiment, scale: str, records: Sequence[Record]) -> str:
@@ -54,7 +89,8 @@ def work(experiment: Experiment, scale: str, records: Sequence[Record]) -> str:
     runs = plan(experiment, scale=scale)
     variants, seeds = len(experiment.variants_at(scale)), len(experiment.seeds_at(scale))
     updates = sum(run.recipe.train.steps for run in runs)
-    text = f"{len(runs)} runs ({variants} variants x {seeds} seeds), {updates:,} updates"
+    text = f"{counted(len(runs), 'run')} ({counted(variants, 'variant')} x {counted(seeds, 'seed')}), "
+    text += counted(updates, "update")
     operations = [multiply_adds(run) for run in runs]
     known = [value for value in operations if value is not None]
     if len(known) == len(runs):
@@ -69,9 +105,24 @@ def work(experiment: Experiment, scale: str, records: Sequence[Record]) -> str:
 
 def multiply_adds(run: Run) -> float | None:
     """Multiply-adds of a whole training, forward and backward; None where the image size is not known."""
-    from pipeline.analyse import SHAPES, analysis
+    from pipeline.analyse import SHAPES, image_shape
 
-    if run.recipe.data.name not in SHAPES:
+    data, train = run.recipe.data.name, run.recipe.train
+    if data not in SHAPES:
         return None
-    train = run.recipe.train
-    return float(PASSES * analysis(run.recipe).multiply_adds * train.batch_size * train.steps)
+    model = run.recipe.model
+    of_one = forward(model.name, json.dumps(model.args, sort_keys=True), SHAPES[data][0], image_shape(run.recipe))
+    return float(PASSES * of_one * train.batch_size * train.steps)
+
+
+@cache
+def forward(name: str, args: str, classes: int, image: tuple[int, int, int]) -> int:
+    """Multiply-adds of one image, as `pipeline.analyse` counts, from shapes alone: seconds for 1202 layers."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from lightning_modules.networks import build
+
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        build(name, json.loads(args), num_classes=classes, in_channels=image[0]).eval()(torch.zeros(1, *image))
+    return counter.get_total_flops() // 2

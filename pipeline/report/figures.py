@@ -1,10 +1,11 @@
 """Figures in the manner of the papers, drawn from the curves of tracked runs."""
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -21,10 +22,19 @@ POINTS = 40  # a training error is drawn as the mean over this many parts of a r
 def error_curves(
     experiment: Experiment, scale: str, curves: Mapping[str, Mapping[str, Sequence[Curve]]], path: Path
 ) -> Path:
+    """Write `curves_figure` to `path`, a PNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    curves_figure(experiment, scale, curves).savefig(path, dpi=150, metadata={"Software": None})
+    return path
+
+
+def curves_figure(
+    experiment: Experiment, scale: str, curves: Mapping[str, Mapping[str, Sequence[Curve]]]
+) -> Figure:
     """Figure 6 of arXiv:1512.03385 for any experiment: training error dashed, test error bold.
 
     One panel a network (plain beside residual), one colour a variant; the line is the mean over seeds, the band
-    reaches from the lowest to the highest. `curves`: variant -> metric -> one curve per seed. Writes a PNG.
+    reaches from the lowest to the highest. `curves`: variant -> metric -> one curve per seed.
     """
     panels: dict[str, list[str]] = {}
     for variant in experiment.variants:
@@ -34,7 +44,7 @@ def error_curves(
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, max(len(panels), 1), sharey=True, squeeze=False)[0]
     for ax, (network, variants) in zip(axes, panels.items(), strict=False):
-        for colour, variant in zip(COLOURS * 3, variants, strict=False):
+        for colour, variant in zip(cycle(COLOURS), variants, strict=False):
             draw(ax, curves[variant], colour, variant)
         ax.set_title(network.removesuffix("_cifar"), fontsize=11)
         ax.set_xlabel("updates")
@@ -44,33 +54,38 @@ def error_curves(
         ax.set_ylim(bottom=0)
         ax.legend(frameon=False, fontsize=9, title="bold: test, dashed: training", title_fontsize=8)
     axes[0].set_ylabel("top-1 error (%)")
-    some = next(iter(curves.values()))
-    seeds = max((len(rows) for rows in some.values()), default=0)
+    counts = {max(len(rows) for rows in metrics.values()) for metrics in curves.values()}
+    seeds = "–".join(str(count) for count in sorted({min(counts), max(counts)}))
     recipe = experiment.recipe(next(iter(curves)), scale)
     figure.suptitle(
         f"{experiment.name} at {scale} scale on {recipe.data.name}: mean and range over {seeds} seeds", fontsize=10
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150, metadata={"Software": None})
-    return path
+    return figure
 
 
 def draw(ax: Axes, curves: Mapping[str, Sequence[Curve]], colour: str, label: str) -> None:
     """One variant: both errors, mean and range over seeds."""
+    named = TEST if any(curves.get(TEST, ())) else TRAIN
     for metric in CURVES:
-        rows = [binned(curve) if metric == TRAIN else curve for curve in curves.get(metric, ()) if curve]
-        if not rows:
+        rows = [curve for curve in curves.get(metric, ()) if curve]
+        if metric == TRAIN and rows:
+            size = -(-max(len(curve) for curve in rows) // POINTS)
+            rows = [binned(curve, size) for curve in rows]
+        values: dict[int, list[float]] = {}  # of the seeds that came so far
+        for row in rows:
+            for step, value in row:
+                values.setdefault(step, []).append(value)
+        if not values:
             continue
-        steps = sorted(set.intersection(*({step for step, _ in row} for row in rows)))
-        values = np.array([[dict(row)[step] for step in steps] for row in rows])  # (seeds, points)
+        steps = sorted(values)
+        mean, low, high = ([of(values[step]) for step in steps] for of in (fmean, min, max))
         bold = metric == TEST
         style: dict[str, Any] = {"linewidth": 2.2} if bold else {"linewidth": 1.1, "linestyle": "--"}
-        ax.plot(steps, values.mean(axis=0), color=colour, label=label if bold else None, **style)
-        ax.fill_between(steps, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.12, linewidth=0)
+        ax.plot(steps, mean, color=colour, label=label if metric == named else None, **style)
+        ax.fill_between(steps, low, high, color=colour, alpha=0.12, linewidth=0)
 
 
-def binned(curve: Curve) -> list[tuple[int, float]]:
-    """A long curve as the means of at most POINTS equal parts, each placed at its last update."""
-    size = max(1, -(-len(curve) // POINTS))
+def binned(curve: Curve, size: int) -> list[tuple[int, float]]:
+    """A long curve as the means of every `size` values, each placed at its last update."""
     parts = [curve[start : start + size] for start in range(0, len(curve), size)]
-    return [(part[-1][0], sum(value for _, value in part) / len(part)) for part in parts]
+    return [(part[-1][0], fmean(value for _, value in part)) for part in parts]

@@ -1,17 +1,17 @@
 """The leaderboard: networks ranked by error, the paper's number beside ours. Pure: records in, rows out."""
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean, stdev
 from typing import Any
 
 from pipeline.experiment import Experiment, MetricClaim
-from pipeline.ledger import counted
+from pipeline.ledger import counted, runs_of
+from pipeline.mistakes import UserError
 from pipeline.record import FINISHED, Record
 from pipeline.verdict import finite_test_set_noise
 
-TOP1, TOP5 = "test/top1_error_pct", "test/top5_error_pct"
+TOP1, TOP5, TRAIN = "test/top1_error_pct", "test/top5_error_pct", "train/top1_error_pct"
 
 
 @dataclass(frozen=True)
@@ -22,14 +22,14 @@ class Row:
     variant: str
     scale: str
     data: str
-    top1: float  # mean over the seeds
+    top1: float | None  # mean over the seeds; None where none converged, as for all that follows
     top1_std: float | None  # over the seeds; None with one
-    top5: float
+    top5: float | None
     train: float | None  # top-1 on the training batches at the end, as augmented
     paper: float | None  # top-1 as published
     paper_data: str  # the data set that number is for
-    noise: float  # standard error that the finite test set alone gives
-    images: int  # test images counted in each run
+    noise: float | None  # standard error that the finite test set alone gives
+    images: int  # test images counted in each run; 0 where none converged
     seeds: int
     diverged: int  # seeds that did not converge, and are in no mean
     departs: str  # what --set changed
@@ -46,44 +46,54 @@ def leaderboard(experiments: Iterable[Experiment], records: Sequence[Record]) ->
     """
     rows: list[Row] = []
     for experiment in experiments:
-        mine = [record for record in records if record.experiment == experiment.name]
         for scale in experiment.scales:
-            found = []
-            for variant, good in counted(experiment, scale, mine).items():
-                found.append(row_of(experiment, scale, variant, good, ""))
-            changed: Mapping[tuple[str, str, str], list[Record]] = defaultdict(list)
-            for record in mine:
-                if record.changes and record.scale == scale:
-                    label = ", ".join(f"{key}={value}" for key, value in record.changes.items())
-                    changed[record.variant, label, record.code].append(record)
-            for (variant, label, _), group in changed.items():
-                found.append(row_of(experiment, scale, variant, group, label))
-            rows += sorted((row for row in found if row), key=lambda row: (row.data, row.top1))
+            found = [
+                row_of(experiment, scale, variant, good)
+                for variant, good in counted(experiment, scale, records).items()
+            ]
+            found += changed_rows(experiment, scale, records)
+            rows += sorted(found, key=lambda row: (row.data, row.top1 is None, row.top1 or 0.0))
     return rows
 
 
-def row_of(
-    experiment: Experiment, scale: str, variant: str, records: Sequence[Record], departs: str
-) -> Row | None:
-    """One row; None where no run converged."""
-    good = [record for record in records if record.status == FINISHED]
-    if not good:
-        return None
-    top1 = [record.metrics[TOP1] for record in good]
-    train = [record.metrics["train/top1_error_pct"] for record in good if "train/top1_error_pct" in record.metrics]
-    images = int(good[0].metrics["test/images"])
+def changed_rows(experiment: Experiment, scale: str, records: Sequence[Record]) -> list[Row]:
+    """The rows of runs changed by --set; not of a change or a variant that the declaration no longer allows."""
+    here = [r for r in records if r.changes and (r.experiment, r.scale) == (experiment.name, scale)]
+    result = []
+    for variant, label in dict.fromkeys((record.variant, label_of(record)) for record in here):
+        group = [record for record in here if (record.variant, label_of(record)) == (variant, label)]
+        try:
+            rows = runs_of(experiment, scale, variant, group, group[0].changes)
+        except UserError:
+            continue
+        if rows:
+            result.append(row_of(experiment, scale, variant, rows, label))
+    return result
+
+
+def label_of(record: Record) -> str:
+    """What --set changed: 'train.lr=0.05'."""
+    return ", ".join(f"{key}={value}" for key, value in record.changes.items())
+
+
+def row_of(experiment: Experiment, scale: str, variant: str, records: Sequence[Record], departs: str = "") -> Row:
+    """One row; the runs that did not converge are counted, and are in no mean."""
+    good = [record.metrics for record in records if record.status == FINISHED]
+    top1 = [metrics[TOP1] for metrics in good]
+    train = [metrics[TRAIN] for metrics in good if TRAIN in metrics]
+    images = int(good[0]["test/images"]) if good else 0
     return Row(
         experiment=experiment.name,
         variant=variant,
         scale=scale,
-        data=good[0].data,
-        top1=fmean(top1),
-        top1_std=stdev(top1) if len(top1) > 1 else None,
-        top5=fmean(record.metrics[TOP5] for record in good),
+        data=records[0].data,
+        top1=fmean(top1) if good else None,
+        top1_std=stdev(top1) if len(good) > 1 else None,
+        top5=fmean(metrics[TOP5] for metrics in good) if good else None,
         train=fmean(train) if train else None,
         paper=published(experiment, variant),
-        paper_data=experiment.data.name,
-        noise=finite_test_set_noise(fmean(top1), images=images),
+        paper_data=experiment.paper_data(variant),
+        noise=finite_test_set_noise(fmean(top1), images=images) if good else None,
         images=images,
         seeds=len(good),
         diverged=len(records) - len(good),

@@ -30,7 +30,6 @@ class Progress:
         self.folders = {task.identity: RunFolder(task.folder) for task in tasks}
         self.ended = {name for name, folder in self.folders.items() if folder.result()}
         self.before = len(self.ended)
-        self.interrupted = False
         self.bars = Bars(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
@@ -43,21 +42,9 @@ class Progress:
             transient=True,
             expand=True,
         )
+        self.stopping = False
         self.bar_of: dict[str, TaskID] = {}
         self.last_line = time.monotonic()
-
-    def plan(self) -> None:
-        """What there is to do, a line a run."""
-        for task in self.tasks:
-            folder = self.folders[task.identity]
-            steps = task.run.recipe.train.steps
-            checkpoint = folder.last_checkpoint(lambda _: None)
-            state = "finished" if task.identity in self.ended else f"{steps:,} steps"
-            if checkpoint and task.identity not in self.ended:
-                state = f"resumes at step {checkpoint[0]:,} of {steps:,}"
-            self.console.print(f"{task.run.title:<28} {state:<32} {task.identity}")
-        left = len(self.tasks) - len(self.ended)
-        self.console.print(f"{len(self.tasks)} runs, {len(self.ended)} finished, {left} to train")
 
     def __enter__(self) -> "Progress":
         """Start the bars."""
@@ -79,19 +66,21 @@ class Progress:
             self.bar_of[name] = self.bars.add_task(run.title, total=run.recipe.train.steps, speed="")
             if not self.console.is_terminal:
                 self.say(f"{run.title}: training")
-        if event.kind == "note":
-            self.interrupted = self.interrupted or "stopping" in event.text
-        if event.kind in ("waiting", "note", "stopped", "failed"):
-            style = "red" if event.kind == "failed" else "yellow"
-            self.say(f"[{style}]{run.title}: {event.text}[/]")
+        if event.kind == "stopping" and not self.stopping:
+            self.stopping = True
+            self.say("Stopping at the next step, with checkpoints; Ctrl-C once more ends at once", "yellow")
+        if event.kind in ("waiting", "note", "stopped"):
+            self.say(f"{run.title}: {event.text}", "yellow")
+        if event.kind == "failed":
+            self.bars.console.print(f"{run.title}: {event.text}", style="red", markup=False, soft_wrap=True)
         if event.kind == "ended" and event.record:
             self.ended.add(name)
             record = event.record
             if record.status == FINISHED:
                 error = f"test error {record.metrics[TEST_ERROR]:.2f} %"
-                self.say(f"{run.title}: {error} after {record.seconds:.0f} s")
+                self.say(f"{run.title}: {error}, trained in {record.seconds:,.0f} s")
             else:
-                self.say(f"[yellow]{run.title}: did not converge: {record.ended}[/]")
+                self.say(f"{run.title}: did not converge: {record.ended}", "yellow")
         if event.kind in ("ended", "stopped", "failed") and name in self.bar_of:
             self.bars.update(self.bar_of[name], visible=False)
         self.tick()
@@ -112,7 +101,25 @@ class Progress:
             total = self.bars.tasks[self.total].total or 1
             self.say(f"{100 * done / total:.0f} % of all updates")
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, style: str = "") -> None:
         """One line above the bars."""
         if not self.quietly:
-            self.bars.console.print(text, soft_wrap=True)
+            self.bars.console.print(text, style=style, markup=False, soft_wrap=True)
+
+
+def planned(tasks: Sequence[Task], console: Console) -> None:
+    """What there is to do, a line a run."""
+    width = max(len(task.run.title) for task in tasks)
+    left = 0
+    for task in tasks:
+        folder = RunFolder(task.folder)
+        steps = f"{task.run.recipe.train.steps:,}"
+        checkpoint = folder.last_checkpoint(lambda _: None)
+        left += not folder.result()
+        state = f"to train, {steps} steps"
+        if folder.result():
+            state = "finished"
+        elif checkpoint:
+            state = f"to resume at step {checkpoint[0]:,} of {steps}"
+        console.print(f"{task.run.title:<{width}}  {state}", soft_wrap=True)
+    console.print(f"{len(tasks)} runs, {left} of them to train")

@@ -6,13 +6,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from pipeline.experiment import PAPER_SCALE, Experiment
+from pipeline.experiment import PAPER_SCALE, ExactClaim, Experiment
 from pipeline.ledger import Entry, counted
 from pipeline.mistakes import UserError
 from pipeline.record import Record
 from pipeline.report.figures import error_curves
 from pipeline.report.leaderboard import leaderboard
 from pipeline.report.text import counts, leaderboard_cells, markdown, short, verdict_cells
+from pipeline.reproduce import curves_of, judged
 from pipeline.runs import write_atomically
 
 HEAD = """# Results
@@ -28,8 +29,6 @@ def write_results(
     experiments: Sequence[Experiment], records: Sequence[Record], tracker: Any, file: Path
 ) -> list[Path]:
     """Write `file`, `results/records.json` and a figure for each experiment and scale beside it."""
-    from pipeline.reproduce import curves_of
-
     kept = [
         record
         for experiment in experiments
@@ -78,20 +77,16 @@ def results_text(
 
 def section(experiment: Experiment, scale: str, records: Sequence[Record], figure: str | None) -> str:
     """One experiment at one scale: how it was run, leaderboard, figure, verdicts."""
-    from pipeline.reproduce import judged
-
-    rows = [leaderboard_cells(row) for row in leaderboard([experiment], records)]
+    rows = [leaderboard_cells(row) for row in leaderboard([experiment], records) if row.scale == scale]
     entries = [entry for entry in judged([experiment], records, [scale]) if entry.evidence]
-    recipe = experiment.recipe(records[0].variant, scale)
-    train = recipe.train
+    images = max(record.metrics.get("test/images", 0) for record in records)
     lines = [
         f"## {experiment.name} at {scale} scale\n",
         f"{experiment.question} {experiment.scales[scale].why}\n",
         f"- Paper: {experiment.paper.authors} {experiment.paper.year}, section {experiment.paper.section}",
         f"- Data: {records[0].data}, manifest {each(records, 'manifest', 16)}; "
-        f"{int(records[0].metrics.get('test/images', 0)):,} test images counted in each run",
-        f"- Recipe: {train.steps:,} updates of {train.batch_size}, rate {train.lr:g}, {train.optimizer.name}, "
-        f"computed in {each(records, 'precision')}",
+        f"{images:,.0f} test images counted in each run",
+        *recipes(experiment, scale, records),
         f"- Seeds: {', '.join(map(str, sorted({r.seed for r in records})))}; "
         f"{len(records)} runs, {fmean(r.seconds for r in records):,.0f} s each in the mean",
         f"- Hardware: {each(records, 'hardware')}; "
@@ -109,11 +104,21 @@ def section(experiment: Experiment, scale: str, records: Sequence[Record], figur
     return "\n".join(lines)
 
 
+def recipes(experiment: Experiment, scale: str, records: Sequence[Record]) -> list[str]:
+    """A line for each recipe in use; where there are several, with the variants it is for."""
+    variants: dict[str, list[str]] = {}
+    for variant in dict.fromkeys(record.variant for record in records):
+        train = experiment.recipe(variant, scale).train
+        computed = each([record for record in records if record.variant == variant], "precision")
+        said = f"{train.steps:,} updates of {train.batch_size}, rate {train.lr:g}, {train.optimizer.name}"
+        variants.setdefault(f"{said}, computed in {computed}", []).append(variant)
+    if len(variants) == 1:
+        return [f"- Recipe: {next(iter(variants))}"]
+    return [f"- Recipe of {', '.join(names)}: {said}" for said, names in variants.items()]
+
+
 def exact_section(experiments: Sequence[Experiment]) -> str:
     """The claims that arithmetic alone judges."""
-    from pipeline.experiment import ExactClaim
-    from pipeline.reproduce import judged
-
     entries = [entry for entry in judged(experiments, []) if isinstance(entry.claim, ExactClaim)]
     return f"## Judged by arithmetic\n\n{counts(entries)}.\n\n{table(entries)}\n"
 

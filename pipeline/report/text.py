@@ -19,20 +19,25 @@ MARKS = {
 
 def leaderboard_cells(row: Row) -> dict[str, str]:
     """One row of the leaderboard, ready to show."""
-    spread = f" ± {row.top1_std:.2f}" if row.top1_std is not None else ""
+    spread = "" if row.top1_std is None else f" ± {row.top1_std:.2f}"
     seeds = f"{row.seeds}" + (f" (+{row.diverged} diverged)" if row.diverged else "")
     return {
         "network": row.variant + (f" [{row.departs}]" if row.departs else ""),
-        "top-1 error %": f"{row.top1:.2f}{spread}",
-        "top-5 error %": f"{row.top5:.2f}",
-        "training error %": "" if row.train is None else f"{row.train:.2f}",
+        "top-1 error %": percent(row.top1) + spread if row.seeds else "did not converge",
+        "top-5 error %": percent(row.top5),
+        "training error %": percent(row.train),
         "paper top-1 %": paper_number(row),
         "seeds": seeds,
-        "images": f"{row.images:,}",
-        "test-set noise": f"± {row.noise:.2f}",
+        "images": f"{row.images:,}" if row.seeds else "",
+        "test-set noise": "" if row.noise is None else f"± {percent(row.noise)}",
         "scale": row.scale,
         "data": row.data,
     }
+
+
+def percent(value: float | None) -> str:
+    """Two decimals, nothing for nothing."""
+    return "" if value is None else f"{value:.2f}"
 
 
 def paper_number(row: Row) -> str:
@@ -69,9 +74,7 @@ def where(entry: Entry) -> str:
     if entry.evidence is None:
         return ""
     evidence = entry.evidence
-    commits = ", ".join(
-        commit[:8] + ("-dirty" if commit.endswith("-dirty") else "") for commit in evidence.commits
-    )
+    commits = ", ".join(short(commit) for commit in evidence.commits)
     return f"{evidence.scale} on {evidence.data}, {len(evidence.runs)} runs, commit {commits}"
 
 
@@ -89,9 +92,13 @@ def counts(entries: Sequence[Entry]) -> str:
 
 def markdown(rows: Sequence[dict[str, str]], columns: Sequence[str] = ()) -> str:
     """A Markdown table; `columns` chooses and orders."""
+
+    def cell(text: str) -> str:
+        return " ".join(text.split()).replace("|", "\\|")
+
     if not rows:
         return ""
     names = list(columns or rows[0])
     lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
-    lines += ["| " + " | ".join(row[name].replace("|", "\\|") for name in names) + " |" for row in rows]
+    lines += ["| " + " | ".join(cell(row[name]) for name in names) + " |" for row in rows]
     return "\n".join(lines)

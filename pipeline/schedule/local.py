@@ -1,7 +1,7 @@
 """Runs on this machine: a few worker processes, each training one run after the other.
 
-The parent imports no torch and trains nothing; it hands out runs, passes on what happens, and lets workers end
-their step and checkpoint when the user presses Ctrl-C. A worker whose parent is gone does the same by itself.
+The parent trains nothing; it hands out runs, passes on what happens, and lets workers end their step and
+checkpoint when the user presses Ctrl-C. A worker whose parent is gone does the same by itself.
 """
 
 import contextlib
@@ -10,8 +10,10 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +25,8 @@ from pipeline.runs import RunFolder
 
 POLL_SECONDS = 0.25
 LOCK_POLL_SECONDS = 0.5
+
+Ending = Literal["ended", "stopped", "failed"]  # of all runs: every one ended, Ctrl-C came, some failed
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class Task:
 class Event:
     """Something that happened to a run."""
 
-    kind: Literal["started", "waiting", "note", "ended", "stopped", "failed"]
+    kind: Literal["started", "waiting", "note", "stopping", "ended", "stopped", "failed"]
     task: Task
     text: str = ""
     record: Record | None = None
@@ -64,69 +68,95 @@ def run_all(
     threads: int,
     happened: Callable[[Event], None],
     tick: Callable[[], None] = lambda: None,
-) -> bool:
-    """Train all `tasks`; True when every one ended, False when some were stopped or failed.
+) -> Ending:
+    """Train all `tasks` and say how that went.
 
-    `happened` hears of every event, `tick` is called a few times a second. KeyboardInterrupt stops the runs at
-    their next step, with checkpoints, and is not passed on; a second one ends the workers at once.
+    `happened` hears of every event, `tick` is called a few times a second. Ctrl-C (or SIGTERM) stops the runs at
+    their next step, with checkpoints; a second one raises KeyboardInterrupt and ends the workers at once.
     """
     context = multiprocessing.get_context("spawn")
     waiting = list(reversed(tasks))
+    kinds: set[str] = set()  # of the events
     pool = [Worker(context, threads, number) for number in range(workers)]
-    whole, stopping = True, False
-    try:
-        while True:
-            try:
+    with interruptible() as interrupted:
+        try:
+            while True:
                 for worker in pool:
-                    if worker.task is None and waiting and not stopping:
+                    if worker.task is None and waiting and not interrupted():
                         worker.give(waiting.pop())
                 busy = [worker for worker in pool if worker.task is not None]
                 if not busy:
                     break
-                for worker in busy:
-                    for event in worker.events():
-                        whole = whole and event.kind not in ("stopped", "failed")
-                        happened(event)
-                    if not worker.process.is_alive() and worker.task is None and waiting:
-                        pool[pool.index(worker)] = Worker(context, threads, worker.number)
-                wait([worker.connection for worker in busy if worker.task], timeout=POLL_SECONDS)
+                if interrupted() and "stopping" not in kinds:
+                    events = [event for worker in busy for event in worker.stop()]
+                else:
+                    wait([worker.connection for worker in busy], timeout=POLL_SECONDS)
+                    events = [event for worker in busy for event in worker.events()]
+                for event in events:
+                    kinds.add(event.kind)
+                    happened(event)
                 tick()
-            except KeyboardInterrupt:
-                if stopping:
-                    raise
-                stopping = True
-                for worker in pool:
-                    if worker.task is not None:
-                        worker.stop()
-                        happened(Event("note", worker.task, "stopping at the next step, with a checkpoint"))
+        finally:
+            for worker in pool:
+                worker.close()
+    if waiting or "stopped" in kinds:
+        return "stopped"
+    return "failed" if "failed" in kinds else "ended"
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Within: whether Ctrl-C or SIGTERM came. It interrupts nothing by itself, but for a second one."""
+    came: list[int] = []
+
+    def note(number: int, _frame: object) -> None:
+        if came:
+            raise KeyboardInterrupt
+        came.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(came)
     finally:
-        for worker in pool:
-            worker.close()
-    return whole and not waiting
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Worker:
-    """One process and the run it is training."""
+    """One process, started when there is a run for it, and the run it is training."""
 
     def __init__(self, context: Any, threads: int, number: int) -> None:
-        self.connection, other = context.Pipe()
-        self.number = number
-        self.process = context.Process(
-            target=work, args=(other, threads, number), name=f"repro-worker-{number}", daemon=True
-        )
-        self.process.start()
-        other.close()
+        self.context, self.threads, self.number = context, threads, number
+        self.process: Any = None
+        self.connection: Any = None
         self.task: Task | None = None
+
+    def start(self) -> None:
+        """A new process. It is born deaf to Ctrl-C, which a terminal sends to it too: the parent passes it on."""
+        self.connection, other = self.context.Pipe()
+        words = (other, self.threads, self.number)
+        self.process = self.context.Process(target=work, args=words, name=f"repro-{self.number}", daemon=True)
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            self.process.start()
+        finally:
+            signal.signal(signal.SIGINT, handler)
+        other.close()
 
     def give(self, task: Task) -> None:
         """Hand over a run."""
+        if self.process is None or not self.process.is_alive():
+            self.close()
+            self.start()
         self.task = task
-        self.connection.send(task)
+        with contextlib.suppress(OSError):  # it died in this moment: `events` will say so
+            self.connection.send(task)
 
-    def stop(self) -> None:
+    def stop(self) -> list[Event]:
         """Ask for the run to be left at its next step, resumable."""
         with contextlib.suppress(OSError):
             self.connection.send(None)
+        return [Event("stopping", self.task)] if self.task else []
 
     def events(self) -> list[Event]:
         """What has happened since the last call; the worker is free again after the last event of a run."""
@@ -148,6 +178,8 @@ class Worker:
 
     def close(self) -> None:
         """End the process; it holds nothing that a checkpoint does not."""
+        if self.process is None:
+            return
         self.connection.close()
         self.process.join(2 if self.task is None else 0.1)
         if self.process.is_alive():
@@ -160,10 +192,10 @@ class Worker:
 
 def work(connection: Connection, threads: int, number: int) -> None:
     """A worker's life: train the runs that come through `connection` until it closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when to stop
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    if "CUDA_VISIBLE_DEVICES" not in os.environ:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(number)
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if gpus != "":  # where it is empty, the user wants none
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus.split(",")[number] if gpus else str(number)
     asked_to_stop = connection.poll  # while a run trains, all that can come is "stop", or the parent's end
     while True:
         try:
@@ -174,15 +206,14 @@ def work(connection: Connection, threads: int, number: int) -> None:
             continue
 
         def say(kind: str, text: str = "", record: Record | None = None) -> None:
-            connection.send((kind, text, record))
+            with contextlib.suppress(OSError):  # the parent is gone, which `asked_to_stop` hears too
+                connection.send((kind, text, record))
 
         try:
             record = train_task(task, threads=threads, stop=asked_to_stop, say=say)
             say("ended" if record else "stopped", "" if record else "stopped; resumable", record)
         except UserError as error:
             say("failed", str(error))
-        except BrokenPipeError:
-            return
         except Exception:  # noqa: BLE001 - whatever it is, the user sees it and the other runs go on
             say("failed", traceback.format_exc())
 
@@ -197,12 +228,11 @@ def train_task(task: Task, *, threads: int, stop: Callable[[], bool], say: Calla
     told = False
     while True:
         try:
-            lock.acquire(timeout=LOCK_POLL_SECONDS if told else 0)
+            lock.acquire(timeout=LOCK_POLL_SECONDS)  # longer than `RunFolder.is_training` holds it
             break
         except Timeout:
             if not told:
-                process = folder.progress().get("pid", "unknown")
-                say("waiting", f"another repro trains it already (process {process}); waiting for its result")
+                say("waiting", "another repro command trains it already; waiting for its result")
                 told = True
             if stop():
                 return None
@@ -214,11 +244,15 @@ def train_task(task: Task, *, threads: int, stop: Callable[[], bool], say: Calla
         from pipeline.data.manifest import from_dict
         from pipeline.train import train
 
+        images, sha256 = images_of(task.run.recipe.data.name, task.data_root)
+        if sha256 != task.manifest["sha256"]:
+            raise UserError(f"{images.name}: the images changed since the command began; start it again")
+
         return train(
             task.run,
             identity=task.identity,
             folder=folder,
-            images=images_of(task.run.recipe.data.name, task.data_root),
+            images=images,
             manifest=from_dict(task.manifest),
             code=task.code,
             threads=threads,
@@ -229,14 +263,11 @@ def train_task(task: Task, *, threads: int, stop: Callable[[], bool], say: Calla
         lock.release()
 
 
-def images_of(name: str, root: Path) -> Any:
-    """A data set, read once a process."""
+@lru_cache(maxsize=1)
+def images_of(name: str, root: Path) -> tuple[Any, str]:
+    """A data set, read once a process, and the sha256 of its manifest."""
+    from pipeline.data.manifest import manifest_of
     from pipeline.data.sources import load
 
-    if (name, root) not in _IMAGES:
-        _IMAGES.clear()
-        _IMAGES[name, root] = load(name, root)
-    return _IMAGES[name, root]
-
-
-_IMAGES: dict[tuple[str, Path], Any] = {}
+    images = load(name, root)
+    return images, manifest_of(images).sha256

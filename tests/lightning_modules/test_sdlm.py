@@ -200,11 +200,11 @@ def test_second_derivatives_are_part_of_a_checkpoint():
 
 
 def test_it_learns():
-    """Two patterns, forty passes: their own codes become the nearest, and the loss falls to a fraction."""
+    """Two patterns, 150 passes: their own codes become the nearest, and the loss falls to a fraction."""
     module, (images, _) = online_classifier(), patterns(2)
     labels = torch.tensor([3, 8])
     losses = []
-    for _ in range(40):
+    for _ in range(150):
         module.start_pass(images, labels)
         losses.append(module.online.run(images, labels, 5e-3)[0].item())
     with torch.no_grad():

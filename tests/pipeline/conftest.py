@@ -1,0 +1,128 @@
+"""A small declaration and made-up records, for the tests of everything that reads them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.experiment import Experiment, load
+from pipeline.plan import plan
+from pipeline.record import Record
+
+DECLARATION = """
+paper: {title: "On <Depth>", authors: "A & B", year: 2015, arxiv: "0000.00000", section: "4.2"}
+question: Do deep | wide networks train worse?
+data: {name: cifar10, augment: [pad4-crop, flip]}
+train:
+  steps: 64000
+  batch_size: 128
+  lr: 0.1
+  lr_drops: {at: [32000, 48000], factor: 0.1}
+  optimizer: {name: sgd, momentum: 0.9, weight_decay: 1e-4}
+variants:
+  plain-20: {model: {name: plain_cifar, depth: 20}}
+  plain-32: {model: {name: plain_cifar, depth: 32}}
+  resnet-20:
+    model: {name: resnet_cifar, depth: 20, shortcut: A}
+    train: {warmup: {lr: 0.01, train_error_below_pct: 80.0}}
+seeds: [0, 1, 2, 3, 4]
+scales:
+  paper: {why: As published.}
+  laptop:
+    why: Minutes.
+    data: {name: digits, augment: [pad1-crop]}
+    train: {steps: 400, lr_drops: {at: [200], factor: 0.5}}
+  smoke:
+    data: {name: noise}
+    train: {steps: 12, lr_drops: {at: [6]}}
+    variants: [plain-20, resnet-20]
+    seeds: [0, 1, 2]
+claims:
+  - {id: size, kind: exact, says: "0.27 million", of: plain-20, metric: model/parameters, claimed: 270000, margin: 5000, source: "Table 6"}
+  - {id: decay, kind: exact, by: lecture, says: "Decay of 1e-5", of: plain-20, metric: recipe/train.optimizer.weight_decay, claimed: 1e-5, corrected: 1e-4, source: "notes"}
+  - {id: error, kind: metric, says: "Plain-20 reaches 9.5 %", of: plain-20, metric: test/top1_error_pct, claimed: 9.5, margin: 0.5, source: "Figure 6", confidence: figure}
+  - {id: stuck, kind: bound, says: "Plain-32 stays above 9 %", of: plain-32, metric: test/top1_error_pct, op: ">", claimed: 9.0, source: "Figure 6"}
+  - {id: deeper, kind: ordering, says: "Deeper is worse", lhs: plain-32, op: ">", rhs: plain-20, metric: test/top1_error_pct, source: "Figure 6"}
+  - {id: ratio, kind: ratio, says: "By a tenth", lhs: plain-32, rhs: plain-20, metric: test/top1_error_pct, claimed: 1.1, margin: 0.1, source: "Figure 6"}
+  - {id: prize, kind: open, says: "Won <b>first</b> | place", source: "ILSVRC", reason: no-labels, why: "the test labels are secret"}
+departures:
+  - {what: Pixels are scaled., why: No scale is named.}
+"""  # noqa: E501 - as an author writes it
+
+
+@pytest.fixture
+def declare(tmp_path: Path) -> Callable[..., Experiment]:
+    """Load the declaration after replacing pieces of its text: declare("steps: 64000", "steps: 9")."""
+
+    def load_changed(*pairs: str) -> Experiment:
+        text = DECLARATION
+        for old, new in zip(pairs[::2], pairs[1::2], strict=True):
+            assert text.count(old) >= 1, f"{old!r} is not in the declaration"
+            text = text.replace(old, new, 1)
+        path = tmp_path / "experiments" / "toy" / "depth.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        return load("toy/depth", tmp_path / "experiments")
+
+    return load_changed
+
+
+@pytest.fixture
+def experiment(declare: Callable[..., Experiment]) -> Experiment:
+    return declare()
+
+
+def made_up(
+    experiment: Experiment, variant: str, seed: int, error: float, *, scale: str = "paper", **other: Any
+) -> Record:
+    """The record of a run that never was: trained as declared, or with `changes`."""
+    changes = other.get("changes", {})
+    runs = plan(experiment, scale=scale, variants=[variant], seeds=max(seed + 1, 5), changes=changes)
+    run = next(run for run in runs if run.seed == seed)
+    fields: dict[str, Any] = {
+        "identity": f"{variant}-{seed}-{scale}",
+        "experiment": experiment.name,
+        "scale": scale,
+        "variant": variant,
+        "seed": seed,
+        "status": "finished",
+        "ended": f"{run.recipe.train.steps} steps",
+        "changes": {},
+        "declaration": run.declaration,
+        "manifest": f"manifest of {run.recipe.data.name}",
+        "code": "code-1",
+        "lock": "lock-1",
+        "commit": "0123456789abcdef",
+        "data": run.recipe.data.name,
+        "metrics": {
+            "test/top1_error_pct": error,
+            "test/top5_error_pct": error / 10,
+            "train/top1_error_pct": error / 2,
+            "test/images": 10_000.0,
+        },
+        "precision": "fp32",
+        "compiled": False,
+        "threads": 1,
+        "hardware": "one core",
+        "libraries": {"torch": "2.10"},
+        "seconds": 60.0,
+        "finished": f"2026-01-01T00:00:0{seed}+00:00",
+        "run_id": f"mlflow-{variant}-{seed}",
+    }
+    return Record(**(fields | other))
+
+
+@pytest.fixture
+def record() -> Callable[..., Record]:
+    return made_up
+
+
+@pytest.fixture
+def row_of_seeds() -> Callable[..., list[Record]]:
+    """One record for each of the errors given, with seeds 0, 1, 2, …"""
+
+    def several(experiment: Experiment, variant: str, errors: list[float], **other: Any) -> list[Record]:
+        return [made_up(experiment, variant, seed, error, **other) for seed, error in enumerate(errors)]
+
+    return several

@@ -1,0 +1,100 @@
+"""The figure in the manner of the papers: panels, lines, bands."""
+
+import pytest
+
+from pipeline.report.figures import COLOURS, CURVES, POINTS, TEST, TRAIN, binned, curves_figure, error_curves
+
+STEPS = range(100, 1100, 100)
+
+
+def curve(level, steps=STEPS):
+    return [(step, level + 1 / step) for step in steps]
+
+
+def both(level, seeds=3, steps=STEPS):
+    return {
+        TRAIN: [curve(level + i, steps) for i in range(seeds)],
+        TEST: [curve(level + 2 + i, steps) for i in range(seeds)],
+    }
+
+
+def lines(ax, style):
+    return [line for line in ax.get_lines() if line.get_linestyle() == style]
+
+
+def test_one_panel_a_network_one_colour_a_variant_both_line_styles(experiment):
+    curves = {"plain-20": both(10), "plain-32": both(20), "resnet-20": both(5)}
+    figure = curves_figure(experiment, "paper", curves)
+    plain, residual = figure.axes
+    assert [ax.get_title() for ax in figure.axes] == ["plain", "resnet"]
+    assert [text.get_text() for text in plain.get_legend().get_texts()] == ["plain-20", "plain-32"]
+    for ax, variants in ((plain, 2), (residual, 1)):
+        test, train = lines(ax, "-"), lines(ax, "--")
+        assert (len(test), len(train), len(ax.collections)) == (variants, variants, 2 * variants)
+        assert {line.get_color() for line in test} == {line.get_color() for line in train}
+        assert len({line.get_color() for line in test}) == variants
+        assert all(bold.get_linewidth() > thin.get_linewidth() for bold in test for thin in train)
+    assert figure.get_suptitle() == "toy/depth at paper scale on cifar10: mean and range over 3 seeds"
+    assert plain.get_ylim()[0] == plain.get_xlim()[0] == 0
+
+
+def test_the_line_is_the_mean_and_the_band_the_range(experiment):
+    figure = curves_figure(experiment, "paper", {"plain-20": {TEST: [[(10, 4.0)], [(10, 6.0)], [(10, 5.6)]]}})
+    (line,) = figure.axes[0].get_lines()
+    assert line.get_xydata().tolist() == [[10, pytest.approx(5.2)]]
+    (band,) = figure.axes[0].collections
+    heights = band.get_paths()[0].vertices[:, 1]
+    assert (min(heights), max(heights)) == (4.0, 6.0)
+
+
+def test_a_seed_that_diverged_is_drawn_as_far_as_it_came(experiment):
+    short = [(100, 30.0), (200, 90.0)]
+    figure = curves_figure(experiment, "paper", {"plain-20": {TEST: [[(s, 10.0) for s in STEPS], short]}})
+    (line,) = figure.axes[0].get_lines()
+    drawn = dict(line.get_xydata().tolist())
+    assert (drawn[100], drawn[200], drawn[300]) == (20.0, 50.0, 10.0)
+    assert list(drawn) == list(STEPS)
+
+
+def test_a_variant_without_an_evaluation_yet_is_drawn_by_its_training_error(experiment):
+    figure = curves_figure(experiment, "paper", {"plain-20": {TRAIN: [curve(3)]}, "plain-32": both(4)})
+    assert (len(lines(figure.axes[0], "--")), len(lines(figure.axes[0], "-"))) == (2, 1)
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["plain-20", "plain-32"]
+
+
+def test_different_numbers_of_seeds_are_both_said(experiment):
+    figure = curves_figure(experiment, "paper", {"plain-20": both(1, seeds=2), "plain-32": both(2, seeds=5)})
+    assert figure.get_suptitle().endswith("over 2–5 seeds")
+
+
+def test_no_variant_is_left_out_where_colours_run_out(declare):
+    many = 3 * len(COLOURS) + 2
+    more = "".join(f"  more-{i}: {{model: {{name: plain_cifar, depth: 20}}}}\n" for i in range(many))
+    declared = declare("variants:\n", f"variants:\n{more}")
+    figure = curves_figure(declared, "paper", {f"more-{i}": {TEST: [curve(i)]} for i in range(many)})
+    assert len(lines(figure.axes[0], "-")) == many
+
+
+def test_the_figure_is_written_and_twice_the_same(experiment, tmp_path):
+    curves = {"plain-20": both(10, steps=range(1, 301)), "resnet-20": both(5)}
+    first = error_curves(experiment, "laptop", curves, tmp_path / "new" / "one.png")
+    second = error_curves(experiment, "laptop", curves, tmp_path / "two.png")
+    assert first.read_bytes().startswith(b"\x89PNG\r\n")
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_long_training_curves_are_drawn_as_means_of_equal_parts(experiment):
+    steps = range(1, 20 * POINTS + 1)
+    figure = curves_figure(experiment, "paper", {"plain-20": {TRAIN: [[(s, float(s)) for s in steps]]}})
+    (line,) = figure.axes[0].get_lines()
+    assert len(line.get_xdata()) == POINTS
+    assert line.get_xydata()[0].tolist() == [20, 10.5]  # the mean of 1 to 20, at the last of them
+
+
+def test_binned():
+    assert binned([(1, 1.0), (2, 3.0), (3, 8.0)], 2) == [(2, 2.0), (3, 8.0)]
+    assert binned([(1, 1.0), (2, 3.0)], 1) == [(1, 1.0), (2, 3.0)]
+
+
+def test_the_curves_asked_for_are_those_drawn():
+    assert CURVES == ("train/top1_error_pct", "test/top1_error_pct")

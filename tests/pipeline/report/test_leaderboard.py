@@ -1,0 +1,133 @@
+"""Ranks, spreads, and whose number stands beside ours."""
+
+import json
+from statistics import fmean, stdev
+
+import pytest
+
+from pipeline.report.leaderboard import leaderboard, published
+
+PLAIN, DEEP = [9.4, 9.5, 9.9], [10.4, 10.5, 10.6]
+
+
+def only(rows):
+    (row,) = rows
+    return row
+
+
+def test_the_lowest_error_is_first(experiment, row_of_seeds):
+    records = [*row_of_seeds(experiment, "plain-20", DEEP), *row_of_seeds(experiment, "plain-32", PLAIN)]
+    assert [row.variant for row in leaderboard([experiment], records)] == ["plain-32", "plain-20"]
+
+
+def test_scales_are_ranked_each_by_itself(experiment, row_of_seeds):
+    records = [
+        *row_of_seeds(experiment, "plain-20", [1.0, 1.0], scale="laptop"),
+        *row_of_seeds(experiment, "plain-20", PLAIN),
+        *row_of_seeds(experiment, "plain-32", [2.0, 2.0], scale="laptop"),
+    ]
+    rows = leaderboard([experiment], records)
+    assert [(row.scale, row.variant) for row in rows] == [
+        ("paper", "plain-20"), ("laptop", "plain-20"), ("laptop", "plain-32"),
+    ]  # fmt: skip
+
+
+def test_mean_and_spread_are_over_the_seeds(experiment, row_of_seeds):
+    row = only(leaderboard([experiment], row_of_seeds(experiment, "plain-20", PLAIN)))
+    assert row.top1 == pytest.approx(fmean(PLAIN)) == pytest.approx(9.6)
+    assert row.top1_std == pytest.approx(stdev(PLAIN)) == pytest.approx((0.07) ** 0.5)  # (.04 + .01 + .09) / 2
+    assert row.top5 == pytest.approx(0.96)
+    assert row.train == pytest.approx(4.8)
+    assert (row.seeds, row.diverged, row.images) == (3, 0, 10_000)
+    assert row.noise == pytest.approx(100 * (0.096 * 0.904 / 10_000) ** 0.5)
+
+
+def test_one_seed_has_no_spread(experiment, row_of_seeds):
+    assert only(leaderboard([experiment], row_of_seeds(experiment, "plain-20", [9.5]))).top1_std is None
+
+
+def test_a_diverged_seed_is_counted_and_in_no_mean(experiment, row_of_seeds, record):
+    records = [
+        *row_of_seeds(experiment, "plain-20", [9.0, 10.0]),
+        record(experiment, "plain-20", 2, 0.0, status="not converged", metrics={}),
+    ]
+    row = only(leaderboard([experiment], records))
+    assert (row.top1, row.seeds, row.diverged) == (9.5, 2, 1)
+
+
+def test_a_network_of_which_no_seed_converged_is_last_and_not_left_out(experiment, row_of_seeds):
+    gone = row_of_seeds(experiment, "plain-20", [0.0, 0.0], status="not converged", metrics={})
+    rows = leaderboard([experiment], [*gone, *row_of_seeds(experiment, "plain-32", [99.0])])
+    assert [row.variant for row in rows] == ["plain-32", "plain-20"]
+    assert (rows[1].top1, rows[1].top5, rows[1].noise, rows[1].seeds, rows[1].diverged) == (None, None, None, 0, 2)
+
+
+def test_the_papers_number_comes_with_the_data_it_is_for(experiment, row_of_seeds):
+    row = only(leaderboard([experiment], row_of_seeds(experiment, "plain-20", PLAIN, scale="laptop")))
+    assert (row.paper, row.paper_data, row.data) == (9.5, "cifar10", "digits")
+    assert only(leaderboard([experiment], row_of_seeds(experiment, "plain-32", PLAIN))).paper is None
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("margin: 0.5,", "margin: 0.5, statistic: best of 5,"),
+        ("kind: metric, says", "kind: metric, by: lecture, says"),
+        ("of: plain-20, metric: test/top1_error_pct", "of: plain-20, metric: test/top5_error_pct"),
+    ],
+)
+def test_only_the_papers_own_mean_top_1_error_is_its_number(declare, old, new):
+    assert published(declare(), "plain-20") == 9.5
+    assert published(declare(old, new), "plain-20") is None
+
+
+def test_runs_changed_by_set_have_a_row_of_their_own_labelled(experiment, row_of_seeds):
+    changes = {"train.lr": 0.05, "train.batch_size": 64}
+    records = [
+        *row_of_seeds(experiment, "plain-20", PLAIN),
+        *row_of_seeds(experiment, "plain-20", [1.0, 1.0], changes=changes),
+    ]
+    rows = leaderboard([experiment], records)
+    assert [(row.departs, row.top1) for row in rows] == [
+        ("train.lr=0.05, train.batch_size=64", 1.0),
+        ("", pytest.approx(9.6)),
+    ]
+
+
+def test_each_change_has_its_row_and_of_one_kind_only(experiment, row_of_seeds):
+    records = [
+        *row_of_seeds(experiment, "plain-20", [1.0, 1.0], changes={"train.lr": 0.05}),
+        *row_of_seeds(experiment, "plain-20", [2.0], changes={"train.lr": 0.05}, code="old"),
+        *row_of_seeds(experiment, "plain-20", [3.0], changes={"train.lr": 0.2}),
+    ]
+    rows = leaderboard([experiment], records)
+    assert [(row.departs, row.top1) for row in rows] == [("train.lr=0.05", 1.0), ("train.lr=0.2", 3.0)]
+
+
+def test_changed_runs_of_an_old_declaration_or_a_setting_no_longer_there_have_none(declare, row_of_seeds):
+    old = declare()
+    records = [
+        *row_of_seeds(old, "plain-20", [1.0], changes={"train.lr": 0.05}),
+        *row_of_seeds(old, "plain-20", [1.0], changes={"train.optimizer.momentum": 0.5}),
+    ]
+    assert len(leaderboard([old], records)) == 2
+    # ours learns one pattern at a time now, which knows no momentum
+    online = "{name: sdlm, mu: 0.02, samples: 5}\n  loss: {name: map, j: 1.0, divided_by: 1.0}"
+    new = declare(
+        "{name: sgd, momentum: 0.9, weight_decay: 1e-4}",
+        online,
+        "batch_size: 128",
+        "batch_size: 1",
+        "train: {warmup: {lr: 0.01, train_error_below_pct: 80.0}}",
+        "train: {}",
+    )
+    assert leaderboard([new], records) == []
+
+
+def test_a_row_is_plain_data(experiment, row_of_seeds):
+    (row,) = leaderboard([experiment], row_of_seeds(experiment, "plain-20", PLAIN))
+    assert json.loads(json.dumps(row.to_dict()))["variant"] == "plain-20"
+
+
+def test_without_runs_there_are_no_rows(experiment):
+    assert leaderboard([experiment], []) == []

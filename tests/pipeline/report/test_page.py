@@ -1,0 +1,94 @@
+"""The page: whole in one file, and safe whatever a declaration says."""
+
+import base64
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from pipeline.ledger import ledger
+from pipeline.report.leaderboard import leaderboard
+from pipeline.report.page import CLASSES, write_page
+from pipeline.report.text import MARKS
+
+VOID = {"meta", "img", "br"}
+
+
+class Tags(HTMLParser):
+    """Every tag with its attributes, and the tags left open."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen, self.open = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.seen.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+@pytest.fixture
+def page(experiment, row_of_seeds, tmp_path):
+    def write(*, figure=None, records=None):
+        if records is None:
+            records = [
+                *row_of_seeds(experiment, "plain-20", [9.4, 9.5, 9.6]),
+                *row_of_seeds(experiment, "plain-32", [10.4, 10.5, 10.6], changes={"model.depth": "<script>"}),
+            ]
+        entries = ledger(experiment, records, lambda *_: 1e-4)
+        rows = leaderboard([experiment], records)
+        path = write_page(experiment, "paper", rows, entries, figure, tmp_path / "new" / "page.html")
+        return path.read_text(encoding="utf-8")
+
+    return write
+
+
+def tags(html):
+    parser = Tags()
+    parser.feed(html)
+    parser.close()
+    return parser
+
+
+def test_the_page_refers_to_no_other_file(page, tmp_path):
+    (tmp_path / "f.png").write_bytes(b"PNG bytes")
+    html = page(figure=tmp_path / "f.png")
+    pointing = [
+        v
+        for _, attributes in tags(html).seen
+        for k, v in attributes.items()
+        if k in ("src", "href", "action", "data")
+    ]
+    assert pointing == ["data:image/png;base64," + base64.b64encode(b"PNG bytes").decode()]
+    assert not re.search(r"https?://|url\(|@import|<script|<link", html)
+
+
+def test_what_a_declaration_says_is_text_not_html(page):
+    html = page()
+    assert "Won &lt;b&gt;first&lt;/b&gt; | place" in html
+    assert "On &lt;Depth&gt;" in html
+    assert "A &amp; B" in html
+    assert "<b>first" not in html
+
+
+def test_tables_verdicts_and_departures_are_all_there(page, experiment):
+    html = page()
+    assert "9.50 ± 0.10" in html
+    assert all(f"<b>{claim.id}</b>" in html for claim in experiment.claims)
+    assert "Verdicts: " in html
+    assert '<td class="n good">✔ reproduced</td>' in html
+    assert "Pixels are scaled.: No scale is named." in html
+    assert "paper on cifar10, 3 runs, commit 01234567" in html
+
+
+def test_the_page_is_well_formed_with_and_without_runs(page):
+    for html in (page(), page(records=[])):
+        assert tags(html).open == []
+        assert "error curves" not in html
+
+
+def test_every_mark_has_a_colour():
+    assert set(MARKS.values()) == set(CLASSES)

@@ -1,0 +1,135 @@
+"""RESULTS.md is a function of the records: nothing typed, nothing left out but smoke runs."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from pipeline.mistakes import UserError
+from pipeline.record import Record
+from pipeline.report import results as module
+from pipeline.report.results import results_text, write_results
+
+
+@pytest.fixture
+def records(experiment, row_of_seeds):
+    return [
+        *row_of_seeds(experiment, "plain-20", [9.4, 9.5, 9.6]),
+        *row_of_seeds(experiment, "resnet-20", [8.4, 8.5, 8.6], precision="bf16"),
+        *row_of_seeds(experiment, "plain-20", [3.4, 3.5, 3.6], scale="laptop", seconds=7.0),
+        *row_of_seeds(experiment, "plain-20", [1.0], changes={"train.lr": 0.05}),
+        *row_of_seeds(experiment, "plain-20", [77.7], scale="smoke"),
+    ]
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path, monkeypatch):
+    monkeypatch.setenv("REPRO_HOME", str(tmp_path / "home"))
+
+
+class NoCurves:
+    def curves(self, run_id, metric):
+        return []
+
+
+class Curves:
+    def curves(self, run_id, metric):
+        return [(100, 50.0), (200, 10.0)]
+
+
+def test_the_text_is_a_pure_function_of_the_records(experiment, records):
+    first = results_text([experiment], records, {})
+    assert first == results_text([experiment], records, {})
+    assert first != results_text([experiment], [replace(records[0], metrics=records[3].metrics), *records[1:]], {})
+
+
+def test_every_number_is_that_of_the_records(experiment, records):
+    text = results_text([experiment], records[:9], {})
+    assert "## toy/depth at paper scale" in text
+    assert "| plain-20 | 9.50 ± 0.10 | 0.95 | 4.75 | 9.5 | 3 | 10,000 |" in text
+    assert "| plain-20 | 3.50 ± 0.10 | 0.35 | 1.75 | 9.5 (cifar10) | 3 | 10,000 |" in text
+    assert "- Seeds: 0, 1, 2; 6 runs, 60 s each in the mean" in text
+    assert "- Seeds: 0, 1, 2; 3 runs, 7 s each in the mean" in text
+    assert "- Data: cifar10, manifest manifest of cifa; 10,000 test images counted in each run" in text
+    assert "- Commit: 01234567; lock lock-1; code code-1" in text
+
+
+def test_each_recipe_in_use_is_told(experiment, records):
+    text = results_text([experiment], records[:9], {})
+    assert "- Recipe of plain-20: 64,000 updates of 128, rate 0.1, sgd, computed in fp32" in text
+    assert "- Recipe of resnet-20: 64,000 updates of 128, rate 0.1, sgd, computed in bf16" in text
+    assert "- Recipe: 400 updates of 128, rate 0.1, sgd, computed in fp32" in text
+
+
+def test_departures_belong_to_the_paper_scale(experiment, records):
+    at_paper, at_laptop = results_text([experiment], records[:9], {}).split("## toy/depth at laptop scale")
+    assert "- Departure: Pixels are scaled. No scale is named." in at_paper
+    assert "Departure" not in at_laptop
+
+
+def test_a_bar_in_a_claim_breaks_no_table(experiment, records):
+    for line in results_text([experiment], records[:9], {}).splitlines():
+        if line.startswith("| "):
+            assert line.replace("\\|", "").count("|") in (6, 11)  # five columns of verdicts, ten of networks
+
+
+def test_exact_claims_are_judged_by_arithmetic_at_the_end(experiment, records):
+    last = results_text([experiment], records[:9], {}).split("## Judged by arithmetic\n")[1]
+    assert "1 reproduced, 1 erratum." in last
+    assert "We measure 269,722, which agrees with the claimed 270,000 ± 5,000." in last
+
+
+def test_a_scale_of_diverged_runs_alone_is_reported(experiment, row_of_seeds):
+    gone = row_of_seeds(experiment, "plain-20", [0.0, 0.0, 0.0], status="not converged", metrics={})
+    text = results_text([experiment], gone, {})
+    assert "| plain-20 | did not converge |" in text
+    assert "cannot judge: did-not-converge" in text
+
+
+def test_two_scales_of_one_recipe_are_told_apart(declare, row_of_seeds):
+    declared = declare("  smoke:", "  again: {why: The same recipe.}\n  smoke:")
+    records = row_of_seeds(declared, "plain-20", [9.4, 9.5, 9.6])
+    text = results_text([declared], records, {})
+    assert text.count("| plain-20 | 9.50") == 1
+
+
+def test_files_are_written_beside_each_other(experiment, records, tmp_path):
+    written = write_results([experiment], records, Curves(), tmp_path / "RESULTS.md")
+    assert [str(path.relative_to(tmp_path)) for path in written] == [
+        "RESULTS.md", "results/records.json", "results/toy-depth-paper.png", "results/toy-depth-laptop.png",
+    ]  # fmt: skip
+    text = written[0].read_text(encoding="utf-8")
+    assert "](results/toy-depth-paper.png)" in text
+    assert written[2].read_bytes().startswith(b"\x89PNG")
+
+
+def test_smoke_runs_and_changed_runs_stay_out(experiment, records, tmp_path):
+    text_file, kept_file = write_results([experiment], records, NoCurves(), tmp_path / "RESULTS.md")
+    text = text_file.read_text(encoding="utf-8")
+    assert "77.7" not in text
+    assert "train.lr=0.05" not in text
+    kept = [Record.from_dict(raw) for raw in json.loads(kept_file.read_text(encoding="utf-8"))]
+    assert kept == [*records[:3], *records[3:6], *records[6:9]]
+    assert "![" not in text  # no curves, no figure
+
+
+def test_the_kept_records_give_the_same_text_again(experiment, records, tmp_path):
+    text_file, kept_file = write_results([experiment], records, NoCurves(), tmp_path / "RESULTS.md")
+    kept = [Record.from_dict(raw) for raw in json.loads(kept_file.read_text(encoding="utf-8"))]
+    assert results_text([experiment], kept, {}) == text_file.read_text(encoding="utf-8")
+
+
+def test_writing_twice_writes_the_same_bytes(experiment, records, tmp_path):
+    once = [path.read_bytes() for path in write_results([experiment], records, Curves(), tmp_path / "RESULTS.md")]
+    again = [path.read_bytes() for path in write_results([experiment], records, Curves(), tmp_path / "RESULTS.md")]
+    assert once == again
+
+
+def test_without_runs_the_way_to_some_is_told(experiment, tmp_path):
+    with pytest.raises(UserError, match=r"no finished runs to report; start some with: repro run EXPERIMENT"):
+        write_results([experiment], [], NoCurves(), tmp_path / "RESULTS.md")
+    assert list(tmp_path.glob("RES*")) == []
+
+
+def test_smoke_is_the_only_scale_left_out():
+    assert module.LEFT_OUT == ("smoke",)

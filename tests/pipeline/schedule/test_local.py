@@ -1,0 +1,334 @@
+"""Runs in worker processes: whatever happens to one, the others go on and nothing stays behind."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+from PIL import Image
+from real_runs import PROCESSES, a_run, a_task, curves, train_in, weights
+
+from pipeline.data import manifest, sources
+from pipeline.mistakes import UserError
+from pipeline.runs import RunFolder
+from pipeline.schedule import local
+from pipeline.schedule.local import Task, run_all, worker_count
+
+
+@pytest.fixture(autouse=True)
+def quick_processes(monkeypatch):
+    """Workers forked from a process that has imported everything; that they start afresh is for test_cli.py."""
+    monkeypatch.setattr(local.multiprocessing, "get_context", lambda _: PROCESSES)
+
+
+@pytest.fixture(autouse=True)
+def started(monkeypatch):
+    """The processes of a test; after it, none of them is left."""
+    found = []
+    start = local.Worker.start
+
+    def noted(self):
+        start(self)
+        found.append(self.process)
+
+    monkeypatch.setattr(local.Worker, "start", noted)
+    yield found
+    assert [process for process in found if process.is_alive()] == []
+
+
+def long(seed=0, steps=100_000):
+    """A run that does not end by itself while a test lasts."""
+    return a_run(seed=seed, changes={"train.steps": steps, "train.eval_every": steps, "train.log_every": steps})
+
+
+def go(tasks, workers=2, happened=lambda event: None, tick=lambda: None):
+    events = []
+
+    def hear(event):
+        events.append(event)
+        happened(event)
+
+    ending = run_all(tasks, workers=workers, threads=1, happened=hear, tick=tick)
+    return ending, events
+
+
+def kinds(events, task):
+    return [event.kind for event in events if event.task is task]
+
+
+def test_all_runs_end_and_each_is_told(tmp_path):
+    tasks = [a_task(tmp_path, a_run(variant, seed)) for seed in (0, 1) for variant in ("plain-20", "resnet-20")]
+    ending, events = go(tasks)
+    assert ending == "ended"
+    for task in tasks:
+        assert kinds(events, task) == ["started", "ended"]
+        [record] = [event.record for event in events if event.task is task and event.record]
+        assert record == RunFolder(task.folder).result()
+        assert (record.variant, record.seed) == (task.run.variant, task.run.seed)
+
+
+def test_a_run_in_a_worker_has_the_bits_of_one_in_this_process(tmp_path):
+    task = a_task(tmp_path / "runs", a_run())
+    go([task])
+    train_in(tmp_path / "here", a_run())
+    assert weights(task.folder) == weights(tmp_path / "here")
+    assert curves(task.folder) == curves(tmp_path / "here")
+
+
+def test_what_is_finished_is_not_trained_again(tmp_path):
+    task = a_task(tmp_path, a_run())
+    go([task])
+    before = (task.folder / "result.json").stat().st_mtime_ns
+    ending, events = go([task])
+    assert (ending, kinds(events, task)) == ("ended", ["ended"])
+    assert (task.folder / "result.json").stat().st_mtime_ns == before
+
+
+def pid_of(task):
+    """The process that trains it, once it does."""
+    for _ in range(300):
+        pid = RunFolder(task.folder).progress().get("pid")
+        if pid:
+            return pid
+        time.sleep(0.1)
+    raise AssertionError("it does not train")
+
+
+def in_the_background(what):
+    thread = threading.Thread(target=what)
+    thread.start()
+    return thread
+
+
+def test_a_killed_worker_is_reported_and_the_other_runs_go_on(tmp_path):
+    killed, others = a_task(tmp_path, long()), [a_task(tmp_path, a_run(seed=seed)) for seed in (1, 2)]
+    thread = in_the_background(lambda: os.kill(pid_of(killed), signal.SIGKILL))
+    ending, events = go([killed, *others], workers=1)
+    thread.join()
+    assert ending == "failed"
+    assert kinds(events, killed) == ["started", "failed"]
+    said = next(event.text for event in events if event.kind == "failed")
+    assert said == "its process was ended by signal 9; start the same command again to resume"
+    assert [kinds(events, task) for task in others] == [["started", "ended"]] * 2
+
+
+def test_a_second_call_finishes_what_a_killed_worker_left(tmp_path, monkeypatch):
+    task = a_task(tmp_path / "runs", a_run(changes={"train.steps": 60}))
+    train_in(tmp_path / "here", task.run)
+
+    def kill_in_the_middle():
+        pid = pid_of(task)
+        while not RunFolder(task.folder).checkpoint_files():
+            time.sleep(0.01)
+        os.kill(pid, signal.SIGKILL)
+
+    monkeypatch.setattr("pipeline.train.CHECKPOINT_SECONDS", 0.0)  # in this process; the worker has its own
+    train_in_part = in_the_background(kill_in_the_middle)
+    monkeypatch.setattr(local, "work", often_saving)
+    ending, _ = go([task])
+    train_in_part.join()
+    assert ending == "failed"
+    monkeypatch.undo()
+    monkeypatch.setattr(local.multiprocessing, "get_context", lambda _: PROCESSES)
+    ending, events = go([task])
+    assert (ending, kinds(events, task)) == ("ended", ["started", "ended"])
+    assert weights(task.folder) == weights(tmp_path / "here")
+    assert curves(task.folder) == curves(tmp_path / "here")
+
+
+WORK = local.work
+
+
+def often_saving(*words):
+    """A worker's life with a checkpoint after every update."""
+    os.environ["REPRO_CHECKPOINT_SECONDS"] = "0"
+    WORK(*words)
+
+
+def test_an_idle_worker_that_died_is_replaced(tmp_path, started):
+    tasks = [a_task(tmp_path, a_run(seed=seed)) for seed in range(3)]
+    killed = []
+
+    def kill_after_the_first(event):
+        if event.kind == "ended" and not killed:
+            [process] = started
+            process.kill()
+            process.join(5)
+            killed.append(process)
+
+    ending, events = go(tasks, workers=1, happened=kill_after_the_first)
+    assert killed
+    assert ending == "ended"
+    assert [kinds(events, task) for task in tasks] == [["started", "ended"]] * 3
+
+
+def test_a_run_that_another_process_trains_is_waited_for(tmp_path):
+    task = a_task(tmp_path, a_run())
+    other = RunFolder(task.folder)
+    other.path.mkdir(parents=True)
+    lock = FileLock(other.lock_file)
+    lock.acquire()
+
+    def as_another_would(event):
+        if event.kind == "waiting":
+            train_in(task.folder, task.run)
+            lock.release()
+
+    ending, events = go([task], happened=as_another_would)
+    assert ending == "ended"
+    assert kinds(events, task) == ["waiting", "ended"]
+    assert events[0].text == "another repro command trains it already; waiting for its result"
+    assert events[1].record == other.result()
+
+
+def test_ctrl_c_leaves_checkpoints_and_the_next_call_ends_with_the_same_bits(tmp_path):
+    tasks = [a_task(tmp_path / "runs", a_run(seed=seed, changes={"train.steps": 60})) for seed in (0, 1, 2)]
+    pressed = []
+
+    def press(_event=None):
+        going = [task for task in tasks if RunFolder(task.folder).progress()]
+        if len(going) == 2 and not pressed:
+            pressed.append(True)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    ending, events = go(tasks, tick=press)
+    assert ending == "stopped"
+    assert kinds(events, tasks[0]) == kinds(events, tasks[1]) == ["started", "stopping", "stopped"]
+    assert kinds(events, tasks[2]) == []
+    assert all(RunFolder(task.folder).last_checkpoint(pytest.fail) for task in tasks[:2])
+    ending, _ = go(tasks)
+    assert ending == "ended"
+    train_in(tmp_path / "here", tasks[1].run)
+    assert weights(tasks[1].folder) == weights(tmp_path / "here")
+
+
+def test_a_second_ctrl_c_ends_at_once(tmp_path):
+    task = a_task(tmp_path, long())
+
+    def press(event):
+        if event.kind in ("started", "stopping"):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        go([task], happened=press)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_sigterm_stops_as_ctrl_c_does(tmp_path):
+    task = a_task(tmp_path, long())
+    ending, events = go([task], happened=lambda e: e.kind == "started" and os.kill(os.getpid(), signal.SIGTERM))
+    assert (ending, kinds(events, task)) == ("stopped", ["started", "stopping", "stopped"])
+
+
+def test_workers_whose_parent_is_gone_leave_a_checkpoint_and_end(tmp_path):
+    task = a_task(tmp_path, long())
+    parent = PROCESSES.Process(target=run_in_a_parent, args=(task,))
+    parent.start()
+    folder = RunFolder(task.folder)
+    worker = pid_of(task)
+    parent.kill()
+    parent.join()
+    for _ in range(200):
+        if not lives(worker):
+            break
+        time.sleep(0.1)
+    assert not lives(worker)
+    assert folder.last_checkpoint(pytest.fail)
+    assert not folder.is_training()
+
+
+def lives(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+
+
+def run_in_a_parent(task):
+    run_all([task], workers=1, threads=1, happened=lambda _: None)
+
+
+def class_folders(root):
+    """A data set of two classes, eight pictures each."""
+    for split in ("train", "test"):
+        for number, name in enumerate(("dark", "light")):
+            folder = root / "shades" / split / name
+            folder.mkdir(parents=True)
+            for i in range(8):
+                Image.new("RGB", (16, 16), (100 * number + i,) * 3).save(folder / f"{i}.png")
+
+
+def test_a_user_s_mistake_in_one_run_does_not_stop_the_others(tmp_path):
+    data = tmp_path / "data"
+    class_folders(data)
+    run = a_run(changes={"data.name": "shades", "data.augment": [], "train.batch_size": 4})
+    found = manifest.to_dict(manifest.manifest_of(sources.load("shades", data)))
+    broken = Task(run, "broken", "code", found, tmp_path / "runs" / "broken", data)
+    (data / "shades/train/dark/3.png").write_bytes(b"not a picture")
+    good = [a_task(tmp_path / "runs", a_run(seed=seed)) for seed in (0, 1)]
+    ending, events = go([good[0], broken, good[1]], workers=1)
+    assert ending == "failed"
+    assert kinds(events, broken) == ["started", "failed"]
+    said = next(event.text for event in events if event.kind == "failed")
+    assert "3.png cannot be read as an image; restore or remove it" in said
+    assert "Traceback" not in said
+    assert [kinds(events, task) for task in good] == [["started", "ended"]] * 2
+
+
+def test_data_that_changed_since_the_run_was_named_is_refused(tmp_path):
+    data = tmp_path / "data"
+    class_folders(data)
+    run = a_run(changes={"data.name": "shades", "data.augment": [], "train.batch_size": 4})
+    found = manifest.to_dict(manifest.manifest_of(sources.load("shades", data)))
+    (data / "shades/train/dark/3.png").unlink()
+    task = Task(run, "changed", "code", found, tmp_path / "runs" / "changed", data)
+    local.images_of.cache_clear()
+    with pytest.raises(UserError, match=r"shades: the images changed since the command began; start it again"):
+        local.train_task(task, threads=1, stop=lambda: False, say=lambda *_: None)
+
+
+def test_an_error_of_ours_is_shown_whole_and_the_others_go_on(tmp_path):
+    bad = a_task(tmp_path, a_run())
+    bad.manifest.pop("classes")
+    bad.manifest["classes"] = 7
+    good = a_task(tmp_path, a_run(seed=1))
+    ending, events = go([bad, good], workers=1)
+    assert ending == "failed"
+    assert "Traceback" in next(event.text for event in events if event.kind == "failed")
+    assert kinds(events, good) == ["started", "ended"]
+
+
+def test_as_many_workers_as_cores_allow(monkeypatch):
+    monkeypatch.setattr(local.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert [worker_count(runs, threads) for runs, threads in ((20, 1), (3, 1), (20, 3), (20, 16), (0, 1))] == [
+        8,
+        3,
+        2,
+        1,
+        1,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("visible", "number", "expected"), [(None, 1, "1"), ("2,5", 1, "5"), ("GPU-a", 0, "GPU-a"), ("", 0, "")]
+)
+def test_each_worker_has_a_gpu_of_its_own_among_those_allowed(monkeypatch, visible, number, expected):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(local.signal, "signal", lambda *_: None)
+    ours, theirs = PROCESSES.Pipe()
+    ours.close()
+    local.work(theirs, 1, number)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == expected
+    theirs.close()
+
+
+def test_nothing_is_imported_for_training_before_there_is_a_run():
+    """So that a worker starts in half a second and a command's help at once."""
+    assert "import torch" not in Path(local.__file__).read_text().split("def worker_count")[0]

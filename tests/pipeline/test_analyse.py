@@ -1,0 +1,191 @@
+"""What arithmetic says of a network, against arithmetic done here from the paper's table."""
+
+import pytest
+import torch
+
+from lightning_modules.resnet import resnet_cifar
+from pipeline.analyse import Analysis, image_shape, measure
+from pipeline.experiment import load
+from pipeline.mistakes import UserError
+
+# arXiv:1512.03385, Table 6 prints 0.27, 0.46, 0.66, 0.85, 1.7 and 19.4 million; exact from section 4.2:
+# convolutions without bias, batch-norm's scale and shift, fc with bias.
+PARAMETERS = {20: 269_722, 32: 464_154, 44: 658_586, 56: 853_018, 110: 1_727_962, 1202: 19_421_274}
+
+
+@pytest.fixture(scope="module")
+def depth():
+    return load("resnet/cifar10_depth")
+
+
+@pytest.fixture(scope="module")
+def small():
+    return Analysis(resnet_cifar(depth=20), (3, 32, 32))
+
+
+@pytest.mark.parametrize(("layers", "count"), PARAMETERS.items())
+def test_parameters(depth, layers, count):
+    assert measure("model/parameters", depth, f"resnet-{layers}") == count
+
+
+@pytest.mark.parametrize("layers", [20, 56])
+def test_plain_nets_have_the_same(depth, layers):
+    assert measure("model/parameters", depth, f"plain-{layers}") == PARAMETERS[layers]
+
+
+def multiply_adds_by_hand(layers):
+    """Section 4.2's table: inputs x outputs x 9 for every place of the output; subsampling first in a stack."""
+    n = (layers - 2) // 6
+    total = 3 * 16 * 9 * 32 * 32
+    channels = 16
+    for width, side in ((16, 32), (32, 16), (64, 8)):
+        total += channels * width * 9 * side * side + (2 * n - 1) * width * width * 9 * side * side
+        channels = width
+    return total + 64 * 10
+
+
+@pytest.mark.parametrize("layers", [20, 56, 110])
+def test_multiply_adds(depth, layers):
+    assert measure("model/multiply_adds", depth, f"resnet-{layers}") == multiply_adds_by_hand(layers)
+
+
+def test_multiply_adds_of_resnet_20_are_40_million():
+    assert multiply_adds_by_hand(20) == 442_368 + 14_155_776 + 2 * (1_179_648 + 11_796_480) + 640 == 40_551_040
+
+
+@pytest.mark.parametrize("layers", [20, 56, 110])
+def test_depth_is_6n_plus_2(depth, layers):
+    assert measure("model/depth", depth, f"resnet-{layers}") == layers
+
+
+def test_projection_shortcuts_are_no_depth():
+    assert Analysis(resnet_cifar(depth=20, shortcut="C"), (3, 32, 32)).measure("depth") == 20
+
+
+def test_every_convolution_is_batch_normalised(small):
+    assert small.measure("batchnorms_per_convolution") == 1
+    assert small.measure("count/Conv2d") == 19
+    assert small.measure("count/Linear") == 1
+    assert small.measure("count/Dropout") == 0
+
+
+def test_init_gain_is_he_initialisations_2(depth):
+    # the variance of n normal draws has a relative standard error of sqrt(2 / n), n the convolutions' weights
+    weights = PARAMETERS[56] - 650 - 2 * (16 * 19 + 32 * 18 + 64 * 18)
+    assert measure("model/init_gain", depth, "resnet-56") == pytest.approx(2, abs=4 * 2 * (2 / weights) ** 0.5)
+
+
+def test_init_gain_sees_another_initialisation():
+    network = resnet_cifar(depth=20)
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
+    assert Analysis(network, (3, 32, 32)).measure("init_gain") == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        ("conv1", [16, 32, 32]),
+        ("map32", [16, 32, 32]),
+        ("map16", [32, 16, 16]),
+        ("map16.0", [32, 16, 16]),
+        ("map8", [64, 8, 8]),
+        ("fc", [10]),
+    ],
+)
+def test_layer_outputs(small, layer, shape):
+    assert small.measure(f"layer/{layer}/output") == shape
+
+
+def test_layer_counts(small):
+    assert small.measure("layer/conv1/parameters") == 3 * 16 * 9
+    assert small.measure("layer/map32/convolutions") == 6
+    assert small.measure("layer/map32.0/convolutions") == 2
+    assert small.measure("layer/fc/connections") == 650
+    assert small.measure("layer/conv1/connections") == 3 * 16 * 9 * 1024
+    assert small.measure("layer/pool/connections") == 0
+
+
+def test_connections_are_multiply_adds_and_the_biases(small):
+    assert small.measure("connections") == multiply_adds_by_hand(20) + 10
+
+
+def test_recipe_settings(depth):
+    assert measure("recipe/train.lr_drops.at", depth, "resnet-20") == [32000, 48000]
+    assert measure("recipe/train.warmup.lr", depth, "resnet-110") == 0.01
+    assert measure("recipe/train.warmup", depth, "resnet-20") is None
+
+
+def test_measuring_draws_nothing_from_the_callers_random_numbers(declare):
+    declared = declare("depth: 20}}", "depth: 26}}")  # a network that no test has measured yet
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    first = measure("model/init_gain", declared, "plain-20")
+    assert torch.equal(torch.rand(3), expected)
+    assert measure("model/init_gain", declared, "plain-20") == first
+
+
+# --- mistakes ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("metric", "words"),
+    [
+        ("model/parameter", "no metric model/parameter; known: parameters, multiply_adds, connections, depth,"),
+        ("model/parameters/x", "no metric model/parameters/x; known: parameters"),
+        (
+            "model/layer/conv9/output",
+            "the network has no layer 'conv9'; its layers: conv1, bn1, map32, map16, map8, pool, fc",
+        ),
+        ("model/layer/output", "the network has no layer ''; its layers: conv1"),
+        (
+            "model/layer/conv1/colour",
+            "no metric 'colour' of a layer; known: output, parameters, connections, conv",
+        ),
+        ("recipe/train.momentum", "resnet/cifar10_depth: the recipe has no setting 'train.momentum'"),
+        ("recipe/train.warmup.lr", "resnet/cifar10_depth: the recipe has no setting 'train.warmup.lr'"),
+        ("test/top1_error_pct", "'test/top1_error_pct' is not exact; exact metrics start with model/ or recipe/"),
+    ],
+)
+def test_an_unknown_metric_or_layer_names_the_known_ones(depth, metric, words):
+    with pytest.raises(UserError) as caught:
+        measure(metric, depth, "resnet-20")
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (
+            "plain_cifar, depth: 20",
+            "plan_cifar, depth: 20",
+            "network 'plan_cifar' is unknown; did you mean 'plain_cifar'?",
+        ),
+        (
+            "plain_cifar, depth: 20",
+            "plain_cifar, dept: 20",
+            "network 'plain_cifar' has no argument 'dept'; did you mean 'depth'?",
+        ),
+        (
+            "plain_cifar, depth: 20",
+            "plain_cifar, depth: 21",
+            "depth 21 is not 6n + 2 (section 4.2); the nearest that are: 20, 26",
+        ),
+        (
+            "name: cifar10,",
+            "name: my-pictures,",
+            "the image size of data set 'my-pictures' is not known without reading it",
+        ),
+    ],
+)
+def test_a_network_that_cannot_be_built_is_the_authors_mistake(declare, old, new, words):
+    with pytest.raises(UserError) as caught:
+        measure("model/parameters", declare(old, new), "plain-20")
+    assert words in str(caught.value)
+
+
+def test_padding_decides_the_image(declare):
+    padded = declare("name: cifar10,", "name: mnist, pad_to: 32,")
+    assert image_shape(padded.recipe("plain-20", "paper")) == (1, 32, 32)

@@ -1,0 +1,322 @@
+"""Loading a declaration: every mistake an author makes is one sentence; the recipe is laid over in order."""
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from pipeline.experiment import DeclarationError, Loader, load, merged, names
+from pipeline.mistakes import UserError
+
+# ruff: noqa: E501 - a mistake a line reads as the table it is
+# What the author wrote instead of what; the whole sentence that follows "toy/depth.yaml: ".
+MISTAKES = {
+    # a key nobody knows, at every level
+    "top": ("question:", "quesion:", "quesion: unknown key; did you mean 'question'?"),
+    "name": ("question:", "name: x\nquestion:", "name: unknown key; an experiment is called as its file is"),
+    "paper": ("year: 2015", "yaer: 2015", "paper.yaer: unknown key; did you mean 'year'?"),
+    "data": ("cifar10, augment:", "cifar10, augmnt:", "data.augmnt: unknown key; did you mean 'augment'?"),
+    "train": ("  batch_size: 128", "  batchsize: 128", "train.batchsize: unknown key; did you mean 'batch_size'?"),
+    "drops": ("at: [32000, 48000]", "att: [32000, 48000]", "train.lr_drops.att: unknown key; did you mean 'at'?"),
+    "optimizer": ("momentum: 0.9", "momentm: 0.9", "train.optimizer.momentm: unknown key; did you mean 'momentum'?"),
+    "variant": ("    train: {warmup", "    trian: {warmup", "variants.resnet-20.trian: unknown key; did you mean 'train'?"),
+    "variant's train": ("{warmup: {lr: 0.01", "{warmup: {lrr: 0.01", "variants.resnet-20.train.warmup.lrr: unknown key; did you mean 'lr'?"),
+    "scale": ("data: {name: noise}", "dta: {name: noise}", "scales.smoke.dta: unknown key; did you mean 'data'?"),
+    "scale's train": ("{steps: 12,", "{stepz: 12,", "scales.smoke.train.stepz: unknown key; did you mean 'steps'?"),
+    "scale's data": ("{name: noise}", "{name: noise, pad: 3}", "scales.smoke.data.pad: unknown key; did you mean 'pad_to'?"),
+    "exact claim": ("margin: 5000", "margn: 5000", "claims.size.margn: unknown key; did you mean 'margin'?"),
+    "metric claim": ("margin: 0.5", "margn: 0.5", "claims.error.margn: unknown key; did you mean 'margin'?"),
+    "ordering claim": ("lhs: plain-32, op", "left: plain-32, op", "claims.deeper.left: unknown key; known: by, confidence, id, kind, lhs, margin, metric, op, rhs, says, source"),
+    "departure": ("what: Pixels", "wat: Pixels", "departures.0.wat: unknown key; did you mean 'what'?"),
+    # a key that is not there
+    "no data": ("data: {name: cifar10, augment: [pad4-crop, flip]}", "", "data: this key is required"),
+    "no lr": ("  lr: 0.1\n", "", "train.lr: this key is required"),
+    "no model's name": ("{name: plain_cifar, depth: 20}", "{depth: 20}", "variants.plain-20.model.name: this key is required"),
+    "no claim's source": (", source: \"ILSVRC\"", "", "claims.prize.source: this key is required"),
+    # a value of the wrong kind
+    "text for a number": ("  lr: 0.1\n", "  lr: fast\n", "train.lr: should be a valid number, not 'fast'"),
+    "quoted number": ("  lr: 0.1\n", "  lr: \"0.1\"\n", "train.lr: should be a valid number, not '0.1'"),
+    "true for a number": ("  lr: 0.1\n", "  lr: true\n", "train.lr: should be a valid number, not True"),
+    "fraction of an update": ("steps: 64000", "steps: 64000.5", "train.steps: should be a valid integer, not 64000.5"),
+    "no updates": ("steps: 64000", "steps: 0", "train.steps: should be greater than 0, not 0"),
+    "negative rate": ("  lr: 0.1\n", "  lr: -0.1\n", "train.lr: should be greater than 0, not -0.1"),
+    "not a number": ("  lr: 0.1\n", "  lr: .nan\n", "train.lr: should be a finite number, not nan"),
+    "infinite decay": ("weight_decay: 1e-4", "weight_decay: .inf", "train.optimizer.weight_decay: should be a finite number, not inf"),
+    "not a number, claimed": ("claimed: 270000", "claimed: .nan", "claims.size.claimed: should be a finite number, not nan"),
+    "not a number, of a model": ("depth: 20}", "depth: .nan}", "variants.plain-20.model: 'depth' should be a finite number, not nan"),
+    "number for a text": ("section: \"4.2\"", "section: 4.2", "paper.section: should be text (quote it), not 4.2"),
+    "a variant that is no map": ("{model: {name: plain_cifar, depth: 20}}", "20", "variants.plain-20: should be a map of keys, not 20"),
+    "a variant's name without quotes": ("  plain-32: {", "  32: {", "variants.32: a key must be text: quote it"),
+    "one seed for a list": ("seeds: [0, 1, 2, 3, 4]", "seeds: 5", "seeds: should be a list, not 5"),
+    "text for one of many factors": ("factor: 0.1", "factor: [0.1, much]", "train.lr_drops.factor.1: should be a valid number, not 'much'"),
+    "scale's value": ("{steps: 12,", "{steps: few,", "scales.smoke.train.steps: should be a valid integer, not 'few'"),
+    # a word that is not one of those known
+    "normalise": ("name: cifar10,", "name: cifar10, normalise: per_channel,", "data.normalise: 'per_channel' is not one of per-pixel-mean, per-channel, lecun98, scale; did you mean 'per-channel'?"),
+    "operator": ("op: \">\", claimed", "op: \"=>\", claimed", "claims.stuck.op: '=>' is not one of <, >; did you mean '>'?"),
+    "kind of claim": ("kind: metric", "kind: metrc", "claims.error: kind 'metrc' is not one of exact, metric, bound, ordering, ratio, open; did you mean 'metric'?"),
+    "no kind of claim": ("kind: metric, ", "", "claims.error: the key 'kind' is required"),
+    "kind of optimizer": ("name: sgd", "name: sdg", "train.optimizer: name 'sdg' is not one of sgd, sdlm; did you mean 'sgd'?"),
+    "reason": ("no-labels", "no-label", "claims.prize.reason: 'no-label' is not one of no-data, no-labels, protocol-unspecified, over-budget; did you mean 'no-labels'?"),
+    "augmentation": ("[pad4-crop, flip]", "[pad4crop, flip]", "data.augment.0: unknown augmentation 'pad4crop'; did you mean 'pad4-crop'?"),
+    "scale's augmentation": ("[pad1-crop]", "[pad0-crop]", "scales.laptop.data.augment.0: unknown augmentation 'pad0-crop'; did you mean 'pad4-crop'?"),
+    "statistic": ("margin: 0.5,", "margin: 0.5, statistic: best of five,", "claims.error.statistic: unknown statistic 'best of five'; use 'mean' or 'best of N'"),
+    # names that point nowhere
+    "claim's variant": ("of: plain-20, metric: test", "of: plain20, metric: test", "claims.error.of: unknown variant 'plain20'; did you mean 'plain-20'?"),
+    "ordering's variant": ("rhs: plain-20", "rhs: plan-20", "claims.deeper.rhs: unknown variant 'plan-20'; did you mean 'plain-20'?"),
+    "scale's variant": ("[plain-20, resnet-20]", "[plain-20, resnt-20]", "scales.smoke.variants: unknown variant 'resnt-20'; did you mean 'resnet-20'?"),
+    # what does not fit together
+    "no paper scale": ("  paper: {why", "  papr: {why", "scales: there is no 'paper' scale (the recipe as published)"),
+    "drop after the end": ("48000]", "64000]", "train: the drop at 64000 comes after the last of 64000 steps"),
+    "drop after a scale's end": ("at: [200]", "at: [400]", "scales.laptop.train: the drop at 400 comes after the last of 400 steps"),
+    "falling drops": ("[32000, 48000]", "[48000, 32000]", "train.lr_drops: 'at' must rise from drop to drop"),
+    "no drops": ("[32000, 48000]", "[]", "train.lr_drops.at: should not be empty"),
+    "too many factors": ("factor: 0.1", "factor: [0.1, 0.1, 0.1]", "train.lr_drops: 2 drops need one factor or 2, not 3"),
+    "sdlm in batches": ("{name: sgd, momentum: 0.9, weight_decay: 1e-4}", "{name: sdlm, mu: 0.02, samples: 500}", "train: optimizer 'sdlm' learns one pattern at a time: batch_size must be 1"),
+    "claim twice": ("id: stuck", "id: error", "claims: the id 'error' is used twice"),
+    "seed twice": ("[0, 1, 2, 3, 4]", "[0, 1, 2, 1]", "seeds: 1 is listed twice"),
+    "scale's seed twice": ("seeds: [0, 1, 2]\n", "seeds: [0, 0]\n", "scales.smoke.seeds: 0 is listed twice"),
+    "negative seed": ("[0, 1, 2, 3, 4]", "[-1]", "seeds.0: should be greater than or equal to 0, not -1"),
+    "no seeds": ("[0, 1, 2, 3, 4]", "[]", "seeds: should not be empty"),
+    "no variants of a scale": ("[plain-20, resnet-20]", "[]", "scales.smoke.variants: should not be empty"),
+    "variant twice": ("[plain-20, resnet-20]", "[plain-20, plain-20]", "scales.smoke.variants: 'plain-20' is listed twice"),
+    "correction that corrects nothing": ("corrected: 1e-4", "corrected: 1e-5", "claims.decay: 'corrected' is the claimed value itself; leave it out"),
+    "equality without a margin": ("op: \">\", rhs", "op: \"~\", rhs", "claims.deeper: op '~' needs a margin above 0"),
+    "ratio down to zero": ("margin: 0.1,", "margin: 1.1,", "claims.ratio: a ratio is positive: the margin must be below the claimed 1.1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("old", "new", "sentence"), MISTAKES.values(), ids=MISTAKES.keys())
+def test_a_mistake_is_one_sentence_with_file_key_and_reason(declare, old, new, sentence):
+    with pytest.raises(DeclarationError) as caught:
+        declare(old, new)
+    assert str(caught.value) == f"toy/depth.yaml: {sentence}"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("  lr: 0.1\n", "  lr: 0.1\n  lr: 0.2\n", "the key 'lr' is given twice at line 9, column 3"),
+        ("name: sgd,", "name: sgd, name: sdlm,", "the key 'name' is given twice at line 10, column 26"),
+        ("question:", "question: [", "expected ',' or ']'"),
+        ("question:", "? [a]\n: 1\nquestion:", "found unhashable key at line 3"),
+        ("question:", "\tquestion:", "cannot start any token at line 3, column 1"),
+    ],
+)
+def test_broken_yaml_is_named_with_its_line(declare, old, new, words):
+    with pytest.raises(DeclarationError, match=r"^toy/depth\.yaml: not readable as YAML: ") as caught:
+        declare(old, new)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "# nothing yet\n", "- a\n- b\n", "just words\n"])
+def test_a_file_that_is_no_map_is_refused(tmp_path, text):
+    (tmp_path / "toy").mkdir()
+    (tmp_path / "toy/depth.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(DeclarationError, match=r"^toy/depth\.yaml: an experiment is a map of keys \(paper, data"):
+        load("toy/depth", tmp_path)
+
+
+def test_a_file_that_is_not_utf8_is_refused(tmp_path):
+    (tmp_path / "toy").mkdir()
+    (tmp_path / "toy/depth.yaml").write_bytes(b"question: \xff\n")
+    with pytest.raises(DeclarationError, match=r"not readable as YAML: 'utf-8' codec"):
+        load("toy/depth", tmp_path)
+
+
+def test_an_unknown_experiment_names_the_nearest_one(experiment, tmp_path):
+    with pytest.raises(UserError, match=r"no experiment 'toy/dept'; did you mean 'toy/depth'\?"):
+        load("toy/dept", tmp_path / "experiments")
+    assert names(tmp_path / "experiments") == ["toy/depth"]
+
+
+def test_a_path_is_loaded_as_its_name_is(experiment, tmp_path):
+    assert load(str(tmp_path / "experiments/toy/depth.yaml")) == experiment
+    assert experiment.name == "toy/depth"
+    assert experiment.folder == "toy"
+
+
+# --- YAML --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-4", 1e-4),
+        ("-5E+3", -5000.0),
+        ("2.5e3", 2500.0),
+        (".5e-1", 0.05),
+        ("1.e2", 100.0),
+        ("1.0e-4", 1e-4),
+        ("12", 12),
+        ("1e", "1e"),
+        ("e-4", "e-4"),
+        ("v1e4", "v1e4"),
+        ("1e4x", "1e4x"),
+    ],
+)
+def test_numbers_are_written_as_everywhere_but_in_yaml_1_1(text, value):
+    loaded = yaml.load(text, Loader=Loader)
+    assert loaded == value
+    assert type(loaded) is type(value)
+
+
+def test_a_declared_1e_4_is_a_number(experiment):
+    assert experiment.train.optimizer.weight_decay == 0.0001
+
+
+def test_merge_keys_of_yaml_work_and_are_no_duplicates():
+    text = "base: &b {x: 1, y: 2}\nmine: {<<: *b, y: 3}\n"
+    assert yaml.load(text, Loader=Loader)["mine"] == {"x": 1, "y": 3}
+
+
+# --- the recipe --------------------------------------------------------------------------------------------
+
+
+def test_each_layer_is_laid_over_the_one_before(declare):
+    declared = declare(
+        "    train: {warmup:",
+        "    train: {lr: 0.2, batch_size: 64, steps: 65000, warmup:",
+        "train: {steps: 400,",
+        "train: {batch_size: 32, steps: 400,",
+    )
+    assert declared.recipe("plain-20", "paper").train.lr == 0.1  # the experiment's
+    assert declared.recipe("resnet-20", "paper").train.lr == 0.2  # the variant's over it
+    assert declared.recipe("resnet-20", "paper").train.batch_size == 64
+    assert declared.recipe("resnet-20", "laptop").train.batch_size == 32  # the scale's over both
+    assert declared.recipe("resnet-20", "laptop").train.steps == 400
+    changed = declared.recipe("resnet-20", "laptop", {"train.batch_size": 16, "train.optimizer.momentum": 0.5})
+    assert changed.train.batch_size == 16  # --set over all
+    assert (changed.train.optimizer.momentum, changed.train.optimizer.weight_decay) == (0.5, 1e-4)
+    assert changed.train.lr == 0.2
+
+
+def test_a_nested_map_keeps_what_the_layer_above_does_not_name(experiment):
+    assert experiment.recipe("plain-20", "smoke").train.lr_drops.factor == 0.1
+    assert experiment.recipe("plain-20", "laptop").train.lr_drops.factor == 0.5
+    assert experiment.recipe("plain-20", "laptop").data.name == "digits"
+
+
+def test_a_map_that_names_another_thing_replaces():
+    below = {"optimizer": {"name": "sgd", "momentum": 0.9}, "lr": 1}
+    assert merged(below, {"optimizer": {"name": "sdlm", "mu": 0.02}})["optimizer"] == {"name": "sdlm", "mu": 0.02}
+    assert merged(below, {"optimizer": {"name": "sgd", "decay": "all"}})["optimizer"]["momentum"] == 0.9
+    assert merged(below, {"optimizer": {"decay": "all"}})["optimizer"] == {
+        "name": "sgd",
+        "momentum": 0.9,
+        "decay": "all",
+    }
+    assert merged(below, {"optimizer": None, "lr": 2}) == {"optimizer": None, "lr": 2}
+
+
+def test_merging_leaves_its_layers_alone():
+    below, above = {"a": {"x": 1}}, {"b": {"y": {"z": 2}}}
+    result = merged(below, above)
+    result["a"]["x"] = result["b"]["y"]["z"] = 99
+    assert (below, above) == ({"a": {"x": 1}}, {"b": {"y": {"z": 2}}})
+
+
+def test_a_change_by_set_does_not_stay_in_the_declaration(experiment):
+    assert experiment.recipe("resnet-20", "paper", {"train.warmup.lr": 0.05}).train.warmup.lr == 0.05
+    assert experiment.recipe("resnet-20", "paper").train.warmup.lr == 0.01
+
+
+def test_a_layer_may_take_away(declare):
+    declared = declare("train: {steps: 400,", "train: {warmup: null, steps: 400,")
+    assert declared.recipe("resnet-20", "paper").train.warmup is not None
+    assert declared.recipe("resnet-20", "laptop").train.warmup is None
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"lr": 1}, "--set lr: a setting starts with model., data. or train., as in train.lr=0.05"),
+        ({"train": 1}, "--set train: a setting starts with model., data. or train., as in train.lr=0.05"),
+        ({"trian.lr": 1}, "--set trian.lr: a setting starts with model., data. or train., as in train.lr=0.05"),
+        ({"train.lr.x": 1}, "--set train.lr.x: 'lr' is a value, not a map of settings"),
+        ({"train.momentum": 1}, "--set train.momentum (for plain-20 at laptop): unknown key; known: "),
+        ({"train.stepz": 1}, "--set train.stepz (for plain-20 at laptop): unknown key; did you mean 'steps'?"),
+        ({"train.lr": "x"}, "--set train.lr (for plain-20 at laptop): should be a valid number, not 'x'"),
+        (
+            {"train.optimizer": "sgd"},
+            "--set train.optimizer (for plain-20 at laptop): should be a map of keys, not",
+        ),
+        ({"train.steps": 100}, "scales.laptop.train: the drop at 200 comes after the last of 100 steps"),
+    ],
+)
+def test_a_wrong_change_by_set_is_one_sentence(experiment, change, words):
+    with pytest.raises(UserError) as caught:
+        experiment.recipe("plain-20", "laptop", change)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("variant", "scale", "words"),
+    [
+        ("plan-20", "paper", "unknown variant 'plan-20'; did you mean 'plain-20'?"),
+        ("plain-20", "papr", "unknown scale 'papr'; did you mean 'paper'?"),
+    ],
+)
+def test_an_unknown_variant_or_scale_names_the_nearest(experiment, variant, scale, words):
+    with pytest.raises(UserError, match=words.replace("?", r"\?")):
+        experiment.recipe(variant, scale)
+
+
+# --- bf16 and channels-last --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("scale", "precision", "channels_last"),
+    [("paper", "fp32", False), ("smoke", "fp32", False), ("laptop", "bf16", True), ("gpu", "bf16", True)],
+)
+def test_laptop_and_gpu_scales_are_fast_unless_declared_otherwise(declare, scale, precision, channels_last):
+    train = declare("  smoke:", "  gpu: {}\n  smoke:").recipe("plain-20", scale).train
+    assert (train.precision, train.channels_last) == (precision, channels_last)
+
+
+@pytest.mark.parametrize("where", ["  batch_size: 128", "train: {steps: 400,"])
+def test_a_declared_precision_stays(declare, where):
+    new = where + "\n  precision: fp32" if where.startswith("  ") else where + " precision: fp32,"
+    assert declare(where, new).recipe("plain-20", "laptop").train.precision == "fp32"
+
+
+def test_set_may_ask_for_full_precision(experiment):
+    assert experiment.recipe("plain-20", "laptop", {"train.precision": "fp32"}).train.precision == "fp32"
+
+
+def test_fast_follows_the_variants_own_optimizer(declare):
+    online = "train: {batch_size: 1, warmup: null, loss: {name: map, j: 1.0, divided_by: 1.0}, optimizer: {name: sdlm, mu: 0.02, samples: 5}}"
+    declared = declare("depth: 32}}", f"depth: 32}}, {online}}}")
+    assert declared.recipe("plain-32", "laptop").train.precision == "fp32"  # sdlm knows no bf16
+    assert declared.recipe("plain-20", "laptop").train.precision == "bf16"
+
+
+# --- the declaration ---------------------------------------------------------------------------------------
+
+
+def test_a_declaration_is_frozen(experiment):
+    recipe = experiment.recipe("plain-20", "paper")
+    for thing, key in (
+        (experiment, "question"),
+        (experiment.train, "lr"),
+        (recipe.data, "name"),
+        (experiment.claims[0], "id"),
+    ):
+        with pytest.raises(ValidationError, match="frozen"):
+            setattr(thing, key, "x")
+
+
+def test_a_scale_may_name_its_own_seeds_and_variants(experiment):
+    assert experiment.seeds_at("smoke") == (0, 1, 2)
+    assert experiment.seeds_at("paper") == (0, 1, 2, 3, 4)
+    assert experiment.variants_at("smoke") == ("plain-20", "resnet-20")
+    assert experiment.variants_at("paper") == ("plain-20", "plain-32", "resnet-20")
+
+
+def test_the_papers_data_is_that_of_the_variant_not_of_the_scale(declare):
+    declared = declare("depth: 32}}", "depth: 32}, data: {name: cifar100}}")
+    assert declared.paper_data("plain-20") == "cifar10"
+    assert declared.paper_data("plain-32") == "cifar100"
+
+
+def test_a_models_other_keys_are_its_builders_arguments(experiment):
+    assert experiment.variants["resnet-20"].model.args == {"depth": 20, "shortcut": "A"}

@@ -1,0 +1,289 @@
+"""Verdicts from made-up runs: what counts, what it may say, and what it rests on."""
+
+import json
+import random
+
+import pytest
+
+from pipeline.ledger import counted, ledger
+
+PLAIN, DEEP = [9.4, 9.5, 9.6, 9.5, 9.5], [10.4, 10.5, 10.6, 10.4, 10.6]  # means 9.5 and 10.5: a ratio of 1.105
+
+
+def no_measure(metric, experiment, variant):
+    return 269_722 if metric == "model/parameters" else 1e-4
+
+
+def judged(experiment, records, **other):
+    """The ledger's entries by the id of their claims."""
+    return {entry.claim.id: entry for entry in ledger(experiment, records, no_measure, **other)}
+
+
+def outcomes(experiment, records, **other):
+    """'reproduced', or 'cannot judge: not-run'."""
+    return {
+        name: entry.verdict.outcome + (f": {entry.verdict.reason}" if entry.verdict.reason else "")
+        for name, entry in judged(experiment, records, **other).items()
+    }
+
+
+@pytest.fixture
+def both(row_of_seeds):
+    """Five runs each of the two plain nets, at paper scale if nothing else is said."""
+
+    def runs(experiment, **other):
+        return [
+            *row_of_seeds(experiment, "plain-20", PLAIN, **other),
+            *row_of_seeds(experiment, "plain-32", DEEP, **other),
+        ]
+
+    return runs
+
+
+TRAINED = ("error", "stuck", "deeper", "ratio")
+
+# --- what each kind of claim may say -----------------------------------------------------------------------
+
+
+def test_at_paper_scale_a_claim_is_reproduced(experiment, both):
+    assert {key: outcomes(experiment, both(experiment))[key] for key in TRAINED} == dict.fromkeys(
+        TRAINED, "reproduced"
+    )
+
+
+def test_or_is_not(experiment, row_of_seeds):
+    worse = [
+        *row_of_seeds(experiment, "plain-20", [12.0, 12.1, 11.9, 12.0, 12.0]),
+        *row_of_seeds(experiment, "plain-32", [8.0, 8.1, 7.9, 8.0, 8.0]),
+    ]
+    assert {key: outcomes(experiment, worse)[key] for key in TRAINED} == dict.fromkeys(TRAINED, "not reproduced")
+
+
+def test_much_better_than_the_paper_is_not_reproduced_either_way(experiment, row_of_seeds):
+    better = row_of_seeds(experiment, "plain-20", [5.0, 5.1, 4.9, 5.0, 5.0])
+    assert outcomes(experiment, better)["error"] == "better than claimed"
+
+
+def test_below_paper_scale_a_comparison_is_a_trend_and_a_number_is_not_judged(experiment, both):
+    found = outcomes(experiment, both(experiment, scale="laptop"))
+    assert found["deeper"] == "trend supported"
+    assert {found[key] for key in ("error", "stuck", "ratio")} == {"cannot judge: not-run"}
+    said = judged(experiment, both(experiment, scale="laptop"))["error"].verdict.sentence
+    assert said.startswith("not run at paper scale; runs at laptop scale on digits say nothing about")
+
+
+def test_a_trend_may_go_the_other_way(experiment, row_of_seeds):
+    records = [
+        *row_of_seeds(experiment, "plain-20", DEEP, scale="laptop"),
+        *row_of_seeds(experiment, "plain-32", PLAIN, scale="laptop"),
+    ]
+    assert outcomes(experiment, records)["deeper"] == "trend not supported"
+
+
+def test_other_data_than_the_papers_caps_at_a_trend_also_at_paper_scale(declare, both):
+    declared = declare("{why: As published.}", "{why: As JPEG., data: {name: cifar10-jpeg}}")
+    found = outcomes(declared, both(declared))
+    assert found["deeper"] == "trend supported"
+    assert found["error"] == "cannot judge: not-run"
+
+
+def test_a_variants_own_data_are_the_papers(declare, row_of_seeds):
+    declared = declare("depth: 20}}", "depth: 20}, data: {name: cifar100}}")
+    assert outcomes(declared, row_of_seeds(declared, "plain-20", PLAIN))["error"] == "reproduced"
+
+
+def test_variants_of_different_data_are_not_compared(declare, both):
+    declared = declare("depth: 20}}", "depth: 20}, data: {name: cifar100}}")
+    assert outcomes(declared, both(declared))["deeper"] == "cannot judge: not-run"
+
+
+def test_a_material_departure_takes_numbers_away_and_leaves_trends(declare, both):
+    declared = declare("why: No scale is named.}", "why: Cheaper., material: true}")
+    found = outcomes(declared, both(declared))
+    assert {found[key] for key in ("error", "stuck", "ratio")} == {"cannot judge: recipe-departs"}
+    assert found["deeper"] == "trend supported"
+    assert "Pixels are scaled." in judged(declared, both(declared))["error"].verdict.sentence
+
+
+def test_one_diverged_seed_is_enough(experiment, both, record):
+    records = both(experiment)
+    records[2] = record(
+        experiment, "plain-20", 2, 0.0, status="not converged", ended="the loss became nan at step 17", metrics={}
+    )
+    found = judged(experiment, records)
+    assert found["error"].verdict.reason == found["deeper"].verdict.reason == "did-not-converge"
+    assert "plain-20 seed 2 (the loss became nan at step 17)" in found["error"].verdict.sentence
+    assert found["stuck"].verdict.outcome == "reproduced"  # rests on the other network
+    assert found["error"].evidence.images == 10_000
+
+
+def test_two_seeds_are_too_few(experiment, row_of_seeds):
+    assert (
+        outcomes(experiment, row_of_seeds(experiment, "plain-20", PLAIN[:2]))["error"]
+        == "cannot judge: underpowered"
+    )
+
+
+def test_a_run_that_did_not_measure_the_metric_is_named(declare, both):
+    declared = declare(
+        'op: ">", rhs: plain-20, metric: test/top1_error_pct', 'op: ">", rhs: plain-20, metric: test/response_std'
+    )
+    verdict = judged(declared, both(declared))["deeper"].verdict
+    assert verdict.reason == "not-run"
+    assert (
+        "plain-32 seed 0 measured no test/response_std, only test/images, test/top1_error_pct" in verdict.sentence
+    )
+
+
+def test_without_runs_the_command_for_the_missing_variant_is_told(experiment, row_of_seeds):
+    found = judged(experiment, row_of_seeds(experiment, "plain-20", PLAIN))
+    assert found["deeper"].verdict.reason == "not-run"
+    command = "repro run toy/depth --scale paper --variant plain-32"
+    assert found["deeper"].verdict.sentence.endswith(command)
+    neither = judged(experiment, [])["deeper"].verdict.sentence
+    assert neither.endswith("--variant plain-32 --variant plain-20")
+
+
+def test_exact_claims_ask_for_their_metric_and_need_no_run(experiment):
+    asked = []
+
+    def measure(metric, of, variant):
+        asked.append((metric, of.name, variant))
+        return no_measure(metric, of, variant)
+
+    found = {entry.claim.id: entry for entry in ledger(experiment, [], measure)}
+    assert asked == [
+        ("model/parameters", "toy/depth", "plain-20"),
+        ("recipe/train.optimizer.weight_decay", "toy/depth", "plain-20"),
+    ]
+    assert (found["size"].verdict.outcome, found["size"].verdict.measured) == ("reproduced", 269_722)
+    assert found["decay"].verdict.outcome == "erratum"
+    assert found["size"].evidence is None
+
+
+def test_an_open_claim_keeps_its_reason(experiment, both):
+    verdict = judged(experiment, both(experiment))["prize"].verdict
+    assert (verdict.outcome, verdict.reason, verdict.sentence) == (
+        "cannot judge", "no-labels", "the test labels are secret",
+    )  # fmt: skip
+
+
+# --- which scale -------------------------------------------------------------------------------------------
+
+
+def test_paper_scale_comes_first(experiment, both):
+    records = [*both(experiment, scale="laptop"), *both(experiment)]
+    found = judged(experiment, records)["deeper"]
+    assert (found.verdict.outcome, found.evidence.scale) == ("reproduced", "paper")
+
+
+def test_where_paper_scale_cannot_be_judged_a_smaller_one_may(experiment, row_of_seeds, both):
+    few = [*row_of_seeds(experiment, "plain-20", PLAIN[:1]), *row_of_seeds(experiment, "plain-32", DEEP[:1])]
+    found = judged(experiment, [*few, *both(experiment, scale="laptop")])["deeper"]
+    assert (found.verdict.outcome, found.evidence.scale) == ("trend supported", "laptop")
+
+
+def test_only_the_scales_asked_for_are_judged(experiment, both):
+    assert outcomes(experiment, both(experiment), scales=["laptop"])["deeper"] == "cannot judge: not-run"
+
+
+# --- which runs count --------------------------------------------------------------------------------------
+
+
+def test_a_run_changed_by_set_never_counts(experiment, both):
+    changed = both(experiment, changes={"train.lr": 0.05})
+    assert outcomes(experiment, changed)["deeper"] == "cannot judge: not-run"
+    found = judged(experiment, [*both(experiment), *changed])["deeper"]
+    assert len(found.evidence.runs) == 10
+    assert found.verdict == judged(experiment, both(experiment))["deeper"].verdict
+
+
+def test_not_even_where_it_has_become_another_variants_recipe(declare, row_of_seeds):
+    declared = declare("depth: 32}}", "depth: 20}, train: {lr: 0.05}}")  # plain-32 is plain-20 with another rate
+    changed = row_of_seeds(declared, "plain-20", DEEP, changes={"train.lr": 0.05})
+    assert changed[0].declaration == row_of_seeds(declared, "plain-32", DEEP)[0].declaration
+    assert outcomes(declared, changed)["stuck"] == "cannot judge: not-run"
+
+
+def test_a_run_of_an_old_declaration_does_not_count(declare, both):
+    old = both(declare())
+    changed = declare("momentum: 0.9", "momentum: 0.8")
+    assert outcomes(changed, old)["error"] == "cannot judge: not-run"
+    assert outcomes(changed, [*old, *both(changed)])["error"] == "reproduced"
+
+
+@pytest.mark.parametrize("field", ["code", "manifest"])
+def test_runs_of_different_code_or_data_are_not_mixed(experiment, row_of_seeds, field):
+    old = row_of_seeds(experiment, "plain-20", [20.0, 20.1, 19.9], **{field: "old"})
+    new = row_of_seeds(experiment, "plain-20", PLAIN, **{field: "new"})
+    (found,) = counted(experiment, "paper", [*old, *new]).values()
+    assert [getattr(one, field) for one in found] == ["new"] * 5  # the most seeds
+    assert judged(experiment, [*old, *new])["error"].verdict.measured == pytest.approx(9.5)
+
+
+def test_of_as_many_seeds_the_latest_kind_counts(experiment, row_of_seeds):
+    old = row_of_seeds(experiment, "plain-20", PLAIN, code="old", finished="2026-01-01T00:00:00+00:00")
+    new = row_of_seeds(experiment, "plain-20", DEEP, code="new", finished="2026-01-02T00:00:00+00:00")
+    for records in ([*old, *new], [*new, *old]):
+        (found,) = counted(experiment, "paper", records).values()
+        assert {one.code for one in found} == {"new"}
+
+
+def test_a_seed_that_ran_twice_counts_once_the_first_time(experiment, record):
+    first = record(experiment, "plain-20", 0, 9.0, finished="2026-01-01T00:00:00+00:00", hardware="here")
+    again = record(experiment, "plain-20", 0, 5.0, finished="2026-01-02T00:00:00+00:00", hardware="there")
+    (found,) = counted(experiment, "paper", [again, first]).values()
+    assert [one.hardware for one in found] == ["here"]
+
+
+def test_the_order_of_the_records_does_not_matter(experiment, both):
+    records = both(experiment)
+    expected = [entry.to_dict() for entry in ledger(experiment, records, no_measure)]
+    for seed in range(5):
+        random.Random(seed).shuffle(records)
+        assert [entry.to_dict() for entry in ledger(experiment, records, no_measure)] == expected
+
+
+def test_what_was_trained_counts_whatever_it_was_trained_for(declare, both):
+    """A finished run is never trained again, so it must count wherever its recipe is declared."""
+    declared = declare("  smoke:", "  again: {why: The same recipe.}\n  smoke:")
+    records = both(declared, scale="again")
+    found = judged(declared, records)["deeper"]
+    assert (found.verdict.outcome, found.evidence.scale) == ("reproduced", "paper")
+    other = [type(r)(**(r.to_dict() | {"experiment": "other/one", "variant": "elsewhere"})) for r in records]
+    assert judged(declared, other)["deeper"].verdict == found.verdict
+
+
+def test_another_experiments_runs_of_another_recipe_do_not_count(declare, both):
+    other = both(declare("steps: 64000", "steps: 64001"))
+    assert outcomes(declare(), other)["error"] == "cannot judge: not-run"
+
+
+# --- evidence ----------------------------------------------------------------------------------------------
+
+
+def test_evidence_finds_every_run_again(experiment, both):
+    records = both(experiment)
+    evidence = judged(experiment, records)["deeper"].evidence
+    assert (evidence.scale, evidence.data, evidence.seeds, evidence.images) == (
+        "paper",
+        "cifar10",
+        (0, 1, 2, 3, 4),
+        10_000,
+    )
+    assert set(evidence.runs) == {one.identity for one in records}
+    assert set(evidence.run_ids) == {one.run_id for one in records}
+    assert set(evidence.declarations) == {one.declaration for one in records}
+    assert len(evidence.declarations) == 10
+    assert evidence.manifests == ("manifest of cifar10",)
+    assert (evidence.code, evidence.locks, evidence.commits) == (("code-1",), ("lock-1",), ("0123456789abcdef",))
+    assert (evidence.hardware, evidence.precision) == (("one core",), ("fp32",))
+
+
+def test_an_entry_is_plain_data(experiment, both):
+    entries = [entry.to_dict() for entry in ledger(experiment, both(experiment), no_measure)]
+    back = json.loads(json.dumps(entries))
+    assert [one["claim"]["id"] for one in back] == ["size", "decay", "error", "stuck", "deeper", "ratio", "prize"]
+    assert back[2]["verdict"]["outcome"] == "reproduced"
+    assert back[2]["evidence"]["seeds"] == [0, 1, 2, 3, 4]
+    assert back[0]["evidence"] is None
