@@ -102,7 +102,8 @@ def judge(claim: Claim, experiment: Experiment, grouped: dict[str, ByVariant], m
         if records:
             judged.append(entry(judged_at(scale, claim, experiment, records), evidence_of(scale, records)))
     for one in judged:
-        if one.verdict.outcome is not Outcome.CANNOT_JUDGE:
+        told = one.verdict.outcome is not Outcome.CANNOT_JUDGE
+        if told or one.verdict.reason is Reason.DID_NOT_CONVERGE:  # which no smaller scale can gloss over
             return one
     return judged[0] if judged else entry(not_run(claim, experiment, grouped))
 

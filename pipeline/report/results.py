@@ -15,6 +15,7 @@ from pipeline.report.leaderboard import leaderboard
 from pipeline.report.text import counts, leaderboard_cells, markdown, short, verdict_cells
 from pipeline.reproduce import curves_of, judged
 from pipeline.runs import write_atomically
+from pipeline.verdict import Reason
 
 HEAD = """# Results
 
@@ -22,6 +23,7 @@ Written by `repro results` from the tracked runs in `results/records.json`; noth
 ± is the standard deviation over seeds; test-set noise is the standard error that the finite number of test images
 alone gives. Errors are top-1 and top-5, in percent, of the last model.
 """
+START, END = "<!-- leaderboard -->", "<!-- /leaderboard -->"  # README.md's own part is between them
 LEFT_OUT = ("smoke",)  # scales that show that everything runs, and nothing else
 
 
@@ -54,6 +56,10 @@ def write_results(
         written[1], json.dumps([record.to_dict() for record in kept], indent=1, sort_keys=True) + "\n"
     )
     write_atomically(file, results_text(experiments, kept, figures))
+    readme = file.parent / "README.md"
+    if readme.is_file() and START in readme.read_text(encoding="utf-8"):
+        write_atomically(readme, with_block(readme.read_text(encoding="utf-8"), readme_block(experiments, kept)))
+        written.append(readme)
     return written
 
 
@@ -78,7 +84,7 @@ def results_text(
 def section(experiment: Experiment, scale: str, records: Sequence[Record], figure: str | None) -> str:
     """One experiment at one scale: how it was run, leaderboard, figure, verdicts."""
     rows = [leaderboard_cells(row) for row in leaderboard([experiment], records) if row.scale == scale]
-    entries = [entry for entry in judged([experiment], records, [scale]) if entry.evidence]
+    entries = judged_by_these(experiment, records, scale)
     images = max(record.metrics.get("test/images", 0) for record in records)
     lines = [
         f"## {experiment.name} at {scale} scale\n",
@@ -115,6 +121,32 @@ def recipes(experiment: Experiment, scale: str, records: Sequence[Record]) -> li
     if len(variants) == 1:
         return [f"- Recipe: {next(iter(variants))}"]
     return [f"- Recipe of {', '.join(names)}: {said}" for said, names in variants.items()]
+
+
+def judged_by_these(experiment: Experiment, records: Sequence[Record], scale: str) -> list[Entry]:
+    """The claims that runs at `scale` can speak about."""
+    entries = judged([experiment], records, [scale])
+    return [entry for entry in entries if entry.evidence and entry.verdict.reason is not Reason.NOT_RUN]
+
+
+def readme_block(experiments: Sequence[Experiment], records: Sequence[Record]) -> str:
+    """The leaderboard in short, for README.md: every experiment and scale that has runs, and its verdicts."""
+    parts = []
+    for experiment, scale in sections(experiments, records):
+        here = [r for r in records if (r.experiment, r.scale) == (experiment.name, scale)]
+        rows = [leaderboard_cells(row) for row in leaderboard([experiment], here) if row.scale == scale]
+        verdicts = [verdict_cells(entry) for entry in judged_by_these(experiment, here, scale)]
+        columns = ("network", "top-1 error %", "training error %", "paper top-1 %", "seeds", "images")
+        title = f"**{experiment.name}** at {scale} scale on {here[0].data}"
+        parts += [title, markdown(rows, columns), markdown(verdicts, ("verdict", "says", "source"))]
+    return "\n\n".join(part for part in parts if part)
+
+
+def with_block(text: str, block: str) -> str:
+    """`text` with `block` between its markers."""
+    before, _, rest = text.partition(START)
+    _, _, after = rest.partition(END)
+    return f"{before}{START}\n\n{block}\n\n{END}{after}"
 
 
 def exact_section(experiments: Sequence[Experiment]) -> str:

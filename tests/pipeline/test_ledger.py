@@ -117,6 +117,15 @@ def test_one_diverged_seed_is_enough(experiment, both, record):
     assert found["error"].evidence.images == 10_000
 
 
+def test_what_diverged_at_paper_scale_is_not_made_good_by_a_smaller_one(experiment, both, record):
+    paper = both(experiment)
+    paper[0] = record(experiment, "plain-20", 0, 0.0, status="not converged", ended="lost", metrics={})
+    assert (
+        outcomes(experiment, paper + both(experiment, scale="laptop"))["deeper"]
+        == "cannot judge: did-not-converge"
+    )
+
+
 def test_two_seeds_are_too_few(experiment, row_of_seeds):
     assert (
         outcomes(experiment, row_of_seeds(experiment, "plain-20", PLAIN[:2]))["error"]
