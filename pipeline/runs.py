@@ -65,7 +65,11 @@ class RunFolder:
         """The run's record if it has ended."""
         if not self.result_file.is_file():
             return None
-        return Record.from_dict(json.loads(self.result_file.read_text(encoding="utf-8")))
+        try:
+            return Record.from_dict(json.loads(self.result_file.read_text(encoding="utf-8")))
+        except (ValueError, TypeError, AttributeError) as error:  # damaged, or of a version before the first
+            reason = f"{self.result_file} is not a run's record ({error})"
+            raise UserError(f"{reason}; move its folder away, and the run will be trained again") from None
 
     def finish(self, record: Record, network: bytes | None) -> None:
         """Write the last model, if it converged, and then the record; the checkpoints have done their work."""

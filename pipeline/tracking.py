@@ -13,6 +13,7 @@ import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -124,9 +125,6 @@ class Tracker:
         """The MLflow run of a training: the one it had before, or a new one below its experiment's parent."""
         paper = what["experiment"].partition("/")[0]
         key = f"run:{what['identity']}"
-        found = self.find(paper, key)
-        if found:
-            return found
         tags = {
             "repro.key": key,
             "repro.identity": what["identity"],
@@ -142,9 +140,11 @@ class Tracker:
             "mlflow.source.name": "repro",
         }
         name = f"{what['variant']} seed {what['seed']}" + (" (departs)" if what["changes"] else "")
-        run_id = self.client.create_run(self.experiment_id(paper), tags=tags, run_name=name).info.run_id
-        params = {"seed": what["seed"], "variant": what["variant"], "scale": what["scale"]}
-        params |= flat(what["recipe"])
+        run_id = self.find(paper, key)
+        if run_id is None:
+            run_id = self.client.create_run(self.experiment_id(paper), tags=tags, run_name=name).info.run_id
+        # All that follows may be sent twice: a server may vanish between any two of these requests.
+        params = {"seed": what["seed"]} | flat(what["recipe"])
         self.client.log_batch(run_id, params=[Param(k, str(v)[:500]) for k, v in params.items()])
         data = what["manifest"]
         profile = json.dumps({"train": data["train"], "test": data["test"]})
@@ -155,14 +155,18 @@ class Tracker:
 
     def finish(self, run_id: str, record: Record, folder: RunFolder, *, last_step: int) -> None:
         """Send a run's record: final metrics, what it ran on, the last model; then mark it as ended."""
-        now = int(time.time() * 1000)
-        metrics = [Metric(key, value, now, last_step) for key, value in record.metrics.items()]
+        when = int(datetime.fromisoformat(record.finished).timestamp() * 1000)  # not now: sent twice, it is one point
+        metrics = [
+            Metric(key, value, when, last_step)
+            for key, value in record.metrics.items()
+            if not key.startswith("train/")  # they are the journal's last line
+        ]
         about = {"commit": record.commit, "code": record.code, "lock": record.lock, "hardware": record.hardware}
         about |= {"precision": record.precision, "threads": str(record.threads), "ended": record.ended}
         about |= {f"library.{name}": version for name, version in record.libraries.items()}
         tags = [RunTag(f"repro.{key}", value[:5000]) for key, value in about.items()]
         tags.append(RunTag("repro.record", json.dumps(record.to_dict())))
-        self.client.log_batch(run_id, metrics=[*metrics, Metric("seconds", record.seconds, now, 0)], tags=tags)
+        self.client.log_batch(run_id, metrics=[*metrics, Metric("seconds", record.seconds, when, 0)], tags=tags)
         for file in (folder.network_file, folder.journal_file):
             if file.is_file():  # a run that diverged has no model, and where that was soon, no journal
                 self.client.log_artifact(run_id, str(file))

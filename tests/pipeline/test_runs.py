@@ -175,6 +175,13 @@ def test_result_is_the_record_written(tmp_path, experiment, record):
     assert not folder.checkpoints.exists()
 
 
+@pytest.mark.parametrize("content", ["", '{"identity": "x"', '{"identity": "x"}', "[1]"])
+def test_a_damaged_record_is_one_sentence_and_not_passed_over(folder, content):
+    folder.result_file.write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=r"result\.json is not a run's record .*; move its folder away"):
+        folder.result()
+
+
 def test_local_records_are_those_of_ended_runs(tmp_path, monkeypatch, experiment, record):
     monkeypatch.setenv("REPRO_HOME", str(tmp_path))
     assert runs.local_records() == []
