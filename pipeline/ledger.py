@@ -9,6 +9,7 @@ from pipeline.experiment import (
     PAPER_SCALE,
     BoundClaim,
     Claim,
+    Departure,
     ExactClaim,
     Experiment,
     MetricClaim,
@@ -19,6 +20,7 @@ from pipeline.experiment import (
 from pipeline.plan import Run
 from pipeline.record import FINISHED, Record
 from pipeline.verdict import (
+    LEVEL,
     Outcome,
     Reason,
     Verdict,
@@ -115,13 +117,10 @@ def judged_at(scale: str, claim: Trained, experiment: Experiment, records: ByVar
         row.data == experiment.paper_data(row.variant) for rows in records.values() for row in rows
     )
     material = [departure for departure in experiment.departures if departure.material]
-    if isinstance(claim, MetricClaim | BoundClaim | RatioClaim):
-        if not full:
-            what = f"runs at {scale} scale on {first.data} say nothing about a number of the paper's own setting"
-            return cannot_judge(Reason.NOT_RUN, f"not run at paper scale; {what}", n=len(first_values(records)))
-        if material:
-            why = f"the recipe departs from the paper's: {material[0].what}"
-            return cannot_judge(Reason.RECIPE_DEPARTS, why, n=len(first_values(records)))
+    is_number = isinstance(claim, MetricClaim | BoundClaim | RatioClaim)
+    if is_number and not full:
+        what = f"runs at {scale} scale on {first.data} say nothing about a number of the paper's own setting"
+        return cannot_judge(Reason.NOT_RUN, f"not run at paper scale; {what}", n=len(first_values(records)))
     diverged = [r for rows in records.values() for r in rows if r.status != FINISHED]
     if diverged:
         what = ", ".join(f"{r.variant} seed {r.seed} ({r.ended})" for r in diverged)
@@ -132,7 +131,18 @@ def judged_at(scale: str, claim: Trained, experiment: Experiment, records: ByVar
         why = f"{row.variant} seed {row.seed} measured no {claim.metric}, only {', '.join(sorted(row.metrics))}"
         return cannot_judge(Reason.NOT_RUN, why)
     verdict = compare(claim, records)
+    if is_number and material:
+        return departing(verdict, material[0])
     return verdict if full and not material else as_trend(verdict)
+
+
+def departing(verdict: Verdict, departure: Departure) -> Verdict:
+    """What remains of a verdict on a number where the recipe is not the paper's: what was measured."""
+    why = f"The recipe departs from the paper's: {departure.what}"
+    if verdict.measured is not None and verdict.interval:
+        low, high = verdict.interval
+        why += f" Measured so: {verdict.measured:.4g} ({100 * LEVEL:.0f} % interval {low:.4g} to {high:.4g})."
+    return replace(verdict, outcome=Outcome.CANNOT_JUDGE, reason=Reason.RECIPE_DEPARTS, sentence=why)
 
 
 def compare(claim: Trained, records: ByVariant) -> Verdict:

@@ -34,7 +34,7 @@ from pipeline.runs import RunFolder, write_atomically
 
 BATCH = 900  # metrics in one request; MLflow's limit is 1,000
 PAGE = 1000
-SECRET = re.compile(r"//[^/\s]*@")
+SECRET = re.compile(r"//\S*@")  # up to the last @, whatever the password holds
 
 
 class TrackingError(UserError):
@@ -42,7 +42,7 @@ class TrackingError(UserError):
 
 
 def shown(uri: str) -> str:
-    """A tracking address without the password it may hold."""
+    """A tracking address, or a text with one, without the password it may hold."""
     return SECRET.sub("//***@", uri)
 
 
@@ -155,7 +155,7 @@ class Tracker:
 
     def finish(self, run_id: str, record: Record, folder: RunFolder, *, last_step: int) -> None:
         """Send a run's record: final metrics, what it ran on, the last model; then mark it as ended."""
-        when = int(datetime.fromisoformat(record.finished).timestamp() * 1000)  # not now: sent twice, it is one point
+        when = int(datetime.fromisoformat(record.finished).timestamp() * 1000)  # sent twice, it is one point
         metrics = [
             Metric(key, value, when, last_step)
             for key, value in record.metrics.items()
@@ -233,8 +233,19 @@ def named(uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, RequestException, SQLAlchemyError, OSError) as error:
-        first = SECRET.sub("//***@", (str(error).strip() or repr(error)).splitlines()[0])
-        raise TrackingError(f"the tracking server {shown(uri)} cannot be used: {first[:200]}") from error
+        raise TrackingError(f"the tracking server {shown(uri)} cannot be used: {reason(error)}") from error
+
+
+def reason(error: BaseException) -> str:
+    """Why a server cannot be used, in a line: the first of MLflow's own, but for what is just no answer."""
+    from requests import ConnectionError, Timeout
+
+    below: BaseException | None = error
+    while below is not None:
+        if isinstance(below, ConnectionError | Timeout):
+            return "nothing answers there; start it, or unset MLFLOW_TRACKING_URI to track on this machine"
+        below = below.__cause__ or below.__context__
+    return shown((str(error).strip() or repr(error)).splitlines()[0])[:200]
 
 
 def aggregates(records: Sequence[Record]) -> dict[str, float]:

@@ -103,6 +103,7 @@ def test_a_material_departure_takes_numbers_away_and_leaves_trends(declare, both
     assert {found[key] for key in ("error", "stuck", "ratio")} == {"cannot judge: recipe-departs"}
     assert found["deeper"] == "trend supported"
     assert "Pixels are scaled." in judged(declared, both(declared))["error"].verdict.sentence
+    assert judged(declared, both(declared))["error"].verdict.measured == pytest.approx(sum(PLAIN) / len(PLAIN))
 
 
 def test_one_diverged_seed_is_enough(experiment, both, record):
