@@ -6,10 +6,12 @@ Exit codes: 0 all well; 1 a claim is not reproduced (verify) or a run failed (ru
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 import textwrap
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -189,24 +191,34 @@ def results(
 
 
 @app.command()
-def ui(port: Annotated[int, typer.Option(help="On the loopback address.")] = 5000) -> None:
+def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="On the loopback address.")] = 5000) -> None:
     """MLflow's own pages, on this machine only, until Ctrl-C."""
     from pipeline.home import home, tracking_uri
 
     uri = tracking_uri()
     if uri.startswith(("http://", "https://")):
-        out.print(f"The tracking server has its own pages: {uri.rsplit('@', 1)[-1]}")
+        out.print(f"The tracking server has its own pages: {uri.rsplit('@', 1)[-1]}", markup=False, soft_wrap=True)
         return
-    out.print(f"MLflow's pages: [bold]http://127.0.0.1:{port}[/]  (Ctrl-C ends them)")
+    with socket.socket() as taken, suppress(ConnectionError):
+        taken.connect(("127.0.0.1", port))
+        raise UserError(f"port {port} is in use; choose another, as in repro ui --port {port % 65535 + 1}")
+    home().mkdir(parents=True, exist_ok=True)
+    out.print(f"MLflow's pages: [bold]http://127.0.0.1:{port}[/], in a few seconds and until Ctrl-C")
     words = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
     words += ["--backend-store-uri", uri, "--workers", "1"]
     words += ["--default-artifact-root", (home() / "mlartifacts").as_uri()]
-    try:
-        raise typer.Exit(
-            subprocess.run(words, check=False, env=os.environ | {"MLFLOW_LOG_LEVEL": "WARNING"}).returncode
-        )
-    except KeyboardInterrupt:
-        raise typer.Exit(0) from None
+    words += ["--allowed-hosts", f"127.0.0.1:{port},localhost:{port}", "--uvicorn-opts", "--log-level warning"]
+    quiet = {
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "PYTHONWARNINGS": "ignore",
+    }  # jobs: seven processes more
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a closed terminal ends the server too
+        signal.signal(number, signal.default_int_handler)
+    with subprocess.Popen(words, env=os.environ | quiet, start_new_session=True) as server:
+        try:
+            raise typer.Exit(server.wait())
+        except KeyboardInterrupt:
+            os.killpg(server.pid, signal.SIGTERM)
 
 
 def evidence() -> "Known":

@@ -18,24 +18,30 @@ from pipeline.runs import RunFolder, local_records
 from pipeline.schedule.local import Ending, Event, Task, run_all, worker_count
 
 SYNC_SECONDS = 5.0
+LONGEST_NOTE = 5000  # characters of a tag on an MLflow experiment
 
 
 def tasks_for(runs: Iterable[Run]) -> list[Task]:
     """The runs with their identities: reads the data (for the manifest) and the code (for its hash).
 
-    UserError for data that cannot be read and for networks that cannot be built, before any worker starts.
+    UserError for data that cannot be read and networks that cannot be built, before any worker starts.
     """
     from lightning_modules.networks import NETWORKS
     from pipeline.data import manifest, sources
 
+    sets: dict[str, Any] = {}
     manifests: dict[str, Any] = {}
+    checked = set()
     codes: dict[str, str] = {}
     result = []
     for run in runs:
         data, network = run.recipe.data.name, run.recipe.model.name
         if data not in manifests:
-            manifests[data] = manifest.manifest_of(sources.load(data, data_folder()))
-        check_network(run, manifests[data])
+            sets[data] = sources.load(data, data_folder())
+            manifests[data] = manifest.manifest_of(sets[data])
+        if run.variant not in checked:
+            check(run, sets[data])
+            checked.add(run.variant)
         if network not in codes:
             codes[network] = code_hash(Path(inspect.getsourcefile(NETWORKS[network]) or ""))
         code, found = codes[network], manifests[data]
@@ -45,18 +51,32 @@ def tasks_for(runs: Iterable[Run]) -> list[Task]:
     return result
 
 
-def check_network(run: Run, manifest: Any) -> None:
-    """Build the network without memory for its weights: UserError where its arguments do not fit."""
+def check(run: Run, images: Any) -> None:
+    """UserError where the network cannot be built, the images not be split or padded, or the two do not fit.
+
+    Without memory for weights, and on one image: what a worker would find out only after it has started.
+    """
     import torch
 
     from lightning_modules.networks import build
+    from pipeline.data.batches import BatchMaker, fit_normaliser
+    from pipeline.data.images import Images
+    from pipeline.data.manifest import split
 
-    model = run.recipe.model
+    model, data, labels = run.recipe.model, run.recipe.data, images.train.labels
     try:
-        with torch.device("meta"):
-            build(model.name, model.args, num_classes=len(manifest.classes), in_channels=manifest.image[0])
-    except ValueError as error:
-        raise UserError(f"{run.experiment}, {run.variant}: {error}") from None
+        split(Images(labels, labels), train_count=data.train, val_count=data.val)
+        one = Images(images.train.pixels[:1], labels[:1])
+        maker = BatchMaker(one, normalise=fit_normaliser("scale", one), augment=data.augment, pad_to=data.pad_to)
+        shape = maker(torch.tensor([0])).shape
+        with torch.device("meta"), torch.no_grad():
+            network = build(model.name, model.args, num_classes=len(images.classes), in_channels=shape[1])
+            network.eval()(torch.zeros(shape))
+    except (ValueError, TypeError, RuntimeError) as error:
+        args = ", ".join(f"{key} {value!r}" for key, value in model.args.items())
+        named = f"{model.name} ({args})" if args else model.name
+        what = "" if isinstance(error, ValueError) else f"{named} on {images.name} does not work: "
+        raise UserError(f"{run.experiment}, {run.variant}: {what}{error}") from None
 
 
 @dataclass(frozen=True)
@@ -225,6 +245,8 @@ def curves_of(records: Sequence[Record], tracker: Any | None) -> dict[str, dict[
             points = [(e["step"], e["metrics"][metric]) for e in entries if metric in e["metrics"]]
             if not points and tracker and record.run_id:
                 points = tracker.curves(record.run_id, metric)
+            elif points and metric in record.metrics and points[-1][0] < entries[-1]["step"]:
+                points.append((entries[-1]["step"], record.metrics[metric]))  # of the last model
             if points:
                 result.setdefault(record.variant, {}).setdefault(metric, []).append(points)
     return result
@@ -244,7 +266,7 @@ def report(experiment: Experiment, scale: str, records: Sequence[Record], tracke
     """Judge, rank and draw an experiment at one scale; write figure and page; publish them where possible."""
     from pipeline.report.figures import error_curves
     from pipeline.report.page import write_page
-    from pipeline.report.text import leaderboard_cells, markdown, verdict_cells
+    from pipeline.report.text import leaderboard_cells, verdict_cells
 
     here = [record for rows in counted(experiment, scale, records).values() for record in rows]
     rows = [row for row in leaderboard([experiment], records) if row.scale == scale]
@@ -258,9 +280,27 @@ def report(experiment: Experiment, scale: str, records: Sequence[Record], tracke
             "leaderboard": [leaderboard_cells(row) for row in rows],
             "verdicts": [verdict_cells(entry) for entry in entries],
         }
-        note = f"# {experiment.question}\n\nScale: {scale}\n\n{markdown(tables['leaderboard'])}\n\n" + markdown(
-            tables["verdicts"], ("verdict", "claim", "says", "evidence")
-        )
+        note = note_of(experiment, scale, tables["leaderboard"], entries)
         files = [page, *([figure] if figure else [])]
         tracker.publish(experiment.name, scale, here, tables=tables, files=files, note=note)
     return Report(rows, entries, figure, page)
+
+
+def note_of(experiment: Experiment, scale: str, board: Sequence[dict[str, str]], entries: Sequence[Entry]) -> str:
+    """Leaderboard and the verdicts that rest on runs, as Markdown for MLflow, which holds so much and no more."""
+    from pipeline.report.text import counts, markdown, verdict_cells
+
+    said = [verdict_cells(entry) for entry in entries if entry.evidence]
+    for shown in range(len(said), -1, -1):
+        note = "\n\n".join(
+            [
+                f"# {experiment.question}",
+                f"Scale: {scale}. {experiment.scales[scale].why}",
+                markdown(board),
+                markdown(said[:shown], ("verdict", "claim", "says")),
+                f"All {len(entries)} claims: {counts(entries)}. With their evidence: verdicts.json.",
+            ]
+        )
+        if len(note) <= LONGEST_NOTE:
+            break
+    return note[:LONGEST_NOTE]

@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from pipeline.experiment import Experiment
 
@@ -48,6 +49,8 @@ def curves_figure(
             draw(ax, curves[variant], colour, variant)
         ax.set_title(network.removesuffix("_cifar"), fontsize=11)
         ax.set_xlabel("updates")
+        ax.xaxis.set_major_formatter("{x:,.0f}")
+        ax.xaxis.set_major_locator(MaxNLocator(5))
         ax.grid(alpha=0.25, linewidth=0.6)
         ax.spines[["top", "right"]].set_visible(False)
         ax.set_xlim(left=0)

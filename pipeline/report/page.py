@@ -24,7 +24,8 @@ def write_page(
     path: Path,
 ) -> Path:
     """Write the page to `path`; nothing in it needs another file or a network."""
-    verdicts = [verdict_cells(entry) for entry in entries]
+    by_runs_first = sorted(entries, key=lambda entry: entry.evidence is None)
+    verdicts = [verdict_cells(entry) for entry in by_runs_first]
     html = (
         Environment(autoescape=True)
         .from_string(TEMPLATE.read_text(encoding="utf-8"))

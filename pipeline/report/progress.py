@@ -15,6 +15,7 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 
 from pipeline.record import FINISHED
+from pipeline.report.describe import counted
 from pipeline.runs import RunFolder
 from pipeline.schedule.local import Event, Task
 
@@ -122,4 +123,4 @@ def planned(tasks: Sequence[Task], console: Console) -> None:
         elif checkpoint:
             state = f"to resume at step {checkpoint[0]:,} of {steps}"
         console.print(f"{task.run.title:<{width}}  {state}", soft_wrap=True)
-    console.print(f"{len(tasks)} runs, {left} of them to train")
+    console.print(f"{counted(len(tasks), 'run')}, {len(tasks) - left} finished, {left} to train")

@@ -5,6 +5,7 @@ checkpoint when the user presses Ctrl-C. A worker whose parent is gone does the 
 """
 
 import contextlib
+import logging
 import multiprocessing
 import os
 import signal
@@ -193,9 +194,13 @@ class Worker:
 def work(connection: Connection, threads: int, number: int) -> None:
     """A worker's life: train the runs that come through `connection` until it closes."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # says that there is no GPU
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if gpus != "":  # where it is empty, the user wants none
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpus.split(",")[number] if gpus else str(number)
+    allowed = [str(number)] * (number + 1) if gpus is None else gpus.split(",")
+    if number < len(
+        allowed
+    ):  # one GPU each, of those the user allows; on a machine without any it does not matter
+        os.environ["CUDA_VISIBLE_DEVICES"] = allowed[number]
     asked_to_stop = connection.poll  # while a run trains, all that can come is "stop", or the parent's end
     while True:
         try:
