@@ -6,6 +6,7 @@ Exit codes: 0 all well; 1 a claim is not reproduced (verify) or a run failed (ru
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -111,8 +112,12 @@ def run(
     if dry_run:
         planned(tasks, out)
         return
-    with Progress(tasks, err, quietly=as_json) as progress:
-        came = carry_out(tasks, threads=count, happened=progress.happened, tick=progress.tick)
+    try:
+        with Progress(tasks, err, quietly=as_json) as progress:
+            came = carry_out(tasks, threads=count, happened=progress.happened, tick=progress.tick)
+    except KeyboardInterrupt:  # the second one
+        complain("Ended at once. The same command goes on from the last checkpoints.")
+        raise typer.Exit(STOPPED) from None
     if came.untracked:
         complain(f"Not tracked yet: {came.untracked}.")
         complain("The runs are safe on this machine; the next repro command sends them.")
@@ -197,7 +202,8 @@ def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="On the loopback
 
     uri = tracking_uri()
     if uri.startswith(("http://", "https://")):
-        out.print(f"The tracking server has its own pages: {uri.rsplit('@', 1)[-1]}", markup=False, soft_wrap=True)
+        bare = re.sub(r"//\S*@", "//", uri)  # without a password
+        out.print(f"The tracking server has its own pages: {bare}", markup=False, soft_wrap=True)
         return
     with socket.socket() as taken, suppress(ConnectionError):
         taken.connect(("127.0.0.1", port))
@@ -382,9 +388,6 @@ def main() -> None:
     except UserError as error:
         err.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        err.print("\nstopped; the same command goes on where it was")
-        raise SystemExit(STOPPED) from None
 
 
 if __name__ == "__main__":

@@ -126,3 +126,27 @@ def row_of_seeds() -> Callable[..., list[Record]]:
         return [made_up(experiment, variant, seed, error, **other) for seed, error in enumerate(errors)]
 
     return several
+
+
+@pytest.fixture
+def command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., tuple[int, str, str]]:
+    """Run `repro` in this process: exit code, standard output, standard error. Its home is the test's folder."""
+    from pipeline import cli
+
+    monkeypatch.setenv("REPRO_HOME", str(tmp_path))
+    for name in ("OMP_NUM_THREADS", "MLFLOW_TRACKING_URI", "REPRO_DATA"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["repro", *map(str, words)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return run

@@ -1,15 +1,26 @@
 """The command as a user meets it: what it prints, how it ends, what it says of a mistake."""
 
+import contextlib
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
+from pathlib import Path
 
 import pytest
+from mlflow.tracking import MlflowClient
+from PIL import Image
+from real_runs import PROCESSES, a_run, train_in, weights
 
 from pipeline.runs import RunFolder
+from pipeline.schedule import local
+
+pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # MLflow 3.17's own
 
 RESNET = "resnet/cifar10_depth"
 SMOKE = ("run", RESNET, "--scale", "smoke")
@@ -34,6 +45,21 @@ def home(tmp_path_factory):
     return path, repro(path, *SMOKE)
 
 
+@pytest.fixture
+def there(home, command, monkeypatch):
+    """The command, in that home and in this process; workers are forked from one that has imported everything."""
+    monkeypatch.setenv("REPRO_HOME", str(home[0]))
+    monkeypatch.setattr(local.multiprocessing, "get_context", lambda _: PROCESSES)
+    return command
+
+
+@pytest.fixture
+def here(command, monkeypatch):
+    """The same in the test's own, empty home."""
+    monkeypatch.setattr(local.multiprocessing, "get_context", lambda _: PROCESSES)
+    return command
+
+
 def test_a_run_ends_with_leaderboard_verdicts_figure_and_what_to_do_next(home):
     path, done = home
     assert done.returncode == 0, done.stderr
@@ -41,51 +67,66 @@ def test_a_run_ends_with_leaderboard_verdicts_figure_and_what_to_do_next(home):
         assert words in done.stdout
     assert (path / "report" / "resnet-cifar10_depth-smoke.png").stat().st_size > 10_000
     assert (path / "report" / "resnet-cifar10_depth-smoke.html").is_file()
-    assert "Traceback" not in done.stderr
-    assert "Warning" not in done.stderr
     assert "\x1b" not in done.stdout + done.stderr  # plain lines where there is no terminal
 
 
-def test_what_is_finished_is_not_trained_again(home):
+def test_every_line_on_progress_is_ours(home):
+    """No library's warning, no traceback: a run begins, and ends with its error."""
+    lines = home[1].stderr.splitlines()
+    known = re.compile(
+        r"(plain|resnet)-20 seed [012]: (training|test error \d+\.\d\d %, trained in \d+ s)|\d+ % of all updates"
+    )
+    assert [line for line in lines if not known.fullmatch(line)] == []
+    assert len([line for line in lines if "trained in" in line]) == 6
+
+
+def test_what_is_finished_is_not_trained_again(home, there):
     path, _ = home
     stamps = {file: file.stat().st_mtime_ns for file in path.glob("runs/*/network.safetensors")}
     assert len(stamps) == 6
-    again = repro(path, *SMOKE)
-    assert again.returncode == 0
+    code, out, err = there(*SMOKE)
+    assert (code, err) == (0, "6 of 6 runs are finished already\n")
+    assert "resnet-20" in out
     assert {file: file.stat().st_mtime_ns for file in path.glob("runs/*/network.safetensors")} == stamps
-    assert "6 of 6 runs are finished already" in again.stderr
 
 
-def test_json_is_json(home):
-    path, _ = home
-    for words in (("list",), ("show", RESNET), ("leaderboard",), ("verify", RESNET), SMOKE):
-        done = repro(path, *words, "--json")
-        assert json.loads(done.stdout), words
-    rows = json.loads(repro(path, "leaderboard", "--json").stdout)
-    assert {row["variant"] for row in rows} == {"plain-20", "resnet-20"}
-    assert {(row["images"], row["seeds"], row["scale"]) for row in rows} == {(100, 3, "smoke")}
+@pytest.mark.parametrize(
+    "words",
+    [("list",), ("show", RESNET), ("leaderboard",), ("verify", RESNET), SMOKE],
+    ids=lambda words: words[0],
+)
+def test_json_is_json_and_nothing_else(there, words):
+    code, out, err = there(*words, "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out)
 
 
-def test_verify_judges_from_the_evidence_alone(home):
-    path, _ = home
-    done = repro(path, "verify", RESNET)
-    assert done.returncode == 0  # nothing is "not reproduced": smoke runs speak about trends at most
-    assert "erratum" in done.stdout
-    assert "lecture-weight-decay" in done.stdout
+def test_the_leaderboard_counts_images_and_seeds(there):
+    rows = json.loads(there("leaderboard", "--json")[1])
+    assert {row["variant"] for row in rows if not row["departs"]} == {"plain-20", "resnet-20"}
+    assert {(row["images"], row["seeds"], row["scale"]) for row in rows if not row["departs"]} == {
+        (100, 3, "smoke")
+    }
 
 
-def test_dry_run_trains_nothing(home, tmp_path):
-    done = repro(tmp_path, *SMOKE, "--seeds", "1", "--dry-run")
-    assert done.returncode == 0
-    assert "2 runs, 0 finished, 2 to train" in done.stdout
-    assert not list(tmp_path.glob("runs/*/run.json"))
+def test_verify_judges_from_the_evidence_alone(there):
+    code, out, _ = there("verify", RESNET)
+    assert code == 0  # nothing is "not reproduced": smoke runs speak about trends at most
+    assert "! erratum  lecture-weight-decay\n" in out
+    assert "trend" in out
 
 
-def test_a_changed_recipe_is_labelled_and_does_not_count(home):
-    path, _ = home
+def test_dry_run_trains_nothing(here, tmp_path):
+    code, out, _ = here(*SMOKE, "--seeds", "1", "--dry-run")
+    assert code == 0
+    assert "2 runs, 0 finished, 2 to train" in out
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_changed_recipe_is_labelled_and_does_not_count(there):
     changed = (*SMOKE, "--set", "train.lr=0.05", "--variant", "resnet-20", "--seeds", "1")
-    assert repro(path, *changed).returncode == 0
-    rows = json.loads(repro(path, "leaderboard", "--json").stdout)
+    assert there(*changed)[0] == 0
+    rows = json.loads(there("leaderboard", "--json")[1])
     labels = {(row["variant"], row["departs"], row["seeds"]) for row in rows}
     assert ("resnet-20", "train.lr=0.05", 1) in labels
     assert ("resnet-20", "", 3) in labels  # the declared runs as before, without the changed one
@@ -108,56 +149,225 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("words", "sentence"), MISTAKES, ids=[" ".join(w)[-28:] for w, _ in MISTAKES])
-def test_a_mistake_is_one_sentence_and_exit_code_2(monkeypatch, capsys, tmp_path, words, sentence):
-    """In this process, since it ends before anything heavy: the same `main`."""
-    from pipeline import cli
-
-    monkeypatch.setenv("REPRO_HOME", str(tmp_path))
-    monkeypatch.setattr(sys, "argv", ["repro", *words])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    said = capsys.readouterr().err
-    assert ended.value.code == 2
-    assert sentence in " ".join(said.split())
-    assert "Traceback" not in said
+def test_a_mistake_is_one_sentence_and_exit_code_2(command, tmp_path, words, sentence):
+    code, out, err = command(*words)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert sentence in err
+    assert not (tmp_path / "runs").exists()
 
 
-def test_threads_that_are_no_number_are_refused(tmp_path):
-    done = repro(tmp_path, *SMOKE, OMP_NUM_THREADS="many")
-    assert done.returncode == 2
-    assert "OMP_NUM_THREADS is 'many'" in done.stderr
+def pictures(folder, *, without=None):
+    """Two classes of four pictures in each split, but not in the one left out."""
+    for split in ("train", "test"):
+        for name in ("dark", "light"):
+            if (split, name) != without:
+                (folder / split / name).mkdir(parents=True)
+                for i in range(4):
+                    Image.new("RGB", (16, 16), (i, 0, 0)).save(folder / split / name / f"{i}.png")
 
 
-def test_a_tracking_server_that_is_away_costs_nothing(tmp_path):
-    words = (*SMOKE, "--variant", "plain-20", "--seeds", "1")
-    away = repro(tmp_path, *words, MLFLOW_TRACKING_URI="http://user:secret@127.0.0.1:9")
-    assert away.returncode == 0, away.stderr
-    assert "Not tracked yet" in away.stderr
-    assert "secret" not in away.stdout + away.stderr
-    rows = json.loads(repro(tmp_path, "leaderboard", "--json").stdout)  # the default server is there
+def test_a_data_folder_without_a_class_is_named(command, tmp_path):
+    pictures(tmp_path / "data" / "mine", without=("test", "light"))
+    code, _, err = command(*SMOKE, "--set", "data.name=mine")
+    assert code == 2
+    assert err.endswith(
+        "class 'light' has no images in the test split; add some, or remove the class from both splits\n"
+    )
+
+
+def test_a_broken_picture_is_named(command, tmp_path):
+    pictures(tmp_path / "data" / "mine")
+    broken = tmp_path / "data" / "mine" / "train" / "dark" / "2.png"
+    broken.write_bytes(broken.read_bytes()[:40])
+    code, _, err = command(*SMOKE, "--set", "data.name=mine")
+    assert code == 2
+    assert err.startswith(f"error: {broken} cannot be read as an image; restore or remove it")
+    assert err.count("\n") == 1
+
+
+def test_threads_that_are_no_number_are_refused(command, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "many")
+    code, _, err = command(*SMOKE)
+    assert (code, err) == (2, "error: OMP_NUM_THREADS is 'many'; a number from 1 on is needed\n")
+
+
+def test_a_tracking_server_that_is_away_costs_nothing(here, monkeypatch, tmp_path):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9")
+    code, out, err = here(*SMOKE, "--variant", "plain-20", "--seeds", "1")
+    assert code == 0
+    assert err.count("Not tracked yet") == err.count("nothing answers there") == 1
+    assert "secret" not in out + err
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")  # the default one is there
+    rows = json.loads(here("leaderboard", "--json")[1])
     assert [(row["variant"], row["seeds"]) for row in rows] == [("plain-20", 1)]
     (sent,) = tmp_path.glob("runs/*/tracked.json")
     assert json.loads(sent.read_text(encoding="utf-8"))["done"]
 
 
-def test_ctrl_c_leaves_a_run_that_the_same_command_resumes_to_the_same_bits(tmp_path):
-    words = (*SMOKE, "--variant", "resnet-20", "--seeds", "1", "--set", "train.steps=200")
-    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
-    process = repro(stopped, *words, wait=False)
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline and not any(f.progress() for f in folders(stopped)):
+# Processes of their own, as a user starts them
+
+
+def wait_for(what, seconds=90):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        found = what()
+        if found:
+            return found
         time.sleep(0.05)
+    raise AssertionError("it did not happen")
+
+
+def group_of(process):
+    """The living processes of a command's own process group, itself included."""
+    ids = [path.name for path in Path("/proc").iterdir() if path.name.isdigit()]
+    found = []
+    for number in ids:
+        with contextlib.suppress(OSError):
+            if (
+                os.getpgid(int(number)) == process.pid
+                and "(zombie)" not in Path(f"/proc/{number}/status").read_text()
+            ):
+                found.append(int(number))
+    return found
+
+
+LONG = (*SMOKE, "--variant", "resnet-20", "--seeds", "1", "--set", "train.steps=150")
+
+
+def test_ctrl_c_leaves_a_run_that_the_same_command_resumes_to_the_same_bits(tmp_path):
+    """Ctrl-C reaches every process of a terminal's group. Then one of the checkpoints is damaged."""
+    process = repro(tmp_path, *LONG, wait=False, REPRO_CHECKPOINT_SECONDS="0.3")
+    wait_for(lambda: any(len(folder.checkpoint_files()) == 2 for folder in folders(tmp_path)))
     os.killpg(process.pid, signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    out, said = process.communicate(timeout=60)
     assert process.returncode == 130, said
-    assert "the same command goes on" in said
-    (folder,) = folders(stopped)
+    assert out == ""
+    assert said.splitlines()[-1] == (
+        "Stopped. What is finished stays; the same command goes on where the runs stopped."
+    )
+    assert "Traceback" not in said
+    assert group_of(process) == []
+    (folder,) = folders(tmp_path)
     assert folder.result() is None
-    assert folder.checkpoint_files()
-    assert repro(stopped, *words).returncode == 0
-    assert repro(whole, *words).returncode == 0
-    (ours,), (theirs,) = folders(stopped), folders(whole)
-    assert ours.network_file.read_bytes() == theirs.network_file.read_bytes()
+    newest, _before = folder.checkpoint_files()
+    newest.write_bytes(newest.read_bytes()[:5000])
+
+    again = repro(tmp_path, *LONG)
+    assert again.returncode == 0, again.stderr
+    assert f"resnet-20 seed 0: checkpoint {newest.name} is damaged; using the one before\n" in again.stderr
+    train_in(tmp_path / "whole", a_run(changes={"train.steps": 150}))
+    assert folder.network_file.read_bytes() == weights(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_the_same_run_asked_for_twice_at_once_is_trained_once(tmp_path):
+    both = [repro(tmp_path, *LONG, "--json", wait=False), repro(tmp_path, *LONG, wait=False)]
+    said = [process.communicate(timeout=200) for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    errors = said[0][1] + said[1][1]
+    assert errors.count("another repro command trains it already; waiting for its result") <= 1
+    board = json.loads(said[0][0])["leaderboard"]
+    assert [(row["variant"], row["seeds"]) for row in board] == [("resnet-20", 1)]
+    assert f"{board[0]['top1']:.2f}" in said[1][0]
+    assert len(folders(tmp_path)) == 1
+    steps = [entry["step"] for entry, _ in folders(tmp_path)[0].journal()]
+    assert steps == sorted(set(steps))  # one process wrote it
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_a_sentence_and_the_same_command_finishes_once_there_is_room(tmp_path):
+    place = tmp_path / "disk"
+    place.mkdir()
+    small = ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(place)]
+    if subprocess.run(small, capture_output=True, check=False).returncode:
+        pytest.skip("only root can make a small disk")
+    try:
+        free = os.statvfs(place).f_bavail * os.statvfs(place).f_frsize
+        (place / "filler").write_bytes(b"\0" * (free - 2_500_000))  # a database and a checkpoint do not both fit
+        done = repro(place, *LONG, REPRO_CHECKPOINT_SECONDS="0.2")
+        assert done.returncode in (1, 2)
+        assert "no space left on device" in done.stderr
+        assert "Traceback" not in done.stderr
+        (place / "filler").unlink()
+        again = repro(place, *LONG)
+        assert again.returncode == 0, again.stderr
+        (folder,) = folders(place)
+        train_in(tmp_path / "whole", a_run(changes={"train.steps": 150}))
+        assert folder.network_file.read_bytes() == weights(tmp_path / "whole")
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+# MLflow's pages
+
+
+def listening():
+    """Address and port of everything that listens for TCP on this machine, IPv6 ones as (None, port)."""
+    found = set()
+    for name in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]:
+            local_address, state = line.split()[1], line.split()[3]
+            if state == "0A":
+                address, port = local_address.split(":")
+                plain = socket.inet_ntoa(bytes.fromhex(address)[::-1]) if name == "tcp" else None
+                found.add((plain, int(port, 16)))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="reads Linux's list of sockets")
+def test_ui_serves_the_parent_run_on_loopback_only_and_ends_with_ctrl_c(home, command, monkeypatch):
+    monkeypatch.setenv("REPRO_HOME", str(home[0]))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    before = listening()
+    process = repro(home[0], "ui", "--port", port, wait=False)
+
+    def get(path):
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+            return answer.read()
+
+    def up():
+        with contextlib.suppress(OSError):
+            return get("/health")
+
+    try:
+        wait_for(up)
+        assert {address for address, _ in listening() - before} == {"127.0.0.1"}
+        assert b"<html" in get("/").lower()
+        [parent] = [
+            run
+            for run in MlflowClient(f"sqlite:///{home[0] / 'mlflow.db'}").search_runs(["1"])
+            if run.data.tags["repro.key"] == f"parent:{RESNET}@smoke"
+        ]
+        for name in ("leaderboard.json", "verdicts.json"):
+            assert json.loads(get(f"/get-artifact?path={name}&run_uuid={parent.info.run_id}"))["data"]
+        stem = "resnet-cifar10_depth-smoke"
+        assert get(f"/get-artifact?path={stem}.png&run_uuid={parent.info.run_id}").startswith(b"\x89PNG")
+        assert b"</html>" in get(f"/get-artifact?path={stem}.html&run_uuid={parent.info.run_id}")
+
+        code, _, err = command("ui", "--port", port)
+        assert (code, err) == (
+            2,
+            f"error: port {port} is in use; choose another, as in repro ui --port {port + 1}\n",
+        )
+    finally:
+        process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert f"http://127.0.0.1:{port}" in out
+    assert "Traceback" not in err
+    assert not [port_ for _, port_ in listening() if port_ == port]
+
+
+def test_ui_of_a_server_elsewhere_is_its_address_without_the_password(command, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@mlflow.example:8443")
+    code, out, _ = command("ui")
+    assert code == 0
+    assert out == "The tracking server has its own pages: https://mlflow.example:8443\n"
 
 
 def folders(home):

@@ -1,0 +1,122 @@
+"""What is seen while runs train."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from pipeline.experiment import Experiment
+from pipeline.plan import plan
+from pipeline.report import progress
+from pipeline.report.progress import Progress, planned
+from pipeline.runs import RunFolder
+from pipeline.schedule.local import Event, Task
+
+
+@pytest.fixture
+def tasks(experiment: Experiment, tmp_path: Path) -> list[Task]:
+    runs = plan(experiment, scale="smoke", seeds=1)
+    return [Task(run, run.variant, "code", {}, tmp_path / run.variant, tmp_path) for run in runs]
+
+
+def console(*, terminal: bool = False) -> tuple[Console, io.StringIO]:
+    file = io.StringIO()
+    return Console(file=file, force_terminal=terminal, width=80, highlight=False, no_color=True), file
+
+
+def lines(tasks, *events, quietly=False):
+    shown, file = console()
+    with Progress(tasks, shown, quietly=quietly) as seen:
+        for event in events:
+            seen.happened(event)
+    return file.getvalue().splitlines()
+
+
+def test_without_a_terminal_there_are_plain_lines(tasks, experiment, record):
+    plain, resnet = tasks
+    good = record(experiment, "plain-20", 0, 9.5, seconds=1234.4)
+    bad = record(experiment, "resnet-20", 0, 9.5, status="not converged", ended="the loss became nan at step 3")
+    said = lines(
+        tasks,
+        Event("started", plain),
+        Event("note", plain, "checkpoint [x] is damaged"),
+        Event("ended", plain, record=good),
+        Event("waiting", resnet, "another repro command trains it already"),
+        Event("ended", resnet, record=bad),
+    )
+    assert said == [
+        "plain-20 seed 0: training",
+        "plain-20 seed 0: checkpoint [x] is damaged",
+        "plain-20 seed 0: test error 9.50 %, trained in 1,234 s",
+        "resnet-20 seed 0: another repro command trains it already",
+        "resnet-20 seed 0: did not converge: the loss became nan at step 3",
+    ]
+
+
+def test_stopping_is_said_once_for_all_runs(tasks):
+    said = lines(
+        tasks, *(Event("stopping", task) for task in tasks), Event("stopped", tasks[0], "stopped; resumable")
+    )
+    assert said == [
+        "Stopping at the next step, with checkpoints; Ctrl-C once more ends at once",
+        "plain-20 seed 0: stopped; resumable",
+    ]
+
+
+def test_quietly_only_failures_are_seen(tasks):
+    events = [Event("started", tasks[0]), Event("note", tasks[0], "x"), Event("failed", tasks[0], "[/no] disk")]
+    assert lines(tasks, *events, quietly=True) == ["plain-20 seed 0: [/no] disk"]
+
+
+def test_a_line_on_progress_now_and_then(tasks, monkeypatch):
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
+    folder = RunFolder(tasks[0].folder)
+    folder.create({})
+    folder.report(6, 100.0)
+    assert "25 % of all updates" in lines(tasks, Event("started", tasks[0]))
+
+
+def test_on_a_terminal_there_is_a_bar_a_run_with_its_speed_and_nothing_stays(tasks):
+    folder = RunFolder(tasks[0].folder)
+    folder.create({})
+    folder.report(6, 1234.5)
+    shown, file = console(terminal=True)
+    with Progress(tasks, shown) as seen:
+        seen.happened(Event("started", tasks[0]))
+        seen.tick()
+        seen.bars.refresh()
+    assert "plain-20 seed 0" in file.getvalue()
+    assert "6/12" in file.getvalue()
+    assert "1,234 images/s" in file.getvalue()
+
+
+def test_what_is_finished_is_said_at_the_start(tasks, experiment, record):
+    folder = RunFolder(tasks[0].folder)
+    folder.create({})
+    folder.finish(record(experiment, "plain-20", 0, 9.5), None)
+    assert lines(tasks) == ["1 of 2 runs are finished already"]
+
+
+def test_a_plan_says_what_is_finished_resumes_or_begins(tasks, experiment, record):
+    shown, file = console()
+    planned(tasks, shown)
+    assert file.getvalue().splitlines() == [
+        "plain-20 seed 0   to train, 12 steps",
+        "resnet-20 seed 0  to train, 12 steps",
+        "2 runs, 0 finished, 2 to train",
+    ]
+    for task in tasks:
+        RunFolder(task.folder).create({})
+    RunFolder(tasks[0].folder).finish(record(experiment, "plain-20", 0, 9.5), None)
+    RunFolder(tasks[1].folder).save_checkpoint(7, lambda path: path.write_text(json.dumps("weights")))
+    shown, file = console()
+    planned(tasks, shown)
+    assert file.getvalue().splitlines() == [
+        "plain-20 seed 0   finished",
+        "resnet-20 seed 0  to resume at step 7 of 12",
+        "2 runs, 1 finished, 1 to train",
+    ]
+    planned(tasks[:1], shown)
+    assert file.getvalue().endswith("1 run, 1 finished, 0 to train\n")
