@@ -53,9 +53,14 @@ class Tracker:
         self.uri = uri or tracking_uri()
         self.experiments: dict[str, str] = {}  # paper -> MLflow's id
         with named(self.uri):
-            if self.uri.startswith("sqlite:///"):
-                Path(self.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-            self.client = MlflowClient(self.uri)
+            self.client = MlflowClient(self.uri) if "sqlite:" not in self.uri else self.local_client()
+
+    def local_client(self) -> MlflowClient:
+        """A database file, made if it is not there, by one command at a time: MLflow makes it in many steps."""
+        file = Path(self.uri.partition(":///")[2])
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(file.with_name(file.name + ".lock")):
+            return MlflowClient(self.uri)
 
     def experiment_id(self, paper: str) -> str:
         """MLflow's experiment for a paper, made if it is not there."""
