@@ -42,7 +42,7 @@ bench: $(READY) ## speed, beside a plain PyTorch loop (minutes; keep the machine
 	@$(BIN)/python tests/benchmarks/training_speed.py
 
 lock: $(READY) ## resolve the dependencies anew
-	@$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header \
+	@$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header \
 		--extra dev --quiet --upgrade --output-file requirements.lock pyproject.toml
 
 .PHONY: help setup demo test test-slow lint check format bench lock
