@@ -159,7 +159,8 @@ def compare(claim: Trained, records: ByVariant) -> Verdict:
         case BoundClaim():
             return judge_bound(values(claim.of), op=claim.op, bound=claim.claimed)
         case OrderingClaim():
-            return judge_ordering(values(claim.lhs), values(claim.rhs), op=claim.op, margin=claim.margin)
+            sides = values(claim.lhs), values(claim.rhs)
+            return judge_ordering(*sides, op=claim.op, margin=claim.margin, names=(claim.lhs, claim.rhs))
         case RatioClaim():
             return judge_ratio(values(claim.lhs), values(claim.rhs), claimed=claim.claimed, margin=claim.margin)
     raise AssertionError(claim)
@@ -172,8 +173,14 @@ def variants_of(claim: Claim) -> list[str]:
 
 
 def counted(experiment: Experiment, scale: str, records: Iterable[Record]) -> ByVariant:
-    """The records that count at `scale`, by variant: as now declared, nothing changed by --set."""
-    declared = [record for record in records if not record.changes]
+    """The records that count at `scale`, by variant: as now declared, nothing changed by --set.
+
+    At paper scale only the seeds declared beforehand: more, until the verdict pleases, would prove nothing.
+    """
+    beforehand = experiment.seeds_at(scale)
+    declared = [
+        record for record in records if not record.changes and (scale != PAPER_SCALE or record.seed in beforehand)
+    ]
     found = {variant: runs_of(experiment, scale, variant, declared) for variant in experiment.variants}
     return {variant: rows for variant, rows in found.items() if rows}
 

@@ -164,8 +164,9 @@ def judge_ordering(
     *,
     op: Literal["<", ">", "<=", "~"],
     margin: float = 0.0,
+    names: tuple[str, str] = ("left", "right"),
 ) -> Verdict:
-    """Judge the difference lhs - rhs, paired by seed; `margin` in the unit of the values.
+    """Judge the difference lhs - rhs, paired by seed; `margin` in the unit of the values, `names` for words.
 
     ">" lhs exceeds rhs by more than the margin; "<" lhs is below rhs by more than the margin;
     "<=" lhs is not larger than rhs by the margin or more (non-inferiority); "~" equal within the margin.
@@ -188,7 +189,7 @@ def judge_ordering(
         "~": (-margin, margin, f"0 ± {_show(margin)}"),
     }[op]
     test = _test(differences(), low=low, high=high, scale=max(abs(x) for pair in pairs for x in pair))
-    what = f"The mean of left minus right over {len(pairs)} paired seeds"
+    what = f"The mean of {names[0]} minus {names[1]} over {len(pairs)} paired seeds"
     return _conclude(test, what=what, region=region, effect=test.mean_over_spread, aside=left_out)
 
 

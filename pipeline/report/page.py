@@ -10,6 +10,7 @@ from pipeline.experiment import Experiment
 from pipeline.ledger import Entry
 from pipeline.report.leaderboard import Row
 from pipeline.report.text import counts, leaderboard_cells, verdict_cells
+from pipeline.verdict import Reason
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 CLASSES = {"✔": "good", "▲": "good", "✘": "bad", "!": "note", "–": "open"}
@@ -24,7 +25,7 @@ def write_page(
     path: Path,
 ) -> Path:
     """Write the page to `path`; nothing in it needs another file or a network."""
-    by_runs_first = sorted(entries, key=lambda entry: entry.evidence is None)
+    by_runs_first = sorted(entries, key=lambda e: e.evidence is None or e.verdict.reason is Reason.NOT_RUN)
     verdicts = [verdict_cells(entry) for entry in by_runs_first]
     html = (
         Environment(autoescape=True)

@@ -246,6 +246,12 @@ def test_a_seed_that_ran_twice_counts_once_the_first_time(experiment, record):
     assert [one.hardware for one in found] == ["here"]
 
 
+def test_seeds_that_were_not_declared_beforehand_do_not_count_at_paper_scale(experiment, record):
+    asked_for = [record(experiment, "plain-20", seed, 9.5) for seed in range(7)]
+    (found,) = counted(experiment, "paper", asked_for).values()
+    assert [one.seed for one in found] == [0, 1, 2, 3, 4]
+
+
 def test_the_order_of_the_records_does_not_matter(experiment, both):
     records = both(experiment)
     expected = [entry.to_dict() for entry in ledger(experiment, records, no_measure)]
