@@ -35,16 +35,20 @@ def wrong_in_top(scores: Tensor, labels: Tensor, k: int) -> Tensor:
 
 
 class Classifier(pl.LightningModule):
-    """One network learning to classify by SGD with momentum.
+    """One network learning to classify.
+
+    A network with auxiliary classifiers (GoogLeNet) gives, in training, a tuple of scores, the network's own first,
+    and says in `aux_weight` how much the losses of the others count.
 
     Args (all plain values, saved with every checkpoint):
         network: name in `networks.NETWORKS`. network_args: its paper's arguments.
         classes, channels: of the data.
         loss: {"name": "cross-entropy"}.
-        lr: learning rate at update 0; lr_drops: see `recipe.lr_at`.
+        lr: learning rate at update 0; lr_drops, lr_end: see `recipe.lr_at`.
         warmup: None, or {"lr": rate, "train_error_below_pct": error}: this rate until the training error over
             the last 100 updates falls below (ResNet-110, arXiv:1512.03385 section 4.2).
-        optimizer: {"name": "sgd", "momentum", "weight_decay", "decay": "all" | "weights"}.
+        optimizer: {"name": "sgd", "momentum", "nesterov", "weight_decay", "decay": "all" | "weights"}, or
+            {"name": "rmsprop", "alpha", "eps", "momentum", "weight_decay", "decay"}.
         compile: run the network through torch.compile.
     """
 
@@ -64,6 +68,7 @@ class Classifier(pl.LightningModule):
         optimizer: Mapping[str, Any],
         channels_last: bool = False,
         compile: bool = False,
+        lr_end: tuple[float, int] | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -86,8 +91,11 @@ class Classifier(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One update's loss; raises NotConvergedError, before the update, if it is not finite."""
         self.set_lr(batch.step)
-        scores = self(batch.images)
+        outputs = self.forward_network(batch.images)
+        scores, *auxiliary = outputs if isinstance(outputs, tuple) else (outputs,)
         loss = self.loss(scores.float(), batch.labels)
+        for other in auxiliary:
+            loss = loss + self.network.aux_weight * self.loss(other.float(), batch.labels)
         value = loss.item()
         if not torch.isfinite(loss):
             raise NotConvergedError(batch.step, value)
@@ -104,7 +112,7 @@ class Classifier(pl.LightningModule):
 
     def set_lr(self, step: int) -> None:
         """Give the optimiser the learning rate of update `step`."""
-        lr = lr_at(step, self.hparams["lr"], self.hparams["lr_drops"])
+        lr = lr_at(step, self.hparams["lr"], self.hparams["lr_drops"], self.hparams["lr_end"])
         if self.hparams["warmup"] and not self.warm_up_is_over(step):
             lr = self.hparams["warmup"]["lr"]
         for group in self.optimizers().param_groups:
@@ -131,7 +139,10 @@ class Classifier(pl.LightningModule):
         }
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """SGD with momentum; the decayed parameters as the recipe says."""
+        """SGD or RMSProp; the decayed parameters as the recipe says."""
         recipe = self.hparams["optimizer"]
         groups = parameter_groups(self.network, recipe["weight_decay"], recipe["decay"])
-        return torch.optim.SGD(groups, lr=self.hparams["lr"], momentum=recipe["momentum"])
+        lr, momentum = self.hparams["lr"], recipe["momentum"]
+        if recipe["name"] == "rmsprop":
+            return torch.optim.RMSprop(groups, lr=lr, alpha=recipe["alpha"], eps=recipe["eps"], momentum=momentum)
+        return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=recipe.get("nesterov", False))

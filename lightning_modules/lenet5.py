@@ -142,6 +142,8 @@ class Convolution(Layer):
 class SubSampling(Layer):
     """The sum of 2x2 inputs, times one coefficient per map, plus one bias per map (section II-B)."""
 
+    window = 2
+
     def __init__(self, maps: int) -> None:
         super().__init__()
         self.weight = drawn(maps, fan_in=[4])

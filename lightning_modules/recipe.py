@@ -14,14 +14,21 @@ class Batch(NamedTuple):
     labels: Tensor  # int64 (N,)
 
 
-def lr_at(step: int, lr: float, drops: Mapping[str, Any] | None) -> float:
+def lr_at(step: int, lr: float, drops: Mapping[str, Any] | None, end: tuple[float, int] | None = None) -> float:
     """The learning rate of update `step` (counted from 0).
 
     `drops` is {"at": steps, "factor": one number or one per step}: from update `at[i]` on, the rate is
     multiplied by the factors so far. "Divided by 10 at 32k and 48k" is {"at": [32000, 48000], "factor": 0.1}.
+    Or {"every": n, "factor": number}: multiplied after every n updates. `end` is (rate, steps): instead of drops,
+    a straight line from `lr` at update 0 to that rate after the last of so many steps.
     """
+    if end is not None:
+        last, steps = end
+        return lr + (last - lr) * step / steps
     if drops is None:
         return lr
+    if drops.get("every"):
+        return float(lr * drops["factor"] ** (step // drops["every"]))
     for at, factor in zip(drops["at"], factors(drops), strict=True):
         if step >= at:
             lr *= factor

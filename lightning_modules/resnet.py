@@ -19,45 +19,15 @@ Table 6 prints 0.27, 0.46, 0.66, 0.85, 1.7 and 19.4 million.
 Left open by the paper, and what is done here:
   * "Initialised as in [13]" (He et al., arXiv:1502.01852) allows fan-in or fan-out: fan-in, normal,
     variance 2 / fan-in, for convolutions and fc; biases zero, batch-norm scale one and shift zero.
-  * Option A's subsampling of the identity: every second row and column, as stride 2 says, and the new
-    channels appended after the old ones.
+  * Option A's subsampling of the identity: see `layers.PadShortcut`.
 """
-
-from collections import OrderedDict
-from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Shortcut = Literal["A", "B", "C"]
+from lightning_modules.layers import Shortcut, he_normal, shortcut_for
+
 WIDTHS = {"map32": 16, "map16": 32, "map8": 64}
-
-
-class PadShortcut(nn.Module):
-    """Option A (section 3.3): the identity, subsampled, zero in the channels that are new. No parameters."""
-
-    def __init__(self, new_channels: int, stride: int) -> None:
-        super().__init__()
-        self.new_channels, self.stride = new_channels, stride
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C + new_channels, H / stride, W / stride)."""
-        x = x[:, :, :: self.stride, :: self.stride]
-        return F.pad(x, (0, 0, 0, 0, 0, self.new_channels))
-
-
-def projection(channels: int, width: int, stride: int) -> nn.Sequential:
-    """Options B and C (eq. 2): a 1x1 convolution, batch-normalised like every other."""
-    conv = nn.Conv2d(channels, width, 1, stride=stride, bias=False)
-    return nn.Sequential(OrderedDict(conv=conv, bn=nn.BatchNorm2d(width)))
-
-
-def shortcut_for(option: Shortcut, channels: int, width: int, stride: int) -> nn.Module:
-    """The shortcut of one block: A pads, B projects where the size changes, C projects everywhere."""
-    changes = stride != 1 or channels != width
-    if option == "C" or (option == "B" and changes):
-        return projection(channels, width, stride)
-    return PadShortcut(width - channels, stride) if changes else nn.Identity()
 
 
 class Block(nn.Module):
@@ -99,7 +69,7 @@ class CifarNet(nn.Module):
             self.add_module(name, blocks)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(channels, num_classes)
-        self.apply(initialise)
+        self.apply(he_normal)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) images, mean subtracted -> (N, num_classes) scores."""
@@ -107,14 +77,6 @@ class CifarNet(nn.Module):
         for name in WIDTHS:
             x = self.get_submodule(name)(x)
         return self.fc(self.pool(x).flatten(1))
-
-
-def initialise(module: nn.Module) -> None:
-    """Section 4.2, "weight initialization in [13]": normal with variance 2 / fan-in; biases zero."""
-    if isinstance(module, nn.Conv2d | nn.Linear):
-        nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
 
 
 def blocks_per_map(depth: int) -> int:

@@ -111,8 +111,26 @@ class Sgd(Frozen):
 
     name: Literal["sgd"]
     momentum: NotNegative = 0.0
+    nesterov: Flag = False
     weight_decay: NotNegative = 0.0  # times the weight, added to its gradient
     decay: Literal["all", "weights"] = "all"  # "weights" spares biases and batch-norm
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Sgd":
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs a momentum above 0")
+        return self
+
+
+class RmsProp(Frozen):
+    """Gradients divided by a running root of their mean square (Inception-v4)."""
+
+    name: Literal["rmsprop"]
+    alpha: NotNegative  # decay of the running mean of squares
+    eps: Positive  # added to the root
+    momentum: NotNegative = 0.0
+    weight_decay: NotNegative = 0.0
+    decay: Literal["all", "weights"] = "all"
 
 
 class Sdlm(Frozen):
@@ -138,13 +156,21 @@ class MapLoss(Frozen):
 
 
 class Drops(Frozen):
-    """Step-wise learning-rate drops."""
+    """Step-wise learning-rate drops: at certain updates, or every so many."""
 
-    at: Annotated[tuple[Count, ...], Field(min_length=1)]  # updates, counted from 0, from which each factor holds
+    # updates, counted from 0, from which each factor holds
+    at: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
+    every: Count | None = None
     factor: Positive | tuple[Positive, ...]  # one for all, or one each
 
     @model_validator(mode="after")
     def _fits(self) -> "Drops":
+        if (self.at is None) == (self.every is None):
+            raise ValueError("give either 'at' or 'every'")
+        if self.at is None:
+            if isinstance(self.factor, tuple):
+                raise ValueError("'every' needs one factor, not a list")
+            return self
         if list(self.at) != sorted(set(self.at)):
             raise ValueError("'at' must rise from drop to drop")
         if isinstance(self.factor, tuple) and len(self.factor) != len(self.at):
@@ -166,8 +192,9 @@ class Train(Frozen):
     batch_size: Count
     lr: Positive  # learning rate at the first update
     lr_drops: Drops | None = None
+    lr_end: NotNegative | None = None  # the rate falls in a straight line from `lr` to this after the last update
     warmup: Warmup | None = None
-    optimizer: Annotated[Sgd | Sdlm, Field(discriminator="name")]
+    optimizer: Annotated[Sgd | RmsProp | Sdlm, Field(discriminator="name")]
     loss: Annotated[CrossEntropy | MapLoss, Field(discriminator="name")] = CrossEntropy()
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast, where the processor has it
     channels_last: Flag = False
@@ -177,12 +204,17 @@ class Train(Frozen):
 
     @model_validator(mode="after")
     def _fits(self) -> "Train":
-        if self.lr_drops and self.lr_drops.at[-1] >= self.steps:
-            raise ValueError(f"the drop at {self.lr_drops.at[-1]} comes after the last of {self.steps} steps")
+        last = self.lr_drops and (self.lr_drops.at or (self.lr_drops.every,))[-1]
+        if last and last >= self.steps:
+            raise ValueError(f"the drop at {last} comes after the last of {self.steps} steps")
+        if self.lr_drops and self.lr_end is not None:
+            raise ValueError("a rate falls by 'lr_drops' or in a line to 'lr_end', not both")
         if self.optimizer.name == "sdlm" and self.batch_size != 1:
             raise ValueError("optimizer 'sdlm' learns one pattern at a time: batch_size must be 1")
-        if self.optimizer.name == "sdlm" and (self.precision != "fp32" or self.warmup):
-            raise ValueError("optimizer 'sdlm' knows neither bf16 nor a warmup")
+        if self.optimizer.name == "sdlm" and (self.precision != "fp32" or self.warmup or self.lr_end is not None):
+            raise ValueError("optimizer 'sdlm' knows neither bf16 nor a warmup nor lr_end")
+        if self.optimizer.name == "sdlm" and self.lr_drops and self.lr_drops.every:
+            raise ValueError("optimizer 'sdlm' needs lr_drops 'at' certain updates")
         if (self.loss.name == "map") != (self.optimizer.name == "sdlm"):
             raise ValueError("loss 'map' and optimizer 'sdlm' belong together (LeNet-5)")
         return self
@@ -194,6 +226,14 @@ class Recipe(Frozen):
     model: Model
     data: Data
     train: Train
+
+
+class Published(Frozen):
+    """A variant as published, before any scale."""
+
+    model: Model
+    data: Data
+    train: Train | None
 
 
 class Variant(Frozen):
@@ -233,11 +273,18 @@ class BaseClaim(Frozen):
 
 
 class ExactClaim(BaseClaim):
-    """A shape, count or setting: judged by arithmetic on the network built or the recipe declared."""
+    """A shape, count or setting: judged by arithmetic on the network built or the recipe declared.
+
+    With `over` or `over_metric` what is judged is a ratio: metric of `of`, divided by over_metric (the same if
+    left out) of `over` (the same if left out).
+    """
 
     kind: Literal["exact"]
-    of: str  # variant
-    metric: str  # model/… of the network built, recipe/… of the declared recipe
+    of: str | None = None  # variant; None with printed/… metrics only
+    metric: str  # model/… of the network built, recipe/… of the declared recipe, printed/… of the paper's own words
+    over: str | None = None  # variant
+    over_metric: str | None = None
+    op: Literal["=", "<", ">", "<=", ">="] = "="  # "=": equal up to the margin
     claimed: Value
     margin: NotNegative = 0.0
     corrected: Value = None  # what is right, where the source is wrong
@@ -245,7 +292,14 @@ class ExactClaim(BaseClaim):
 
     @model_validator(mode="after")
     def _fits(self) -> "ExactClaim":
-        if self.corrected is not None and self.corrected == self.claimed:
+        for metric, variant in ((self.metric, self.of), (self.over_metric or self.metric, self.over or self.of)):
+            if variant is None and not metric.startswith("printed/"):
+                raise ValueError(f"{metric!r} needs the variant it is measured 'of'")
+        if self.op != "=" and self.margin:
+            raise ValueError(f"op {self.op!r} takes no margin")
+        if self.op != "=" and not isinstance(self.claimed, int | float):
+            raise ValueError(f"op {self.op!r} compares numbers, and {self.claimed!r} is none")
+        if self.corrected is not None and self.corrected == self.claimed and self.op == "=":
             raise ValueError("'corrected' is the claimed value itself; leave it out")
         return self
 
@@ -328,17 +382,29 @@ class Paper(Frozen):
     section: str
 
 
+class Printed(Frozen):
+    """Something that the paper itself prints, for claims (the lecture's, usually) that are compared with it."""
+
+    value: Value
+    where: str  # table, figure or section
+    confidence: Literal["checked", "memory", "figure"] = "checked"
+
+
 class Experiment(Frozen):
-    """One question, its recipe, variants, scales and claims."""
+    """One question, its recipe, variants, scales and claims.
+
+    Without scales nothing is trained: its claims are judged by arithmetic.
+    """
 
     name: str  # from the file: "resnet/cifar10_depth"
     paper: Paper
     question: str
     data: Data
-    train: Train
+    train: Train | None = None  # only where nothing is trained
     variants: Annotated[dict[str, Variant], Field(min_length=1)]
     seeds: Seeds = (0, 1, 2, 3, 4)
     scales: dict[str, Scale]
+    printed: dict[str, Printed] = {}
     claims: tuple[Annotated[Claim, Field(discriminator="kind")], ...] = ()
     departures: tuple[Departure, ...] = ()
 
@@ -365,6 +431,24 @@ class Experiment(Frozen):
         """The data set on which the paper trained `variant`: what is declared before any scale."""
         return str(self.variants[variant].data.get("name", self.data.name))
 
+    def published(self, variant: str) -> Published:
+        """Network, data and recipe of a variant as published: the experiment's, then its own."""
+        own = self.variants[variant]
+        raw: dict[str, Any] = {
+            "model": {"name": own.model.name, **own.model.args},
+            "data": merged(self.data.model_dump(mode="json", exclude_unset=True), own.data),
+            "train": None,
+        }
+        if self.train:
+            raw["train"] = merged(self.train.model_dump(mode="json", exclude_unset=True), own.train)
+        elif own.train:
+            raw["train"] = dict(own.train)
+        try:
+            return Published.model_validate(raw)
+        except ValidationError as error:
+            key, reason = explained(error, Published, raw)
+            raise DeclarationError(f"{self.file}: variants.{variant}.{key}: {reason}") from None
+
     def recipe(self, variant: str, scale: str, changes: Mapping[str, Any] | None = None) -> Recipe:
         """The resolved recipe: experiment, then variant, then scale, then `changes` ({"train.lr": 0.05})."""
         if scale not in self.scales:
@@ -372,6 +456,7 @@ class Experiment(Frozen):
         if variant not in self.variants:
             raise UserError(f"{self.name}: unknown variant {variant!r}{nearest(variant, self.variants)}")
         own, size = self.variants[variant], self.scales[scale]
+        assert self.train is not None  # `check` has seen to it
         raw = {
             "model": {"name": own.model.name, **own.model.args},
             "data": merged(self.data.model_dump(mode="json", exclude_unset=True), own.data, size.data),
@@ -468,8 +553,10 @@ def load(name: str, folder: Path = EXPERIMENTS) -> Experiment:
 def check(experiment: Experiment) -> None:
     """What types alone cannot say: names that point at each other, and every variant at every scale."""
     file, known = experiment.file, experiment.variants
-    if PAPER_SCALE not in experiment.scales:
+    if experiment.scales and PAPER_SCALE not in experiment.scales:
         raise DeclarationError(f"{file}: scales: there is no 'paper' scale (the recipe as published)")
+    if experiment.scales and experiment.train is None:
+        raise DeclarationError(f"{file}: train: required where there are scales to train at")
     for name, scale in experiment.scales.items():
         for variant in scale.variants or ():
             if variant not in known:
@@ -478,17 +565,23 @@ def check(experiment: Experiment) -> None:
                 )
         for variant in known:
             experiment.recipe(variant, name)
+    for variant in known:
+        experiment.published(variant)
     seen: set[str] = set()
     for claim in experiment.claims:
         if claim.id in seen:
             raise DeclarationError(f"{file}: claims: the id {claim.id!r} is used twice")
         seen.add(claim.id)
-        for key in ("of", "lhs", "rhs"):
+        for key in ("of", "over", "lhs", "rhs"):
             named = getattr(claim, key, None)
             if named is not None and named not in known:
                 raise DeclarationError(
                     f"{file}: claims.{claim.id}.{key}: unknown variant {named!r}{nearest(named, known)}"
                 )
+        if not experiment.scales and not isinstance(claim, ExactClaim | OpenClaim):
+            raise DeclarationError(
+                f"{file}: claims.{claim.id}: a claim of kind {claim.kind!r} needs runs, and there are no scales"
+            )
 
 
 class Loader(yaml.SafeLoader):

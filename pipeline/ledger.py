@@ -17,6 +17,7 @@ from pipeline.experiment import (
     OrderingClaim,
     RatioClaim,
 )
+from pipeline.mistakes import UserError
 from pipeline.plan import Run
 from pipeline.record import FINISHED, Record
 from pipeline.verdict import (
@@ -33,7 +34,7 @@ from pipeline.verdict import (
     judge_ratio,
 )
 
-Measure = Callable[[str, Experiment, str], Any]  # metric, experiment, variant -> the exact value
+Measure = Callable[[str, Experiment, str | None], Any]  # metric, experiment, variant -> the exact value
 ByVariant = dict[str, list[Record]]
 Trained = MetricClaim | BoundClaim | OrderingClaim | RatioClaim
 
@@ -95,9 +96,7 @@ def judge(claim: Claim, experiment: Experiment, grouped: dict[str, ByVariant], m
     if isinstance(claim, OpenClaim):
         return entry(cannot_judge(Reason(claim.reason), claim.why))
     if isinstance(claim, ExactClaim):
-        value = measure(claim.metric, experiment, claim.of)
-        margin, corrected = claim.margin, claim.corrected
-        return entry(judge_exact(value, claimed=claim.claimed, margin=margin, corrected=corrected))
+        return entry(judged_exactly(claim, experiment, measure))
     judged = []
     for scale, by_variant in grouped.items():
         records = comparable(claim, by_variant)
@@ -108,6 +107,21 @@ def judge(claim: Claim, experiment: Experiment, grouped: dict[str, ByVariant], m
         if told or one.verdict.reason is Reason.DID_NOT_CONVERGE:  # which no smaller scale can gloss over
             return one
     return judged[0] if judged else entry(not_run(claim, experiment, grouped))
+
+
+def judged_exactly(claim: ExactClaim, experiment: Experiment, measure: Measure) -> Verdict:
+    """The verdict of arithmetic: one value, or the ratio of two, compared with what is claimed."""
+    value = measure(claim.metric, experiment, claim.of)
+    found = "The paper prints" if claim.metric.startswith("printed/") else "We measure"
+    if claim.over or claim.over_metric:
+        below = measure(claim.over_metric or claim.metric, experiment, claim.over or claim.of)
+        if not all(isinstance(side, int | float) for side in (value, below)) or not below:
+            raise UserError(f"{experiment.name}, claim {claim.id}: {value!r} / {below!r} is no ratio")
+        found = f"{found} {value:,.10g} / {below:,.10g} ="
+        value = value / below
+    return judge_exact(
+        value, claimed=claim.claimed, margin=claim.margin, corrected=claim.corrected, op=claim.op, found=found
+    )
 
 
 def judged_at(scale: str, claim: Trained, experiment: Experiment, records: ByVariant) -> Verdict:

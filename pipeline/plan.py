@@ -15,6 +15,9 @@ from pipeline.mistakes import UserError
 ROOT = Path(__file__).resolve().parent.parent
 TRAINING = ("pipeline/train.py", "pipeline/evaluate.py", "pipeline/data/*.py")
 MOST_SEEDS = 1000
+# Settings younger than the first tracked runs: at these values they are left out of a declaration's hash, so that
+# the runs made before still are runs of the same recipe.
+YOUNGER = {"nesterov": False, "every": None, "lr_end": None}
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Run:
     @property
     def declaration(self) -> str:
         """Hash of the resolved recipe and the seed; the scale's name is not part of what is computed."""
-        return digest({"recipe": self.recipe.model_dump(mode="json"), "seed": self.seed})
+        return digest({"recipe": settled(self.recipe.model_dump(mode="json")), "seed": self.seed})
 
     @property
     def title(self) -> str:
@@ -52,6 +55,10 @@ def plan(
     More seeds than declared continue the row: 0, 1, 2, … Ordered by seed first, so that an interrupted plan has
     whole comparisons. UserError for an unknown name or an impossible number.
     """
+    if not experiment.scales:
+        raise UserError(
+            f"{experiment.name} trains nothing: its claims are judged by arithmetic, with repro verify {experiment.name}"
+        )
     if scale not in experiment.scales:
         raise UserError(f"{experiment.name} has no scale {scale!r}{nearest(scale, experiment.scales)}")
     for variant in variants:
@@ -74,6 +81,14 @@ def plan(
         for seed in row
         for variant in chosen
     ]
+
+
+def settled(value: Any) -> Any:
+    """A dumped recipe without the younger settings that are at the value they always had."""
+    if isinstance(value, dict):
+        kept = {key: v for key, v in value.items() if key not in YOUNGER or v != YOUNGER[key]}
+        return {key: settled(v) for key, v in kept.items()}
+    return value
 
 
 def identity(run: Run, *, manifest: str, code: str) -> str:

@@ -303,6 +303,7 @@ def module_for(run: Run, manifest: Manifest, *, compiled: bool) -> Classifier:
             optimizer=recipe.optimizer.model_dump(mode="json"),
             channels_last=recipe.channels_last,
             compile=compiled,
+            lr_end=None if recipe.lr_end is None else (recipe.lr_end, recipe.steps),
         )
     except ValueError as error:  # a network and a way to learn that do not fit
         raise UserError(str(error)) from error
@@ -315,7 +316,7 @@ def block_size(recipe: Train, log_every: int, eval_every: int, images: int) -> i
     """
     if recipe.optimizer.name != "sdlm":
         return 1
-    drops = recipe.lr_drops.at if recipe.lr_drops else ()
+    drops = (recipe.lr_drops.at or ()) if recipe.lr_drops else ()
     common = math.gcd(recipe.steps, log_every, eval_every, images, *drops)
     return max(n for n in range(1, min(common, LARGEST_BLOCK) + 1) if common % n == 0)
 

@@ -84,19 +84,32 @@ class Verdict:
             raise ValueError("an interval and its level go together: give both or neither")
 
 
-def judge_exact(measured: object, *, claimed: object, margin: float = 0.0, corrected: object = None) -> Verdict:
+def judge_exact(
+    measured: object,
+    *,
+    claimed: object,
+    margin: float = 0.0,
+    corrected: object = None,
+    op: Literal["=", "<", ">", "<=", ">="] = "=",
+    found: str = "We measure",
+) -> Verdict:
     """Judge a number (or a shape, a setting, None) that needs no statistics.
 
     `margin` is inclusive, in the unit of the number; anything but a number must be equal, a list being equal
-    to a tuple. `corrected` is what somebody says the source should have printed (None: nobody does).
+    to a tuple. `corrected` is what somebody says the source should have printed (None: nobody does). With another
+    `op` than "=" the claim is that the measured number is below or above the claimed one. `found` begins the
+    sentence: who says the measured value.
     """
     _require_margin(margin)
-    if corrected is not None and _matches(claimed, corrected, margin=0.0):
+    if op == "=" and corrected is not None and _matches(claimed, corrected, margin=0.0):
         raise ValueError(f"the correction {_show(corrected)} is the claimed value itself; leave it out")
-    as_claimed = _matches(measured, claimed, margin=margin)
-    as_corrected = corrected is not None and _matches(measured, corrected, margin=margin)
+    as_claimed = _matches(measured, claimed, margin=margin) if op == "=" else _compares(measured, op, claimed)
+    # A ratio or a share has more digits than a correction: it agrees to the digits that the correction shows.
+    loose = margin if margin or not _is_number(corrected) else _half_digit(corrected)
+    as_corrected = corrected is not None and _matches(measured, corrected, margin=loose)
     within = f" ± {_show(margin)}" if margin else ""
-    ours, theirs = f"We measure {_show(measured)}", f"the claimed {_show(claimed)}{within}"
+    side = {"=": "", "<": "less than ", ">": "more than ", "<=": "at most ", ">=": "at least "}[op]
+    ours, theirs = f"{found} {_shown(measured)}", f"the claimed {side}{_show(claimed)}{within}"
     if as_claimed:
         outcome, sentence = Outcome.REPRODUCED, f"{ours}, which agrees with {theirs}"
         if as_corrected:
@@ -502,6 +515,27 @@ def _matches(ours: object, theirs: object, *, margin: float) -> bool:
         raise ValueError("NaN agrees with nothing: it can be neither claimed nor measured exactly")
     # 8.8 is within 0.05 of 8.75, though not in binary
     return a == b or abs(a - b) <= margin + ROUNDING * max(abs(a), abs(b))
+
+
+def _compares(ours: object, op: str, theirs: object) -> bool:
+    """Whether one number lies where `op` says of the other."""
+    if not (_is_number(ours) and _is_number(theirs)):
+        raise ValueError(f"{op!r} compares numbers, not {_show(ours)} and {_show(theirs)}")
+    a, b = float(ours), float(theirs)
+    return {"<": a < b, ">": a > b, "<=": a <= b, ">=": a >= b}[op]
+
+
+def _half_digit(value: object) -> float:
+    """Half of the last digit of a number with decimals, as it would be printed; 0 for a whole number."""
+    text = _show(value)
+    return 0.5 * 10.0 ** -len(text.partition(".")[2]) if "." in text and "e" not in text else 0.0
+
+
+def _shown(value: object) -> str:
+    """A measured value: a ratio to six digits, anything else whole."""
+    if _is_number(value) and not isinstance(value, Integral) and not float(value).is_integer():
+        return f"{float(value):,.6g}"
+    return _show(value)
 
 
 def _described(statistic: str, noun: str, values: Mapping[int, float]) -> str:

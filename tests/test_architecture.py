@@ -15,9 +15,14 @@ PACKAGES = ("pipeline", "lightning_modules")
 ORDER = (
     "lightning_modules.names",
     "lightning_modules.recipe",
+    "lightning_modules.layers",
+    # one file per paper
     "lightning_modules.lenet5",
     "lightning_modules.resnet",
+    # all of them
     "lightning_modules.networks",
+    "lightning_modules.published.weights",
+    "lightning_modules.published.catalogue",
     "lightning_modules.classifier",
     "lightning_modules.sdlm",
     # declarations and what is said of them

@@ -74,6 +74,8 @@ def words(settings: Mapping[str, Any], *, start: str = "") -> str:
 
 def drop_words(drops: Drops) -> str:
     """ "times 0.1 from update 32,000 and 48,000"."""
+    if drops.at is None:
+        return f"times {drops.factor:g} every {drops.every:,} updates"
     return ", ".join(
         f"times {f:g} from update {at:,}" for at, f in zip(drops.at, factors(drops.model_dump()), strict=True)
     )

@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from lightning_modules.networks import NETWORKS
-from pipeline.analyse import measure
+from pipeline.analyse import classes_of, image_shape, measure
 from pipeline.evaluate import Errors
 from pipeline.experiment import (
     EXPERIMENTS,
@@ -17,10 +17,12 @@ from pipeline.experiment import (
     load,
     names,
 )
+from pipeline.ledger import judged_exactly
 from pipeline.plan import plan
-from pipeline.verdict import Outcome, judge_exact
+from pipeline.verdict import Outcome
 
 NAMES = names()
+TRAINING = [name for name in NAMES if load(name).scales]  # the others are judged by arithmetic alone
 EXACT = [
     pytest.param(name, claim, id=f"{name}:{claim.id}")
     for name in NAMES
@@ -62,7 +64,7 @@ def test_every_network_is_one_that_can_be_built(name):
     assert {variant.model.name for variant in load(name).variants.values()} <= set(NETWORKS)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TRAINING)
 def test_every_scale_can_be_planned_and_says_what_it_is_for(name):
     declared = load(name)
     for scale, words in declared.scales.items():
@@ -70,7 +72,7 @@ def test_every_scale_can_be_planned_and_says_what_it_is_for(name):
         assert words.why.endswith("."), scale
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TRAINING)
 def test_it_has_a_smoke_scale_of_seconds_on_data_that_need_no_download(name):
     declared = load(name)
     runs = plan(declared, scale="smoke")
@@ -78,10 +80,44 @@ def test_it_has_a_smoke_scale_of_seconds_on_data_that_need_no_download(name):
     assert all(run.recipe.train.steps * run.recipe.train.batch_size <= 2000 for run in runs)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TRAINING)
 def test_at_least_three_seeds_are_declared_wherever_claims_are_judged(name):
     declared = load(name)
     assert all(len(declared.seeds_at(scale)) >= 3 for scale in declared.scales if scale != "smoke")
+
+
+def test_what_trains_nothing_is_called_architecture():
+    assert {name.partition("/")[2] for name in set(NAMES) - set(TRAINING)} == {"architecture"}
+
+
+def test_every_paper_has_its_architecture_judged():
+    papers = {path.name for path in EXPERIMENTS.iterdir() if path.is_dir() and not path.name.startswith("_")}
+    assert papers == {name.partition("/")[0] for name in NAMES if name.endswith("/architecture")}
+
+
+def test_one_name_means_one_network_wherever_it_is_declared():
+    """`repro analyse NAME` takes a variant's name, so two papers may share it only for the same network."""
+    meant = {}
+    for name in NAMES:
+        declared = load(name)
+        for variant in declared.variants:
+            published = declared.published(variant)
+            network = (published.model.model_dump_json(), classes_of(published.data), image_shape(published))
+            assert meant.setdefault(variant, (network, name))[0] == network, (variant, name, meant[variant][1])
+
+
+def test_every_network_is_declared_somewhere():
+    declared = {variant.model.name for name in NAMES for variant in load(name).variants.values()}
+    assert declared | {"lenet5_modern"} >= set(NETWORKS)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_printed_is_used(name):
+    declared = load(name)
+    exact = [claim for claim in declared.claims if isinstance(claim, ExactClaim)]
+    used = {metric for claim in exact for metric in (claim.metric, claim.over_metric) if metric}
+    chart = {printed for printed in declared.printed if printed.startswith("top1_")}  # drawn, not claimed
+    assert {f"printed/{printed}" for printed in set(declared.printed) - chart} <= used
 
 
 def test_claims_are_unique():
@@ -97,8 +133,7 @@ def test_no_statement_is_claimed_twice_in_the_same_words(name):
 
 @pytest.mark.parametrize(("name", "claim"), EXACT)
 def test_an_exact_claim_holds_or_is_a_declared_erratum(name, claim):
-    value = measure(claim.metric, load(name), claim.of)
-    verdict = judge_exact(value, claimed=claim.claimed, margin=claim.margin, corrected=claim.corrected)
+    verdict = judged_exactly(claim, load(name), measure)
     expected = Outcome.REPRODUCED if claim.corrected is None else Outcome.ERRATUM
     assert verdict.outcome is expected, verdict.sentence
 

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lightning_modules.resnet import CifarNet, PadShortcut, plain_cifar, resnet_cifar
+from lightning_modules.layers import PadShortcut
+from lightning_modules.resnet import CifarNet, plain_cifar, resnet_cifar
 
 TABLE_6 = {20: 269_722, 32: 464_154, 44: 658_586, 56: 853_018, 110: 1_727_962}
 OUTPUTS = {

@@ -133,7 +133,7 @@ def test_measuring_draws_nothing_from_the_callers_random_numbers(declare):
 @pytest.mark.parametrize(
     ("metric", "words"),
     [
-        ("model/parameter", "no metric model/parameter; known: parameters, multiply_adds, connections, depth,"),
+        ("model/parameter", "no metric model/parameter; known: parameters, weights, multiply_adds, activations,"),
         ("model/parameters/x", "no metric model/parameters/x; known: parameters"),
         (
             "model/layer/conv9/output",
@@ -142,11 +142,11 @@ def test_measuring_draws_nothing_from_the_callers_random_numbers(declare):
         ("model/layer/output", "the network has no layer ''; its layers: conv1"),
         (
             "model/layer/conv1/colour",
-            "no metric 'colour' of a layer; known: output, parameters, connections, conv",
+            "no metric 'colour' of a layer; known: output, parameters, weights, multiply_adds, ",
         ),
         ("recipe/train.momentum", "resnet/cifar10_depth: the recipe has no setting 'train.momentum'"),
         ("recipe/train.warmup.lr", "resnet/cifar10_depth: the recipe has no setting 'train.warmup.lr'"),
-        ("test/top1_error_pct", "'test/top1_error_pct' is not exact; exact metrics start with model/ or recipe/"),
+        ("test/top1_error_pct", "'test/top1_error_pct' is not exact; exact metrics start with model/, recipe/ or printed/"),
     ],
 )
 def test_an_unknown_metric_or_layer_names_the_known_ones(depth, metric, words):

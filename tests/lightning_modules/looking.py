@@ -1,0 +1,32 @@
+"""How the tests look at a network: its outputs by layer, without memory for weights, and its counts."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+
+def parameters(module: nn.Module) -> int:
+    """Trainable numbers."""
+    return sum(p.numel() for p in module.parameters())
+
+
+def on_meta(build: Callable[..., nn.Module], **args) -> nn.Module:
+    """The network without memory for its weights: seconds less for the large ones."""
+    with torch.device("meta"):
+        return build(**args).eval()
+
+
+def output_shapes(network: nn.Module, image: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """Layer name -> (C, H, W) or (features,) for one image; give the network from `on_meta`."""
+    seen: dict[str, tuple[int, ...]] = {}
+
+    def watch(name: str):
+        return lambda _module, _inputs, output: seen.update({name: tuple(output.shape[1:])})
+
+    hooks = [module.register_forward_hook(watch(name)) for name, module in network.named_modules() if name]
+    with torch.no_grad(), torch.device("meta"):
+        network(torch.zeros(1, *image))
+    for hook in hooks:
+        hook.remove()
+    return seen
