@@ -1,0 +1,474 @@
+"""FractalNet against sections 3 and 4 of arXiv:1605.07648: the fractal, its columns and drop-path."""
+
+import math
+from collections import Counter
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_modules.fractalnet import (
+    Block,
+    FractalNet,
+    GlobalPaths,
+    LocalPaths,
+    Paths,
+    PlainNet,
+    Unit,
+    column_of,
+    fractalnet,
+    fractalnet_plain,
+)
+from tests.lightning_modules.looking import on_meta, output_shapes, parameters
+
+WIDTHS = (64, 128, 256, 512, 512)
+TABLE_3 = (16, 32, 64, 128, 128)
+OUTPUTS = {
+    "block1": (64, 16, 16),
+    "block2": (128, 8, 8),
+    "block3": (256, 4, 4),
+    "block4": (512, 2, 2),
+    "block5": (512, 1, 1),
+    "prediction": (10,),
+}
+WHOLE = {"drop_path": 0.0, "global_share": 0.0, "dropout": ()}  # Table 1 without drop-path and dropout
+
+
+def small(columns: int = 3, **args) -> FractalNet:
+    """Two blocks of 3 and 4 maps, for 4 x 4 images, with batch-norm averages that count."""
+    network = fractalnet(columns=columns, widths=(3, 4), num_classes=5, **WHOLE | args)
+    return with_averages(network)
+
+
+def with_averages(network: nn.Module) -> nn.Module:
+    for bn in network.modules():
+        if isinstance(bn, nn.BatchNorm2d):
+            bn.running_mean.normal_(std=0.1)
+            bn.running_var.uniform_(0.5, 2)
+            nn.init.normal_(bn.weight, 1, 0.2)
+            nn.init.normal_(bn.bias, 0, 0.2)
+    return network
+
+
+def by_hand(columns: int, widths: tuple[int, ...], classes: int) -> int:
+    """2^C - 1 convolutions in a block, of which C read its input; batch-norm's two a map; the last layer."""
+    total, channels = 0, 3
+    for width in widths:
+        inner = 2**columns - 1 - columns
+        total += 9 * width * (columns * channels + inner * width) + 2 * width * (columns + inner)
+        channels = width
+    return total + channels * classes + classes
+
+
+# --- the net --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("classes", "count"), [(10, 33_724_618), (100, 33_770_788)])
+def test_parameters_of_the_net_of_20_layers(classes, count):
+    assert by_hand(3, WIDTHS, classes) == count
+    assert parameters(on_meta(fractalnet, num_classes=classes)) == count
+
+
+@pytest.mark.parametrize(("columns", "millions"), [(1, 0.3), (2, 0.8), (3, 2.1), (4, 4.8), (5, 10.2), (6, 21.1)])
+def test_parameters_are_table_3s(columns, millions):
+    network = on_meta(fractalnet, columns=columns, widths=TABLE_3, num_classes=100)
+    assert parameters(network) == by_hand(columns, TABLE_3, 100)
+    assert parameters(network) / 1e6 == pytest.approx(millions, abs=0.05)
+
+
+def test_outputs_are_the_tables():
+    shapes = output_shapes(on_meta(fractalnet), (3, 32, 32))
+    assert {name: shapes[name] for name in OUTPUTS} == OUTPUTS
+
+
+@pytest.mark.parametrize(("columns", "depth"), [(1, 5), (3, 20), (4, 40), (6, 160)])
+def test_the_longest_path_has_b_times_2_to_the_c_minus_1_convolutions(columns, depth, monkeypatch):
+    """Followed through the net: every unit adds one to the longest way here, every join takes the longest."""
+    network = on_meta(fractalnet, columns=columns, widths=(1,) * 5)
+    monkeypatch.setattr(Unit, "forward", lambda self, x: x + 1)
+    monkeypatch.setattr("lightning_modules.fractalnet.Join.forward", lambda self, *maps: torch.stack(maps).amax(0))
+    steps = torch.zeros(1, 1, 32, 32)
+    for block in network.blocks():
+        steps = block(steps, Paths())
+    assert steps.item() == depth == 5 * 2 ** (columns - 1)
+    assert network.depth == depth
+    assert network.column_depths == tuple(5 * 2**i for i in range(columns))
+
+
+def test_children_read_like_the_table():
+    names = ["block1", "block2", "block3", "block4", "block5", "prediction"]
+    assert [name for name, _ in on_meta(fractalnet).named_children()] == names
+    plain = on_meta(fractalnet_plain, depth=10)
+    assert [name for name, _ in plain.named_children()] == names
+    assert [name for name, _ in plain.block1.named_children()] == ["conv1", "conv2", "pool"]
+
+
+def reference(network: FractalNet, x: Tensor) -> Tensor:
+    """The whole net row by row, as its figure is drawn: columns advance, and those that end in a row join there.
+
+    Column c of C (1 the shallowest) has a convolution that ends in every 2^(C-c)-th of a block's 2^(C-1) rows.
+    """
+    for block in network.blocks():
+        columns = block.columns
+        units = [iter(block.fractal.column(c)) for c in range(columns)]
+        here = [x] * columns
+        rows = 2 ** (columns - 1)
+        for row in range(1, rows + 1):
+            ends = [c for c in range(columns) if row % 2 ** (columns - 1 - c) == 0]
+            for c in ends:
+                unit = next(units[c])
+                y = F.conv2d(here[c], unit.conv.weight, padding=1)
+                bn = unit.bn
+                y = F.batch_norm(y, bn.running_mean, bn.running_var, bn.weight, bn.bias)
+                here[c] = F.max_pool2d(y.relu(), 2) if row == rows else y.relu()
+            mean = torch.stack([here[c] for c in ends]).mean(0)
+            for c in ends:
+                here[c] = mean
+        assert all(next(rest, None) is None for rest in units)
+        x = here[0]
+    return network.prediction(x.flatten(1))
+
+
+@pytest.mark.parametrize("columns", [1, 2, 3, 4, 5])
+def test_second_opinion_the_net_row_by_row(columns):
+    torch.manual_seed(columns)
+    network = small(columns).eval()
+    x = torch.randn(3, 3, 4, 4)
+    torch.testing.assert_close(network(x), reference(network, x), atol=1e-5, rtol=1e-5)
+
+
+def test_the_second_opinion_would_see_pooling_after_the_join(monkeypatch):
+    torch.manual_seed(0)
+    network = small().eval()
+    x = torch.randn(3, 3, 4, 4)
+    monkeypatch.setattr(
+        Block, "forward", lambda self, z, paths: self.pool(self.join(*self.fractal.maps(z, [True] * 3, paths)))
+    )
+    assert not torch.allclose(network(x), reference(network, x), atol=1e-3)
+
+
+def test_the_expansion_rule():
+    """f_3(z) = f_2(f_2(z)) and conv(z), joined, with f_2(z) = conv(conv(z)) and conv(z)."""
+    torch.manual_seed(0)
+    fractal = small().eval().block1.fractal
+    f, s = fractal.first, fractal.second
+    z = torch.randn(2, 3, 4, 4)
+    middle = (f.conv(z) + f.second.conv(f.first.conv(z))) / 2
+    maps = fractal.maps(z, [True] * 3, Paths())
+    for ours, expected in zip(
+        maps, [fractal.conv(z), s.conv(middle), s.second.conv(s.first.conv(middle))], strict=True
+    ):
+        torch.testing.assert_close(ours, expected)
+
+
+def test_every_path_is_a_chain_of_convolutions_without_shortcuts():
+    """With convolutions that give nothing, nothing comes through: no path passes its input on."""
+    network = small().eval()
+    x = torch.randn(2, 3, 4, 4)
+    for unit in network.modules():
+        if isinstance(unit, Unit):
+            nn.init.zeros_(unit.bn.weight)
+            nn.init.zeros_(unit.bn.bias)
+    assert torch.equal(network(x), network.prediction.bias.expand(2, 5))
+
+
+def test_weights_start_uniform_with_variance_1_over_fan_in_and_biases_zero():
+    torch.manual_seed(0)
+    network = fractalnet(widths=TABLE_3)
+    scaled = torch.cat([m.weight.flatten() * m.weight[0].numel() ** 0.5 for m in network.modules() if weighted(m)])
+    assert scaled.var().item() == pytest.approx(1, abs=0.01)
+    assert scaled.abs().max().item() <= math.sqrt(3) + 1e-6
+    assert ((scaled / scaled.std()) ** 4).mean().item() == pytest.approx(1.8, abs=0.02)  # a normal one has 3
+    assert not network.prediction.bias.any()
+
+
+def weighted(module: nn.Module) -> bool:
+    return isinstance(module, nn.Conv2d | nn.Linear)
+
+
+def test_dropout_is_one_rate_for_each_block():
+    network = on_meta(fractalnet)
+    for block, rate in zip(network.blocks(), (0, 0.1, 0.2, 0.3, 0.4), strict=True):
+        assert [m.p for m in block.modules() if isinstance(m, nn.Dropout)] == [rate] * 7
+
+
+# --- single columns -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("columns", [1, 3, 4])
+def test_a_column_by_itself_gives_the_scores_of_the_net_with_all_others_dropped(columns):
+    torch.manual_seed(0)
+    network = small(columns).eval()
+    x = torch.randn(3, 3, 4, 4)
+    for index in range(columns):
+        network.draw = lambda depth=columns - 1 - index: GlobalPaths(depth)
+        alone = column_of(network, index)
+        assert alone.depth == network.column_depths[index] == 2 * 2**index
+        assert torch.equal(alone(x), network(x))
+
+
+def test_the_deepest_column_is_a_copy_with_a_plain_nets_layers():
+    network = small().eval()
+    deepest = column_of(network)
+    assert not deepest.training
+    assert deepest.depth == 8
+    plain = fractalnet_plain(depth=8, widths=(3, 4), num_classes=5).eval()
+    plain.load_state_dict(deepest.state_dict())  # the same names and shapes
+    x = torch.randn(3, 3, 4, 4)
+    assert torch.equal(plain(x), deepest(x))
+    before = deepest(x)
+    nn.init.zeros_(network.block1.fractal.second.second.conv.conv.weight)  # the deepest column's last
+    assert torch.equal(deepest(x), before)
+
+
+def test_there_is_no_fourth_column_of_three():
+    with pytest.raises(ValueError, match=r"columns 0 to 2 \(or -1, the deepest\), not 3"):
+        column_of(small(), 3)
+
+
+@pytest.mark.parametrize(("depth", "units"), [(5, 1), (10, 2), (20, 4), (40, 8)])
+def test_plain_nets_of_table_4(depth, units):
+    network = on_meta(fractalnet_plain, depth=depth, widths=TABLE_3, num_classes=100)
+    convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
+    assert len(convolutions) == network.depth == depth
+    assert [m.out_channels for m in convolutions] == [width for width in TABLE_3 for _ in range(units)]
+    total, channels = 128 * 100 + 100, 3
+    for width in TABLE_3:
+        total += 9 * width * (channels + (units - 1) * width) + 2 * width * units
+        channels = width
+    assert parameters(network) == total
+
+
+def test_a_fractal_net_of_one_column_is_the_plain_net_of_one_convolution_a_block():
+    torch.manual_seed(0)
+    network = small(columns=1).eval()
+    plain = fractalnet_plain(depth=2, widths=(3, 4), num_classes=5).eval()
+    plain.load_state_dict(column_of(network).state_dict())
+    x = torch.randn(3, 3, 4, 4)
+    assert torch.equal(plain(x), network(x))
+
+
+# --- drop-path ------------------------------------------------------------------------------------------------
+
+
+def test_local_drop_path_drops_at_its_rate_and_never_all():
+    torch.manual_seed(0)
+    n, rate = 20_000, 0.15
+    seen = Counter(tuple(LocalPaths(rate).kept(3)) for _ in range(n))
+    assert (False, False, False) not in seen
+    for kept in ((True, True, True), (False, True, True), (True, False, True), (True, False, False)):
+        dropped = kept.count(False)
+        expected = rate**dropped * (1 - rate) ** (3 - dropped)
+        if dropped == 2:
+            expected += rate**3 / 3  # where all would go, each is the one that stays equally often
+        assert abs(seen[kept] / n - expected) < 5 * math.sqrt(expected / n)
+
+
+def test_where_nearly_all_are_dropped_one_stays_drawn_evenly():
+    torch.manual_seed(0)
+    seen = Counter(tuple(LocalPaths(0.9999).kept(2)) for _ in range(4000))
+    assert set(seen) <= {(True, False), (False, True), (True, True)}
+    assert abs(seen[True, False] - 2000) < 5 * math.sqrt(1000)
+
+
+def test_a_join_of_one_input_keeps_it():
+    assert LocalPaths(0.99).kept(1) == [True]
+
+
+class Inputs:
+    """What enters each join of a net, by the join's name."""
+
+    def __init__(self, network: FractalNet) -> None:
+        self.counts: dict[str, int] = {}
+        for name, module in network.named_modules():
+            if name.endswith("join"):
+                module.register_forward_hook(self._watch(name))
+
+    def _watch(self, name: str):
+        return lambda _module, inputs, _output: self.counts.update({name: len(inputs)})
+
+
+def ran(network: FractalNet, x: Tensor) -> set[str]:
+    """Names of the units computed in one pass."""
+    seen: set[str] = set()
+    units = [(name, module) for name, module in network.named_modules() if isinstance(module, Unit)]
+    hooks = [unit.register_forward_hook(lambda *_, name=name: seen.add(name)) for name, unit in units]
+    network(x)
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+def test_local_drop_path_in_the_net_leaves_every_join_something():
+    torch.manual_seed(0)
+    network = small(columns=4, drop_path=0.15)
+    inputs, x = Inputs(network), torch.randn(2, 3, 4, 4)
+    sizes: Counter[int] = Counter()
+    for _ in range(200):
+        inputs.counts.clear()
+        assert network(x).shape == (2, 5)
+        assert all(1 <= count <= 4 for count in inputs.counts.values())
+        sizes[inputs.counts["block1.join"]] += 1
+    assert set(sizes) <= {1, 2, 3, 4}
+    assert sizes[4] / 200 == pytest.approx(0.85**4, abs=0.18)  # five standard errors
+    assert sizes[3] / 200 == pytest.approx(4 * 0.15 * 0.85**3, abs=0.18)
+
+
+@pytest.mark.parametrize("columns", [2, 3, 4])
+def test_global_drop_path_is_one_column_everywhere(columns):
+    torch.manual_seed(0)
+    network = small(columns, global_share=1.0)
+    names = {id(module): name for name, module in network.named_modules()}
+    every = [
+        {names[id(unit)] for block in network.blocks() for unit in block.fractal.column(c)} for c in range(columns)
+    ]
+    inputs, x = Inputs(network), torch.randn(2, 3, 4, 4)
+    seen = Counter(every.index(ran(network, x)) for _ in range(120))
+    assert set(inputs.counts.values()) == {1}
+    for c in range(columns):  # each column equally often
+        assert abs(seen[c] - 120 / columns) < 5 * math.sqrt(120 / columns)
+
+
+def test_half_of_the_mini_batches_are_global_and_half_local():
+    torch.manual_seed(0)
+    network = fractalnet(widths=(3, 4), dropout=())
+    drawn = [network.draw() for _ in range(2000)]
+    local = [paths for paths in drawn if isinstance(paths, LocalPaths)]
+    assert abs(len(local) - 1000) < 5 * math.sqrt(500)
+    assert {paths.rate for paths in local} == {0.15}
+    assert all(isinstance(paths, GlobalPaths) for paths in drawn if paths not in local)
+
+
+def test_a_join_is_the_mean_over_what_survives():
+    torch.manual_seed(0)
+    block = small().eval().block1
+    x = torch.randn(2, 3, 4, 4)
+    every = [block.pool(y) for y in block.fractal.maps(x, [True] * 3, Paths())]
+
+    class Two(Paths):
+        def kept(self, columns):
+            return [True, False, True] if columns == 3 else [True] * columns
+
+    torch.testing.assert_close(block(x, Two()), (every[0] + every[2]) / 2)
+    torch.testing.assert_close(block(x, Paths()), (every[0] + every[1] + every[2]) / 3)
+
+
+def test_the_mean_over_all_local_draws_is_the_whole_join_where_all_columns_are_alike():
+    """Nothing is rescaled: were all inputs equal, no drop would change the mean."""
+    block = Block(3, 2, 2, 0.0)
+    block.fractal.maps = lambda x, kept, paths: [x for keep in kept if keep]
+    x = torch.randn(2, 2, 4, 4)
+    for _ in range(20):
+        torch.testing.assert_close(block(x, LocalPaths(0.5)), block.pool(x))
+
+
+def test_dropped_paths_are_not_computed_and_get_gradients_of_zero():
+    torch.manual_seed(0)
+    network = small()
+    network.draw = lambda: GlobalPaths(2)  # the shallowest of three
+    x = torch.randn(4, 3, 4, 4)
+    assert ran(network, x) == {"block1.fractal.conv", "block2.fractal.conv"}
+    F.cross_entropy(network(x), torch.arange(4)).backward()
+    for name, p in network.named_parameters():
+        assert p.grad is not None, name
+        assert bool(p.grad.any()) == name.startswith(
+            ("block1.fractal.conv.", "block2.fractal.conv.", "prediction")
+        )
+
+
+def test_momentum_moves_a_dropped_path_on():
+    """As in Caffe, where its gradient is zero; without any gradient torch's SGD would let it rest."""
+    torch.manual_seed(0)
+    network = small()
+    optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9)
+    x, deep = torch.randn(4, 3, 4, 4), network.block1.fractal.first.conv.conv.weight
+    moves = []
+    for paths in (Paths, lambda: GlobalPaths(2)):
+        network.draw = paths
+        optimizer.zero_grad()
+        F.cross_entropy(network(x), torch.arange(4)).backward()
+        before = deep.detach().clone()
+        optimizer.step()
+        moves.append(deep.detach() - before)
+    assert moves[0].any()
+    torch.testing.assert_close(moves[1], 0.9 * moves[0], atol=1e-7, rtol=1e-3)
+
+
+def test_a_seed_fixes_what_is_dropped():
+    network, x = small(drop_path=0.5, global_share=0.5), torch.randn(2, 3, 4, 4)
+    runs = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        runs.append([ran(network, x) for _ in range(10)])
+    assert runs[0] == runs[1] != runs[2]
+
+
+def test_when_testing_the_full_network_is_used():
+    torch.manual_seed(0)
+    network = small(drop_path=0.9, global_share=0.5, dropout=(0.4, 0.4)).eval()
+    x = torch.randn(2, 3, 4, 4)
+    every = {name for name, module in network.named_modules() if isinstance(module, Unit)}
+    assert ran(network, x) == every
+    assert len(every) == 14
+    torch.testing.assert_close(network(x), reference(network, x), atol=1e-5, rtol=1e-5)
+
+
+def test_without_drop_path_every_parameter_learns_in_every_mini_batch():
+    network = small()
+    F.cross_entropy(network(torch.randn(8, 3, 4, 4)), torch.arange(8) % 5).backward()
+    assert all(p.grad.any() for p in network.parameters())
+
+
+def test_with_drop_path_it_learns_a_batch_by_heart_and_so_does_its_deepest_column():
+    torch.manual_seed(0)
+    network = fractalnet(columns=3, widths=(16, 16), dropout=(), num_classes=5)
+    optimizer = torch.optim.Adam(network.parameters(), 0.01)
+    x, y = torch.randn(10, 3, 4, 4), torch.arange(10) % 5
+    for _ in range(150):
+        optimizer.zero_grad()
+        F.cross_entropy(network(x), y).backward()
+        optimizer.step()
+    for net in (network, column_of(network)):
+        assert (net(x).argmax(1) == y).all()
+
+
+# --- what does not fit ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("build", [fractalnet, fractalnet_plain])
+def test_the_image_must_end_as_one_pixel(build):
+    with pytest.raises(ValueError, match=rf"{build.__name__} reads images of 32 x 32 pixels, not 64 x 64"):
+        on_meta(build)(torch.zeros(1, 3, 64, 64, device="meta"))
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ({"columns": 0}, "0 columns and 5 blocks make no net: give at least one of each"),
+        ({"widths": []}, "3 columns and 0 blocks make no net"),
+        ({"widths": [8, 8]}, "5 dropout rates do not fit 2 blocks: give one for each, or none"),
+        ({"drop_path": 1.0}, r"drop_path 1.0 must be in \[0, 1\)"),
+        ({"global_share": -0.1}, r"global_share -0.1 in \[0, 1\]"),
+    ],
+)
+def test_impossible_arguments_say_what_would_fit(args, words):
+    with pytest.raises(ValueError, match=words):
+        fractalnet(**args)
+
+
+@pytest.mark.parametrize(("depth", "hint"), [(12, "10 or 15"), (3, "5 or 10"), (0, "5 or 10"), (-5, "5 or 10")])
+def test_a_depth_that_blocks_cannot_share_names_those_they_can(depth, hint):
+    with pytest.raises(ValueError, match=rf"depth {depth} cannot be shared by 5 blocks; {hint} can"):
+        fractalnet_plain(depth=depth)
+
+
+def test_a_plain_net_checks_its_rates_and_blocks_too():
+    with pytest.raises(ValueError, match="2 dropout rates do not fit 5 blocks"):
+        fractalnet_plain(dropout=[0.1, 0.2])
+    with pytest.raises(ValueError, match="0 blocks make no net"):
+        fractalnet_plain(widths=[])
+
+
+def test_a_column_is_a_plain_net():
+    assert isinstance(column_of(small()), PlainNet)

@@ -1,0 +1,184 @@
+"""NIN against section 4 of arXiv:1312.4400 and the configurations that its authors released."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lightning_modules.nin import nin
+from tests.lightning_modules.looking import on_meta, output_shapes, parameters
+
+# Side of the image, channels, then kernel and filters of each convolution, as in the four configuration files.
+FORMS = {
+    "cifar10": (32, 3, (5, 192), (1, 160), (1, 96), (5, 192), (1, 192), (1, 192), (3, 192), (1, 192), (1, 10)),
+    "cifar100": (32, 3, (5, 192), (1, 160), (1, 96), (5, 192), (1, 192), (1, 192), (3, 192), (1, 192), (1, 100)),
+    "svhn": (32, 3, (5, 128), (1, 96), (1, 64), (5, 320), (1, 256), (1, 128), (5, 384), (1, 256), (1, 10)),
+    "mnist": (28, 1, (5, 96), (1, 64), (1, 48), (5, 128), (1, 96), (1, 48), (5, 128), (1, 96), (1, 10)),
+}
+PARAMETERS = {"cifar10": 966_986, "cifar100": 984_356, "svhn": 1_986_026, "mnist": 349_674}
+TABLE = {  # of CIFAR-10
+    "mlpconv1.conv": (192, 32, 32),
+    "mlpconv1.cccp1": (160, 32, 32),
+    "mlpconv1": (96, 32, 32),
+    "pool1": (96, 16, 16),
+    "dropout1": (96, 16, 16),
+    "mlpconv2.conv": (192, 16, 16),
+    "mlpconv2.cccp1": (192, 16, 16),
+    "mlpconv2": (192, 16, 16),
+    "pool2": (192, 8, 8),
+    "dropout2": (192, 8, 8),
+    "mlpconv3.conv": (192, 8, 8),
+    "mlpconv3.cccp1": (192, 8, 8),
+    "mlpconv3": (10, 8, 8),
+    "pool": (10, 1, 1),
+}
+
+
+def built(form: str, **args) -> nn.Module:
+    """One form, without memory for its weights."""
+    return on_meta(nin, form=form, num_classes=FORMS[form][-1][1], in_channels=FORMS[form][1], **args)
+
+
+def convolutions(network: nn.Module) -> list[nn.Conv2d]:
+    return [m for m in network.modules() if isinstance(m, nn.Conv2d)]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_convolutions_are_those_of_the_released_configuration(form):
+    found = [(conv.kernel_size[0], conv.out_channels) for conv in convolutions(built(form))]
+    assert found == list(FORMS[form][2:])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_parameters_by_hand(form):
+    _, channels, *layers = FORMS[form]
+    total = 0
+    for kernel, filters in layers:
+        total += channels * kernel**2 * filters + filters
+        channels = filters
+    assert total == PARAMETERS[form]
+    assert parameters(built(form)) == total
+
+
+@pytest.mark.parametrize(("head", "more"), [("fc", 6_410), ("fc-dropout", 6_410)])
+def test_a_fully_connected_head_adds_640_inputs_for_each_class(head, more):
+    assert more == 10 * 8 * 8 * 10 + 10
+    assert parameters(built("cifar10", head=head)) == PARAMETERS["cifar10"] + more
+
+
+def test_outputs_are_the_tables():
+    shapes = output_shapes(built("cifar10"), (3, 32, 32))
+    assert {name: shapes[name] for name in TABLE} == TABLE
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_map_before_the_head_is_a_quarter_of_the_image(form):
+    side, channels = FORMS[form][:2]
+    shapes = output_shapes(built(form), (channels, side, side))
+    assert shapes["mlpconv3"] == (FORMS[form][-1][1], side // 4, side // 4)  # 8 x 8, of MNIST 7 x 7
+
+
+@pytest.mark.parametrize(
+    ("head", "last"), [("average", ["pool"]), ("fc", ["fc"]), ("fc-dropout", ["dropout3", "fc"])]
+)
+def test_children_read_like_the_table(head, last):
+    names = [name for name, _ in built("cifar10", head=head).named_children()]
+    assert names == ["mlpconv1", "pool1", "dropout1", "mlpconv2", "pool2", "dropout2", "mlpconv3", *last]
+
+
+def test_second_opinion_the_layers_one_by_one():
+    """The released configuration written down a second time, from its weights alone."""
+    torch.manual_seed(0)
+    network = nin().eval()
+    x = torch.randn(2, 3, 32, 32)
+    w = list(network.parameters())
+    y = x
+    for i, padding in enumerate((2, 0, 0, 2, 0, 0, 1, 0, 0)):
+        y = F.conv2d(y, w[2 * i], w[2 * i + 1], padding=padding).clamp(min=0)
+        if i in (2, 5):  # 3x3 maxima at every second pixel; the last window has only two rows and columns
+            y = F.pad(y, (0, 1, 0, 1), value=-torch.inf).unfold(2, 3, 2).unfold(3, 3, 2).amax((-1, -2))
+    assert y.shape == (2, 10, 8, 8)
+    torch.testing.assert_close(network(x), y.sum((2, 3)) / 64, atol=1e-6, rtol=1e-5)
+
+
+def test_the_global_average_is_a_fully_connected_layer_with_fixed_weights():
+    """Section 4.6: block-diagonal, every weight of a block the same."""
+    torch.manual_seed(0)
+    average, full = nin().eval(), nin(head="fc").eval()
+    full.load_state_dict(average.state_dict(), strict=False)
+    with torch.no_grad():
+        full.fc.weight.copy_(torch.eye(10).repeat_interleave(64, dim=1) / 64)
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(full(x), average(x), atol=1e-6, rtol=1e-5)
+
+
+def test_an_mlpconv_layer_is_one_perceptron_at_every_place():
+    """Section 3.1: the same three-layer perceptron over each patch of the image."""
+    torch.manual_seed(0)
+    layer = nin(form="mnist", in_channels=1).mlpconv1
+    x = torch.randn(1, 1, 9, 9)
+    patch = x[0, :, 2:7, 3:8].flatten()
+    for conv in (layer.conv, layer.cccp1, layer.cccp2):
+        patch = F.relu(F.linear(patch, conv.weight.flatten(1), conv.bias))
+    torch.testing.assert_close(layer(x)[0, :, 4, 5], patch, atol=1e-6, rtol=1e-5)
+
+
+def test_scores_are_never_negative():
+    torch.manual_seed(0)
+    assert nin()(5 * torch.randn(2, 3, 32, 32)).min() >= 0  # ReLU follows the last convolution too
+
+
+@pytest.mark.parametrize(
+    ("form", "spread"),
+    [("cifar10", (0.05, 0.05, 0.05)), ("cifar100", (0.001, 0.01, 0.01)), ("mnist", (0.05,) * 3)],
+)
+def test_weights_start_normal_with_the_released_spread_and_biases_zero(form, spread):
+    torch.manual_seed(0)
+    network = nin(form=form)
+    for conv, std in zip(convolutions(network), (*spread, *(0.05,) * 6), strict=True):
+        standard = conv.weight.detach().flatten() / std
+        error = len(standard) ** -0.5
+        assert abs(standard.mean()) < 5 * error
+        assert abs(standard.var() - 1) < 5 * 2**0.5 * error
+        assert not conv.bias.any()
+    large = network.mlpconv2.conv.weight.detach()
+    assert ((large / large.std()) ** 4).mean().item() == pytest.approx(3, abs=0.05)  # a uniform one has 1.8
+
+
+def test_dropout_drops_half_when_training_and_nothing_otherwise():
+    network = nin()
+    assert [m.p for m in network.modules() if isinstance(m, nn.Dropout)] == [0.5, 0.5]
+    x = torch.randn(2, 3, 32, 32)
+    assert not torch.equal(network(x), network(x))
+    network.eval()
+    assert torch.equal(network(x), network(x))
+
+
+def test_the_compared_head_has_dropout_before_it_or_not():
+    for head, rates in (("fc", [0.5] * 2), ("fc-dropout", [0.5] * 3)):
+        assert [m.p for m in built("cifar10", head=head).modules() if isinstance(m, nn.Dropout)] == rates
+
+
+@pytest.mark.parametrize("side", [6, 7, 32, 33])
+def test_the_global_average_takes_images_of_any_size_from_6(side):
+    assert nin().eval()(torch.zeros(1, 3, side, side)).shape == (1, 10)
+
+
+def test_a_smaller_image_is_refused():
+    with pytest.raises(ValueError, match="nin reads images of 6 x 6 pixels or more, not 5 x 8"):
+        nin()(torch.zeros(1, 3, 5, 8))
+
+
+def test_a_fully_connected_head_reads_its_own_size_only():
+    with pytest.raises(ValueError, match="nin reads images of 28 x 28 pixels, not 32 x 32"):
+        nin(form="mnist", head="fc", in_channels=1)(torch.zeros(1, 1, 32, 32))
+
+
+def test_an_unknown_form_names_the_papers():
+    with pytest.raises(ValueError, match=r"form 'imagenet' is not one of .*: cifar10, cifar100, svhn, mnist"):
+        nin(form="imagenet")
+
+
+def test_an_unknown_head_names_the_papers():
+    with pytest.raises(ValueError, match=r"head 'gap' is not one of section 4\.6: average, fc, fc-dropout"):
+        nin(head="gap")
