@@ -1,0 +1,35 @@
+"""ResNets of torchvision and timm: option B throughout, the bottlenecks with their stride in the 3x3."""
+
+from typing import Literal
+
+from lightning_modules.published.weights import Published, renamer
+
+SOURCES: tuple[Literal["torchvision", "timm"], ...] = ("torchvision", "timm")
+RENAME = renamer(
+    *(
+        rule
+        for stage in (1, 2, 3, 4)
+        for rule in (
+            (rf"layer{stage}\.(\d+)\.downsample\.0\.(\w+)", rf"conv{stage + 1}_x.\1.shortcut.conv.\2"),
+            (rf"layer{stage}\.(\d+)\.downsample\.1\.(\w+)", rf"conv{stage + 1}_x.\1.shortcut.bn.\2"),
+            (rf"layer{stage}\.(.+)", rf"conv{stage + 1}_x.\1"),
+        )
+    ),
+    (r"(conv1|bn1|fc)\..+", r"\g<0>"),
+)
+
+PUBLISHED = tuple(
+    Published(source, f"resnet{depth}", "resnet_imagenet", {"depth": depth}, RENAME)
+    if depth < 50
+    else Published(
+        source,
+        f"resnet{depth}",
+        "resnet_imagenet",
+        {"depth": depth, "stride_in_3x3": True},
+        RENAME,
+        differs="stride 2 in the 3x3 of a bottleneck, not in its first 1x1",
+        switches=("stride_in_3x3",),
+    )
+    for source in SOURCES
+    for depth in (18, 34, 50, 101, 152)
+)
