@@ -1,0 +1,30 @@
+"""DenseNets of torchvision and timm: the same functions, with other names.
+
+torchvision's published files are older than its code and write `norm.1` for its `norm1`: both are known.
+timm's densenetblur121d and densenet264d have other stems, and no paper of ours.
+"""
+
+from lightning_modules.densenet import TABLE_1
+from lightning_modules.published.weights import Published, renamer
+
+LAYER = r"features\.denseblock(\d)\.denselayer(\d+)"
+TRANSITION = r"features\.transition(\d)"
+RENAME = renamer(
+    (r"features\.conv0\.(\w+)", r"conv1.\1"),
+    (r"features\.norm0\.(\w+)", r"bn1.\1"),
+    (LAYER + r"\.norm\.?1\.(\w+)", r"block\1.layer\2.conv1x1.bn.\3"),
+    (LAYER + r"\.conv\.?1\.(\w+)", r"block\1.layer\2.conv1x1.conv.\3"),
+    (LAYER + r"\.norm\.?2\.(\w+)", r"block\1.layer\2.conv3x3.bn.\3"),
+    (LAYER + r"\.conv\.?2\.(\w+)", r"block\1.layer\2.conv3x3.conv.\3"),
+    (TRANSITION + r"\.norm\.(\w+)", r"transition\1.conv.bn.\2"),
+    (TRANSITION + r"\.conv\.(\w+)", r"transition\1.conv.conv.\2"),
+    (r"features\.norm5\.(\w+)", r"bn.\1"),
+    (r"classifier\.(\w+)", r"fc.\1"),
+)
+
+PUBLISHED = tuple(
+    Published(source, f"densenet{depth}", "densenet_imagenet", {"depth": depth}, RENAME)
+    for source in ("torchvision", "timm")
+    for depth in sorted(TABLE_1)
+    if depth != 264
+)
