@@ -83,6 +83,11 @@ def drawn(*shape: int, fan_in: Sequence[int]) -> nn.Parameter:
     return nn.Parameter((2 * torch.rand(shape) - 1) * bound)
 
 
+def runs(inputs: Sequence[int], maps: int) -> int:
+    """Rows of neighbours in `inputs`, the last of `maps` being the first one's neighbour: 1 if contiguous."""
+    return max(1, sum((i - 1) % maps not in inputs for i in inputs))
+
+
 class Layer(nn.Module):
     """Units that weigh their inputs, add a bias and squash; the weights are shared within a map.
 
@@ -111,6 +116,8 @@ class Convolution(Layer):
         self.weight = drawn(len(kernels), KERNEL, KERNEL, fan_in=kernels)  # connected kernels only
         self.bias = drawn(len(table), fan_in=fan_in)
         self.in_maps = in_maps
+        self.reads = tuple(len(inputs) for inputs in table)  # input maps of each map
+        self.runs = tuple(runs(inputs, in_maps) for inputs in table)  # in how many rows of neighbours they lie
         place = [out * in_maps + i for out, inputs in enumerate(table) for i in inputs]
         self.register_buffer("place", torch.tensor(place), persistent=False)  # in the dense weights
         self.place: Tensor

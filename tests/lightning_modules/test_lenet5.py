@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_modules.lenet5 import TABLE_I, digit_codes, lenet5, lenet5_modern, map_loss, mle_loss, squash
+from lightning_modules.lenet5 import TABLE_I, digit_codes, lenet5, lenet5_modern, map_loss, mle_loss, runs, squash
 
 ROWS = {  # layer: output, parameters, connections (section II-B)
     "c1": ((6, 28, 28), 156, 122_304),
@@ -57,6 +57,12 @@ def test_table_i_has_the_papers_pattern():
     for row in TABLE_I[12:15]:  # "discontinuous": two pairs with a gap between them
         assert {(map_ + 3) % 6 in row for map_ in row} == {True}
     assert set(TABLE_I[15]) == set(range(6))
+
+
+def test_c3_tells_how_many_maps_it_reads_and_whether_they_are_contiguous(network):
+    assert network.c3.reads == (3,) * 6 + (4,) * 9 + (6,)
+    assert network.c3.runs == (1,) * 12 + (2,) * 3 + (1,)  # (0, 1, 5) is contiguous, (0, 1, 3, 4) is not
+    assert [runs(inputs, 6) for inputs in ((2,), (0, 5), (0, 2, 4))] == [1, 1, 3]
 
 
 def test_c3_reads_only_the_maps_of_table_i(network):
