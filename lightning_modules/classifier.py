@@ -37,7 +37,7 @@ def wrong_in_top(scores: Tensor, labels: Tensor, k: int) -> Tensor:
 class Classifier(pl.LightningModule):
     """One network learning to classify.
 
-    A network with auxiliary classifiers (GoogLeNet) gives, in training, a tuple of scores, the network's own first,
+    A network with auxiliary classifiers (GoogLeNet) gives, in training, a tuple of scores, its own first,
     and says in `aux_weight` how much the losses of the others count.
 
     Args (all plain values, saved with every checkpoint):

@@ -37,17 +37,18 @@ def he_normal(module: nn.Module) -> None:
 class PadShortcut(nn.Module):
     """Option A (arXiv:1512.03385, section 3.3): the identity, subsampled, zero in the channels that are new.
 
-    Subsampled as stride 2 says, every second row and column; the new channels come last. No parameters.
+    Subsampled as stride 2 says, every second row and column; the new channels come last, but for the `first` of
+    them. No parameters.
     """
 
-    def __init__(self, new_channels: int, stride: int) -> None:
+    def __init__(self, new_channels: int, stride: int, first: int = 0) -> None:
         super().__init__()
-        self.new_channels, self.stride = new_channels, stride
+        self.new_channels, self.stride, self.first = new_channels, stride, first
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C + new_channels, H / stride, W / stride)."""
         x = x[:, :, :: self.stride, :: self.stride]
-        return F.pad(x, (0, 0, 0, 0, 0, self.new_channels))
+        return F.pad(x, (0, 0, 0, 0, self.first, self.new_channels - self.first))
 
 
 class Projection(nn.Sequential):
@@ -58,9 +59,15 @@ class Projection(nn.Sequential):
         super().__init__(OrderedDict(conv=conv, bn=nn.BatchNorm2d(width)))
 
 
-def shortcut_for(option: Shortcut, channels: int, width: int, stride: int) -> nn.Module:
-    """The shortcut of one block: A pads, B projects where the size changes, C projects everywhere."""
+def shortcut_for(
+    option: Shortcut, channels: int, width: int, stride: int, *, pad_around: bool = False
+) -> nn.Module:
+    """The shortcut of one block: A pads, B projects where the size changes, C projects everywhere.
+
+    `pad_around`: option A puts half of the new channels before the old ones.
+    """
     changes = stride != 1 or channels != width
     if option == "C" or (option == "B" and changes):
         return Projection(channels, width, stride)
-    return PadShortcut(width - channels, stride) if changes else nn.Identity()
+    new = width - channels
+    return PadShortcut(new, stride, new // 2 if pad_around else 0) if changes else nn.Identity()

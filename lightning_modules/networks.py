@@ -7,14 +7,31 @@ from typing import Any
 
 from torch import nn
 
+from lightning_modules.alexnet import alexnet, alexnet_cifar
+from lightning_modules.densenet import densenet_cifar, densenet_imagenet
+from lightning_modules.fractalnet import fractalnet, fractalnet_plain
+from lightning_modules.googlenet import googlenet, inception_bottleneck, inception_naive
+from lightning_modules.inception_resnet_v2 import inception_resnet_v2
+from lightning_modules.inception_v4 import inception_v4
 from lightning_modules.lenet5 import lenet5, lenet5_modern
 from lightning_modules.names import nearest
+from lightning_modules.nin import nin
+from lightning_modules.preact_resnet import preact_resnet_cifar
+from lightning_modules.preact_resnet_imagenet import preact_resnet_imagenet
 from lightning_modules.resnet import plain_cifar, resnet_cifar
+from lightning_modules.resnet_imagenet import plain_imagenet, resnet_imagenet
+from lightning_modules.resnext import resnext_cifar, resnext_imagenet
+from lightning_modules.squeezenet import squeezenet, squeezenet_1_1
+from lightning_modules.stochastic_depth import stochastic_depth_cifar, stochastic_depth_imagenet
+from lightning_modules.vgg import conv_stack, vgg
+from lightning_modules.wide_resnet import wide_resnet_cifar
+from lightning_modules.wide_resnet_imagenet import wide_resnet_imagenet
+from lightning_modules.zfnet import zfnet
 
 
 @dataclass(frozen=True)
 class Network:
-    """A builder, called with its paper's arguments and `num_classes` and `in_channels`; and what the paper feeds it."""
+    """A builder, called with its paper's arguments, `num_classes` and `in_channels`; what the paper feeds it."""
 
     build: Callable[..., nn.Module]
     image: tuple[int, int, int]  # channels, height, width
@@ -22,10 +39,37 @@ class Network:
 
 
 NETWORKS: dict[str, Network] = {
+    "alexnet": Network(alexnet, (3, 227, 227), 1000),
+    "alexnet_cifar": Network(alexnet_cifar, (3, 32, 32), 10),
+    "zfnet": Network(zfnet, (3, 224, 224), 1000),
+    "inception_resnet_v2": Network(inception_resnet_v2, (3, 299, 299), 1000),
+    "inception_v4": Network(inception_v4, (3, 299, 299), 1000),
     "lenet5": Network(lenet5, (1, 32, 32), 10),
     "lenet5_modern": Network(lenet5_modern, (1, 32, 32), 10),
+    "preact_resnet_cifar": Network(preact_resnet_cifar, (3, 32, 32), 10),
+    "preact_resnet_imagenet": Network(preact_resnet_imagenet, (3, 224, 224), 1000),
     "plain_cifar": Network(plain_cifar, (3, 32, 32), 10),
     "resnet_cifar": Network(resnet_cifar, (3, 32, 32), 10),
+    "plain_imagenet": Network(plain_imagenet, (3, 224, 224), 1000),
+    "resnet_imagenet": Network(resnet_imagenet, (3, 224, 224), 1000),
+    "resnext_cifar": Network(resnext_cifar, (3, 32, 32), 10),
+    "resnext_imagenet": Network(resnext_imagenet, (3, 224, 224), 1000),
+    "squeezenet": Network(squeezenet, (3, 227, 227), 1000),
+    "squeezenet_1_1": Network(squeezenet_1_1, (3, 227, 227), 1000),
+    "googlenet": Network(googlenet, (3, 224, 224), 1000),
+    "inception_naive": Network(inception_naive, (256, 28, 28), 1000),
+    "inception_bottleneck": Network(inception_bottleneck, (256, 28, 28), 1000),
+    "wide_resnet_cifar": Network(wide_resnet_cifar, (3, 32, 32), 10),
+    "wide_resnet_imagenet": Network(wide_resnet_imagenet, (3, 224, 224), 1000),
+    "vgg": Network(vgg, (3, 224, 224), 1000),
+    "conv_stack": Network(conv_stack, (64, 32, 32), 1000),
+    "nin": Network(nin, (3, 32, 32), 10),
+    "fractalnet": Network(fractalnet, (3, 32, 32), 10),
+    "fractalnet_plain": Network(fractalnet_plain, (3, 32, 32), 10),
+    "stochastic_depth_cifar": Network(stochastic_depth_cifar, (3, 32, 32), 10),
+    "stochastic_depth_imagenet": Network(stochastic_depth_imagenet, (3, 224, 224), 1000),
+    "densenet_cifar": Network(densenet_cifar, (3, 32, 32), 10),
+    "densenet_imagenet": Network(densenet_imagenet, (3, 224, 224), 1000),
 }
 
 

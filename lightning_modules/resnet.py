@@ -53,7 +53,15 @@ class Block(nn.Module):
 class CifarNet(nn.Module):
     """6n + 2 layers; residual with shortcut option A, B or C, or plain without (section 4.2)."""
 
-    def __init__(self, depth: int, shortcut: Shortcut | None, *, num_classes: int, in_channels: int) -> None:
+    def __init__(
+        self,
+        depth: int,
+        shortcut: Shortcut | None,
+        *,
+        num_classes: int,
+        in_channels: int,
+        pad_around: bool = False,
+    ) -> None:
         super().__init__()
         n = blocks_per_map(depth)
         self.conv1 = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
@@ -63,7 +71,9 @@ class CifarNet(nn.Module):
             blocks = nn.Sequential()
             for i in range(n):
                 stride = 2 if i == 0 and name != "map32" else 1
-                way = None if shortcut is None else shortcut_for(shortcut, channels, width, stride)
+                way = None
+                if shortcut is not None:
+                    way = shortcut_for(shortcut, channels, width, stride, pad_around=pad_around)
                 blocks.append(Block(channels, width, stride, way))
                 channels = width
             self.add_module(name, blocks)
@@ -93,8 +103,19 @@ def plain_cifar(*, depth: int, num_classes: int = 10, in_channels: int = 3) -> C
     return CifarNet(depth, None, num_classes=num_classes, in_channels=in_channels)
 
 
-def resnet_cifar(*, depth: int, shortcut: Shortcut = "A", num_classes: int = 10, in_channels: int = 3) -> CifarNet:
-    """The residual net of section 4.2; the paper uses shortcut option A on CIFAR."""
+def resnet_cifar(
+    *,
+    depth: int,
+    shortcut: Shortcut = "A",
+    pad_around: bool = False,
+    num_classes: int = 10,
+    in_channels: int = 3,
+) -> CifarNet:
+    """The residual net of section 4.2; the paper uses shortcut option A on CIFAR.
+
+    `pad_around` is not in the paper, and for weights published elsewhere: option A's new channels lie on both
+    sides of the old ones. ValueError for an impossible depth or option.
+    """
     if shortcut not in ("A", "B", "C"):
         raise ValueError(f"shortcut {shortcut!r} is not one of the options of section 3.3: A, B, C")
-    return CifarNet(depth, shortcut, num_classes=num_classes, in_channels=in_channels)
+    return CifarNet(depth, shortcut, num_classes=num_classes, in_channels=in_channels, pad_around=pad_around)

@@ -1,12 +1,12 @@
 """What arithmetic alone can say of a network: shapes, parameters, multiply-adds, activations, receptive fields.
 
-A network is built without memory for its weights and run once on one image, in evaluation mode; only what is said of
-its initial weights builds it in full. Counting rules:
+A network is built without memory for its weights and run once on one image, in evaluation mode; only what is said
+of its initial weights builds it in full. Counting rules:
 
   parameters       all trainable numbers: weights, biases, batch-norm scale and shift
   weights          of them, those of convolutions and fully connected layers, without biases
   multiply_adds    of one forward pass of one image, as the papers count ("FLOPs" there); biases not counted.
-                   torch's FlopCounterMode counts two operations per multiply-add, so half of its count.
+                   torch's own formulas (FlopCounterMode's) count two operations each, so half of their count.
   activations      numbers in the outputs of all convolutions and fully connected layers
   memory_values    numbers in the input and in the outputs of all convolutions, poolings and fully connected layers
   connections      weights and biases feeding a unit, times its units (LeCun et al. 1998)
@@ -17,6 +17,7 @@ its initial weights builds it in full. Counting rules:
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,8 +26,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from lightning_modules.names import nearest
@@ -48,6 +50,8 @@ SHAPES = {  # data set: classes, channels and side in pixels, known without read
 IMAGENET = "imagenet"  # 1000 classes; the image is as large as the network's paper has it
 IMAGES = {"imagenet": 1_281_167, "cifar10": 50_000, "cifar100": 50_000, "mnist": 60_000, "fashion-mnist": 60_000}
 COUNTS = ("parameters", "weights", "multiply_adds", "activations", "connections", "convolutions")
+NORMALISING = (torch.ops.aten.native_batch_norm, torch.ops.aten._native_batch_norm_legit_no_training)
+FILLS = (torch.Tensor.normal_, torch.Tensor.uniform_, torch.Tensor.zero_, torch.Tensor.fill_)
 PLAIN = int | float | bool | str | tuple  # what an attribute may be that a claim can name
 
 
@@ -69,17 +73,26 @@ class Reach:
 
 
 class Tracing(TorchDispatchMode):
-    """Follows every tensor that comes of the image through torch's operations."""
+    """Follows every tensor that comes of the image through torch's operations, and counts these."""
 
     def __init__(self, image: Tensor) -> None:
         super().__init__()
         self.reach = WeakTensorKeyDictionary()
         self.reach[image] = Reach()
         self.additions = 0
+        self.within = [""]  # the modules being computed, by name; "" is the network
+        self.multiply_adds: Counter[str] = Counter()  # of each module and all in it
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Compute, and note how far the result sees."""
-        result = func(*args, **(kwargs or {}))
+        """Compute, and note what it costs and how far the result sees."""
+        if func.overloadpacket in NORMALISING and args[0].is_meta:  # torch takes milliseconds to see that it is alike
+            result = torch.empty_like(args[0]), args[0].new_empty(0), args[0].new_empty(0)
+        else:
+            result = func(*args, **(kwargs or {}))
+        operations = flop_registry.get(func.overloadpacket)
+        if operations:
+            for name in self.within:
+                self.multiply_adds[name] += operations(*args, **(kwargs or {}), out_val=result) // 2
         sources = [t for t in tensors(args) if t in self.reach]
         if sources:
             known = [self.reach[t] for t in sources]
@@ -108,6 +121,14 @@ class Tracing(TorchDispatchMode):
         if operation in (aten.add, aten.add_) and source.dim() == 4:
             self.additions += sum(t.shape == source.shape and t in self.reach for t in tensors(args)) == 2
         return reach
+
+
+class Unfilled(TorchFunctionMode):
+    """Within: initial weights are not filled in. What has no memory would still take a millisecond each."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Nothing for a fill, anything else as always."""
+        return args[0] if func in FILLS else func(*args, **(kwargs or {}))
 
 
 def tensors(values: Any) -> list[Tensor]:
@@ -146,30 +167,30 @@ class Analysis:
         device = next((p.device for p in network.parameters()), torch.device("cpu"))
         zeros = torch.zeros(1, *image, device=device)
         tracing = Tracing(zeros)
-        hooks = [
-            module.register_forward_hook(self._watch(name, tracing))
-            for name, module in network.named_modules()
-            if name
-        ]
-        with torch.no_grad(), FlopCounterMode(display=False) as counter, tracing:
+        hooks = []
+        for name, module in network.named_modules():
+            if name:
+                hooks.append(module.register_forward_pre_hook(self._enter(name, tracing)))
+                hooks.append(module.register_forward_hook(self._leave(name, tracing)))
+        with torch.no_grad(), tracing:
             scores = network(zeros)
         for hook in hooks:
             hook.remove()
         self.additions, self.longest_path = tracing.additions, tracing.reach[scores].path
-        self.multiply_adds = counter.get_total_flops() // 2
-        root = type(network).__name__
-        self._multiply_adds = {
-            name.removeprefix(f"{root}."): sum(flops.values()) // 2
-            for name, flops in counter.get_flop_counts().items()
-        }
+        self._multiply_adds = tracing.multiply_adds
+        self.multiply_adds = tracing.multiply_adds[""]
 
-    def _watch(self, name: str, tracing: Tracing) -> Any:
+    def _enter(self, name: str, tracing: Tracing) -> Any:
+        return lambda _module, _inputs: tracing.within.append(name)
+
+    def _leave(self, name: str, tracing: Tracing) -> Any:
         def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+            tracing.within.pop()
             if not isinstance(output, Tensor):
                 return
             window = getattr(module, "window", None)  # LeNet-5's sub-sampling is no pooling that torch knows
             if window:
-                tracing.reach[output] = tracing.reach[inputs[0]].through(window, window)
+                tracing.reach[output] = tracing.reach[inputs[0]].through(window, window).weighted()
             self.outputs[name] = output.to("meta")  # its shape is all that is asked of it
             self.reach[name] = tracing.reach.get(output, Reach())
 
@@ -217,7 +238,9 @@ class Analysis:
         if len(names) == 1:
             return self.layer(names[0], what)
         if what not in COUNTS:
-            raise UserError(f"{what!r} is of one layer; over {'+'.join(names)} only {', '.join(COUNTS)} are summed")
+            raise UserError(
+                f"{what!r} is of one layer; over {'+'.join(names)} only {', '.join(COUNTS)} are summed"
+            )
         return sum(self.layer(name, what) for name in names)
 
     def layer(self, name: str, what: str) -> Any:
@@ -245,7 +268,7 @@ class Analysis:
         if what == "parameters":
             return count_parameters(module)
         if what == "multiply_adds":
-            return self._multiply_adds.get(name, 0) if name else self.multiply_adds
+            return self._multiply_adds[name]
         within = {f"{name}.{inner}".strip("."): part for inner, part in module.named_modules()}
         if what == "convolutions":
             return sum(isinstance(part, nn.Conv2d) for part in within.values())
@@ -292,7 +315,9 @@ class Analysis:
         """Variance times fan-in of the convolutions' initial weights, all pooled: 2 for He initialisation."""
         weights = [module.weight for module in self.initialised.modules() if isinstance(module, nn.Conv2d)]
         if not weights:
-            raise UserError("the network has no convolution of torch's own kind whose initial weights could be told")
+            raise UserError(
+                "the network has no convolution of torch's own kind whose initial weights could be told"
+            )
         scaled = torch.cat([(weight * weight[0].numel() ** 0.5).flatten() for weight in weights])
         return float(scaled.detach().double().square().mean())
 
@@ -333,7 +358,9 @@ def measure(metric: str, experiment: Experiment, variant: str | None) -> Any:
     kind, _, rest = metric.partition("/")
     if kind == "printed":
         if rest not in experiment.printed:
-            raise UserError(f"{experiment.name}: nothing printed is called {rest!r}{nearest(rest, experiment.printed)}")
+            raise UserError(
+                f"{experiment.name}: nothing printed is called {rest!r}{nearest(rest, experiment.printed)}"
+            )
         value = experiment.printed[rest].value
         return list(value) if isinstance(value, tuple) else value
     if kind not in ("model", "recipe") or variant is None:
@@ -393,7 +420,7 @@ def _analysis(name: str, args: str, classes: int, image: tuple[int, int, int]) -
             torch.manual_seed(0)
             return made()
 
-    with torch.device("meta"):
+    with torch.device("meta"), Unfilled():
         network = made()
     return Analysis(network, image, initialised)
 

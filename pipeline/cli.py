@@ -13,6 +13,7 @@ import subprocess
 import sys
 import textwrap
 from contextlib import nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,6 +26,7 @@ from pipeline.mistakes import UserError
 
 if TYPE_CHECKING:
     from pipeline.ledger import Entry
+    from pipeline.published import PublishedResult
     from pipeline.report.leaderboard import Row
     from pipeline.reproduce import Known
 
@@ -65,7 +67,8 @@ def list_experiments(as_json: AsJson = False) -> None:
     for e in found:
         out.print(f"[bold]{e.name}[/]")
         say(e.question, indent=2)
-        say(f"{len(e.variants)} variants, {len(e.claims)} claims; scales: {', '.join(e.scales)}", indent=2)
+        scales = f"scales: {', '.join(e.scales)}" if e.scales else "judged by arithmetic, nothing is trained"
+        say(f"{len(e.variants)} variants, {len(e.claims)} claims; {scales}", indent=2)
     out.print("\nMore of one: [bold]repro show EXPERIMENT[/]")
 
 
@@ -158,8 +161,122 @@ def verify(
     if as_json:
         print_json([entry.to_dict() for entry in entries])
     else:
-        print_ledger(entries)
+        print_ledger(entries, whole=experiment is not None)
     raise typer.Exit(any(entry.verdict.outcome is Outcome.NOT_REPRODUCED for entry in entries))
+
+
+@app.command()
+def analyse(
+    network: Annotated[
+        str | None, typer.Argument(metavar="NETWORK", help="Such as resnet-50; all, side by side, without.")
+    ] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change an argument of the network, as in depth=101 (repeatable)."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What networks cost: one layer by layer; or all, and the lecture's chart of accuracy against operations."""
+    from pipeline.catalogue import find
+    from pipeline.reproduce import all_experiments
+
+    if network is None:
+        if changes:
+            raise UserError("--set changes one network; name it, as in repro analyse resnet-50 --set depth=101")
+        analyse_all(as_json)
+        return
+    named = find(network, all_experiments(), parsed(changes or []))
+    from pipeline.analyse import analysis
+    from pipeline.report.complexity import layer_cells, layer_rows
+
+    rows = layer_rows(analysis(named.variant))
+    if as_json:
+        print_json({"network": named.name, "input": named.image, "layers": rows})
+        return
+    channels, height, width = named.image
+    out.print(
+        f"[bold]{escape(named.name)}[/], {named.classes} classes, one image of {channels} x {height} x {width}"
+    )
+    print_table([layer_cells(row) for row in rows], left=("layer", "output", "kernel"))
+    say("multiply-adds: of convolutions and full connections, biases not counted; activations: their outputs.")
+    say("sees: side of the receptive field in input pixels, padding included. /2: stride; g32: groups.")
+
+
+def analyse_all(as_json: bool) -> None:
+    """Every network's costs, and the chart of those with a published accuracy, timed here."""
+    from pipeline.catalogue import accuracies_of, catalogue, complexity, distinct
+    from pipeline.home import report_folder
+    from pipeline.record import hardware
+    from pipeline.report.complexity import chart_cells, complexity_cells
+    from pipeline.report.figures import complexity_chart
+    from pipeline.reproduce import all_experiments
+    from pipeline.timing import REPEATS, forward_times
+
+    experiments = all_experiments()
+    named, accuracies = catalogue(experiments), accuracies_of(experiments)
+    rows = []
+    with err.status("") if err.is_terminal else nullcontext() as status:
+        for one in distinct(named):
+            if status:
+                status.update(f"{one.name} …")
+            row = complexity(one, accuracies)
+            rows.append(replace(row, forward_s=forward_times(one)) if one.name in accuracies else row)
+    machine = hardware()
+    charted = sorted((row for row in rows if row.forward_s), key=lambda row: -(row.top1_pct or 0))
+    figure = complexity_chart(charted, machine, report_folder() / "complexity.png") if charted else None
+    if as_json:
+        print_json({"networks": [row.to_dict() for row in rows], "hardware": machine, "figure": figure})
+        return
+    for paper in dict.fromkeys(row.paper for row in rows):
+        out.print(f"[bold]{paper}[/]")
+        print_table([complexity_cells(row) for row in rows if row.paper == paper], left=("network",))
+        out.print()
+    if charted:
+        out.print("[bold]the lecture's comparison[/]: published accuracy, and what it costs")
+        print_table([chart_cells(row) for row in charted], left=("network",))
+        say("top-1: published, single central crop, read off the chart of arXiv:1605.07678 (within a point).")
+        say("G ops: a multiply-add is two. memory: parameters and maps of one image, single precision.")
+        say(f"forward: one image, single precision; median and range of {REPEATS} passes on {machine}.")
+        out.print(f"figure   {escape(str(figure))}", soft_wrap=True)
+
+
+def print_table(rows: list[dict[str, str]], left: tuple[str, ...]) -> None:
+    """Cells as a table; numbers to the right, `left` columns to the left."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for head in rows[0]:
+        table.add_column(head, justify="left" if head in left else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*map(escape, row.values()))
+    out.print(table)
+
+
+@app.command()
+def evaluate(
+    network: Annotated[
+        str, typer.Argument(metavar="NETWORK", help="Such as resnet-50; repro analyse lists them.")
+    ],
+    weights: Annotated[str, typer.Option(help="A .safetensors or .pth file, or torchvision.")],
+    data: Annotated[str, typer.Option(help="A folder of class folders, or a known set such as cifar10.")],
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", help="Change an argument of the network (repeatable).")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Evaluate weights that others published: a labelled row of the leaderboard, never a reproduction."""
+    from pipeline.catalogue import find
+    from pipeline.published import TORCHVISION, evaluated, from_file, from_torchvision, keep
+    from pipeline.reproduce import all_experiments
+
+    named = find(network, all_experiments(), parsed(changes or []))
+    with err.status("reading the weights …") if err.is_terminal else nullcontext():
+        imported = from_torchvision(named) if weights == TORCHVISION else from_file(named, Path(weights))
+    with err.status("evaluating …") if err.is_terminal else nullcontext():
+        result = evaluated(named, imported, data, workers=min(4, os.cpu_count() or 1))
+    keep(result)
+    if as_json:
+        print_json(result.to_dict())
+    else:
+        print_published([result])
 
 
 @app.command()
@@ -169,16 +286,22 @@ def leaderboard(
 ) -> None:
     """Networks ranked by error, the paper's number beside ours."""
     from pipeline.experiment import load
+    from pipeline.published import results
     from pipeline.report.leaderboard import leaderboard as ranked
     from pipeline.reproduce import all_experiments
 
     declared = [load(experiment)] if experiment else all_experiments()
     rows = ranked(declared, evidence().records)
+    imported = [] if experiment else results()
     if as_json:
-        print_json([row.to_dict() for row in rows])
-    elif rows:
+        own = [{"kind": "trained here"} | row.to_dict() for row in rows]
+        print_json(own + [{"kind": "published weights"} | row.to_dict() for row in imported])
+        return
+    if rows:
         print_leaderboard(rows)
-    else:
+    if imported:
+        print_published(imported)
+    if not rows and not imported:
         out.print("No finished runs yet; start some with: [bold]repro run EXPERIMENT --scale laptop[/]")
 
 
@@ -296,6 +419,22 @@ def print_leaderboard(rows: "list[Row]") -> None:
         out.print()
 
 
+def print_published(rows: "list[PublishedResult]") -> None:
+    """Weights of others, one table for each data set; what they are is said with every table."""
+    from pipeline.report.text import published_cells
+
+    for data in dict.fromkeys(row.data for row in rows):
+        group = [row for row in rows if row.data == data]
+        out.print(f"[bold]published weights[/] on {escape(data)}: imported, not trained here, and no reproduction")
+        print_table([published_cells(row) for row in group], left=("network", "weights"))
+        for words in dict.fromkeys(row.protocol for row in group):
+            say(f"Protocol: {words}.")
+        for row in group:
+            if row.differs:
+                say(f"{row.network} departs from its paper for these weights: {row.differs}.")
+        out.print()
+
+
 def print_outcome(entries: "list[Entry]", experiment: str) -> None:
     """After training: the verdicts that rest on runs, and a line about the others."""
     from pipeline.report.text import counts
@@ -313,17 +452,21 @@ def print_outcome(entries: "list[Entry]", experiment: str) -> None:
     out.print(f"The whole ledger: [bold]repro verify {experiment}[/]\n")
 
 
-def print_ledger(entries: "list[Entry]") -> None:
-    """Every verdict; claims that wait for runs in one list."""
+def print_ledger(entries: "list[Entry]", *, whole: bool) -> None:
+    """Every verdict; claims that wait for runs in one list, and but for `whole`, what arithmetic confirms in a line."""
     from pipeline.report.text import counts, outcome
-    from pipeline.verdict import Reason
+    from pipeline.verdict import Outcome, Reason
 
     for experiment in dict.fromkeys(entry.experiment for entry in entries):
         mine = [entry for entry in entries if entry.experiment == experiment]
         waiting = [entry for entry in mine if entry.verdict.reason is Reason.NOT_RUN]
+        holds = [e for e in mine if e.evidence is None and e.verdict.outcome is Outcome.REPRODUCED and not whole]
         out.print(f"[bold]{experiment}[/]")
+        if holds:
+            out.print(f"[green]{outcome(holds[0].verdict)}[/] by arithmetic ({len(holds)} claims)")
+            say(f"Each of them: repro verify {experiment}", indent=4)
         for entry in mine:
-            if entry not in waiting:
+            if entry not in waiting and entry not in holds:
                 print_entry(entry)
         if waiting:
             out.print(f"[dim]{outcome(waiting[0].verdict)}[/] ({len(waiting)} claims)")

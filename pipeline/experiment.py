@@ -281,7 +281,9 @@ class ExactClaim(BaseClaim):
 
     kind: Literal["exact"]
     of: str | None = None  # variant; None with printed/… metrics only
-    metric: str  # model/… of the network built, recipe/… of the declared recipe, printed/… of the paper's own words
+    metric: (
+        str  # model/… of the network built, recipe/… of the declared recipe, printed/… of the paper's own words
+    )
     over: str | None = None  # variant
     over_metric: str | None = None
     op: Literal["=", "<", ">", "<=", ">="] = "="  # "=": equal up to the margin

@@ -82,7 +82,7 @@ def ledger(
 ) -> list[Entry]:
     """Judge all claims of `experiment` from `records`, at `scales` only if any are given."""
     rows = list(records)
-    order = scales or [PAPER_SCALE, *(scale for scale in experiment.scales if scale != PAPER_SCALE)]
+    order = scales or sorted(experiment.scales, key=lambda scale: scale != PAPER_SCALE)
     grouped = {scale: counted(experiment, scale, rows) for scale in order}
     return [judge(claim, experiment, grouped, measure) for claim in experiment.claims]
 

@@ -43,7 +43,7 @@ def tasks_for(runs: Iterable[Run]) -> list[Task]:
             check(run, sets[data])
             checked.add(run.variant)
         if network not in codes:
-            codes[network] = code_hash(Path(inspect.getsourcefile(NETWORKS[network]) or ""))
+            codes[network] = code_hash(Path(inspect.getsourcefile(NETWORKS[network].build) or ""))
         code, found = codes[network], manifests[data]
         name = identity(run, manifest=found.sha256, code=code)
         folder = runs_folder() / name

@@ -1,5 +1,24 @@
 """All networks of other libraries whose published weights fit ours."""
 
+from lightning_modules.published import (
+    densenet,
+    inception_v4,
+    resnet,
+    resnet_cifar,
+    resnext,
+    squeezenet,
+    vgg,
+    wide_resnet,
+)
 from lightning_modules.published.weights import Published
 
-PUBLISHED: tuple[Published, ...] = ()
+PUBLISHED: tuple[Published, ...] = (
+    *densenet.PUBLISHED,
+    *inception_v4.PUBLISHED,
+    *resnet.PUBLISHED,
+    *resnet_cifar.PUBLISHED,
+    *resnext.PUBLISHED,
+    *squeezenet.PUBLISHED,
+    *vgg.PUBLISHED,
+    *wide_resnet.PUBLISHED,
+)

@@ -60,6 +60,8 @@ INCEPTION_RESNET_V2 = renamer(
     (r"classif\.(\w+)", r"fc.\1"),
 )
 
+HALF = (0.5, 0.5, 0.5)  # pixels from -1 to 1
+
 PUBLISHED = (
     Published(
         source="timm",
@@ -68,6 +70,9 @@ PUBLISHED = (
         args={"released": True},
         rename=INCEPTION_V4,
         differs="1x7 and 7x1 (and 1x3 and 3x1) swapped in the stem and the longest branches of Inception-B and -C",
+        switches=("released",),
+        mean=HALF,
+        std=HALF,
     ),
     Published(
         source="timm",
@@ -79,5 +84,8 @@ PUBLISHED = (
             "another stem, 10, 20 and 10 blocks on 320, 1088 and 2080 maps instead of 5, 10 and 5 on 384, 1152 and"
             " 2144, neither scale nor ReLU in the last block, a 1x1 convolution to 1536 maps before the pooling"
         ),
+        switches=("released",),
+        mean=HALF,
+        std=HALF,
     ),
 )

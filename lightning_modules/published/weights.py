@@ -18,12 +18,16 @@ Rename = Callable[[str], str | None]  # their parameter's name -> ours, or None 
 class Published:
     """One network of another library, and the network of ours that it is."""
 
-    source: Literal["torchvision", "timm"]
+    source: Literal["torchvision", "timm", "pytorch_resnet_cifar10"]
     model: str  # its name there
     network: str  # our builder, in `networks.NETWORKS`
     args: Mapping[str, Any]  # the builder's arguments that make the same function
     rename: Rename
     differs: str = ""  # where those arguments depart from the paper: "stride 2 in the 3x3 of a block, not ..."
+    switches: tuple[str, ...] = ()  # the arguments that do so
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # of each channel, pixels in [0, 1], as they were trained with
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    stated_top1_error_pct: float | None = None  # by their publisher, where the weights do not say themselves
 
 
 def renamer(*rules: tuple[str, str | None]) -> Rename:
@@ -65,7 +69,7 @@ def unfit(network: nn.Module, state: Mapping[str, Tensor]) -> str:
     shapes = [
         f"{name} is {shown(state[name])} where {shown(own[name])} is needed"
         for name in needed
-        if name in state and state[name].shape != own[name].shape
+        if name in state and as_needed(state[name], own[name]).shape != own[name].shape
     ]
     said = [
         f"{len(missing)} of {len(needed)} weights are missing, {missing[0]!r} first" if missing else "",
@@ -73,6 +77,13 @@ def unfit(network: nn.Module, state: Mapping[str, Tensor]) -> str:
         shapes[0] + (f" (and {len(shapes) - 1} more shapes differ)" if len(shapes) > 1 else "") if shapes else "",
     ]
     return "; ".join(part for part in said if part)
+
+
+def as_needed(theirs: Tensor, own: Tensor) -> Tensor:
+    """`theirs`; the weights of a convolution that reads its whole input, as those of the full connection it is."""
+    if theirs.dim() == 4 and own.dim() == 2 and theirs.flatten(1).shape == own.shape:
+        return theirs.flatten(1)  # timm's VGG
+    return theirs
 
 
 def shown(tensor: Tensor) -> str:
@@ -85,12 +96,12 @@ def carry_over(network: nn.Module, state: Mapping[str, Tensor], renames: Sequenc
 
     ValueError, with what is missing or too much under the nearest scheme, where none fits.
     """
-    reasons = []
+    reasons, own = [], network.state_dict()
     for rename in (lambda name: name, *renames):
         ours = translated(state, rename)
         reason = unfit(network, ours)
         if not reason:
-            network.load_state_dict(ours, strict=False)
+            network.load_state_dict({name: as_needed(t, own[name]) for name, t in ours.items()}, strict=False)
             return
-        reasons.append((len(set(network.state_dict()) ^ set(ours)), reason))
+        reasons.append((len(set(own) ^ set(ours)), reason))
     raise ValueError(min(reasons)[1])

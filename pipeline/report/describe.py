@@ -1,8 +1,6 @@
 """`repro show`: one experiment on a page of text."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
 from statistics import median
 from typing import Any
 
@@ -10,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from lightning_modules.recipe import factors
-from pipeline.experiment import Drops, Experiment, OrderingClaim, RatioClaim
+from pipeline.experiment import Drops, ExactClaim, Experiment, OrderingClaim, RatioClaim
 from pipeline.plan import Run, plan
 from pipeline.record import FINISHED, Record
 
@@ -27,21 +25,25 @@ def describe(experiment: Experiment, records: Sequence[Record], out: Console, sa
     out.print(f"[bold]{escape(experiment.question)}[/]", soft_wrap=True)
     arxiv = f", arXiv:{paper.arxiv}" if paper.arxiv else ""
     say(f"{paper.authors} {paper.year}, {paper.title}{arxiv}, section {paper.section}")
-    head("recipe")
-    drops = f"; {drop_words(train.lr_drops)}" if train.lr_drops else ""
-    say(
-        f"{train.steps:,} updates of {counted(train.batch_size, 'image')}, learning rate {train.lr:g}{drops}",
-        indent=2,
-    )
-    settings = train.optimizer.model_dump(exclude={"name"}) | {"loss": train.loss.name}
-    say(f"{train.optimizer.name}: {words(settings)}", indent=2)
-    say(f"data {data.name}, normalised {data.normalise}, augmented: {', '.join(data.augment) or 'no'}", indent=2)
+    if train:
+        head("recipe" if experiment.scales else "recipe as published, not trained here")
+        drops = f"; {drop_words(train.lr_drops)}" if train.lr_drops else ""
+        drops += "" if train.lr_end is None else f", falling in a line to {train.lr_end:g}"
+        updates = f"{train.steps:,} updates of {counted(train.batch_size, 'image')}"
+        say(f"{updates}, learning rate {train.lr:g}{drops}", indent=2)
+        settings = train.optimizer.model_dump(exclude={"name"}) | {"loss": train.loss.name}
+        settings = {key: value for key, value in settings.items() if value is not False}
+        say(f"{train.optimizer.name}: {words(settings)}", indent=2)
+    if experiment.scales:
+        said = f"data {data.name}, normalised {data.normalise}, augmented: {', '.join(data.augment) or 'no'}"
+        say(said, indent=2)
     head("variants")
     width = max(map(len, experiment.variants))
     for name, variant in experiment.variants.items():
         own = words(dict(variant.model.args)) + words({**variant.data, **variant.train}, start="; ")
         say(f"{name:<{width}}  {variant.model.name} {own}".rstrip(), indent=2)
-    head("scales")
+    if experiment.scales:
+        head("scales")
     for name, scale in experiment.scales.items():
         say(f"{name}: {scale.why}", indent=2)
         say(work(experiment, name, records), indent=6)
@@ -50,6 +52,8 @@ def describe(experiment: Experiment, records: Sequence[Record], out: Console, sa
         where = f"lecture; {claim.source}" if claim.by == "lecture" else claim.source
         number = getattr(claim, "claimed", None)
         said = "" if number is None else f"claimed {number}; "
+        if isinstance(claim, ExactClaim) and claim.op != "=":
+            said = f"claimed {claim.op} {number}; "
         if isinstance(claim, OrderingClaim | RatioClaim):
             said = f"{claim.lhs} {getattr(claim, 'op', '/')} {claim.rhs}; "
         say(f"{claim.id}: {claim.says} ({said}{where})", indent=2)
@@ -107,24 +111,9 @@ def work(experiment: Experiment, scale: str, records: Sequence[Record]) -> str:
 
 def multiply_adds(run: Run) -> float | None:
     """Multiply-adds of a whole training, forward and backward; None where the image size is not known."""
-    from pipeline.analyse import SHAPES, image_shape
+    from pipeline.analyse import SHAPES, analysis
 
-    data, train = run.recipe.data.name, run.recipe.train
-    if data not in SHAPES:
+    train = run.recipe.train
+    if run.recipe.data.name not in SHAPES:
         return None
-    model = run.recipe.model
-    of_one = forward(model.name, json.dumps(model.args, sort_keys=True), SHAPES[data][0], image_shape(run.recipe))
-    return float(PASSES * of_one * train.batch_size * train.steps)
-
-
-@cache
-def forward(name: str, args: str, classes: int, image: tuple[int, int, int]) -> int:
-    """Multiply-adds of one image, as `pipeline.analyse` counts, from shapes alone: seconds for 1202 layers."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from lightning_modules.networks import build
-
-    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        build(name, json.loads(args), num_classes=classes, in_channels=image[0]).eval()(torch.zeros(1, *image))
-    return counter.get_total_flops() // 2
+    return float(PASSES * analysis(run.recipe).multiply_adds * train.batch_size * train.steps)

@@ -1,9 +1,9 @@
-"""Figures in the manner of the papers, drawn from the curves of tracked runs."""
+"""Figures in the manner of the papers, drawn from tracked runs and from what networks cost."""
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from pipeline.catalogue import Complexity
 from pipeline.experiment import Experiment
 
 Curve = Sequence[tuple[int, float]]  # (update, value)
@@ -92,3 +93,58 @@ def binned(curve: Curve, size: int) -> list[tuple[int, float]]:
     """A long curve as the means of every `size` values, each placed at its last update."""
     parts = [curve[start : start + size] for start in range(0, len(curve), size)]
     return [(part[-1][0], fmean(value for _, value in part)) for part in parts]
+
+
+def complexity_chart(rows: Sequence[Complexity], hardware: str, path: Path) -> Path:
+    """Write `complexity_figure` to `path`, a PNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    complexity_figure(rows, hardware).savefig(path, dpi=150, metadata={"Software": None})
+    return path
+
+
+def complexity_figure(rows: Sequence[Complexity], hardware: str) -> Figure:
+    """The lecture's comparison, after arXiv:1605.07678: accuracy, operations, parameters, memory and time.
+
+    Left: accuracy against operations, area of a disc = parameters. Right: memory and forward time of one image,
+    the bar at the median of the repeats, the line from the fastest to the slowest. Networks with an accuracy only.
+    """
+    shown = sorted((row for row in rows if row.top1_pct is not None), key=lambda row: row.top1_pct or 0)
+    figure = Figure(figsize=(13, 6), layout="constrained")
+    FigureCanvasAgg(figure)
+    discs, memory, time = figure.subplots(1, 3, width_ratios=[2.2, 1, 1])
+    papers = list(dict.fromkeys(row.paper for row in shown))
+    colour = dict(zip(papers, cycle(COLOURS), strict=False))
+    for row in sorted(shown, key=lambda row: -row.parameters):  # small discs on top of large ones
+        x, y = 2 * row.multiply_adds / 1e9, row.top1_pct
+        discs.scatter(x, y, s=row.parameters / 1e6 * 12, color=colour[row.paper], alpha=0.55, linewidths=0)
+        discs.scatter(x, y, s=6, color="black", linewidths=0)
+        discs.annotate(row.name, (x, y), xytext=(4, 5), textcoords="offset points", fontsize=8)
+    for size in (5, 50, 150):
+        discs.scatter([], [], s=size * 12, color="#999999", alpha=0.5, linewidths=0, label=f"{size} M")
+    discs.legend(title="parameters", frameon=False, loc="lower right", labelspacing=2.2, borderpad=1.4, fontsize=8)
+    discs.set_xlabel("operations of one image (10⁹; a multiply-add is two)")
+    discs.set_ylabel("published top-1 accuracy, single central crop (%)")
+    discs.set_xlim(left=0)
+    discs.margins(0.1)
+    names = [row.name for row in shown]
+    colours = [colour[row.paper] for row in shown]
+    weights = [4 * row.parameters / 1e6 for row in shown]
+    memory.barh(names, weights, color=colours)
+    rest = [row.memory_mb - own for row, own in zip(shown, weights, strict=True)]
+    memory.barh(names, rest, left=weights, color=colours, alpha=0.4)
+    memory.set_xlabel("memory (MB): parameters,\nthen maps (pale); one image")
+    timed = [[1000 * s for s in row.forward_s] for row in shown]
+    middle = [median(times) if times else 0.0 for times in timed]
+    low = [m - min(times) if times else 0.0 for m, times in zip(middle, timed, strict=True)]
+    high = [max(times) - m if times else 0.0 for m, times in zip(middle, timed, strict=True)]
+    time.barh(names, middle, xerr=[low, high], color=colours, error_kw={"linewidth": 1, "capsize": 2})
+    time.set_xlabel(f"forward time (ms), one image, fp32,\n{hardware}")
+    time.set_yticklabels([])
+    for ax in (discs, memory, time):
+        ax.grid(alpha=0.25, linewidth=0.6)
+        ax.set_axisbelow(True)
+        ax.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(
+        "Accuracy is published (read off the chart of arXiv:1605.07678); everything else is ours", fontsize=10
+    )
+    return figure

@@ -15,7 +15,7 @@ from pipeline.report.leaderboard import leaderboard
 from pipeline.report.text import counts, leaderboard_cells, markdown, short, verdict_cells
 from pipeline.reproduce import curves_of, judged
 from pipeline.runs import write_atomically
-from pipeline.verdict import Reason
+from pipeline.verdict import Outcome, Reason
 
 HEAD = """# Results
 
@@ -24,6 +24,7 @@ Written by `repro results` from the tracked runs in `results/records.json`; noth
 alone gives. Errors are top-1 and top-5, in percent, of the last model.
 """
 START, END = "<!-- leaderboard -->", "<!-- /leaderboard -->"  # README.md's own part is between them
+EXACT = (Outcome.REPRODUCED, Outcome.ERRATUM, Outcome.NOT_REPRODUCED)  # what arithmetic may find
 LEFT_OUT = ("smoke",)  # scales that show that everything runs, and nothing else
 
 
@@ -150,16 +151,23 @@ def with_block(text: str, block: str) -> str:
 
 
 def exact_section(experiments: Sequence[Experiment]) -> str:
-    """The claims that arithmetic alone judges."""
+    """The claims that arithmetic alone judges: how many of each experiment, and in full those that do not hold."""
     entries = [entry for entry in judged(experiments, []) if isinstance(entry.claim, ExactClaim)]
-    return f"## Judged by arithmetic\n\n{counts(entries)}.\n\n{table(entries)}\n"
-
-
-def table(entries: Sequence[Entry]) -> str:
-    """Verdicts as Markdown."""
-    return markdown(
-        [verdict_cells(entry) for entry in entries], ("verdict", "claim", "says", "source", "evidence")
+    rows = []
+    for name in dict.fromkeys(entry.experiment for entry in entries):
+        mine = [entry.verdict.outcome for entry in entries if entry.experiment == name]
+        rows.append({"experiment": name, "claims": str(len(mine))} | {o: str(mine.count(o) or "") for o in EXACT})
+    wrong = [entry for entry in entries if entry.verdict.outcome is not Outcome.REPRODUCED]
+    return (
+        f"## Judged by arithmetic\n\n{counts(entries)}. Each with its arithmetic: `repro verify EXPERIMENT`.\n\n"
+        f"{markdown(rows)}\n\nThose that do not hold:\n\n{table(wrong, 'experiment')}\n"
     )
+
+
+def table(entries: Sequence[Entry], *more: str) -> str:
+    """Verdicts as Markdown."""
+    rows = [{"experiment": entry.experiment} | verdict_cells(entry) for entry in entries]
+    return markdown(rows, (*more, "verdict", "claim", "says", "source", "evidence"))
 
 
 def each(records: Sequence[Record], field: str, digits: int | None = None) -> str:

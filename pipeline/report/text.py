@@ -1,10 +1,14 @@
 """Tables as rows of words, the same for the terminal, MLflow, the page and RESULTS.md."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from pipeline.ledger import Entry
 from pipeline.report.leaderboard import Row
-from pipeline.verdict import Outcome, Verdict
+from pipeline.verdict import Outcome, Verdict, finite_test_set_noise
+
+if TYPE_CHECKING:
+    from pipeline.published import PublishedResult
 
 MARKS = {
     Outcome.REPRODUCED: "✔",
@@ -32,6 +36,19 @@ def leaderboard_cells(row: Row) -> dict[str, str]:
         "test-set noise": "" if row.noise is None else f"± {percent(row.noise)}",
         "scale": row.scale,
         "data": row.data,
+    }
+
+
+def published_cells(row: "PublishedResult") -> dict[str, str]:
+    """One row of weights of others, ready to show."""
+    return {
+        "network": row.network,
+        "weights": row.weights,
+        "top-1 error %": percent(row.top1),
+        "top-5 error %": percent(row.top5),
+        "stated top-1 %": percent(row.stated_top1),
+        "images": f"{row.images:,}",
+        "noise": f"± {percent(finite_test_set_noise(row.top1, images=row.images))}",
     }
 
 

@@ -165,3 +165,65 @@ def test_an_unknown_argument_names_the_nearest():
 def test_a_missing_argument_is_named():
     with pytest.raises(ValueError, match="'resnet_cifar' needs the argument 'depth'"):
         classifier(network_args={})
+
+
+# --- other optimisers, auxiliary classifiers ---------------------------------------------------------------
+
+
+def test_nesterov_is_torchs():
+    optimizer = classifier(optimizer=SGD | {"nesterov": True}).configure_optimizers()
+    assert optimizer.param_groups[0]["nesterov"] is True
+    assert classifier().configure_optimizers().param_groups[0]["nesterov"] is False
+
+
+def test_rmsprop_takes_its_settings():
+    recipe = {
+        "name": "rmsprop",
+        "alpha": 0.9,
+        "eps": 1.0,
+        "momentum": 0.5,
+        "weight_decay": 0.01,
+        "decay": "weights",
+    }
+    optimizer = classifier(optimizer=recipe, lr=0.045).configure_optimizers()
+    assert isinstance(optimizer, torch.optim.RMSprop)
+    decayed, spared = optimizer.param_groups
+    assert (decayed["alpha"], decayed["eps"], decayed["momentum"], decayed["lr"]) == (0.9, 1.0, 0.5, 0.045)
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.01, 0.0)
+
+
+def test_a_rate_falls_in_a_line(monkeypatch):
+    module = with_optimizer(classifier(lr_drops=None, lr_end=(0.0, 10)), monkeypatch)
+    module.set_lr(5)
+    assert module.optimizers().param_groups[0]["lr"] == pytest.approx(0.05)
+
+
+class WithAuxiliary(torch.nn.Module):
+    """In training three scores; evaluated, the first."""
+
+    aux_weight = 0.3
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        scores = self.network(x)
+        return (scores, 2 * scores, 3 * scores) if self.training else scores
+
+
+def test_auxiliary_losses_count_by_their_weight_in_training_alone(monkeypatch):
+    module = with_optimizer(classifier(), monkeypatch)
+    module.network = module.forward_network = WithAuxiliary(module.network)
+    some = batch()
+    module.network.network.eval()  # batch statistics would differ from one pass to the next
+    with torch.no_grad():
+        scores = module.network.network(some.images)
+    expected = sum(
+        weight * F.cross_entropy(factor * scores, some.labels) for weight, factor in ((1, 1), (0.3, 2), (0.3, 3))
+    )
+    module.network.training = True
+    assert module.training_step(some, 0).item() == pytest.approx(expected.item(), rel=1e-6)
+    module.network.training = False
+    assert module.training_step(some, 0).item() == pytest.approx(F.cross_entropy(scores, some.labels).item())
+    assert module.window[0] == 2 * len(some.labels)  # of the network's own scores

@@ -23,13 +23,43 @@ class Case:
     classes: int = 10
     lr: float = 1e-3  # with which Adam learns one batch by heart
     slow: bool = False  # learning one batch by heart takes more than a few seconds
+    blocks: int | None = None  # images of so many blocks a side, where weights start too small to tell noise apart
 
 
 CASES: dict[str, Case] = {
+    "alexnet": Case((3, 227, 227), {"units": 256}, lr=3e-4, slow=True, blocks=8),
+    "alexnet_cifar": Case((3, 32, 32), {"lrn": True, "local": True}, lr=0.003),
+    "zfnet": Case((3, 224, 224), {"units": 256}, lr=3e-4, slow=True, blocks=8),
+    "inception_resnet_v2": Case((3, 75, 75), slow=True),
+    "inception_v4": Case((3, 75, 75), slow=True),
     "lenet5": Case((1, 32, 32), lr=0.003),
     "lenet5_modern": Case((1, 32, 32), lr=0.01),
+    "preact_resnet_cifar": Case((3, 8, 8), {"depth": 11, "layers_per_unit": 3}, lr=0.01),
+    "preact_resnet_imagenet": Case((3, 32, 32), {"depth": 101}, slow=True),
     "plain_cifar": Case((3, 16, 16), {"depth": 8}, lr=0.01),
     "resnet_cifar": Case((3, 16, 16), {"depth": 8, "shortcut": "B"}, lr=0.01),
+    "plain_imagenet": Case((3, 64, 64), {"depth": 18}, slow=True),
+    "resnet_imagenet": Case((3, 64, 64), {"depth": 50}, slow=True),
+    "resnext_cifar": Case((3, 16, 16), {"cardinality": 2, "width": 4}),
+    "resnext_imagenet": Case((3, 64, 64), {"depth": 50, "cardinality": 2, "width": 4}),
+    "squeezenet": Case((3, 51, 51), {"bypass": "complex"}, lr=5e-4),
+    "squeezenet_1_1": Case((3, 47, 47), lr=5e-4, slow=True),
+    "googlenet": Case((3, 224, 224), lr=1e-4, slow=True),
+    "inception_naive": Case((8, 8, 8), lr=0.01),
+    "inception_bottleneck": Case((8, 8, 8), lr=0.01),
+    "wide_resnet_cifar": Case((3, 16, 16), {"depth": 10, "k": 2, "dropout": 0.3}, lr=0.01),
+    "wide_resnet_imagenet": Case((3, 32, 32), {"depth": 50, "k": 1}, slow=True),
+    "vgg": Case((3, 224, 224), {"configuration": "A-LRN"}, lr=1e-4, slow=True),
+    "conv_stack": Case((8, 16, 16), lr=0.01),
+    "nin": Case((3, 8, 8)),
+    "fractalnet": Case((3, 4, 4), {"widths": [8, 8], "drop_path": 0, "global_share": 0, "dropout": []}, lr=0.01),
+    "fractalnet_plain": Case((3, 4, 4), {"depth": 4, "widths": [8, 8]}, lr=0.01),
+    "stochastic_depth_cifar": Case((3, 16, 16), {"depth": 14, "p_L": 1.0}, lr=0.01),
+    "stochastic_depth_imagenet": Case((3, 64, 64), {"depth": 50, "p_L": 1.0}),
+    "densenet_cifar": Case(
+        (3, 16, 16), {"depth": 10, "k": 8, "bottleneck": True, "theta": 0.5, "memory_efficient": True}, lr=0.01
+    ),
+    "densenet_imagenet": Case((3, 32, 32), {"depth": 121}),
 }
 ALL = [pytest.param(name, id=name) for name in CASES]
 SLOW = [pytest.param(name, id=name, marks=pytest.mark.slow if case.slow else ()) for name, case in CASES.items()]
@@ -42,7 +72,10 @@ def small(name: str, seed: int = 0) -> nn.Module:
 
 
 def images(name: str, n: int = 2) -> Tensor:
-    return torch.randn(n, *CASES[name].image, generator=torch.Generator().manual_seed(1))
+    (channels, *size), blocks = CASES[name].image, CASES[name].blocks
+    drawn = [blocks, blocks] if blocks else size
+    noise = torch.randn(n, channels, *drawn, generator=torch.Generator().manual_seed(1))
+    return F.interpolate(noise, size=size) if blocks else noise
 
 
 def loss_of(network: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
@@ -65,7 +98,7 @@ def test_one_seed_gives_the_same_weights_and_another_gives_others(name):
 
 @pytest.mark.parametrize("name", ALL)
 def test_no_parameter_is_dead(name):
-    """After one backward pass of a few images, every parameter has a finite gradient that is not zero throughout."""
+    """After one backward pass of a few images, every parameter has a finite gradient, not zero throughout."""
     network = small(name).train()
     for module in network.modules():
         if isinstance(module, nn.Dropout):

@@ -42,3 +42,15 @@ def test_decay_weights_spares_biases_and_batch_norm():
     assert len(decayed["params"]) == 20  # 19 convolutions and fc
     assert len(spared["params"]) == 2 * 19 + 1  # scale and shift of each batch-norm, and fc's bias
     assert (decayed["weight_decay"], spared["weight_decay"]) == (1e-4, 0.0)
+
+
+def test_times_0_94_every_two_epochs_of_inception_v4():
+    every = {"at": None, "every": 10, "factor": 0.94}  # arXiv:1602.07261, section 4
+    assert [lr_at(step, 0.045, every) for step in (0, 9)] == [0.045, 0.045]
+    assert lr_at(10, 0.045, every) == pytest.approx(0.0423)
+    assert lr_at(29, 0.045, every) == pytest.approx(0.045 * 0.94**2)
+
+
+@pytest.mark.parametrize(("step", "lr"), [(0, 0.04), (42500, 0.03), (85000, 0.02), (169999, 0.04 / 170000)])
+def test_a_line_to_nothing_as_squeezenets(step, lr):
+    assert lr_at(step, 0.04, None, end=(0.0, 170000)) == pytest.approx(lr)

@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from lightning_modules.layers import PadShortcut
 from lightning_modules.resnet import resnet_cifar
 from pipeline.analyse import Analysis, image_shape, measure
-from pipeline.experiment import load
+from pipeline.experiment import Drops, load
 from pipeline.mistakes import UserError
 
 # arXiv:1512.03385, Table 6 prints 0.27, 0.46, 0.66, 0.85, 1.7 and 19.4 million; exact from section 4.2:
@@ -127,6 +130,120 @@ def test_measuring_draws_nothing_from_the_callers_random_numbers(declare):
     assert measure("model/init_gain", declared, "plain-20") == first
 
 
+# --- fields, paths, sums: against a small network by hand -------------------------------------------------
+
+
+class Branches(nn.Module):
+    """Stem 5x5/2, pool 3x3/2, then a 3x3 beside a 1x1 and a dilated 3x3, summed and joined; global mean; fc."""
+
+    side, name, rates = 32, "branches", (1, 2)
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 5, stride=2, padding=2)
+        self.pool = nn.MaxPool2d(3, 2, padding=1)
+        self.left = nn.Conv2d(4, 4, 3, padding=1, bias=False)
+        self.deep = nn.Sequential(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, padding=2, dilation=2))
+        self.every_second = PadShortcut(0, 2)
+        self.last = nn.Conv2d(8, 8, 3, padding=1)
+        self.mean = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(8, 10)
+        self.unused = nn.Linear(2, 2)
+
+    def forward(self, x):
+        x = self.pool(self.stem(x))  # (4, 8, 8)
+        x = torch.cat([self.left(x) + x, self.deep(x)], dim=1)
+        return self.fc(self.mean(self.last(self.every_second(x))).flatten(1))
+
+
+@pytest.fixture(scope="module")
+def branches():
+    with torch.device("meta"):
+        network = Branches()
+    return Analysis(network, (3, 32, 32), Branches)
+
+
+@pytest.mark.parametrize(
+    ("metric", "value"),
+    [
+        ("layer/stem/receptive_field", 5),
+        ("layer/pool/receptive_field", 5 + 2 * 2),
+        ("layer/left/receptive_field", 9 + 2 * 4),
+        ("layer/deep.0/receptive_field", 9),
+        ("layer/deep/receptive_field", 9 + 4 * 4),  # dilated: as wide as 5
+        ("layer/last/receptive_field", 25 + 2 * 8),  # steps of 4 became steps of 8
+        ("layer/mean/receptive_field", 41 + 3 * 8),  # over all 4 x 4
+        ("longest_path", 5),  # stem, two of deep, last, fc
+        ("additions", 1),
+        ("parameters", 304 + 144 + 20 + 148 + 584 + 90 + 6),
+        ("weights", 300 + 144 + 16 + 144 + 576 + 80 + 4),
+        ("layer/deep/weights", 16 + 144),
+        ("multiply_adds", 300 * 256 + 144 * 64 + 16 * 64 + 144 * 64 + 576 * 16 + 80),
+        ("layer/deep/multiply_adds", 160 * 64),
+        ("layer/left+deep/multiply_adds", 304 * 64),
+        ("layer/left+deep+fc/parameters", 144 + 168 + 90),
+        ("layer/unused/multiply_adds", 0),
+        ("layer/unused/activations", 0),
+        ("activations", 4 * 256 + 3 * 4 * 64 + 8 * 16 + 10),
+        ("memory_values", 3 * 1024 + 4 * 256 + 4 * 64 + 3 * 4 * 64 + 8 * 16 + 8 + 10),
+        ("input", [3, 32, 32]),
+        ("layer/stem/kernel_size", [5, 5]),
+        ("layer/deep.1/dilation", [2, 2]),
+        ("layer/fc/out_features", 10),
+        ("own/side", 32),
+        ("own/name", "branches"),
+        ("own/rates", [1, 2]),
+        ("count/Linear", 2),
+    ],
+)
+def test_a_network_small_enough_to_count_by_hand(branches, metric, value):
+    assert branches.measure(metric) == value
+
+
+def test_each_layers_multiply_adds_are_the_whole_of_torchs_own_count(branches):
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        Branches().eval()(torch.zeros(1, 3, 32, 32))
+    parts = sum(branches.count(name, "multiply_adds") for name, _ in branches.network.named_children())
+    assert parts == branches.multiply_adds == counter.get_total_flops() / 2
+
+
+@pytest.mark.parametrize(("layer", "field"), [("conv1", 3), ("map32", 15), ("map32.0", 7)])
+def test_a_unit_sees_what_its_field_says(small, layer, field):
+    """With positive weights throughout, the gradient of the middle unit reaches just the pixels of its field."""
+    network = resnet_cifar(depth=20).eval()
+    for parameter in network.parameters():
+        nn.init.constant_(parameter, 0.1)
+    seen = {}
+    network.get_submodule(layer).register_forward_hook(lambda *args: seen.update(out=args[2]))
+    image = torch.ones(1, 3, 32, 32, requires_grad=True)
+    network(image)
+    seen["out"][0, 0, 16, 16].backward()
+    touched = image.grad[0, 0].abs().sum(0).nonzero()
+    assert int(touched.max() - touched.min()) + 1 == field == small.measure(f"layer/{layer}/receptive_field")
+
+
+def test_initial_weights_are_those_of_the_seed(branches):
+    torch.manual_seed(0)
+    bound = (3 * 25) ** -0.5  # torch's own initialisation: uniform in +-1/sqrt(fan-in)
+    assert branches.measure("layer/stem/init_std") == pytest.approx(bound / 3**0.5, rel=0.1)
+    assert abs(branches.measure("layer/stem/init_mean")) < 0.02
+    assert abs(branches.measure("layer/stem/init_bias")) < bound
+
+
+def test_epochs_are_updates_of_so_many_images(declare):
+    declared = declare()
+    assert measure("recipe/epochs", declared, "plain-20") == 163.84  # 64,000 x 128 / 50,000
+    assert measure("recipe/drop_epochs", declared, "plain-20") == [81.92, 122.88]
+    train = declared.train.model_copy(update={"lr_drops": Drops(every=15625, factor=0.1)})
+    every = declared.model_copy(update={"train": train})
+    assert measure("recipe/drop_epochs", every, "plain-20") == 40.0
+
+
+def test_what_is_printed_is_read_from_the_declaration(declare):
+    declared = declare("claims:", "printed: {error: {value: 14.8, where: Table 3}}\nclaims:")
+    assert measure("printed/error", declared, None) == 14.8
+
+
 # --- mistakes ----------------------------------------------------------------------------------------------
 
 
@@ -141,12 +258,24 @@ def test_measuring_draws_nothing_from_the_callers_random_numbers(declare):
         ),
         ("model/layer/output", "the network has no layer ''; its layers: conv1"),
         (
+            "model/layer/conv1+fc/output",
+            "'output' is of one layer; over conv1+fc only parameters, weights,",
+        ),
+        ("model/layer/pool/init_std", "layer 'pool' has no weights of its own"),
+        ("model/layer/conv1/init_bias", "layer 'conv1' has no biases of its own"),
+        ("model/layer/conv1/_parameters", "no metric '_parameters' of a layer"),
+        ("model/own/conv1", "no metric 'conv1' of the network"),
+        ("printed/error", "resnet/cifar10_depth: nothing printed is called 'error'; known: none"),
+        (
             "model/layer/conv1/colour",
             "no metric 'colour' of a layer; known: output, parameters, weights, multiply_adds, ",
         ),
         ("recipe/train.momentum", "resnet/cifar10_depth: the recipe has no setting 'train.momentum'"),
         ("recipe/train.warmup.lr", "resnet/cifar10_depth: the recipe has no setting 'train.warmup.lr'"),
-        ("test/top1_error_pct", "'test/top1_error_pct' is not exact; exact metrics start with model/, recipe/ or printed/"),
+        (
+            "test/top1_error_pct",
+            "'test/top1_error_pct' is not exact; exact metrics start with model/, recipe/ or printed/",
+        ),
     ],
 )
 def test_an_unknown_metric_or_layer_names_the_known_ones(depth, metric, words):

@@ -1,17 +1,20 @@
 """What the commands print and how they exit, in this process: no training, no server. See also test_cli.py."""
 
 import io
+import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import made_up
 from rich.console import Console
 
 from pipeline import cli
-from pipeline.experiment import load
+from pipeline.experiment import load, names
 from pipeline.mistakes import UserError
+from pipeline.published import PublishedResult, keep
 from pipeline.reproduce import Known, Outcome, judged
 
 RESNET = "resnet/cifar10_depth"
@@ -117,8 +120,8 @@ def test_claims_without_runs_are_one_list_with_the_command_that_runs_them(comman
 
 def test_verify_without_a_name_judges_every_experiment(command, known):
     _, out, _ = command("verify")
-    assert "\nresnet/cifar10_depth\n" in out
-    assert out.startswith("lenet5/mnist\n")
+    assert out.startswith(f"{names()[0]}\n")
+    assert all(f"\n{name}\n" in out for name in names()[1:])
 
 
 def test_leaderboard_ranks_with_the_paper_s_number_beside(command, known):
@@ -307,3 +310,99 @@ def test_changes_are_yaml():
         "train.compile": True,
         "a": "b=c",
     }
+
+
+# --- what networks cost, and weights of others -------------------------------------------------------------
+
+
+def test_analyse_prints_a_network_as_its_papers_table(command):
+    code, out, err = command("analyse", "lenet5")
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0] == "lenet5, 10 classes, one image of 1 x 32 x 32"
+    heads = ["layer", "output", "kernel", "parameters", "multiply-adds", "activations", "sees"]
+    assert lines[1].split() == heads
+    assert lines[2].split() == ["c1", "6", "x", "28", "x", "28", "156", "117,600", "4,704", "5"]
+    assert lines[9].split()[:2] == ["total", "60,000"]
+
+
+def test_analyse_takes_other_arguments(command):
+    code, out, _ = command("analyse", "resnet-20", "--set", "depth=38", "--json")
+    shown = json.loads(out)
+    assert (code, shown["network"], shown["input"]) == (0, "resnet-20 (depth 38)", [3, 32, 32])
+    more = 3 * (18 * (16**2 + 32**2 + 64**2) + 4 * (16 + 32 + 64))  # three blocks more at each size
+    assert shown["layers"][-1]["parameters"] == 269_722 + more
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("analyse", "resnt-20"), "there is no network 'resnt-20'; did you mean 'resnet-20'?"),
+        (
+            ("analyse", "resnet-20", "--set", "depth=21"),
+            "depth 21 is not 6n + 2 (section 4.2); the nearest that are: 20, 26",
+        ),
+        (("analyse", "resnet-20", "--set", "dept=20"), "has no argument 'dept'; did you mean 'depth'?"),
+        (("analyse", "--set", "depth=20"), "--set changes one network; name it, as in repro analyse resnet-50"),
+        (
+            ("evaluate", "resnet-20", "--weights", "nowhere.pth", "--data", "cifar10"),
+            "there is no weights file nowhere.pth; give a .safetensors or .pth file, or 'torchvision'",
+        ),
+        (
+            ("evaluate", "alexnet", "--weights", "torchvision", "--data", "x"),
+            "torchvision publishes no weights for alexnet; it does for its densenet121",
+        ),
+        (
+            ("run", "alexnet/architecture"),
+            "alexnet/architecture trains nothing: its claims are judged by arithmetic",
+        ),
+    ],
+)
+def test_a_mistake_about_a_network_is_one_sentence(command, words, said):
+    code, _, err = command(*words)
+    assert code == 2
+    assert said in err
+    assert "Traceback" not in err
+
+
+def test_analyse_shows_all_networks_and_draws_the_comparison(command, monkeypatch, tmp_path):
+    shown = [load("resnet/cifar10_depth"), load("complexity/architecture")]
+    few = {name: v for name, v in shown[1].variants.items() if name in ("alexnet", "resnet-18")}
+    shown[1] = shown[1].model_copy(update={"variants": few})
+    monkeypatch.setattr("pipeline.reproduce.all_experiments", lambda: shown)
+    monkeypatch.setattr("pipeline.timing.forward_times", lambda named: (0.01, 0.02, 0.03))
+    code, out, _ = command("analyse")
+    assert code == 0
+    lines = out.splitlines()
+    (row,) = (line.split() for line in lines if line.startswith("resnet-110 "))
+    assert row == ["resnet-110", "3x32x32", "110", "1.73", "M", "252.89", "M", "1.05", "M", "11.1"]
+    at = lines.index("the lecture's comparison: published accuracy, and what it costs")
+    assert [line.split()[0] for line in lines[at + 2 : at + 4]] == ["resnet-18", "alexnet"]  # by accuracy
+    assert lines[at + 3].endswith("20.0 (10.0 to 30.0)")
+    picture = Path(lines[-1].removeprefix("figure   "))
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert picture.is_relative_to(tmp_path)
+
+
+def test_published_weights_are_a_labelled_row_and_no_evidence(command, known, monkeypatch, tmp_path):
+    about = ("resnet-50", "torchvision X", "00", "stride 2 elsewhere", "val", "one crop")
+    keep(PublishedResult(*about, 50000, 23.85, 7.13, 23.87, "hardware", "commit", "today"))
+    code, out, _ = command("leaderboard")
+    assert code == 0
+    assert "published weights on val: imported, not trained here, and no reproduction\n" in out
+    assert "resnet-50 departs from its paper for these weights: stride 2 elsewhere.\n" in out
+    (line,) = (line for line in out.splitlines() if "torchvision X" in line)
+    assert line.split() == ["resnet-50", "torchvision", "X", "23.85", "7.13", "23.87", "50,000", "±", "0.19"]
+    _, out, _ = command("leaderboard", "--json")
+    (kept,) = (row for row in json.loads(out) if row["kind"] == "published weights")
+    assert kept["top1"] == 23.85
+    _, out, _ = command("leaderboard", RESNET)
+    assert "published weights" not in out
+
+
+def test_verify_of_all_counts_what_arithmetic_confirms_and_shows_errata(command, known):
+    _, out, _ = command("verify")
+    assert re.search(r"\nlenet5/architecture\n✔ reproduced by arithmetic \(\d+ claims\)\n", out)
+    assert "    Each of them: repro verify lenet5/architecture\n" in out
+    assert "! erratum  lecture-weight-decay\n" in out
+    assert "✔ reproduced  parameters-20\n" not in out

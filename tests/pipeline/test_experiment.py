@@ -54,7 +54,7 @@ MISTAKES = {
     "operator": ("op: \">\", claimed", "op: \"=>\", claimed", "claims.stuck.op: '=>' is not one of <, >; did you mean '>'?"),
     "kind of claim": ("kind: metric", "kind: metrc", "claims.error: kind 'metrc' is not one of exact, metric, bound, ordering, ratio, open; did you mean 'metric'?"),
     "no kind of claim": ("kind: metric, ", "", "claims.error: the key 'kind' is required"),
-    "kind of optimizer": ("name: sgd", "name: sdg", "train.optimizer: name 'sdg' is not one of sgd, sdlm; did you mean 'sgd'?"),
+    "kind of optimizer": ("name: sgd", "name: sdg", "train.optimizer: name 'sdg' is not one of sgd, rmsprop, sdlm; did you mean 'sgd'?"),
     "reason": ("no-labels", "no-label", "claims.prize.reason: 'no-label' is not one of no-data, no-labels, protocol-unspecified, over-budget; did you mean 'no-labels'?"),
     "augmentation": ("[pad4-crop, flip]", "[pad4crop, flip]", "data.augment.0: unknown augmentation 'pad4crop'; did you mean 'pad4-crop'?"),
     "scale's augmentation": ("[pad1-crop]", "[pad0-crop]", "scales.laptop.data.augment.0: unknown augmentation 'pad0-crop'; did you mean 'pad4-crop'?"),
@@ -71,6 +71,17 @@ MISTAKES = {
     "no drops": ("[32000, 48000]", "[]", "train.lr_drops.at: should not be empty"),
     "too many factors": ("factor: 0.1", "factor: [0.1, 0.1, 0.1]", "train.lr_drops: 2 drops need one factor or 2, not 3"),
     "sdlm in batches": ("{name: sgd, momentum: 0.9, weight_decay: 1e-4}", "{name: sdlm, mu: 0.02, samples: 500}", "train: optimizer 'sdlm' learns one pattern at a time: batch_size must be 1"),
+    "drops at and every": ("{at: [32000, 48000],", "{at: [32000], every: 9,", "train.lr_drops: give either 'at' or 'every'"),
+    "drops never": ("{at: [32000, 48000], factor", "{factor", "train.lr_drops: give either 'at' or 'every'"),
+    "every with a list": ("{at: [32000, 48000], factor: 0.1}", "{every: 9, factor: [0.1]}", "train.lr_drops: 'every' needs one factor, not a list"),
+    "every after the end": ("{at: [32000, 48000],", "{every: 64000,", "train: the drop at 64000 comes after the last of 64000 steps"),
+    "drops and a line": ("  lr: 0.1\n", "  lr: 0.1\n  lr_end: 0.0\n", "train: a rate falls by 'lr_drops' or in a line to 'lr_end', not both"),
+    "nesterov alone": ("momentum: 0.9,", "nesterov: true,", "train.optimizer: nesterov needs a momentum above 0"),
+    "exact of nothing": ("of: plain-20, metric: model", "metric: model", "claims.size: 'model/parameters' needs the variant it is measured 'of'"),
+    "exact over nobody": ("of: plain-20, metric: model", "of: plain-20, over: plain, metric: model", "claims.size.over: unknown variant 'plain'; did you mean 'plain-32'?"),
+    "less within a margin": ("claimed: 270000", "op: '<', claimed: 270000", "claims.size: op '<' takes no margin"),
+    "less than a list": ("claimed: 270000, margin: 5000", "op: '<', claimed: [1, 2]", "claims.size: op '<' compares numbers, and [1, 2] is none"),
+    "scales without a recipe": ("train:\n  steps: 64000\n  batch_size: 128\n  lr: 0.1\n  lr_drops: {at: [32000, 48000], factor: 0.1}\n  optimizer: {name: sgd, momentum: 0.9, weight_decay: 1e-4}\n", "", "train: required where there are scales to train at"),
     "claim twice": ("id: stuck", "id: error", "claims: the id 'error' is used twice"),
     "seed twice": ("[0, 1, 2, 3, 4]", "[0, 1, 2, 1]", "seeds: 1 is listed twice"),
     "scale's seed twice": ("seeds: [0, 1, 2]\n", "seeds: [0, 0]\n", "scales.smoke.seeds: 0 is listed twice"),
@@ -320,3 +331,73 @@ def test_the_papers_data_is_that_of_the_variant_not_of_the_scale(declare):
 
 def test_a_models_other_keys_are_its_builders_arguments(experiment):
     assert experiment.variants["resnet-20"].model.args == {"depth": 20, "shortcut": "A"}
+
+
+# --- what is judged by arithmetic alone ----------------------------------------------------------------------
+
+ARITHMETIC = """
+paper: {title: "A", authors: "B", year: 2015, section: "3"}
+question: Is it so?
+data: {name: imagenet}
+train: {steps: 100, batch_size: 10, lr: 0.1, optimizer: {name: sgd, momentum: 0.9}}
+variants:
+  resnet-20: {model: {name: resnet_cifar, depth: 20}, data: {name: cifar10}, train: {lr: 0.2}}
+scales: {}
+printed:
+  error: {value: 14.8, where: "Table 3"}
+claims:
+  - {id: size, kind: exact, says: "0.27 million", of: resnet-20, metric: model/parameters, claimed: 270000, margin: 5000, source: "Table 6"}
+  - {id: chart, kind: exact, by: lecture, says: "11.7", metric: printed/error, claimed: 11.7, corrected: 14.8, source: "slides"}
+"""
+
+
+@pytest.fixture
+def arithmetic(tmp_path):
+    def load_changed(old="", new=""):
+        path = tmp_path / "toy" / "architecture.yaml"
+        path.parent.mkdir(exist_ok=True)
+        assert old in ARITHMETIC
+        path.write_text(ARITHMETIC.replace(old, new, 1) if old else ARITHMETIC, encoding="utf-8")
+        return load("toy/architecture", tmp_path)
+
+    return load_changed
+
+
+def test_without_scales_a_variant_is_as_published(arithmetic):
+    published = arithmetic().published("resnet-20")
+    assert (published.model.args, published.data.name) == ({"depth": 20}, "cifar10")
+    assert (published.train.lr, published.train.steps) == (0.2, 100)
+
+
+def test_without_a_recipe_there_is_none(arithmetic):
+    recipe = "train: {steps: 100, batch_size: 10, lr: 0.1, optimizer: {name: sgd, momentum: 0.9}}\n"
+    with pytest.raises(DeclarationError, match=r"variants.resnet-20.train.steps: this key is required"):
+        arithmetic(recipe)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (
+            "train: {lr: 0.2}",
+            "train: {lrr: 0.2}",
+            "toy/architecture.yaml: variants.resnet-20.train.lrr: unknown key; did you mean 'lr'?",
+        ),
+        (
+            "kind: exact, says",
+            "kind: bound, op: '<', says",
+            "toy/architecture.yaml: claims.size.margin: unknown key",
+        ),
+        ("where: ", "were: ", "toy/architecture.yaml: printed.error.were: unknown key; did you mean 'where'?"),
+    ],
+)
+def test_a_mistake_without_scales_is_one_sentence_too(arithmetic, old, new, words):
+    with pytest.raises(DeclarationError) as caught:
+        arithmetic(old, new)
+    assert str(caught.value).startswith(words)
+
+
+def test_a_trained_claim_needs_scales(arithmetic):
+    new = 'kind: metric, says: "x", of: resnet-20, metric: test/x, claimed: 9.0, margin: 1.0, source: "T"}'
+    with pytest.raises(DeclarationError, match=r"claims.size: a claim of kind 'metric' needs runs"):
+        arithmetic(ARITHMETIC.partition("{id: size, ")[2].partition("\n")[0], new)

@@ -5,7 +5,9 @@ import random
 
 import pytest
 
-from pipeline.ledger import counted, ledger
+from pipeline.experiment import ExactClaim
+from pipeline.ledger import counted, judged_exactly, ledger
+from pipeline.mistakes import UserError
 
 PLAIN, DEEP = [9.4, 9.5, 9.6, 9.5, 9.5], [10.4, 10.5, 10.6, 10.4, 10.6]  # means 9.5 and 10.5: a ratio of 1.105
 
@@ -303,3 +305,64 @@ def test_an_entry_is_plain_data(experiment, both):
     assert back[2]["verdict"]["outcome"] == "reproduced"
     assert back[2]["evidence"]["seeds"] == [0, 1, 2, 3, 4]
     assert back[0]["evidence"] is None
+
+
+# --- ratios of arithmetic, and what is printed -------------------------------------------------------------
+
+
+def exact(**keys):
+    base = {"id": "x", "kind": "exact", "says": "x", "source": "x", "of": "plain-20", "metric": "model/parameters"}
+    return ExactClaim(**(base | keys))
+
+
+def measured(metric, experiment, variant):
+    return {
+        ("model/parameters", "plain-20"): 700,
+        ("model/parameters", "plain-32"): 6100,
+        ("model/layer/fc/parameters", "plain-20"): 70,
+        ("printed/error", None): 14.8,
+        ("model/input", "plain-20"): [3, 32, 32],
+        ("model/additions", "plain-20"): 0,
+    }[metric, variant]
+
+
+@pytest.mark.parametrize(
+    ("claim", "outcome", "words"),
+    [
+        (
+            exact(of="plain-32", over="plain-20", claimed=12, margin=0.5, corrected=8.7),
+            "erratum",
+            "We measure 6,100 / 700 = 8.71429, which agrees with the correction 8.7 ± 0.5 and not with the ",
+        ),
+        (
+            exact(metric="model/layer/fc/parameters", over_metric="model/parameters", claimed=0.1),
+            "reproduced",
+            "We measure 70 / 700 = 0.1, which agrees with the claimed 0.1.",
+        ),
+        (exact(over="plain-32", op="<", claimed=1), "reproduced", "which agrees with the claimed less than 1."),
+        (
+            exact(over="plain-32", op=">", claimed=1),
+            "not reproduced",
+            "does not agree with the claimed more than 1.",
+        ),
+        (
+            exact(of=None, metric="printed/error", claimed=11.7, corrected=14.8),
+            "erratum",
+            "The paper prints 14.8, which agrees with the correction 14.8 and not with the claimed 11.7.",
+        ),
+        (exact(metric="model/additions", op=">", claimed=0, corrected=0), "erratum", "We measure 0, which agrees"),
+    ],
+)
+def test_arithmetic_judges_ratios_sides_and_what_is_printed(experiment, claim, outcome, words):
+    verdict = judged_exactly(claim, experiment, measured)
+    assert verdict.outcome == outcome
+    assert words in verdict.sentence
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [exact(over_metric="model/input", claimed=1), exact(over_metric="model/additions", claimed=1)],
+)
+def test_what_cannot_be_divided_is_the_authors_mistake(experiment, claim):
+    with pytest.raises(UserError, match=r"toy/depth, claim x: 700 / .* is no ratio"):
+        judged_exactly(claim, experiment, measured)

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from pipeline.mistakes import UserError
-from pipeline.plan import ROOT, bare_source, code_hash, digest, identity, imported_modules, plan
+from pipeline.plan import ROOT, bare_source, code_hash, digest, identity, imported_modules, plan, settled
 
 
 def titles(runs):
@@ -198,7 +198,7 @@ def test_comments_and_layout_do_not(changed_by, file, text):
 
 
 def test_docstrings_do_not(changed_by):
-    assert not changed_by("lightning_modules/resnet.py", "Zero padding, no weights.", old="No parameters.")
+    assert not changed_by("lightning_modules/layers.py", "Zero padding, no weights.", old="No parameters.")
 
 
 def test_one_changed_number_does(changed_by):
@@ -263,3 +263,25 @@ def test_bare_source_is_still_python(tmp_path):
     ast.parse(bare)
     assert "kept" in bare
     assert not any(word in bare for word in ("D.", "Only", "'w'", "# c"))
+
+
+def test_a_younger_setting_at_its_default_changes_no_hash():
+    """Runs made before a setting existed are still runs of the same recipe; hashes as tracked then."""
+    old = {"train": {"lr": 0.1, "lr_drops": {"at": [5], "factor": 0.1}, "optimizer": {"momentum": 0.9}}}
+    new = {
+        "train": {
+            "lr": 0.1,
+            "lr_end": None,
+            "lr_drops": {"at": [5], "every": None, "factor": 0.1},
+            "optimizer": {"momentum": 0.9, "nesterov": False},
+        }
+    }
+    assert settled(new) == old
+    new["train"]["optimizer"]["nesterov"] = True
+    assert settled(new) != old
+
+
+def test_what_trains_nothing_cannot_be_planned(declare):
+    declared = declare().model_copy(update={"scales": {}})
+    with pytest.raises(UserError, match="toy/depth trains nothing: its claims are judged by arithmetic"):
+        plan(declared, scale="paper")

@@ -103,6 +103,33 @@ def test_exact_erratum_of_a_shape():
 
 
 @pytest.mark.parametrize(
+    ("op", "outcomes"),  # of 1, 2 and 3 beside a claimed 2
+    [("<", "yes no no"), ("<=", "yes yes no"), (">", "no no yes"), (">=", "no yes yes"), ("=", "no yes no")],
+)
+def test_a_side_of_a_number(op, outcomes):
+    said = {Outcome.REPRODUCED: "yes", Outcome.NOT_REPRODUCED: "no"}
+    assert [said[judge_exact(n, claimed=2, op=op).outcome] for n in (1, 2, 3)] == outcomes.split()
+
+
+@pytest.mark.parametrize(
+    ("measured", "corrected", "outcome"),
+    [
+        (8.7113, 8.7, Outcome.ERRATUM),  # to the digit that the correction shows
+        (8.7501, 8.7, Outcome.NOT_REPRODUCED),
+        (8.65, 8.7, Outcome.ERRATUM),
+        (8.7113, 8, Outcome.NOT_REPRODUCED),  # a whole number is exact
+        (271.351808, 271.35, Outcome.ERRATUM),
+    ],
+)
+def test_a_correction_agrees_to_the_digits_it_shows(measured, corrected, outcome):
+    assert judge_exact(measured, claimed=12, corrected=corrected).outcome is outcome
+
+
+def test_who_says_the_measured_value_begins_the_sentence():
+    assert judge_exact(3, claimed=3, found="The paper prints").sentence.startswith("The paper prints 3, which")
+
+
+@pytest.mark.parametrize(
     ("draws", "c"),  # Tippett 1925; in closed form 1/sqrt(pi) and 3/(2 sqrt(pi)) for 2 and 3
     [(1, 0.0), (2, 0.56419), (3, 0.84628), (4, 1.02938), (5, 1.16296), (10, 1.53875), (100, 2.50759)],
 )
@@ -615,6 +642,8 @@ V = seeds(1, 2, 3)
         (lambda: judge_ratio(V, seeds(1, 0, 2), claimed=1, margin=0.1), "right side has none at seed 1"),
         (lambda: judge_ratio(V, V, claimed=1, margin=1), "a ratio is positive"),
         (lambda: judge_ratio(V, V, claimed=1, margin=0), "above zero"),
+        (lambda: judge_exact([1], claimed=2, op="<"), "compares numbers"),
+        (lambda: judge_exact("x", claimed=2, op=">="), "compares numbers"),
         (lambda: judge_exact(1, claimed=math.nan), "NaN"),
         (lambda: judge_exact(math.nan, claimed=1), "NaN"),
         (lambda: judge_exact(1, claimed=1, margin=-1), "zero or above"),

@@ -2,7 +2,19 @@
 
 import pytest
 
-from pipeline.report.figures import COLOURS, CURVES, POINTS, TEST, TRAIN, binned, curves_figure, error_curves
+from pipeline.catalogue import Complexity
+from pipeline.report.figures import (
+    COLOURS,
+    CURVES,
+    POINTS,
+    TEST,
+    TRAIN,
+    binned,
+    complexity_chart,
+    complexity_figure,
+    curves_figure,
+    error_curves,
+)
 
 STEPS = range(100, 1100, 100)
 
@@ -98,3 +110,50 @@ def test_binned():
 
 def test_the_curves_asked_for_are_those_drawn():
     assert CURVES == ("train/top1_error_pct", "test/top1_error_pct")
+
+
+# --- the lecture's comparison ------------------------------------------------------------------------------
+
+
+def cost(name, top1, *, paper="x", millions=10, giga=1.0, times=(0.02, 0.01, 0.04)):
+    return Complexity(
+        name=name,
+        paper=paper,
+        image=(3, 224, 224),
+        layers=10,
+        parameters=int(millions * 1e6),
+        multiply_adds=int(giga * 1e9),
+        activations=1,
+        memory_mb=100.0,
+        top1_pct=top1,
+        forward_s=times,
+    )
+
+
+def test_the_comparison_has_accuracy_against_operations_and_the_area_of_parameters():
+    rows = [
+        cost("big", 76.0, millions=140, giga=15),
+        cost("small", 57.0, millions=1.2, giga=0.8),
+        cost("bare", None),
+    ]
+    discs, memory, time = complexity_figure(rows, "two cores").axes
+    shown = {text.get_text(): text.xy for text in discs.texts}
+    assert shown == {"big": (30.0, 76.0), "small": (1.6, 57.0)}  # a multiply-add is two operations
+    sizes = [c.get_sizes()[0] for c in discs.collections if len(c.get_offsets()) and c.get_sizes()[0] > 7]
+    assert sizes[0] / sizes[1] == pytest.approx(140 / 1.2)
+    assert [label.get_text() for label in memory.get_yticklabels()] == ["small", "big"]  # by accuracy
+    assert "two cores" in time.get_xlabel()
+
+
+def test_times_are_medians_with_their_range():
+    (_, _, time) = complexity_figure([cost("a", 70.0)], "x").axes
+    (bar,) = time.patches
+    assert bar.get_width() == pytest.approx(20)
+    (whiskers,) = time.collections
+    ((low, _), (high, _)) = whiskers.get_segments()[0]
+    assert (low, high) == pytest.approx((10, 40))
+
+
+def test_the_chart_is_a_picture(tmp_path):
+    path = complexity_chart([cost("a", 70.0)], "x", tmp_path / "new" / "c.png")
+    assert path.read_bytes().startswith(b"\x89PNG")

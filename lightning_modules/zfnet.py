@@ -1,0 +1,92 @@
+"""ZFNet. Zeiler & Fergus 2013, arXiv:1311.2901, section 3 and Figure 3.
+
+    layer     convolution               of which     pooling            normalised   output         parameters
+    input                                                                             3 x 224 x 224
+    layer1     96 of 7x7, stride 2      110 x 110    max 3x3, stride 2  yes          96 x  55 x  55      14,208
+    layer2    256 of 5x5, stride 2       26 x  26    max 3x3, stride 2  yes         256 x  13 x  13     614,656
+    layer3    384 of 3x3, pad 1                                                     384 x  13 x  13     885,120
+    layer4    384 of 3x3, pad 1                                                     384 x  13 x  13   1,327,488
+    layer5    256 of 3x3, pad 1          13 x  13    max 3x3, stride 2              256 x   6 x   6     884,992
+    layer6    fully connected, dropout 0.5                                         4096              37,752,832
+    layer7    fully connected, dropout 0.5                                         4096              16,781,312
+    output    fully connected                                                      1000               4,097,000
+62,357,608 parameters; with 512, 1024 and 512 maps in layers 3 to 5 (Tables 2 and 3) 107,627,624. ReLU follows
+every layer but the output. AlexNet with smaller filters and strides at the bottom, and without groups.
+
+Departures from the paper:
+  * Dropout doubles the outputs that it keeps in training, instead of halving all outputs in testing.
+  * "All weights are initialized to 10^-2" (section 3) would make the filters of a layer equal for ever: they are
+    normal with that standard deviation, as AlexNet's are. Biases are zero, as the section says.
+  * To scale a filter back whose root mean square exceeds 0.1 is a step of learning, not of the network.
+
+Left open by the paper, and what is done here:
+  * Padding and rounding, which must give Figure 3's 110, 55, 26, 13 and 6. Layer 1: padding 1, of which an image
+    of 224 uses the first row and column only. Layer 2: none. Pooling: sizes are rounded up, as in the code that
+    the authors built on (cuda-convnet's); no one padding turns 110 into 55 and 13 into 6.
+  * The constants of the normalisation "across feature maps" (Figure 3): those of Krizhevsky et al. 2012, to whom
+    section 2 refers. It follows pooling, as the caption lists them; layers 3 to 5 have none, as drawn.
+"""
+
+from collections import OrderedDict
+
+from torch import Tensor, nn
+
+from lightning_modules.layers import lrn, require_image
+
+# maps, filter side, stride, padding, and whether pooling and normalisation follow
+LAYERS = {
+    "layer1": (96, 7, 2, 1, True, True),
+    "layer2": (256, 5, 2, 0, True, True),
+    "layer3": (384, 3, 1, 1, False, False),
+    "layer4": (384, 3, 1, 1, False, False),
+    "layer5": (256, 3, 1, 1, True, False),
+}
+WIDE = {"layer3": 512, "layer4": 1024, "layer5": 512}  # maps, in Tables 2 and 3
+
+
+class ZFNet(nn.Sequential):
+    """The layers of Figure 3, in order."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, 224, 224) images -> (N, num_classes) scores; ValueError for images of another size."""
+        require_image(x, "zfnet", side=224)
+        return super().forward(x)
+
+
+def initialised(module: nn.Module) -> None:
+    """Weights normal with standard deviation 0.01, biases zero (section 3): for `network.apply`."""
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        nn.init.normal_(module.weight, std=0.01)
+        nn.init.constant_(module.bias, 0.0)  # type: ignore[arg-type]  # there is one
+
+
+def zfnet(*, wide: bool = False, units: int = 4096, num_classes: int = 1000, in_channels: int = 3) -> ZFNet:
+    """The network of Figure 3: (N, 3, 224, 224) -> scores (N, 1000).
+
+    `wide`: 512, 1024 and 512 maps in layers 3 to 5; `units`: of layers 6 and 7, in Table 3 also 2048 and 8192.
+    ValueError for fewer than one.
+    """
+    if units < 1:
+        raise ValueError(f"layers 6 and 7 need at least 1 unit, not {units}; the paper tries 2048, 4096 and 8192")
+    layers = OrderedDict[str, nn.Module]()
+    channels = in_channels
+    for name, (maps, side, stride, padding, pooled, normalised) in LAYERS.items():
+        maps = WIDE.get(name, maps) if wide else maps
+        conv = nn.Conv2d(channels, maps, side, stride=stride, padding=padding)
+        layer = OrderedDict[str, nn.Module](conv=conv, relu=nn.ReLU(inplace=True))
+        if pooled:
+            layer["pool"] = nn.MaxPool2d(3, stride=2, ceil_mode=True)
+        if normalised:
+            layer["norm"] = lrn()
+        layers[name] = nn.Sequential(layer)
+        channels = maps
+    width = channels * 6 * 6
+    for name in ("layer6", "layer7"):
+        full = OrderedDict[str, nn.Module](flatten=nn.Flatten())  # layer6: (N, 256, 6, 6) -> (N, 9216)
+        full.update(fc=nn.Linear(width, units), relu=nn.ReLU(inplace=True), dropout=nn.Dropout(0.5))
+        layers[name] = nn.Sequential(full)
+        width = units
+    layers["output"] = nn.Linear(width, num_classes)
+    network = ZFNet(layers)
+    network.apply(initialised)
+    return network

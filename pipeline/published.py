@@ -1,0 +1,329 @@
+"""Weights that others published, in our networks: carried over, evaluated, kept apart from reproductions.
+
+A result is a row of the leaderboard labelled "published weights". It never is evidence for a claim: nothing was
+trained here.
+"""
+
+import datetime
+import hashlib
+import inspect
+import json
+import pickle
+import urllib.error
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_modules.networks import NETWORKS, build
+from lightning_modules.published.catalogue import PUBLISHED
+from lightning_modules.published.weights import Published, carry_over, unfit
+from lightning_modules.recipe import Batch
+from pipeline.catalogue import Named
+from pipeline.data import sources
+from pipeline.data.batches import BatchMaker, Normaliser
+from pipeline.data.crops import Folder, SingleCrop
+from pipeline.evaluate import BATCH, Errors, evaluate
+from pipeline.home import data_folder, home
+from pipeline.mistakes import UserError
+from pipeline.plan import digest
+from pipeline.record import commit, hardware
+from pipeline.runs import write_atomically
+
+TORCHVISION = "torchvision"
+CENTRE = 0.875  # of the short side is cut out: 224 of 256
+SMALL = 64  # pixels: networks for images up to this size read known sets, whole
+WRAPPERS = ("state_dict", "model", "network")  # keys under which a checkpoint may keep the weights
+PREFIXES = ("module.", "network.", "model.", "_orig_mod.")
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A network of ours with weights of others."""
+
+    network: nn.Module
+    weights: str  # "torchvision ResNet50_Weights.IMAGENET1K_V1", or the file's name
+    sha256: str  # of the weights' names, shapes and numbers
+    differs: str  # where the network departs from its paper, so that the weights fit; "" nowhere
+    protocol: SingleCrop  # what the publisher evaluates them with
+    stated_top1_error_pct: float | None  # what the publisher measured
+
+
+@dataclass(frozen=True)
+class PublishedResult:
+    """How published weights do on a data set. Errors in percent."""
+
+    network: str
+    weights: str
+    sha256: str
+    differs: str
+    data: str
+    protocol: str
+    images: int
+    top1: float
+    top5: float
+    stated_top1: float | None
+    hardware: str
+    commit: str
+    evaluated: str  # date and time, UTC
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return asdict(self)
+
+
+def counterparts(named: Named) -> list[Published]:
+    """The networks of other libraries that compute what `named` does, but for differences that can be switched."""
+    wanted = full_args(named.variant.model.name, named.variant.model.args)
+    found = []
+    for one in PUBLISHED:
+        if one.network == named.variant.model.name:
+            theirs = full_args(one.network, one.args)
+            apart = {key for key, value in wanted.items() if theirs[key] != value}
+            if apart <= set(one.switches):
+                found.append(one)
+    return sorted(found, key=lambda one: (one.source != TORCHVISION, bool(one.differs)))
+
+
+def full_args(network: str, args: Mapping[str, Any]) -> dict[str, Any]:
+    """A builder's arguments with its defaults."""
+    known = inspect.signature(NETWORKS[network].build).parameters
+    defaults = {key: p.default for key, p in known.items() if p.default is not p.empty}
+    own = {
+        key: value for key, value in (defaults | dict(args)).items() if key not in ("num_classes", "in_channels")
+    }
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in own.items()}
+
+
+def from_torchvision(named: Named) -> Imported:
+    """The weights that torchvision publishes for `named` (IMAGENET1K_V1, downloaded once, checksum compared)."""
+    import torchvision
+
+    theirs = next((one for one in counterparts(named) if one.source == TORCHVISION), None)
+    if theirs is None:
+        fit = sorted({one.model for one in PUBLISHED if one.source == TORCHVISION})
+        raise UserError(f"torchvision publishes no weights for {named.name}; it does for its {', '.join(fit)}")
+    weights = torchvision.models.get_model_weights(theirs.model).IMAGENET1K_V1
+    try:
+        state = weights.get_state_dict(progress=False, check_hash=True)
+    except (urllib.error.URLError, OSError, RuntimeError) as error:
+        raise UserError(f"the weights at {weights.url} could not be downloaded: {error}") from None
+    network = made(named, theirs.args)
+    try:
+        carry_over(network, state, [theirs.rename])
+    except ValueError as error:
+        raise UserError(f"torchvision's {theirs.model} does not fit {named.name}: {error}") from None
+    shown = weights.transforms()
+    protocol = SingleCrop(
+        crop=shown.crop_size[0],
+        resize=shown.resize_size[0],
+        interpolation=shown.interpolation.value,
+        mean=tuple(shown.mean),
+        std=tuple(shown.std),
+    )
+    stated = weights.meta["_metrics"]["ImageNet-1K"]["acc@1"]
+    return Imported(network, f"{TORCHVISION} {weights}", state_hash(state), theirs.differs, protocol, 100 - stated)
+
+
+def from_file(named: Named, file: Path) -> Imported:
+    """Weights from a .safetensors file or a torch checkpoint, under our names, torchvision's or timm's."""
+    state = unwrapped(read_state(file))
+    network = made(named, named.variant.model.args)
+    side = named.image[1]
+    protocol = SingleCrop(crop=side, resize=round(side / CENTRE))
+    if not unfit(network, state):
+        carry_over(network, state, [])
+        return Imported(network, file.name, state_hash(state), "", protocol, None)
+    for theirs in counterparts(named):
+        other = made(named, theirs.args)
+        try:
+            carry_over(other, state, [theirs.rename])
+        except ValueError:
+            continue
+        protocol = replace(protocol, mean=theirs.mean, std=theirs.std)
+        stated = theirs.stated_top1_error_pct
+        return Imported(other, file.name, state_hash(state), theirs.differs, protocol, stated)
+    known = ", ".join(dict.fromkeys(f"{one.source}'s" for one in counterparts(named)))
+    names = f"our names or {known}" if known else "our names (no other library publishes this network)"
+    nearest = fitting(state)
+    hint = f"; they fit {nearest}" if nearest else ""
+    raise UserError(f"the weights in {file} do not fit {named.name} under {names}: {why(named, state)}{hint}")
+
+
+def why(named: Named, state: Mapping[str, Tensor]) -> str:
+    """Why weights do not fit, under the naming that comes nearest."""
+    try:
+        carry_over(made(named, named.variant.model.args), state, [one.rename for one in counterparts(named)])
+    except ValueError as error:
+        return str(error)
+    return "their shapes are another network's"
+
+
+def fitting(state: Mapping[str, Tensor]) -> str:
+    """The networks of others that weights under other names would fit: "vgg (configuration E)"; "" if none."""
+    from lightning_modules.published.weights import translated
+
+    for one in PUBLISHED:
+        try:
+            ours = translated(state, one.rename)
+        except ValueError:
+            continue
+        if len(ours) < len(state) / 2:
+            continue
+        with torch.device("meta"):
+            network = build(one.network, one.args, num_classes=NETWORKS[one.network].classes, in_channels=3)
+        if not unfit(network, ours):
+            args = ", ".join(f"{key} {value}" for key, value in one.args.items())
+            return f"{one.network} ({args})" if args else one.network
+    return ""
+
+
+def made(named: Named, args: Mapping[str, Any]) -> nn.Module:
+    """The network with `args`, in evaluation mode; its own weights are about to be replaced."""
+    try:
+        return build(named.variant.model.name, args, num_classes=named.classes, in_channels=named.image[0]).eval()
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def read_state(file: Path) -> dict[str, Any]:
+    """What a weights file holds; nothing in it is ever run."""
+    if not file.is_file():
+        raise UserError(f"there is no weights file {file}; give a .safetensors or .pth file, or 'torchvision'")
+    try:
+        if file.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(file)
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        first = str(error).strip().splitlines()[0]
+        raise UserError(f"{file} holds more than weights, which is never loaded ({first})") from None
+    except Exception as error:  # noqa: BLE001 - safetensors and torch raise many kinds for a damaged file
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{file} is no readable weights file ({first})") from None
+    if not isinstance(state, dict):
+        raise UserError(f"{file} holds a {type(state).__name__}, not a map from names to weights")
+    return state
+
+
+def unwrapped(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The weights of a checkpoint that keeps them under one key, or under names that all begin alike."""
+    for key in WRAPPERS:
+        if isinstance(state.get(key), Mapping):
+            state = state[key]
+            break
+    weights = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    for prefix in PREFIXES:
+        begun = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+        if begun and len(begun) >= len(weights) - 2:  # our own checkpoints keep two counters beside the network
+            weights = begun
+    return weights
+
+
+def state_hash(state: Mapping[str, Tensor]) -> str:
+    """sha256 over names, shapes and numbers, in order of name."""
+    found = hashlib.sha256()
+    for name in sorted(state):
+        value = state[name].detach().cpu().contiguous()
+        found.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
+        found.update(value.reshape(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b"")
+    return found.hexdigest()
+
+
+def evaluated(named: Named, imported: Imported, data: str, *, workers: int) -> PublishedResult:
+    """Errors of imported weights on `data`: a small set's test images, or a folder of class folders."""
+    if named.image[1] <= SMALL:
+        errors, protocol = on_small_set(named, imported, data)
+    else:
+        errors, protocol = on_folder(named, imported, data, workers)
+    found = errors.metrics("test")
+    return PublishedResult(
+        network=named.name,
+        weights=imported.weights,
+        sha256=imported.sha256,
+        differs=imported.differs,
+        data=Path(data).name,
+        protocol=protocol,
+        images=errors.images,
+        top1=found["test/top1_error_pct"],
+        top5=found["test/top5_error_pct"],
+        stated_top1=imported.stated_top1_error_pct,
+        hardware=hardware(),
+        commit=commit(),
+        evaluated=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    )
+
+
+def on_folder(named: Named, imported: Imported, data: str, workers: int) -> tuple[Errors, str]:
+    """Errors on one crop of each picture in a folder of class folders."""
+    folder = Path(data) if Path(data).is_dir() else data_folder() / data
+    pictures = Folder(folder, named.classes, imported.protocol)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network = imported.network.to(device)
+
+    def batches() -> Iterable[Batch]:
+        for step, images, labels in pictures.batches(workers):
+            yield Batch(step, images.to(device), labels.to(device))
+
+    return count(network, batches(), len(pictures)), imported.protocol.words
+
+
+def on_small_set(named: Named, imported: Imported, data: str) -> tuple[Errors, str]:
+    """Errors on a small set's test images, whole, normalised as the weights were trained."""
+    images = sources.load(data, data_folder())
+    channels = images.test.pixels.shape[-1]
+    if len(images.classes) != named.classes or channels != named.image[0]:
+        raise UserError(
+            f"{named.name} tells {named.classes} classes apart in images of {named.image[0]} channels, and {data}"
+            f" has {len(images.classes)} and {channels}"
+        )
+    mean, std = torch.tensor(imported.protocol.mean[:channels]), torch.tensor(imported.protocol.std[:channels])
+    normalise = Normaliser("published", scale=1 / (255 * std), shift=mean / std, outside=0.0)
+    pad_to = named.image[1] if named.image[1] > images.test.pixels.shape[1] else None
+    maker = BatchMaker(images.test, normalise=normalise, pad_to=pad_to)
+
+    def batches() -> Iterable[Batch]:
+        for step, chosen in enumerate(torch.arange(len(images.test)).split(BATCH)):
+            yield Batch(step, maker(chosen), images.test.labels[chosen])
+
+    return count(imported.network, batches(), len(images.test)), "single view of the whole image"
+
+
+def count(network: nn.Module, batches: Iterable[Any], expected: int) -> Errors:
+    """The errors; a network that cannot read the images says so."""
+    try:
+        return evaluate(network, batches, F.cross_entropy, expected=expected, bf16=False)
+    except ValueError as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(str(error)) from None
+
+
+def folder_of_results() -> Path:
+    """Where results on published weights are kept: apart from the runs."""
+    return home() / "published"
+
+
+def keep(result: PublishedResult) -> Path:
+    """Write a result beside the earlier ones; the same weights on the same data and protocol replace."""
+    same = {key: getattr(result, key) for key in ("network", "sha256", "data", "protocol", "images")}
+    path = folder_of_results() / f"{digest(same)}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(result.to_dict(), indent=1) + "\n")
+    return path
+
+
+def results() -> list[PublishedResult]:
+    """All kept results, the lowest error first; UserError names a file that cannot be read."""
+    found = []
+    for path in sorted(folder_of_results().glob("*.json")):
+        try:
+            found.append(PublishedResult(**json.loads(path.read_text(encoding="utf-8"))))
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{path} is no result of published weights ({error}); remove it") from None
+    return sorted(found, key=lambda row: (row.data, row.top1))

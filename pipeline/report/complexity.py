@@ -1,0 +1,116 @@
+"""What networks cost, in words: one network layer by layer, all of them side by side. Pure."""
+
+from collections import Counter
+from collections.abc import Sequence
+from statistics import median
+from typing import Any
+
+from torch import nn
+
+from pipeline.analyse import POOLING, Analysis, weighted
+from pipeline.catalogue import Complexity
+
+
+def layer_rows(found: Analysis) -> list[dict[str, Any]]:
+    """The network as its paper's table has it: a row for each of its parts, in order; the total comes last."""
+    rows = []
+    for name, part in found.network.named_children():
+        used = name in found.outputs
+        reach = found.reach.get(name)
+        rows.append(
+            {
+                "layer": name,
+                "output": list(found.outputs[name].shape[1:]) if used else None,
+                "kernel": kernels(part),
+                "parameters": found.count(name, "parameters"),
+                "multiply_adds": found.count(name, "multiply_adds") if used else 0,
+                "activations": found.count(name, "activations"),
+                "receptive_field": reach.field if reach and used and grows(part) else None,
+            }
+        )
+    total = {what: found.measure(what) for what in ("parameters", "multiply_adds", "activations")}
+    return [*rows, {"layer": "total", "output": None, "kernel": "", "receptive_field": None} | total]
+
+
+def grows(part: nn.Module) -> bool:
+    """Whether units of a layer, or of one within, see more than the units before."""
+    return any(weighted(m) or isinstance(m, POOLING) or hasattr(m, "window") for m in part.modules())
+
+
+def kernels(part: nn.Module) -> str:
+    """The windows within a part: "7x7/2", "3 x 1x1, 3 x 3x3"; "/2" is a stride, "g32" groups."""
+    words = [kernel(module) for module in part.modules()]
+    found = Counter(word for word in words if word)
+    return ", ".join(f"{n} x {word}" if n > 1 else word for word, n in found.items())
+
+
+def kernel(module: nn.Module) -> str:
+    """The window of one layer; "" for what has none."""
+    if hasattr(module, "window"):
+        return f"sum {module.window}x{module.window}/{module.window}"
+    if isinstance(module, nn.AdaptiveAvgPool2d):
+        return "global mean" if module.output_size in (1, (1, 1)) else f"mean to {module.output_size}"
+    if not isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
+        return ""
+    high, wide = pair(module.kernel_size)
+    stride = pair(module.stride or module.kernel_size)[0]
+    kind = {nn.MaxPool2d: "max ", nn.AvgPool2d: "mean "}.get(type(module), "")
+    groups = f" g{module.groups}" if isinstance(module, nn.Conv2d) and module.groups > 1 else ""
+    return f"{kind}{high}x{wide}" + (f"/{stride}" if stride > 1 else "") + groups
+
+
+def pair(value: Any) -> tuple[int, int]:
+    """3 -> (3, 3); (3, 1) as it is."""
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
+def layer_cells(row: dict[str, Any]) -> dict[str, str]:
+    """A row of `layer_rows`, ready to show."""
+    return {
+        "layer": row["layer"],
+        "output": " x ".join(map(str, row["output"] or ())),
+        "kernel": row["kernel"],
+        "parameters": f"{row['parameters']:,}" if row["parameters"] else "",
+        "multiply-adds": f"{row['multiply_adds']:,}" if row["multiply_adds"] else "",
+        "activations": f"{row['activations']:,}" if row["activations"] else "",
+        "sees": str(row["receptive_field"] or ""),
+    }
+
+
+def complexity_cells(row: Complexity) -> dict[str, str]:
+    """One network, ready to show."""
+    return {
+        "network": row.name,
+        "input": "x".join(map(str, row.image)),
+        "layers": f"{row.layers}",
+        "parameters": millions(row.parameters),
+        "multiply-adds": millions(row.multiply_adds),
+        "activations": millions(row.activations),
+        "memory MB": f"{row.memory_mb:.1f}",
+    }
+
+
+def chart_cells(row: Complexity) -> dict[str, str]:
+    """One network of the chart, ready to show."""
+    return {
+        "network": row.name,
+        "top-1 %": "" if row.top1_pct is None else f"{row.top1_pct:g}",
+        "G ops": f"{2 * row.multiply_adds / 1e9:.2f}",
+        "parameters": millions(row.parameters),
+        "memory MB": f"{row.memory_mb:.1f}",
+        "forward ms": milliseconds(row.forward_s),
+    }
+
+
+def millions(number: int) -> str:
+    """60965224 -> "60.97 M", 1582671872 -> "1,582.67 M"."""
+    return f"{number / 1e6:,.2f} M"
+
+
+def milliseconds(times: Sequence[float]) -> str:
+    """The median, and the range: "41 (40 to 44)"."""
+    if not times:
+        return ""
+    low, middle, high = (1000 * of(times) for of in (min, median, max))
+    digits = 1 if high < 100 else 0
+    return f"{middle:,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})"
