@@ -95,7 +95,8 @@ class Classifier(pl.LightningModule):
         scores, *auxiliary = outputs if isinstance(outputs, tuple) else (outputs,)
         loss = self.loss(scores.float(), batch.labels)
         for other in auxiliary:
-            loss = loss + self.network.aux_weight * self.loss(other.float(), batch.labels)
+            weight = float(self.network.aux_weight)  # type: ignore[arg-type]
+            loss = loss + weight * self.loss(other.float(), batch.labels)
         value = loss.item()
         if not torch.isfinite(loss):
             raise NotConvergedError(batch.step, value)

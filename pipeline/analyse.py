@@ -85,7 +85,7 @@ class Tracing(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Compute, and note what it costs and how far the result sees."""
-        if func.overloadpacket in NORMALISING and args[0].is_meta:  # torch takes milliseconds to see that it is alike
+        if func.overloadpacket in NORMALISING and args[0].is_meta:  # torch takes milliseconds to see the shape
             result = torch.empty_like(args[0]), args[0].new_empty(0), args[0].new_empty(0)
         else:
             result = func(*args, **(kwargs or {}))

@@ -453,7 +453,7 @@ def print_outcome(entries: "list[Entry]", experiment: str) -> None:
 
 
 def print_ledger(entries: "list[Entry]", *, whole: bool) -> None:
-    """Every verdict; claims that wait for runs in one list, and but for `whole`, what arithmetic confirms in a line."""
+    """Every verdict; in a line: claims that wait for runs and, if not `whole`, what arithmetic confirms."""
     from pipeline.report.text import counts, outcome
     from pipeline.verdict import Outcome, Reason
 

@@ -2,21 +2,28 @@
 
 from typing import Literal
 
-from lightning_modules.published.weights import Published, renamer
+from lightning_modules.published.weights import Published, Rename, renamer
 
 SOURCES: tuple[Literal["torchvision", "timm"], ...] = ("torchvision", "timm")
-RENAME = renamer(
-    *(
-        rule
-        for stage in (1, 2, 3, 4)
-        for rule in (
-            (rf"layer{stage}\.(\d+)\.downsample\.0\.(\w+)", rf"conv{stage + 1}_x.\1.shortcut.conv.\2"),
-            (rf"layer{stage}\.(\d+)\.downsample\.1\.(\w+)", rf"conv{stage + 1}_x.\1.shortcut.bn.\2"),
-            (rf"layer{stage}\.(.+)", rf"conv{stage + 1}_x.\1"),
-        )
-    ),
-    (r"(conv1|bn1|fc)\..+", r"\g<0>"),
-)
+
+
+def stages(ours: str) -> Rename:
+    """Their `layer1` to `layer4` as our stages 2 to 5, called `ours` with the stage for {}: "conv{}_x"."""
+    return renamer(
+        *(
+            rule
+            for stage, name in ((stage, ours.format(stage + 1)) for stage in (1, 2, 3, 4))
+            for rule in (
+                (rf"layer{stage}\.(\d+)\.downsample\.0\.(\w+)", rf"{name}.\1.shortcut.conv.\2"),
+                (rf"layer{stage}\.(\d+)\.downsample\.1\.(\w+)", rf"{name}.\1.shortcut.bn.\2"),
+                (rf"layer{stage}\.(.+)", rf"{name}.\1"),
+            )
+        ),
+        (r"(conv1|bn1|fc)\..+", r"\g<0>"),
+    )
+
+
+RENAME = stages("conv{}_x")
 
 PUBLISHED = tuple(
     Published(source, f"resnet{depth}", "resnet_imagenet", {"depth": depth}, RENAME)

@@ -2,20 +2,10 @@
 
 from typing import Literal
 
-from lightning_modules.published.weights import Published, renamer
+from lightning_modules.published.resnet import stages
+from lightning_modules.published.weights import Published
 
-RENAME = renamer(
-    *(
-        rule
-        for stage in (1, 2, 3, 4)
-        for rule in (
-            (rf"layer{stage}\.(\d+)\.downsample\.0\.(\w+)", rf"conv{stage + 1}.\1.shortcut.conv.\2"),
-            (rf"layer{stage}\.(\d+)\.downsample\.1\.(\w+)", rf"conv{stage + 1}.\1.shortcut.bn.\2"),
-            (rf"layer{stage}\.(.+)", rf"conv{stage + 1}.\1"),
-        )
-    ),
-    (r"(conv1|bn1|fc)\..+", r"\g<0>"),
-)
+RENAME = stages("conv{}")
 
 
 def published(source: Literal["torchvision", "timm"], depth: int, cardinality: int, width: int) -> Published:

@@ -30,3 +30,14 @@ def output_shapes(network: nn.Module, image: tuple[int, ...]) -> dict[str, tuple
     for hook in hooks:
         hook.remove()
     return seen
+
+
+def shaken(network: nn.Module) -> nn.Module:
+    """The network with batch-norm statistics and scales unlike those of the start, so that a mix-up shows."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, std=0.1)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+            nn.init.uniform_(module.weight, 0.8, 1.2)
+            nn.init.normal_(module.bias, std=0.1)
+    return network

@@ -5,6 +5,7 @@ import timm
 import torch
 import torch.nn.functional as F
 import torchvision
+from looking import on_meta, output_shapes, parameters, shaken
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -12,7 +13,6 @@ from lightning_modules.layers import PadShortcut, Projection
 from lightning_modules.published.resnet import PUBLISHED
 from lightning_modules.published.weights import translated, unfit
 from lightning_modules.resnet_imagenet import Bottleneck, plain_imagenet, resnet_imagenet
-from tests.lightning_modules.looking import on_meta, output_shapes, parameters
 
 IMAGE = (3, 224, 224)
 TABLE_1 = {  # blocks of conv2_x to conv5_x
@@ -227,17 +227,6 @@ def theirs(source: str, model: str) -> nn.Module:
     if source == "timm":
         return timm.create_model(model, pretrained=False).eval()
     return torchvision.models.get_model(model, weights=None).eval()
-
-
-def shaken(network: nn.Module) -> nn.Module:
-    """With running statistics that are not those of the start, so that a mix-up shows."""
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.normal_(module.running_mean, std=0.1)
-            nn.init.uniform_(module.running_var, 0.5, 2)
-            nn.init.uniform_(module.weight, 0.8, 1.2)
-            nn.init.normal_(module.bias, std=0.1)
-    return network
 
 
 def entry(source: str, model: str):

@@ -5,6 +5,7 @@ import timm
 import torch
 import torch.nn.functional as F
 import torchvision
+from looking import on_meta, output_shapes, parameters, shaken
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -13,7 +14,6 @@ from lightning_modules.published.resnext import PUBLISHED
 from lightning_modules.published.weights import translated, unfit
 from lightning_modules.resnet_imagenet import resnet_imagenet
 from lightning_modules.resnext import Block, in_form, resnext_cifar, resnext_imagenet
-from tests.lightning_modules.looking import on_meta, output_shapes, parameters
 
 TABLE_2 = {1: 64, 2: 40, 4: 24, 8: 14, 32: 4}  # cardinality: width of a path in conv2
 IMAGENET = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
@@ -191,17 +191,6 @@ def test_without_shortcuts_nothing_is_added():
 
 
 # --- the three forms of Figure 3 ---------------------------------------------------------------------------
-
-
-def shaken(network: nn.Module) -> nn.Module:
-    """With running statistics and scales that are not those of the start, so that a mix-up shows."""
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.normal_(module.running_mean, std=0.1)
-            nn.init.uniform_(module.running_var, 0.5, 2)
-            nn.init.uniform_(module.weight, 0.8, 1.2)
-            nn.init.normal_(module.bias, std=0.1)
-    return network
 
 
 def cifar(form: str, seed: int = 0) -> nn.Module:
