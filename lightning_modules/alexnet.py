@@ -40,7 +40,7 @@ Left open by the paper, and what is done here:
     output. For Figure 1 nothing is said; the usual stand-in is that project's "18 %" net, four layers with the
     output. Its own normalisation is within a map and after pooling; here both nets have section 3.3's, with the
     constants of the pair's file, k 1, n 5, alpha 0.001 / 5, beta 0.75. Weights are normal with the files' standard
-    deviations, biases zero. The files read pixels of 0 to 255, this project's networks 0 to 1, so conv1 starts
+    deviations, biases zero. The files read pixels of 0 to 255, this project has them from 0 to 1, so conv1 starts
     with 255 times the file's 0.0001, which makes the same function.
 
     local=False   output          filters                  local=True   output          filters
@@ -68,6 +68,7 @@ from lightning_modules.layers import require_image
 ACTIVATIONS = {"relu": torch.relu_, "tanh": torch.tanh_}  # in place: no row before them needs its output again
 
 
+# The kinds of rows that a table has.
 class Conv(NamedTuple):
     kernels: int
     size: int
