@@ -21,11 +21,14 @@ setup: $(READY) ## the environment, in .venv
 demo: $(READY) ## plain against residual nets on handwritten digits: train, judge, draw
 	@$(BIN)/repro run resnet/cifar10_depth --scale laptop
 
+# One worker a core, each with one thread: two threads on layers this small wait for each other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+
 test: $(READY) ## the tests, without the slow ones
-	@$(BIN)/python -m pytest
+	@$(PYTEST)
 
 test-slow: $(READY) ## all tests
-	@$(BIN)/python -m pytest -m "slow or not slow"
+	@$(PYTEST) -m "(slow or not slow) and not gpu"
 
 lint: $(READY) ## format, lint and types
 	@$(BIN)/ruff format --check $(SOURCES)

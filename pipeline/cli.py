@@ -273,6 +273,12 @@ def evaluate(
     with err.status("evaluating …") if err.is_terminal else nullcontext():
         result = evaluated(named, imported, data, workers=min(4, os.cpu_count() or 1))
     keep(result)
+    try:
+        from pipeline.tracking import Tracker
+
+        Tracker().imported(result.to_dict())
+    except UserError as error:
+        complain(f"Not tracked: {error}.\nThe result is kept on this machine, and on its leaderboard.")
     if as_json:
         print_json(result.to_dict())
     else:

@@ -29,11 +29,13 @@ from mlflow.tracking import MlflowClient
 
 from pipeline.home import home, tracking_uri
 from pipeline.mistakes import UserError
+from pipeline.plan import digest
 from pipeline.record import FINISHED, Record
 from pipeline.runs import RunFolder, write_atomically
 
 BATCH = 900  # metrics in one request; MLflow's limit is 1,000
 PAGE = 1000
+IMPORTED = "published weights"  # MLflow's experiment of what others trained
 SECRET = re.compile(r"//\S*@")  # up to the last @, whatever the password holds
 
 
@@ -177,6 +179,29 @@ class Tracker:
             if file.is_file():  # a run that diverged has no model, and where that was soon, no journal
                 self.client.log_artifact(run_id, str(file))
         self.client.set_terminated(run_id, "FINISHED" if record.status == FINISHED else "FAILED")
+
+    def imported(self, result: Mapping[str, Any]) -> str:
+        """The MLflow run of published weights on a data set: apart from all papers' runs, and no record of one.
+
+        The same weights on the same data are the same run again.
+        """
+        same = [result[name] for name in ("network", "sha256", "data", "protocol", "images")]
+        key = f"published:{digest(same)}"
+        about = {name: value for name, value in result.items() if isinstance(value, str) and value}
+        metrics = {"test/top1_error_pct": result["top1"], "test/top5_error_pct": result["top5"]}
+        with named(self.uri):
+            run_id = self.find(IMPORTED, key)
+            if run_id is None:
+                tags = {"repro.key": key, "repro.kind": IMPORTED}
+                name = f"{result['network']}, {IMPORTED}"
+                made = self.client.create_run(self.experiment_id(IMPORTED), tags=tags, run_name=name)
+                run_id = made.info.run_id
+            stamp = int(time.time() * 1000)
+            points = [Metric(name, value, stamp, 0) for name, value in metrics.items()]
+            points.append(Metric("test/images", result["images"], stamp, 0))
+            self.client.log_batch(run_id, metrics=points, tags=[RunTag(f"repro.{k}", v) for k, v in about.items()])
+            self.client.set_terminated(run_id)
+        return run_id
 
     def records(self) -> list[Record]:
         """All ended runs of every paper."""

@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 import torch
 import torch.nn.functional as F
+from looking import on_meta, output_shapes, parameters
 from torch import Tensor, nn
 
 from lightning_modules.fractalnet import (
@@ -20,7 +21,6 @@ from lightning_modules.fractalnet import (
     fractalnet,
     fractalnet_plain,
 )
-from tests.lightning_modules.looking import on_meta, output_shapes, parameters
 
 WIDTHS = (64, 128, 256, 512, 512)
 TABLE_3 = (16, 32, 64, 128, 128)

@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from looking import on_meta, output_shapes, parameters
 from torch import nn
 
 from lightning_modules.nin import nin
-from tests.lightning_modules.looking import on_meta, output_shapes, parameters
 
 # Side of the image, channels, then kernel and filters of each convolution, as in the four configuration files.
 FORMS = {

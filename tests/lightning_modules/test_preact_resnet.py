@@ -5,13 +5,13 @@ from functools import cache
 import pytest
 import torch
 import torch.nn.functional as F
+from looking import on_meta, output_shapes, parameters
 from torch import nn
 
 from lightning_modules.layers import PadShortcut, Projection
 from lightning_modules.preact_resnet import FIGURE_4, Unit, preact_resnet_cifar
 from lightning_modules.published.weights import renamer, translated
 from lightning_modules.resnet import plain_cifar, resnet_cifar
-from tests.lightning_modules.looking import on_meta, output_shapes, parameters
 
 FULL = "full pre-activation"
 TABLE_4 = {  # depth, layers of a unit: parameters with full pre-activation

@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+from looking import on_meta, output_shapes, parameters
 from timm.models.resnetv2 import ResNetV2
 from torch import nn
 
@@ -10,7 +11,6 @@ from lightning_modules.preact_resnet import FIGURE_4
 from lightning_modules.preact_resnet_imagenet import ImageNetNet, preact_resnet_imagenet
 from lightning_modules.published.weights import renamer, translated, unfit
 from lightning_modules.resnet_imagenet import resnet_imagenet
-from tests.lightning_modules.looking import on_meta, output_shapes, parameters
 
 IMAGE = (3, 224, 224)
 FULL = "full pre-activation"

@@ -3,12 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from looking import on_meta, output_shapes, parameters
 from torch import nn
 
 from lightning_modules.preact_resnet import preact_resnet_cifar
 from lightning_modules.published.weights import renamer, translated
 from lightning_modules.wide_resnet import Block, wide_resnet_cifar
-from tests.lightning_modules.looking import on_meta, output_shapes, parameters
 
 EXACT = {  # depth, k: parameters with 10 classes
     (40, 1): 563_930,

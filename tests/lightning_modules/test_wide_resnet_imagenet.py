@@ -4,6 +4,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from looking import on_meta, output_shapes, parameters
 from torch import nn
 
 from lightning_modules.networks import build
@@ -11,7 +12,6 @@ from lightning_modules.published.weights import translated, unfit
 from lightning_modules.published.wide_resnet import PUBLISHED
 from lightning_modules.resnet_imagenet import resnet_imagenet
 from lightning_modules.wide_resnet_imagenet import wide_resnet_imagenet
-from tests.lightning_modules.looking import on_meta, output_shapes, parameters
 
 IMAGE = (3, 224, 224)
 EXACT = {

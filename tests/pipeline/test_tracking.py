@@ -409,3 +409,38 @@ def test_flat_makes_dotted_keys():
 
 def test_mlflow_is_asked_to_give_up_soon():
     assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "1"
+
+
+# --- weights of others -------------------------------------------------------------------------------------
+
+OF_OTHERS = {
+    "network": "resnet-50",
+    "weights": "torchvision X",
+    "sha256": "ab" * 32,
+    "differs": "",
+    "data": "it's val",
+    "protocol": "single central crop 224",
+    "images": 50000,
+    "top1": 23.85,
+    "top5": 7.13,
+    "stated_top1": 23.87,
+}
+
+
+def test_published_weights_are_a_run_of_their_own_and_no_record(home, client):
+    tracker = Tracker()
+    first = tracker.imported(OF_OTHERS)
+    assert tracker.imported(OF_OTHERS) == first  # the same again is the same run
+    assert tracker.imported(OF_OTHERS | {"data": "other"}) != first
+    run = client.get_run(first)
+    assert client.get_experiment(run.info.experiment_id).name == "published weights"
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics == {"test/top1_error_pct": 23.85, "test/top5_error_pct": 7.13, "test/images": 50000}
+    assert (run.data.tags["repro.kind"], run.data.tags["repro.weights"]) == ("published weights", "torchvision X")
+    assert tracker.records() == []
+
+
+def test_a_server_that_is_away_is_a_tracking_error(home, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", NOBODY)
+    with pytest.raises(TrackingError, match=r"127\.0\.0\.1:9"):
+        Tracker().imported(OF_OTHERS)
