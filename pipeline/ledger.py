@@ -110,7 +110,10 @@ def judge(claim: Claim, experiment: Experiment, grouped: dict[str, ByVariant], m
 
 
 def judged_exactly(claim: ExactClaim, experiment: Experiment, measure: Measure) -> Verdict:
-    """The verdict of arithmetic: one value, or the ratio of two, compared with what is claimed."""
+    """The verdict of arithmetic: one value, or the ratio of two, compared with what is claimed.
+
+    A claim that was not read in its source can be confirmed, but not used to say that the source is wrong.
+    """
     value = measure(claim.metric, experiment, claim.of)
     found = "The paper prints" if claim.metric.startswith("printed/") else "We measure"
     if claim.over or claim.over_metric:
@@ -119,9 +122,15 @@ def judged_exactly(claim: ExactClaim, experiment: Experiment, measure: Measure) 
             raise UserError(f"{experiment.name}, claim {claim.id}: {value!r} / {below!r} is no ratio")
         found = f"{found} {value:,.10g} / {below:,.10g} ="
         value = value / below
-    return judge_exact(
+    verdict = judge_exact(
         value, claimed=claim.claimed, margin=claim.margin, corrected=claim.corrected, op=claim.op, found=found
     )
+    if claim.confidence == "memory" and verdict.outcome is not Outcome.REPRODUCED:
+        sentence = f"{verdict.sentence} The claimed value was recalled and not read again, so the error may be ours."
+        return replace(
+            verdict, outcome=Outcome.CANNOT_JUDGE, reason=Reason.PROTOCOL_UNSPECIFIED, sentence=sentence
+        )
+    return verdict
 
 
 def judged_at(scale: str, claim: Trained, experiment: Experiment, records: ByVariant) -> Verdict:

@@ -24,7 +24,7 @@ Written by `repro results` from the tracked runs in `results/records.json`; noth
 alone gives. Errors are top-1 and top-5, in percent, of the last model.
 """
 START, END = "<!-- leaderboard -->", "<!-- /leaderboard -->"  # README.md's own part is between them
-EXACT = (Outcome.REPRODUCED, Outcome.ERRATUM, Outcome.NOT_REPRODUCED)  # what arithmetic may find
+EXACT = (Outcome.REPRODUCED, Outcome.ERRATUM, Outcome.NOT_REPRODUCED, Outcome.CANNOT_JUDGE)  # by arithmetic
 LEFT_OUT = ("smoke",)  # scales that show that everything runs, and nothing else
 
 

@@ -136,8 +136,9 @@ def command(
     from pipeline import cli
 
     monkeypatch.setenv("REPRO_HOME", str(tmp_path))
-    for name in ("OMP_NUM_THREADS", "MLFLOW_TRACKING_URI", "REPRO_DATA"):
+    for name in ("OMP_NUM_THREADS", "MLFLOW_TRACKING_URI", "REPRO_DATA", "COLUMNS"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(cli, "out", cli.console())  # as wide as a pipe, whatever the tests run in
 
     def run(*words: object) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", ["repro", *map(str, words)])

@@ -80,7 +80,7 @@ def test_a_bar_in_a_claim_breaks_no_table(experiment, records):
 def test_exact_claims_are_judged_by_arithmetic_at_the_end(experiment, records):
     last = results_text([experiment], records[:9], {}).split("## Judged by arithmetic\n")[1]
     assert "1 reproduced, 1 erratum. " in last
-    assert "| toy/depth | 2 | 1 | 1 |  |" in last
+    assert "| toy/depth | 2 | 1 | 1 |  |  |" in last
     assert (
         "| toy/depth | ! erratum | decay | Decay of 1e-5 | lecture; notes | We measure 0.0001, which agrees"
         in last
