@@ -227,7 +227,7 @@ def analyse_all(as_json: bool) -> None:
     if as_json:
         print_json({"networks": [row.to_dict() for row in rows], "hardware": machine, "figure": figure})
         return
-    for paper in dict.fromkeys(row.paper for row in rows):
+    for paper in sorted({row.paper for row in rows}):
         out.print(f"[bold]{paper}[/]")
         print_table([complexity_cells(row) for row in rows if row.paper == paper], left=("network",))
         out.print()

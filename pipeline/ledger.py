@@ -120,13 +120,15 @@ def judged_exactly(claim: ExactClaim, experiment: Experiment, measure: Measure) 
         below = measure(claim.over_metric or claim.metric, experiment, claim.over or claim.of)
         if not all(isinstance(side, int | float) for side in (value, below)) or not below:
             raise UserError(f"{experiment.name}, claim {claim.id}: {value!r} / {below!r} is no ratio")
-        found = f"{found} {value:,.10g} / {below:,.10g} ="
+        found = f"{found} {value:,} / {below:,} ="
         value = value / below
     verdict = judge_exact(
         value, claimed=claim.claimed, margin=claim.margin, corrected=claim.corrected, op=claim.op, found=found
     )
     if claim.confidence == "memory" and verdict.outcome is not Outcome.REPRODUCED:
-        sentence = f"{verdict.sentence} The claimed value was recalled and not read again, so the error may be ours."
+        sentence = (
+            f"{verdict.sentence} The claimed value was recalled and not read again, so the error may be ours."
+        )
         return replace(
             verdict, outcome=Outcome.CANNOT_JUDGE, reason=Reason.PROTOCOL_UNSPECIFIED, sentence=sentence
         )

@@ -121,11 +121,11 @@ def complexity_figure(rows: Sequence[Complexity], hardware: str) -> Figure:
         discs.annotate(row.name, (x, y), xytext=(4, 5), textcoords="offset points", fontsize=8)
     for size in (5, 50, 150):
         discs.scatter([], [], s=size * 12, color="#999999", alpha=0.5, linewidths=0, label=f"{size} M")
-    discs.legend(title="parameters", frameon=False, loc="lower right", labelspacing=2.2, borderpad=1.4, fontsize=8)
+    discs.legend(title="parameters", frameon=False, loc="lower right", labelspacing=3, borderpad=2.4, fontsize=8)
     discs.set_xlabel("operations of one image (10⁹; a multiply-add is two)")
     discs.set_ylabel("published top-1 accuracy, single central crop (%)")
+    discs.margins(0.14)
     discs.set_xlim(left=0)
-    discs.margins(0.1)
     names = [row.name for row in shown]
     colours = [colour[row.paper] for row in shown]
     weights = [4 * row.parameters / 1e6 for row in shown]

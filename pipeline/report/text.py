@@ -67,6 +67,7 @@ def paper_number(row: Row) -> str:
 def verdict_cells(entry: Entry) -> dict[str, str]:
     """One row of the ledger, ready to show."""
     claim, verdict = entry.claim, entry.verdict
+    rule = getattr(claim, "rule", "")
     source = claim.source if claim.by == "paper" else f"lecture; {claim.source}"
     if claim.confidence != "checked":
         source += f" ({'read off a figure' if claim.confidence == 'figure' else 'from memory'})"
@@ -75,7 +76,7 @@ def verdict_cells(entry: Entry) -> dict[str, str]:
         "says": claim.says,
         "source": source,
         "verdict": outcome(verdict),
-        "evidence": verdict.sentence,
+        "evidence": verdict.sentence + (f" Counting rule: {rule.rstrip('.')}." if rule else ""),
         "runs": where(entry),
     }
 

@@ -363,10 +363,14 @@ def test_a_number_from_memory_can_be_confirmed_but_not_called_wrong(experiment):
     wrong = exact(claimed=900, corrected=700, confidence="memory")
     verdict = judged_exactly(wrong, experiment, measured)
     assert (verdict.outcome, verdict.reason) == ("cannot judge", "protocol-unspecified")
-    assert verdict.sentence.endswith("The claimed value was recalled and not read again, so the error may be ours.")
+    assert verdict.sentence.endswith(
+        "The claimed value was recalled and not read again, so the error may be ours."
+    )
     assert judged_exactly(exact(claimed=900, confidence="memory"), experiment, measured).outcome == "cannot judge"
     assert judged_exactly(exact(claimed=700, confidence="memory"), experiment, measured).outcome == "reproduced"
-    assert judged_exactly(exact(claimed=900, confidence="figure"), experiment, measured).outcome == "not reproduced"
+    assert (
+        judged_exactly(exact(claimed=900, confidence="figure"), experiment, measured).outcome == "not reproduced"
+    )
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,12 @@ def test_a_verdict_says_who_said_it_and_how_it_was_read(entries):
     assert verdict_cells(entries["prize"])["verdict"] == "– cannot judge: no-labels"
 
 
+def test_the_counting_rule_is_shown_with_the_arithmetic(declare):
+    declared = declare("margin: 5000", 'margin: 5000, rule: "biases too."')
+    entry = ledger(declared, [], lambda metric, experiment, variant: 269_722 if "model" in metric else 1e-4)[0]
+    assert verdict_cells(entry)["evidence"].endswith("the claimed 270,000 ± 5,000. Counting rule: biases too.")
+
+
 def test_a_verdict_names_its_runs(entries):
     assert where(entries["size"]) == ""
     assert where(entries["error"]) == "paper on cifar10, 3 runs, commit 01234567"
