@@ -17,11 +17,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from lightning_modules.networks import NETWORKS, build
 from lightning_modules.published.catalogue import PUBLISHED
-from lightning_modules.published.weights import Published, carry_over, unfit
+from lightning_modules.published.weights import Published, carry_over, translated, unfit
 from lightning_modules.recipe import Batch
 from pipeline.catalogue import Named
 from pipeline.data import sources
@@ -37,6 +38,18 @@ from pipeline.runs import write_atomically
 TORCHVISION = "torchvision"
 CENTRE = 0.875  # of the short side is cut out: 224 of 256
 SMALL = 64  # pixels: networks for images up to this size read known sets, whole
+# What safetensors and torch raise for a file that is none of theirs, or no longer whole.
+DAMAGED = (
+    SafetensorError,
+    RuntimeError,
+    ValueError,
+    OSError,
+    EOFError,
+    KeyError,
+    TypeError,
+    IndexError,
+    AttributeError,
+)
 WRAPPERS = ("state_dict", "model", "network")  # keys under which a checkpoint may keep the weights
 PREFIXES = ("module.", "network.", "model.", "_orig_mod.")
 
@@ -147,10 +160,10 @@ def from_file(named: Named, file: Path) -> Imported:
         protocol = replace(protocol, mean=theirs.mean, std=theirs.std)
         stated = theirs.stated_top1_error_pct
         return Imported(other, file.name, state_hash(state), theirs.differs, protocol, stated)
-    known = ", ".join(dict.fromkeys(f"{one.source}'s" for one in counterparts(named)))
-    names = f"our names or {known}" if known else "our names (no other library publishes this network)"
-    nearest = fitting(state)
-    hint = f"; they fit {nearest}" if nearest else ""
+    sources = list(dict.fromkeys(f"{one.source}'s" for one in counterparts(named)))
+    names = " or ".join(["our names", *sources])
+    whose = fitting(state)
+    hint = f"; they are those of {whose}" if whose else ""
     raise UserError(f"the weights in {file} do not fit {named.name} under {names}: {why(named, state)}{hint}")
 
 
@@ -164,9 +177,7 @@ def why(named: Named, state: Mapping[str, Tensor]) -> str:
 
 
 def fitting(state: Mapping[str, Tensor]) -> str:
-    """The networks of others that weights under other names would fit: "vgg (configuration E)"; "" if none."""
-    from lightning_modules.published.weights import translated
-
+    """The network of others whose names and shapes these weights have: "torchvision's vgg19"; "" if none."""
     for one in PUBLISHED:
         try:
             ours = translated(state, one.rename)
@@ -177,8 +188,7 @@ def fitting(state: Mapping[str, Tensor]) -> str:
         with torch.device("meta"):
             network = build(one.network, one.args, num_classes=NETWORKS[one.network].classes, in_channels=3)
         if not unfit(network, ours):
-            args = ", ".join(f"{key} {value}" for key, value in one.args.items())
-            return f"{one.network} ({args})" if args else one.network
+            return f"{one.source}'s {one.model}"
     return ""
 
 
@@ -203,7 +213,7 @@ def read_state(file: Path) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         first = str(error).strip().splitlines()[0]
         raise UserError(f"{file} holds more than weights, which is never loaded ({first})") from None
-    except Exception as error:  # noqa: BLE001 - safetensors and torch raise many kinds for a damaged file
+    except DAMAGED as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{file} is no readable weights file ({first})") from None
     if not isinstance(state, dict):

@@ -152,6 +152,7 @@ def test_traced_by_the_compiler_it_gives_the_same_output_in_one_graph(name):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # minutes of compiling for a hundred layers
 @pytest.mark.parametrize("name", ALL)
 def test_compiled_it_gives_the_same_output_and_trains(name):
     network, x = small(name).eval(), images(name)

@@ -126,7 +126,7 @@ def test_weights_of_another_depth_say_what_is_too_much(small, tmp_path):
 
 def test_weights_of_a_known_network_say_whose_they_are(small, torchvisions, tmp_path):
     torch.save(torchvisions, tmp_path / "w.pth")
-    with pytest.raises(UserError, match=r"they fit resnet_imagenet \(depth 18\)"):
+    with pytest.raises(UserError, match=r"they are those of torchvision's resnet18"):
         from_file(small, tmp_path / "w.pth")
 
 
