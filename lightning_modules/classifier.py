@@ -93,14 +93,14 @@ class Classifier(pl.LightningModule):
         self.set_lr(batch.step)
         outputs = self.forward_network(batch.images)
         scores, *auxiliary = outputs if isinstance(outputs, tuple) else (outputs,)
-        loss = self.loss(scores.float(), batch.labels)
+        own = loss = self.loss(scores.float(), batch.labels)
         for other in auxiliary:
             weight = float(self.network.aux_weight)  # type: ignore[arg-type]
             loss = loss + weight * self.loss(other.float(), batch.labels)
         value = loss.item()
         if not torch.isfinite(loss):
             raise NotConvergedError(batch.step, value)
-        self.count(scores.detach(), batch.labels, loss.detach())
+        self.count(scores.detach(), batch.labels, own.detach())
         return loss
 
     def count(self, scores: Tensor, labels: Tensor, loss: Tensor) -> None:

@@ -75,16 +75,19 @@ NETWORKS: dict[str, Network] = {
 
 def build(name: str, args: Mapping[str, Any], *, num_classes: int, in_channels: int) -> nn.Module:
     """The network `name` with its paper's arguments `args`; ValueError with the nearest name otherwise."""
+    check_arguments(name, args)
+    return NETWORKS[name].build(**args, num_classes=num_classes, in_channels=in_channels)
+
+
+def check_arguments(name: str, args: Mapping[str, Any]) -> None:
+    """ValueError unless there is a network `name` whose builder takes `args` and needs no more."""
     if name not in NETWORKS:
         raise ValueError(f"network {name!r} is unknown{nearest(name, NETWORKS)}")
-    builder = NETWORKS[name].build
-    known = inspect.signature(builder).parameters
+    known = inspect.signature(NETWORKS[name].build).parameters
+    own = {argument: p for argument, p in known.items() if argument not in ("num_classes", "in_channels")}
     for argument in args:
-        if argument not in known:
-            own = [a for a in known if a not in ("num_classes", "in_channels")]
+        if argument not in own:
             raise ValueError(f"network {name!r} has no argument {argument!r}{nearest(argument, own)}")
-    required = [a for a, p in known.items() if p.default is p.empty and a not in args]
-    missing = [a for a in required if a not in ("num_classes", "in_channels")]
+    missing = [argument for argument, p in own.items() if p.default is p.empty and argument not in args]
     if missing:
         raise ValueError(f"network {name!r} needs the argument {missing[0]!r}")
-    return builder(**args, num_classes=num_classes, in_channels=in_channels)

@@ -436,6 +436,8 @@ def print_published(rows: "list[PublishedResult]") -> None:
         for words in dict.fromkeys(row.protocol for row in group):
             say(f"Protocol: {words}.")
         for row in group:
+            if row.ignored:
+                say(f"{row.ignored:,} files of {row.data} that are no pictures were left out.")
             if row.differs:
                 say(f"{row.network} departs from its paper for these weights: {row.differs}.")
         out.print()

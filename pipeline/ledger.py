@@ -15,6 +15,7 @@ from pipeline.experiment import (
     MetricClaim,
     OpenClaim,
     OrderingClaim,
+    Printed,
     RatioClaim,
 )
 from pipeline.mistakes import UserError
@@ -115,17 +116,22 @@ def judged_exactly(claim: ExactClaim, experiment: Experiment, measure: Measure) 
     A claim that was not read in its source can be confirmed, but not used to say that the source is wrong.
     """
     value = measure(claim.metric, experiment, claim.of)
-    found = "The paper prints" if claim.metric.startswith("printed/") else "We measure"
+    printed = said_by(claim.metric, experiment)
+    found = f"{printed.where[0].upper()}{printed.where[1:]} prints" if printed else "We measure"
+    recalled = "memory" in (claim.confidence, printed and printed.confidence)
     if claim.over or claim.over_metric:
         below = measure(claim.over_metric or claim.metric, experiment, claim.over or claim.of)
         if not all(isinstance(side, int | float) for side in (value, below)) or not below:
             raise UserError(f"{experiment.name}, claim {claim.id}: {value!r} / {below!r} is no ratio")
-        found = f"{found} {value:,} / {below:,} ="
+        other = said_by(claim.over_metric or claim.metric, experiment)
+        recalled = recalled or bool(other and other.confidence == "memory")
+        aside = f" ({other.where})" if other else " (measured)" if printed else ""
+        found = f"{found} {value:,} / {below:,}{aside} ="
         value = value / below
     verdict = judge_exact(
         value, claimed=claim.claimed, margin=claim.margin, corrected=claim.corrected, op=claim.op, found=found
     )
-    if claim.confidence == "memory" and verdict.outcome is not Outcome.REPRODUCED:
+    if recalled and verdict.outcome is not Outcome.REPRODUCED:
         sentence = (
             f"{verdict.sentence} The claimed value was recalled and not read again, so the error may be ours."
         )
@@ -133,6 +139,12 @@ def judged_exactly(claim: ExactClaim, experiment: Experiment, measure: Measure) 
             verdict, outcome=Outcome.CANNOT_JUDGE, reason=Reason.PROTOCOL_UNSPECIFIED, sentence=sentence
         )
     return verdict
+
+
+def said_by(metric: str, experiment: Experiment) -> Printed | None:
+    """What is printed and named by a printed/… metric; None for what is measured."""
+    kind, _, name = metric.partition("/")
+    return experiment.printed.get(name) if kind == "printed" else None
 
 
 def judged_at(scale: str, claim: Trained, experiment: Experiment, records: ByVariant) -> Verdict:

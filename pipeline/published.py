@@ -80,6 +80,7 @@ class PublishedResult:
     top1: float
     top5: float
     stated_top1: float | None
+    ignored: int  # files in the folder that are no pictures
     hardware: str
     commit: str
     evaluated: str  # date and time, UTC
@@ -122,7 +123,7 @@ def from_torchvision(named: Named) -> Imported:
         raise UserError(f"torchvision publishes no weights for {named.name}; it does for its {', '.join(fit)}")
     weights = torchvision.models.get_model_weights(theirs.model).IMAGENET1K_V1
     try:
-        state = weights.get_state_dict(progress=False, check_hash=True)
+        state = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except (urllib.error.URLError, OSError, RuntimeError) as error:
         raise UserError(f"the weights at {weights.url} could not be downloaded: {error}") from None
     network = made(named, theirs.args)
@@ -144,6 +145,8 @@ def from_torchvision(named: Named) -> Imported:
 
 def from_file(named: Named, file: Path) -> Imported:
     """Weights from a .safetensors file or a torch checkpoint, under our names, torchvision's or timm's."""
+    if any((folder / "run.json").is_file() for folder in file.resolve().parents[:2]):
+        raise UserError(f"{file} is of a run of repro, not of others; its errors are on the leaderboard already")
     state = unwrapped(read_state(file))
     network = made(named, named.variant.model.args)
     side = named.image[1]
@@ -183,8 +186,6 @@ def fitting(state: Mapping[str, Tensor]) -> str:
             ours = translated(state, one.rename)
         except ValueError:
             continue
-        if len(ours) < len(state) / 2:
-            continue
         with torch.device("meta"):
             network = build(one.network, one.args, num_classes=NETWORKS[one.network].classes, in_channels=3)
         if not unfit(network, ours):
@@ -216,8 +217,9 @@ def read_state(file: Path) -> dict[str, Any]:
     except DAMAGED as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{file} is no readable weights file ({first})") from None
-    if not isinstance(state, dict):
-        raise UserError(f"{file} holds a {type(state).__name__}, not a map from names to weights")
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        kind = "map with keys that are no text" if isinstance(state, dict) else type(state).__name__
+        raise UserError(f"{file} holds a {kind}, not a map from names to weights")
     return state
 
 
@@ -247,10 +249,11 @@ def state_hash(state: Mapping[str, Tensor]) -> str:
 
 def evaluated(named: Named, imported: Imported, data: str, *, workers: int) -> PublishedResult:
     """Errors of imported weights on `data`: a small set's test images, or a folder of class folders."""
+    ignored = 0
     if named.image[1] <= SMALL:
         errors, protocol = on_small_set(named, imported, data)
     else:
-        errors, protocol = on_folder(named, imported, data, workers)
+        errors, protocol, ignored = on_folder(named, imported, data, workers)
     found = errors.metrics("test")
     return PublishedResult(
         network=named.name,
@@ -263,14 +266,15 @@ def evaluated(named: Named, imported: Imported, data: str, *, workers: int) -> P
         top1=found["test/top1_error_pct"],
         top5=found["test/top5_error_pct"],
         stated_top1=imported.stated_top1_error_pct,
+        ignored=ignored,
         hardware=hardware(),
         commit=commit(),
         evaluated=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
 
 
-def on_folder(named: Named, imported: Imported, data: str, workers: int) -> tuple[Errors, str]:
-    """Errors on one crop of each picture in a folder of class folders."""
+def on_folder(named: Named, imported: Imported, data: str, workers: int) -> tuple[Errors, str, int]:
+    """Errors on one crop of each picture in a folder of class folders, and how many other files are in it."""
     folder = Path(data) if Path(data).is_dir() else data_folder() / data
     pictures = Folder(folder, named.classes, imported.protocol)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -280,7 +284,7 @@ def on_folder(named: Named, imported: Imported, data: str, workers: int) -> tupl
         for step, images, labels in pictures.batches(workers):
             yield Batch(step, images.to(device), labels.to(device))
 
-    return count(network, batches(), len(pictures)), imported.protocol.words
+    return count(network, batches(), len(pictures)), imported.protocol.words, len(pictures.ignored)
 
 
 def on_small_set(named: Named, imported: Imported, data: str) -> tuple[Errors, str]:
@@ -301,7 +305,13 @@ def on_small_set(named: Named, imported: Imported, data: str) -> tuple[Errors, s
         for step, chosen in enumerate(torch.arange(len(images.test)).split(BATCH)):
             yield Batch(step, maker(chosen), images.test.labels[chosen])
 
-    return count(imported.network, batches(), len(images.test)), "single view of the whole image"
+    said = "single view of the whole image, mean {} and standard deviation {} taken out".format(
+        *(
+            ", ".join(f"{value:g}" for value in values[:channels])
+            for values in (imported.protocol.mean, imported.protocol.std)
+        )
+    )
+    return count(imported.network, batches(), len(images.test)), said
 
 
 def count(network: nn.Module, batches: Iterable[Any], expected: int) -> Errors:

@@ -104,8 +104,9 @@ def judge_exact(
     if op == "=" and corrected is not None and _matches(claimed, corrected, margin=0.0):
         raise ValueError(f"the correction {_show(corrected)} is the claimed value itself; leave it out")
     as_claimed = _matches(measured, claimed, margin=margin) if op == "=" else _compares(measured, op, claimed)
-    # A ratio or a share has more digits than a correction: it agrees to the digits that the correction shows.
-    loose = margin if margin or not _is_number(corrected) else _half_digit(corrected)
+    # What is measured has more digits than a correction: it agrees to the digits that the correction shows.
+    shown = _half_digit(corrected, whole=bool(margin)) if _is_number(corrected) else 0.0
+    loose = min(margin, shown) if margin else shown
     as_corrected = corrected is not None and _matches(measured, corrected, margin=loose)
     within = f" ± {_show(margin)}" if margin else ""
     side = {"=": "", "<": "less than ", ">": "more than ", "<=": "at most ", ">=": "at least "}[op]
@@ -113,16 +114,16 @@ def judge_exact(
     if as_claimed:
         outcome, sentence = Outcome.REPRODUCED, f"{ours}, which agrees with {theirs}"
         if as_corrected:
-            sentence += f" but also with {_show(corrected)}{within}, so no erratum is shown"
+            sentence += f" but also with {_show(corrected)}, so no erratum is shown"
         elif corrected is not None:
             sentence += f", so the erratum declared ({_show(corrected)}) was itself wrong"
     elif as_corrected:
         outcome = Outcome.ERRATUM
-        sentence = f"{ours}, which agrees with the correction {_show(corrected)}{within} and not with {theirs}"
+        sentence = f"{ours}, which agrees with the correction {_show(corrected)} and not with {theirs}"
     else:
         outcome, sentence = Outcome.NOT_REPRODUCED, f"{ours}, which does not agree with {theirs}"
         if corrected is not None:
-            sentence += f", nor with the correction {_show(corrected)}{within}"
+            sentence += f", nor with the correction {_show(corrected)}"
     number = float(measured) if _is_number(measured) else None
     return Verdict(outcome, None, number, None, None, None, None, 0, sentence + ".")
 
@@ -525,10 +526,14 @@ def _compares(ours: object, op: str, theirs: object) -> bool:
     return {"<": a < b, ">": a > b, "<=": a <= b, ">=": a >= b}[op]
 
 
-def _half_digit(value: object) -> float:
-    """Half of the last digit of a number with decimals, as it would be printed; 0 for a whole number."""
+def _half_digit(value: object, *, whole: bool) -> float:
+    """Half of the last digit that a number shows: 0.05 of 8.7. A whole number is exact, or if `whole` shows its
+    digits up to the last that is not zero."""
     text = _show(value)
-    return 0.5 * 10.0 ** -len(text.partition(".")[2]) if "." in text and "e" not in text else 0.0
+    if "." in text and "e" not in text:
+        return 0.5 * 10.0 ** -len(text.partition(".")[2])
+    zeros = len(text) - len(text.replace(",", "").rstrip("0")) - text.count(",")
+    return 0.5 * 10.0**zeros if whole else 0.0
 
 
 def _shown(value: object) -> str:

@@ -33,7 +33,7 @@ class Published:
 def renamer(*rules: tuple[str, str | None]) -> Rename:
     """A `rename` from (regular expression, replacement) pairs: the first that matches the whole name is used.
 
-    A replacement of None, or no match, drops the name.
+    A replacement of None drops the name; one that no rule matches stays as it is, and so fits nothing.
     """
     compiled = [(re.compile(pattern), replacement) for pattern, replacement in rules]
 
@@ -42,7 +42,7 @@ def renamer(*rules: tuple[str, str | None]) -> Rename:
             match = pattern.fullmatch(name)
             if match:
                 return None if replacement is None else match.expand(replacement)
-        return None
+        return name
 
     return rename
 

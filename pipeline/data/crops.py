@@ -79,8 +79,12 @@ class Folder(Dataset[tuple[Tensor, int]]):
     def batches(self, workers: int) -> Iterator[Batch]:
         """All pictures once, in order."""
         loader = DataLoader(self, batch_size=BATCH, num_workers=workers)
-        for step, (images, labels) in enumerate(loader):
-            yield Batch(step, images, labels)
+        try:
+            for step, (images, labels) in enumerate(loader):
+                yield Batch(step, images, labels)
+        except DataError as error:  # from a worker it comes with the worker's traceback as its words
+            said = str(error).strip().splitlines()[-1]
+            raise DataError(said.partition("DataError: ")[2] or said) from None
 
 
 def class_folders(folder: Path) -> list[Path]:

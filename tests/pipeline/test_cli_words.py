@@ -343,6 +343,23 @@ def test_analyse_takes_other_arguments(command):
             "depth 21 is not 6n + 2 (section 4.2); the nearest that are: 20, 26",
         ),
         (("analyse", "resnet-20", "--set", "dept=20"), "has no argument 'dept'; did you mean 'depth'?"),
+        (
+            ("analyse", "resnet-20", "--set", "depth=abc"),
+            "depth of network 'resnet_cifar' should be a valid integer",
+        ),
+        (
+            ("analyse", "resnet-20", "--set", "depth=110.0"),
+            "depth of network 'resnet_cifar' should be a valid integer",
+        ),
+        (("analyse", "resnet-50", "--set", "depth=[50]"), "depth of network 'resnet_imagenet' should be"),
+        (("analyse", "resnet-50", "--set", "num_classes=10"), "has no argument 'num_classes'"),
+        (("analyse", "resnet-50", "--set", "name=vgg"), "has no argument 'name'"),
+        (("analyse", "alexnet", "--set", "without=3"), "without of network 'alexnet' should be"),
+        (("analyse", "wrn-28-10", "--set", "k=wide"), "k of network 'wide_resnet_cifar' should be"),
+        (
+            ("evaluate", "resnet-50", "--weights", "torchvision", "--data", "x", "--set", "foo=1"),
+            "network 'resnet_imagenet' has no argument 'foo'",
+        ),
         (("analyse", "--set", "depth=20"), "--set changes one network; name it, as in repro analyse resnet-50"),
         (
             ("evaluate", "resnet-20", "--weights", "nowhere.pth", "--data", "cifar10"),
@@ -386,10 +403,11 @@ def test_analyse_shows_all_networks_and_draws_the_comparison(command, monkeypatc
 
 def test_published_weights_are_a_labelled_row_and_no_evidence(command, known, monkeypatch, tmp_path):
     about = ("resnet-50", "torchvision X", "00", "stride 2 elsewhere", "val", "one crop")
-    keep(PublishedResult(*about, 50000, 23.85, 7.13, 23.87, "hardware", "commit", "today"))
+    keep(PublishedResult(*about, 50000, 23.85, 7.13, 23.87, 3, "hardware", "commit", "today"))
     code, out, _ = command("leaderboard")
     assert code == 0
     assert "published weights on val: imported, not trained here, and no reproduction\n" in out
+    assert "3 files of val that are no pictures were left out.\n" in out
     assert "resnet-50 departs from its paper for these weights: stride 2 elsewhere.\n" in out
     (line,) = (line for line in out.splitlines() if "torchvision X" in line)
     assert line.split() == ["resnet-50", "torchvision", "X", "23.85", "7.13", "23.87", "50,000", "±", "0.19"]

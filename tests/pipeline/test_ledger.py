@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from pipeline.experiment import ExactClaim
+from pipeline.experiment import ExactClaim, Printed
 from pipeline.ledger import counted, judged_exactly, ledger
 from pipeline.mistakes import UserError
 
@@ -332,7 +332,7 @@ def measured(metric, experiment, variant):
         (
             exact(of="plain-32", over="plain-20", claimed=12, margin=0.5, corrected=8.7),
             "erratum",
-            "We measure 6,100 / 700 = 8.71429, which agrees with the correction 8.7 ± 0.5 and not with the ",
+            "We measure 6,100 / 700 = 8.71429, which agrees with the correction 8.7 and not with the claimed 12",
         ),
         (
             exact(metric="model/layer/fc/parameters", over_metric="model/parameters", claimed=0.1),
@@ -348,13 +348,14 @@ def measured(metric, experiment, variant):
         (
             exact(of=None, metric="printed/error", claimed=11.7, corrected=14.8),
             "erratum",
-            "The paper prints 14.8, which agrees with the correction 14.8 and not with the claimed 11.7.",
+            "Table 3 prints 14.8, which agrees with the correction 14.8 and not with the claimed 11.7.",
         ),
         (exact(metric="model/additions", op=">", claimed=0, corrected=0), "erratum", "We measure 0, which agrees"),
     ],
 )
 def test_arithmetic_judges_ratios_sides_and_what_is_printed(experiment, claim, outcome, words):
-    verdict = judged_exactly(claim, experiment, measured)
+    declared = experiment.model_copy(update={"printed": {"error": Printed(value=14.8, where="table 3")}})
+    verdict = judged_exactly(claim, declared, measured)
     assert verdict.outcome == outcome
     assert words in verdict.sentence
 
@@ -368,9 +369,22 @@ def test_a_number_from_memory_can_be_confirmed_but_not_called_wrong(experiment):
     )
     assert judged_exactly(exact(claimed=900, confidence="memory"), experiment, measured).outcome == "cannot judge"
     assert judged_exactly(exact(claimed=700, confidence="memory"), experiment, measured).outcome == "reproduced"
-    assert (
-        judged_exactly(exact(claimed=900, confidence="figure"), experiment, measured).outcome == "not reproduced"
-    )
+    read = judged_exactly(exact(claimed=900, confidence="figure"), experiment, measured)
+    assert read.outcome == "not reproduced"
+
+
+def test_each_side_of_a_ratio_says_where_it_is_from(experiment):
+    declared = experiment.model_copy(update={"printed": {"error": Printed(value=14.8, where="Table 3")}})
+    claim = exact(metric="printed/error", over_metric="model/parameters", claimed=0.02114, margin=1e-5)
+    said = judged_exactly(claim, declared, lambda metric, *_: 14.8 if "printed" in metric else 700).sentence
+    assert said.startswith("Table 3 prints 14.8 / 700 (measured) = 0.0211429, which agrees")
+
+
+def test_what_is_printed_but_was_recalled_calls_nobody_wrong(experiment):
+    printed = {"error": Printed(value=14.8, where="Table 3", confidence="memory")}
+    declared = experiment.model_copy(update={"printed": printed})
+    said = exact(of=None, metric="printed/error", claimed=11.7, corrected=14.8)
+    assert judged_exactly(said, declared, measured).outcome == "cannot judge"
 
 
 @pytest.mark.parametrize(

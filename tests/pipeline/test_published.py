@@ -8,6 +8,7 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
+from real_runs import a_run, train_in
 from safetensors.torch import save_file
 from torch import nn
 
@@ -45,6 +46,11 @@ def torchvisions() -> dict[str, torch.Tensor]:
             module.running_mean.normal_()
             module.running_var.uniform_(0.5, 2)
     return network.state_dict()
+
+
+SINGLE_VIEW = (
+    "single view of the whole image, mean 0.485, 0.456, 0.406 and standard deviation 0.229, 0.224, 0.225 taken out"
+)
 
 
 def output(network: nn.Module) -> torch.Tensor:
@@ -111,6 +117,18 @@ def test_a_missing_file_and_one_of_something_else(small, tmp_path):
     torch.save([torch.zeros(2)], tmp_path / "w.pth")
     with pytest.raises(UserError, match=r"w.pth holds a list, not a map from names to weights"):
         from_file(small, tmp_path / "w.pth")
+    torch.save({0: torch.zeros(2)}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=r"w.pth holds a map with keys that are no text, not a map from names"):
+        from_file(small, tmp_path / "w.pth")
+
+
+def test_a_checkpoint_of_our_own_runs_is_no_published_weights(small, tmp_path):
+    train_in(tmp_path / "run", a_run())
+    (checkpoint,) = sorted((tmp_path / "run").rglob("*.ckpt"))[-1:]
+    with pytest.raises(
+        UserError, match=r"is the checkpoint of a run of repro, whose errors are on the leaderboard"
+    ):
+        from_file(small, checkpoint)
 
 
 # --- what fits ---------------------------------------------------------------------------------------------
@@ -156,7 +174,7 @@ def download(monkeypatch, torchvisions):
 
     def give(error: Exception | None = None):
         def get_state_dict(self, **settings):
-            assert settings["check_hash"] is True
+            assert settings["check_hash"] is settings["weights_only"] is True
             if error:
                 raise error
             return torchvisions
@@ -218,7 +236,7 @@ def test_errors_on_a_small_set_are_what_counting_says(small, state, tmp_path, ci
     with torch.no_grad():
         order = imported.network.eval()(x).argsort(1, descending=True)
     hit = order == cifar.test.labels[:, None]
-    assert (result.images, result.data, result.protocol) == (30, "cifar10", "single view of the whole image")
+    assert (result.images, result.data, result.protocol) == (30, "cifar10", SINGLE_VIEW)
     assert result.top1 == pytest.approx(100 * (1 - hit[:, 0].float().mean().item()))
     assert result.top5 == pytest.approx(100 * (1 - hit[:, :5].any(1).float().mean().item()))
 

@@ -76,7 +76,7 @@ def test_exact_compares_with_the_claim(measured, claimed, margin, outcome):
 @pytest.mark.parametrize(
     ("measured", "outcome", "words"),
     [
-        (20, "erratum", "agrees with the correction 20 ± 1 and not with the claimed 10 ± 1"),
+        (20, "erratum", "agrees with the correction 20 and not with the claimed 10 ± 1"),
         (10, "reproduced", "the erratum declared (20) was itself wrong"),
         (15, "not reproduced", "nor with the correction 20"),
     ],
@@ -118,11 +118,26 @@ def test_a_side_of_a_number(op, outcomes):
         (8.7501, 8.7, Outcome.NOT_REPRODUCED),
         (8.65, 8.7, Outcome.ERRATUM),
         (8.7113, 8, Outcome.NOT_REPRODUCED),  # a whole number is exact
+        (1.44e7, 14_000_000, Outcome.NOT_REPRODUCED),
         (271.351808, 271.35, Outcome.ERRATUM),
     ],
 )
 def test_a_correction_agrees_to_the_digits_it_shows(measured, corrected, outcome):
     assert judge_exact(measured, claimed=12, corrected=corrected).outcome is outcome
+
+
+@pytest.mark.parametrize(
+    ("measured", "corrected", "outcome"),
+    [
+        (3_858_000_000, 3_900_000_000, Outcome.ERRATUM),  # to the last digit that is not zero
+        (3_840_000_000, 3_900_000_000, Outcome.NOT_REPRODUCED),
+        (0.7555, 0.756, Outcome.ERRATUM),
+        (0.77, 0.756, Outcome.NOT_REPRODUCED),  # within the claim's margin, and not what the correction says
+    ],
+)
+def test_a_claims_margin_does_not_widen_its_correction(measured, corrected, outcome):
+    claimed, margin = (1.0, 0.1) if corrected < 1 else (3.0e9, 5e8)
+    assert judge_exact(measured, claimed=claimed, margin=margin, corrected=corrected).outcome is outcome
 
 
 def test_who_says_the_measured_value_begins_the_sentence():

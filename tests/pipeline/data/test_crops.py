@@ -114,5 +114,7 @@ def test_no_folder_and_no_class_folders(tmp_path):
 def test_a_broken_picture_is_named_and_never_skipped(folder, damage, workers):
     path = folder / "c" / "1.jpg"
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(DataError, match=r"c/1.jpg is no readable picture"):
+    with pytest.raises(
+        DataError, match=r"^\S*c/1.jpg is no readable picture \([^\n]+\); replace it, or remove it$"
+    ):
         list(Folder(folder, 3, CROP).batches(workers))
