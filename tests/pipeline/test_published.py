@@ -122,13 +122,10 @@ def test_a_missing_file_and_one_of_something_else(small, tmp_path):
         from_file(small, tmp_path / "w.pth")
 
 
-def test_a_checkpoint_of_our_own_runs_is_no_published_weights(small, tmp_path):
+def test_the_network_of_a_run_of_ours_is_no_published_weights(small, tmp_path):
     train_in(tmp_path / "run", a_run())
-    (checkpoint,) = sorted((tmp_path / "run").rglob("*.ckpt"))[-1:]
-    with pytest.raises(
-        UserError, match=r"is the checkpoint of a run of repro, whose errors are on the leaderboard"
-    ):
-        from_file(small, checkpoint)
+    with pytest.raises(UserError, match=r"network.safetensors is of a run of repro, not of others; its errors are"):
+        from_file(small, tmp_path / "run" / "network.safetensors")
 
 
 # --- what fits ---------------------------------------------------------------------------------------------
