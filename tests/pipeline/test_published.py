@@ -124,7 +124,7 @@ def test_a_missing_file_and_one_of_something_else(small, tmp_path):
 
 def test_the_network_of_a_run_of_ours_is_no_published_weights(small, tmp_path):
     train_in(tmp_path / "run", a_run())
-    with pytest.raises(UserError, match=r"network.safetensors is of a run of repro, not of others; its errors are"):
+    with pytest.raises(UserError, match=r"network.safetensors is of a run of repro, not of others; its errors"):
         from_file(small, tmp_path / "run" / "network.safetensors")
 
 
