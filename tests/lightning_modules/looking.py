@@ -41,3 +41,13 @@ def shaken(network: nn.Module) -> nn.Module:
             nn.init.uniform_(module.weight, 0.8, 1.2)
             nn.init.normal_(module.bias, std=0.1)
     return network
+
+
+def unit(*sizes: int) -> int:
+    """Parameters of convolutions in a row, (channels, kernel area, filters, kernel area, filters, ...), with
+    batch normalisation's two a filter."""
+    total, channels = 0, sizes[0]
+    for area, filters in zip(sizes[1::2], sizes[2::2], strict=True):
+        total += channels * area * filters + 2 * filters
+        channels = filters
+    return total

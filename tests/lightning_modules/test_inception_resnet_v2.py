@@ -3,7 +3,7 @@
 import pytest
 import timm
 import torch
-from looking import on_meta, output_shapes, parameters
+from looking import on_meta, output_shapes, parameters, unit
 from torch import nn
 
 from lightning_modules.inception_resnet_v2 import InceptionResNetA, Residual, inception_resnet_v2
@@ -38,16 +38,6 @@ RELEASED = {  # 320 = 96 + 64 + 96 + 64; 1088 = 320 + 2 x 384; 2080 = 1088 + 384
     "fc": (1000,),
 }
 THEIRS = PUBLISHED[1]
-
-
-def unit(*sizes: int) -> int:
-    """Parameters of convolutions in a row, (channels, kernel area, filters, kernel area, filters, ...), with
-    batch normalisation's two a filter."""
-    total, channels = 0, sizes[0]
-    for area, filters in zip(sizes[1::2], sizes[2::2], strict=True):
-        total += channels * area * filters + 2 * filters
-        channels = filters
-    return total
 
 
 def linear(channels: int, filters: int) -> int:

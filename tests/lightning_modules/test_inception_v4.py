@@ -4,7 +4,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from looking import on_meta, output_shapes, parameters
+from looking import on_meta, output_shapes, parameters, unit
 from torch import nn
 
 from lightning_modules.inception_v4 import Concat, Unit, inception_v4
@@ -32,16 +32,6 @@ FIGURES_3_AND_9 = {
     "fc": (1000,),
 }
 THEIRS = PUBLISHED[0]
-
-
-def unit(*sizes: int) -> int:
-    """Parameters of convolutions in a row, (channels, kernel area, filters, kernel area, filters, ...), with
-    batch normalisation's two a filter."""
-    total, channels = 0, sizes[0]
-    for area, filters in zip(sizes[1::2], sizes[2::2], strict=True):
-        total += channels * area * filters + 2 * filters
-        channels = filters
-    return total
 
 
 STEM = (
