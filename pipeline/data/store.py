@@ -1,0 +1,360 @@
+"""Where files lie: a folder, or a prefix reached by http(s) or S3. Nothing that an address says is ever run."""
+
+import asyncio
+import contextlib
+import errno
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from pipeline.data.images import DataError
+
+REMOTE = ("http", "https", "s3")
+ADDRESS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):")
+GONE, REFUSED, BEYOND, PART = (404, 410), (401, 403), 416, 206  # what http servers answer
+SILENCE = 60  # seconds without a byte after which an http server counts as lost
+PAUSES = (0.5, 2, 8)  # seconds before an http server that failed is asked again; S3's client does so by itself
+PIECE = 2**20  # bytes written at once
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+LIBRARIES = ("botocore", "aiohttp", "aiobotocore", "fsspec")
+FRESH = {"skip_instance_cache": True, "use_listings_cache": False}  # other processes write there too
+
+Range = tuple[str, int, int]  # a file's name, first byte, number of bytes
+
+
+class MissingError(DataError):
+    """There is no such file."""
+
+
+@dataclass(frozen=True, repr=False)
+class Place:
+    """A folder of files; `local` or behind fsspec. May be shared by threads, pickled, and used after a fork."""
+
+    address: str  # without a final slash; may hold a password: for messages there is `shown`
+
+    @property
+    def local(self) -> Path | None:
+        """The folder, if it is on this machine."""
+        return None if "://" in self.address else Path(self.address)
+
+    @property
+    def shown(self) -> str:
+        """The address without user, password and query."""
+        if self.local:
+            return self.address
+        parts = urlsplit(self.address)
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+    def __str__(self) -> str:
+        return self.shown
+
+    def __repr__(self) -> str:
+        return f"Place({self.shown!r})"  # never the password
+
+    def __reduce__(self) -> tuple[type["Place"], tuple[str]]:
+        return Place, (self.address,)  # without open connections
+
+    @property
+    def http(self) -> bool:
+        """Whether this is read by http or https."""
+        return self.address.startswith(("http:", "https:"))
+
+    @property
+    def _files(self) -> Any:
+        """This process's fsspec file system; S3 takes credentials and endpoint from where AWS's tools do."""
+        made, process = self.__dict__.setdefault("_made", {}), os.getpid()
+        if process not in made:  # connections do not survive a fork
+            import fsspec
+
+            if self.http:
+                import aiohttp
+
+                silence = aiohttp.ClientTimeout(total=None, sock_connect=SILENCE, sock_read=SILENCE)
+                made[process] = fsspec.filesystem("http", client_kwargs={"timeout": silence}, **FRESH)
+            else:
+                made[process] = fsspec.filesystem("s3", **FRESH)
+        return made[process]
+
+    def path(self, name: str) -> str:
+        """A file's full address; a query, which may sign it, stays at the end."""
+        if not self.http:
+            return f"{self.address}/{name}"
+        parts = urlsplit(self.address)
+        return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{name}"))
+
+    def exists(self, name: str) -> bool:
+        """Whether there is such a file; DataError where that cannot be known."""
+        if self.local:
+            return (self.local / name).is_file()
+        try:
+            self.size(name)
+        except MissingError:
+            return False
+        return True
+
+    def names(self) -> list[str]:
+        """The files' names, in order; empty where there is no such folder, and by http, which cannot list."""
+        if self.local:
+            return sorted(p.name for p in self.local.iterdir() if p.is_file()) if self.local.is_dir() else []
+        if self.http:
+            return []
+        try:
+            with self.trouble(""):
+                found = self._files.ls(self.address, detail=True, refresh=True)
+        except MissingError:
+            return []
+        return sorted(str(one["name"]).rpartition("/")[2] for one in found if one["type"] == "file")
+
+    def size(self, name: str) -> int:
+        """A file's bytes."""
+        with self.trouble(name):
+            if self.local:
+                return (self.local / name).stat().st_size
+            if self.http:
+                return int(self._ask(name, length))
+            return int(self._files.info(self.path(name), refresh=True)["size"])
+
+    def modified(self, name: str) -> float:
+        """When a file was written, in seconds since 1970; S3 says whole ones, which are rounded up."""
+        with self.trouble(name):
+            if self.local:
+                return (self.local / name).stat().st_mtime
+            return float(self._files.info(self.path(name), refresh=True)["LastModified"].timestamp()) + 1
+
+    def read(self, name: str) -> bytes:
+        """A whole file."""
+        with self.trouble(name):
+            if self.local:
+                return (self.local / name).read_bytes()
+            if self.http:
+                return bytes(self._ask(name, content))
+            return bytes(self._files.cat_file(self.path(name)))
+
+    def ranges(self, wanted: Sequence[Range]) -> list[bytes]:
+        """Parts of files, remote ones all at once; a part beyond a file's end comes short."""
+        if self.local:
+            return [self._part(self.local, one) for one in wanted]
+        import fsspec.asyn
+
+        files = self._files
+        with self.trouble(wanted[0][0] if wanted else ""):
+            return list(fsspec.asyn.sync(files.loop, self._parts, files, wanted))
+
+    async def _parts(self, files: Any, wanted: Sequence[Range]) -> list[bytes]:
+        """All parts, asked for at the same time; the first failure is raised."""
+        part = self._http_part if self.http else self._s3_part
+        return await asyncio.gather(*(part(files, *one) for one in wanted))
+
+    async def _s3_part(self, files: Any, name: str, first: int, size: int) -> bytes:
+        with self.trouble(name):
+            try:
+                return bytes(await files._cat_file(self.path(name), start=first, end=first + size))
+            except OSError as error:
+                if "InvalidRange" in f"{error} {error.__cause__}" or "not satisfiable" in str(error):
+                    return b""  # the file ends before the part begins
+                raise
+
+    async def _http_part(self, files: Any, name: str, first: int, size: int) -> bytes:
+        async def part(answer: Any) -> bytes:
+            if answer.status == BEYOND:
+                return b""
+            if answer.status != PART:  # nothing of the whole file that is coming is read
+                raise DataError(
+                    f"{self.shown}/{name}: the server sends whole files where bytes {first} to {first + size} were"
+                    " asked for; use one that knows ranges, or copy the set to a folder"
+                )
+            return bytes(await answer.read())
+
+        with self.trouble(name):
+            return bytes(await asked(files, self.path(name), part, f"bytes={first}-{first + size - 1}"))
+
+    def _ask(self, name: str, take: Callable[[Any], Any]) -> Any:
+        """What `take` makes of the http server's answer."""
+        import fsspec.asyn
+
+        files = self._files
+        return fsspec.asyn.sync(files.loop, asked, files, self.path(name), take)
+
+    def _part(self, folder: Path, wanted: Range) -> bytes:
+        name, first, size = wanted
+        with self.trouble(name):
+            file = os.open(folder / name, os.O_RDONLY)
+            try:
+                return os.pread(file, size, first)
+            finally:
+                os.close(file)
+
+    def fetch(self, name: str, target: Path) -> None:
+        """Copy a file to `target`, which is there whole or not at all."""
+        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+        try:
+            with Place(str(target.parent)).trouble(target.name):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                temporary.touch()
+            with self.trouble(name, target.parent):
+                if self.local:
+                    shutil.copyfile(self.local / name, temporary)
+                elif self.http:
+                    self._ask(name, partial(save, temporary))
+                else:
+                    self._files.get_file(self.path(name), str(temporary))
+            temporary.replace(target)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+
+    def put(self, file: Path, name: str) -> None:
+        """Bring a finished local file here, whole or not at all under its name. `file` may be gone after."""
+        if self.http:
+            raise DataError(f"{self.shown}: http is for reading; write to a folder or to s3://")
+        with self.trouble(name):
+            if self.local:
+                self.local.mkdir(parents=True, exist_ok=True)
+                temporary = self.local / f".{name}.{uuid.uuid4().hex}"
+                try:
+                    try:
+                        file.rename(temporary)
+                    except OSError:  # another disk
+                        shutil.copyfile(file, temporary)
+                    temporary.replace(self.local / name)
+                finally:
+                    with contextlib.suppress(OSError):
+                        temporary.unlink()
+            else:
+                self._files.put_file(str(file), self.path(name))
+
+    def remove(self, name: str) -> None:
+        """Delete a file, if it is there."""
+        with self.trouble(name):
+            if self.local:
+                (self.local / name).unlink(missing_ok=True)
+            elif self._files.exists(self.path(name)):
+                self._files.rm_file(self.path(name))
+
+    @contextmanager
+    def trouble(self, name: str, target: Path | None = None) -> Iterator[None]:
+        """Within: what file systems, servers and clouds raise becomes one sentence, without secrets.
+
+        `target`: the folder written to on this machine, if any; a full disk is that one's.
+        """
+        where = f"{self.shown}/{name}" if name else self.shown
+        try:
+            yield
+        except DataError:
+            raise
+        except FileNotFoundError:
+            raise MissingError(f"there is no {where}; check the address") from None
+        except PermissionError:
+            why = "check its permissions" if self.local else "the server refuses access; check the credentials"
+            raise DataError(f"{where} may not be used: {why}") from None
+        except OSError as error:
+            full = target and error.errno in FULL
+            raise DataError(f"{target if full else where}: {self._said(error)}") from None
+        except Exception as error:  # botocore and aiohttp have a family each, with no common root
+            if type(error).__module__.partition(".")[0] not in LIBRARIES:
+                raise
+            raise DataError(f"{where}: {self._said(error)}") from None
+
+    def _said(self, error: Exception) -> str:
+        """What went wrong, in words that hold no secret."""
+        kind = type(error).__name__
+        if kind in ("NoCredentialsError", "PartialCredentialsError", "TokenRetrievalError"):
+            return (
+                "no credentials for S3 were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+            )
+        number: int = getattr(error, "errno", None) or 0
+        known = os.strerror(number) if number in errno.errorcode else ""  # not so: those of looking up a name
+        if self.local or number in FULL:
+            return f"{known or error}; mend that and start again"
+        if known:
+            return f"{known}; check address and connection"
+        status = getattr(error, "status", None)
+        said = f" (status {status})" if status else ""
+        return f"the server could not be used: {kind}{said}; check address and connection"
+
+
+async def asked(files: Any, url: str, take: Callable[[Any], Awaitable[Any]], span: str | None = None) -> Any:
+    """What `take` makes of an http server's answer; asked again after a pause where the connection fails."""
+    import aiohttp
+
+    headers = {"Accept-Encoding": "identity"} | ({"Range": span} if span else {})
+    session = await files.set_session()
+    for pause in (*PAUSES, None):
+        try:
+            async with session.get(files.encode_url(url), headers=headers) as answer:
+                if answer.status in GONE:
+                    raise FileNotFoundError
+                if answer.status in REFUSED:
+                    raise PermissionError
+                if answer.status != BEYOND:
+                    answer.raise_for_status()
+                return await take(answer)
+        except (aiohttp.ClientError, TimeoutError) as error:
+            passing = getattr(error, "status", 500) in (429, 500, 502, 503, 504)
+            if pause is None or not passing or isinstance(error, aiohttp.InvalidURL):
+                raise
+        await asyncio.sleep(pause)
+    raise AssertionError("the last answer is returned or raised")
+
+
+async def length(answer: Any) -> int:
+    """A file's bytes, from the answer's header; what follows it is not read."""
+    if answer.content_length is None:
+        raise DataError(f"{answer.url.host} does not say how long its files are; copy the set to a folder")
+    return int(answer.content_length)
+
+
+async def content(answer: Any) -> bytes:
+    """All of a file."""
+    return bytes(await answer.read())
+
+
+async def save(target: Path, answer: Any) -> None:
+    """A file's bytes, written as they come."""
+    with target.open("wb") as opened:
+        async for piece in answer.content.iter_chunked(PIECE):
+            opened.write(piece)
+
+
+def place(where: str | Path) -> Place:
+    """The place at a path or an address; DataError for an address of another kind, `pipe:` above all.
+
+    What is refused is not repeated: it may hold a password.
+    """
+    text = str(where)
+    found = ADDRESS.match(text)
+    if "::" in text and found:
+        raise DataError(f"addresses joined by :: are not read; use {kinds()}")
+    if not found:
+        return Place(str(Path(text).expanduser()))
+    scheme = found["scheme"].lower()
+    if scheme == "file" and re.match("/(?!/)|//(localhost)?/", text[found.end() :]):
+        return Place(urlsplit(text).path)
+    if scheme not in REMOTE or not text[found.end() :].startswith("//"):
+        raise DataError(f"addresses that begin with {scheme}: are not read, let alone run; use {kinds()}")
+    try:
+        parts = urlsplit(scheme + text[len(scheme) :])
+        usable = bool(parts.hostname) and (parts.port or True)
+    except ValueError:  # no port's number
+        usable = False
+    if not usable:
+        raise DataError(
+            f"an address that begins with {scheme}:// has no usable server's or bucket's name; mend it"
+        )
+    if scheme == "s3" and "@" in parts.netloc:
+        raise DataError("keys do not belong in an s3:// address; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+    query = parts.query if scheme != "s3" else ""
+    return Place(urlunsplit(parts._replace(path=parts.path.rstrip("/"), query=query, fragment="")))
+
+
+def kinds() -> str:
+    """The addresses that are read, for a message."""
+    return "a folder, or an address that begins with http://, https:// or s3://"
