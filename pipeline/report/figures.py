@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
 from pipeline.catalogue import Complexity
@@ -18,6 +19,7 @@ Curve = Sequence[tuple[int, float]]  # (update, value)
 TRAIN, TEST = "train/top1_error_pct", "test/top1_error_pct"
 CURVES = (TRAIN, TEST)
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe and Ito
+ACROSS = 8  # pictures in a row of a contact sheet
 POINTS = 40  # a training error is drawn as the mean over this many parts of a run
 
 
@@ -147,4 +149,65 @@ def complexity_figure(rows: Sequence[Complexity], hardware: str) -> Figure:
     figure.suptitle(
         "Accuracy is published (read off the chart of arXiv:1605.07678); everything else is ours", fontsize=10
     )
+    return figure
+
+
+def contact_sheet(images: Sequence[Any], titles: Sequence[str], path: Path, *, heading: str = "") -> Path:
+    """Write `contact_figure` to `path`, a PNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    contact_figure(images, titles, heading).savefig(path, dpi=110, metadata={"Software": None})
+    return path
+
+
+def contact_figure(images: Sequence[Any], titles: Sequence[str], heading: str = "") -> Figure:
+    """Pictures in rows of eight, whole and in their own shape, each above its title.
+
+    `images`: uint8 (H, W, 3) of any size, none of them above a few hundred pixels when drawn.
+    """
+    rows = max(-(-len(images) // ACROSS), 1)
+    figure = Figure(
+        figsize=(1.55 * ACROSS, 1.75 * rows + (0.45 if heading else 0.1)),
+        layout=ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.04, wspace=0.02, hspace=0.02),
+    )
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, ACROSS, squeeze=False)
+    for ax in axes.flat:
+        ax.set_axis_off()
+    for ax, image, title in zip(axes.flat, images, titles, strict=False):
+        few = max(max(image.shape[:2]) // 320, 1)  # a sheet needs no more pixels
+        ax.imshow(image[::few, ::few], interpolation="nearest" if max(image.shape) <= 64 else "antialiased")
+        short = title if len(title) <= 21 else f"{title[:20]}…"
+        ax.text(0.5, -0.03, short, transform=ax.transAxes, ha="center", va="top", fontsize=7.5, parse_math=False)
+    if heading:
+        figure.suptitle(heading, fontsize=10, parse_math=False)
+    return figure
+
+
+def class_balance(counts: Mapping[str, Sequence[int]], path: Path, *, heading: str = "") -> Path:
+    """Write `balance_figure` to `path`, a PNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    balance_figure(counts, heading).savefig(path, dpi=110, metadata={"Software": None})
+    return path
+
+
+def balance_figure(counts: Mapping[str, Sequence[int]], heading: str = "") -> Figure:
+    """Pictures of each class, the largest first; one panel a split. `counts`: split -> of each class."""
+    figure = Figure(figsize=(5.2 * max(len(counts), 1), 3.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, max(len(counts), 1), squeeze=False)[0]
+    for ax, colour, (split, values) in zip(panels, cycle(COLOURS), counts.items(), strict=False):
+        sizes = sorted(values, reverse=True)
+        ax.fill_between(
+            range(len(sizes) + 1), [*sizes, sizes[-1]], step="post", color=colour, alpha=0.6, linewidth=0
+        )
+        ax.set_title(f"{split}: {sum(sizes):,} pictures, {min(sizes):,} to {max(sizes):,} of a class", fontsize=10)
+        ax.set_xlabel("classes, largest first")
+        ax.set_ylabel("pictures")
+        ax.set_xlim(0, len(sizes))
+        ax.set_ylim(bottom=0)
+        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        ax.grid(alpha=0.25, linewidth=0.6)
+        ax.spines[["top", "right"]].set_visible(False)
+    if heading:
+        figure.suptitle(heading, fontsize=10, parse_math=False)
     return figure
