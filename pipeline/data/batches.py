@@ -4,21 +4,18 @@ Every draw belongs to one image of one *global* batch, and a rank takes its shar
 step trains on, and what is done to them, are the same on any number of ranks.
 """
 
-import difflib
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_modules.recipe import Batch
 from pipeline.data.images import DataError, Images
+from pipeline.data.normalise import Normaliser, unknown, whitened
 from pipeline.data.order import generator, positions
 
-NORMALISERS = ("per-pixel-mean", "per-channel", "lecun98", "scale")
 AUGMENTATIONS = ("pad4-crop", "pad1-crop", "flip", "distort")  # for suggestions: any pad<k>-crop is known
 
 # The ranges of "distort". LeCun et al. 1998, section III-B names the kinds of distortion and not their
@@ -30,54 +27,12 @@ SQUEEZE = 0.1  # width times 0.9 to 1.1 and height divided by the same
 SHEAR = 0.2  # horizontal pixels per vertical pixel
 
 
-@dataclass(frozen=True, eq=False)
-class Normaliser:
-    """`pixel * scale - shift`, from pixels 0..255 to the network's input."""
-
-    name: str
-    scale: Tensor  # float32 (C,)
-    shift: Tensor  # float32 (C,), or (H, W, C) if every pixel has its own
-    outside: float  # what lies beyond the border when cropping: zero *after* the mean is subtracted
-
-
-def fit_normaliser(name: str, train: Images) -> Normaliser:
-    """Statistics of the training part, from exact integer sums: the same on any number of threads.
-
-    per-pixel-mean  x/255 - the mean image            (He et al. 2015, section 4.2)
-    per-channel     (x/255 - mean) / standard deviation, both of one channel over all pixels
-    lecun98         background 0 -> -0.1, foreground 255 -> 1.175 (LeCun et al. 1998, section III-A)
-    scale           x/255
-    """
-    count, height, width, channels = train.pixels.shape
-    one = torch.ones(channels, dtype=torch.float64)
-    scale, shift, outside = one / 255, one * 0, 0.0
-    if name == "per-pixel-mean":
-        total = train.pixels.numpy().sum(0, dtype=np.int64)  # 25 times faster than torch's
-        shift = torch.from_numpy(total).double() / (255 * count)
-    elif name == "per-channel":
-        flat = train.pixels.reshape(-1, channels).unbind(1)
-        counts = torch.stack([torch.bincount(values, minlength=256) for values in flat]).double()  # (C, 256)
-        levels = torch.arange(256, dtype=torch.float64) / 255
-        mean = (counts * levels).sum(1) / (count * height * width)
-        variance = (counts * (levels - mean[:, None]) ** 2).sum(1) / (count * height * width)
-        if (variance == 0).any():
-            raise DataError(
-                "'per-channel' divides by each channel's standard deviation, and one channel never varies;"
-                " use 'per-pixel-mean' or 'scale'"
-            )
-        scale, shift = one / 255 / variance.sqrt(), mean / variance.sqrt()
-    elif name == "lecun98":
-        scale, shift, outside = one * (1.175 + 0.1) / 255, one * 0.1, -0.1
-    elif name != "scale":
-        raise DataError(_unknown("normalisation", name, NORMALISERS))
-    return Normaliser(name, scale.float(), shift.float(), outside)
-
-
 class BatchMaker:
     """Turns indices into a float32 (N, C, H, W) batch in channels_last memory format.
 
     Order of work: pad the images to `pad_to` with background (0), distort, normalise, crop from the
-    padded picture, flip. Where each is described: `fit_normaliser`, `_distort`, `_crop_and_flip`.
+    padded picture, flip. Where each is described: `normalise.py`, `_distort`, `_crop_and_flip`.
+    Whitening is of images in their own size, so these are padded after it, with 0.
     """
 
     def __init__(
@@ -97,8 +52,11 @@ class BatchMaker:
                 f"the normalisation was fitted on {_size(*fitted)} images and these are"
                 f" {_size(height, width, channels)}; fit it on the training part of the same set"
             )
-        border = _border(height, width, pad_to)
+        border, self.late_border = _border(height, width, pad_to), _border(height, width, None)
+        if normalise.whitening is not None:
+            border, self.late_border = self.late_border, border
         self.device = torch.device(device)
+        self.whitening = None if normalise.whitening is None else normalise.whitening.to(self.device)
         self.pixels = F.pad(images.pixels, border).to(self.device)  # uint8 (N, H, W, C)
         size = self.pixels.shape[1:]
         # Full size, although most are constant: broadcasting over C = 3 alone is several times slower.
@@ -127,7 +85,11 @@ class BatchMaker:
         x = self.pixels.index_select(0, indices.to(self.device)).float()
         if self.distort and draws is not None:
             x = _distort(x, draws[:, 3:])
+        if self.whitening is not None:
+            x = whitened(x, self.whitening)
         x = x.mul_(self.scale).sub_(self.shift)  # two roundings, never a fused one, so that devices agree
+        if any(self.late_border):
+            x = F.pad(x, self.late_border, value=self.outside)
         if (self.pad or self.flip) and draws is not None:
             x = _crop_and_flip(x, draws[:, :3], pad=self.pad, outside=self.outside, flip=self.flip)
         return x.permute(0, 3, 1, 2)
@@ -261,7 +223,7 @@ def _parse(augment: tuple[str, ...]) -> tuple[int, bool, bool]:
     crops = [entry for entry in augment if re.fullmatch(r"pad[1-9]\d*-crop", entry)]
     for entry in augment:
         if entry not in (*crops, "flip", "distort"):
-            raise DataError(_unknown("augmentation", entry, AUGMENTATIONS))
+            raise DataError(unknown("augmentation", entry, AUGMENTATIONS))
         if augment.count(entry) > 1 or len(crops) > 1:
             raise DataError(
                 f"augmentation may name each kind once, and {', '.join(augment)} repeats one; remove it"
@@ -284,8 +246,3 @@ def _border(height: int, width: int, pad_to: int | None) -> tuple[int, ...]:
 
 def _size(height: int, width: int, channels: int) -> str:
     return f"{height} x {width} x {channels}"
-
-
-def _unknown(kind: str, name: str, known: tuple[str, ...]) -> str:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-    return f"unknown {kind} {name!r}; did you mean {near!r}? (known: {', '.join(known)})"

@@ -102,7 +102,8 @@ def bare(steps: int, folder: Path, *, threads: int) -> float:
     import torch.nn.functional as F
 
     from lightning_modules.networks import build
-    from pipeline.data.batches import BatchMaker, Feed, fit_normaliser
+    from pipeline.data.batches import BatchMaker, Feed
+    from pipeline.data.normalise import fit_normaliser
     from pipeline.train import prepare_process
 
     prepare_process(threads)

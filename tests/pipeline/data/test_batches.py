@@ -12,8 +12,9 @@ import torch
 
 import pipeline
 from pipeline.data import batches
-from pipeline.data.batches import Batch, BatchMaker, Feed, fit_normaliser, in_order
+from pipeline.data.batches import Batch, BatchMaker, Feed, in_order
 from pipeline.data.images import DataError, Images
+from pipeline.data.normalise import NORMALISERS, fit_normaliser, whitened
 from pipeline.data.order import batch_indices, permutation
 
 
@@ -31,34 +32,18 @@ def nhwc(batch):
     return batch.permute(0, 2, 3, 1).numpy()
 
 
-# Normalisers: numpy in float64, straight from the definitions.
+# Normalisers: what each of them is, test_normalise.py says.
 
 
-def test_per_pixel_mean_subtracts_the_mean_image():
+@pytest.mark.parametrize("name", NORMALISERS)
+def test_images_are_normalised_as_fitted(name):
     images = some()
-    x = images.pixels.numpy().astype(np.float64) / 255
-    made = nhwc(maker_of(images)(torch.arange(40)))
-    np.testing.assert_allclose(made, x - x.mean(0), atol=1e-6)
-
-
-def test_per_channel_gives_mean_0_and_deviation_1():
-    images = some()
-    x = images.pixels.numpy().astype(np.float64) / 255
-    made = nhwc(maker_of(images, "per-channel")(torch.arange(40)))
-    np.testing.assert_allclose(made, (x - x.mean((0, 1, 2))) / x.std((0, 1, 2)), atol=1e-5)
-
-
-def test_scale_gives_0_to_1():
-    images = some()
+    made, fitted = nhwc(maker_of(images, name)(torch.arange(40))), fit_normaliser(name, images)
+    x = images.pixels
+    x = x if fitted.whitening is None else whitened(x, fitted.whitening)
     np.testing.assert_allclose(
-        nhwc(maker_of(images, "scale")(torch.arange(40))), images.pixels.numpy() / 255, atol=1e-6
+        made, x * fitted.scale.double() - fitted.shift, atol=1e-4 if "raw" in name else 2e-6
     )
-
-
-def test_lecun98_gives_the_paper_s_levels():
-    pixels = torch.tensor([0, 255], dtype=torch.uint8).reshape(2, 1, 1, 1)
-    made = maker_of(Images(pixels, torch.zeros(2, dtype=torch.int64)), "lecun98")(torch.arange(2))
-    np.testing.assert_allclose(made.flatten().numpy(), [-0.1, 1.175], atol=1e-6)
 
 
 def test_the_mean_is_the_training_part_s():
@@ -66,16 +51,6 @@ def test_the_mean_is_the_training_part_s():
     made = BatchMaker(test, normalise=fit_normaliser("per-pixel-mean", training))(torch.arange(40))
     mean = training.pixels.numpy().mean(0) / 255
     np.testing.assert_allclose(nhwc(made), test.pixels.numpy() / 255 - mean, atol=1e-6)
-
-
-def test_constant_channel_cannot_be_divided_by_its_deviation():
-    with pytest.raises(DataError, match="one channel never varies; use 'per-pixel-mean' or 'scale'"):
-        fit_normaliser("per-channel", Images(torch.zeros(2, 4, 4, 1, dtype=torch.uint8), torch.zeros(2)))
-
-
-def test_unknown_normaliser_names_the_nearest_one():
-    with pytest.raises(DataError, match=r"unknown normalisation 'per-pixel'; did you mean 'per-pixel-mean'\?"):
-        fit_normaliser("per-pixel", some())
 
 
 def test_normaliser_of_another_size_is_refused():
@@ -162,6 +137,46 @@ def test_lecun98_crops_from_background():
     x = images.pixels.numpy() / 255 * 1.275 - 0.1
     expected = cropped(torch.arange(40), draws, pad=4, flip=False, normalised=x, outside=-0.1)
     np.testing.assert_allclose(nhwc(maker(torch.arange(40), draws)), expected, atol=1e-6)
+
+
+# Whitened images.
+
+
+def test_whitened_images_are_padded_with_0_after_it():
+    images = some()
+    plain, maker = maker_of(images, "gcn-zca"), maker_of(images, "gcn-zca", pad_to=11)
+    expected = np.zeros((40, 11, 11, 3))
+    expected[:, 1:9, 2:8] = nhwc(plain(torch.arange(40)))
+    np.testing.assert_array_equal(nhwc(maker(torch.arange(40))), expected)
+
+
+def test_whitened_images_are_cropped_from_0_and_flipped():
+    images = some()
+    maker = maker_of(images, "gcn-zca", augment=("pad2-crop", "flip"))
+    plain, draws = nhwc(maker_of(images, "gcn-zca")(torch.arange(40))), maker.draw(0, 0, 40)
+    expected = cropped(range(40), draws, pad=2, flip=True, normalised=plain)
+    np.testing.assert_array_equal(nhwc(maker(torch.arange(40), draws)), expected.astype(np.float32))
+
+
+def test_images_are_distorted_before_they_are_whitened():
+    images = some()
+    maker = maker_of(images, "gcn-zca", augment=("distort",))
+    draws = maker.draw(0, 0, 40)
+    pixels = maker_of(images, "scale", augment=("distort",))(torch.arange(40), draws) * 255
+    moved = Images(pixels.permute(0, 2, 3, 1).round().to(torch.uint8), images.labels)
+    expected = BatchMaker(moved, normalise=fit_normaliser("gcn-zca", images))(torch.arange(40))
+    np.testing.assert_array_equal(nhwc(maker(torch.arange(40), draws)), nhwc(expected))
+
+
+@pytest.mark.parametrize("augment", [("pad2-crop", "flip"), ("pad2-crop", "flip", "distort")])
+def test_a_whitened_image_is_the_same_bits_in_any_share(augment):
+    images = some(height=16, width=16)
+    maker = maker_of(images, "gcn-zca", augment=augment)
+    draws, order = maker.draw(0, 0, 40), torch.randperm(40)
+    whole = maker(order, draws)
+    for world in (2, 3, 40):
+        for rank in range(world):
+            assert torch.equal(maker(order[rank::world], draws[rank::world]), whole[rank::world])
 
 
 def test_every_offset_and_both_flips_occur_equally_often():
@@ -366,8 +381,9 @@ def test_seeds_differ():
 HOME = Path(pipeline.__file__).parents[1]
 FRESH = """
 import hashlib, torch
-from pipeline.data.batches import BatchMaker, Feed, fit_normaliser
+from pipeline.data.batches import BatchMaker, Feed
 from pipeline.data.images import Images
+from pipeline.data.normalise import fit_normaliser
 pixels = (torch.arange(40 * 8 * 6 * 3) * 7919 % 251).to(torch.uint8).reshape(40, 8, 6, 3)
 images = Images(pixels, torch.arange(40) % 10)
 maker = BatchMaker(
