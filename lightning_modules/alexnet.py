@@ -62,8 +62,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_modules.layers import as_convolution, require_image
 from lightning_modules.layers import lrn as response_normalisation
-from lightning_modules.layers import require_image
 
 ACTIVATIONS = {"relu": torch.relu_, "tanh": torch.tanh_}  # in place: no row before them needs its output again
 
@@ -204,6 +204,26 @@ class TableNet(nn.Module):
             if isinstance(module, nn.Conv2d | LocallyConnected | nn.Linear) and row != self.last:
                 x = ACTIVATIONS[self.activation](x)
         return x
+
+    def score_map(self, x: Tensor) -> Tensor:
+        """The net applied to a whole image: fully connected rows are convolutions (arXiv:1409.1556, section 3.2).
+
+        (N, C, H, W) -> (N, num_classes, H', W'): of alexnet, a place for every 32 pixels from 227 on. ValueError
+        for images below the paper's size, and for local rows, whose filters belong to the places of a map.
+        """
+        require_image(x, f"{self.name}, applied densely,", least=self.side)
+        for row, module in self.named_children():
+            if isinstance(module, LocallyConnected):
+                raise ValueError(f"{self.name} cannot be applied densely: the filters of {row} belong to places")
+            x = as_convolution(module, x) if isinstance(module, nn.Linear) else module(x)
+            if isinstance(module, nn.Conv2d | nn.Linear) and row != self.last:
+                x = ACTIVATIONS[self.activation](x)
+        return x
+
+    def dense(self, x: Tensor) -> Tensor:
+        """The score map's mean: (N, C, H, W) -> (N, num_classes). The same weights, and on the paper's size the
+        same scores. ValueError as `score_map`."""
+        return self.score_map(x).mean((2, 3))
 
 
 def started(module: nn.Conv2d | nn.Linear, std: float, bias: float) -> nn.Module:

@@ -215,6 +215,17 @@ class FractalNet(nn.Module):
             x = block(x, paths)
         return unmoved(self.prediction(x.flatten(1)), paths.idle)
 
+    def dense(self, x: Tensor) -> Tensor:
+        """The whole net on a larger image: (N, C, H, W) -> (N, num_classes) scores, averaged over places.
+
+        The mean of the maps and `prediction` once: that is its scores' mean, both being linear. ValueError below
+        the size that `forward` reads.
+        """
+        require_image(x, "fractalnet, applied densely,", least=self.side)
+        for block in self.blocks():
+            x = block(x, Paths())
+        return self.prediction(x.mean((2, 3)))
+
 
 class PlainNet(nn.Module):
     """Units one after the other in each block: a column by itself, or a net for comparison (Table 4).
@@ -236,6 +247,13 @@ class PlainNet(nn.Module):
         require_image(x, "fractalnet_plain", side=self.side)
         for child in self.children():
             x = child(x if child is not self.prediction else x.flatten(1))
+        return x
+
+    def dense(self, x: Tensor) -> Tensor:
+        """As `FractalNet.dense`."""
+        require_image(x, "fractalnet_plain, applied densely,", least=self.side)
+        for child in self.children():
+            x = child(x if child is not self.prediction else x.mean((2, 3)))
         return x
 
 

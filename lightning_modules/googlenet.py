@@ -155,16 +155,32 @@ class GoogLeNet(nn.Module):
         When training with auxiliary classifiers: (scores, scores of aux1, scores of aux2).
         """
         require_image(x, "googlenet", side=224)
+        x, aux = self.maps(x, heads=self.training and self.has_aux)
+        scores = self.linear(self.dropout(self.avgpool(x)).flatten(1))
+        return (scores, *aux) if aux else scores
+
+    def dense(self, x: Tensor) -> Tensor:
+        """The network applied to a whole image: (N, C, H, W) -> (N, num_classes) scores.
+
+        The mean of what `linear` says at each place of the last maps is what it says of the mean place, as it is
+        linear; on 224 x 224 these are `forward`'s scores. ValueError below 32 x 32, which one place stands for.
+        The paper shows its network crops only.
+        """
+        require_image(x, "googlenet, applied densely,", least=32)
+        x, _ = self.maps(x, heads=False)
+        return self.linear(self.dropout(x.mean((2, 3))))
+
+    def maps(self, x: Tensor, *, heads: bool) -> tuple[Tensor, list[Tensor]]:
+        """(N, C, H, W) -> (N, 1024, H / 32, W / 32), rounded up; with `heads`, the scores of aux1 and aux2."""
         x = self.lrn1(self.pool1(F.relu(self.conv1(x))))
         x = F.relu(self.conv2(F.relu(self.conv2_reduce(x))))
         x = self.pool2(self.lrn2(x))
         aux = []
         for name in TABLE_1:
             x = self.get_submodule(name)(x)
-            if self.training and self.has_aux and name in HEADS:
+            if heads and name in HEADS:
                 aux.append(self.get_submodule(HEADS[name])(x))
-        scores = self.linear(self.dropout(self.avgpool(x)).flatten(1))
-        return (scores, *aux) if aux else scores
+        return x, aux
 
 
 def googlenet(*, aux: bool = True, num_classes: int = 1000, in_channels: int = 3) -> GoogLeNet:

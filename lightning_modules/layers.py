@@ -1,5 +1,8 @@
-"""What several papers truly share: input checks, local response normalisation, He's initialisation, shortcuts."""
+"""What several papers truly share: input checks, local response normalisation, He's initialisation, shortcuts,
+fully connected layers as convolutions.
+"""
 
+import math
 from collections import OrderedDict
 from typing import Literal
 
@@ -16,6 +19,16 @@ def require_image(x: Tensor, network: str, *, side: int | None = None, least: in
         raise ValueError(f"{network} reads images of {side} x {side} pixels, not {height} x {width}")
     if least is not None and min(height, width) < least:
         raise ValueError(f"{network} reads images of {least} x {least} pixels or more, not {height} x {width}")
+
+
+def as_convolution(fc: nn.Linear, x: Tensor) -> Tensor:
+    """A fully connected layer slid over maps larger than those it was made for (arXiv:1409.1556, section 3.2).
+
+    It is a convolution whose filters are as large as the square maps that it reads.
+    (N, C, H, W) -> (N, out, H', W'), with H' = W' = 1 on maps of that size.
+    """
+    side = math.isqrt(fc.in_features // x.shape[1])
+    return F.conv2d(x, fc.weight.unflatten(1, (x.shape[1], side, side)), fc.bias)
 
 
 def lrn(*, n: int = 5, k: float = 2.0, alpha: float = 1e-4, beta: float = 0.75) -> nn.LocalResponseNorm:

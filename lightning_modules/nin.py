@@ -38,7 +38,7 @@ from typing import Literal, get_args
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_modules.layers import require_image
+from lightning_modules.layers import as_convolution, require_image
 
 Form = Literal["cifar10", "cifar100", "svhn", "mnist"]
 Head = Literal["average", "fc", "fc-dropout"]
@@ -117,6 +117,19 @@ class NIN(nn.Module):
         for layer in self.children():  # all but the fully connected one keep the map
             x = layer(x.flatten(1)) if isinstance(layer, nn.Linear) else layer(x)
         return x.flatten(1)
+
+    def dense(self, x: Tensor) -> Tensor:
+        """The network applied to a whole image: (N, C, H, W) -> (N, num_classes) scores, averaged over places.
+
+        The global average is that mean already; a fully connected head slides over the maps as a convolution. On
+        the data set's own size the same scores. ValueError below that with such a head, below 6 x 6 without.
+        """
+        if self.side is None:
+            return self(x)
+        require_image(x, "nin, applied densely,", least=self.side)
+        for layer in self.children():
+            x = as_convolution(layer, x) if isinstance(layer, nn.Linear) else layer(x)
+        return x.mean((2, 3))
 
 
 def normal(layer: nn.Conv2d | nn.Linear, std: float) -> None:

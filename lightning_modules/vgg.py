@@ -38,7 +38,7 @@ from typing import Literal, get_args
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_modules.layers import lrn, require_image
+from lightning_modules.layers import as_convolution, lrn, require_image
 
 Configuration = Literal["A", "A-LRN", "B", "C", "D", "E", "B-5x5"]
 Initialisation = Literal["glorot", "normal"]
@@ -107,9 +107,9 @@ class VGG(nn.Module):
         """
         require_image(x, "vgg, applied densely,", least=SIDE)
         x = self.maps(x)
-        x = self.dropout6(F.relu(F.conv2d(x, as_filters(self.fc6, MAP), self.fc6.bias)))
-        x = self.dropout7(F.relu(F.conv2d(x, as_filters(self.fc7, 1), self.fc7.bias)))
-        return F.conv2d(x, as_filters(self.fc8, 1), self.fc8.bias)
+        x = self.dropout6(F.relu(as_convolution(self.fc6, x)))
+        x = self.dropout7(F.relu(as_convolution(self.fc7, x)))
+        return as_convolution(self.fc8, x)
 
     def dense(self, x: Tensor) -> Tensor:
         """Dense evaluation (section 3.2): the score map's mean, (N, C, H, W) -> (N, num_classes) scores.
@@ -122,11 +122,6 @@ class VGG(nn.Module):
 def convolution(channels: int, width: int, kernel: int) -> nn.Conv2d:
     """Stride 1, padded to keep the size of the map (section 2.1)."""
     return nn.Conv2d(channels, width, kernel, padding=kernel // 2)
-
-
-def as_filters(fc: nn.Linear, side: int) -> Tensor:
-    """The weights of a fully connected layer as those of the convolution that it is: (out, in, side, side)."""
-    return fc.weight.unflatten(1, (-1, side, side))
 
 
 def glorot_uniform(module: nn.Module) -> None:

@@ -31,7 +31,7 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
-from lightning_modules.layers import lrn, require_image
+from lightning_modules.layers import as_convolution, lrn, require_image
 
 # maps, filter side, stride, padding, and whether pooling and normalisation follow
 LAYERS = {
@@ -51,6 +51,25 @@ class ZFNet(nn.Sequential):
         """(N, C, 224, 224) images -> (N, num_classes) scores; ValueError for images of another size."""
         require_image(x, "zfnet", side=224)
         return super().forward(x)
+
+    def score_map(self, x: Tensor) -> Tensor:
+        """The net applied to a whole image: its last layers are convolutions (arXiv:1409.1556, section 3.2).
+
+        (N, C, H, W) -> (N, num_classes, H', W'), a place for about every 32 pixels; ValueError below 224 x 224.
+        """
+        require_image(x, "zfnet, applied densely,", least=224)
+        for layer in self.children():
+            for part in layer.children() if isinstance(layer, nn.Sequential) else (layer,):
+                if isinstance(part, nn.Linear):
+                    x = as_convolution(part, x)
+                elif not isinstance(part, nn.Flatten):
+                    x = part(x)
+        return x
+
+    def dense(self, x: Tensor) -> Tensor:
+        """The score map's mean: (N, C, H, W) -> (N, num_classes). The same weights, and on 224 x 224 the same
+        scores. ValueError below that."""
+        return self.score_map(x).mean((2, 3))
 
 
 def initialised(module: nn.Module) -> None:

@@ -9,7 +9,17 @@ import torchvision
 from looking import on_meta, output_shapes, parameters
 from torch import nn
 
-from lightning_modules.alexnet import LocallyConnected, alexnet, alexnet_cifar
+from lightning_modules.alexnet import (
+    Conv,
+    Drop,
+    Full,
+    LocallyConnected,
+    Norm,
+    Pool,
+    TableNet,
+    alexnet,
+    alexnet_cifar,
+)
 
 IMAGE = (3, 227, 227)
 # Section 3.5 and Figure 2. Output, then weights and biases: kernels x size x size x the depth printed, + kernels.
@@ -309,6 +319,92 @@ def test_an_impossible_argument_names_what_would_do(args, words):
         on_meta(alexnet, **args)
 
 
+# --- applied densely (arXiv:1409.1556, section 3.2) --------------------------------------------------------
+
+
+def slid(network: TableNet, x: torch.Tensor, stride: int) -> torch.Tensor:
+    """The plain network's scores wherever it fits into (1, C, H, W), by `stride` pixels: (1, classes, H', W')."""
+    side, (height, width) = network.side, x.shape[-2:]
+    rows = [
+        torch.stack([network(x[:, :, i : i + side, j : j + side]) for j in range(0, width - side + 1, stride)], -1)
+        for i in range(0, height - side + 1, stride)
+    ]
+    return torch.stack(rows, -2)
+
+
+def test_dense_on_227_pixels_is_the_ordinary_net(small):
+    x = photos()
+    with torch.no_grad():
+        assert small.score_map(x).shape == (2, 10, 1, 1)
+        torch.testing.assert_close(small.dense(x), small(x), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+def test_dense_is_the_net_slid_over_the_image_where_nothing_is_padded(activation):
+    table = {
+        "conv1": Conv(6, 5, stride=2, std=0.1, bias=0.1),
+        "lrn1": Norm(),
+        "pool1": Pool(),
+        "conv2": Conv(8, 3, groups=2, std=0.2, bias=0.1),
+        "fc6": Full(7, bias=0.1),
+        "dropout6": Drop(),
+        "fc8": Full(4),
+    }
+    torch.manual_seed(0)
+    network = TableNet("of five rows", table, 27, 3, activation).eval()  # maps of 12, 5 and 3
+    x = 5 * torch.randn(1, 3, 27 + 3 * 4, 27 + 2 * 4)
+    for fc in (network.fc6, network.fc8):
+        nn.init.normal_(fc.weight, std=0.2)
+    with torch.no_grad():
+        expected = slid(network, x, stride=2 * 2)
+        found = network.score_map(x)
+        assert found.shape == (1, 4, 4, 3)
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(network.dense(x), expected.mean((2, 3)), atol=1e-6, rtol=1e-5)
+        assert expected.std((2, 3)).min() > 0.01  # no place is like another
+
+
+def test_dense_alexnet_is_slid_by_32_pixels_if_filters_do_not_reach_into_the_padding():
+    torch.manual_seed(0)
+    network = alexnet(units=8, num_classes=5).eval()
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(module.weight)
+                nn.init.normal_(module.bias, std=0.1)
+            if isinstance(module, nn.Conv2d) and module.padding != (0, 0):  # leave the tap in the middle
+                middle = module.weight[..., module.padding[0], module.padding[0]].clone()
+                module.weight.zero_()[..., module.padding[0], module.padding[0]] = 3 * middle
+        x = photos(1, 227 + 2 * 32)[..., : 227 + 32]
+        expected = slid(network, x, stride=4 * 2 * 2 * 2)
+        found = network.score_map(x)
+    assert found.shape == (1, 5, 3, 2)
+    torch.testing.assert_close(found, expected, atol=1e-5 * expected.abs().max().item(), rtol=1e-5)
+    assert (expected.std((2, 3)) > 1e-3 * expected.abs().max()).all()
+
+
+def test_dense_alexnet_in_its_own_padding_is_the_fully_connected_rows_slid_over_the_last_maps(small):
+    x = photos(1, 270)
+    maps = []
+    hook = small.pool5.register_forward_hook(lambda *args: maps.append(args[2]))
+    with torch.no_grad():
+        found = small.score_map(x)
+        hook.remove()
+        assert maps[0].shape == (1, 256, 7, 7)
+        for i in range(2):
+            for j in range(2):
+                y = maps[0][:, :, i : i + 6, j : j + 6].flatten(1)
+                expected = small.fc8(small.fc7(small.fc6(y).relu()).relu())
+                torch.testing.assert_close(found[:, :, i, j], expected, atol=1e-6, rtol=1e-5)
+
+
+def test_dense_needs_the_papers_size_at_least(small):
+    with pytest.raises(
+        ValueError, match="alexnet, applied densely, reads images of 227 x 227 pixels or more, not 300 x 226"
+    ):
+        small.dense(torch.zeros(1, 3, 300, 226))
+
+
 # --- not torchvision's -------------------------------------------------------------------------------------
 
 
@@ -418,6 +514,22 @@ def test_normalisation_of_the_cifar_nets_is_their_files():
     for row in (network.lrn1, network.lrn2):  # the file's 0.001 is divided by its size of 5, as torch does
         assert (row.size, row.k, row.beta) == (5, 1, 0.75)
         assert row.alpha == pytest.approx(0.001)
+
+
+def test_the_dense_cifar_net_is_the_ordinary_one_on_32_pixels_and_reads_larger_images():
+    torch.manual_seed(0)
+    network = alexnet_cifar(lrn=True).eval()
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(network.dense(x), network(x), atol=1e-6, rtol=1e-5)
+        assert network.score_map(torch.randn(1, 3, 40, 48)).shape == (1, 10, 2, 3)  # maps of 5 x 6
+
+
+def test_filters_that_belong_to_places_cannot_be_applied_densely():
+    with pytest.raises(
+        ValueError, match="alexnet_cifar cannot be applied densely: the filters of local3 belong to"
+    ):
+        on_meta(alexnet_cifar, local=True).dense(torch.zeros(1, 3, 40, 40, device="meta"))
 
 
 def test_wrong_use_of_the_cifar_nets_is_named():

@@ -442,6 +442,23 @@ def test_the_image_must_end_as_one_pixel(build):
         on_meta(build)(torch.zeros(1, 3, 64, 64, device="meta"))
 
 
+@pytest.mark.parametrize("plain", [False, True])
+def test_dense_is_the_whole_net_averaged_over_places(plain):
+    torch.manual_seed(0)
+    network = with_averages(fractalnet_plain(depth=4, widths=(3, 4), num_classes=5) if plain else small()).eval()
+    own, larger = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 8, 13)
+    maps = []
+    network.block2.register_forward_hook(lambda *args: maps.append(args[2]))
+    with torch.no_grad():
+        torch.testing.assert_close(network.dense(own), network(own), atol=1e-6, rtol=1e-5)
+        found = network.dense(larger)
+        assert maps[-1].shape == (2, 4, 2, 3)
+        at_each = torch.stack([network.prediction(maps[-1][:, :, i, j]) for i in range(2) for j in range(3)])
+        torch.testing.assert_close(found, at_each.mean(0), atol=1e-6, rtol=1e-5)
+    with pytest.raises(ValueError, match=r"fractalnet\w*, applied densely, reads images of 4 x 4 pixels or more"):
+        network.dense(torch.zeros(1, 3, 3, 8))
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [

@@ -153,6 +153,33 @@ def test_another_image_size_is_refused():
         on_meta(googlenet)(torch.zeros(1, 3, 224, 256, device="meta"))
 
 
+def test_dense_on_224_pixels_is_the_ordinary_net_also_when_training(network):
+    x = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        torch.testing.assert_close(network.dense(x), network(x), atol=1e-5, rtol=1e-5)
+        assert network.train().dense(x).shape == (1, 10)  # no auxiliary scores
+
+
+def test_dense_is_the_mean_of_the_last_layers_scores_at_every_place(network):
+    """The mean of a linear layer's scores is its score of the mean."""
+    x = torch.randn(1, 3, 224, 320)
+    with torch.no_grad():
+        maps, _ = network.maps(x, heads=False)
+        assert maps.shape == (1, 1024, 7, 10)
+        scores = torch.stack([network.linear(maps[:, :, i, j]) for i in range(7) for j in range(10)])
+        torch.testing.assert_close(network.dense(x), scores.mean(0), atol=1e-5, rtol=1e-5)
+        assert scores.std(0).min() > 1e-3
+
+
+def test_dense_reads_images_of_32_pixels_or_more(network):
+    with torch.no_grad():
+        assert network.dense(torch.randn(1, 3, 32, 45)).shape == (1, 10)
+    with pytest.raises(
+        ValueError, match="googlenet, applied densely, reads images of 32 x 32 pixels or more, not 31"
+    ):
+        network.dense(torch.zeros(1, 3, 31, 40))
+
+
 # --- Figure 2: the module ----------------------------------------------------------------------------------
 
 

@@ -4,7 +4,15 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_modules.layers import PadShortcut, Projection, he_normal, lrn, require_image, shortcut_for
+from lightning_modules.layers import (
+    PadShortcut,
+    Projection,
+    as_convolution,
+    he_normal,
+    lrn,
+    require_image,
+    shortcut_for,
+)
 
 
 def test_lrn_is_the_formula_of_alexnets_section_3_3():
@@ -16,6 +24,18 @@ def test_lrn_is_the_formula_of_alexnets_section_3_3():
         expected = a[:, i] / (2.0 + 1e-4 * near.square().sum(1)) ** 0.75
         torch.testing.assert_close(b[:, i], expected, rtol=1e-5, atol=1e-6)
     assert not torch.allclose(b, nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=2.0)(a), rtol=1e-3)
+
+
+@pytest.mark.parametrize(("side", "height", "width"), [(3, 3, 3), (3, 5, 8), (1, 2, 4)])
+def test_a_fully_connected_layer_as_a_convolution_is_itself_at_each_place(side, height, width):
+    torch.manual_seed(0)
+    fc, x = nn.Linear(4 * side**2, 6), torch.randn(2, 4, height, width)
+    scores = as_convolution(fc, x)
+    assert scores.shape == (2, 6, height - side + 1, width - side + 1)
+    for i in range(scores.shape[2]):
+        for j in range(scores.shape[3]):
+            window = x[:, :, i : i + side, j : j + side]
+            torch.testing.assert_close(scores[:, :, i, j], fc(window.flatten(1)), atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("layer", [nn.Conv2d(16, 64, 3), nn.Linear(144, 640)])

@@ -174,6 +174,29 @@ def test_a_fully_connected_head_reads_its_own_size_only():
         nin(form="mnist", head="fc", in_channels=1)(torch.zeros(1, 1, 32, 32))
 
 
+@pytest.mark.parametrize("head", ["average", "fc", "fc-dropout"])
+def test_dense_is_the_ordinary_net_on_the_data_sets_size_and_averages_over_places_on_larger_images(head):
+    torch.manual_seed(0)
+    network = nin(form="mnist", head=head, in_channels=1).eval()
+    own, larger = torch.randn(2, 1, 28, 28), torch.randn(1, 1, 32, 36)
+    with torch.no_grad():
+        torch.testing.assert_close(network.dense(own), network(own), atol=1e-6, rtol=1e-5)
+        maps = network.mlpconv3(network.pool2(network.mlpconv2(network.pool1(network.mlpconv1(larger)))))
+        assert maps.shape == (1, 10, 8, 9)
+        expected = maps.mean((2, 3))
+        if head != "average":  # it reads 7 x 7
+            windows = [maps[:, :, i : i + 7, j : j + 7].flatten(1) for i in range(2) for j in range(3)]
+            expected = torch.stack([network.fc(window) for window in windows]).mean(0)
+        torch.testing.assert_close(network.dense(larger), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_dense_with_a_fully_connected_head_needs_the_data_sets_size_at_least():
+    with pytest.raises(
+        ValueError, match="nin, applied densely, reads images of 32 x 32 pixels or more, not 31 x 40"
+    ):
+        nin(head="fc").dense(torch.zeros(1, 3, 31, 40))
+
+
 def test_an_unknown_form_names_the_papers():
     with pytest.raises(ValueError, match=r"form 'imagenet' is not one of .*: cifar10, cifar100, svhn, mnist"):
         nin(form="imagenet")

@@ -304,6 +304,22 @@ def test_dense_slides_the_fully_connected_layers_over_the_last_map(small, height
     torch.testing.assert_close(small.dense(x)[0], scores.detach().mean((1, 2)), atol=1e-6, rtol=1e-4)
 
 
+def test_dense_is_the_net_slid_by_32_pixels_if_filters_do_not_reach_into_the_padding(small):
+    """Padding is at other places in a crop and in the whole image; a filter with but its middle tap reads none."""
+    with torch.no_grad():
+        for conv in convolutions(small).values():
+            middle = conv.weight[:, :, 1, 1].clone()
+            conv.weight.zero_()[:, :, 1, 1] = 3 * middle
+        x = torch.randn(1, 3, 224 + 64, 224 + 32)
+        found = small.score_map(x)
+        for i in range(3):
+            for j in range(2):
+                crop = x[:, :, 32 * i : 32 * i + 224, 32 * j : 32 * j + 224]
+                torch.testing.assert_close(found[:, :, i, j], small(crop), atol=1e-5, rtol=1e-4)
+    assert found.shape == (1, 5, 3, 2)
+    assert found.std((2, 3)).min() > 1e-3
+
+
 def test_dense_of_two_images_side_by_side_notices_both(small):
     """A window that does not slide would see the left one only."""
     left, right, other = (torch.randn(1, 3, 224, 224) for _ in range(3))

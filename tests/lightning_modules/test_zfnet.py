@@ -150,6 +150,38 @@ def test_dropout_is_of_layers_6_and_7_and_only_in_training():
         assert torch.equal(network.eval()(x), network(x))
 
 
+def test_dense_on_224_pixels_is_the_ordinary_net():
+    torch.manual_seed(0)
+    network = zfnet(units=16, num_classes=5).eval()
+    with torch.no_grad():
+        assert network.score_map(photos()).shape == (2, 5, 1, 1)
+        torch.testing.assert_close(network.dense(photos()), network(photos()), atol=1e-6, rtol=1e-5)
+
+
+def test_dense_slides_the_fully_connected_layers_over_the_last_maps():
+    """As VGG's section 3.2 does (arXiv:1409.1556); dropout only in training."""
+    torch.manual_seed(0)
+    network = zfnet(units=16, num_classes=5).eval()
+    x = 60 * torch.randn(1, 3, 288, 256)
+    with torch.no_grad():
+        maps = nn.Sequential(*network[:5])(x)
+        assert maps.shape == (1, 256, 8, 7)
+        scores = torch.empty(1, 5, 3, 2)
+        for i in range(3):
+            for j in range(2):
+                scores[:, :, i, j] = nn.Sequential(*network[5:])(maps[:, :, i : i + 6, j : j + 6])
+        torch.testing.assert_close(network.score_map(x), scores, atol=1e-6, rtol=1e-4)
+        torch.testing.assert_close(network.dense(x), scores.mean((2, 3)), atol=1e-6, rtol=1e-4)
+        assert not torch.equal(network.train().dense(x), network.dense(x))
+
+
+def test_dense_needs_224_pixels_at_least():
+    with pytest.raises(
+        ValueError, match="zfnet, applied densely, reads images of 224 x 224 pixels or more, not 223"
+    ):
+        on_meta(zfnet).dense(torch.zeros(1, 3, 223, 300, device="meta"))
+
+
 def test_scores_are_not_rectified():
     torch.manual_seed(0)
     network = zfnet(units=8, num_classes=4).eval()
