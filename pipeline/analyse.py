@@ -35,6 +35,7 @@ from lightning_modules.names import nearest
 from lightning_modules.networks import NETWORKS, build
 from pipeline.experiment import Data, Experiment, Recipe
 from pipeline.mistakes import UserError
+from pipeline.protocol import read_protocol
 
 WEIGHTED = (nn.Conv2d, nn.Linear)
 POOLING = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
@@ -353,6 +354,8 @@ def measure(metric: str, experiment: Experiment, variant: str | None) -> Any:
     """An exact claim's measured value, as published, before any scale.
 
     `model/…` of the network as built, `recipe/…` of what is declared, `printed/…` of what the paper says itself.
+    `recipe/test_views/PROTOCOL`: how many images of a picture a declared test protocol shows the network;
+    `recipe/test_scales/PROTOCOL`: at how many sizes of the picture.
     UserError for a metric that does not exist.
     """
     kind, _, rest = metric.partition("/")
@@ -375,12 +378,25 @@ def measure(metric: str, experiment: Experiment, variant: str | None) -> Any:
             raise UserError(f"{experiment.name}, {variant}: {error}") from None
     if published.train and rest in ("epochs", "drop_epochs"):
         return in_epochs(Recipe(**dict(published)), rest)
+    asked, _, protocol = rest.partition("/")
+    if asked in ("test_views", "test_scales"):
+        return of_protocol(published.data, protocol, asked, experiment.name)
     value = published.model_dump(mode="json")
     for part in rest.split("."):
         if not isinstance(value, dict) or part not in value:
             raise UserError(f"{experiment.name}: the recipe has no setting {rest!r}")
         value = value[part]
     return value
+
+
+def of_protocol(data: Data, name: str, what: str, experiment: str) -> int:
+    """The `test_views` or `test_scales` of the protocol `name`; UserError unless `data` declares it."""
+    if name not in data.test:
+        raise UserError(f"{experiment}: the recipe has no test protocol {name!r}{nearest(name, data.test)}")
+    protocol = read_protocol(name)
+    if what == "test_views":
+        return protocol.views
+    return len({short for part in protocol.parts for short in part.shorts})
 
 
 def in_epochs(recipe: Recipe, what: str) -> Any:

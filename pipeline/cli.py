@@ -4,25 +4,24 @@ Exit codes: 0 all well; 1 a claim is not reproduced (verify) or a run failed (ru
 130 stopped by Ctrl-C, resumable. Heavy libraries are imported inside the commands that need them.
 """
 
-import json
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
-import textwrap
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from pipeline import cli_data
 from pipeline.mistakes import UserError
+from pipeline.terminal import complain, err, out, print_json, say
 
 if TYPE_CHECKING:
     from pipeline.ledger import Entry
@@ -37,18 +36,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Rerun the classic papers on convolutional networks and judge, number by number, whether they hold.",
 )
-PIPE_WIDTH = 160  # columns of a table that goes to a file or another program, unless COLUMNS says otherwise
-
-
-def console(*, stderr: bool = False) -> Console:
-    """A terminal's own width, or one that folds no table where there is no terminal."""
-    made = Console(stderr=stderr, highlight=False)
-    if not made.is_terminal and "COLUMNS" not in os.environ:
-        made.width = PIPE_WIDTH
-    return made
-
-
-out, err = console(), console(stderr=True)
+app.add_typer(cli_data.app, name="data")
 
 Name = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="As `repro list` shows it, or a .yaml file.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
@@ -252,11 +240,19 @@ def print_table(rows: list[dict[str, str]], left: tuple[str, ...]) -> None:
 
 @app.command()
 def evaluate(
-    network: Annotated[
-        str, typer.Argument(metavar="NETWORK", help="Such as resnet-50; repro analyse lists them.")
+    networks: Annotated[
+        list[str],
+        typer.Argument(metavar="NETWORK…", help="Such as resnet-50; several are an ensemble."),
     ],
-    weights: Annotated[str, typer.Option(help="A .safetensors or .pth file, or torchvision.")],
-    data: Annotated[str, typer.Option(help="A folder of class folders, or a known set such as cifar10.")],
+    weights: Annotated[
+        list[str],
+        typer.Option(help="A .safetensors or .pth file, or torchvision; one for all, or one for each network."),
+    ],
+    data: Annotated[str, typer.Option(help="Shards, a folder of class folders, or a known set such as cifar10.")],
+    protocol: Annotated[
+        str | None,
+        typer.Option(help="How photographs are shown, as in 10-crop-224-of-256; else as the publisher does."),
+    ] = None,
     changes: Annotated[
         list[str] | None, typer.Option("--set", help="Change an argument of the network (repeatable).")
     ] = None,
@@ -267,11 +263,19 @@ def evaluate(
     from pipeline.published import TORCHVISION, evaluated, from_file, from_torchvision, keep
     from pipeline.reproduce import all_experiments
 
-    named = find(network, all_experiments(), parsed(changes or []))
+    if len(weights) not in (1, len(networks)):
+        raise UserError(
+            f"--weights is given {len(weights)} times for {len(networks)} networks; give it once for all, or once"
+            " for each"
+        )
+    found = [find(network, all_experiments(), parsed(changes or [])) for network in networks]
     with err.status("reading the weights …") if err.is_terminal else nullcontext():
-        imported = from_torchvision(named) if weights == TORCHVISION else from_file(named, Path(weights))
+        members = [
+            (named, from_torchvision(named) if theirs == TORCHVISION else from_file(named, Path(theirs)))
+            for named, theirs in zip(found, weights * len(found), strict=False)
+        ]
     with err.status("evaluating …") if err.is_terminal else nullcontext():
-        result = evaluated(named, imported, data, workers=min(4, os.cpu_count() or 1))
+        result = evaluated(members, data, protocol=protocol, threads=min(4, os.cpu_count() or 1))
     keep(result)
     try:
         from pipeline.tracking import Tracker
@@ -396,10 +400,10 @@ def print_leaderboard(rows: "list[Row]") -> None:
     """One table for each experiment, scale and data set."""
     from pipeline.report.text import leaderboard_cells
 
-    groups: dict[tuple[str, str, str], list[Row]] = {}
+    groups: dict[tuple[str, str, str, str], list[Row]] = {}
     for row in rows:
-        groups.setdefault((row.experiment, row.scale, row.data), []).append(row)
-    for (experiment, scale, data), group in groups.items():
+        groups.setdefault((row.experiment, row.scale, row.data, row.protocol), []).append(row)
+    for (experiment, scale, data, protocol), group in groups.items():
         table = Table(box=None, pad_edge=False, header_style="bold")
         table.add_column("network", overflow="fold")
         heads = {  # column -> its short name, since eight have to fit in 80 characters
@@ -417,7 +421,8 @@ def print_leaderboard(rows: "list[Row]") -> None:
             cells["paper top-1 %"] = "" if row.paper is None else f"{row.paper:g}"
             table.add_row(escape(cells["network"]), *(cells[name] for name in heads))
         images = ", ".join(sorted({f"{row.images:,}" for row in group if row.images}))
-        out.print(f"[bold]{experiment} at {scale} scale on {data}[/] ({images or 'no'} test images)")
+        shown = f", {protocol}" if protocol else ""
+        out.print(f"[bold]{experiment} at {scale} scale on {data}[/] ({images or 'no'} test images{shown})")
         out.print(table)
         other = {row.paper_data for row in group if row.paper is not None} - {data}
         if other:
@@ -502,34 +507,6 @@ def colour(entry: "Entry") -> str:
     from pipeline.report.text import MARKS
 
     return {"good": "green", "bad": "red", "note": "yellow", "open": "dim"}[CLASSES[MARKS[entry.verdict.outcome]]]
-
-
-def say(text: str, *, indent: int = 0) -> None:
-    """Prose on standard output, folded for a terminal, one line for anything else; never read as markup."""
-    space = " " * indent
-    lines = [text]
-    if out.is_terminal:
-        hang = " " * 4 if indent == 2 else ""
-        lines = textwrap.wrap(
-            text,
-            out.width - indent,
-            subsequent_indent=hang,
-            replace_whitespace=False,
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
-    for line in lines:
-        out.print(space + line, markup=False, soft_wrap=True)
-
-
-def complain(text: str) -> None:
-    """A warning on standard error."""
-    err.print(text, style="yellow", markup=False, soft_wrap=True)
-
-
-def print_json(value: Any) -> None:
-    """Plain JSON on standard output."""
-    sys.stdout.write(json.dumps(value, indent=1, default=str) + "\n")
 
 
 def main() -> None:

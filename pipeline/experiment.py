@@ -16,12 +16,13 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from lightning_modules.names import nearest
 from pipeline.mistakes import UserError, explained, sentence
+from pipeline.protocol import read_protocol
 
 EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
 PAPER_SCALE = "paper"
 FAST_SCALES = ("laptop", "gpu")  # bf16 and channels-last unless declared otherwise
 FAST = {"precision": "bf16", "channels_last": True}
-AUGMENTATIONS = ("pad4-crop", "flip", "distort")  # the 4 may be any number
+AUGMENTATIONS = ("pad4-crop", "flip", "distort", "pca-colour", "photometric")  # the 4 may be any number
 
 Int = Annotated[int, Field(strict=True)]
 Count = Annotated[int, Field(strict=True, gt=0)]
@@ -40,9 +41,15 @@ def finite(value: Any) -> Any:
 
 def augmentation(word: str) -> str:
     """`word`, if it is the name of an augmentation."""
-    if not re.fullmatch(r"pad[1-9]\d*-crop|flip|distort", word):
+    if not re.fullmatch(r"pad[1-9]\d*-crop|flip|distort|pca-colour|photometric", word):
         raise ValueError(f"unknown augmentation {word!r}{nearest(word, AUGMENTATIONS)}")
     return word
+
+
+def protocol_name(name: str) -> str:
+    """`name`, if it is that of a test protocol."""
+    read_protocol(name)
+    return name
 
 
 def statistic(words: str) -> str:
@@ -60,6 +67,10 @@ def different(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return values
 
 
+Normalise = Literal[
+    "per-pixel-mean", "per-channel", "lecun98", "scale", "raw-mean-image", "raw-mean-colour", "gcn-zca"
+]
+ProtocolName = Annotated[str, AfterValidator(protocol_name)]
 Value = Annotated[Any, AfterValidator(finite)]  # a number, a text, a list of them
 Augmentation = Annotated[str, AfterValidator(augmentation)]
 Statistic = Annotated[str, AfterValidator(statistic)]
@@ -95,6 +106,38 @@ class Model(BaseModel):
         return self
 
 
+class Crop(Frozen):
+    """How photographs of many sizes become the square images a network learns from: one draw for each use.
+
+    Either the picture is resized to a short side and a square is cut out (AlexNet, VGG, ResNet), or a part of some
+    area and aspect is cut out and resized to the square (GoogLeNet).
+    """
+
+    side: Count  # of the square that the network sees, in pixels
+    short: Count | tuple[Count, Count] | None = None  # short side resized to; of a range, any whole number
+    centre: Count | None = None  # this central square is cut out first, and mean images are of it
+    at: Literal["random", "five"] = "random"  # anywhere; or in one of the four corners or the centre
+    area: tuple[Positive, Positive] | None = None  # share of the picture's area, uniform in this range
+    aspect: tuple[Positive, Positive] | None = None  # width over height, log-uniform in this range
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"  # with anti-aliasing
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Crop":
+        if (self.short is None) == (self.area is None):
+            raise ValueError("give either 'short' (then cut) or 'area' with 'aspect' (then resize)")
+        if (self.area is None) != (self.aspect is None):
+            raise ValueError("'area' and 'aspect' belong together")
+        for key, pair in (("short", self.short), ("area", self.area), ("aspect", self.aspect)):
+            if isinstance(pair, tuple) and pair[0] > pair[1]:
+                raise ValueError(f"{key!r} should rise: {list(pair)} does not")
+        if self.area and (self.area[1] > 1 or self.centre or self.at != "random"):
+            raise ValueError("'area' is at most 1, and takes neither 'centre' nor 'at'")
+        least = self.short[0] if isinstance(self.short, tuple) else self.short
+        if least and not self.side <= (self.centre or least) <= least:
+            raise ValueError("'side' must fit into 'centre', and that into 'short'")
+        return self
+
+
 class Data(Frozen):
     """The images that a run learns from and is judged on."""
 
@@ -102,8 +145,30 @@ class Data(Frozen):
     train: Count | None = None  # images trained on; None: all that `val` leaves
     val: Annotated[int, Field(strict=True, ge=0)] = 0  # images of the training set held out for validation
     pad_to: Count | None = None  # side in pixels to which smaller images are padded with background
-    normalise: Literal["per-pixel-mean", "per-channel", "lecun98", "scale"] = "per-pixel-mean"
-    augment: tuple[Augmentation, ...] = ()  # in this order: pad4-crop, flip, distort
+    normalise: Normalise = "per-pixel-mean"
+    augment: tuple[
+        Augmentation, ...
+    ] = ()  # pad4-crop, flip, distort; of photographs flip, pca-colour, photometric
+    crop: Crop | None = None  # for photographs of many sizes, read from shards
+    test: tuple[ProtocolName, ...] = ()  # how photographs are judged; the first also while training
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Data":
+        photographs = {"pca-colour", "photometric"}
+        if self.crop is None:
+            if self.test:
+                raise ValueError("test protocols are for photographs: they need 'crop'")
+            if photographs & set(self.augment):
+                raise ValueError(f"{min(photographs & set(self.augment))!r} is for photographs: it needs 'crop'")
+            return self
+        strange = [word for word in self.augment if word != "flip" and word not in photographs]
+        if strange or self.pad_to:
+            raise ValueError(
+                f"{strange[0] if strange else 'pad_to'!r} is for small images: 'crop' goes without it"
+            )
+        if not self.test:
+            raise ValueError("photographs need a 'test' protocol, such as 1-crop-224-of-256")
+        return self
 
 
 class Sgd(Frozen):

@@ -13,11 +13,35 @@ from pipeline.experiment import Experiment, Recipe
 from pipeline.mistakes import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
-TRAINING = ("pipeline/train.py", "pipeline/evaluate.py", "pipeline/data/*.py")
+TRAINING = (
+    "pipeline/train.py",
+    "pipeline/supply.py",
+    "pipeline/evaluate.py",
+    "pipeline/protocol.py",
+    *(
+        f"pipeline/data/{name}.py"
+        for name in (
+            "batches",
+            "colour",
+            "folders",
+            "images",
+            "jpeg",
+            "manifest",
+            "normalise",
+            "order",
+            "photographs",
+            "samples",
+            "shards",
+            "sources",
+            "statistics",
+            "views",
+        )
+    ),
+)
 MOST_SEEDS = 1000
 # Settings younger than the first tracked runs: at these values they are left out of a declaration's hash, so that
 # the runs made before still are runs of the same recipe.
-YOUNGER = {"nesterov": False, "every": None, "lr_end": None}
+YOUNGER: dict[str, Any] = {"nesterov": False, "every": None, "lr_end": None, "crop": None, "test": []}
 
 
 @dataclass(frozen=True)

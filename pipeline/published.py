@@ -10,8 +10,8 @@ import inspect
 import json
 import pickle
 import urllib.error
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +26,24 @@ from lightning_modules.published.weights import Published, carry_over, translate
 from lightning_modules.recipe import Batch
 from pipeline.catalogue import Named
 from pipeline.data import sources
-from pipeline.data.batches import BatchMaker, Normaliser
-from pipeline.data.crops import Folder, SingleCrop
-from pipeline.evaluate import BATCH, Errors, evaluate
+from pipeline.data.batches import BatchMaker
+from pipeline.data.class_folders import ClassFolders, class_numbers
+from pipeline.data.images import DataError
+from pipeline.data.normalise import Normaliser
+from pipeline.data.samples import Samples
+from pipeline.data.shards import MANIFEST, open_shards
+from pipeline.data.store import place
+from pipeline.evaluate import BATCH, Errors, Member, evaluate, evaluate_pictures
 from pipeline.home import data_folder, home
 from pipeline.mistakes import UserError
 from pipeline.plan import digest
+from pipeline.protocol import read_protocol
 from pipeline.record import commit, hardware
 from pipeline.runs import write_atomically
 
 TORCHVISION = "torchvision"
 CENTRE = 0.875  # of the short side is cut out: 224 of 256
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # what most publishers take out, of pixels / 255
 SMALL = 64  # pixels: networks for images up to this size read known sets, whole
 # What safetensors and torch raise for a file that is none of theirs, or no longer whole.
 DAMAGED = (
@@ -62,7 +69,9 @@ class Imported:
     weights: str  # "torchvision ResNet50_Weights.IMAGENET1K_V1", or the file's name
     sha256: str  # of the weights' names, shapes and numbers
     differs: str  # where the network departs from its paper, so that the weights fit; "" nowhere
-    protocol: SingleCrop  # what the publisher evaluates them with
+    protocol: str  # what the publisher evaluates them with
+    mean: tuple[float, ...]  # taken out of pixels / 255, channel by channel
+    std: tuple[float, ...]  # which is then divided by
     stated_top1_error_pct: float | None  # what the publisher measured
 
 
@@ -132,15 +141,16 @@ def from_torchvision(named: Named) -> Imported:
     except ValueError as error:
         raise UserError(f"torchvision's {theirs.model} does not fit {named.name}: {error}") from None
     shown = weights.transforms()
-    protocol = SingleCrop(
-        crop=shown.crop_size[0],
-        resize=shown.resize_size[0],
-        interpolation=shown.interpolation.value,
-        mean=tuple(shown.mean),
-        std=tuple(shown.std),
-    )
-    stated = weights.meta["_metrics"]["ImageNet-1K"]["acc@1"]
-    return Imported(network, f"{TORCHVISION} {weights}", state_hash(state), theirs.differs, protocol, 100 - stated)
+    protocol = one_crop(shown.crop_size[0], shown.resize_size[0], shown.interpolation.value)
+    stated = 100 - weights.meta["_metrics"]["ImageNet-1K"]["acc@1"]
+    named_so = f"{TORCHVISION} {weights}"
+    mean, std = tuple(shown.mean), tuple(shown.std)
+    return Imported(network, named_so, state_hash(state), theirs.differs, protocol, mean, std, stated)
+
+
+def one_crop(crop: int, resize: int, interpolation: str = "bilinear") -> str:
+    """The name of the protocol of a single crop."""
+    return f"1-crop-{crop}-of-{resize}" + ("" if interpolation == "bilinear" else f"-{interpolation}")
 
 
 def from_file(named: Named, file: Path) -> Imported:
@@ -150,19 +160,18 @@ def from_file(named: Named, file: Path) -> Imported:
     state = unwrapped(read_state(file))
     network = made(named, named.variant.model.args)
     side = named.image[1]
-    protocol = SingleCrop(crop=side, resize=round(side / CENTRE))
+    protocol = one_crop(side, round(side / CENTRE))
     if not unfit(network, state):
         carry_over(network, state, [])
-        return Imported(network, file.name, state_hash(state), "", protocol, None)
+        return Imported(network, file.name, state_hash(state), "", protocol, MEAN, STD, None)
     for theirs in counterparts(named):
         other = made(named, theirs.args)
         try:
             carry_over(other, state, [theirs.rename])
         except ValueError:
             continue
-        protocol = replace(protocol, mean=theirs.mean, std=theirs.std)
-        stated = theirs.stated_top1_error_pct
-        return Imported(other, file.name, state_hash(state), theirs.differs, protocol, stated)
+        stated, differs = theirs.stated_top1_error_pct, theirs.differs
+        return Imported(other, file.name, state_hash(state), differs, protocol, theirs.mean, theirs.std, stated)
     sources = list(dict.fromkeys(f"{one.source}'s" for one in counterparts(named)))
     names = " or ".join(["our names", *sources])
     whose = fitting(state)
@@ -247,25 +256,44 @@ def state_hash(state: Mapping[str, Tensor]) -> str:
     return found.hexdigest()
 
 
-def evaluated(named: Named, imported: Imported, data: str, *, workers: int) -> PublishedResult:
-    """Errors of imported weights on `data`: a small set's test images, or a folder of class folders."""
+def evaluated(
+    members: Sequence[tuple[Named, Imported]], data: str, *, protocol: str | None = None, threads: int
+) -> PublishedResult:
+    """Errors of imported weights, of several as an ensemble, on `data`: a small set's test images, or photographs.
+
+    `protocol`: how photographs are shown; None: as the publisher does.
+    """
+    named, imported = members[0]
     ignored = 0
-    if named.image[1] <= SMALL:
-        errors, protocol = on_small_set(named, imported, data)
+    if len({one.classes for one, _ in members}) > 1 or len({one.image[1] <= SMALL for one, _ in members}) > 1:
+        raise UserError(
+            f"{' and '.join(one.name for one, _ in members)} do not answer the same question: an ensemble's networks"
+            " tell the same classes apart in images of one kind"
+        )
+    shown = protocol or imported.protocol
+    if named.image[1] > SMALL:
+        read_protocol(shown)
+        samples = photographs(data, named.classes)
+        ignored = len(samples.ignored) if isinstance(samples, ClassFolders) else 0
+        errors = on_photographs(members, samples, shown, threads)
+    elif protocol:
+        raise UserError(f"{named.name} is shown whole images: --protocol is for photographs")
+    elif len(members) > 1:
+        raise UserError("ensembles are evaluated on photographs; give one network for a set of small images")
     else:
-        errors, protocol, ignored = on_folder(named, imported, data, workers)
+        errors, shown = on_small_set(named, imported, data)
     found = errors.metrics("test")
     return PublishedResult(
-        network=named.name,
-        weights=imported.weights,
-        sha256=imported.sha256,
-        differs=imported.differs,
+        network=joined(one.name for one, _ in members),
+        weights=joined(one.weights for _, one in members),
+        sha256=imported.sha256 if len(members) == 1 else digest([one.sha256 for _, one in members]),
+        differs="; ".join(dict.fromkeys(one.differs for _, one in members if one.differs)),
         data=Path(data).name,
-        protocol=protocol,
+        protocol=shown,
         images=errors.images,
         top1=found["test/top1_error_pct"],
         top5=found["test/top5_error_pct"],
-        stated_top1=imported.stated_top1_error_pct,
+        stated_top1=imported.stated_top1_error_pct if len(members) == 1 and shown == imported.protocol else None,
         ignored=ignored,
         hardware=hardware(),
         commit=commit(),
@@ -273,18 +301,45 @@ def evaluated(named: Named, imported: Imported, data: str, *, workers: int) -> P
     )
 
 
-def on_folder(named: Named, imported: Imported, data: str, workers: int) -> tuple[Errors, str, int]:
-    """Errors on one crop of each picture in a folder of class folders, and how many other files are in it."""
-    folder = Path(data) if Path(data).is_dir() else data_folder() / data
-    pictures = Folder(folder, named.classes, imported.protocol)
+def joined(words: Iterable[str]) -> str:
+    """'vgg-16 + vgg-19'; a word that comes several times, once."""
+    return " + ".join(dict.fromkeys(words))
+
+
+def photographs(data: str, classes: int) -> Samples:
+    """The test part of a set in shards, or the pictures in class folders, labelled as a network of `classes` is."""
+    for where in (data, str(data_folder() / data)):
+        here = place(where)
+        if here.exists(MANIFEST):
+            shards = open_shards(here, cache=data_folder() / ".cache" / "shards")
+            part = shards.test
+            part.labels = torch.tensor(class_numbers(str(here), shards.classes, classes))[part.labels]
+            return part
+    if "://" in data:
+        raise DataError(f"there are no shards at {place(data)}; repro data prepare makes them")
+    return ClassFolders(Path(data) if Path(data).is_dir() else data_folder() / data, classes)
+
+
+def on_photographs(
+    members: Sequence[tuple[Named, Imported]], samples: Samples, protocol: str, threads: int
+) -> Errors:
+    """Errors of the members' averaged answers by `protocol`."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = imported.network.to(device)
+    return evaluate_pictures(
+        [Member(one.network.to(device), normaliser_of(one)) for _, one in members],
+        samples,
+        read_protocol(protocol),
+        expected=len(samples),
+        threads=threads,
+        bf16=False,
+        device=device,
+    )
 
-    def batches() -> Iterable[Batch]:
-        for step, images, labels in pictures.batches(workers):
-            yield Batch(step, images.to(device), labels.to(device))
 
-    return count(network, batches(), len(pictures)), imported.protocol.words, len(pictures.ignored)
+def normaliser_of(imported: Imported, channels: int = 3) -> Normaliser:
+    """As the weights were trained: pixels / 255, minus the mean, over the standard deviation."""
+    mean, std = torch.tensor(imported.mean[:channels]), torch.tensor(imported.std[:channels])
+    return Normaliser("published", scale=1 / (255 * std), shift=mean / std, outside=0.0)
 
 
 def on_small_set(named: Named, imported: Imported, data: str) -> tuple[Errors, str]:
@@ -296,20 +351,15 @@ def on_small_set(named: Named, imported: Imported, data: str) -> tuple[Errors, s
             f"{named.name} tells {named.classes} classes apart in images of {named.image[0]} channels, and {data}"
             f" has {len(images.classes)} and {channels}"
         )
-    mean, std = torch.tensor(imported.protocol.mean[:channels]), torch.tensor(imported.protocol.std[:channels])
-    normalise = Normaliser("published", scale=1 / (255 * std), shift=mean / std, outside=0.0)
     pad_to = named.image[1] if named.image[1] > images.test.pixels.shape[1] else None
-    maker = BatchMaker(images.test, normalise=normalise, pad_to=pad_to)
+    maker = BatchMaker(images.test, normalise=normaliser_of(imported, channels), pad_to=pad_to)
 
     def batches() -> Iterable[Batch]:
         for step, chosen in enumerate(torch.arange(len(images.test)).split(BATCH)):
             yield Batch(step, maker(chosen), images.test.labels[chosen])
 
     said = "single view of the whole image, mean {} and standard deviation {} taken out".format(
-        *(
-            ", ".join(f"{value:g}" for value in values[:channels])
-            for values in (imported.protocol.mean, imported.protocol.std)
-        )
+        *(", ".join(f"{value:g}" for value in values[:channels]) for values in (imported.mean, imported.std))
     )
     return count(imported.network, batches(), len(images.test)), said
 

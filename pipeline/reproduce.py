@@ -29,15 +29,15 @@ def tasks_for(runs: Iterable[Run]) -> list[Task]:
     from lightning_modules.networks import NETWORKS
     from pipeline.data import manifest, sources
 
-    sets: dict[str, Any] = {}
-    manifests: dict[str, Any] = {}
+    sets: dict[tuple[str, bool], Any] = {}
+    manifests: dict[tuple[str, bool], Any] = {}
     checked = set()
     codes: dict[str, str] = {}
     result = []
     for run in runs:
-        data, network = run.recipe.data.name, run.recipe.model.name
+        data, network = (run.recipe.data.name, run.recipe.data.crop is not None), run.recipe.model.name
         if data not in manifests:
-            sets[data] = sources.load(data, data_folder())
+            sets[data] = sources.load(data[0], data_folder(), photographs=data[1])
             manifests[data] = manifest.manifest_of(sets[data])
         if run.variant not in checked:
             check(run, sets[data])
@@ -59,19 +59,14 @@ def check(run: Run, images: Any) -> None:
     import torch
 
     from lightning_modules.networks import build
-    from pipeline.data.batches import BatchMaker, fit_normaliser
-    from pipeline.data.images import Images
-    from pipeline.data.manifest import split
+    from pipeline.supply import image_shape
 
-    model, data, labels = run.recipe.model, run.recipe.data, images.train.labels
+    model = run.recipe.model
     try:
-        split(Images(labels, labels), train_count=data.train, val_count=data.val)
-        one = Images(images.train.pixels[:1], labels[:1])
-        maker = BatchMaker(one, normalise=fit_normaliser("scale", one), augment=data.augment, pad_to=data.pad_to)
-        shape = maker(torch.tensor([0])).shape
+        shape = image_shape(images, run.recipe.data)
         with torch.device("meta"), torch.no_grad():
-            network = build(model.name, model.args, num_classes=len(images.classes), in_channels=shape[1])
-            network.eval()(torch.zeros(shape))
+            network = build(model.name, model.args, num_classes=len(images.classes), in_channels=shape[0])
+            network.eval()(torch.zeros(1, *shape))
     except (ValueError, TypeError, RuntimeError) as error:
         args = ", ".join(f"{key} {value!r}" for key, value in model.args.items())
         named = f"{model.name} ({args})" if args else model.name

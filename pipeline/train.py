@@ -15,7 +15,7 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,22 +28,22 @@ from torch import Tensor
 
 from lightning_modules.classifier import Classifier, NotConvergedError
 from lightning_modules.recipe import Batch
-from pipeline.data.batches import BatchMaker, Feed, fit_normaliser, in_order
-from pipeline.data.images import Images, ImageSet
-from pipeline.data.manifest import Manifest, split, to_dict
+from pipeline.data.images import ImageSet
+from pipeline.data.manifest import Manifest, to_dict
 from pipeline.data.order import key
-from pipeline.evaluate import BATCH, evaluate, response_std
+from pipeline.data.shards import ShardSet
 from pipeline.experiment import Train
 from pipeline.mistakes import UserError
 from pipeline.plan import Run
 from pipeline.record import FINISHED, NOT_CONVERGED, Record, commit, hardware, libraries, lock_hash
 from pipeline.runs import RunFolder
+from pipeline.supply import Small, supply
 
 CHECKPOINT_SECONDS = 30.0  # between checkpoints; how often does not change the numbers
 HEARTBEAT_SECONDS = 0.5
 EVALUATIONS, REPORTS = 40, 200  # in a run, unless declared
 LARGEST_BLOCK = 500  # patterns handed over at once where each makes an update of its own
-RESPONSES = 2000  # test images from which the layers' responses are measured
+READERS = 16  # threads that read photographs, at most: two GPUs' worth of one ResNet-50
 
 
 def train(
@@ -51,21 +51,24 @@ def train(
     *,
     identity: str,
     folder: RunFolder,
-    images: ImageSet,
+    images: ImageSet | ShardSet,
     manifest: Manifest,
     code: str,
     threads: int = 1,
+    cache: Path | None = None,
     stop: Callable[[], bool] = lambda: False,
     warn: Callable[[str], None] = lambda _: None,
 ) -> Record | None:
     """Train `run` to its end and write its record, or return None where `stop()` asked to leave it resumable.
+
+    `cache` is a folder for what is computed once from the data (a mean image, a whitening).
 
     Raises UserError for what a user can mend (a full disk); a run whose loss is not finite ends with a record
     that says so.
     """
     prepare_process(threads)
     folder.create(describe(run, identity, manifest))
-    job = Job(run, folder, images, manifest)
+    job = Job(run, folder, images, manifest, cache)
     conductor = Conductor(job, stop)
     trainer = pl.Trainer(
         accelerator="gpu" if job.device == "cuda" else "cpu",
@@ -143,69 +146,50 @@ def describe(run: Run, identity: str, manifest: Manifest) -> dict[str, Any]:
 class Job:
     """The parts of one run: its images, its network, and what is measured on them."""
 
-    def __init__(self, run: Run, folder: RunFolder, images: ImageSet, manifest: Manifest) -> None:
+    def __init__(
+        self,
+        run: Run,
+        folder: RunFolder,
+        images: ImageSet | ShardSet,
+        manifest: Manifest,
+        cache: Path | None = None,
+    ) -> None:
         self.run, self.folder = run, folder
         self.recipe, self.seed = run.recipe.train, run.seed
-        data = run.recipe.data
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.bf16 = self.recipe.precision == "bf16" and has_bf16(self.device)
         self.compiled = self.recipe.compile and has_compiler()
-        self.training, self.validation = split(images.train, train_count=data.train, val_count=data.val)
-        self.test = images.test
         self.log_every = self.recipe.log_every or max(1, self.recipe.steps // REPORTS)
         self.eval_every = self.recipe.eval_every or max(1, self.recipe.steps // EVALUATIONS)
-        self.normaliser = fit_normaliser(data.normalise, self.training)
-        self.module = module_for(run, manifest, compiled=self.compiled)
-        self.block = block_size(self.recipe, self.log_every, self.eval_every, len(self.training))
-
-    def batch_maker(self, images: Images, *, augment: tuple[str, ...] = ()) -> BatchMaker:
-        """Batches of `images`, normalised by the statistics of the images trained on."""
-        pad_to = self.run.recipe.data.pad_to
-        return BatchMaker(images, normalise=self.normaliser, augment=augment, pad_to=pad_to, device=self.device)
-
-    def feed(self, start: int) -> Feed:
-        """The training batches from update `start` to the last."""
-        return Feed(
-            self.batch_maker(self.training, augment=self.run.recipe.data.augment),
-            self.training.labels,
-            seed=self.seed,
-            batch_size=self.recipe.batch_size,
-            start_step=start,
-            stop_step=self.recipe.steps,
-            block=self.block,
+        readers = reader_threads(self.device)
+        self.supply = supply(
+            images,
+            run.recipe.data,
+            torch.device(self.device),
+            sha256=manifest.sha256,
+            readers=readers,
+            cache=cache,
         )
+        self.module = module_for(run, manifest, compiled=self.compiled)
+        self.block = block_size(self.recipe, self.log_every, self.eval_every, self.supply.count)
 
-    def errors(self, images: Images, split_name: str) -> dict[str, float]:
-        """Errors of the network as it is now on `images`, none of them augmented."""
-        if not len(images):
-            return {}
-        batches = in_order(self.batch_maker(images), images.labels, batch_size=BATCH)
-        found = evaluate(self.module.network, batches, self.module.loss, expected=len(images), bf16=self.bf16)
-        return found.metrics(split_name)
+    def feed(self, start: int) -> Iterable[Batch]:
+        """The training batches from update `start` to the last."""
+        return self.supply.feed(self.recipe, self.seed, start, self.block)
 
     def held_out_errors(self) -> dict[str, float]:
-        """Errors on the test set and, where the recipe keeps one, on the validation set."""
-        return self.errors(self.test, "test") | self.errors(self.validation, "val")
+        """Errors, of the network as it is now, on the test set and on the validation set if there is one."""
+        return self.supply.held_out(self.module.network, self.module.loss, bf16=self.bf16)
 
     def final_metrics(self) -> dict[str, float]:
-        """What is measured once, on the last model: all errors, and the layers' responses."""
-        some = Images(self.test.pixels[:RESPONSES], self.test.labels[:RESPONSES])
-        responses = response_std(
-            self.module.network, in_order(self.batch_maker(some), some.labels, batch_size=BATCH)
-        )
-        return (
-            self.held_out_errors()
-            | self.errors(self.training, "trainset")
-            | ({} if responses is None else {"test/response_std": responses})
-        )
+        """What is measured once, on the last model."""
+        return self.supply.final(self.module.network, self.module.loss, bf16=self.bf16)
 
     def pass_patterns(self, number: int, count: int) -> tuple[Tensor, Tensor]:
         """`count` training images and labels drawn for pass `number`, for estimates made before it."""
-        n = len(self.training)
-        draw = torch.Generator().manual_seed(key(self.seed, "pass", number))
-        indices = torch.randperm(n, generator=draw)[:count]
-        plain = self.batch_maker(self.training)
-        return plain(indices), self.training.labels[indices].to(self.device)
+        if not isinstance(self.supply, Small):
+            raise UserError("optimizer 'sdlm' learns from small images in memory, not from photographs in shards")
+        return self.supply.patterns(self.seed, number, count)
 
     def weights(self) -> dict[str, Tensor]:
         """The network's parameters and buffers, for safetensors."""
@@ -241,7 +225,7 @@ class Conductor(pl.Callback):
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Batch, batch_idx: int) -> None:
         """Every random draw of an update depends on (seed, step) alone."""
         torch.manual_seed(key(self.job.seed, "update", batch.step))
-        images_per_pass = len(self.job.training)
+        images_per_pass = self.job.supply.count
         if module.wants_pass_patterns and batch.step % images_per_pass == 0:
             number = batch.step // images_per_pass
             module.start_pass(*self.job.pass_patterns(number, self.job.recipe.optimizer.samples))  # type: ignore[union-attr]
@@ -340,6 +324,14 @@ def keep_pages() -> None:
         libc = ctypes.CDLL(None)
         for parameter, value in ((-3, 32 * 2**20 - 1), (-1, 2**31 - 1), (-2, 256 * 2**20)):
             libc.mallopt(parameter, value)
+
+
+def reader_threads(device: str) -> int:
+    """How many threads read photographs: a GPU's share of the cores; one where training needs them itself."""
+    if device != "cuda":
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(READERS, cores // torch.cuda.device_count()))
 
 
 def has_bf16(device: str) -> bool:

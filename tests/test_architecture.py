@@ -52,6 +52,7 @@ ORDER = (
     "lightning_modules.sdlm",
     # declarations and what is said of them
     "pipeline.mistakes",
+    "pipeline.protocol",
     "pipeline.verdict",
     "pipeline.experiment",
     "pipeline.plan",
@@ -61,12 +62,28 @@ ORDER = (
     # one run
     "pipeline.data.order",
     "pipeline.data.images",
+    "pipeline.data.samples",
+    "pipeline.data.jpeg",
+    "pipeline.data.ahead",
+    "pipeline.data.store",
+    "pipeline.data.shards",
+    "pipeline.data.normalise",
+    "pipeline.data.colour",
+    "pipeline.data.statistics",
     "pipeline.data.folders",
+    "pipeline.data.class_folders",
     "pipeline.data.sources",
+    "pipeline.data.originals",
+    "pipeline.data.archives",
+    "pipeline.data.prepare",
+    "pipeline.data.standin",
+    "pipeline.data.inspect",
     "pipeline.data.manifest",
     "pipeline.data.batches",
-    "pipeline.data.crops",
+    "pipeline.data.photographs",
+    "pipeline.data.views",
     "pipeline.evaluate",
+    "pipeline.supply",
     "pipeline.train",
     # many runs
     "pipeline.schedule.local",
@@ -88,13 +105,15 @@ ORDER = (
     # the whole
     "pipeline.reproduce",
     "pipeline.report.results",
+    "pipeline.terminal",
+    "pipeline.cli_data",
     "pipeline.cli",
 )
 OWNERS = {  # library -> the modules that may import it
     "mlflow": {"pipeline.tracking"},
     "ray": {"pipeline.schedule.cluster"},
     "matplotlib": {"pipeline.report.figures"},
-    "typer": {"pipeline.cli"},
+    "typer": {"pipeline.cli", "pipeline.cli_data"},
     "statsmodels": set(),
 }
 

@@ -5,8 +5,12 @@ from typing import Any
 
 import torch
 
+from torch import Tensor
+
 from pipeline.data.images import DataError, Images, ImageSet, fingerprint
 from pipeline.data.order import generator
+from pipeline.data.samples import Chosen, Samples
+from pipeline.data.shards import ShardSet
 
 
 @dataclass(frozen=True)
@@ -16,15 +20,28 @@ class Manifest:
     name: str
     source: str  # where it came from; two sources with one sha256 are the same data
     classes: tuple[str, ...]
-    image: tuple[int, int, int]  # (C, H, W)
+    image: tuple[int, int, int]  # (C, H, W); photographs of many sizes: (3, 0, 0)
     train: int  # images
     test: int
     per_class: dict[str, list[int]]  # {"train": [...], "test": [...]}: images of each class
-    sha256: str  # images.fingerprint: class names, labels and pixels in canonical order
+    sha256: str  # images.fingerprint, or of shards their content_hash
 
 
-def manifest_of(images: ImageSet) -> Manifest:
-    """Counts everything and hashes the content (0.1 s for MNIST)."""
+def manifest_of(images: ImageSet | ShardSet) -> Manifest:
+    """Counts everything and hashes the content (0.1 s for MNIST); shards know theirs already."""
+    if isinstance(images, ShardSet):
+        counts = {name: part.split.per_class for name, part in images.splits.items()}
+        none = (0,) * len(images.classes)
+        return Manifest(
+            name=images.name,
+            source=images.source,
+            classes=images.classes,
+            image=(3, 0, 0),
+            train=sum(counts.get("train", none)),
+            test=sum(counts.get("test", none)),
+            per_class={name: list(counts.get(name, none)) for name in ("train", "test")},
+            sha256=images.manifest.sha256,
+        )
     _, height, width, channels = images.train.pixels.shape
     count = len(images.classes)
     return Manifest(
@@ -61,12 +78,29 @@ def from_dict(values: dict[str, Any]) -> Manifest:
 
 
 def split(train: Images, *, train_count: int | None, val_count: int, seed: int = 0) -> tuple[Images, Images]:
-    """Disjoint training and validation parts of the training images, in canonical order.
+    """Disjoint training and validation parts of the training images, in canonical order: see `parts`."""
+    training, validation = (
+        Images(train.pixels[part], train.labels[part])
+        for part in parts(len(train), train_count=train_count, val_count=val_count, seed=seed)
+    )
+    return training, validation
+
+
+def chosen(train: Samples, *, train_count: int | None, val_count: int, seed: int = 0) -> tuple[Samples, Samples]:
+    """The same of photographs."""
+    training, validation = (
+        train if len(part) == len(train) else Chosen(train, part)
+        for part in parts(len(train), train_count=train_count, val_count=val_count, seed=seed)
+    )
+    return training, validation
+
+
+def parts(n: int, *, train_count: int | None, val_count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Which of `n` training images are trained on, and which are held out for validation; both rise.
 
     The training part is the start of a fixed permutation and the validation part its end, so that neither
     moves when the other's size changes. `seed` is the split's own, not the run's. None: all that remain.
     """
-    n = len(train)
     wanted = n - val_count if train_count is None else train_count
     if not 0 <= val_count < n:
         possible = f"validation may have 0 to {n - 1}"
@@ -78,6 +112,4 @@ def split(train: Images, *, train_count: int | None, val_count: int, seed: int =
         asked = "all remaining" if train_count is None else train_count
         raise DataError(f"{val_count} validation and {asked} training images cannot be taken from {n}; {possible}")
     order = torch.randperm(n, generator=generator(seed, "split"))
-    parts = (order[:wanted].sort().values, order[n - val_count :].sort().values)
-    training, validation = (Images(train.pixels[part], train.labels[part]) for part in parts)
-    return training, validation
+    return order[:wanted].sort().values, order[n - val_count :].sort().values

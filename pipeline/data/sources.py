@@ -6,21 +6,26 @@ fashion-mnist   28 x 28 grey, 60,000/10,000
 cifar10         32 x 32 RGB, 50,000/10,000
 cifar100        32 x 32 RGB, 50,000/10,000 (fine labels)
 noise           16 x 16 RGB, 200/100; generated, ten easy classes, for tests
-anything else   the class folders below the data root (see folders.py)
+anything else   shards (see shards.py) or class folders (folders.py) below the data root
 """
 
 import difflib
 import http.client
+import os
 import pickle
+import re
 import tarfile
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 import torch
 
-from pipeline.data.folders import known_folders, read_folders
+from pipeline.data.folders import known_folders, read_folders, read_pixels
 from pipeline.data.images import DataError, Images, ImageSet, fingerprint, in_canonical_order
 from pipeline.data.order import generator
+from pipeline.data.shards import MANIFEST, ShardSet, ShardSplit, open_shards
+from pipeline.data.store import place
 
 __all__ = ["MNIST_SHA256", "NAMES", "DataError", "ImageSet", "Images", "load"]
 
@@ -39,10 +44,32 @@ ARCHIVES = {  # name -> (torchvision's class, where below the root its downloads
     "cifar100": ("CIFAR100", ""),
 }
 NAMES = ("digits", *ARCHIVES, "noise")
+IMAGENET, ILSVRC_2012 = "imagenet", {"train": 1_281_167, "test": 50_000}  # the classification task's pictures
+PLAIN_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
+DECODED_AT_ONCE = 1000  # pictures
 
 
-def load(name: str, root: Path) -> ImageSet:
-    """The named set, in canonical order. `root` holds downloads, class folders and their cache."""
+@overload
+def load(name: str, root: Path) -> ImageSet: ...
+@overload
+def load(name: str, root: Path, *, photographs: bool) -> ImageSet | ShardSet: ...
+def load(name: str, root: Path, *, photographs: bool = False) -> ImageSet | ShardSet:
+    """The named set, in canonical order. `root` holds downloads, shards, class folders and their cache.
+
+    Shards are left where they are if they are read as `photographs`, and else decoded into memory.
+    """
+    shards = find_shards(name, root)
+    if shards is None and photographs:
+        raise DataError(
+            f"{name} is read as photographs, from shards, and there are none in {root / name}; make them with:"
+            f" repro data prepare SOURCE --out {root / name}"
+        )
+    if shards is not None:
+        if shards.name != name:
+            raise DataError(
+                f"the shards in {shards.place} are of {shards.name!r}; use that name, and that folder's"
+            )
+        return shards if photographs else from_shards(shards)
     if name == "mnist" and _holds_classes(root / name):
         return _checked_mnist(read_folders(name, root), f"the class folders in {root / name}")
     if name in NAMES and _holds_classes(root / name):
@@ -62,6 +89,49 @@ def load(name: str, root: Path) -> ImageSet:
         hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
         raise DataError(f"no data set is called {name!r}, and there is no folder {root / name}; {hint}")
     return read_folders(name, root)
+
+
+def find_shards(name: str, root: Path) -> ShardSet | None:
+    """The prepared set `name`: below REPRO_SHARDS (a folder or an address) if that is set, else below `root`."""
+    if not PLAIN_NAME.fullmatch(name):
+        return None
+    elsewhere = None if name in NAMES else os.environ.get("REPRO_SHARDS")
+    where = place(f"{elsewhere.rstrip('/')}/{name}" if elsewhere else root / name)
+    if not where.exists(MANIFEST):
+        return None
+    shards = open_shards(where, cache=root / ".cache" / "shards")
+    if name == IMAGENET and {key: len(part) for key, part in shards.splits.items()} != ILSVRC_2012:
+        found = " + ".join(str(len(part)) for part in shards.splits.values())
+        raise DataError(
+            f"{where} is not ImageNet: {found} pictures, where ILSVRC-2012 has 1281167 for training and 50000 for"
+            " validation; prepare those, or give another set another name"
+        )
+    return shards
+
+
+def from_shards(shards: ShardSet) -> ImageSet:
+    """A prepared set of small images, decoded into memory: the same set as the one it was prepared from."""
+    train, test = (_decoded(part, shards.name) for part in (shards.train, shards.test))
+    found = ImageSet(shards.name, shards.source, shards.classes, train, test)
+    return _checked_mnist(found, f"the shards in {shards.place}") if shards.name == "mnist" else found
+
+
+def _decoded(part: ShardSplit, name: str) -> Images:
+    pixels: np.ndarray | None = None
+    for start in range(0, len(part), DECODED_AT_ONCE):
+        numbers = range(start, min(len(part), start + DECODED_AT_ONCE))
+        for number, content in zip(numbers, part.read(numbers), strict=True):
+            image = read_pixels(content, part.where(number))
+            if pixels is None:
+                pixels = np.empty((len(part), *image.shape), np.uint8)
+            if image.shape != pixels.shape[1:]:
+                raise DataError(
+                    f"{name} holds pictures of many sizes, which are read one by one; say in data.crop how they"
+                    " become squares, and in data.test how they are judged"
+                )
+            pixels[number] = image
+    assert pixels is not None
+    return in_canonical_order(Images(torch.from_numpy(pixels), part.labels))
 
 
 def _holds_classes(folder: Path) -> bool:

@@ -22,6 +22,7 @@ class Row:
     variant: str
     scale: str
     data: str
+    protocol: str  # by which photographs are judged; "": whole images
     top1: float | None  # mean over the seeds; None where none converged, as for all that follows
     top1_std: float | None  # over the seeds; None with one
     top5: float | None
@@ -82,16 +83,18 @@ def row_of(experiment: Experiment, scale: str, variant: str, records: Sequence[R
     top1 = [metrics[TOP1] for metrics in good]
     train = [metrics[TRAIN] for metrics in good if TRAIN in metrics]
     images = int(good[0]["test/images"]) if good else 0
+    protocol = next(iter(experiment.recipe(variant, scale, records[0].changes).data.test), "")
     return Row(
         experiment=experiment.name,
         variant=variant,
         scale=scale,
         data=records[0].data,
+        protocol=protocol,
         top1=fmean(top1) if good else None,
         top1_std=stdev(top1) if len(good) > 1 else None,
         top5=fmean(metrics[TOP5] for metrics in good) if good else None,
         train=fmean(train) if train else None,
-        paper=published(experiment, variant),
+        paper=published(experiment, variant, protocol),
         paper_data=experiment.paper_data(variant),
         noise=finite_test_set_noise(fmean(top1), images=images) if good else None,
         images=images,
@@ -101,11 +104,12 @@ def row_of(experiment: Experiment, scale: str, variant: str, records: Sequence[R
     )
 
 
-def published(experiment: Experiment, variant: str) -> float | None:
-    """The paper's own mean top-1 error of a variant, where it prints one."""
+def published(experiment: Experiment, variant: str, protocol: str = "") -> float | None:
+    """The paper's own mean top-1 error of a variant by this protocol, where it prints one."""
+    metric = TOP1.replace("/", f"/{protocol}/") if protocol else TOP1
     for claim in experiment.claims:
         if not isinstance(claim, MetricClaim) or claim.statistic != "mean":
             continue
-        if (claim.of, claim.metric, claim.by) == (variant, TOP1, "paper"):
+        if (claim.of, claim.metric, claim.by) == (variant, metric, "paper"):
             return claim.claimed
     return None

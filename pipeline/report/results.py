@@ -86,13 +86,15 @@ def section(experiment: Experiment, scale: str, records: Sequence[Record], figur
     """One experiment at one scale: how it was run, leaderboard, figure, verdicts."""
     rows = [leaderboard_cells(row) for row in leaderboard([experiment], records) if row.scale == scale]
     entries = judged_by_these(experiment, records, scale)
+    protocols = {p for r in records for p in experiment.recipe(r.variant, scale, r.changes).data.test[:1]}
+    shown = f", {', '.join(sorted(protocols))}" if protocols else ""
     images = max(record.metrics.get("test/images", 0) for record in records)
     lines = [
         f"## {experiment.name} at {scale} scale\n",
         f"{experiment.question} {experiment.scales[scale].why}\n",
         f"- Paper: {experiment.paper.authors} {experiment.paper.year}, section {experiment.paper.section}",
         f"- Data: {records[0].data}, manifest {each(records, 'manifest', 16)}; "
-        f"{images:,.0f} test images counted in each run",
+        f"{images:,.0f} test images counted in each run{shown}",
         *recipes(experiment, scale, records),
         f"- Seeds: {', '.join(map(str, sorted({r.seed for r in records})))}; "
         f"{len(records)} runs, {fmean(r.seconds for r in records):,.0f} s each in the mean",

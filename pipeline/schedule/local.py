@@ -249,7 +249,9 @@ def train_task(task: Task, *, threads: int, stop: Callable[[], bool], say: Calla
         from pipeline.data.manifest import from_dict
         from pipeline.train import train
 
-        images, sha256 = images_of(task.run.recipe.data.name, task.data_root)
+        images, sha256 = images_of(
+            task.run.recipe.data.name, task.data_root, task.run.recipe.data.crop is not None
+        )
         if sha256 != task.manifest["sha256"]:
             raise UserError(f"{images.name}: the images changed since the command began; start it again")
 
@@ -263,16 +265,17 @@ def train_task(task: Task, *, threads: int, stop: Callable[[], bool], say: Calla
             threads=threads,
             stop=stop,
             warn=lambda text: say("note", text),
+            cache=task.data_root / ".cache",
         )
     finally:
         lock.release()
 
 
 @lru_cache(maxsize=1)
-def images_of(name: str, root: Path) -> tuple[Any, str]:
+def images_of(name: str, root: Path, photographs: bool) -> tuple[Any, str]:
     """A data set, read once a process, and the sha256 of its manifest."""
     from pipeline.data.manifest import manifest_of
     from pipeline.data.sources import load
 
-    images = load(name, root)
+    images = load(name, root, photographs=photographs)
     return images, manifest_of(images).sha256

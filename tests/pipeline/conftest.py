@@ -128,17 +128,23 @@ def row_of_seeds() -> Callable[..., list[Record]]:
     return several
 
 
+def print_to(monkeypatch: pytest.MonkeyPatch, console: Any) -> None:
+    """Let the commands print to this console."""
+    for module in ("terminal", "cli", "cli_data"):
+        monkeypatch.setattr(f"pipeline.{module}.out", console)
+
+
 @pytest.fixture
 def command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> Callable[..., tuple[int, str, str]]:
     """Run `repro` in this process: exit code, standard output, standard error. Its home is the test's folder."""
-    from pipeline import cli
+    from pipeline import cli, terminal
 
     monkeypatch.setenv("REPRO_HOME", str(tmp_path))
     for name in ("OMP_NUM_THREADS", "MLFLOW_TRACKING_URI", "REPRO_DATA", "COLUMNS"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(cli, "out", cli.console())  # as wide as a pipe, whatever the tests run in
+    print_to(monkeypatch, terminal.console())  # as wide as a pipe, whatever the tests run in
 
     def run(*words: object) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", ["repro", *map(str, words)])

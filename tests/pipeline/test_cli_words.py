@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import made_up
+from conftest import made_up, print_to
 from rich.console import Console
 
 from pipeline import cli
@@ -39,7 +39,7 @@ def terminal(monkeypatch, command):
     def run(width, *words):
         seen = io.StringIO()
         shown = Console(file=seen, force_terminal=True, width=width, highlight=False)
-        monkeypatch.setattr(cli, "out", shown)
+        print_to(monkeypatch, shown)
         code, *_ = command(*words)
         return code, ESCAPES.sub("", seen.getvalue()).splitlines()
 

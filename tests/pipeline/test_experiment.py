@@ -50,7 +50,7 @@ MISTAKES = {
     "text for one of many factors": ("factor: 0.1", "factor: [0.1, much]", "train.lr_drops.factor.1: should be a valid number, not 'much'"),
     "scale's value": ("{steps: 12,", "{steps: few,", "scales.smoke.train.steps: should be a valid integer, not 'few'"),
     # a word that is not one of those known
-    "normalise": ("name: cifar10,", "name: cifar10, normalise: per_channel,", "data.normalise: 'per_channel' is not one of per-pixel-mean, per-channel, lecun98, scale; did you mean 'per-channel'?"),
+    "normalise": ("name: cifar10,", "name: cifar10, normalise: per_channel,", "data.normalise: 'per_channel' is not one of per-pixel-mean, per-channel, lecun98, scale, raw-mean-image, raw-mean-colour, gcn-zca; did you mean 'per-channel'?"),
     "operator": ("op: \">\", claimed", "op: \"=>\", claimed", "claims.stuck.op: '=>' is not one of <, >; did you mean '>'?"),
     "kind of claim": ("kind: metric", "kind: metrc", "claims.error: kind 'metrc' is not one of exact, metric, bound, ordering, ratio, open; did you mean 'metric'?"),
     "no kind of claim": ("kind: metric, ", "", "claims.error: the key 'kind' is required"),

@@ -186,8 +186,8 @@ def test_torchvisions_weights_come_with_their_protocol(experiments, download):
     imported = from_torchvision(find("resnet-18", experiments))
     assert imported.weights == "torchvision ResNet18_Weights.IMAGENET1K_V1"
     assert imported.stated_top1_error_pct == pytest.approx(100 - 69.758)
-    assert (imported.protocol.crop, imported.protocol.resize) == (224, 256)
-    assert imported.protocol.words == "single central crop 224 of short side 256 (bilinear)"
+    assert imported.protocol == "1-crop-224-of-256"
+    assert imported.mean == (0.485, 0.456, 0.406)
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def cifar(monkeypatch) -> ImageSet:
 def test_errors_on_a_small_set_are_what_counting_says(small, state, tmp_path, cifar):
     torch.save(state, tmp_path / "w.pth")
     imported = from_file(small, tmp_path / "w.pth")
-    result = evaluated(small, imported, "cifar10", workers=0)
+    result = evaluated([(small, imported)], "cifar10", threads=0)
     mean, std = torch.tensor((0.485, 0.456, 0.406)), torch.tensor((0.229, 0.224, 0.225))
     x = ((cifar.test.pixels / 255 - mean) / std).permute(0, 3, 1, 2)
     with torch.no_grad():
@@ -244,9 +244,9 @@ def test_errors_on_a_folder_of_pictures(experiments, torchvisions, tmp_path):
         Image.new("RGB", (300, 260), (40 * number, 9, 99)).save(tmp_path / "val" / name / "x.png")
     torch.save(torchvisions, tmp_path / "w.pth")
     named = find("resnet-18", experiments)
-    result = evaluated(named, from_file(named, tmp_path / "w.pth"), str(tmp_path / "val"), workers=0)
+    result = evaluated([(named, from_file(named, tmp_path / "w.pth"))], str(tmp_path / "val"), threads=0)
     assert (result.images, result.data) == (2, "val")
-    assert result.protocol == "single central crop 224 of short side 256 (bilinear)"
+    assert result.protocol == "1-crop-224-of-256"
     assert 0 <= result.top5 <= result.top1 <= 100
 
 
@@ -256,7 +256,7 @@ def test_another_number_of_classes_is_refused(small, state, tmp_path, cifar, exp
     with pytest.raises(
         UserError, match=r"lenet5_modern tells 10 classes apart in images of 1 channels, and cifar10"
     ):
-        evaluated(named, from_file(named, tmp_path / "w.pth"), "cifar10", workers=0)
+        evaluated([(named, from_file(named, tmp_path / "w.pth"))], "cifar10", threads=0)
 
 
 def named_state(named: Named) -> dict[str, torch.Tensor]:
@@ -267,7 +267,7 @@ def named_state(named: Named) -> dict[str, torch.Tensor]:
 def kept(small, state, tmp_path, cifar, monkeypatch):
     monkeypatch.setenv("REPRO_HOME", str(tmp_path / "home"))
     torch.save(state, tmp_path / "w.pth")
-    return evaluated(small, from_file(small, tmp_path / "w.pth"), "cifar10", workers=0)
+    return evaluated([(small, from_file(small, tmp_path / "w.pth"))], "cifar10", threads=0)
 
 
 def test_a_result_is_kept_once_and_apart_from_the_runs(kept, tmp_path):

@@ -1,0 +1,215 @@
+"""`repro data`: preparing sets of photographs as shards, and looking at what is there."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from pipeline.mistakes import UserError
+from pipeline.terminal import complain, err, out, print_json, say
+
+if TYPE_CHECKING:
+    from pipeline.data.originals import Originals
+    from pipeline.data.shards import ShardManifest
+
+app = typer.Typer(no_args_is_help=True, help="Prepare image sets as shards; verify, inspect and imitate them.")
+
+Where = Annotated[str, typer.Argument(metavar="SHARDS", help="A folder, http(s):// or s3:// with manifest.json.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+Tick = Callable[[int, int], None]  # of what is done, and what there is in all
+STOPPED = 130
+SAY_EVERY_SECONDS = 30
+
+
+@app.command()
+def prepare(
+    source: Annotated[
+        str,
+        typer.Argument(help="The ILSVRC-2012 archives' folder, class folders, or a set such as mnist, cifar10."),
+    ],
+    target: Annotated[str, typer.Option("--out", metavar="DIR|s3://…", help="Where the shards go.")],
+    short_side: Annotated[
+        int | None,
+        typer.Option(min=8, max=4096, help="Resize each picture to this short side: other data, and labelled so."),
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, max=1_000_000, help="Pictures in a shard.")] = 1000,
+    split: Annotated[
+        str | None, typer.Option(help="train or test: which part class folders without train/ and test/ are.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write WebDataset shards and a manifest. Stopped at any moment, the same command goes on."""
+    from pipeline.data.prepare import prepare as make
+    from pipeline.data.store import place
+
+    here = place(target)
+    with progress("reading the source", "bytes") as tick:
+        originals = found_in(source, split, tick)
+    try:
+        with progress("pictures", "images") as tick:
+            made = make(originals, here, short_side=short_side, samples=samples, workers=cores(), progress=tick)
+    except KeyboardInterrupt:
+        complain("Stopped. Finished shards stay; the same command goes on where this one stopped.")
+        raise typer.Exit(STOPPED) from None
+    if as_json:
+        print_json(made.model_dump(mode="json"))
+        return
+    describe(made)
+    out.print(f"shards   {escape(str(here))}", soft_wrap=True)
+
+
+def found_in(source: str, split: str | None, tick: Tick) -> "Originals":
+    """What is to be prepared."""
+    from pipeline.data import archives, originals, sources
+    from pipeline.home import data_folder
+
+    folder = Path(source).expanduser()
+    if source in sources.NAMES:
+        return originals.from_small_set(source, data_folder())
+    if "://" in source:
+        raise UserError(f"{source}: pictures are prepared from a folder of this machine; copy them here")
+    if not folder.is_dir():
+        known = ", ".join(sources.NAMES)
+        raise UserError(f"there is no folder {source}, and no set of that name; known are {known}")
+    if archives.holds_archives(folder):
+        return archives.from_ilsvrc(folder, cache=data_folder() / ".cache", progress=tick)
+    return originals.from_folders(folder, split)
+
+
+@app.command()
+def verify(where: Where, as_json: AsJson = False) -> None:
+    """Compare every byte with the manifest, open every picture, name all that is wrong. Exit 1 if anything is."""
+    from pipeline.data import inspect
+    from pipeline.data.store import place
+
+    here = place(where)
+    with progress("checking", "bytes") as tick:
+        wrong = inspect.verify(here, threads=cores(), progress=tick)
+    if as_json:
+        print_json(wrong)
+    else:
+        for sentence in wrong:
+            out.print(sentence, markup=False, soft_wrap=True)
+        words = f"{len(wrong)} {'thing is' if len(wrong) == 1 else 'things are'} wrong with" if wrong else "whole:"
+        out.print(f"{words} {escape(str(here))}", soft_wrap=True)
+    raise typer.Exit(bool(wrong))
+
+
+@app.command("inspect")
+def inspect_shards(where: Where, as_json: AsJson = False) -> None:
+    """Counts, class balance, sizes, and a contact sheet of pictures."""
+    from pipeline.data import inspect
+    from pipeline.data.shards import open_shards
+    from pipeline.home import data_folder, report_folder
+    from pipeline.report.figures import contact_sheet
+
+    shards = open_shards(where, cache=data_folder() / ".cache" / "shards")
+    summary = inspect.summary(shards)
+    images, titles = inspect.some_pictures(shards)
+    sheet = contact_sheet(images, titles, report_folder() / f"{shards.name}.png")
+    if as_json:
+        print_json(summary.to_dict() | {"contact sheet": sheet})
+        return
+    describe(shards.manifest)
+    for line in inspect.words(summary):
+        say(line)
+    out.print(f"pictures {escape(str(sheet))}", soft_wrap=True)
+
+
+@app.command("stand-in")
+def stand_in(
+    what: Annotated[Literal["imagenet"], typer.Argument(help="What is imitated.")],
+    target: Annotated[Path, typer.Option("--out", help="A new or empty folder.")],
+    classes: Annotated[int, typer.Option(min=2, max=1000)] = 10,
+    train: Annotated[int, typer.Option(min=1, help="Training pictures of each class.")] = 130,
+    test: Annotated[int, typer.Option(min=1, help="Validation pictures of each class.")] = 50,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Make a small, learnable set in ImageNet's own layout, for tests and dry runs; never called ImageNet."""
+    from pipeline.data.standin import make_standin
+
+    with progress("drawing", "images") as tick:
+        make_standin(target, classes=classes, train=train, test=test, seed=seed, progress=tick)
+    out.print(f"archives {escape(str(target))}", soft_wrap=True)
+    out.print(f"next     [bold]repro data prepare {escape(str(target))} --out data/imagenet-standin[/]")
+
+
+def describe(manifest: "ShardManifest") -> None:
+    """A set's parts, a line each."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for head in (manifest.name, "images", "shards", "MB"):
+        table.add_column(head, justify="left" if head == manifest.name else "right")
+    for name, part in manifest.splits.items():
+        table.add_row(name, f"{part.samples:,}", f"{len(part.shards):,}", f"{part.bytes / 1e6:,.1f}")
+    out.print(table)
+    say(f"{len(manifest.classes)} classes, from {manifest.source}; sha256 {manifest.sha256[:16]}")
+    if manifest.resized:
+        say(
+            f"every picture resized to a short side of {manifest.resized.short_side}: other data than the source's"
+        )
+
+
+@contextmanager
+def progress(what: str, unit: Literal["images", "bytes"]) -> Iterator[Tick]:
+    """`tick(done, of)` shows a bar with speed and estimate; without a terminal, a line every half minute."""
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+    from rich.text import Text
+
+    class PerSecond(ProgressColumn):
+        """Images a second."""
+
+        def render(self, task: Task) -> Text:
+            speed = task.finished_speed or task.speed
+            return Text(f"{speed:,.0f}/s" if speed else "")
+
+    if not err.is_terminal:
+        yield Lines(what, unit).tick
+        return
+    counted = [DownloadColumn(), TransferSpeedColumn()] if unit == "bytes" else [MofNCompleteColumn(), PerSecond()]
+    with Progress(
+        TextColumn(what), BarColumn(), *counted, TimeRemainingColumn(), console=err, transient=True
+    ) as bar:
+        task = bar.add_task(what, total=None, visible=False)
+
+        yield lambda done, of: bar.update(task, completed=done, total=of, visible=True)
+
+
+class Lines:
+    """Progress for a log file."""
+
+    def __init__(self, what: str, unit: str) -> None:
+        self.what, self.unit = what, unit
+        self.began = self.said = time.monotonic()
+        self.first: int | None = None  # what was done already when it began
+
+    def tick(self, done: int, of: int) -> None:
+        """Say how far it is, if the last time is long ago."""
+        self.first = done if self.first is None else self.first
+        now = time.monotonic()
+        if now - self.said < SAY_EVERY_SECONDS:
+            return
+        self.said = now
+        speed = (done - self.first) / max(now - self.began, 1e-9)
+        left = f", {(of - done) / speed / 60:,.0f} min left" if speed else ""
+        err.print(f"{self.what}: {done:,} of {of:,} {self.unit}, {speed:,.0f}/s{left}", soft_wrap=True)
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,218 @@
+"""What a run learns from and is judged on, asked the same questions whether it is a small set in memory or
+photographs read from shards as they are needed.
+"""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_modules.recipe import Batch
+from pipeline.data.batches import BatchMaker, Feed, in_order
+from pipeline.data.colour import PhotoMaker
+from pipeline.data.images import Images, ImageSet
+from pipeline.data.manifest import chosen, parts, split
+from pipeline.data.normalise import fit_normaliser
+from pipeline.data.order import key
+from pipeline.data.photographs import Cut, PhotoFeed
+from pipeline.data.samples import Chosen, Samples
+from pipeline.data.shards import ShardSet
+from pipeline.data.statistics import colour_pca, fit_photographs, fit_small, require_photographs
+from pipeline.evaluate import BATCH, Member, evaluate, evaluate_pictures, response_std
+from pipeline.experiment import Crop, Data, Train
+from pipeline.mistakes import UserError
+from pipeline.protocol import read_protocol
+
+MANY_SIZES = (
+    "{} holds photographs of many sizes; say in data.crop how they become squares, and in data.test how they are"
+    " judged"
+)
+SMALL_IMAGES = (
+    "data.crop is for photographs in shards, and {} is a set of small images; leave it out, or make a set of"
+    " photographs with repro data prepare"
+)
+RESPONSES = 2000  # test images from which the layers' responses are measured
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+Metrics = dict[str, float]
+
+
+class Small:
+    """A set held in memory, all images of one size."""
+
+    def __init__(
+        self, images: ImageSet, data: Data, device: torch.device, *, cache: Path | None, key: str
+    ) -> None:
+        self.data, self.device = data, device
+        self.training, self.validation = split(images.train, train_count=data.train, val_count=data.val)
+        self.test = images.test
+        self.normaliser = fit_small(data.normalise, self.training, cache=cache, key=key)
+
+    @property
+    def count(self) -> int:
+        """Training images."""
+        return len(self.training)
+
+    def maker(self, images: Images, augment: tuple[str, ...] = ()) -> BatchMaker:
+        """Batches of `images`, normalised by the statistics of the images trained on."""
+        return BatchMaker(
+            images, normalise=self.normaliser, augment=augment, pad_to=self.data.pad_to, device=self.device
+        )
+
+    def feed(self, train: Train, seed: int, start: int, block: int) -> Iterable[Batch]:
+        """The training batches from update `start` to the last."""
+        return Feed(
+            self.maker(self.training, self.data.augment),
+            self.training.labels,
+            seed=seed,
+            batch_size=train.batch_size,
+            start_step=start,
+            stop_step=train.steps,
+            block=block,
+        )
+
+    def held_out(self, network: nn.Module, loss: Loss, *, bf16: bool) -> Metrics:
+        """Errors on the test set and, where the recipe keeps one, on the validation set."""
+        return self._errors("test", self.test, network, loss, bf16) | self._errors(
+            "val", self.validation, network, loss, bf16
+        )
+
+    def final(self, network: nn.Module, loss: Loss, *, bf16: bool) -> Metrics:
+        """What is measured once, on the last model: all errors, and the layers' responses."""
+        some = Images(self.test.pixels[:RESPONSES], self.test.labels[:RESPONSES])
+        responses = response_std(network, in_order(self.maker(some), some.labels, batch_size=BATCH))
+        return (
+            self.held_out(network, loss, bf16=bf16)
+            | self._errors("trainset", self.training, network, loss, bf16)
+            | ({} if responses is None else {"test/response_std": responses})
+        )
+
+    def _errors(self, name: str, images: Images, network: nn.Module, loss: Loss, bf16: bool) -> Metrics:
+        if not len(images):
+            return {}
+        batches = in_order(self.maker(images), images.labels, batch_size=BATCH)
+        return evaluate(network, batches, loss, expected=len(images), bf16=bf16).metrics(name)
+
+    def patterns(self, seed: int, number: int, count: int) -> tuple[Tensor, Tensor]:
+        """`count` training images and labels drawn for pass `number`, for estimates made before it."""
+        draw = torch.Generator().manual_seed(key(seed, "pass", number))
+        indices = torch.randperm(self.count, generator=draw)[:count]
+        return self.maker(self.training)(indices), self.training.labels[indices].to(self.device)
+
+
+class Photographs:
+    """A set in shards, its pictures of any size, read by `readers` threads."""
+
+    def __init__(
+        self,
+        shards: ShardSet,
+        data: Data,
+        device: torch.device,
+        *,
+        readers: int,
+        cache: Path | None,
+        key: str,
+    ) -> None:
+        assert data.crop is not None  # `image_shape` has seen to it
+        self.data, self.device, self.readers = data, device, readers
+        self.cut = cut_of(data.crop)
+        self.training, self.validation = chosen(shards.train, train_count=data.train, val_count=data.val)
+        self.test = shards.test
+        statistics: dict[str, Any] = {"threads": readers, "cache": cache, "key": key}
+        self.normaliser = fit_photographs(data.normalise, self.training, self.cut, **statistics)
+        pca = "pca-colour" in data.augment
+        self.pca = colour_pca(self.training, self.cut, **statistics) if pca else None
+
+    @property
+    def count(self) -> int:
+        """Training images."""
+        return len(self.training)
+
+    def feed(self, train: Train, seed: int, start: int, block: int) -> Iterable[Batch]:
+        """The training batches from update `start` to the last."""
+        maker = PhotoMaker(normalise=self.normaliser, augment=self.data.augment, pca=self.pca, device=self.device)
+        return PhotoFeed(
+            self.training,
+            maker,
+            self.cut,
+            seed=seed,
+            batch_size=train.batch_size,
+            start_step=start,
+            stop_step=train.steps,
+            threads=self.readers,
+        )
+
+    def held_out(self, network: nn.Module, loss: Loss, *, bf16: bool) -> Metrics:
+        """Errors by the first protocol on the test set and, where the recipe keeps one, on the validation set."""
+        return self._errors("test", self.test, network, self.data.test[0], bf16) | self._errors(
+            "val", self.validation, network, self.data.test[0], bf16
+        )
+
+    def final(self, network: nn.Module, loss: Loss, *, bf16: bool) -> Metrics:
+        """Errors of the last model by every protocol: test/<protocol>/…, and test/… by the first of them."""
+        found: Metrics = {}
+        for name in self.data.test:
+            for part, samples in (("test", self.test), ("val", self.validation)):
+                errors = self._errors(part, samples, network, name, bf16)
+                found |= errors if name == self.data.test[0] else {}
+                found |= {f"{part}/{name}/{key.partition('/')[2]}": value for key, value in errors.items()}
+        return found
+
+    def _errors(self, part: str, samples: Samples, network: nn.Module, protocol: str, bf16: bool) -> Metrics:
+        if not len(samples):
+            return {}
+        errors = evaluate_pictures(
+            [Member(network, self.normaliser)],
+            samples,
+            read_protocol(protocol),
+            expected=len(samples),
+            threads=self.readers,
+            bf16=bf16,
+            device=self.device,
+        )
+        return errors.metrics(part)
+
+
+def image_shape(images: ImageSet | ShardSet, data: Data) -> tuple[int, ...]:
+    """(C, H, W) that a network is to read; UserError where `data` cannot be had of `images`."""
+    if isinstance(images, ShardSet):
+        if data.crop is None:
+            raise UserError(MANY_SIZES.format(images.name))
+        parts(len(images.train), train_count=data.train, val_count=data.val)
+        Chosen(images.test, torch.tensor([0]))  # there is something to be judged on
+        require_photographs(data.normalise)
+        return (3, data.crop.side, data.crop.side)
+    if data.crop is not None:
+        raise UserError(SMALL_IMAGES.format(images.name))
+    parts(len(images.train), train_count=data.train, val_count=data.val)
+    one = Images(images.train.pixels[:1], images.train.labels[:1])
+    maker = BatchMaker(one, normalise=fit_normaliser("scale", one), augment=data.augment, pad_to=data.pad_to)
+    return tuple(maker(torch.tensor([0])).shape[1:])
+
+
+def cut_of(crop: Crop) -> Cut:
+    """A declared crop as plain values."""
+    short = (crop.short, crop.short) if isinstance(crop.short, int) else crop.short
+    return Cut(crop.side, short, crop.centre, crop.at == "five", crop.area, crop.aspect, crop.interpolation)
+
+
+def supply(
+    images: ImageSet | ShardSet,
+    data: Data,
+    device: torch.device,
+    *,
+    sha256: str,
+    readers: int,
+    cache: Path | None,
+) -> Small | Photographs:
+    """What `data` says of `images`, whose manifest has this sha256; UserError where it cannot be had of them.
+
+    `cache` is a folder for statistics of the training part.
+    """
+    image_shape(images, data)
+    part = f"{sha256} {data.train} {data.val}"
+    if isinstance(images, ShardSet):
+        return Photographs(images, data, device, readers=readers, cache=cache, key=part)
+    return Small(images, data, device, cache=cache, key=part)

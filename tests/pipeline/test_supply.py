@@ -1,0 +1,222 @@
+"""Runs that learn from photographs in shards: counted, resumed to the bit, and refused where data and recipe differ."""
+
+from pathlib import Path
+
+import pytest
+from making import prepared
+from real_runs import stop_after, weights
+
+from pipeline import train as training
+from pipeline.data import manifest, sources
+from pipeline.data.images import DataError
+from pipeline.data.statistics import fit_photographs
+from pipeline.experiment import Data, load
+from pipeline.mistakes import UserError
+from pipeline.plan import identity, plan
+from pipeline.runs import RunFolder
+from pipeline.supply import cut_of, image_shape
+from pipeline.train import train
+
+TOY = """
+paper: {title: Toy, authors: Nobody, year: 2026, section: "1"}
+question: Does it learn from photographs?
+data:
+  name: photographs
+  val: 5
+  normalise: raw-mean-image
+  augment: [flip, pca-colour, photometric]
+  crop: {side: 32, short: [36, 44]}
+  test: [1-crop-32-of-36, 10-crop-32-of-square-36, dense-of-32-40]
+train:
+  steps: 9
+  batch_size: 4
+  lr: 0.01
+  log_every: 3
+  eval_every: 4
+  optimizer: {name: sgd, momentum: 0.9}
+variants:
+  resnet-18: {model: {name: resnet_imagenet, depth: 18}}
+
+seeds: [0]
+scales: {paper: {}}
+"""
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A data folder with a prepared set: 3 classes, 21 training pictures, 12 test pictures."""
+    folder = tmp_path_factory.mktemp("data")
+    shards = prepared(folder / "work")
+    assert (shards.name, len(shards.train), len(shards.test)) == ("photographs", 21, 12)
+    (folder / "work" / "shards").rename(folder / "photographs")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(root, tmp_path_factory):
+    file = tmp_path_factory.mktemp("toy") / "photographs.yaml"
+    file.write_text(TOY, encoding="utf-8")
+    return plan(load(str(file)), scale="paper", variants=["resnet-18"])[0]
+
+
+def train_in(path: Path, run, root: Path, **options):
+    images = sources.load(run.recipe.data.name, root, photographs=True)
+    found = manifest.manifest_of(images)
+    return train(
+        run,
+        identity=identity(run, manifest=found.sha256, code="code"),
+        folder=RunFolder(path),
+        images=images,
+        manifest=found,
+        code="code",
+        cache=root / ".cache",
+        **options,
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(run, root, tmp_path_factory):
+    path = tmp_path_factory.mktemp("whole")
+    return train_in(path, run, root), path
+
+
+def test_every_protocol_has_its_own_metric_and_counts_every_picture(whole, run):
+    record, _ = whole
+    assert record.status == "finished"
+    for protocol in run.recipe.data.test:
+        assert record.metrics[f"test/{protocol}/images"] == 12
+        assert record.metrics[f"val/{protocol}/images"] == 5
+        assert 0 <= record.metrics[f"test/{protocol}/top5_error_pct"] <= 100
+    first = run.recipe.data.test[0]
+    for name in ("top1_error_pct", "top5_error_pct", "loss", "images"):
+        assert record.metrics[f"test/{name}"] == record.metrics[f"test/{first}/{name}"]
+
+
+def test_it_is_judged_while_it_trains_by_the_first_protocol(whole):
+    entries = {entry["step"]: entry["metrics"] for entry, _ in RunFolder(whole[1]).journal()}
+    assert [step for step, metrics in entries.items() if "test/images" in metrics] == [4, 8]
+    assert entries[4]["test/images"] == 12
+
+
+@pytest.mark.parametrize("after", [1, 5])
+def test_a_run_stopped_within_an_epoch_ends_with_the_same_bits(whole, run, root, tmp_path, after):
+    assert train_in(tmp_path, run, root, stop=stop_after(after)) is None
+    record = train_in(tmp_path, run, root)
+    assert weights(tmp_path) == weights(whole[1])
+    assert record.metrics == whole[0].metrics
+
+
+def test_reader_threads_change_no_bit(whole, run, root, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "reader_threads", lambda device: 3)
+    assert train_in(tmp_path, run, root).metrics == whole[0].metrics
+    assert weights(tmp_path) == weights(whole[1])
+
+
+def test_statistics_are_of_the_pictures_trained_on_and_kept(whole, run, root, monkeypatch):
+    images = sources.load(run.recipe.data.name, root, photographs=True)
+    data = run.recipe.data
+    kept = list((root / ".cache").rglob("*.safetensors"))
+    assert len(kept) == 1
+    part, _ = manifest.chosen(images.train, train_count=None, val_count=5)
+    fresh = fit_photographs("raw-mean-image", part, cut_of(data.crop), threads=0, cache=None, key="")
+
+    def nothing(*_):
+        raise AssertionError("read again")
+
+    monkeypatch.setattr(type(images.train), "read", nothing)
+    key = f"{images.manifest.sha256} None 5"
+    again = fit_photographs("raw-mean-image", part, cut_of(data.crop), threads=0, cache=root / ".cache", key=key)
+    assert again.shift.equal(fresh.shift)
+
+
+def test_the_manifest_of_shards_is_the_runs_manifest(run, root):
+    images = sources.load(run.recipe.data.name, root, photographs=True)
+    found = manifest.manifest_of(images)
+    assert (found.train, found.test, found.image) == (21, 12, (3, 0, 0))
+    assert found.per_class == {"train": [7, 7, 7], "test": [4, 4, 4]}
+    assert found.sha256 == images.manifest.sha256
+    assert manifest.from_dict(manifest.to_dict(found)) == found
+
+
+def test_a_part_held_out_is_never_trained_on(root, run):
+    images = sources.load(run.recipe.data.name, root, photographs=True)
+    training_part, validation = manifest.chosen(images.train, train_count=10, val_count=5)
+    seen = {training_part.where(i) for i in range(10)} & {validation.where(i) for i in range(5)}
+    assert not seen
+    assert (len(training_part), len(validation)) == (10, 5)
+    everything, nothing = manifest.chosen(images.train, train_count=None, val_count=0)
+    assert everything is images.train
+    assert len(nothing) == 0
+
+
+# --- data and recipe that do not belong together ---------------------------------------------------------------
+
+CROP = {"crop": {"side": 32, "short": 36}, "test": ["1-crop-32-of-36"]}
+
+
+def test_photographs_without_a_crop_are_refused(root, run):
+    images = sources.load(run.recipe.data.name, root, photographs=True)
+    with pytest.raises(
+        UserError, match=r"holds photographs of many sizes; say in data.crop how they become squares"
+    ):
+        image_shape(images, Data(name="x"))
+    with pytest.raises(DataError, match=r"holds pictures of many sizes, .* say in data.crop"):
+        sources.load(run.recipe.data.name, root)  # into memory, as a recipe without a crop asks for
+
+
+def test_small_images_with_a_crop_are_refused():
+    with pytest.raises(UserError, match=r"data.crop is for photographs in shards, and noise is a set of small"):
+        image_shape(sources.load("noise", Path("nowhere")), Data(name="noise", **CROP))
+
+
+def test_a_normalisation_of_small_images_is_refused(root, run):
+    images = sources.load(run.recipe.data.name, root, photographs=True)
+    with pytest.raises(
+        DataError, match=r"normalisation 'gcn-zca' is for small images of one size; for photographs"
+    ):
+        image_shape(images, Data(name="x", normalise="gcn-zca", **CROP))
+
+
+def test_a_set_that_is_not_there_says_how_to_make_it(tmp_path):
+    with pytest.raises(
+        DataError, match=r"there are none in \S+imagenet; make them with: repro data prepare SOURCE"
+    ):
+        sources.load("imagenet", tmp_path, photographs=True)
+
+
+def test_shards_under_another_name_are_refused(root, run):
+    for other in ("pictures", "imagenet"):
+        (root / other).symlink_to(root / run.recipe.data.name)
+    with pytest.raises(DataError, match=r"the shards in \S+ are of 'photographs'; use that name"):
+        sources.load("pictures", root, photographs=True)
+    with pytest.raises(DataError, match=r"is not ImageNet: 21 \+ 12 pictures, where ILSVRC-2012 has 1281167 for"):
+        sources.load("imagenet", root, photographs=True)
+
+
+@pytest.mark.parametrize(
+    ("declared", "words"),
+    [
+        ({"crop": {"side": 32, "short": 36}}, "photographs need a 'test' protocol, such as 1-crop-224-of-256"),
+        ({"test": ["1-crop-32-of-36"]}, "test protocols are for photographs: they need 'crop'"),
+        (CROP | {"augment": ["pad4-crop"]}, "'pad4-crop' is for small images: 'crop' goes without it"),
+        (CROP | {"pad_to": 64}, "'pad_to' is for small images: 'crop' goes without it"),
+        ({"augment": ["pca-colour"]}, "'pca-colour' is for photographs: it needs 'crop'"),
+        (CROP | {"test": ["7-crop-32-of-36"]}, "crops of these short sides are 1, 10, 36, 50"),
+        (CROP | {"crop": {"side": 32}}, "give either 'short' (then cut) or 'area' with 'aspect' (then resize)"),
+        (CROP | {"crop": {"side": 32, "area": [0.1, 1.0]}}, "'area' and 'aspect' belong together"),
+        (CROP | {"crop": {"side": 32, "short": [44, 36]}}, "'short' should rise: [44, 36] does not"),
+        (CROP | {"crop": {"side": 32, "short": 30}}, "'side' must fit into 'centre', and that into 'short'"),
+        (
+            CROP | {"crop": {"side": 32, "short": 40, "centre": 44}},
+            "'side' must fit into 'centre', and that into 'short'",
+        ),
+        (
+            CROP | {"crop": {"side": 32, "area": [0.1, 1.5], "aspect": [0.75, 1.3]}},
+            "'area' is at most 1, and takes neither 'centre' nor 'at'",
+        ),
+    ],
+)
+def test_a_declaration_that_cannot_be_is_refused(declared, words):
+    with pytest.raises(ValueError, match=r".") as caught:
+        Data(name="x", **declared)
+    assert words in str(caught.value)
