@@ -5,10 +5,9 @@ protocol: it shows one or several networks many views of each, and averages thei
 """
 
 import math
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -142,7 +141,7 @@ def evaluate_pictures(
         for member in members:
             within.enter_context(evaluating(member.network))
         work = ahead(jobs, lambda job: stacks(samples, protocol, job), threads=threads, depth=2 * threads)
-        ready = within.enter_context(closing(cast("Generator[list[Stack]]", work)))  # no thread outlives this
+        ready = within.enter_context(closing(work))  # no thread outlives this
         for job, found in zip(jobs, ready, strict=True):
             logs = [log_average(member, found, protocol.name, bf16=bf16, device=device) for member in members]
             answers = torch.stack(logs).logsumexp(0) - math.log(len(members))  # (pictures, classes)

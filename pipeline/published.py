@@ -266,9 +266,10 @@ def evaluated(
     named, imported = members[0]
     ignored = 0
     if len({one.classes for one, _ in members}) > 1 or len({one.image[1] <= SMALL for one, _ in members}) > 1:
+        names = " and ".join(one.name for one, _ in members)
         raise UserError(
-            f"{' and '.join(one.name for one, _ in members)} do not answer the same question: an ensemble's networks"
-            " tell the same classes apart in images of one kind"
+            f"{names} do not answer the same question: an ensemble's networks tell the same classes apart in images"
+            " of one kind"
         )
     shown = protocol or imported.protocol
     if named.image[1] > SMALL:
@@ -283,6 +284,7 @@ def evaluated(
     else:
         errors, shown = on_small_set(named, imported, data)
     found = errors.metrics("test")
+    as_stated = len(members) == 1 and shown == imported.protocol
     return PublishedResult(
         network=joined(one.name for one, _ in members),
         weights=joined(one.weights for _, one in members),
@@ -293,7 +295,7 @@ def evaluated(
         images=errors.images,
         top1=found["test/top1_error_pct"],
         top5=found["test/top5_error_pct"],
-        stated_top1=imported.stated_top1_error_pct if len(members) == 1 and shown == imported.protocol else None,
+        stated_top1=imported.stated_top1_error_pct if as_stated else None,
         ignored=ignored,
         hardware=hardware(),
         commit=commit(),
@@ -307,7 +309,7 @@ def joined(words: Iterable[str]) -> str:
 
 
 def photographs(data: str, classes: int) -> Samples:
-    """The test part of a set in shards, or the pictures in class folders, labelled as a network of `classes` is."""
+    """The test part of a set in shards, or pictures in class folders, labelled as a network of `classes` is."""
     for where in (data, str(data_folder() / data)):
         here = place(where)
         if here.exists(MANIFEST):

@@ -2,14 +2,14 @@
 photographs read from shards as they are needed.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.recipe import Batch
 from pipeline.data.batches import BatchMaker, Feed, in_order
 from pipeline.data.colour import PhotoMaker
 from pipeline.data.images import Images, ImageSet
@@ -18,7 +18,7 @@ from pipeline.data.normalise import fit_normaliser
 from pipeline.data.order import key
 from pipeline.data.photographs import Cut, PhotoFeed
 from pipeline.data.samples import Chosen, Samples
-from pipeline.data.shards import ShardSet
+from pipeline.data.shards import ShardSet, copied_meanwhile
 from pipeline.data.statistics import colour_pca, fit_photographs, fit_small, require_photographs
 from pipeline.evaluate import BATCH, Member, evaluate, evaluate_pictures, response_std
 from pipeline.experiment import Crop, Data, Train
@@ -55,13 +55,17 @@ class Small:
         """Training images."""
         return len(self.training)
 
+    def training_goes_on(self, warn: Callable[[str], None]) -> AbstractContextManager[None]:
+        """Nothing is left to be brought here."""
+        return nullcontext()
+
     def maker(self, images: Images, augment: tuple[str, ...] = ()) -> BatchMaker:
         """Batches of `images`, normalised by the statistics of the images trained on."""
         return BatchMaker(
             images, normalise=self.normaliser, augment=augment, pad_to=self.data.pad_to, device=self.device
         )
 
-    def feed(self, train: Train, seed: int, start: int, block: int) -> Iterable[Batch]:
+    def feed(self, train: Train, seed: int, start: int, block: int) -> Feed:
         """The training batches from update `start` to the last."""
         return Feed(
             self.maker(self.training, self.data.augment),
@@ -116,7 +120,7 @@ class Photographs:
         key: str,
     ) -> None:
         assert data.crop is not None  # `image_shape` has seen to it
-        self.data, self.device, self.readers = data, device, readers
+        self.shards, self.data, self.device, self.readers = shards, data, device, readers
         self.cut = cut_of(data.crop)
         self.training, self.validation = chosen(shards.train, train_count=data.train, val_count=data.val)
         self.test = shards.test
@@ -130,7 +134,11 @@ class Photographs:
         """Training images."""
         return len(self.training)
 
-    def feed(self, train: Train, seed: int, start: int, block: int) -> Iterable[Batch]:
+    def training_goes_on(self, warn: Callable[[str], None]) -> AbstractContextManager[None]:
+        """Within: shards that lie far away are copied to this machine, as far as there is room."""
+        return copied_meanwhile(self.shards.train, warn)
+
+    def feed(self, train: Train, seed: int, start: int, block: int) -> PhotoFeed:
         """The training batches from update `start` to the last."""
         maker = PhotoMaker(normalise=self.normaliser, augment=self.data.augment, pca=self.pca, device=self.device)
         return PhotoFeed(

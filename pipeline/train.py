@@ -15,7 +15,8 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,11 @@ from torch import Tensor
 
 from lightning_modules.classifier import Classifier, NotConvergedError
 from lightning_modules.recipe import Batch
+from pipeline.data.batches import Feed
 from pipeline.data.images import ImageSet
 from pipeline.data.manifest import Manifest, to_dict
 from pipeline.data.order import key
+from pipeline.data.photographs import PhotoFeed
 from pipeline.data.shards import ShardSet
 from pipeline.experiment import Train
 from pipeline.mistakes import UserError
@@ -88,13 +91,14 @@ def train(
     start = checkpoint[0] if checkpoint else 0
     ended, status = f"{run.recipe.train.steps} steps", FINISHED
     try:
-        trainer.fit(
-            job.module,
-            # An iterator has no length: Lightning would hold what is left against all batches since update 0.
-            train_dataloaders=iter(job.feed(start)),
-            ckpt_path=checkpoint[1] if checkpoint else None,
-            weights_only=True,
-        )
+        # A generator has no length: Lightning would hold what is left against all batches since update 0.
+        with closing(iter(job.feed(start))) as batches, job.supply.training_goes_on(warn):
+            trainer.fit(
+                job.module,
+                train_dataloaders=batches,
+                ckpt_path=checkpoint[1] if checkpoint else None,
+                weights_only=True,
+            )
     except NotConvergedError as error:
         ended, status = str(error), NOT_CONVERGED
     if status == FINISHED and not conductor.finished:
@@ -173,7 +177,7 @@ class Job:
         self.module = module_for(run, manifest, compiled=self.compiled)
         self.block = block_size(self.recipe, self.log_every, self.eval_every, self.supply.count)
 
-    def feed(self, start: int) -> Iterable[Batch]:
+    def feed(self, start: int) -> Feed | PhotoFeed:
         """The training batches from update `start` to the last."""
         return self.supply.feed(self.recipe, self.seed, start, self.block)
 

@@ -75,6 +75,7 @@ ORDER = (
     "pipeline.data.sources",
     "pipeline.data.originals",
     "pipeline.data.archives",
+    "pipeline.data.notes",
     "pipeline.data.prepare",
     "pipeline.data.standin",
     "pipeline.data.inspect",

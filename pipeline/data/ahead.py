@@ -3,7 +3,7 @@ as well as processes, and leave nothing behind: no zombies, no shared memory, no
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -13,7 +13,9 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
-def ahead(jobs: Iterable[Job], work: Callable[[Job], Result], *, threads: int, depth: int) -> Iterator[Result]:
+def ahead(
+    jobs: Iterable[Job], work: Callable[[Job], Result], *, threads: int, depth: int
+) -> Generator[Result, None, None]:
     """`work(job)` of each job, in the jobs' order; at most `depth` results wait. Without threads: one by one.
 
     What `work` raises comes out at its job's turn; what is left then, or when the caller stops, is not begun.

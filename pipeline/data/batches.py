@@ -5,7 +5,7 @@ step trains on, and what is done to them, are the same on any number of ranks.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -180,7 +180,7 @@ class Feed:
         """Batches as yielded: blocks count once."""
         return -(-(self.stop_step - self.start_step) // self.block)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Generator[Batch, None, None]:
         mine = slice(self.rank, None, self.world)
         for first in range(self.start_step, self.stop_step, self.block):
             steps = range(first, min(first + self.block, self.stop_step))

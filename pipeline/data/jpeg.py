@@ -28,8 +28,8 @@ def decode(content: bytes, where: str) -> np.ndarray:
     """A file's bytes -> uint8 (H, W, 3) RGB; DataError names a broken one as `where`.
 
     What libjpeg only warns of (extraneous bytes), CMYK (ImageNet has 22) and other kinds of files (a PNG called
-    .JPEG) go through Pillow, which refuses a file that ends too early. Where a file has its end, but the data before
-    that are too few or wrong, the pixels are libjpeg's guess, as with Pillow: then only a checksum could tell.
+    .JPEG) go through Pillow, which refuses a file that ends too early. Where a file has its end, but too few or
+    wrong data before that, the pixels are libjpeg's guess, as with Pillow: then only a checksum could tell.
     """
     if content.startswith(JPEG):
         try:

@@ -4,7 +4,6 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
-
 from torch import Tensor
 
 from pipeline.data.images import DataError, Images, ImageSet, fingerprint

@@ -1,11 +1,11 @@
 """Training batches of photographs: read and cropped by threads, the rest on the device.
 
-The picture a place in a global batch gets, and the part of it that is cut out, are functions of (seed, step, place):
-the same on any number of ranks and threads, and after a resume in the middle of an epoch.
+The picture that a place in a global batch gets, and the part of it that is cut out, are functions of (seed, step,
+place): the same on any number of ranks and threads, and after a resume in the middle of an epoch.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
@@ -135,7 +135,7 @@ class PhotoFeed:
     def __len__(self) -> int:
         return self.stop_step - self.start_step
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Generator[Batch, None, None]:
         chunks = -(-len(range(self.batch_size)[self.mine]) // CHUNK)  # in a batch of this rank
         ready = ahead(self._jobs(), self._cut_out, threads=self.threads, depth=BATCHES_AHEAD * chunks)
         device = self.maker.device

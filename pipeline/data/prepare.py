@@ -1,8 +1,8 @@
 """From pictures to a prepared set: shards, index and manifest (see shards.py), made by several threads.
 
-A shard is written beside, read back, brought to its place, and only then noted in `.preparing/` (`preparing/` on a
-server). After a kill the same call goes on from the notes; the manifest comes last, then the notes go. The same
-pictures and options give the same bytes, whatever the number of threads and however often it was interrupted.
+A shard is written beside, read back, brought to its place, and only then noted (see notes.py). After a kill the
+same call goes on from the notes; the manifest comes last, then the notes go. The same pictures and options give
+the same bytes, whatever the number of threads and however often it was interrupted.
 
 Threads, not processes: decoding, resizing, hashing and writing let each other run, and a kill leaves none behind.
 """
@@ -10,33 +10,38 @@ Threads, not processes: decoding, resizing, hashing and writing let each other r
 import contextlib
 import hashlib
 import io
-import itertools
-import json
 import os
-import re
-import shutil
-import tempfile
 import threading
 import time
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from pipeline.data import jpeg
 from pipeline.data.images import DataError
-from pipeline.data.order import generator
+from pipeline.data.notes import (
+    QUALITY,
+    TEMPORARY,
+    Job,
+    Plan,
+    begin,
+    clean,
+    clear,
+    deliver,
+    header_of,
+    note_of,
+    on_disk,
+    read_note,
+    refuse_another,
+    workshop,
+)
 from pipeline.data.originals import Drawn, Original, Originals, picture_kind
 from pipeline.data.shards import (
     MANIFEST,
     RECORD,
-    SPLITS,
-    Resized,
     Shard,
     ShardManifest,
     Split,
@@ -49,11 +54,6 @@ from pipeline.data.store import MissingError, Place
 
 ORDER = 'a fixed permutation of the source\'s order: torch.randperm(n, generator=generator(0, "shards"))'
 SAMPLES = 1000  # a shard: some 100 MB of photographs
-QUALITY = 95  # of resized JPEGs
-NOTES, PLAN, LOCK = "preparing", "plan.json", "lock"
-LEFTOVER = re.compile(r"\.[a-z.\d-]+\.[0-9a-f]{32}")  # Place.put's own names, left by a kill
-SHARD = re.compile(r"(train|test)-\d{5,}\.tar")
-NOTE, TEMPORARY = ".note", ".tmp"
 NAMED = 20  # broken pictures; where there are so many, no more are looked for
 LARGEST = 65_500  # pixels a side: what libjpeg writes
 BLOCK = 512  # bytes: what tar rounds up to
@@ -96,242 +96,6 @@ def prepare(
             manifest = conclude(plan, out, bench)
         clear(bench, notes, workers)
     return manifest
-
-
-# --- what is to be made ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Job:
-    """One shard to make."""
-
-    split: str
-    number: int  # of the shard
-    first: int  # number of its first sample
-    originals: Sequence[Original]
-
-    @property
-    def name(self) -> str:
-        """The shard's file."""
-        return f"{self.split}-{self.number:05d}.tar"
-
-    @property
-    def note(self) -> str:
-        """The file that says it is finished."""
-        return f"{self.name}{NOTE}"
-
-    def fingerprint(self, short_side: int | None) -> str:
-        """What the shard depends on; it changes when a picture's file does."""
-        digest = hashlib.sha256(f"{self.first} {short_side}".encode())
-        for one in self.originals:
-            try:
-                facts = str(one.facts())
-            except DataError:
-                facts = "gone"  # named when it is read
-            digest.update(f"\0{one.label} {clean(one.stem)} {one.offset} {facts}".encode())
-        return digest.hexdigest()
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a call makes."""
-
-    originals: Originals
-    short_side: int | None
-    samples: int
-
-    @property
-    def resized(self) -> Resized | None:
-        """As the manifest says it."""
-        return Resized(short_side=self.short_side, quality=QUALITY) if self.short_side else None
-
-    @property
-    def total(self) -> int:
-        """Pictures."""
-        return sum(map(len, self.originals.splits.values()))
-
-    def in_order(self, split: str) -> Iterator[Original]:
-        """A split's pictures as they follow each other in the shards."""
-        pictures = self.originals.splits[split]
-        for index in torch.randperm(len(pictures), generator=generator(0, "shards")).numpy():
-            yield pictures[int(index)]
-
-    def jobs(self) -> Iterator[Job]:
-        """Every shard, one after the other."""
-        for split in self.splits():
-            pictures = self.in_order(split)
-            for number in range(self.shards(split)):
-                here = list(itertools.islice(pictures, self.samples))
-                yield Job(split, number, number * self.samples, here)
-
-    def splits(self) -> list[str]:
-        """Those that there are."""
-        return [split for split in SPLITS if split in self.originals.splits]
-
-    def shards(self, split: str) -> int:
-        """How many a split has."""
-        return -(-len(self.originals.splits[split]) // self.samples)
-
-    def header(self) -> dict[str, Any]:
-        """What tells one plan from another, in words and as JSON values."""
-        counts = {split: len(self.originals.splits[split]) for split in self.splits()}
-        return {
-            "set": self.originals.name,
-            "pictures": counts,
-            "classes": list(self.originals.classes),
-            "short side": self.short_side,
-            "pictures a shard": {split: min(self.samples, count) for split, count in counts.items()},
-        }
-
-
-def header_of(manifest: ShardManifest) -> dict[str, Any]:
-    """Plan.header of the plan that a finished set was made by."""
-    return {
-        "set": manifest.name,
-        "pictures": {name: manifest.splits[name].samples for name in SPLITS if name in manifest.splits},
-        "classes": list(manifest.classes),
-        "short side": manifest.resized.short_side if manifest.resized else None,
-        "pictures a shard": {
-            name: manifest.splits[name].shards[0].samples for name in SPLITS if name in manifest.splits
-        },
-    }
-
-
-def refuse_another(there: dict[str, Any], wanted: dict[str, Any], out: Place, what: str) -> None:
-    """DataError if the two headers differ, naming the first difference."""
-    for key, new in wanted.items():
-        old = there.get(key)
-        if old != new:
-            differs = f"other {key}" if key == "classes" else f"{key} {said(old)}, where {said(new)} is asked for"
-            raise DataError(f"{out} holds {what} of another kind ({differs}); use another folder, or remove that")
-
-
-def said(value: Any) -> str:
-    """A header's value in words: '21 train + 12 test'."""
-    if isinstance(value, dict):
-        return " + ".join(f"{count} {name}" for name, count in value.items())
-    return "none" if value is None else str(value)
-
-
-# --- the place where it is made ----------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def workshop(out: Place) -> Iterator[tuple[Path, Place]]:
-    """A folder on this machine to work in, and the place of the notes; nobody else's meanwhile.
-
-    For a local `out` both are its `.preparing/`, on the same disk. For a server the folder is a private one below
-    the system's for temporary files, always the same for the same address.
-    """
-    from filelock import FileLock, Timeout
-
-    if out.local:
-        bench = out.local / f".{NOTES}"
-        notes = Place(str(bench))
-    else:
-        key = hashlib.sha256(out.address.encode()).hexdigest()[:16]
-        bench = Path(tempfile.gettempdir()) / f"repro-prepare-{os.getuid()}" / key
-        notes = Place(f"{out.address}/{NOTES}")
-    lock = bench / LOCK
-    with on_disk(out.local or bench):
-        if out.local and out.local.exists() and not out.local.is_dir():
-            raise DataError(f"{out} is a file; give a folder")
-        if not out.local:
-            bench.parent.mkdir(mode=0o700, exist_ok=True)
-            if bench.parent.stat().st_uid != os.getuid():
-                raise DataError(f"{bench.parent} belongs to somebody else; set TMPDIR to a folder of your own")
-        made = [path for path in (bench, *bench.parents) if not path.exists()]
-        bench.mkdir(parents=True, exist_ok=True)
-        holder = FileLock(lock)
-        try:
-            holder.acquire(timeout=0)
-        except Timeout:
-            raise DataError(f"another command is preparing into {out}; wait for it to end") from None
-    try:
-        if out.local:
-            foreign(out, out.local)
-        yield bench, notes
-    finally:
-        with contextlib.suppress(OSError):
-            if not any(path for path in bench.iterdir() if path != lock):  # nothing to go on from: leave no trace
-                shutil.rmtree(bench)
-                for path in made[1:]:
-                    path.rmdir()
-        holder.release()
-
-
-def foreign(out: Place, folder: Path) -> None:
-    """DataError if a folder holds what was not prepared there."""
-    known = {f".{NOTES}", MANIFEST}
-    begun = (folder / f".{NOTES}" / PLAN).is_file() or (folder / MANIFEST).is_file()
-    strange = [path.name for path in folder.iterdir() if path.name not in known]
-    if strange and not begun:
-        raise DataError(
-            f"{out} holds other files ({min(strange)}); use an empty folder, or one that is not there yet"
-        )
-
-
-def begin(plan: Plan, out: Place, bench: Path, notes: Place) -> None:
-    """Make sure that what lies at `out` is of this plan, sweep up after a kill, and write the plan down."""
-    header = plan.header()
-    if notes.exists(PLAN):
-        there = json.loads(notes.read(PLAN))  # written whole or not at all
-        if there != header and any(name.endswith(NOTE) for name in notes.names()):
-            refuse_another(there, header, out, "a set half made")
-        if there != header:  # nothing of it was finished
-            for name in filter(SHARD.fullmatch, out.names()):
-                out.remove(name)
-            notes.remove(PLAN)
-    elif not out.local and out.names():
-        raise DataError(f"{out} holds other files ({out.names()[0]}); use another address")
-    with on_disk(bench):
-        for folder in filter(None, (bench, out.local)):
-            for path in folder.iterdir():
-                kept = notes.local or folder != bench or path.name == LOCK  # of a server's notes, copies are made
-                if path.suffix == TEMPORARY or LEFTOVER.fullmatch(path.name) or not kept:
-                    path.unlink()
-    if not notes.exists(PLAN):
-        deliver(json.dumps(header).encode(), bench, notes, PLAN)
-
-
-def deliver(content: bytes, bench: Path, where: Place, name: str) -> None:
-    """Write a small file whole or not at all."""
-    file = bench / f"{name}{TEMPORARY}"
-    with on_disk(file):
-        try:
-            with file.open("wb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-        except BaseException:
-            file.unlink(missing_ok=True)
-            raise
-    where.put(file, name)
-    file.unlink(missing_ok=True)
-
-
-def clear(bench: Path, notes: Place, workers: int) -> None:
-    """Remove the notes of a finished set: the plan last, so that a kill meanwhile leaves nothing strange."""
-    if not notes.local:
-        names = [name for name in notes.names() if name != PLAN]
-        with ThreadPoolExecutor(workers) as pool:
-            list(pool.map(notes.remove, names))
-        notes.remove(PLAN)
-    for path in bench.iterdir():
-        if path.name != LOCK:
-            path.unlink()
-
-
-@contextlib.contextmanager
-def on_disk(path: Path) -> Iterator[None]:
-    """Within: what the file system raises becomes one sentence."""
-    try:
-        yield
-    except OSError as error:
-        why = error.strerror or str(error)
-        raise DataError(
-            f"{path} cannot be written ({why}); mend that and start again, what is finished stays"
-        ) from None
 
 
 # --- making ------------------------------------------------------------------------------------------------
@@ -507,55 +271,7 @@ def resized(pixels: np.ndarray, height: int, width: int) -> bytes:
     return stream.getvalue()
 
 
-def clean(stem: str) -> str:
-    """A name's stem as a tar member's: no dot, where WebDataset ends the key, and no more than fits."""
-    return re.sub(r"[^A-Za-z0-9_-]+", "_", stem)[:60]
-
-
-# --- notes, and what is made of them -----------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Noted:
-    """A finished shard."""
-
-    plan: str  # Job.fingerprint
-    shard: Shard
-    rows: np.ndarray  # of the index
-    digests: bytes  # sample_digest of each
-
-
-def note_of(plan: str, name: str, file: Path, rows: np.ndarray, digests: bytes) -> bytes:
-    """The note of a shard that is now read back from the disk."""
-    length = file.stat().st_size
-    rows["size"][-1] = length - rows["offset"][-1]  # the last record takes the tar's end
-    whole = hashlib.sha256()
-    with file.open("rb") as stream:
-        for row in rows:
-            record = stream.read(row["size"])
-            row["crc32"] = zlib.crc32(record)
-            whole.update(record)
-    content = rows.tobytes() + digests
-    head = {
-        "plan": plan,
-        "shard": {"name": name, "bytes": length, "sha256": whole.hexdigest(), "samples": len(rows)},
-        "sha256": hashlib.sha256(content).hexdigest(),
-    }
-    return json.dumps(head).encode() + b"\n" + content
-
-
-def read_note(file: Path) -> Noted | None:
-    """A note; None if there is none, or a damaged one."""
-    try:
-        line, _, content = file.read_bytes().partition(b"\n")
-        head = json.loads(line)
-        if hashlib.sha256(content).hexdigest() != head["sha256"]:
-            return None
-        shard = Shard.model_validate(head["shard"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    cut = shard.samples * RECORD.itemsize
-    return Noted(head["plan"], shard, np.frombuffer(content[:cut], RECORD), content[cut:])
+# --- what is made of the notes ----------------------------------------------------------------------------
 
 
 def conclude(plan: Plan, out: Place, bench: Path) -> ShardManifest:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from pipeline.data.images import DataError
@@ -36,7 +37,7 @@ class Chosen:
 
     def read(self, indices: Sequence[int]) -> list[bytes]:
         """As the samples chosen from."""
-        return self.samples.read([int(self.indices[i]) for i in indices])
+        return self.samples.read(self.indices[torch.as_tensor(indices, dtype=torch.int64)].tolist())
 
     def where(self, index: int) -> str:
         """As the samples chosen from."""

@@ -17,8 +17,10 @@ import contextlib
 import hashlib
 import json
 import os
+import threading
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -321,6 +323,32 @@ def open_shards(where: str | Path | Place, *, cache: Path | None = None) -> Shar
             copies = Cache(cache, limit, here, manifest.sha256[:16])
         splits[name] = ShardSplit(here, name, split, index, copies)
     return ShardSet(here, manifest, splits)
+
+
+@contextmanager
+def copied_meanwhile(part: ShardSplit, warn: Callable[[str], None] = lambda _: None) -> Iterator[None]:
+    """Within: a thread copies the part's shards to this machine, if they are far and REPRO_SHARD_CACHE_GB allows.
+
+    What goes wrong is said through `warn`; the pictures are then read from afar.
+    """
+    if part.cache is None:
+        yield
+        return
+    cache, over = part.cache, threading.Event()
+
+    def copy() -> None:
+        try:
+            cache.fill(part.split.shards, stop=over.is_set)
+        except DataError as error:
+            warn(f"shards are no longer copied to this machine: {error}")
+
+    thread = threading.Thread(target=copy, name="shards")
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def cache_limit() -> int:

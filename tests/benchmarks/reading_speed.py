@@ -2,16 +2,16 @@
 
     python tests/benchmarks/reading_speed.py [--pictures DIR] [--rounds 5]
 
-imagefolder  torchvision's ImageFolder with its usual transforms (RandomResizedCrop, RandomHorizontalFlip, ToTensor,
-             Normalize) in a DataLoader
+imagefolder  torchvision's ImageFolder with its usual transforms (RandomResizedCrop, RandomHorizontalFlip,
+             ToTensor, Normalize) in a DataLoader
 webdataset   WebDataset(shards).decode("pilrgb") with the same transforms
 ours         `PhotoFeed`, the batches of a real run: read from shards by number, checked, decoded and cropped by
              threads. Flips and normalising happen on the training device; "whole" does them on this processor too
 
 Per core: one process, one thread, no workers. On two cores: two workers (processes for the peers, threads for us),
 wall clock, after a first pass over all pictures. Each measurement is a process of its own; within a round all are
-taken in turn, and a ratio is taken within a round. `--pictures` is a folder of class folders of JPEGs; without it, 250
-pictures of ImageNet's usual size are cut from scikit-learn's two photographs. To be run on a quiet machine.
+taken in turn, and a ratio is taken within a round. `--pictures` is a folder of class folders of JPEGs; without
+it, 250 pictures of ImageNet's usual size are cut from scikit-learn's two photographs. On a quiet machine.
 """
 
 import argparse

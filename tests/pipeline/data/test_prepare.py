@@ -419,6 +419,18 @@ def test_another_set_in_the_same_folder_is_refused(source, out, monkeypatch, opt
         make(source, out)
 
 
+def test_where_nothing_was_finished_another_set_may_be_made(source, out, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "deliver", lambda *_: pytest.fail("stop before the first note"))
+    with pytest.raises(pytest.fail.Exception):
+        make(source, out)
+    monkeypatch.undo()
+    assert (out.local / "train-00000.tar").is_file()
+    (out.local / f".train-00001.tar.{'a' * 32}").write_bytes(b"as Place.put leaves it when killed")
+    make(source, out, samples=50)
+    make(source, Place(str(tmp_path / "whole")), samples=50)
+    assert sums(out) == sums(tmp_path / "whole")
+
+
 def test_other_classes_are_another_set(source, out, tmp_path):
     make(source, out)
     mine = copied(source, tmp_path / "mine" / "animals")
@@ -672,7 +684,7 @@ def test_a_prefix_with_other_objects_is_left_alone(source, s3):
 
 
 def test_a_bucket_that_is_not_there_is_one_sentence(source, s3):
-    said = refused("s3://nowhere/x", source, place("s3://nowhere/x"))
+    said = refused("s3://nowhere/x cannot be written: there is no such bucket", source, place("s3://nowhere/x"))
     assert SECRET not in said
 
 

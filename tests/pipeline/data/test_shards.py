@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import threading
 
 import numpy as np
@@ -384,6 +385,7 @@ def test_two_processes_fill_one_cache(shards, tmp_path):
         for _ in range(2):
             child = os.fork()
             if not child:  # pragma: no cover
+                signal.alarm(20)  # it would hang
                 cache.fill(split.split.shards)
                 os._exit(0 if cache.have == {*NAMES} else 1)
             children.append(child)

@@ -4,6 +4,7 @@ import os
 import pickle
 import re
 import shutil
+import signal
 import threading
 
 import pytest
@@ -321,6 +322,7 @@ def test_a_place_works_after_a_fork(folder):
         read, write = os.pipe()
         child = os.fork()
         if not child:  # pragma: no cover
+            signal.alarm(20)  # it would hang
             os.write(write, b"y" if here.read("a.tar") == CONTENT else b"n")
             os._exit(0)
         os.close(write)

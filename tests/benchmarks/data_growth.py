@@ -1,0 +1,99 @@
+"""Preparing and reading 10 and 100 times the pictures: seconds and memory, and what 14 million would take.
+
+    python tests/benchmarks/data_growth.py [--sizes 1000,10000,100000] [--side 64]
+
+Pictures are the stand-in's (`repro data stand-in`), small ones, in ILSVRC's archives. Each part is a process of
+its own: prepare (md5 of the archives, listing, decoding every picture, writing shards; two workers) and read (one
+epoch of `PhotoFeed`, crops of 56, two threads). Memory is the peak of the largest process.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+CLASSES = 20
+MILLIONS = 14.2  # pictures in the whole of ImageNet
+
+
+def prepare(folder: Path) -> int:
+    from pipeline.data.archives import from_ilsvrc
+    from pipeline.data.prepare import prepare
+    from pipeline.data.store import Place
+
+    originals = from_ilsvrc(folder / "archives", cache=folder / "cache")
+    return prepare(originals, Place(str(folder / "shards")), workers=2).splits["train"].samples
+
+
+def read(folder: Path) -> int:
+    import torch
+
+    from pipeline.data.colour import PhotoMaker
+    from pipeline.data.normalise import Normaliser
+    from pipeline.data.photographs import Cut, PhotoFeed
+    from pipeline.data.shards import open_shards
+
+    samples = open_shards(folder / "shards").train
+    plain = Normaliser("scale", scale=torch.full((3,), 1 / 255), shift=torch.zeros(3), outside=0.0)
+    maker = PhotoMaker(normalise=plain, augment=("flip",))
+    cut = Cut(56, (60, 72), None, False, None, None, "bilinear")
+    steps = len(samples) // 100
+    feed = PhotoFeed(samples, maker, cut, seed=0, batch_size=100, start_step=0, stop_step=steps, threads=2)
+    return sum(len(batch.labels) for batch in feed)
+
+
+PARTS = {"prepare": prepare, "read": read}
+
+
+def measured(part: str, folder: Path) -> dict[str, float]:
+    """Pictures, seconds and megabytes of one part, by a process of its own."""
+    words = [sys.executable, __file__, "--part", part, "--folder", str(folder)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", default="1000,10000,100000")
+    parser.add_argument("--side", type=int, default=64)
+    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.part:
+        start = time.perf_counter()
+        pictures = PARTS[asked.part](asked.folder)
+        seconds = time.perf_counter() - start
+        who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+        peak = max(resource.getrusage(one).ru_maxrss for one in who) / 1024
+        print(json.dumps({"pictures": pictures, "seconds": seconds, "mb": peak}))
+        return
+    from pipeline.data.standin import make_standin
+
+    rows = {part: [] for part in PARTS}
+    for size in map(int, asked.sizes.split(",")):
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            target, train = folder / "archives", size // CLASSES
+            make_standin(target, classes=CLASSES, train=train, test=1, side=asked.side)
+            for part in PARTS:
+                row = measured(part, folder)
+                rows[part].append(row)
+                speed = row["pictures"] / row["seconds"]
+                said = f"{row['seconds']:8.1f} s {speed:8.0f} images/s {row['mb']:6.0f} MB"
+                print(f"{part:<8}{size:>8,} pictures{said}", flush=True)
+    for part, found in rows.items():
+        first, last = found[-2:]
+        seconds = (last["seconds"] - first["seconds"]) / (last["pictures"] - first["pictures"])
+        megabytes = (last["mb"] - first["mb"]) / (last["pictures"] - first["pictures"])
+        more = MILLIONS * 1e6 - last["pictures"]
+        hours = (last["seconds"] + more * seconds) / 3600
+        gigabytes = (last["mb"] + more * max(0.0, megabytes)) / 1024
+        print(f"{part}: {MILLIONS} million such pictures would take {hours:.1f} h here, and {gigabytes:.1f} GB")
+
+
+if __name__ == "__main__":
+    main()
