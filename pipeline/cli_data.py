@@ -45,15 +45,21 @@ def prepare(
     as_json: AsJson = False,
 ) -> None:
     """Write WebDataset shards and a manifest. Stopped at any moment, the same command goes on."""
+    from pipeline.data import sources
     from pipeline.data.prepare import prepare as make
     from pipeline.data.store import place
 
     here = place(target)
+    if here.local and here.local.resolve().is_relative_to(Path(source).expanduser().resolve()):
+        raise UserError(
+            f"{target} lies in {source} itself, where shards would be taken for pictures; choose another"
+        )
     with progress("reading the source", "bytes") as tick:
         originals = found_in(source, split, tick)
+    workers = 1 if source in sources.NAMES else cores()  # threads only wait for each other on tiny pictures
     try:
         with progress("pictures", "images") as tick:
-            made = make(originals, here, short_side=short_side, samples=samples, workers=cores(), progress=tick)
+            made = make(originals, here, short_side=short_side, samples=samples, workers=workers, progress=tick)
     except KeyboardInterrupt:
         complain("Stopped. Finished shards stay; the same command goes on where this one stopped.")
         raise typer.Exit(STOPPED) from None

@@ -259,7 +259,7 @@ def state_hash(state: Mapping[str, Tensor]) -> str:
 def evaluated(
     members: Sequence[tuple[Named, Imported]], data: str, *, protocol: str | None = None, threads: int
 ) -> PublishedResult:
-    """Errors of imported weights, of several as an ensemble, on `data`: a small set's test images, or photographs.
+    """Errors of imported weights, of several as an ensemble, on `data`: small test images, or photographs.
 
     `protocol`: how photographs are shown; None: as the publisher does.
     """
@@ -268,8 +268,8 @@ def evaluated(
     if len({one.classes for one, _ in members}) > 1 or len({one.image[1] <= SMALL for one, _ in members}) > 1:
         names = " and ".join(one.name for one, _ in members)
         raise UserError(
-            f"{names} do not answer the same question: an ensemble's networks tell the same classes apart in images"
-            " of one kind"
+            f"{names} do not answer the same question: an ensemble's networks tell the same classes apart in"
+            " images of one kind"
         )
     shown = protocol or imported.protocol
     if named.image[1] > SMALL:
