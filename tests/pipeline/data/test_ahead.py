@@ -99,6 +99,19 @@ def test_a_caller_that_stops_leaves_no_thread():
     assert readers() == []
 
 
+def test_what_waits_is_not_begun_when_the_caller_stops():
+    begun = []
+
+    def work(n):
+        begun.append(n)
+        time.sleep(0.05)
+
+    results = ahead(range(100), work, threads=1, depth=8)
+    next(results)
+    results.close()
+    assert len(begun) <= 3
+
+
 def test_readers_use_one_thread_each_and_the_callers_number_stays():
     before = torch.get_num_threads()
     torch.set_num_threads(2)

@@ -153,7 +153,9 @@ def test_a_full_disk_is_said_to_be_this_machines(folder, tmp_path, far):
         here = place(address if far else folder)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # the kernel's own error, with a smaller disk
         try:
-            refused(lambda: here.fetch("a.tar", tmp_path / "new" / "a.tar"), f"{tmp_path}/new: File too large")
+            refused(
+                lambda: here.fetch("a.tar", tmp_path / "new" / "a.tar"), f"{tmp_path}/new: File too large; mend"
+            )
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert list((tmp_path / "new").iterdir()) == []
