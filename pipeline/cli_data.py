@@ -109,23 +109,26 @@ def verify(where: Where, as_json: AsJson = False) -> None:
 
 @app.command("inspect")
 def inspect_shards(where: Where, as_json: AsJson = False) -> None:
-    """Counts, class balance, sizes, and a contact sheet of pictures."""
+    """Counts, sizes, a contact sheet of pictures, and a chart of the classes' balance."""
     from pipeline.data import inspect
     from pipeline.data.shards import open_shards
     from pipeline.home import data_folder, report_folder
-    from pipeline.report.figures import contact_sheet
+    from pipeline.report.figures import class_balance, contact_sheet
 
     shards = open_shards(where, cache=data_folder() / ".cache" / "shards")
     summary = inspect.summary(shards)
     images, titles = inspect.some_pictures(shards)
     sheet = contact_sheet(images, titles, report_folder() / f"{shards.name}.png")
+    counts = {name: part.split.per_class for name, part in shards.splits.items()}
+    balance = class_balance(counts, report_folder() / f"{shards.name}-classes.png", heading=shards.name)
     if as_json:
-        print_json(summary.to_dict() | {"contact sheet": sheet})
+        print_json(summary.to_dict() | {"pictures": sheet, "classes": balance})
         return
     describe(shards.manifest)
     for line in inspect.words(summary):
         say(line)
-    out.print(f"pictures {escape(str(sheet))}", soft_wrap=True)
+    for what, path in (("pictures", sheet), ("classes", balance)):
+        out.print(f"{what:<8} {escape(str(path))}", soft_wrap=True)
 
 
 @app.command("stand-in")

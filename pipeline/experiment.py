@@ -395,17 +395,23 @@ class BoundClaim(BaseClaim):
 
 
 class OrderingClaim(BaseClaim):
-    """`lhs` is larger (>), smaller (<), not larger by the margin (<=) or equal within it (~); paired by seed."""
+    """`lhs` is larger (>), smaller (<), not larger by the margin (<=) or equal within it (~); paired by seed.
+
+    With `rhs_metric` both may be one variant, seen by two protocols.
+    """
 
     kind: Literal["ordering"]
     lhs: str
     op: Literal["<", ">", "<=", "~"]
     rhs: str
     metric: str
+    rhs_metric: str | None = None  # what `rhs` is measured by; None: as `lhs`
     margin: NotNegative = 0.0
 
     @model_validator(mode="after")
     def _fits(self) -> "OrderingClaim":
+        if (self.lhs, self.metric) == (self.rhs, self.rhs_metric or self.metric):
+            raise ValueError(f"{self.lhs!r} is compared with itself; give another variant or 'rhs_metric'")
         if self.op in ("<=", "~") and not self.margin:
             raise ValueError(f"op {self.op!r} needs a margin above 0")
         return self

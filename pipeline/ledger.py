@@ -162,11 +162,12 @@ def judged_at(scale: str, claim: Trained, experiment: Experiment, records: ByVar
     if diverged:
         what = ", ".join(f"{r.variant} seed {r.seed} ({r.ended})" for r in diverged)
         return cannot_judge(Reason.DID_NOT_CONVERGE, f"every seed counts, and some did not converge: {what}")
-    unmeasured = [row for rows in records.values() for row in rows if claim.metric not in row.metrics]
-    if unmeasured:
-        row = unmeasured[0]
-        why = f"{row.variant} seed {row.seed} measured no {claim.metric}, only {', '.join(sorted(row.metrics))}"
-        return cannot_judge(Reason.NOT_RUN, why)
+    for variant, metric in measured_by(claim):
+        for row in records[variant]:
+            if metric not in row.metrics:
+                known = ", ".join(sorted(row.metrics))
+                why = f"{row.variant} seed {row.seed} measured no {metric}, only {known}"
+                return cannot_judge(Reason.NOT_RUN, why)
     verdict = compare(claim, records)
     if is_number and material:
         return departing(verdict, material[0])
@@ -185,8 +186,8 @@ def departing(verdict: Verdict, departure: Departure) -> Verdict:
 def compare(claim: Trained, records: ByVariant) -> Verdict:
     """The statistics a kind of claim asks for."""
 
-    def values(variant: str) -> dict[int, float]:
-        return {record.seed: record.metrics[claim.metric] for record in records[variant]}
+    def values(variant: str, metric: str = claim.metric) -> dict[int, float]:
+        return {record.seed: record.metrics[metric] for record in records[variant]}
 
     match claim:
         case MetricClaim():
@@ -196,17 +197,28 @@ def compare(claim: Trained, records: ByVariant) -> Verdict:
         case BoundClaim():
             return judge_bound(values(claim.of), op=claim.op, bound=claim.claimed)
         case OrderingClaim():
-            sides = values(claim.lhs), values(claim.rhs)
-            return judge_ordering(*sides, op=claim.op, margin=claim.margin, names=(claim.lhs, claim.rhs))
+            other = claim.rhs_metric or claim.metric
+            sides = values(claim.lhs), values(claim.rhs, other)
+            names = (claim.lhs, claim.rhs)
+            if claim.rhs_metric:
+                names = (f"{claim.lhs}'s {claim.metric}", f"{claim.rhs}'s {other}")
+            return judge_ordering(*sides, op=claim.op, margin=claim.margin, names=names)
         case RatioClaim():
             return judge_ratio(values(claim.lhs), values(claim.rhs), claimed=claim.claimed, margin=claim.margin)
     raise AssertionError(claim)
 
 
 def variants_of(claim: Claim) -> list[str]:
-    """The variants whose runs a claim needs."""
+    """The variants whose runs a claim needs, each once."""
     named = [getattr(claim, key, None) for key in ("of", "lhs", "rhs")]
-    return [variant for variant in named if variant is not None]
+    return list(dict.fromkeys(variant for variant in named if variant is not None))
+
+
+def measured_by(claim: Trained) -> list[tuple[str, str]]:
+    """Each side's variant, and the metric it is measured by."""
+    if isinstance(claim, OrderingClaim):
+        return [(claim.lhs, claim.metric), (claim.rhs, claim.rhs_metric or claim.metric)]
+    return [(variant, claim.metric) for variant in variants_of(claim)]
 
 
 def counted(experiment: Experiment, scale: str, records: Iterable[Record]) -> ByVariant:

@@ -73,11 +73,12 @@ def resize(
 ) -> Tensor:
     """The part `box` of uint8 (H, W, 3), resized with anti-aliasing -> uint8 (height, width, 3)."""
     row, column, height, width = box
-    part = torch.from_numpy(image)[row : row + height, column : column + width]
+    part = torch.from_numpy(image[row : row + height, column : column + width])
     if (height, width) == size:
         return part
-    x = part.permute(2, 0, 1)[None]  # channels last in memory, as the fast path of interpolate wants it
-    return F.interpolate(x, size, mode=interpolation, antialias=True)[0].permute(1, 2, 0)
+    # The order matters: as (1, H, W, C) it has the strides by which torch knows channels-last memory, and keeps it.
+    x = part[None].permute(0, 3, 1, 2)
+    return F.interpolate(x, size, mode=interpolation, antialias=True).permute(0, 2, 3, 1)[0]
 
 
 def short_side(height: int, width: int, short: int) -> tuple[int, int]:

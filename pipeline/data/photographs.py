@@ -5,9 +5,10 @@ place): the same on any number of ranks and threads, and after a resume in the m
 """
 
 import math
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from random import Random
 from typing import NamedTuple
 
 import numpy as np
@@ -57,15 +58,16 @@ class Piece(NamedTuple):
 def piece(cut: Cut, height: int, width: int, draw: float) -> Piece:
     """What is cut out of a picture of (height, width) pixels for one `draw` from [0, 1).
 
-    The draw seeds a counter-based generator of the picture's own, since GoogLeNet's crop takes as many numbers as
-    it needs. Uniform everywhere; the aspect is uniform in its logarithm.
+    The draw seeds a generator of the picture's own, since GoogLeNet's crop takes as many numbers as it needs.
+    Uniform everywhere; the aspect is uniform in its logarithm.
     """
-    random = np.random.Generator(np.random.Philox(key=int(draw * 2**53))).random
+    random = Random(int(draw * 2**53)).random
     if cut.area and cut.aspect:
-        box = part_of_area(height, width, cut.area, cut.aspect, random(3 * ATTEMPTS + 2).tolist())
-        return Piece(box, (cut.side, cut.side), (0, 0), (0, 0))
+        return Piece(
+            part_of_area(height, width, cut.area, cut.aspect, random), (cut.side, cut.side), (0, 0), (0, 0)
+        )
     assert cut.short is not None
-    scale, down, right, which = random(4).tolist()
+    scale, down, right, which = random(), random(), random(), random()
     short = cut.short[0] + int(scale * (cut.short[1] - cut.short[0] + 1))
     tall, wide = short_side(height, width, short)
     top, left, rows, columns = 0, 0, tall, wide
@@ -81,20 +83,19 @@ def piece(cut: Cut, height: int, width: int, draw: float) -> Piece:
 
 
 def part_of_area(
-    height: int, width: int, area: tuple[float, float], aspect: tuple[float, float], draws: list[float]
+    height: int, width: int, area: tuple[float, float], aspect: tuple[float, float], random: Callable[[], float]
 ) -> Box:
     """A part whose share of the area and whose aspect are drawn from these ranges (arXiv:1409.4842, section 6).
 
     Drawn again, up to ten times, until it lies within the picture; else the middle, as large as aspects allow.
     """
     low, high = math.log(aspect[0]), math.log(aspect[1])
-    *tries, down, right = draws
-    for share_of, shape in zip(tries[::3], tries[1::3], strict=True):
-        pixels = height * width * (area[0] + share_of * (area[1] - area[0]))
-        ratio = math.exp(low + shape * (high - low))
+    for _ in range(ATTEMPTS):
+        pixels = height * width * (area[0] + random() * (area[1] - area[0]))
+        ratio = math.exp(low + random() * (high - low))
         wide, tall = round(math.sqrt(pixels * ratio)), round(math.sqrt(pixels / ratio))
         if 0 < wide <= width and 0 < tall <= height:
-            return int(down * (height - tall + 1)), int(right * (width - wide + 1)), tall, wide
+            return int(random() * (height - tall + 1)), int(random() * (width - wide + 1)), tall, wide
     tall = min(height, max(1, round(width / aspect[0])))
     wide = min(width, max(1, round(height * aspect[1])))
     return (height - tall) // 2, (width - wide) // 2, tall, wide
@@ -141,31 +142,40 @@ class PhotoFeed:
         device = self.maker.device
         for step in range(self.start_step, self.stop_step):
             parts = list(islice(ready, chunks))
-            indices = torch.cat([part[0] for part in parts])
-            pixels = torch.stack([crop for part in parts for crop in part[1]])
+            pixels, indices = parts[0].batch, torch.cat([part.indices for part in parts])
             if device.type == "cuda":
                 pixels = pixels.pin_memory()
-            corners = torch.tensor([corner for part in parts for corner in part[2]])
+            corners = torch.tensor([corner for part in parts for corner in part.corners])
             draws = self.maker.draw(self.seed, step, self.batch_size)[self.mine]
             images = self.maker(pixels.to(device, non_blocking=True), corners.to(device), self.cut.frame, draws)
             yield Batch(step, images, self.samples.labels[indices].to(device))
 
-    def _jobs(self) -> Iterable[tuple[Tensor, list[float]]]:
-        """Of each batch in turn: some of its pictures, and the draws of their crops."""
+    def _jobs(self) -> Iterable["Chunk"]:
+        """Of each batch in turn: some of its pictures."""
         for step in range(self.start_step, self.stop_step):
             first = step * self.batch_size
             order = positions(self.seed, first, first + self.batch_size, len(self.samples))[self.mine]
             draws = self.maker.draw(self.seed, step, self.batch_size)[self.mine, 0]
-            for some, theirs in zip(order.split(CHUNK), draws.split(CHUNK), strict=True):
-                yield some, theirs.tolist()
+            batch = torch.empty(len(order), self.cut.side, self.cut.side, 3, dtype=torch.uint8)
+            for some, theirs, pixels in zip(*(of.split(CHUNK) for of in (order, draws, batch)), strict=True):
+                yield Chunk(some, theirs, pixels, batch)
 
-    def _cut_out(self, job: tuple[Tensor, list[float]]) -> tuple[Tensor, list[Tensor], list[tuple[int, int]]]:
-        """Indices, uint8 (side, side, 3) crops and corners of some pictures."""
-        indices, draws = job
-        numbers = indices.tolist()
-        crops, corners = [], []
-        for number, content, draw in zip(numbers, self.samples.read(numbers), draws, strict=True):
+    def _cut_out(self, chunk: "Chunk") -> "Chunk":
+        """The same, with the pixels and corners of its crops."""
+        numbers, corners = chunk.indices.tolist(), []
+        contents = self.samples.read(numbers)
+        for into, number, content, draw in zip(chunk.pixels, numbers, contents, chunk.draws.tolist(), strict=True):
             crop, corner = cropped(self.cut, decode(content, self.samples.where(number)), draw)
-            crops.append(crop)
+            into.copy_(crop)  # at once, while it is in the processor's cache
             corners.append(corner)
-        return indices, crops, corners
+        return chunk._replace(corners=corners)
+
+
+class Chunk(NamedTuple):
+    """Some of a batch's pictures."""
+
+    indices: Tensor  # int64 (n,)
+    draws: Tensor  # float64 (n,), of the crops
+    pixels: Tensor  # uint8 (n, side, side, 3), a part of ...
+    batch: Tensor  # ... the whole batch
+    corners: Sequence[tuple[int, int]] = ()

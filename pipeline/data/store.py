@@ -140,8 +140,8 @@ class Place:
 
     def ranges(self, wanted: Sequence[Range]) -> list[bytes]:
         """Parts of files, remote ones all at once; a part beyond a file's end comes short."""
-        if self.local:
-            return [self._part(self.local, one) for one in wanted]
+        if "://" not in self.address:
+            return [self._part(*one) for one in wanted]
         import fsspec.asyn
 
         files = self._files
@@ -183,10 +183,9 @@ class Place:
         files = self._files
         return fsspec.asyn.sync(files.loop, asked, files, self.path(name), take)
 
-    def _part(self, folder: Path, wanted: Range) -> bytes:
-        name, first, size = wanted
+    def _part(self, name: str, first: int, size: int) -> bytes:
         with self.trouble(name):
-            file = os.open(folder / name, os.O_RDONLY)
+            file = os.open(f"{self.address}/{name}", os.O_RDONLY)
             try:
                 return os.pread(file, size, first)
             finally:
@@ -245,23 +244,25 @@ class Place:
 
         `target`: the folder written to on this machine, if any; a full disk is that one's.
         """
-        where = f"{self.shown}/{name}" if name else self.shown
         try:
             yield
         except DataError:
             raise
         except FileNotFoundError:
-            raise MissingError(f"there is no {where}; check the address") from None
+            raise MissingError(f"there is no {self._where(name)}; check the address") from None
         except PermissionError:
             why = "check its permissions" if self.local else "the server refuses access; check the credentials"
-            raise DataError(f"{where} may not be used: {why}") from None
+            raise DataError(f"{self._where(name)} may not be used: {why}") from None
         except OSError as error:
             full = target and error.errno in FULL
-            raise DataError(f"{target if full else where}: {self._said(error)}") from None
+            raise DataError(f"{target if full else self._where(name)}: {self._said(error)}") from None
         except Exception as error:  # botocore and aiohttp have a family each, with no common root
             if type(error).__module__.partition(".")[0] not in LIBRARIES:
                 raise
-            raise DataError(f"{where}: {self._said(error)}") from None
+            raise DataError(f"{self._where(name)}: {self._said(error)}") from None
+
+    def _where(self, name: str) -> str:
+        return f"{self.shown}/{name}" if name else self.shown
 
     def _said(self, error: Exception) -> str:
         """What went wrong, in words that hold no secret."""

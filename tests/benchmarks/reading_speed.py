@@ -105,6 +105,9 @@ def ours(folder: Path, workers: int, *, whole: bool = False) -> float:
     from pipeline.data.normalise import Normaliser
     from pipeline.data.photographs import Cut, PhotoFeed
     from pipeline.data.shards import open_shards
+    from pipeline.train import keep_pages
+
+    keep_pages()  # as every run does
 
     class Read(PhotoMaker):
         """The readers' part alone: what comes after is the device's."""

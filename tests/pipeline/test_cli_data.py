@@ -72,10 +72,11 @@ def test_inspecting_counts_and_draws(command, shards, tmp_path):
     assert (code, err) == (0, "")
     assert "train: 5 to 5 pictures of a class (median 5)" in out
     sheet = tmp_path / "report" / "imagenet-standin.png"
-    assert out.splitlines()[-1] == f"pictures {sheet}"
-    assert sheet.read_bytes().startswith(b"\x89PNG")
+    chart = tmp_path / "report" / "imagenet-standin-classes.png"
+    assert out.splitlines()[-2:] == [f"pictures {sheet}", f"classes  {chart}"]
+    assert all(file.read_bytes().startswith(b"\x89PNG") for file in (sheet, chart))
     code, out, _ = command("data", "inspect", shards, "--json")
-    assert json.loads(out)["contact sheet"] == str(sheet)
+    assert json.loads(out)["pictures"] == str(sheet)
 
 
 def test_a_small_set_goes_into_shards_and_comes_back_the_same(command, tmp_path):

@@ -25,7 +25,7 @@ MISTAKES = {
     "scale's data": ("{name: noise}", "{name: noise, pad: 3}", "scales.smoke.data.pad: unknown key; did you mean 'pad_to'?"),
     "exact claim": ("margin: 5000", "margn: 5000", "claims.size.margn: unknown key; did you mean 'margin'?"),
     "metric claim": ("margin: 0.5", "margn: 0.5", "claims.error.margn: unknown key; did you mean 'margin'?"),
-    "ordering claim": ("lhs: plain-32, op", "left: plain-32, op", "claims.deeper.left: unknown key; known: by, confidence, id, kind, lhs, margin, metric, op, rhs, says, source"),
+    "ordering claim": ("lhs: plain-32, op", "left: plain-32, op", "claims.deeper.left: unknown key; known: by, confidence, id, kind, lhs, margin, metric, op, rhs, rhs_metric, says, source"),
     "departure": ("what: Pixels", "wat: Pixels", "departures.0.wat: unknown key; did you mean 'what'?"),
     # a key that is not there
     "no data": ("data: {name: cifar10, augment: [pad4-crop, flip]}", "", "data: this key is required"),

@@ -394,3 +394,34 @@ def test_what_is_printed_but_was_recalled_calls_nobody_wrong(experiment):
 def test_what_cannot_be_divided_is_the_authors_mistake(experiment, claim):
     with pytest.raises(UserError, match=r"toy/depth, claim x: 700 / .* is no ratio"):
         judged_exactly(claim, experiment, measured)
+
+
+# --- one network by two protocols ---------------------------------------------------------------------------
+
+TOP5 = "test/top5_error_pct"  # a tenth of the top-1 errors above: stands for another protocol
+DEEPER = 'lhs: plain-32, op: ">", rhs: plain-20, metric: test/top1_error_pct'
+
+
+def test_a_network_can_be_compared_with_itself_by_another_metric(declare, row_of_seeds):
+    text = f"lhs: plain-32, op: {{}}, rhs: plain-32, metric: {TOP5}, rhs_metric: test/top1_error_pct"
+    below = declare(DEEPER, text.format('"<"'))
+    verdict = judged(below, row_of_seeds(below, "plain-32", DEEP))["deeper"].verdict
+    assert (verdict.outcome, verdict.measured) == ("reproduced", pytest.approx(10.5 / 10 - 10.5))
+    assert f"plain-32's {TOP5} minus plain-32's test/top1_error_pct over 5 paired seeds" in verdict.sentence
+    above = declare(DEEPER, text.format('">"'))
+    assert judged(above, row_of_seeds(above, "plain-32", DEEP))["deeper"].verdict.outcome == "not reproduced"
+
+
+def test_the_other_metric_must_have_been_measured_too(declare, row_of_seeds):
+    declared = declare(DEEPER, f"{DEEPER}, rhs_metric: test/10-crop-32-of-36/top1_error_pct")
+    records = row_of_seeds(declared, "plain-20", PLAIN) + row_of_seeds(declared, "plain-32", DEEP)
+    verdict = judged(declared, records)["deeper"].verdict
+    assert verdict.reason == "not-run"
+    assert verdict.sentence.startswith("plain-20 seed 0 measured no test/10-crop-32-of-36/top1_error_pct, only")
+
+
+def test_nothing_is_compared_with_itself(declare):
+    with pytest.raises(
+        UserError, match="'plain-32' is compared with itself; give another variant or 'rhs_metric'"
+    ):
+        declare(DEEPER, 'lhs: plain-32, op: ">", rhs: plain-32, metric: test/top1_error_pct')

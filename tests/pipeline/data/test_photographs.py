@@ -199,9 +199,9 @@ def test_a_part_is_distributed_as_torchvisions():
 
 
 def test_a_picture_that_no_part_fits_gives_its_middle():
-    assert part_of_area(10, 100, (0.9, 1.0), (3 / 4, 4 / 3), [0.5] * 32) == (0, 43, 10, 13)
-    assert part_of_area(100, 10, (0.9, 1.0), (3 / 4, 4 / 3), [0.5] * 32) == (43, 0, 13, 10)
-    assert part_of_area(1, 1, (0.08, 1.0), (3 / 4, 4 / 3), [0.0] * 32) == (0, 0, 1, 1)
+    assert part_of_area(10, 100, (0.9, 1.0), (3 / 4, 4 / 3), lambda: 0.5) == (0, 43, 10, 13)
+    assert part_of_area(100, 10, (0.9, 1.0), (3 / 4, 4 / 3), lambda: 0.5) == (43, 0, 13, 10)
+    assert part_of_area(1, 1, (0.08, 1.0), (3 / 4, 4 / 3), lambda: 0.0) == (0, 0, 1, 1)
 
 
 @pytest.mark.parametrize("cut", CUTS.values(), ids=CUTS)

@@ -141,4 +141,4 @@ def test_without_runs_the_way_to_some_is_told(experiment, tmp_path):
 
 
 def test_smoke_is_the_only_scale_left_out():
-    assert module.LEFT_OUT == ("smoke",)
+    assert module.LEFT_OUT == ("smoke", "stand-in")

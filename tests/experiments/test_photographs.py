@@ -1,0 +1,205 @@
+"""Declarations that learn from photographs: crops, protocols, steps and margins fit, and each can be trained."""
+
+import json
+import math
+import shutil
+
+import pytest
+import torch
+
+from lightning_modules.networks import NETWORKS, build
+from pipeline.analyse import measure
+from pipeline.data import manifest
+from pipeline.data.originals import from_folders
+from pipeline.data.prepare import prepare
+from pipeline.data.shards import open_shards
+from pipeline.data.standin import make_standin
+from pipeline.data.store import Place
+from pipeline.data.views import views
+from pipeline.experiment import MetricClaim, load, names
+from pipeline.mistakes import UserError
+from pipeline.plan import identity, plan
+from pipeline.protocol import read_protocol
+from pipeline.runs import RunFolder
+from pipeline.train import train
+
+IMAGES, VALIDATION = 1_281_167, 50_000  # of ILSVRC-2012
+LOADED = {name: load(name) for name in names()}
+SEEN = {  # what every variant learns from and is judged on: as published, and at each scale
+    (name, variant, scale): declared.recipe(variant, scale) if scale else declared.published(variant)
+    for name, declared in LOADED.items()
+    for variant in declared.variants
+    for scale in (None, *declared.scales)
+}
+PHOTOGRAPHS = {key: seen for key, seen in SEEN.items() if seen.data.crop}
+TRAINED = sorted({name for name, _, scale in PHOTOGRAPHS if scale})
+SHOWN = sorted(  # every network with every protocol that it is judged by
+    {
+        (seen.model.name, json.dumps(seen.model.args), protocol)
+        for seen in PHOTOGRAPHS.values()
+        for protocol in seen.data.test
+    }
+)
+EPOCHS = {  # passes through the images, and images in a batch; VGG and ResNet print updates
+    "alexnet/imagenet": (90, 128),
+    "zfnet/imagenet": (70, 128),
+    "googlenet/imagenet": (250, 256),
+}
+UPDATES = {"vgg/imagenet": 370_000, "resnet/imagenet": 600_000}
+VIEWS = {  # images of one picture that a network is shown, and at how many sizes
+    ("alexnet/imagenet", "alexnet", "10-crop-227-of-square-256"): (10, 1),
+    ("vgg/imagenet", "vgg-16-jitter", "dense-of-256-384-512"): (6, 3),
+    ("vgg/imagenet", "vgg-16-jitter", "150-crop-224-of-256-384-512"): (150, 3),
+    ("vgg/imagenet", "vgg-16-jitter", "dense-of-256-384-512-and-150-crop-224-of-256-384-512"): (156, 3),
+    ("googlenet/imagenet", "googlenet-with-aux", "144-crop-224-of-256-288-320-352"): (144, 4),
+    ("resnet/imagenet", "resnet-152", "dense-of-224-256-384-480-640"): (10, 5),
+}
+QUICK = ("googlenet-with-aux", "resnet-18-a", "plain-18")  # seconds; the others have to wait for -m slow
+
+
+def test_the_papers_of_the_challenge_are_trained_on_photographs():
+    assert set(TRAINED) == {f"{paper}/imagenet" for paper in ("alexnet", "googlenet", "resnet", "vgg", "zfnet")}
+
+
+@pytest.mark.parametrize("key", PHOTOGRAPHS, ids=lambda key: "-".join(map(str, key)))
+def test_a_crop_is_the_image_that_the_network_is_said_to_read(key):
+    seen = PHOTOGRAPHS[key]
+    assert NETWORKS[seen.model.name].image == (3, seen.data.crop.side, seen.data.crop.side)
+
+
+def scores_of(network: str, args: str, protocol: str) -> list[torch.Size]:
+    """Shapes of the scores for a picture of 90 x 120, seen as the protocol says; nothing is computed."""
+    with torch.device("meta"):
+        built = build(network, json.loads(args), num_classes=1000, in_channels=3).eval()
+    picture = torch.zeros(90, 120, 3, dtype=torch.uint8).numpy()
+    groups = [group for part in read_protocol(protocol).parts for group in views(picture, part)]
+    pixels = [(group.pixels.to("meta").permute(0, 3, 1, 2).float(), group.dense) for group in groups]
+    with torch.inference_mode():  # as `evaluate.shown`, whose autocast knows no device without memory
+        return [(getattr(built, "dense", built) if dense else built)(x).shape for x, dense in pixels]
+
+
+@pytest.mark.parametrize(("network", "args", "protocol"), SHOWN)
+def test_a_declared_protocol_fits_the_network(network, args, protocol):
+    shapes = scores_of(network, args, protocol)
+    assert {shape[1:] for shape in shapes} == {(1000,)}
+    seen = read_protocol(protocol).views
+    assert sum(shape[0] for shape in shapes) in (seen, seen / 2)  # without the mirror images
+
+
+@pytest.mark.parametrize(
+    ("network", "args", "protocol", "words"),
+    [
+        ("alexnet", "{}", "10-crop-224-of-square-256", "alexnet reads images of 227 x 227 pixels, not 224 x 224"),
+        (
+            "alexnet",
+            "{}",
+            "dense-of-224-256",
+            "alexnet, applied densely, reads images of 227 x 227 pixels or more",
+        ),
+        ("vgg", '{"configuration": "A"}', "dense-of-192", "vgg, applied densely, reads images of 224 x 224"),
+    ],
+)
+def test_a_protocol_that_does_not_fit_is_noticed(network, args, protocol, words):
+    with pytest.raises(ValueError, match=words):
+        scores_of(network, args, protocol)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_updates_are_the_papers(name):
+    train_ = LOADED[name].train
+    if name in EPOCHS:
+        epochs, batch = EPOCHS[name]
+        assert (train_.batch_size, train_.steps) == (batch, round(epochs * IMAGES / batch))
+    else:
+        assert train_.steps == UPDATES[name]
+
+
+@pytest.mark.parametrize("name", sorted(set(TRAINED) - {"googlenet/imagenet"}))
+def test_where_no_drop_is_printed_the_rate_falls_after_every_quarter(name):
+    train_ = LOADED[name].train
+    quarters = [train_.steps * part / 4 for part in (1, 2, 3)]
+    assert train_.lr_drops.at == pytest.approx(quarters, abs=1)
+    assert train_.lr_drops.factor == 0.1
+
+
+def test_googlenets_rate_falls_every_8_epochs():
+    drops = LOADED["googlenet/imagenet"].train.lr_drops
+    assert drops.every == round(8 * IMAGES / 256)
+    assert drops.factor == 1 - 0.04
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_margin_is_three_standard_errors_of_the_validation_set(name):
+    claims = [claim for claim in LOADED[name].claims if isinstance(claim, MetricClaim)]
+    assert claims
+    for claim in claims:
+        share = claim.claimed / 100
+        assert claim.margin == round(300 * math.sqrt(share * (1 - share) / VALIDATION), 1), claim.id
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_an_error_names_the_protocol_that_it_was_measured_by(name):
+    for claim in LOADED[name].claims:
+        if isinstance(claim, MetricClaim):
+            assert claim.metric.split("/")[1] in LOADED[name].published(claim.of).data.test, claim.id
+            assert claim.protocol != MetricClaim.model_fields["protocol"].default, claim.id
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_no_comparison_can_be_drawn_from_the_stand_in(name):
+    """A dry run of one network: generated pictures say nothing about what networks make of photographs."""
+    declared = LOADED[name]
+    assert len(declared.variants_at("stand-in")) == 1
+    for run in plan(declared, scale="stand-in"):
+        assert run.recipe.data.name == "imagenet-standin"
+        assert run.recipe.train.steps * run.recipe.train.batch_size <= 2000
+
+
+@pytest.mark.parametrize(("key", "counts"), VIEWS.items())
+def test_views_and_scales_of_a_declared_protocol_can_be_measured(key, counts):
+    name, variant, protocol = key
+    found = [measure(f"recipe/{what}/{protocol}", LOADED[name], variant) for what in ("test_views", "test_scales")]
+    assert tuple(found) == counts
+
+
+def test_a_protocol_that_is_not_declared_cannot_be_measured():
+    with pytest.raises(UserError, match="no test protocol '1-crop-227-of-256'"):
+        measure("recipe/test_views/1-crop-227-of-256", LOADED["alexnet/imagenet"], "alexnet")
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """Six pictures of the stand-in for training and two for testing, of two classes."""
+    folder = tmp_path_factory.mktemp("shards")
+    make_standin(folder / "made", classes=2, train=3, test=1, side=64, layout="folders")
+    where = Place(str(folder / "imagenet-standin"))
+    prepare(from_folders(folder / "made"), where, workers=1)
+    return open_shards(where)
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [
+        pytest.param(name, variant, marks=[] if variant in QUICK else pytest.mark.slow)
+        for name in TRAINED
+        for variant in LOADED[name].variants
+    ],
+)
+def test_it_trains_one_step(name, variant, shards, tmp_path):
+    first, *_ = LOADED[name].published(variant).data.test
+    changes = {"train.steps": 1, "train.batch_size": 2, "train.lr_drops": None, "data.test": [first]}
+    run = plan(LOADED[name], scale="paper", variants=[variant], seeds=1, changes=changes)[0]
+    counted = manifest.manifest_of(shards)
+    record = train(
+        run,
+        identity=identity(run, manifest=counted.sha256, code="code"),
+        folder=RunFolder(tmp_path),
+        images=shards,
+        manifest=counted,
+        code="code",
+    )
+    assert record.status == "finished", record.ended
+    assert record.metrics[f"test/{first}/images"] == 2
+    assert record.metrics[f"test/{first}/top5_error_pct"] == 0.0  # of two classes
+    assert math.isfinite(record.metrics["train/loss"])
+    shutil.rmtree(tmp_path)  # weights of up to half a gigabyte
