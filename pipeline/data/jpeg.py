@@ -76,7 +76,7 @@ def resize(
     part = torch.from_numpy(image[row : row + height, column : column + width])
     if (height, width) == size:
         return part
-    # The order matters: as (1, H, W, C) it has the strides by which torch knows channels-last memory, and keeps it.
+    # The order matters: as (1, H, W, C) it has the strides that torch takes for channels-last memory, and keeps.
     x = part[None].permute(0, 3, 1, 2)
     return F.interpolate(x, size, mode=interpolation, antialias=True).permute(0, 2, 3, 1)[0]
 

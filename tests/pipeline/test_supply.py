@@ -1,4 +1,4 @@
-"""Runs that learn from photographs in shards: counted, resumed to the bit, and refused where data and recipe differ."""
+"""Runs that learn from photographs in shards: counted, resumed to the bit, refused where data and recipe differ."""
 
 from pathlib import Path
 
