@@ -6,7 +6,7 @@ READY := $(VENV)/ready
 SOURCES := pipeline lightning_modules tests
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 $(READY): pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, and $(PYTHON) is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
@@ -44,8 +44,12 @@ format: $(READY) ## put the code in shape
 bench: $(READY) ## speed, beside a plain PyTorch loop (minutes; keep the machine quiet)
 	@$(BIN)/python tests/benchmarks/training_speed.py
 
+bench-data: $(READY) ## speed of reading photographs, beside ImageFolder and WebDataset, and growth (20 minutes)
+	@$(BIN)/python tests/benchmarks/reading_speed.py
+	@$(BIN)/python tests/benchmarks/data_growth.py
+
 lock: $(READY) ## resolve the dependencies anew
 	@$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header \
 		--extra dev --quiet --upgrade --output-file requirements.lock pyproject.toml
 
-.PHONY: help setup demo test test-slow lint check format bench lock
+.PHONY: help setup demo test test-slow lint check format bench bench-data lock

@@ -28,6 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.data.images import DataError
 from pipeline.data.originals import Original, Originals
+from pipeline.data.shards import STRANGE
 from pipeline.mistakes import sentence
 
 TRAIN = "ILSVRC2012_img_train.tar"
@@ -44,14 +45,6 @@ LARGEST_DEVKIT = 1 << 28  # bytes, unpacked
 CHUNK = 1 << 23  # bytes read at once when summing
 PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # a file's name and nothing more: no folder, no way up
 VAL_PICTURE = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
-KINDS = {  # what a tar file may hold beside regular files
-    tarfile.SYMTYPE: "a symbolic link",
-    tarfile.LNKTYPE: "a hard link",
-    tarfile.CHRTYPE: "a device",
-    tarfile.BLKTYPE: "a device",
-    tarfile.FIFOTYPE: "a pipe",
-    tarfile.DIRTYPE: "a folder",
-}
 STEM = 23  # letters of a picture's name at most: ILSVRC2012_val_00000001
 PICTURE = np.dtype([("label", "<i4"), ("stem", f"S{STEM}"), ("offset", "<u8"), ("size", "<u4")])
 
@@ -518,4 +511,4 @@ def _members(archives: Archives, file: int, begin: int, end: int, where: str) ->
 def _check_kind(archives: Archives, where: str, member: tarfile.TarInfo) -> None:
     """Raise DataError unless a member is a regular file."""
     if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
-        raise archives.wrong(where, f"is {KINDS.get(member.type, 'of an unknown kind')} where a file should be")
+        raise archives.wrong(where, f"is {STRANGE.get(member.type, 'of an unknown kind')} where a file should be")

@@ -24,7 +24,16 @@ from pipeline.data.ahead import ahead
 from pipeline.data.images import DataError
 from pipeline.data.jpeg import decode
 from pipeline.data.order import generator
-from pipeline.data.shards import MANIFEST, Shard, ShardSet, ShardSplit, open_index, read_manifest, sample_digest
+from pipeline.data.shards import (
+    MANIFEST,
+    STRANGE,
+    Shard,
+    ShardSet,
+    ShardSplit,
+    open_index,
+    read_manifest,
+    sample_digest,
+)
 from pipeline.data.store import MissingError, Place
 
 BLOCK = 512  # bytes: tar's unit
@@ -32,14 +41,6 @@ PIECE = 2**20  # bytes read at once beyond the last sample
 MAGIC, MAGIC_AT = b"ustar", 257  # in a tar header
 MEMBER = re.compile(r"(\d{8,})-([A-Za-z0-9_-]{0,60})\.(cls|jpg|png)")
 PLAIN = (tarfile.REGTYPE, tarfile.AREGTYPE)
-KINDS = {  # of members that no shard may have
-    tarfile.SYMTYPE: "a symbolic link",
-    tarfile.LNKTYPE: "a hard link",
-    tarfile.CHRTYPE: "a device",
-    tarfile.BLKTYPE: "a device",
-    tarfile.FIFOTYPE: "a pipe",
-    tarfile.DIRTYPE: "a folder",
-}
 NAMED = 5  # that many of a kind are named in one sentence
 MEND = "restore it, or prepare the set anew"
 
@@ -223,9 +224,7 @@ def _stranger(header: tarfile.TarInfo) -> str | None:
     """What a member is that no shard may have, in words; None if it is one of the two kinds."""
     name = repr(header.name)
     if header.type not in PLAIN:
-        return (
-            f"the member {name}, {KINDS.get(header.type, 'of an unknown kind')}: only plain files belong in shards"
-        )
+        return f"the member {name}, {STRANGE.get(header.type, 'of an unknown kind')}: only plain files belong in shards"
     if header.name.startswith("/") or ".." in header.name.split("/"):
         return f"the member {name}, an absolute or climbing name"
     if not MEMBER.fullmatch(header.name):

@@ -17,6 +17,7 @@ import contextlib
 import hashlib
 import json
 import os
+import tarfile
 import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -47,6 +48,15 @@ RECORD = np.dtype(  # one row of an index
         ("width", "<u4"),
     ]
 )
+
+STRANGE = {  # what a tar file may hold beside regular files, and no archive or shard of ours does
+    tarfile.SYMTYPE: "a symbolic link",
+    tarfile.LNKTYPE: "a hard link",
+    tarfile.CHRTYPE: "a device",
+    tarfile.BLKTYPE: "a device",
+    tarfile.FIFOTYPE: "a pipe",
+    tarfile.DIRTYPE: "a folder",
+}
 
 
 class Frozen(BaseModel):

@@ -1,4 +1,4 @@
-"""Runs that learn from photographs in shards: counted, resumed to the bit, refused where data and recipe differ."""
+"""Runs that learn from photographs in shards: counted, resumed to the bit; data and recipe that do not fit."""
 
 from pathlib import Path
 
