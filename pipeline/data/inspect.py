@@ -224,7 +224,8 @@ def _stranger(header: tarfile.TarInfo) -> str | None:
     """What a member is that no shard may have, in words; None if it is one of the two kinds."""
     name = repr(header.name)
     if header.type not in PLAIN:
-        return f"the member {name}, {STRANGE.get(header.type, 'of an unknown kind')}: only plain files belong in shards"
+        kind = STRANGE.get(header.type, "of an unknown kind")
+        return f"the member {name}, {kind}: only plain files belong in shards"
     if header.name.startswith("/") or ".." in header.name.split("/"):
         return f"the member {name}, an absolute or climbing name"
     if not MEMBER.fullmatch(header.name):
