@@ -114,10 +114,10 @@ class Plan:
         """What tells one plan from another, in words and as JSON values."""
         counts = {split: len(self.originals.splits[split]) for split in self.splits()}
         return {
+            "short side": self.short_side,
             "set": self.originals.name,
             "pictures": counts,
             "classes": list(self.originals.classes),
-            "short side": self.short_side,
             "pictures a shard": {split: min(self.samples, count) for split, count in counts.items()},
         }
 
@@ -125,10 +125,10 @@ class Plan:
 def header_of(manifest: ShardManifest) -> dict[str, Any]:
     """Plan.header of the plan that a finished set was made by."""
     return {
+        "short side": manifest.resized.short_side if manifest.resized else None,
         "set": manifest.name,
         "pictures": {name: manifest.splits[name].samples for name in SPLITS if name in manifest.splits},
         "classes": list(manifest.classes),
-        "short side": manifest.resized.short_side if manifest.resized else None,
         "pictures a shard": {
             name: manifest.splits[name].shards[0].samples for name in SPLITS if name in manifest.splits
         },

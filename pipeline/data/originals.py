@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.data.class_folders import WNIDS
 from pipeline.data.folders import SUFFIXES
 from pipeline.data.images import DataError, Images
 from pipeline.data.sources import ILSVRC_2012, IMAGENET, NAMES, load
@@ -21,6 +22,7 @@ from pipeline.data.sources import ILSVRC_2012, IMAGENET, NAMES, load
 PNG = b"\x89PNG\r\n\x1a\n"
 END = b"\0"  # of a file's name, which cannot hold it
 PARTS = {"train": "train", "test": "test", "val": "test"}  # folder -> split
+ARCHIVES = {"train": (147_897_477_120, 1001), "test": (6_744_924_160, 1)}  # ILSVRC-2012's: bytes, tar files in all
 PUBLISHED = (*NAMES, IMAGENET)  # names that say what is in the set
 
 
@@ -238,12 +240,24 @@ def classes_of(here: str, files: dict[str, dict[str, bytes]]) -> tuple[str, ...]
 
 
 def name_of(folder: str, classes: Sequence[str], splits: dict[str, Sequence[Original]]) -> str:
-    """The folder's name; that of a published set only where the counts are ImageNet's."""
+    """The folder's name; that of a published set only where classes, counts and sizes are ImageNet's."""
     name = shown(folder) or "folders"
     if name.lower() not in PUBLISHED:
         return name
-    whole = len(classes) == 1000 and all(len(split) == ILSVRC_2012[key] for key, split in splits.items())
-    return name if name == IMAGENET and whole else f"{name}-folders"
+    whole = name == IMAGENET and list(classes) == WNIDS.read_text(encoding="ascii").split()
+    whole = whole and all(len(split) == ILSVRC_2012[key] and fills(key, split) for key, split in splits.items())
+    return name if whole else f"{name}-folders"
+
+
+def fills(split: str, pictures: Sequence[Original]) -> bool:
+    """Whether the files, packed as ILSVRC-2012's were, give archives of the published size: resized ones do not.
+
+    A tar file has 512 bytes before each member, members filled up to 512, and at its end 1 to 21 KB of zeros.
+    """
+    published, tars = ARCHIVES[split]
+    packed = sum(512 + -(-Path(one.file).stat().st_size // 512) * 512 for one in pictures)
+    packed += 512 * (tars - 1)  # headers of tar files within a tar file
+    return packed + tars * 1024 <= published <= packed + tars * (1024 + 2 * 10240)
 
 
 # --- sets in memory ----------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,8 @@ def prepare(
             )
     if out.http:
         raise DataError(f"{out}: http is for reading; write to a folder or to s3://")
+    if short_side:  # other data, under another name: never taken for the source's own
+        originals = replace(originals, name=f"{originals.name}-short{short_side}")
     plan = Plan(originals, short_side, samples)
     with workshop(out) as (bench, notes):
         manifest = finished(plan, out)

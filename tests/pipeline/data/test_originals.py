@@ -5,6 +5,7 @@ import os
 import pickle
 import re
 import sys
+import tarfile
 import zlib
 from pathlib import Path
 
@@ -201,11 +202,41 @@ def test_a_folder_is_not_taken_for_a_published_set_by_its_name(tmp_path, called,
     assert from_folders(tmp_path / called).name == name
 
 
-def test_a_folder_with_imagenets_counts_may_be_called_imagenet():
-    classes = [f"n{number:08d}" for number in range(1000)]
-    assert originals.name_of("imagenet", classes, {"test": range(50_000)}) == "imagenet"
-    assert originals.name_of("imagenet", classes, {"test": range(49_999)}) == "imagenet-folders"
-    assert originals.name_of("imagenet", classes[:10], {"test": range(50_000)}) == "imagenet-folders"
+@pytest.fixture
+def like_imagenet(tmp_path, monkeypatch):
+    """A few files called as ILSVRC's are, and the sizes of tar archives of them as the published ones."""
+    wnids = WNIDS.read_text(encoding="ascii").split()
+    files = {wnid: tmp_path / wnid / f"{wnid}_1.JPEG" for wnid in wnids[:3]}
+    for number, file in enumerate(files.values()):
+        photograph(file, number)
+    inner, outer, val = tmp_path / "inner", tmp_path / "train.tar", tmp_path / "val.tar"
+    inner.mkdir()
+    with tarfile.open(outer, "w") as whole, tarfile.open(val, "w") as flat:
+        for wnid, file in files.items():
+            with tarfile.open(inner / f"{wnid}.tar", "w") as one:
+                one.add(file, file.name)
+            whole.add(inner / f"{wnid}.tar", f"{wnid}.tar")
+            flat.add(file, file.name)
+    sizes = {"train": (outer.stat().st_size, 4), "test": (val.stat().st_size, 1)}
+    monkeypatch.setattr(originals, "ARCHIVES", sizes)
+    monkeypatch.setattr(originals, "ILSVRC_2012", {"train": 3, "test": 3})
+    return wnids, [originals.Original(0, file.stem, str(file)) for file in files.values()]
+
+
+def test_a_folder_with_imagenets_classes_counts_and_sizes_may_be_called_imagenet(like_imagenet):
+    wnids, pictures = like_imagenet
+    for split in ("train", "test"):
+        assert originals.name_of("imagenet", wnids, {split: pictures}) == "imagenet"
+        assert originals.name_of("imagenet", wnids, {split: pictures[:2]}) == "imagenet-folders"
+        assert originals.name_of("imagenet", wnids[:3], {split: pictures}) == "imagenet-folders"
+
+
+def test_resized_pictures_are_not_imagenets(like_imagenet):
+    wnids, pictures = like_imagenet
+    with Path(pictures[1].file).open("ab") as file:
+        file.write(bytes(100_000))
+    for split in ("train", "test"):
+        assert originals.name_of("imagenet", wnids, {split: pictures}) == "imagenet-folders"
 
 
 # --- cost --------------------------------------------------------------------------------------------------
