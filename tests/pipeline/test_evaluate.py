@@ -368,8 +368,10 @@ def by_ranks(samples, world, threads):
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
+@pytest.mark.parametrize("batch", [1, 7, 64])
 @pytest.mark.parametrize("count", [1, 7, 499])
-def test_each_picture_is_counted_once_on_any_number_of_ranks_and_threads(count, world):
+def test_each_picture_is_counted_once_on_any_number_of_ranks_and_threads(monkeypatch, count, batch, world):
+    monkeypatch.setattr(under_test, "VIEWS", batch)
     samples = numbered(count)
     for threads in (0, 2):
         parts, seen = by_ranks(samples, world, threads)
@@ -385,7 +387,9 @@ def test_each_picture_is_counted_once_on_any_number_of_ranks_and_threads(count, 
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 @pytest.mark.parametrize("threads", [0, 2])
-def test_each_of_10_000_pictures_is_counted_once(world, threads):
+@pytest.mark.parametrize("batch", [1, 7, 64])
+def test_each_of_10_000_pictures_is_counted_once(monkeypatch, world, threads, batch):
+    monkeypatch.setattr(under_test, "VIEWS", batch)
     parts, seen = by_ranks(numbered(10_000), world, threads)
     assert sorted(seen) == list(range(10_000))
     assert together(parts, 10_000).wrong1 == len(range(0, 10_000, 7))

@@ -434,6 +434,20 @@ def test_evaluation_has_each_image_once_on_any_number_of_ranks(world, batch_size
     assert sorted(seen) == list(range(40))
 
 
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+@pytest.mark.parametrize("count", [1, 7, 499, 10_000])
+def test_evaluation_has_each_of_so_many_images_once(count, batch_size, world):
+    maker = maker_of(some(count, height=1, width=1), "scale")
+    numbers = torch.arange(count)
+    seen = [
+        batch.labels
+        for rank in range(world)
+        for batch in in_order(maker, numbers, batch_size=batch_size, rank=rank, world=world)
+    ]
+    assert torch.equal(torch.cat(seen).sort().values, numbers)
+
+
 def test_last_evaluation_batch_is_smaller():
     images = some()
     assert [len(batch.labels) for batch in in_order(maker_of(images), images.labels, batch_size=16)] == [16, 16, 8]
