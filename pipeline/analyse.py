@@ -355,7 +355,8 @@ def measure(metric: str, experiment: Experiment, variant: str | None) -> Any:
 
     `model/…` of the network as built, `recipe/…` of what is declared, `printed/…` of what the paper says itself.
     `recipe/test_views/PROTOCOL`: how many images of a picture a declared test protocol shows the network;
-    `recipe/test_scales/PROTOCOL`: at how many sizes of the picture.
+    `recipe/test_scales/PROTOCOL`: at how many sizes of the picture; `recipe/distinct_crops`: squares of the declared
+    side in the declared centre, twice as many where they are mirrored too.
     UserError for a metric that does not exist.
     """
     kind, _, rest = metric.partition("/")
@@ -381,6 +382,9 @@ def measure(metric: str, experiment: Experiment, variant: str | None) -> Any:
     asked, _, protocol = rest.partition("/")
     if asked in ("test_views", "test_scales"):
         return of_protocol(published.data, protocol, asked, experiment.name)
+    if rest == "distinct_crops" and published.data.crop and published.data.crop.centre:
+        places = published.data.crop.centre - published.data.crop.side + 1
+        return places**2 * (2 if "flip" in published.data.augment else 1)
     value = published.model_dump(mode="json")
     for part in rest.split("."):
         if not isinstance(value, dict) or part not in value:

@@ -212,10 +212,12 @@ def log_posteriors(member: Member, stack: Stack, name: str, *, bf16: bool, devic
     corners = [group.corners for group in stack.groups if group.corners is not None]
     at = torch.cat(corners).to(device) if corners else None
     step = max(1, min(VIEWS, PIXELS // (pixels.shape[1] * pixels.shape[2])) // (1 + first.mirror))
+    # A dense view may by chance have a mean image's size; like the others it has the mean colour taken out.
+    normalise = member.normalise.one_colour() if first.dense else member.normalise
     logs = []
     for start in range(0, len(pixels), step):
         some = slice(start, start + step)
-        x = normalised(member.normalise, pixels[some].to(device), None if at is None else at[some], first.frame)
+        x = normalised(normalise, pixels[some].to(device), None if at is None else at[some], first.frame)
         scores = shown(member.network, torch.cat([x, x.flip(3)]) if first.mirror else x, first.dense, name, bf16)
         logs.append(scores.double().log_softmax(1).unflatten(0, (1 + first.mirror, -1)))
     by_view = torch.cat(logs, 1).transpose(0, 1)  # (views, 1 or 2, classes)

@@ -170,13 +170,16 @@ def judged_at(scale: str, claim: Trained, experiment: Experiment, records: ByVar
                 return cannot_judge(Reason.NOT_RUN, why)
     verdict = compare(claim, records)
     if is_number and material:
-        return departing(verdict, material[0])
-    return verdict if full and not material else as_trend(verdict)
+        return departing(verdict, material)
+    if full and not material:
+        return verdict
+    where = f"at {scale} scale on {first.data}" if not full else "with a recipe that departs from the paper's"
+    return as_trend(verdict, where)
 
 
-def departing(verdict: Verdict, departure: Departure) -> Verdict:
+def departing(verdict: Verdict, departures: Sequence[Departure]) -> Verdict:
     """What remains of a verdict on a number where the recipe is not the paper's: what was measured."""
-    why = f"The recipe departs from the paper's: {departure.what}"
+    why = f"The recipe departs from the paper's: {' '.join(departure.what for departure in departures)}"
     if verdict.measured is not None and verdict.interval:
         low, high = verdict.interval
         why += f" Measured so: {verdict.measured:.4g} ({100 * LEVEL:.0f} % interval {low:.4g} to {high:.4g})."

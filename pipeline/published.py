@@ -10,6 +10,7 @@ import inspect
 import json
 import pickle
 import urllib.error
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -274,7 +275,7 @@ def evaluated(
     shown = protocol or imported.protocol
     if named.image[1] > SMALL:
         read_protocol(shown)
-        samples = photographs(data, named.classes)
+        called, samples = photographs(data, named.classes)
         ignored = len(samples.ignored) if isinstance(samples, ClassFolders) else 0
         errors = on_photographs(members, samples, shown, threads)
     elif protocol:
@@ -283,6 +284,7 @@ def evaluated(
         raise UserError("ensembles are evaluated on photographs; give one network for a set of small images")
     else:
         errors, shown = on_small_set(named, imported, data)
+        called = data
     found = errors.metrics("test")
     as_stated = len(members) == 1 and shown == imported.protocol
     return PublishedResult(
@@ -290,7 +292,7 @@ def evaluated(
         weights=joined(one.weights for _, one in members),
         sha256=imported.sha256 if len(members) == 1 else digest([one.sha256 for _, one in members]),
         differs="; ".join(dict.fromkeys(one.differs for _, one in members if one.differs)),
-        data=Path(data).name,
+        data=called,
         protocol=shown,
         images=errors.images,
         top1=found["test/top1_error_pct"],
@@ -304,22 +306,27 @@ def evaluated(
 
 
 def joined(words: Iterable[str]) -> str:
-    """'vgg-16 + vgg-19'; a word that comes several times, once."""
-    return " + ".join(dict.fromkeys(words))
+    """'vgg-16 + vgg-19', '2 x vgg-16'."""
+    counts = Counter(words)
+    return " + ".join(word if count == 1 else f"{count} x {word}" for word, count in counts.items())
 
 
-def photographs(data: str, classes: int) -> Samples:
-    """The test part of a set in shards, or pictures in class folders, labelled as a network of `classes` is."""
+def photographs(data: str, classes: int) -> tuple[str, Samples]:
+    """The test part of a set in shards, or pictures in class folders, labelled as a network of `classes` is.
+
+    With what it is called: a set by its manifest's name, never by its folder's.
+    """
     for where in (data, str(data_folder() / data)):
         here = place(where)
         if here.exists(MANIFEST):
-            shards = open_shards(here, cache=data_folder() / ".cache" / "shards")
+            shards = sources.as_called(open_shards(here, cache=data_folder() / ".cache" / "shards"))
             part = shards.test
             part.labels = torch.tensor(class_numbers(str(here), shards.classes, classes))[part.labels]
-            return part
+            return shards.name, part
     if "://" in data:
         raise DataError(f"there are no shards at {place(data)}; repro data prepare makes them")
-    return ClassFolders(Path(data) if Path(data).is_dir() else data_folder() / data, classes)
+    folder = Path(data) if Path(data).is_dir() else data_folder() / data
+    return f"class folders {folder.name}", ClassFolders(folder, classes)
 
 
 def on_photographs(

@@ -237,8 +237,8 @@ def judge_ratio(lhs: Mapping[int, float], rhs: Mapping[int, float], *, claimed: 
     return _conclude(test, what=what, region=region, effect=effect, aside=left_out)
 
 
-def as_trend(verdict: Verdict) -> Verdict:
-    """The most that a run below paper scale, or on other data than the paper's, may say."""
+def as_trend(verdict: Verdict, where: str) -> Verdict:
+    """The most that a run other than the paper's own may say; `where` it differs: "at laptop scale on digits"."""
     trend = {
         Outcome.REPRODUCED: Outcome.TREND,
         Outcome.BETTER: Outcome.TREND,
@@ -248,7 +248,7 @@ def as_trend(verdict: Verdict) -> Verdict:
         return verdict
     verb = "supports" if trend is Outcome.TREND else "speaks against"
     said = verdict.sentence.removesuffix(".")
-    sentence = f"{said}; at another scale or on other data than the paper's, this {verb} the trend only."
+    sentence = f"{said}; {where}, this {verb} the trend only."
     return replace(verdict, outcome=trend, sentence=sentence)
 
 

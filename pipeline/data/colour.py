@@ -37,8 +37,10 @@ def pca_colour(pixels: Tensor, pca: ColourPCA, draws: Tensor) -> Tensor:
     To every pixel of an image is added the sum of the principal components, each times its eigenvalue and one
     normal number of deviation 0.1, drawn anew whenever the image is used.
 
-    The paper does not name the unit. It must be pixels / 255: ImageNet's first eigenvalue is then 0.22 and a shift
-    some 3 of 255 a channel; of pixels 0..255 it is 14,000 and a shift 800 would leave nothing of the picture.
+    The paper does not name the unit. It is taken as pixels / 255: ImageNet's first eigenvalue is then 0.22 and a
+    shift some 3 of 255 a channel; of pixels 0..255 it is 14,000 and a shift 800 would leave nothing of the picture.
+    (The author's later code, cuda-convnet2, multiplies by standard deviations instead, on pixels 0..255: shifts
+    twice to fifteen times as large, component by component.)
     Pixels are not cut off at 0 and 255, since the paper does not say so.
     """
     normal = torch.special.ndtri(draws.cpu().double().clamp(min=2.0**-54))  # on the CPU, so that all devices agree
@@ -55,6 +57,8 @@ def photometric(pixels: Tensor, draws: Tensor) -> Tensor:
     changed by the Python Imaging Library, in random order, by an amount "between 0.5 and 1.5", where 1 changes
     nothing. Pillow's ImageEnhance mixes the picture with black (brightness), with the mean of its grey version
     (contrast), or with that version itself (colour), and cuts off at 0 and 255. Nothing is rounded here.
+
+    Last, Howard adds Krizhevsky's "lighting noise": that is `pca_colour`, declared beside this.
 
     Columns of draws: order, brightness, contrast, colour, and two that are not used.
     """

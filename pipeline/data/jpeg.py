@@ -81,6 +81,11 @@ def resize(
     return F.interpolate(x, size, mode=interpolation, antialias=True).permute(0, 2, 3, 1)[0]
 
 
+def middle(height: int, width: int, side: int) -> tuple[int, int]:
+    """Row and column of the square in the middle; half a pixel goes to the even number, as in torchvision."""
+    return round((height - side) / 2), round((width - side) / 2)
+
+
 def short_side(height: int, width: int, short: int) -> tuple[int, int]:
     """(H, W) of a picture resized so that its short side is `short`: the long one cut, as torchvision does."""
     if height <= width:

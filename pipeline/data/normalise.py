@@ -55,6 +55,12 @@ class Normaliser:
     outside: float  # what lies beyond the border when cropping: zero *after* the mean is subtracted
     whitening: Tensor | None = None  # float64 (H*W*C, H*W*C), whole numbers: see `whitened`
 
+    def one_colour(self) -> "Normaliser":
+        """The same with the mean image's mean colour: for views that have no place in it."""
+        if self.shift.dim() == 1:
+            return self
+        return replace(self, shift=self.shift.mean((0, 1), dtype=torch.float64).float())
+
     def on(self, device: str | torch.device) -> "Normaliser":
         """The same, its tensors on `device`."""
         whitening = None if self.whitening is None else self.whitening.to(device)
@@ -122,7 +128,7 @@ def normalised(
         if corners is not None and frame == len(shift):
             shift = _windows(shift, corners.to(device), *size[:2])
         else:
-            shift = shift.mean((0, 1), dtype=torch.float64).float()
+            shift = normaliser.one_colour().shift.to(device)
     # Full size, although most are constant: broadcasting over C = 3 alone is several times slower.
     scale = normaliser.scale.to(device).expand(size).contiguous()
     shift = shift.expand(size).contiguous() if shift.dim() == 1 else shift

@@ -19,7 +19,7 @@ from lightning_modules.recipe import Batch
 from pipeline.data.ahead import ahead
 from pipeline.data.colour import PhotoMaker
 from pipeline.data.images import DataError
-from pipeline.data.jpeg import Box, Interpolation, decode, resize, short_side
+from pipeline.data.jpeg import Box, Interpolation, decode, middle, resize, short_side
 from pipeline.data.order import positions
 from pipeline.data.samples import Samples, share
 
@@ -72,11 +72,12 @@ def piece(cut: Cut, height: int, width: int, draw: float) -> Piece:
     tall, wide = short_side(height, width, short)
     top, left, rows, columns = 0, 0, tall, wide
     if cut.centre:
-        top, left = (tall - cut.centre) // 2, (wide - cut.centre) // 2
+        top, left = middle(tall, wide, cut.centre)
         rows = columns = cut.centre
+    centre = middle(rows, columns, cut.side)
     rows, columns = rows - cut.side, columns - cut.side  # from the first to the last place
     if cut.five:
-        corner = ((0, 0), (0, columns), (rows, 0), (rows, columns), (rows // 2, columns // 2))[int(which * 5)]
+        corner = ((0, 0), (0, columns), (rows, 0), (rows, columns), centre)[int(which * 5)]
     else:
         corner = (int(down * (rows + 1)), int(right * (columns + 1)))
     return Piece((0, 0, height, width), (tall, wide), (top + corner[0], left + corner[1]), corner)

@@ -100,11 +100,17 @@ def find_shards(name: str, root: Path) -> ShardSet | None:
     if not where.exists(MANIFEST):
         return None
     shards = open_shards(where, cache=root / ".cache" / "shards")
-    if name == IMAGENET and {key: len(part) for key, part in shards.splits.items()} != ILSVRC_2012:
-        found = " + ".join(str(len(part)) for part in shards.splits.values())
+    return as_called(shards)
+
+
+def as_called(shards: ShardSet) -> ShardSet:
+    """The same; DataError for a set called ImageNet that has not as many pictures in a part."""
+    counts = {name: len(part) for name, part in shards.splits.items()}
+    if shards.name == IMAGENET and any(count != ILSVRC_2012[name] for name, count in counts.items()):
+        found = " + ".join(map(str, counts.values()))
         raise DataError(
-            f"{where} is not ImageNet: {found} pictures, where ILSVRC-2012 has 1281167 for training and 50000 for"
-            " validation; prepare those, or give another set another name"
+            f"{shards.place} is not ImageNet: {found} pictures, where ILSVRC-2012 has 1281167 for training and 50000"
+            " for validation; prepare those, or give another set another name"
         )
     return shards
 

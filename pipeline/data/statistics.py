@@ -22,7 +22,7 @@ from torch import Tensor
 from pipeline.data.ahead import ahead
 from pipeline.data.colour import ColourPCA
 from pipeline.data.images import DataError, Images
-from pipeline.data.jpeg import Interpolation, decode, resize, short_side
+from pipeline.data.jpeg import Interpolation, decode, middle, resize, short_side
 from pipeline.data.normalise import MATRIX_BITS, Normaliser, by_deviation, fit_normaliser
 from pipeline.data.samples import Samples
 from pipeline.runs import write_atomically
@@ -95,7 +95,7 @@ def framed(image: np.ndarray, frame: Frame) -> np.ndarray:
     height, width = image.shape[:2]
     tall, wide = short_side(height, width, frame.short)
     resized = resize(image, (0, 0, height, width), (tall, wide), frame.interpolation)
-    top, left = (tall - frame.side) // 2, (wide - frame.side) // 2
+    top, left = middle(tall, wide, frame.side)
     return resized[top : top + frame.side, left : left + frame.side].numpy()
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.data.jpeg import Box, resize, short_side
+from pipeline.data.jpeg import Box, middle, resize, short_side
 from pipeline.protocol import Part
 
 GRID = 5  # places in a row and in a column: VGG's multi-crop
@@ -45,7 +45,7 @@ def _at_scale(image: np.ndarray, part: Part, short: int) -> Group:
         pixels = torch.stack([view for box in squares(height, width) for view in _six(picture, box, part)])
         return Group(pixels, None, None, mirror=True, dense=False)
     if part.square:
-        picture = _cut(picture, *centre(height, width, short), short)
+        picture = _cut(picture, *middle(height, width, short), short)
         height = width = short
     places = PLACES[part.kind](height, width, side)
     pixels = torch.stack([_cut(picture, row, column, side) for row, column in places])
@@ -65,14 +65,9 @@ def _cut(picture: Tensor, row: int, column: int, side: int) -> Tensor:
     return picture[row : row + side, column : column + side]
 
 
-def centre(height: int, width: int, side: int) -> tuple[int, int]:
-    """Row and column of the square in the middle; half a pixel goes to the even number, as in torchvision."""
-    return round((height - side) / 2), round((width - side) / 2)
-
-
 def corners_and_centre(height: int, width: int, side: int) -> list[tuple[int, int]]:
     """Krizhevsky et al. 2012, section 4.1: "the four corner patches and the center patch"."""
-    return [*product((0, height - side), (0, width - side)), centre(height, width, side)]
+    return [*product((0, height - side), (0, width - side)), middle(height, width, side)]
 
 
 def grid(height: int, width: int, side: int) -> list[tuple[int, int]]:
@@ -87,8 +82,8 @@ def squares(height: int, width: int) -> list[Box]:
     Of a square picture the same square three times.
     """
     side = min(height, width)
-    places = [(0, 0), centre(height, width, side), (height - side, width - side)]
+    places = [(0, 0), middle(height, width, side), (height - side, width - side)]
     return [(row, column, side, side) for row, column in places]
 
 
-PLACES = {"centre": lambda *sides: [centre(*sides)], "ten": corners_and_centre, "grid": grid}
+PLACES = {"centre": lambda *sides: [middle(*sides)], "ten": corners_and_centre, "grid": grid}

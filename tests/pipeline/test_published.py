@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from making import prepared
 from PIL import Image
 from real_runs import a_run, train_in
 from safetensors.torch import save_file
@@ -245,7 +246,7 @@ def test_errors_on_a_folder_of_pictures(experiments, torchvisions, tmp_path):
     torch.save(torchvisions, tmp_path / "w.pth")
     named = find("resnet-18", experiments)
     result = evaluated([(named, from_file(named, tmp_path / "w.pth"))], str(tmp_path / "val"), threads=0)
-    assert (result.images, result.data) == (2, "val")
+    assert (result.images, result.data) == (2, "class folders val")
     assert result.protocol == "1-crop-224-of-256"
     assert 0 <= result.top5 <= result.top1 <= 100
 
@@ -282,3 +283,36 @@ def test_a_damaged_result_is_named(kept):
     path.write_text(json.dumps({"network": "x"}), encoding="utf-8")
     with pytest.raises(UserError, match=r"\.json is no result of published weights .*; remove it"):
         results()
+
+
+def test_photographs_in_shards_are_called_as_their_manifest_says(experiments, torchvisions, tmp_path):
+    shards = prepared(tmp_path / "made", classes=3, train=0, test=2)
+    torch.save(torchvisions, tmp_path / "w.pth")
+    called, samples = published.photographs(str(shards.place), 3)
+    assert (called, len(samples)) == ("photographs", 6)
+    shards.place.local.rename(tmp_path / "imagenet")
+    assert published.photographs(str(tmp_path / "imagenet"), 3)[0] == "photographs"
+
+
+def test_an_ensemble_answers_with_both_and_is_one_row(experiments, torchvisions, tmp_path):
+    for number, name in enumerate(["n01440764", "n15075141"]):
+        (tmp_path / "val" / name).mkdir(parents=True)
+        Image.new("RGB", (300, 260), (40 * number, 9, 99)).save(tmp_path / "val" / name / "x.png")
+    torch.save(torchvisions, tmp_path / "w.pth")
+    named = find("resnet-18", experiments)
+    members = [(named, from_file(named, tmp_path / "w.pth")), (named, from_file(named, tmp_path / "w.pth"))]
+    result = evaluated(members, str(tmp_path / "val"), protocol="10-crop-224-of-256", threads=1)
+    assert (result.network, result.protocol, result.images) == ("2 x resnet-18", "10-crop-224-of-256", 2)
+    assert result.stated_top1 is None
+    assert result.sha256 != members[0][1].sha256
+
+
+def test_networks_of_different_questions_are_no_ensemble(small, experiments, state, tmp_path):
+    torch.save(state, tmp_path / "w.pth")
+    imported = from_file(small, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=r"do not answer the same question: an ensemble's networks tell the same"):
+        evaluated([(small, imported), (find("resnet-18", experiments), imported)], "x", threads=0)
+    with pytest.raises(UserError, match=r"is shown whole images: --protocol is for photographs"):
+        evaluated([(small, imported)], "cifar10", protocol="10-crop-224-of-256", threads=0)
+    with pytest.raises(UserError, match=r"ensembles are evaluated on photographs"):
+        evaluated([(small, imported), (small, imported)], "cifar10", threads=0)

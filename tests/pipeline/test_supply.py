@@ -1,5 +1,7 @@
 """Runs that learn from photographs in shards: counted, resumed to the bit; data and recipe that do not fit."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from pipeline.data.statistics import fit_photographs
 from pipeline.experiment import Data, load
 from pipeline.mistakes import UserError
 from pipeline.plan import identity, plan
+from pipeline.published import photographs
 from pipeline.runs import RunFolder
 from pipeline.supply import cut_of, image_shape
 from pipeline.train import train
@@ -185,12 +188,21 @@ def test_a_set_that_is_not_there_says_how_to_make_it(tmp_path):
 
 
 def test_shards_under_another_name_are_refused(root, run):
-    for other in ("pictures", "imagenet"):
-        (root / other).symlink_to(root / run.recipe.data.name)
+    (root / "pictures").symlink_to(root / run.recipe.data.name)
     with pytest.raises(DataError, match=r"the shards in \S+ are of 'photographs'; use that name"):
         sources.load("pictures", root, photographs=True)
+
+
+def test_a_set_called_imagenet_has_its_counts(root, run, tmp_path):
+    """Also one whose manifest says so itself."""
+    folder = tmp_path / "imagenet"
+    shutil.copytree(root / run.recipe.data.name, folder)
+    said = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(said | {"name": "imagenet"}))
     with pytest.raises(DataError, match=r"is not ImageNet: 21 \+ 12 pictures, where ILSVRC-2012 has 1281167 for"):
-        sources.load("imagenet", root, photographs=True)
+        sources.load("imagenet", tmp_path, photographs=True)
+    with pytest.raises(DataError, match=r"is not ImageNet"):
+        photographs(str(folder), 3)
 
 
 @pytest.mark.parametrize(

@@ -607,9 +607,10 @@ def made(outcome: Outcome) -> Verdict:
     ],
 )
 def test_a_smaller_run_speaks_of_a_trend_at_most(full, trend):
-    verdict = as_trend(made(full))
+    verdict = as_trend(made(full), "at laptop scale on digits")
     assert verdict.outcome is trend
-    assert as_trend(verdict) == verdict
+    assert as_trend(verdict, "elsewhere") == verdict
+    assert ("; at laptop scale on digits, this" in verdict.sentence) == (full != trend)
     assert ("trend only" in verdict.sentence) == (full != trend)
     assert dataclasses.replace(verdict, outcome=full, sentence="It was so.") == made(full)
 

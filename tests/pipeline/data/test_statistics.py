@@ -71,7 +71,7 @@ def frames(samples, frame):
         image = decode(content, samples.where(index))
         tall, wide = short_side(*image.shape[:2], frame.short)
         whole = resize(image, (0, 0, *image.shape[:2]), (tall, wide), frame.interpolation).numpy()
-        top, left = (tall - frame.side) // 2, (wide - frame.side) // 2
+        top, left = round((tall - frame.side) / 2), round((wide - frame.side) / 2)
         found.append(whole[top : top + frame.side, left : left + frame.side])
     return np.stack(found)
 

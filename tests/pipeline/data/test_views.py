@@ -50,9 +50,9 @@ def wrong_centre(height, width, side):
 @pytest.mark.parametrize(
     ("name", "function", "fault"),
     [
-        ("1-crop-24-of-32", "centre", wrong_centre),
-        ("10-crop-23-of-square-32", "centre", wrong_centre),
-        ("144-crop-24-of-32-36-40-44", "centre", wrong_centre),
+        ("1-crop-24-of-32", "middle", wrong_centre),
+        ("10-crop-23-of-square-32", "middle", wrong_centre),
+        ("144-crop-24-of-32-36-40-44", "middle", wrong_centre),
         ("144-crop-24-of-32-36-40-44", "squares", lambda *size: squares(*size)[:1] * 3),
         (
             "144-crop-24-of-32-36-40-44",
