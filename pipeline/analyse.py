@@ -355,8 +355,8 @@ def measure(metric: str, experiment: Experiment, variant: str | None) -> Any:
 
     `model/…` of the network as built, `recipe/…` of what is declared, `printed/…` of what the paper says itself.
     `recipe/test_views/PROTOCOL`: how many images of a picture a declared test protocol shows the network;
-    `recipe/test_scales/PROTOCOL`: at how many sizes of the picture; `recipe/distinct_crops`: squares of the declared
-    side in the declared centre, twice as many where they are mirrored too.
+    `recipe/test_scales/PROTOCOL`: at how many sizes of the picture;
+    `recipe/distinct_crops`: squares of the declared side in the declared centre, twice as many if mirrored too.
     UserError for a metric that does not exist.
     """
     kind, _, rest = metric.partition("/")

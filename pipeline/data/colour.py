@@ -38,7 +38,7 @@ def pca_colour(pixels: Tensor, pca: ColourPCA, draws: Tensor) -> Tensor:
     normal number of deviation 0.1, drawn anew whenever the image is used.
 
     The paper does not name the unit. It is taken as pixels / 255: ImageNet's first eigenvalue is then 0.22 and a
-    shift some 3 of 255 a channel; of pixels 0..255 it is 14,000 and a shift 800 would leave nothing of the picture.
+    shift some 3 of 255 a channel; of pixels 0..255 it is 14,000 and a shift of 800 would leave no picture.
     (The author's later code, cuda-convnet2, multiplies by standard deviations instead, on pixels 0..255: shifts
     twice to fifteen times as large, component by component.)
     Pixels are not cut off at 0 and 255, since the paper does not say so.

@@ -109,8 +109,8 @@ def as_called(shards: ShardSet) -> ShardSet:
     if shards.name == IMAGENET and any(count != ILSVRC_2012[name] for name, count in counts.items()):
         found = " + ".join(map(str, counts.values()))
         raise DataError(
-            f"{shards.place} is not ImageNet: {found} pictures, where ILSVRC-2012 has 1281167 for training and 50000"
-            " for validation; prepare those, or give another set another name"
+            f"{shards.place} is not ImageNet: {found} pictures, where ILSVRC-2012 has 1281167 for training and"
+            " 50000 for validation; prepare those, or give another set another name"
         )
     return shards
 
