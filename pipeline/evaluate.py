@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lightning_modules.classifier import wrong_in_top
 from lightning_modules.recipe import Batch
-from pipeline.data.ahead import ahead
+from pipeline.data.ahead import ahead, never
 from pipeline.data.jpeg import decode
 from pipeline.data.normalise import Normaliser, normalised
 from pipeline.data.samples import Samples
@@ -121,6 +121,7 @@ def evaluate_pictures(
     device: str | torch.device,
     rank: int = 0,
     world: int = 1,
+    stop: Callable[[], bool] = never,
 ) -> Errors:
     """Errors of the members' averaged answers to `samples`, each picture seen as `protocol` says.
 
@@ -129,8 +130,8 @@ def evaluate_pictures(
     cut ahead; the numbers do not depend on them. Rank r of `world` takes pictures r, r + world, ...; `together`
     joins the ranks' errors.
 
-    RuntimeError where, in a world of one rank, not `expected` pictures came; DataError names a broken picture;
-    UserError says what to use instead where a network cannot read such views.
+    Stopped once `stop()` is true; RuntimeError where, in a world of one rank, not `expected` pictures came;
+    DataError names a broken picture; UserError says what to use instead where a network cannot read such views.
     """
     mine = range(rank, len(samples), world)
     count = pictures_at_once(protocol)
@@ -140,7 +141,9 @@ def evaluate_pictures(
     with ExitStack() as within:
         for member in members:
             within.enter_context(evaluating(member.network))
-        work = ahead(jobs, lambda job: stacks(samples, protocol, job), threads=threads, depth=2 * threads)
+        work = ahead(
+            jobs, lambda job: stacks(samples, protocol, job), threads=threads, depth=2 * threads, stop=stop
+        )
         ready = within.enter_context(closing(work))  # no thread outlives this
         for job, found in zip(jobs, ready, strict=True):
             logs = [log_average(member, found, protocol.name, bf16=bf16, device=device) for member in members]

@@ -143,6 +143,10 @@ class RunFolder:
         for old in self.checkpoint_files()[CHECKPOINTS_KEPT:]:
             old.unlink(missing_ok=True)
 
+    def judged(self, checkpoint: str) -> "Judged":
+        """Errors of the model in the file `checkpoint`, kept while others are measured."""
+        return Judged(self.checkpoints / "judged.json", checkpoint)
+
     def checkpoint_files(self) -> list[Path]:
         """All checkpoints, the newest first, damaged ones included."""
         found = [path for path in self.checkpoints.glob("*.ckpt") if CHECKPOINT.fullmatch(path.name)]
@@ -158,6 +162,28 @@ class RunFolder:
             instead = "starting from the first update" if path == files[-1] else "using the one before"
             warn(f"checkpoint {path.name} is damaged; {instead}")
         return None
+
+
+class Judged:
+    """Errors of one model, in a file that ends with the checkpoints."""
+
+    def __init__(self, file: Path, checkpoint: str) -> None:
+        self.file, self.checkpoint = file, checkpoint
+
+    def read(self) -> dict[str, dict[str, float]]:
+        """All that is kept of this model; nothing of another."""
+        try:
+            kept = json.loads(self.file.read_text(encoding="utf-8"))
+            return dict(kept["errors"]) if kept["checkpoint"] == self.checkpoint else {}
+        except (OSError, ValueError, KeyError, TypeError):  # none, or damaged: they are measured again
+            return {}
+
+    def add(self, name: str, errors: dict[str, float]) -> None:
+        """Keep these too."""
+        kept = {"checkpoint": self.checkpoint, "errors": self.read() | {name: errors}}
+        with full_disk_named(self.file.parent):
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.file, json.dumps(kept))
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

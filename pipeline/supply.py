@@ -4,12 +4,14 @@ photographs read from shards as they are needed.
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from pipeline.data.ahead import never
 from pipeline.data.batches import BatchMaker, Feed, in_order
 from pipeline.data.colour import PhotoMaker
 from pipeline.data.images import Images, ImageSet
@@ -19,7 +21,13 @@ from pipeline.data.order import key
 from pipeline.data.photographs import Cut, PhotoFeed
 from pipeline.data.samples import Chosen, Samples
 from pipeline.data.shards import ShardSet, copied_meanwhile
-from pipeline.data.statistics import colour_pca, fit_photographs, fit_small, require_photographs
+from pipeline.data.statistics import (
+    fit_photographs,
+    fit_small,
+    principal_colours,
+    require_photographs,
+    statistics_of,
+)
 from pipeline.evaluate import BATCH, Member, evaluate, evaluate_pictures, response_std
 from pipeline.experiment import Crop, Data, Train
 from pipeline.mistakes import UserError
@@ -39,23 +47,41 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 Metrics = dict[str, float]
 
 
+@dataclass(frozen=True)
+class Ways:
+    """How a run's images are read, and who hears of it; none of it changes a number."""
+
+    readers: int = 1  # threads that read photographs
+    cache: Path | None = None  # a folder for statistics of the training part
+    tell: Callable[[str], None] = lambda _: None  # hears why something takes long
+    stop: Callable[[], bool] = never  # once true, what takes long ends with Stopped
+
+
+class Kept(Protocol):
+    """Errors by some protocols, kept while the others are measured."""
+
+    def read(self) -> dict[str, Metrics]: ...
+
+    def add(self, name: str, errors: Metrics) -> None: ...
+
+
 class Small:
     """A set held in memory, all images of one size."""
 
-    def __init__(
-        self, images: ImageSet, data: Data, device: torch.device, *, cache: Path | None, key: str
-    ) -> None:
+    is_slow = False  # to be judged, so that it is worth a checkpoint first
+
+    def __init__(self, images: ImageSet, data: Data, device: torch.device, key: str, ways: Ways) -> None:
         self.data, self.device = data, device
         self.training, self.validation = split(images.train, train_count=data.train, val_count=data.val)
         self.test = images.test
-        self.normaliser = fit_small(data.normalise, self.training, cache=cache, key=key)
+        self.normaliser = fit_small(data.normalise, self.training, cache=ways.cache, key=key)
 
     @property
     def count(self) -> int:
         """Training images."""
         return len(self.training)
 
-    def training_goes_on(self, warn: Callable[[str], None]) -> AbstractContextManager[None]:
+    def training_goes_on(self) -> AbstractContextManager[None]:
         """Nothing is left to be brought here."""
         return nullcontext()
 
@@ -83,8 +109,8 @@ class Small:
             "val", self.validation, network, loss, bf16
         )
 
-    def final(self, network: nn.Module, loss: Loss, *, bf16: bool) -> Metrics:
-        """What is measured once, on the last model: all errors, and the layers' responses."""
+    def final(self, network: nn.Module, loss: Loss, *, bf16: bool, kept: Kept) -> Metrics:
+        """What is measured once, on the last model: all errors, and the layers' responses; nothing is kept."""
         some = Images(self.test.pixels[:RESPONSES], self.test.labels[:RESPONSES])
         responses = response_std(network, in_order(self.maker(some), some.labels, batch_size=BATCH))
         return (
@@ -107,36 +133,38 @@ class Small:
 
 
 class Photographs:
-    """A set in shards, its pictures of any size, read by `readers` threads."""
+    """A set in shards, its pictures of any size, read by threads."""
 
-    def __init__(
-        self,
-        shards: ShardSet,
-        data: Data,
-        device: torch.device,
-        *,
-        readers: int,
-        cache: Path | None,
-        key: str,
-    ) -> None:
+    is_slow = True
+
+    def __init__(self, shards: ShardSet, data: Data, device: torch.device, key: str, ways: Ways) -> None:
         assert data.crop is not None  # `image_shape` has seen to it
-        self.shards, self.data, self.device, self.readers = shards, data, device, readers
+        self.shards, self.data, self.device, self.ways = shards, data, device, ways
         self.cut = cut_of(data.crop)
         self.training, self.validation = chosen(shards.train, train_count=data.train, val_count=data.val)
         self.test = shards.test
-        statistics: dict[str, Any] = {"threads": readers, "cache": cache, "key": key}
-        self.normaliser = fit_photographs(data.normalise, self.training, self.cut, **statistics)
-        pca = "pca-colour" in data.augment
-        self.pca = colour_pca(self.training, self.cut, **statistics) if pca else None
+        found, pca = None, "pca-colour" in data.augment
+        if pca or data.normalise != "scale":
+            found = statistics_of(
+                self.training,
+                self.cut,
+                threads=ways.readers,
+                cache=ways.cache,
+                key=key,
+                tell=ways.tell,
+                stop=ways.stop,
+            )
+        self.normaliser = fit_photographs(data.normalise, found).on(device)
+        self.pca = principal_colours(found) if pca and found else None
 
     @property
     def count(self) -> int:
         """Training images."""
         return len(self.training)
 
-    def training_goes_on(self, warn: Callable[[str], None]) -> AbstractContextManager[None]:
+    def training_goes_on(self) -> AbstractContextManager[None]:
         """Within: shards that lie far away are copied to this machine, as far as there is room."""
-        return copied_meanwhile(self.shards.train, warn)
+        return copied_meanwhile(self.shards.train, self.ways.tell)
 
     def feed(self, train: Train, seed: int, start: int, block: int) -> PhotoFeed:
         """The training batches from update `start` to the last."""
@@ -149,7 +177,7 @@ class Photographs:
             batch_size=train.batch_size,
             start_step=start,
             stop_step=train.steps,
-            threads=self.readers,
+            threads=self.ways.readers,
         )
 
     def held_out(self, network: nn.Module, loss: Loss, *, bf16: bool) -> Metrics:
@@ -158,12 +186,20 @@ class Photographs:
             "val", self.validation, network, self.data.test[0], bf16
         )
 
-    def final(self, network: nn.Module, loss: Loss, *, bf16: bool) -> Metrics:
-        """Errors of the last model by every protocol: test/<protocol>/…, and test/… by the first of them."""
+    def final(self, network: nn.Module, loss: Loss, *, bf16: bool, kept: Kept) -> Metrics:
+        """Errors of the last model by every protocol: test/<protocol>/…, and test/… by the first of them.
+
+        What `kept` holds from an earlier, interrupted attempt is not measured again.
+        """
         found: Metrics = {}
         for name in self.data.test:
             for part, samples in (("test", self.test), ("val", self.validation)):
-                errors = self._errors(part, samples, network, name, bf16)
+                if not len(samples):
+                    continue
+                if (errors := kept.read().get(f"{part}/{name}")) is None:
+                    self.ways.tell(f"judging {len(samples):,} {part} pictures by {name}")
+                    errors = self._errors(part, samples, network, name, bf16)
+                    kept.add(f"{part}/{name}", errors)
                 found |= errors if name == self.data.test[0] else {}
                 found |= {f"{part}/{name}/{key.partition('/')[2]}": value for key, value in errors.items()}
         return found
@@ -176,9 +212,10 @@ class Photographs:
             samples,
             read_protocol(protocol),
             expected=len(samples),
-            threads=self.readers,
+            threads=self.ways.readers,
             bf16=bf16,
             device=self.device,
+            stop=self.ways.stop,
         )
         return errors.metrics(part)
 
@@ -207,20 +244,11 @@ def cut_of(crop: Crop) -> Cut:
 
 
 def supply(
-    images: ImageSet | ShardSet,
-    data: Data,
-    device: torch.device,
-    *,
-    sha256: str,
-    readers: int,
-    cache: Path | None,
+    images: ImageSet | ShardSet, data: Data, device: torch.device, *, sha256: str, ways: Ways
 ) -> Small | Photographs:
-    """What `data` says of `images`, whose manifest has this sha256; UserError where it cannot be had of them.
-
-    `cache` is a folder for statistics of the training part.
-    """
+    """What `data` says of `images`, whose manifest has this sha256; UserError where it cannot be had of them."""
     image_shape(images, data)
     part = f"{sha256} {data.train} {data.val}"
     if isinstance(images, ShardSet):
-        return Photographs(images, data, device, readers=readers, cache=cache, key=part)
-    return Small(images, data, device, cache=cache, key=part)
+        return Photographs(images, data, device, part, ways)
+    return Small(images, data, device, part, ways)

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from lightning_modules.classifier import Classifier, NotConvergedError
 from lightning_modules.recipe import Batch
+from pipeline.data.ahead import Stopped
 from pipeline.data.batches import Feed
 from pipeline.data.images import ImageSet
 from pipeline.data.manifest import Manifest, to_dict
@@ -40,13 +41,13 @@ from pipeline.mistakes import UserError
 from pipeline.plan import Run
 from pipeline.record import FINISHED, NOT_CONVERGED, Record, commit, hardware, libraries, lock_hash
 from pipeline.runs import RunFolder
-from pipeline.supply import Small, supply
+from pipeline.supply import Small, Ways, supply
 
 CHECKPOINT_SECONDS = 30.0  # between checkpoints; how often does not change the numbers
 HEARTBEAT_SECONDS = 0.5
 EVALUATIONS, REPORTS = 40, 200  # in a run, unless declared
 LARGEST_BLOCK = 500  # patterns handed over at once where each makes an update of its own
-READERS = 16  # threads that read photographs, at most: two GPUs' worth of one ResNet-50
+CHECKPOINT_SHARE = 0.02  # of the time, at most, goes into checkpoints
 
 
 def train(
@@ -58,21 +59,27 @@ def train(
     manifest: Manifest,
     code: str,
     threads: int = 1,
+    readers: int = 1,
     cache: Path | None = None,
     stop: Callable[[], bool] = lambda: False,
     warn: Callable[[str], None] = lambda _: None,
 ) -> Record | None:
     """Train `run` to its end and write its record, or return None where `stop()` asked to leave it resumable.
 
-    `cache` is a folder for what is computed once from the data (a mean image, a whitening).
+    `readers` threads read photographs; `cache` is a folder for what is computed once from the data.
 
     Raises UserError for what a user can mend (a full disk); a run whose loss is not finite ends with a record
     that says so.
     """
     prepare_process(threads)
     folder.create(describe(run, identity, manifest))
-    job = Job(run, folder, images, manifest, cache)
-    conductor = Conductor(job, stop)
+    try:
+        job = Job(run, folder, images, manifest, Ways(readers, cache, warn, stop))
+    except Stopped:
+        return None
+    checkpoint = folder.last_checkpoint(warn)
+    start = checkpoint[0] if checkpoint else 0
+    conductor = Conductor(job, stop, start)
     trainer = pl.Trainer(
         accelerator="gpu" if job.device == "cuda" else "cpu",
         devices=1,
@@ -87,12 +94,10 @@ def train(
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
     )
-    checkpoint = folder.last_checkpoint(warn)
-    start = checkpoint[0] if checkpoint else 0
     ended, status = f"{run.recipe.train.steps} steps", FINISHED
     try:
         # A generator has no length: Lightning would hold what is left against all batches since update 0.
-        with closing(iter(job.feed(start))) as batches, job.supply.training_goes_on(warn):
+        with closing(iter(job.feed(start))) as batches, job.supply.training_goes_on():
             trainer.fit(
                 job.module,
                 train_dataloaders=batches,
@@ -101,7 +106,13 @@ def train(
             )
     except NotConvergedError as error:
         ended, status = str(error), NOT_CONVERGED
+    except Stopped:
+        return None
     if status == FINISHED and not conductor.finished:
+        return None
+    try:
+        metrics = job.final_metrics() | conductor.last_window if status == FINISHED else {}
+    except Stopped:
         return None
     record = Record(
         identity=identity,
@@ -118,7 +129,7 @@ def train(
         lock=lock_hash(),
         commit=commit(),
         data=manifest.name,
-        metrics=job.final_metrics() | conductor.last_window if status == FINISHED else {},
+        metrics=metrics,
         precision="bf16" if job.bf16 else "fp32",
         compiled=job.compiled,
         threads=threads,
@@ -156,7 +167,7 @@ class Job:
         folder: RunFolder,
         images: ImageSet | ShardSet,
         manifest: Manifest,
-        cache: Path | None = None,
+        ways: Ways | None = None,
     ) -> None:
         self.run, self.folder = run, folder
         self.recipe, self.seed = run.recipe.train, run.seed
@@ -165,15 +176,8 @@ class Job:
         self.compiled = self.recipe.compile and has_compiler()
         self.log_every = self.recipe.log_every or max(1, self.recipe.steps // REPORTS)
         self.eval_every = self.recipe.eval_every or max(1, self.recipe.steps // EVALUATIONS)
-        readers = reader_threads(self.device)
-        self.supply = supply(
-            images,
-            run.recipe.data,
-            torch.device(self.device),
-            sha256=manifest.sha256,
-            readers=readers,
-            cache=cache,
-        )
+        device, ways = torch.device(self.device), ways or Ways()
+        self.supply = supply(images, run.recipe.data, device, sha256=manifest.sha256, ways=ways)
         self.module = module_for(run, manifest, compiled=self.compiled)
         self.block = block_size(self.recipe, self.log_every, self.eval_every, self.supply.count)
 
@@ -187,7 +191,9 @@ class Job:
 
     def final_metrics(self) -> dict[str, float]:
         """What is measured once, on the last model."""
-        return self.supply.final(self.module.network, self.module.loss, bf16=self.bf16)
+        newest = self.folder.checkpoint_files()[:1]
+        kept = self.folder.judged(newest[0].name if newest else "")
+        return self.supply.final(self.module.network, self.module.loss, bf16=self.bf16, kept=kept)
 
     def pass_patterns(self, number: int, count: int) -> tuple[Tensor, Tensor]:
         """`count` training images and labels drawn for pass `number`, for estimates made before it."""
@@ -205,13 +211,14 @@ class Job:
 class Conductor(pl.Callback):
     """Between updates: seeds the draws, reports, evaluates, checkpoints, and stops when asked."""
 
-    def __init__(self, job: Job, stop: Callable[[], bool]) -> None:
-        self.job, self.stop = job, stop
+    def __init__(self, job: Job, stop: Callable[[], bool], start: int) -> None:
+        self.job, self.stop, self.start = job, stop, start
         self.reported = job.folder.mend_journal()  # journal lines up to this step exist already
         self.finished = False
         self.last_window: dict[str, float] = {}
         self.spent = 0.0  # seconds of training in earlier sessions
         self.started = self.last_beat = self.last_checkpoint = time.monotonic()
+        self.between_checkpoints = checkpoint_seconds()
         self.beat_step = -1
 
     def seconds(self) -> float:
@@ -234,9 +241,41 @@ class Conductor(pl.Callback):
             number = batch.step // images_per_pass
             module.start_pass(*self.job.pass_patterns(number, self.job.recipe.optimizer.samples))  # type: ignore[union-attr]
 
+    def on_train_start(self, trainer: Any, module: Any) -> None:
+        """A run stopped while it was judged is judged now."""
+        if self.start and self.start > self.reported:
+            self.report(module, self.start)
+        elif self.start >= self.job.recipe.steps:
+            self.finished = True
+            *_, (last, _) = self.job.folder.journal()
+            self.last_window = {
+                name: value for name, value in last["metrics"].items() if name.startswith("train/")
+            }
+
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Report and evaluate where the recipe says; then, and only then, checkpoint."""
+        """Report and evaluate where the recipe says; then, and only then, checkpoint.
+
+        But for what takes long to judge: there the checkpoint comes first, and the report after a resume if need be.
+        """
         job, done = self.job, batch.step + self.job.block
+        if job.supply.is_slow and (done % job.eval_every == 0 or done == job.recipe.steps):
+            self.checkpoint(trainer, done)
+        self.report(module, done)
+        asked_to_stop = not self.finished and self.stop()
+        now = time.monotonic()
+        if asked_to_stop or (not self.finished and now - self.last_checkpoint >= self.between_checkpoints):
+            self.checkpoint(trainer, done)
+        if now - self.last_beat >= HEARTBEAT_SECONDS or self.finished:
+            images = (done - self.beat_step) * job.recipe.batch_size if self.beat_step >= 0 else 0
+            job.folder.report(done, images / max(now - self.last_beat, 1e-9))
+            self.last_beat, self.beat_step = now, done
+        if asked_to_stop:
+            trainer.should_stop = True
+
+    def report(self, module: Any, done: int) -> None:
+        """What there is to say after `done` updates; nothing where it has been said."""
+        job = self.job
+        self.finished = done >= job.recipe.steps
         metrics: dict[str, float] = {}
         if done % job.log_every == 0 or done == job.recipe.steps:
             self.last_window = module.take_window()
@@ -245,18 +284,14 @@ class Conductor(pl.Callback):
             metrics |= job.held_out_errors()
         if metrics and done > self.reported:
             job.folder.append({"step": done, "time": time.time(), "metrics": metrics})
-        self.finished = done >= job.recipe.steps
-        asked_to_stop = not self.finished and self.stop()
-        now = time.monotonic()
-        if asked_to_stop or (not self.finished and now - self.last_checkpoint >= checkpoint_seconds()):
-            job.folder.save_checkpoint(done, lambda path: trainer.save_checkpoint(path))
-            self.last_checkpoint = time.monotonic()
-        if now - self.last_beat >= HEARTBEAT_SECONDS or self.finished:
-            images = (done - self.beat_step) * job.recipe.batch_size if self.beat_step >= 0 else 0
-            job.folder.report(done, images / max(now - self.last_beat, 1e-9))
-            self.last_beat, self.beat_step = now, done
-        if asked_to_stop:
-            trainer.should_stop = True
+
+    def checkpoint(self, trainer: Any, done: int) -> None:
+        """Write one; those of large networks, which take long, come more rarely."""
+        began = time.monotonic()
+        self.job.folder.save_checkpoint(done, lambda path: trainer.save_checkpoint(path))
+        self.last_checkpoint = time.monotonic()
+        seldom = (self.last_checkpoint - began) / CHECKPOINT_SHARE
+        self.between_checkpoints = max(checkpoint_seconds(), seldom) if checkpoint_seconds() else 0.0
 
 
 class PlainFile(TorchCheckpointIO):
@@ -328,14 +363,6 @@ def keep_pages() -> None:
         libc = ctypes.CDLL(None)
         for parameter, value in ((-3, 32 * 2**20 - 1), (-1, 2**31 - 1), (-2, 256 * 2**20)):
             libc.mallopt(parameter, value)
-
-
-def reader_threads(device: str) -> int:
-    """How many threads read photographs: a GPU's share of the cores; one where training needs them itself."""
-    if device != "cuda":
-        return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(READERS, cores // torch.cuda.device_count()))
 
 
 def has_bf16(device: str) -> bool:

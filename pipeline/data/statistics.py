@@ -9,9 +9,11 @@ pictures and frames and its content still has the sha256 it was written with, an
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,15 +21,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.data.ahead import ahead
+from pipeline.data.ahead import ahead, never
 from pipeline.data.colour import ColourPCA
 from pipeline.data.images import DataError, Images
 from pipeline.data.jpeg import Interpolation, decode, middle, resize, short_side
 from pipeline.data.normalise import MATRIX_BITS, Normaliser, by_deviation, fit_normaliser
 from pipeline.data.samples import Samples
+from pipeline.plan import bare_source, digest
 from pipeline.runs import write_atomically
 
-FORMAT = 1  # of cache files; to be raised when what is in them changes its meaning
+MAKERS = ("statistics", "normalise", "jpeg", "ahead", "manifest")  # modules that what is kept is made by
 CHUNK = 32  # pictures that a thread adds up at a time
 AREA_SHARE = 0.875  # side over short side of a frame, where crops are by area: the usual 224 of 256
 PHOTOGRAPHS = ("per-pixel-mean", "per-channel", "scale", "raw-mean-image", "raw-mean-colour")
@@ -99,10 +102,8 @@ def framed(image: np.ndarray, frame: Frame) -> np.ndarray:
     return resized[top : top + frame.side, left : left + frame.side].numpy()
 
 
-def frame_sums(
-    samples: Samples, frame: Frame, *, threads: int, tick: Callable[[int], None] | None = None
-) -> Statistics:
-    """Sums over the frames of all samples; `tick` is told how many pictures have come since the last time."""
+def frame_sums(samples: Samples, frame: Frame, *, threads: int, stop: Callable[[], bool] = never) -> Statistics:
+    """Sums over the frames of all samples; raises Stopped once `stop()` is true."""
     shape = (frame.side, frame.side, 3)
 
     def add_up(chunk: range) -> tuple[int, np.ndarray, np.ndarray]:
@@ -116,10 +117,9 @@ def frame_sums(
 
     count, total, products = 0, np.zeros(shape, np.int64), np.zeros((3, 3), np.int64)
     chunks = [range(len(samples))[start : start + CHUNK] for start in range(0, len(samples), CHUNK)]
-    for more, part, part_products in ahead(chunks, add_up, threads=threads, depth=2 * threads):
-        count, total, products = count + more, total + part, products + part_products
-        if tick:
-            tick(more)
+    with closing(ahead(chunks, add_up, threads=threads, depth=2 * threads, stop=stop)) as sums:
+        for more, part, part_products in sums:
+            count, total, products = count + more, total + part, products + part_products
     return Statistics(count, torch.from_numpy(total), torch.from_numpy(products))
 
 
@@ -130,16 +130,18 @@ def statistics_of(
     threads: int,
     cache: Path | None,
     key: str,
-    tick: Callable[[int], None] | None = None,
+    tell: Callable[[str], None] = lambda _: None,
+    stop: Callable[[], bool] = never,
 ) -> Statistics:
     """`frame_sums` for a declared crop, from the folder `cache` where they are.
 
-    `key` says which pictures these are: the data's sha256 and the part trained on.
+    `key` says which pictures these are: the data's sha256 and the part trained on. `tell` hears of a long wait.
     """
     frame = frame_of(crop)
 
     def build() -> dict[str, Tensor]:
-        found = frame_sums(samples, frame, threads=threads, tick=tick)
+        tell(f"going once through {len(samples):,} pictures, for their mean and their colours")
+        found = frame_sums(samples, frame, threads=threads, stop=stop)
         return {"count": torch.tensor(found.count), "total": found.total, "products": found.products}
 
     made_from = {"data": key, "pictures": len(samples), "frame": vars(frame)}
@@ -156,22 +158,15 @@ def require_photographs(name: str) -> None:
         )
 
 
-def fit_photographs(
-    name: str,
-    samples: Samples,
-    crop: CropLike,
-    *,
-    threads: int,
-    cache: Path | None,
-    key: str,
-    tick: Callable[[int], None] | None = None,
-) -> Normaliser:
-    """The normalisation called `name` (see normalise.py), fitted; DataError where it is not for photographs."""
+def fit_photographs(name: str, found: Statistics | None) -> Normaliser:
+    """The normalisation called `name` (see normalise.py), fitted; DataError where it is not for photographs.
+
+    "scale" needs no statistics.
+    """
     require_photographs(name)
     one = torch.ones(3, dtype=torch.float64)
     scale, shift = one / 255, one * 0
-    if name != "scale":
-        found = statistics_of(samples, crop, threads=threads, cache=cache, key=key, tick=tick)
+    if found and name != "scale":
         mean, covariance = found.colours
         if name == "per-pixel-mean":
             shift = found.total.double() / (255 * found.count)
@@ -185,21 +180,8 @@ def fit_photographs(
     return Normaliser(name, scale.float(), shift.float(), 0.0)
 
 
-def colour_pca(
-    samples: Samples,
-    crop: CropLike,
-    *,
-    threads: int,
-    cache: Path | None,
-    key: str,
-    tick: Callable[[int], None] | None = None,
-) -> ColourPCA:
-    """Principal components of the colours of all pixels (Krizhevsky et al. 2012, section 4.1), of pixels / 255."""
-    return principal_colours(statistics_of(samples, crop, threads=threads, cache=cache, key=key, tick=tick))
-
-
 def principal_colours(found: Statistics) -> ColourPCA:
-    """Eigenvalues and eigenvectors of the colours' covariance."""
+    """Eigenvalues and eigenvectors of the colours' covariance, of pixels / 255 (AlexNet, section 4.1)."""
     covariance = torch.stack([_float64(row) for row in found.colours[1]]) / 255**2
     values, vectors = torch.linalg.eigh(covariance)
     values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)  # falling
@@ -231,7 +213,7 @@ def _cached(
     """What `build` makes from what `made_from` says, kept in the folder `cache`. Processes wait for each other."""
     if cache is None:
         return build()
-    noted = json.dumps({"format": FORMAT, **made_from}, sort_keys=True)
+    noted = json.dumps({"code": _code(), **made_from}, sort_keys=True)
     file = cache / f"{kind}-{hashlib.sha256(noted.encode()).hexdigest()[:16]}.safetensors"
     with _alone(file):
         found = _from_file(file, noted)
@@ -239,6 +221,14 @@ def _cached(
             found = build()
             _to_file(file, noted, found)
     return found
+
+
+@lru_cache(maxsize=1)
+def _code() -> str:
+    """What can change the numbers: the code here and of what is used here, and the libraries that resize."""
+    files = (Path(__file__).with_name(f"{name}.py") for name in MAKERS)
+    versions = {name: version(name) for name in ("torch", "simplejpeg", "pillow")}
+    return digest({"source": [bare_source(file) for file in files], "versions": versions})
 
 
 @contextmanager

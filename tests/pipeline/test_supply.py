@@ -8,10 +8,8 @@ import pytest
 from making import prepared
 from real_runs import stop_after, weights
 
-from pipeline import train as training
-from pipeline.data import manifest, sources
+from pipeline.data import manifest, sources, statistics
 from pipeline.data.images import DataError
-from pipeline.data.statistics import fit_photographs
 from pipeline.experiment import Data, load
 from pipeline.mistakes import UserError
 from pipeline.plan import identity, plan
@@ -72,8 +70,7 @@ def train_in(path: Path, run, root: Path, **options):
         images=images,
         manifest=found,
         code="code",
-        cache=root / ".cache",
-        **options,
+        **{"cache": root / ".cache"} | options,
     )
 
 
@@ -109,27 +106,58 @@ def test_a_run_stopped_within_an_epoch_ends_with_the_same_bits(whole, run, root,
     assert record.metrics == whole[0].metrics
 
 
-def test_reader_threads_change_no_bit(whole, run, root, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "reader_threads", lambda device: 3)
-    assert train_in(tmp_path, run, root).metrics == whole[0].metrics
+def test_reader_threads_change_no_bit(whole, run, root, tmp_path):
+    assert train_in(tmp_path, run, root, readers=3).metrics == whole[0].metrics
     assert weights(tmp_path) == weights(whole[1])
+
+
+@pytest.mark.parametrize("moment", [2, 5, 7, 9, 12, 14, 16, 18])
+def test_a_run_stopped_while_it_reads_or_judges_goes_on_there(whole, run, root, tmp_path, monkeypatch, moment):
+    """Asked to stop at any moment, statistics and all evaluations included; asked at each again, it still ends."""
+    asked = 0
+
+    def stop():
+        nonlocal asked
+        asked += 1
+        return asked >= moment
+
+    monkeypatch.setattr(statistics, "CHUNK", 8)
+    told = []
+    assert train_in(tmp_path / "run", run, root, cache=tmp_path / "cache", stop=stop, warn=told.append) is None
+    record = train_in(tmp_path / "run", run, root, cache=tmp_path / "cache", warn=told.append)
+    assert weights(tmp_path / "run") == weights(whole[1])
+    assert record.metrics == whole[0].metrics
+    steps = [entry["step"] for entry, _ in RunFolder(tmp_path / "run").journal()]
+    assert steps == [3, 4, 6, 8, 9]
+    judged = [words for words in told if words.startswith("judging")]
+    assert len(judged) <= 2 * len(run.recipe.data.test) + 1  # the one that was stopped, and no other, twice
+
+
+def test_errors_kept_are_those_of_the_same_model(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.judged("a").add("test/x", {"test/loss": 1.0})
+    folder.judged("a").add("test/y", {"test/loss": 2.0})
+    assert set(folder.judged("a").read()) == {"test/x", "test/y"}
+    assert folder.judged("b").read() == {}
+    (tmp_path / "checkpoints" / "judged.json").write_text("{")
+    assert folder.judged("a").read() == {}
 
 
 def test_statistics_are_of_the_pictures_trained_on_and_kept(whole, run, root, monkeypatch):
     images = sources.load(run.recipe.data.name, root, photographs=True)
-    data = run.recipe.data
-    kept = list((root / ".cache").rglob("*.safetensors"))
-    assert len(kept) == 1
+    cut = cut_of(run.recipe.data.crop)
+    assert len(list((root / ".cache").rglob("*.safetensors"))) == 1
     part, _ = manifest.chosen(images.train, train_count=None, val_count=5)
-    fresh = fit_photographs("raw-mean-image", part, cut_of(data.crop), threads=0, cache=None, key="")
+    fresh = statistics.statistics_of(part, cut, threads=0, cache=None, key="")
+    assert fresh.count == 16
 
     def nothing(*_):
         raise AssertionError("read again")
 
     monkeypatch.setattr(type(images.train), "read", nothing)
     key = f"{images.manifest.sha256} None 5"
-    again = fit_photographs("raw-mean-image", part, cut_of(data.crop), threads=0, cache=root / ".cache", key=key)
-    assert again.shift.equal(fresh.shift)
+    again = statistics.statistics_of(part, cut, threads=0, cache=root / ".cache", key=key)
+    assert again.total.equal(fresh.total)
 
 
 def test_the_manifest_of_shards_is_the_runs_manifest(run, root):

@@ -12,23 +12,33 @@ import torch
 from PIL import Image
 
 from pipeline.data import statistics
+from pipeline.data.ahead import Stopped
 from pipeline.data.images import DataError, Images
 from pipeline.data.jpeg import decode, resize, short_side
 from pipeline.data.normalise import fit_normaliser
 from pipeline.data.statistics import (
     Frame,
     Statistics,
-    colour_pca,
-    fit_photographs,
     fit_small,
     frame_of,
     frame_sums,
     framed,
     principal_colours,
+    statistics_of,
 )
 from pipeline.experiment import Crop
 
 CROP = Crop(side=12, short=20, centre=16)
+
+
+def fit_photographs(name, samples, crop, **options):
+    return statistics.fit_photographs(name, statistics_of(samples, crop, **options))
+
+
+def colour_pca(samples, crop, **options):
+    return principal_colours(statistics_of(samples, crop, **options))
+
+
 FITTED = ("per-pixel-mean", "per-channel", "raw-mean-image", "raw-mean-colour")
 
 
@@ -149,11 +159,28 @@ def test_ten_million_white_frames_of_256_do_not_overflow():
     assert white.colours == ([Fraction(255)] * 3, [[Fraction(0)] * 3] * 3)
 
 
-def test_progress_is_told_by_pictures(monkeypatch):
+@pytest.mark.parametrize("threads", [0, 2])
+def test_it_ends_when_asked_to(monkeypatch, threads):
     monkeypatch.setattr(statistics, "CHUNK", 4)
+    asked = iter([False, True])
+    with pytest.raises(Stopped):
+        frame_sums(pictures(), frame_of(CROP), threads=threads, stop=lambda: next(asked))
+
+
+def test_a_long_wait_is_told_and_only_then(tmp_path):
     told = []
-    frame_sums(pictures(), frame_of(CROP), threads=2, tick=told.append)
-    assert told == [4, 4, 3]
+    for _ in range(2):
+        statistics_of(pictures(), CROP, threads=0, cache=tmp_path, key="abc", tell=told.append)
+    assert told == ["going once through 11 pictures, for their mean and their colours"]
+
+
+def test_other_code_makes_another_file(tmp_path, monkeypatch):
+    fitted(tmp_path)
+    statistics._code.cache_clear()
+    monkeypatch.setattr(statistics, "bare_source", lambda file: f"changed {file.name}")
+    fitted(tmp_path)
+    statistics._code.cache_clear()
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2
 
 
 def test_a_broken_picture_is_named():
@@ -179,19 +206,17 @@ def test_photographs_are_fitted_as_their_frames_would_be(name):
 
 
 @pytest.mark.parametrize("name", ["lecun98", "gcn-zca", "per-colour"])
-def test_a_normalisation_that_is_not_for_photographs_is_refused_before_any_is_read(name):
-    samples = pictures()
+def test_a_normalisation_that_is_not_for_photographs_is_refused(name):
     with pytest.raises(
         DataError, match=f"'{name}' is for small images of one size; for photographs use one of per-"
     ):
-        fit_photographs(name, samples, CROP, threads=0, cache=None, key="")
-    assert samples.reads == 0
+        statistics.fit_photographs(name, None)
 
 
-def test_scale_reads_no_picture():
-    samples = pictures()
-    fit_photographs("scale", samples, CROP, threads=0, cache=None, key="")
-    assert samples.reads == 0
+def test_scale_needs_no_statistics():
+    found = statistics.fit_photographs("scale", None)
+    assert (found.scale * 255).tolist() == pytest.approx([1, 1, 1])
+    assert found.shift.tolist() == [0, 0, 0]
 
 
 def test_photographs_of_one_colour_cannot_be_divided_by_its_deviation():
