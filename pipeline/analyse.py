@@ -383,8 +383,9 @@ def measure(metric: str, experiment: Experiment, variant: str | None) -> Any:
     if asked in ("test_views", "test_scales"):
         return of_protocol(published.data, protocol, asked, experiment.name)
     if rest == "distinct_crops" and published.data.crop and published.data.crop.centre:
-        places = published.data.crop.centre - published.data.crop.side + 1
-        return places**2 * (2 if "flip" in published.data.augment else 1)
+        places = (published.data.crop.centre - published.data.crop.side + 1) ** 2
+        places = 5 if published.data.crop.at == "five" else places
+        return places * (2 if "flip" in published.data.augment else 1)
     value = published.model_dump(mode="json")
     for part in rest.split("."):
         if not isinstance(value, dict) or part not in value:

@@ -21,6 +21,7 @@ TRAINING = (
     *(
         f"pipeline/data/{name}.py"
         for name in (
+            "ahead",
             "batches",
             "colour",
             "folders",
@@ -34,6 +35,7 @@ TRAINING = (
             "shards",
             "sources",
             "statistics",
+            "store",
             "views",
         )
     ),
@@ -41,7 +43,13 @@ TRAINING = (
 MOST_SEEDS = 1000
 # Settings younger than the first tracked runs: at these values they are left out of a declaration's hash, so that
 # the runs made before still are runs of the same recipe.
-YOUNGER: dict[str, Any] = {"nesterov": False, "every": None, "lr_end": None, "crop": None, "test": []}
+YOUNGER: dict[str, Any] = {
+    "train.optimizer.nesterov": False,
+    "train.lr_drops.every": None,
+    "train.lr_end": None,
+    "data.crop": None,
+    "data.test": [],
+}
 
 
 @dataclass(frozen=True)
@@ -108,12 +116,13 @@ def plan(
     ]
 
 
-def settled(value: Any) -> Any:
+def settled(value: Any, path: str = "") -> Any:
     """A dumped recipe without the younger settings that are at the value they always had."""
-    if isinstance(value, dict):
-        kept = {key: v for key, v in value.items() if key not in YOUNGER or v != YOUNGER[key]}
-        return {key: settled(v) for key, v in kept.items()}
-    return value
+    if not isinstance(value, dict):
+        return value
+    named = {key: f"{path}.{key}".lstrip(".") for key in value}
+    kept = {key: v for key, v in value.items() if named[key] not in YOUNGER or v != YOUNGER[named[key]]}
+    return {key: settled(v, named[key]) for key, v in kept.items()}
 
 
 def identity(run: Run, *, manifest: str, code: str) -> str:

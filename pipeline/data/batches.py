@@ -15,6 +15,7 @@ from lightning_modules.recipe import Batch
 from pipeline.data.images import DataError, Images
 from pipeline.data.normalise import Normaliser, unknown, whitened
 from pipeline.data.order import generator, positions
+from pipeline.data.samples import share
 
 AUGMENTATIONS = ("pad4-crop", "pad1-crop", "flip", "distort")  # for suggestions: any pad<k>-crop is known
 
@@ -165,23 +166,17 @@ class Feed:
         world: int = 1,
     ) -> None:
         _check_labels(maker, labels)
-        if batch_size % world:
-            shares = [str(count) for count in range(1, batch_size + 1) if batch_size % count == 0]
-            raise DataError(
-                f"a global batch of {batch_size} cannot be shared equally by {world} ranks; use"
-                f" {' or '.join(shares)} ranks, or a batch size that {world} divides"
-            )
+        self.mine = share(batch_size, rank, world)
         self.maker, self.labels = maker, labels.to(maker.device)
         self.seed, self.batch_size, self.block = seed, batch_size, block
         self.start_step, self.stop_step = start_step, stop_step
-        self.rank, self.world = rank, world
 
     def __len__(self) -> int:
         """Batches as yielded: blocks count once."""
         return -(-(self.stop_step - self.start_step) // self.block)
 
     def __iter__(self) -> Generator[Batch, None, None]:
-        mine = slice(self.rank, None, self.world)
+        mine = self.mine
         for first in range(self.start_step, self.stop_step, self.block):
             steps = range(first, min(first + self.block, self.stop_step))
             order = positions(self.seed, first * self.batch_size, steps.stop * self.batch_size, len(self.labels))

@@ -6,6 +6,7 @@ place): the same on any number of ranks and threads, and after a resume in the m
 
 import math
 from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from random import Random
@@ -139,25 +140,31 @@ class PhotoFeed:
 
     def __iter__(self) -> Generator[Batch, None, None]:
         chunks = -(-len(range(self.batch_size)[self.mine]) // CHUNK)  # in a batch of this rank
-        ready = ahead(self._jobs(), self._cut_out, threads=self.threads, depth=BATCHES_AHEAD * chunks)
+        work = ahead(self._jobs(), self._cut_out, threads=self.threads, depth=BATCHES_AHEAD * chunks)
+        with closing(work) as ready:
+            for step in range(self.start_step, self.stop_step):
+                yield self._batch(step, list(islice(ready, chunks)))
+
+    def _batch(self, step: int, parts: Sequence["Chunk"]) -> Batch:
+        """One batch on the device; what is copied there does not wait for what the device is doing."""
         device = self.maker.device
-        for step in range(self.start_step, self.stop_step):
-            parts = list(islice(ready, chunks))
-            pixels, indices = parts[0].batch, torch.cat([part.indices for part in parts])
-            if device.type == "cuda":
-                pixels = pixels.pin_memory()
-            corners = torch.tensor([corner for part in parts for corner in part.corners])
-            draws = self.maker.draw(self.seed, step, self.batch_size)[self.mine]
-            images = self.maker(pixels.to(device, non_blocking=True), corners.to(device), self.cut.frame, draws)
-            yield Batch(step, images, self.samples.labels[indices].to(device))
+        indices = torch.cat([part.indices for part in parts])
+        corners = torch.tensor([corner for part in parts for corner in part.corners])
+        pixels, labels, at = (
+            tensor.to(device, non_blocking=True)
+            for tensor in (parts[0].batch, self.samples.labels[indices], corners)
+        )
+        draws = torch.cat([part.draws for part in parts])
+        return Batch(step, self.maker(pixels, at, self.cut.frame, draws), labels)
 
     def _jobs(self) -> Iterable["Chunk"]:
         """Of each batch in turn: some of its pictures."""
         for step in range(self.start_step, self.stop_step):
             first = step * self.batch_size
             order = positions(self.seed, first, first + self.batch_size, len(self.samples))[self.mine]
-            draws = self.maker.draw(self.seed, step, self.batch_size)[self.mine, 0]
-            batch = torch.empty(len(order), self.cut.side, self.cut.side, 3, dtype=torch.uint8)
+            draws = self.maker.draw(self.seed, step, self.batch_size)[self.mine]
+            shape = (len(order), self.cut.side, self.cut.side, 3)
+            batch = torch.empty(shape, dtype=torch.uint8, pin_memory=self.maker.device.type == "cuda")
             for some, theirs, pixels in zip(*(of.split(CHUNK) for of in (order, draws, batch)), strict=True):
                 yield Chunk(some, theirs, pixels, batch)
 
@@ -165,7 +172,9 @@ class PhotoFeed:
         """The same, with the pixels and corners of its crops."""
         numbers, corners = chunk.indices.tolist(), []
         contents = self.samples.read(numbers)
-        for into, number, content, draw in zip(chunk.pixels, numbers, contents, chunk.draws.tolist(), strict=True):
+        for into, number, content, draw in zip(
+            chunk.pixels, numbers, contents, chunk.draws[:, 0].tolist(), strict=True
+        ):
             crop, corner = cropped(self.cut, decode(content, self.samples.where(number)), draw)
             into.copy_(crop)  # at once, while it is in the processor's cache
             corners.append(corner)
@@ -176,7 +185,7 @@ class Chunk(NamedTuple):
     """Some of a batch's pictures."""
 
     indices: Tensor  # int64 (n,)
-    draws: Tensor  # float64 (n,), of the crops
+    draws: Tensor  # float64 (n, 16); the first column is the crops'
     pixels: Tensor  # uint8 (n, side, side, 3), a part of ...
     batch: Tensor  # ... the whole batch
     corners: Sequence[tuple[int, int]] = ()

@@ -1,10 +1,15 @@
 """Every declaration under experiments/: it loads, its arithmetic holds, and its claims can be judged."""
 
+import argparse
+import inspect
 import itertools
+import re
+import shlex
 
 import pytest
 
 from lightning_modules.networks import NETWORKS
+from pipeline import cli
 from pipeline.analyse import classes_of, image_shape, measure
 from pipeline.evaluate import Errors
 from pipeline.experiment import (
@@ -18,6 +23,7 @@ from pipeline.experiment import (
     names,
 )
 from pipeline.ledger import judged_exactly, measured_by
+from pipeline.mistakes import UserError
 from pipeline.plan import plan
 from pipeline.verdict import Outcome
 
@@ -53,6 +59,36 @@ def measured_by_a_run(recipe):
     return found | {"test/response_std"}
 
 
+def asked(command):
+    """The words of a command line such as "repro run lenet5/mnist --scale paper"; ValueError if it is none."""
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("program", choices=["repro"])
+    parser.add_argument("command", choices=["run", "verify", "analyse"])
+    parser.add_argument("experiment", nargs="?")
+    parser.add_argument("--scale", default=inspect.signature(cli.run).parameters["scale"].default)
+    parser.add_argument("--variant", action="append", default=[])
+    words, unknown = parser.parse_known_args(shlex.split(command))
+    if unknown or (words.command == "run" and not words.experiment):
+        raise ValueError(f"{command!r} is no command line: {unknown or 'which experiment?'}")
+    return words
+
+
+def would_do(command):
+    """The runs that a command line would make, none of them begun; UserError for a name that does not exist."""
+    words = asked(command)
+    if words.command == "run":
+        return plan(load(words.experiment), scale=words.scale, variants=words.variant)
+    if words.experiment:
+        load(words.experiment)
+    return []
+
+
+def run_lines(text):
+    """The commands after "# Run:" in a declaration: "repro verify a/b; the chart: repro analyse" has two."""
+    lines = re.findall(r"^# Run: +(.+)$", text, re.MULTILINE)
+    return [found for line in lines for part in line.split(";") for found in re.findall(r"\brepro\b.*", part)]
+
+
 def test_every_declaration_is_found():
     found = sorted(EXPERIMENTS.rglob("*.y*ml"))
     assert [f"{path.parent.name}/{path.stem}" for path in found] == NAMES
@@ -79,6 +115,43 @@ def test_every_scale_can_be_planned_and_says_what_it_is_for(name):
     for scale, words in declared.scales.items():
         assert plan(declared, scale=scale)
         assert words.why.endswith("."), scale
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_command_at_its_head_can_be_given(name):
+    commands = run_lines((EXPERIMENTS / f"{name}.yaml").read_text(encoding="utf-8"))
+    assert commands
+    first = asked(commands[0])
+    assert (first.command, first.experiment) == ("run" if name in TRAINING else "verify", name)
+    runs = [run for command in commands for run in would_do(command)]
+    assert bool(runs) == (name in TRAINING)
+
+
+def test_two_commands_of_one_line_are_told_apart():
+    text = "# A question?\n# Run:   repro verify a/b; the chart: repro analyse\n# Cost:  repro is not run\n"
+    assert run_lines(text) == ["repro verify a/b", "repro analyse"]
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("repro run alexnet/imagenet", "no scale 'laptop'"),
+        ("repro run alexnet/imagenet --scale papre", "no scale 'papre'"),
+        ("repro run alexnet/imagenet --scale paper --variant alexent", "no variant 'alexent'"),
+        ("repro run alexnet/imagnet --scale paper", "no experiment 'alexnet/imagnet'"),
+        ("repro verify alexnet/imagnet", "no experiment 'alexnet/imagnet'"),
+        ("repro run alexnet/architecture", "trains nothing"),
+    ],
+)
+def test_a_command_that_cannot_be_given_is_noticed(command, words):
+    with pytest.raises(UserError, match=words):
+        would_do(command)
+
+
+@pytest.mark.parametrize("command", ["repro run", "repro train a/b", "repro run a/b --scales paper"])
+def test_a_command_that_does_not_exist_is_noticed(command):
+    with pytest.raises((ValueError, argparse.ArgumentError)):
+        asked(command)
 
 
 @pytest.mark.parametrize("name", [name for name in TRAINING if not LOADED[name].data.crop])
@@ -138,6 +211,36 @@ def test_claims_are_unique():
 def test_no_statement_is_claimed_twice_in_the_same_words(name):
     said = [(claim.says, claim.by) for claim in LOADED[name].claims]
     assert len(set(said)) == len(said)
+
+
+def size_without_a_margin(claim):
+    """Whether a comparison says by how much, though its sign alone is judged."""
+    said = re.search(r"\bby (about |more than )?\d|\d points?\b|\bslightly\b|\bconsiderably\b", claim.says)
+    return bool(said) and not claim.margin
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_comparison_that_says_a_size_is_judged_by_it(name):
+    claims = [claim for claim in LOADED[name].claims if isinstance(claim, OrderingClaim)]
+    assert [claim.id for claim in claims if size_without_a_margin(claim)] == []
+
+
+@pytest.mark.parametrize(
+    ("says", "margin", "without"),
+    [
+        ("Normalisation lowers the top-1 error, by 1.4", 0.0, True),
+        ("The error is higher, by about 2: the third", 0.0, True),
+        ("The deeper net has the lower error, by 2.8 points", 0.0, True),
+        ("Option B is slightly better than A", 0.0, True),
+        ("Shifted colours lower the top-1 error by more than 1", 1.0, False),
+        ("Depth lowers the error of nets of 18 and 34 layers", 0.0, False),
+    ],
+)
+def test_a_size_that_is_said_and_not_judged_is_noticed(says, margin, without):
+    claim = OrderingClaim(
+        id="x", kind="ordering", says=says, source="", lhs="a", op="<", rhs="b", metric="test/m", margin=margin
+    )
+    assert size_without_a_margin(claim) is without
 
 
 @pytest.mark.parametrize(("name", "claim"), EXACT)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 
 import pytest
@@ -16,7 +17,7 @@ from pipeline.data.shards import open_shards
 from pipeline.data.standin import make_standin
 from pipeline.data.store import Place
 from pipeline.data.views import views
-from pipeline.experiment import MetricClaim, load, names
+from pipeline.experiment import MetricClaim, OpenClaim, load, names
 from pipeline.mistakes import UserError
 from pipeline.plan import identity, plan
 from pipeline.protocol import read_protocol
@@ -53,6 +54,20 @@ VIEWS = {  # images of one picture that a network is shown, and at how many size
     ("vgg/imagenet", "vgg-16-jitter", "dense-of-256-384-512-and-150-crop-224-of-256-384-512"): (156, 3),
     ("googlenet/imagenet", "googlenet-with-aux", "144-crop-224-of-256-288-320-352"): (144, 4),
     ("resnet/imagenet", "resnet-152", "dense-of-224-256-384-480-640"): (10, 5),
+}
+TEST_SET = {  # top-5 errors on the test set of 2012, which nobody can measure: the papers' own, in percent
+    "alexnet/imagenet": ["16.4", "15.3"],  # Table 2
+    "zfnet/imagenet": ["15.3", "16.1", "14.8"],  # Table 2
+    "vgg/imagenet": ["7.3", "7.3", "7.0", "6.8", "7.0"],  # section 4.2, Tables 6 and 7
+    "googlenet/imagenet": ["6.67"],  # Table 2
+    "resnet/imagenet": ["3.57"],  # Table 5
+}
+# Zeiler and Fergus 2013, Table 3: top-1 errors on the training set.
+TABLE_3 = ["35.1", "41.8", "27.4", "27.4", "71.1", "40.3", "26.8", "33.1", "38.2", "22.0", "18.8", "10.0"]
+CENTRE_CROP = {  # the ResNet authors' page of released models: top-1 and top-5
+    "resnet-50": (24.7, 7.8),
+    "resnet-101": (23.6, 7.1),
+    "resnet-152": (23.0, 6.7),
 }
 QUICK = ("googlenet-with-aux", "resnet-18-a", "plain-18")  # seconds; the others have to wait for -m slow
 
@@ -143,6 +158,42 @@ def test_an_error_names_the_protocol_that_it_was_measured_by(name):
         if isinstance(claim, MetricClaim):
             assert claim.metric.split("/")[1] in LOADED[name].published(claim.of).data.test, claim.id
             assert claim.protocol != MetricClaim.model_fields["protocol"].default, claim.id
+
+
+def opened(name, reason):
+    """What a declaration leaves open for this reason, in its own words."""
+    claims = [claim for claim in LOADED[name].claims if isinstance(claim, OpenClaim)]
+    return [claim.says for claim in claims if claim.reason == reason]
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_errors_on_the_test_set_are_left_open(name):
+    said = [re.findall(r"error of ([\d.]+) % on the test set$", says) for says in opened(name, "no-labels")]
+    assert [value for found in said for value in found] == TEST_SET[name]
+
+
+def test_zfnets_training_errors_are_left_open():
+    said = [says.removesuffix(" %").split(" of ")[-1] for says in opened("zfnet/imagenet", "protocol-unspecified")]
+    assert said == TABLE_3
+
+
+def test_resnets_are_judged_on_one_crop_as_on_the_page_that_released_them():
+    claims = [claim for claim in LOADED["resnet/imagenet"].claims if isinstance(claim, MetricClaim)]
+    found = {(claim.of, claim.metric): claim.claimed for claim in claims if "/1-crop-" in claim.metric}
+    assert found == {
+        (net, f"test/1-crop-224-of-256/top{k}_error_pct"): error
+        for net, errors in CENTRE_CROP.items()
+        for k, error in zip((1, 5), errors, strict=True)
+    }
+
+
+def test_a_reading_of_the_colour_shifts_that_a_claim_rests_on_is_material():
+    """AlexNet's paper names no unit; what shifted colours bring depends on it."""
+    for name in TRAINED:
+        declared = LOADED[name]
+        readings = [d for d in declared.departures if "principal components" in d.what]
+        assert len(readings) == ("pca-colour" in declared.data.augment), name
+        assert [d.material for d in readings] == [name == "alexnet/imagenet"] * len(readings), name
 
 
 @pytest.mark.parametrize("name", TRAINED)
