@@ -434,15 +434,14 @@ def print_published(rows: "list[PublishedResult]") -> None:
     """Weights of others, one table for each data set; what they are is said with every table."""
     from pipeline.report.text import published_cells
 
-    for data in dict.fromkeys(row.data for row in rows):
-        group = [row for row in rows if row.data == data]
+    for data, protocol, manifest in dict.fromkeys((row.data, row.protocol, row.manifest) for row in rows):
+        group = [row for row in rows if (row.data, row.protocol, row.manifest) == (data, protocol, manifest)]
         out.print(f"[bold]published weights[/] on {escape(data)}: imported, not trained here, and no reproduction")
         print_table([published_cells(row) for row in group], left=("network", "weights"))
-        for words in dict.fromkeys(row.protocol for row in group):
-            say(f"Protocol: {words}.")
+        say(f"Protocol: {protocol}.")
+        if group[0].ignored:
+            say(f"Files of {data} that are no pictures and were left out: {group[0].ignored:,}.")
         for row in group:
-            if row.ignored:
-                say(f"{row.ignored:,} files of {row.data} that are no pictures were left out.")
             if row.differs:
                 say(f"{row.network} departs from its paper for these weights: {row.differs}.")
         out.print()

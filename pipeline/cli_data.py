@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Prepare image sets as shards; verify, inspect and imitate them.")
 
-Where = Annotated[str, typer.Argument(metavar="SHARDS", help="A folder, http(s):// or s3:// with manifest.json.")]
+Where = Annotated[
+    str,
+    typer.Argument(metavar="SHARDS", help="A set's name, or a folder, http(s):// or s3:// with manifest.json."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 Tick = Callable[[int, int], None]  # of what is done, and what there is in all
 STOPPED = 130
@@ -68,6 +71,8 @@ def prepare(
         return
     describe(made)
     out.print(f"shards   {escape(str(here))}", soft_wrap=True)
+    if made.name != here.address.rpartition("/")[2]:
+        say(f"A run finds them in a folder called {made.name}, in data/ or below REPRO_SHARDS.")
 
 
 def found_in(source: str, split: str | None, tick: Tick) -> "Originals":
@@ -92,9 +97,10 @@ def found_in(source: str, split: str | None, tick: Tick) -> "Originals":
 def verify(where: Where, as_json: AsJson = False) -> None:
     """Compare every byte with the manifest, open every picture, name all that is wrong. Exit 1 if anything is."""
     from pipeline.data import inspect
-    from pipeline.data.store import place
+    from pipeline.data.sources import shards_of
+    from pipeline.home import data_folder
 
-    here = place(where)
+    here = shards_of(where, data_folder())
     with progress("checking", "bytes") as tick:
         wrong = inspect.verify(here, threads=cores(), progress=tick)
     if as_json:
@@ -112,17 +118,18 @@ def inspect_shards(where: Where, as_json: AsJson = False) -> None:
     """Counts, sizes, a contact sheet of pictures, and a chart of the classes' balance."""
     from pipeline.data import inspect
     from pipeline.data.shards import open_shards
+    from pipeline.data.sources import shards_of
     from pipeline.home import data_folder, report_folder
     from pipeline.report.figures import class_balance, contact_sheet
 
-    shards = open_shards(where, cache=data_folder() / ".cache" / "shards")
+    shards = open_shards(shards_of(where, data_folder()), cache=data_folder() / ".cache" / "shards")
     summary = inspect.summary(shards)
     images, titles = inspect.some_pictures(shards)
     sheet = contact_sheet(images, titles, report_folder() / f"{shards.name}.png")
     counts = {name: part.split.per_class for name, part in shards.splits.items()}
     balance = class_balance(counts, report_folder() / f"{shards.name}-classes.png", heading=shards.name)
     if as_json:
-        print_json(summary.to_dict() | {"pictures": sheet, "classes": balance})
+        print_json(summary.to_dict() | {"contact_sheet": sheet, "balance_chart": balance})
         return
     describe(shards.manifest)
     for line in inspect.words(summary):

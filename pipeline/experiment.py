@@ -545,12 +545,13 @@ class Experiment(Frozen):
             return Recipe.model_validate(raw)
         except ValidationError as error:
             key, reason = explained(error, Recipe, raw)
-            raise DeclarationError(f"{self._origin(key, variant, scale, changes or {})}: {reason}") from None
+            if changes:
+                self.recipe(variant, scale)  # what is wrong without them comes first
+                raise DeclarationError(f"{changed(key, changes)} (for {variant} at {scale}): {reason}") from None
+            raise DeclarationError(f"{self._origin(key, variant, scale)}: {reason}") from None
 
-    def _origin(self, key: str, variant: str, scale: str, changes: Mapping[str, Any]) -> str:
-        """Where the setting at `key` of a resolved recipe was made: by --set, the scale, or the variant."""
-        if any(f"{key}.".startswith(f"{changed}.") for changed in changes):
-            return f"--set {key} (for {variant} at {scale})"
+    def _origin(self, key: str, variant: str, scale: str) -> str:
+        """Where the setting at `key` of a resolved recipe was made: by the scale or the variant."""
         layers: dict[str, Scale | Variant]
         layers = {f"scales.{scale}": self.scales[scale], f"variants.{variant}": self.variants[variant]}
         path = key.split(".")
@@ -579,6 +580,30 @@ def merged(*maps: Mapping[str, Any]) -> dict[str, Any]:
             else:
                 result[key] = merged(value) if isinstance(value, Mapping) else value
     return result
+
+
+def changed(key: str, changes: Mapping[str, Any]) -> str:
+    """'--set train.steps=100' for a mistake at `key` of a recipe that was right before `changes`.
+
+    A change of the setting itself is named by its key; else the changes are that lie in the same map, or in the
+    nearest map around it that has any.
+    """
+    if any(f"{key}.".startswith(f"{one}.") for one in changes):
+        return f"--set {key}"
+    around, inside = key, list(changes)
+    while around:
+        if found := [one for one in changes if one.startswith(f"{around}.")]:
+            inside = found
+            break
+        around = around.rpartition(".")[0]
+    said = ", ".join(f"--set {one}={flow(changes[one])}" for one in inside)
+    return f"{said}: {key}" if key else said
+
+
+def flow(value: Any) -> str:
+    """A value as it is written in one line of YAML: [0.08, 1]."""
+    text = yaml.safe_dump(value, default_flow_style=True, width=math.inf, allow_unicode=True)
+    return text.removesuffix("\n").removesuffix("\n...")
 
 
 def put(raw: dict[str, Any], key: str, value: Any) -> None:

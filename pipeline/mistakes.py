@@ -4,7 +4,9 @@ import difflib
 import reprlib
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any, Union
 
 from pydantic import BaseModel, ValidationError
@@ -28,6 +30,19 @@ PLAIN = {  # kind of error -> the whole reason
 
 class UserError(ValueError):
     """A user's mistake: one sentence with what is wrong, where, and what to do. Shown without a traceback."""
+
+
+@contextmanager
+def unwritable_named(folder: Path) -> Iterator[None]:
+    """Turn an operating system's refusal to write a report into `folder` into a sentence."""
+    try:
+        yield
+    except OSError as error:
+        reason = (error.strerror or type(error).__name__).lower()
+        raise UserError(
+            f"cannot write to {folder}: {reason}; make room, mend the folder, or name another by REPRO_HOME, and"
+            " start the same command again"
+        ) from None
 
 
 def explained(error: ValidationError, root: type[BaseModel], raw: Mapping[str, Any]) -> tuple[str, str]:

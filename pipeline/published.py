@@ -9,7 +9,9 @@ import hashlib
 import inspect
 import json
 import pickle
+import re
 import urllib.error
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -30,10 +32,10 @@ from pipeline.data import sources
 from pipeline.data.batches import BatchMaker
 from pipeline.data.class_folders import ClassFolders, class_numbers
 from pipeline.data.images import DataError
+from pipeline.data.manifest import manifest_of
 from pipeline.data.normalise import Normaliser
 from pipeline.data.samples import Samples
 from pipeline.data.shards import MANIFEST, open_shards
-from pipeline.data.store import place
 from pipeline.evaluate import BATCH, Errors, Member, evaluate, evaluate_pictures
 from pipeline.home import data_folder, home
 from pipeline.mistakes import UserError
@@ -46,8 +48,11 @@ TORCHVISION = "torchvision"
 CENTRE = 0.875  # of the short side is cut out: 224 of 256
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # what most publishers take out, of pixels / 255
 SMALL = 64  # pixels: networks for images up to this size read known sets, whole
+# How torch names the class or function in a pickle that it refuses: "Unsupported global: GLOBAL os.system was not".
+REFUSED = re.compile(r"(?:GLOBAL|class|function) ([\w.]*\w)(?= |$)", re.MULTILINE)
 # What safetensors and torch raise for a file that is none of theirs, or no longer whole.
 DAMAGED = (
+    pickle.UnpicklingError,
     SafetensorError,
     RuntimeError,
     ValueError,
@@ -94,6 +99,7 @@ class PublishedResult:
     hardware: str
     commit: str
     evaluated: str  # date and time, UTC
+    manifest: str = ""  # hash of the data: of a set's manifest, or of a folder's names and sizes
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
@@ -220,17 +226,31 @@ def read_state(file: Path) -> dict[str, Any]:
             from safetensors.torch import load_file
 
             return load_file(file)
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        first = str(error).strip().splitlines()[0]
-        raise UserError(f"{file} holds more than weights, which is never loaded ({first})") from None
-    except DAMAGED as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{file} is no readable weights file ({first})") from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, of what is refused in the next moment
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    except OSError as error:
+        reason = (error.strerror or type(error).__name__).lower()
+        raise UserError(f"{file} cannot be read: {reason}; mend that and start again") from None
+    except DAMAGED as error:  # torch's own words advise to load it all the same, so they are not repeated
+        refused = REFUSED.search(str(error)) if is_pickle(file) else None
+        if refused:
+            raise UserError(
+                f"{file} holds more than weights, which is never loaded: {refused[1]}; save its state_dict alone"
+            ) from None
+        raise UserError(
+            f"{file} is no readable weights file; give a .safetensors file or a checkpoint of torch, whole"
+        ) from None
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
         kind = "map with keys that are no text" if isinstance(state, dict) else type(state).__name__
         raise UserError(f"{file} holds a {kind}, not a map from names to weights")
     return state
+
+
+def is_pickle(file: Path) -> bool:
+    """Whether a file begins as torch's do: a zip archive, or a pickle of protocol 2 or later."""
+    with file.open("rb") as opened:
+        return opened.read(4).startswith((b"PK\x03\x04", b"\x80"))
 
 
 def unwrapped(state: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -275,7 +295,7 @@ def evaluated(
     shown = protocol or imported.protocol
     if named.image[1] > SMALL:
         read_protocol(shown)
-        called, samples = photographs(data, named.classes)
+        called, manifest, samples = photographs(data, named.classes)
         ignored = len(samples.ignored) if isinstance(samples, ClassFolders) else 0
         errors = on_photographs(members, samples, shown, threads)
     elif protocol:
@@ -283,7 +303,7 @@ def evaluated(
     elif len(members) > 1:
         raise UserError("ensembles are evaluated on photographs; give one network for a set of small images")
     else:
-        errors, shown = on_small_set(named, imported, data)
+        errors, shown, manifest = on_small_set(named, imported, data)
         called = data
     found = errors.metrics("test")
     as_stated = len(members) == 1 and shown == imported.protocol
@@ -302,6 +322,7 @@ def evaluated(
         hardware=hardware(),
         commit=commit(),
         evaluated=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        manifest=manifest,
     )
 
 
@@ -311,22 +332,26 @@ def joined(words: Iterable[str]) -> str:
     return " + ".join(word if count == 1 else f"{count} x {word}" for word, count in counts.items())
 
 
-def photographs(data: str, classes: int) -> tuple[str, Samples]:
+def photographs(data: str, classes: int) -> tuple[str, str, Samples]:
     """The test part of a set in shards, or pictures in class folders, labelled as a network of `classes` is.
 
-    With what it is called: a set by its manifest's name, never by its folder's.
+    With what it is called (a set by its manifest's name, never by its folder's), and what identifies it.
     """
-    for where in (data, str(data_folder() / data)):
-        here = place(where)
-        if here.exists(MANIFEST):
-            shards = sources.as_called(open_shards(here, cache=data_folder() / ".cache" / "shards"))
-            part = shards.test
-            part.labels = torch.tensor(class_numbers(str(here), shards.classes, classes))[part.labels]
-            return shards.name, part
-    if "://" in data:
-        raise DataError(f"there are no shards at {place(data)}; repro data prepare makes them")
+    if data in sources.NAMES:
+        raise UserError(
+            f"{data} is a set of small images, and such a network reads photographs; give --data those"
+        )
+    here = sources.shards_of(data, data_folder())
+    if here.exists(MANIFEST):
+        shards = sources.as_called(open_shards(here, cache=data_folder() / ".cache" / "shards"))
+        part = shards.test
+        part.labels = torch.tensor(class_numbers(str(here), shards.classes, classes))[part.labels]
+        return shards.name, shards.manifest.sha256[:16], part
+    if not here.local:
+        raise DataError(f"there are no shards at {here}; repro data prepare makes them")
     folder = Path(data) if Path(data).is_dir() else data_folder() / data
-    return f"class folders {folder.name}", ClassFolders(folder, classes)
+    pictures = ClassFolders(folder, classes)
+    return f"class folders {folder.name}", pictures.fingerprint(), pictures
 
 
 def on_photographs(
@@ -351,8 +376,8 @@ def normaliser_of(imported: Imported, channels: int = 3) -> Normaliser:
     return Normaliser("published", scale=1 / (255 * std), shift=mean / std, outside=0.0)
 
 
-def on_small_set(named: Named, imported: Imported, data: str) -> tuple[Errors, str]:
-    """Errors on a small set's test images, whole, normalised as the weights were trained."""
+def on_small_set(named: Named, imported: Imported, data: str) -> tuple[Errors, str, str]:
+    """Errors on a small set's test images, whole, normalised as the weights were trained; protocol, manifest."""
     images = sources.load(data, data_folder())
     channels = images.test.pixels.shape[-1]
     if len(images.classes) != named.classes or channels != named.image[0]:
@@ -370,7 +395,7 @@ def on_small_set(named: Named, imported: Imported, data: str) -> tuple[Errors, s
     said = "single view of the whole image, mean {} and standard deviation {} taken out".format(
         *(", ".join(f"{value:g}" for value in values[:channels]) for values in (imported.mean, imported.std))
     )
-    return count(imported.network, batches(), len(images.test)), said
+    return count(imported.network, batches(), len(images.test)), said, manifest_of(images).sha256[:16]
 
 
 def count(network: nn.Module, batches: Iterable[Any], expected: int) -> Errors:
@@ -390,7 +415,7 @@ def folder_of_results() -> Path:
 
 def keep(result: PublishedResult) -> Path:
     """Write a result beside the earlier ones; the same weights on the same data and protocol replace."""
-    same = {key: getattr(result, key) for key in ("network", "sha256", "data", "protocol", "images")}
+    same = {key: getattr(result, key) for key in ("network", "sha256", "data", "protocol", "images", "manifest")}
     path = folder_of_results() / f"{digest(same)}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(result.to_dict(), indent=1) + "\n")

@@ -185,7 +185,7 @@ class Tracker:
 
         The same weights on the same data are the same run again.
         """
-        same = [result[name] for name in ("network", "sha256", "data", "protocol", "images")]
+        same = [result.get(name, "") for name in ("network", "sha256", "data", "protocol", "images", "manifest")]
         key = f"published:{digest(same)}"
         about = {name: value for name, value in result.items() if isinstance(value, str) and value}
         metrics = {"test/top1_error_pct": result["top1"], "test/top5_error_pct": result["top5"]}

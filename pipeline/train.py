@@ -255,7 +255,7 @@ class Conductor(pl.Callback):
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Report and evaluate where the recipe says; then, and only then, checkpoint.
 
-        But for what takes long to judge: there the checkpoint comes first, and the report after a resume if need be.
+        But for what takes long to judge: there the checkpoint comes first, and a resumed run reports what is due.
         """
         job, done = self.job, batch.step + self.job.block
         if job.supply.is_slow and (done % job.eval_every == 0 or done == job.recipe.steps):

@@ -138,6 +138,10 @@ def from_folders(folder: Path, split: str | None = None) -> Originals:
     here = shown(str(folder))
     if not folder.is_dir():
         raise DataError(f"there is no folder {here}; give one with train/<class>/ and test/<class>/")
+    if split is not None:
+        if split not in PARTS:
+            raise DataError(f"--split {split!r}: a set's parts are train and test (val is taken for test)")
+        split = PARTS[split]
     inside = [entry.name for entry in visible(folder) if entry.is_dir()]
     if not inside:
         raise DataError(f"{here} holds no class folders; put the pictures into train/<class>/ and test/<class>/")

@@ -81,6 +81,8 @@ def prepare(
         raise DataError(
             f"{samples} pictures a shard, a short side of {short_side}, {workers} workers: use numbers from 1"
         )
+    if not originals.splits:
+        raise DataError(f"{originals.name} has no pictures; give a set with a training or a test part")
     for name, pictures in originals.splits.items():
         if not len(pictures):
             raise DataError(

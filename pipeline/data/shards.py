@@ -110,7 +110,18 @@ class ShardManifest(Frozen):
 
     def to_json(self) -> str:
         """As it stands in the file."""
-        return json.dumps(self.model_dump(mode="json"), indent=1) + "\n"
+        return sealed(self.model_dump(mode="json"))
+
+
+def sealed(values: dict[str, Any]) -> str:
+    """A manifest's text, with a hash of all of it: no forger's obstacle, but a hand's, and a broken disk's."""
+    bare = {key: value for key, value in values.items() if key != "seal"}
+    return json.dumps(bare | {"seal": seal_of(bare)}, indent=1) + "\n"
+
+
+def seal_of(values: Any) -> str:
+    """The sha256 of plain values, independent of layout."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def content_hash(classes: Sequence[str], resized: Resized | None, splits: dict[Any, Split]) -> str:
@@ -132,18 +143,23 @@ def read_manifest(where: Place) -> ShardManifest:
     """The manifest of the set at `where`; DataError says what is wrong with it."""
     file = f"{where}/{MANIFEST}"
     try:
-        raw = json.loads(where.read(MANIFEST))
-        manifest = ShardManifest.model_validate_json(json.dumps(raw))
+        content = where.read(MANIFEST)
     except MissingError:
         raise MissingError(
             f"there is no {file}; shards are made by repro data prepare, which writes it last"
         ) from None
+    try:
+        raw = json.loads(content)
+        seal = raw.pop("seal", None) if isinstance(raw, dict) else None
+        manifest = ShardManifest.model_validate_json(json.dumps(raw))
     except ValidationError as error:
         raise DataError(f"{file} is no manifest of shards: {sentence(error, ShardManifest, raw)}") from None
-    except DataError:
-        raise
     except (ValueError, RecursionError) as error:
         raise DataError(f"{file} is no JSON ({error}); restore it, or prepare the set anew") from None
+    if seal != seal_of(raw):
+        raise DataError(f"{file} was changed by hand: its seal is not that of what it says; restore it")
+    if not manifest.splits:
+        raise DataError(f"{file} lists no pictures; prepare the set anew")
     if manifest.sha256 != content_hash(manifest.classes, manifest.resized, dict(manifest.splits)):
         raise DataError(f"{file} was changed: its sha256 is not that of what it lists; restore it")
     for name, split in manifest.splits.items():

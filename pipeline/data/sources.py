@@ -21,11 +21,12 @@ from typing import overload
 import numpy as np
 import torch
 
+from pipeline.data.class_folders import WNIDS
 from pipeline.data.folders import known_folders, read_folders, read_pixels
 from pipeline.data.images import DataError, Images, ImageSet, fingerprint, in_canonical_order
 from pipeline.data.order import generator
 from pipeline.data.shards import MANIFEST, ShardSet, ShardSplit, open_shards
-from pipeline.data.store import place
+from pipeline.data.store import Place, place
 
 __all__ = ["MNIST_SHA256", "NAMES", "DataError", "ImageSet", "Images", "load"]
 
@@ -45,6 +46,7 @@ ARCHIVES = {  # name -> (torchvision's class, where below the root its downloads
 }
 NAMES = ("digits", *ARCHIVES, "noise")
 IMAGENET, ILSVRC_2012 = "imagenet", {"train": 1_281_167, "test": 50_000}  # the classification task's pictures
+SIZES = {"fashion-mnist": (60_000, 10_000), "cifar10": (50_000, 10_000), "cifar100": (50_000, 10_000)}
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 DECODED_AT_ONCE = 1000  # pictures
 
@@ -58,18 +60,21 @@ def load(name: str, root: Path, *, photographs: bool = False) -> ImageSet | Shar
 
     Shards are left where they are if they are read as `photographs`, and else decoded into memory.
     """
-    shards = find_shards(name, root)
-    if shards is None and photographs:
-        raise DataError(
-            f"{name} is read as photographs, from shards, and there are none in {root / name}; make them with:"
-            f" repro data prepare SOURCE --out {root / name}"
-        )
-    if shards is not None:
+    where = shards_of(name, root) if PLAIN_NAME.fullmatch(name) else None
+    if where and where.exists(MANIFEST):
+        shards = as_called(open_shards(where, cache=root / ".cache" / "shards"))
         if shards.name != name:
             raise DataError(
-                f"the shards in {shards.place} are of {shards.name!r}; use that name, and that folder's"
+                f"the shards in {where} are of {shards.name!r}; put them into a folder of that name, and use it"
+                f" (--set data.name={shards.name})"
             )
         return shards if photographs else from_shards(shards)
+    if photographs:
+        told = " (REPRO_SHARDS)" if os.environ.get("REPRO_SHARDS") else ""
+        raise DataError(
+            f"{name} is read as photographs, from shards, and there are none in {where or root / name}{told}"
+            f"{did_you_mean(name, root) or f'; make them with: repro data prepare SOURCE --out {where}'}"
+        )
     if name == "mnist" and _holds_classes(root / name):
         return _checked_mnist(read_folders(name, root), f"the class folders in {root / name}")
     if name in NAMES and _holds_classes(root / name):
@@ -84,29 +89,43 @@ def load(name: str, root: Path, *, photographs: bool = False) -> ImageSet | Shar
     if name in ARCHIVES:
         return _from_torchvision(name, root)
     if not name or name[0] == "." or "/" in name or "\\" in name or not (root / name).is_dir():
-        known = [*NAMES, *known_folders(root)]
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-        raise DataError(f"no data set is called {name!r}, and there is no folder {root / name}; {hint}")
+        hint = did_you_mean(name, root) or f"; known are {', '.join(known(root))}"
+        raise DataError(f"no data set is called {name!r}, and there is no folder {root / name}{hint}")
     return read_folders(name, root)
 
 
-def find_shards(name: str, root: Path) -> ShardSet | None:
-    """The prepared set `name`: below REPRO_SHARDS (a folder or an address) if that is set, else below `root`."""
-    if not PLAIN_NAME.fullmatch(name):
-        return None
-    elsewhere = None if name in NAMES else os.environ.get("REPRO_SHARDS")
-    where = place(f"{elsewhere.rstrip('/')}/{name}" if elsewhere else root / name)
-    if not where.exists(MANIFEST):
-        return None
-    shards = open_shards(where, cache=root / ".cache" / "shards")
-    return as_called(shards)
+def known(root: Path) -> list[str]:
+    """All names that `load` takes now."""
+    folders = {path.parent.name for path in root.glob(f"*/{MANIFEST}")} | {*known_folders(root)}
+    return [*NAMES, *sorted(folders - {*NAMES})]
+
+
+def did_you_mean(name: str, root: Path) -> str:
+    """'; did you mean X?' where something is near."""
+    near = difflib.get_close_matches(name, known(root), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near and near[0] != name else ""
+
+
+def shards_of(where: str, root: Path) -> Place:
+    """Where the shards of a set are: at the path or address itself, if there are any; else by its name.
+
+    A name is looked for below REPRO_SHARDS (a folder or an address) if that is set, but for small sets, else below
+    `root`.
+    """
+    here = place(where)
+    if not PLAIN_NAME.fullmatch(where) or here.exists(MANIFEST):
+        return here
+    elsewhere = None if where in NAMES else os.environ.get("REPRO_SHARDS")
+    return place(f"{elsewhere.rstrip('/')}/{where}" if elsewhere else root / where)
 
 
 def as_called(shards: ShardSet) -> ShardSet:
-    """The same; DataError for a set called ImageNet that has not as many pictures in a part."""
+    """The same; DataError for a set called as a published one that has other counts or classes, or was resized."""
+    if shards.name in NAMES and shards.manifest.resized:
+        raise DataError(f"{shards.place} is not {shards.name}: its pictures were resized; give it another name")
     counts = {name: len(part) for name, part in shards.splits.items()}
-    if shards.name == IMAGENET and any(count != ILSVRC_2012[name] for name, count in counts.items()):
+    wrong = any(count != ILSVRC_2012[name] for name, count in counts.items()) or shards.manifest.resized
+    if shards.name == IMAGENET and (wrong or list(shards.classes) != WNIDS.read_text(encoding="ascii").split()):
         found = " + ".join(map(str, counts.values()))
         raise DataError(
             f"{shards.place} is not ImageNet: {found} pictures, where ILSVRC-2012 has 1281167 for training and"
@@ -119,6 +138,10 @@ def from_shards(shards: ShardSet) -> ImageSet:
     """A prepared set of small images, decoded into memory: the same set as the one it was prepared from."""
     train, test = (_decoded(part, shards.name) for part in (shards.train, shards.test))
     found = ImageSet(shards.name, shards.source, shards.classes, train, test)
+    if (len(train), len(test)) != SIZES.get(shards.name, (len(train), len(test))):
+        raise DataError(
+            f"{shards.place} is not {shards.name}: {len(train)} + {len(test)} pictures; give it another name"
+        )
     return _checked_mnist(found, f"the shards in {shards.place}") if shards.name == "mnist" else found
 
 

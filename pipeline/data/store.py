@@ -25,6 +25,8 @@ PAUSES = (0.5, 2, 8)  # seconds before an http server that failed is asked again
 PIECE = 2**20  # bytes written at once
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 LIBRARIES = ("botocore", "aiohttp", "aiobotocore", "fsspec")
+ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")  # the first that is set holds
+NO_ENDPOINT = ("Invalid endpoint", "Invalid IPv6 URL", "Custom endpoint")  # how botocore begins to say so
 FRESH = {"skip_instance_cache": True, "use_listings_cache": False}  # other processes write there too
 
 Range = tuple[str, int, int]  # a file's name, first byte, number of bytes
@@ -66,6 +68,11 @@ class Place:
     def http(self) -> bool:
         """Whether this is read by http or https."""
         return self.address.startswith(("http:", "https:"))
+
+    @property
+    def s3(self) -> bool:
+        """Whether this is a bucket's."""
+        return self.address.startswith("s3:")
 
     @property
     def _files(self) -> Any:
@@ -144,8 +151,8 @@ class Place:
             return [self._part(*one) for one in wanted]
         import fsspec.asyn
 
-        files = self._files
         with self.trouble(wanted[0][0] if wanted else ""):
+            files = self._files
             return list(fsspec.asyn.sync(files.loop, self._parts, files, wanted))
 
     async def _parts(self, files: Any, wanted: Sequence[Range]) -> list[bytes]:
@@ -249,7 +256,8 @@ class Place:
         except DataError:
             raise
         except FileNotFoundError:
-            raise MissingError(f"there is no {self._where(name)}; check the address") from None
+            todo = "restore it, or mend the path" if self.local else "check the address"
+            raise MissingError(f"there is no {self._where(name)}; {todo}") from None
         except PermissionError:
             why = "check its permissions" if self.local else "the server refuses access; check the credentials"
             raise DataError(f"{self._where(name)} may not be used: {why}") from None
@@ -257,7 +265,8 @@ class Place:
             full = target and error.errno in FULL
             raise DataError(f"{target if full else self._where(name)}: {self._said(error)}") from None
         except Exception as error:  # botocore and aiohttp have a family each, with no common root
-            if type(error).__module__.partition(".")[0] not in LIBRARIES:
+            setting = isinstance(error, ValueError) and self.s3  # botocore's plain word for a wrong setting
+            if not setting and type(error).__module__.partition(".")[0] not in LIBRARIES:
                 raise
             raise DataError(f"{self._where(name)}: {self._said(error)}") from None
 
@@ -271,6 +280,8 @@ class Place:
             return (
                 "no credentials for S3 were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
             )
+        if self.s3 and (wrong := self._wrong_setting(error)):
+            return f"{wrong}; mend it and start again"
         number: int = getattr(error, "errno", None) or 0
         known = os.strerror(number) if number in errno.errorcode else ""  # not so: those of looking up a name
         if self.local or number in FULL:
@@ -280,6 +291,24 @@ class Place:
         status = getattr(error, "status", None)
         said = f" (status {status})" if status else ""
         return f"the server could not be used: {kind}{said}; check address and connection"
+
+    def _wrong_setting(self, error: Exception) -> str:
+        """Which of the user's settings for S3 is wrong, without its value; "" where none is."""
+        kind = type(error).__name__
+        if str(error).startswith(NO_ENDPOINT):
+            named = next((name for name in ENDPOINTS if os.environ.get(name)), "endpoint_url of AWS's settings")
+            return f"{named} is no address such as https://host:port"
+        if kind == "ProfileNotFound":
+            return "there is no AWS profile of the name in AWS_PROFILE"
+        if kind == "ParamValidationError" and "bucket name" in str(error):
+            return f"{urlsplit(self.address).netloc!r} is no bucket's name"
+        if kind == "ConfigParseError":
+            return "AWS's configuration file cannot be read"
+        if kind == "InvalidRegionError":
+            return "the region in AWS_DEFAULT_REGION is none such as us-east-1"
+        if isinstance(error, ValueError) or kind.startswith("Invalid"):
+            return f"a setting of AWS, in a variable AWS_... or in its configuration file, is not usable ({kind})"
+        return ""
 
 
 async def asked(files: Any, url: str, take: Callable[[Any], Awaitable[Any]], span: str | None = None) -> Any:

@@ -1,5 +1,6 @@
 """Figures in the manner of the papers, drawn from tracked runs and from what networks cost."""
 
+import io
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
@@ -14,6 +15,8 @@ from matplotlib.ticker import MaxNLocator
 
 from pipeline.catalogue import Complexity
 from pipeline.experiment import Experiment
+from pipeline.mistakes import unwritable_named
+from pipeline.runs import write_atomically
 
 Curve = Sequence[tuple[int, float]]  # (update, value)
 TRAIN, TEST = "train/top1_error_pct", "test/top1_error_pct"
@@ -23,13 +26,21 @@ ACROSS = 8  # pictures in a row of a contact sheet
 POINTS = 40  # a training error is drawn as the mean over this many parts of a run
 
 
+def drawn(figure: Figure, path: Path, *, dpi: int) -> Path:
+    """Write `figure` to `path`, a PNG: whole or not at all; UserError names a folder that cannot be written."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=dpi, metadata={"Software": None})
+    with unwritable_named(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, picture.getvalue())
+    return path
+
+
 def error_curves(
     experiment: Experiment, scale: str, curves: Mapping[str, Mapping[str, Sequence[Curve]]], path: Path
 ) -> Path:
     """Write `curves_figure` to `path`, a PNG."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    curves_figure(experiment, scale, curves).savefig(path, dpi=150, metadata={"Software": None})
-    return path
+    return drawn(curves_figure(experiment, scale, curves), path, dpi=150)
 
 
 def curves_figure(
@@ -99,9 +110,7 @@ def binned(curve: Curve, size: int) -> list[tuple[int, float]]:
 
 def complexity_chart(rows: Sequence[Complexity], hardware: str, path: Path) -> Path:
     """Write `complexity_figure` to `path`, a PNG."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    complexity_figure(rows, hardware).savefig(path, dpi=150, metadata={"Software": None})
-    return path
+    return drawn(complexity_figure(rows, hardware), path, dpi=150)
 
 
 def complexity_figure(rows: Sequence[Complexity], hardware: str) -> Figure:
@@ -154,9 +163,7 @@ def complexity_figure(rows: Sequence[Complexity], hardware: str) -> Figure:
 
 def contact_sheet(images: Sequence[Any], titles: Sequence[str], path: Path, *, heading: str = "") -> Path:
     """Write `contact_figure` to `path`, a PNG."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    contact_figure(images, titles, heading).savefig(path, dpi=110, metadata={"Software": None})
-    return path
+    return drawn(contact_figure(images, titles, heading), path, dpi=110)
 
 
 def contact_figure(images: Sequence[Any], titles: Sequence[str], heading: str = "") -> Figure:
@@ -185,9 +192,7 @@ def contact_figure(images: Sequence[Any], titles: Sequence[str], heading: str = 
 
 def class_balance(counts: Mapping[str, Sequence[int]], path: Path, *, heading: str = "") -> Path:
     """Write `balance_figure` to `path`, a PNG."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    balance_figure(counts, heading).savefig(path, dpi=110, metadata={"Software": None})
-    return path
+    return drawn(balance_figure(counts, heading), path, dpi=110)
 
 
 def balance_figure(counts: Mapping[str, Sequence[int]], heading: str = "") -> Figure:

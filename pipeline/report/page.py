@@ -8,8 +8,10 @@ from jinja2 import Environment
 
 from pipeline.experiment import Experiment
 from pipeline.ledger import Entry
+from pipeline.mistakes import unwritable_named
 from pipeline.report.leaderboard import Row
 from pipeline.report.text import counts, leaderboard_cells, verdict_cells
+from pipeline.runs import write_atomically
 from pipeline.verdict import Reason
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
@@ -24,7 +26,10 @@ def write_page(
     figure: Path | None,
     path: Path,
 ) -> Path:
-    """Write the page to `path`; nothing in it needs another file or a network."""
+    """Write the page to `path`; nothing in it needs another file or a network.
+
+    It is written whole or not at all; UserError names a folder that cannot be written.
+    """
     by_runs_first = sorted(entries, key=lambda e: e.evidence is None or e.verdict.reason is Reason.NOT_RUN)
     verdicts = [verdict_cells(entry) for entry in by_runs_first]
     html = (
@@ -40,6 +45,7 @@ def write_page(
             counts=counts(entries),
         )
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(html, encoding="utf-8")
+    with unwritable_named(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, html)
     return path

@@ -39,7 +39,8 @@ def test_preparing_prints_what_there_is(command, archives, tmp_path):
     assert lines[0].split() == ["imagenet-standin", "images", "shards", "MB"]
     assert [line.split()[:3] for line in lines[1:3]] == [["train", "15", "4"], ["test", "9", "3"]]
     assert lines[3].startswith("3 classes, from a stand-in for ILSVRC-2012, generated with seed 0")
-    assert lines[-1] == f"shards   {tmp_path / 's'}"
+    assert lines[-2] == f"shards   {tmp_path / 's'}"
+    assert lines[-1] == "A run finds them in a folder called imagenet-standin, in data/ or below REPRO_SHARDS."
     assert (
         command("data", "prepare", archives, "--out", tmp_path / "s", "--samples", 4)[0] == 0
     )  # is there already
@@ -76,7 +77,8 @@ def test_inspecting_counts_and_draws(command, shards, tmp_path):
     assert out.splitlines()[-2:] == [f"pictures {sheet}", f"classes  {chart}"]
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in (sheet, chart))
     code, out, _ = command("data", "inspect", shards, "--json")
-    assert json.loads(out)["pictures"] == str(sheet)
+    found = json.loads(out)
+    assert (found["contact_sheet"], found["balance_chart"], found["classes"]) == (str(sheet), str(chart), 3)
 
 
 def test_a_small_set_goes_into_shards_and_comes_back_the_same(command, tmp_path):
@@ -94,7 +96,10 @@ def test_class_folders_of_one_part(command, tmp_path):
     code, _, err = command("data", "prepare", folder, "--out", tmp_path / "s")
     assert code == 2
     assert "--split" in err
-    code, out, _ = command("data", "prepare", folder, "--out", tmp_path / "s", "--split", "test")
+    code, _, err = command("data", "prepare", folder, "--out", tmp_path / "s", "--split", "foo")
+    assert code == 2
+    assert "a set's parts are train and test (val is taken for test)" in err
+    code, out, _ = command("data", "prepare", folder, "--out", tmp_path / "s", "--split", "val")
     assert code == 0
     assert out.splitlines()[1].split()[:2] == ["test", "6"]
 
@@ -112,7 +117,7 @@ def test_class_folders_of_one_part(command, tmp_path):
             ("prepare", "noise", "--out", "http://127.0.0.1/x"),
             "http is for reading; write to a folder or to s3://",
         ),
-        (("verify", "nowhere"), "there is no nowhere/manifest.json"),
+        (("verify", "nowhere"), "data/nowhere/manifest.json; shards are made by repro data prepare"),
         (("inspect", "gs://bucket/x"), "addresses that begin with gs: are not read"),
         (("inspect", "simplecache::s3://b/x"), "addresses joined by :: are not read"),
     ],

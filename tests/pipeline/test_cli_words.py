@@ -407,7 +407,7 @@ def test_published_weights_are_a_labelled_row_and_no_evidence(command, known, mo
     code, out, _ = command("leaderboard")
     assert code == 0
     assert "published weights on val: imported, not trained here, and no reproduction\n" in out
-    assert "3 files of val that are no pictures were left out.\n" in out
+    assert "Files of val that are no pictures and were left out: 3.\n" in out
     assert "resnet-50 departs from its paper for these weights: stride 2 elsewhere.\n" in out
     (line,) = (line for line in out.splitlines() if "torchvision X" in line)
     assert line.split() == ["resnet-50", "torchvision", "X", "23.85", "7.13", "23.87", "50,000", "±", "0.19"]

@@ -4,7 +4,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from pipeline.experiment import DeclarationError, Loader, load, merged, names
+from pipeline.experiment import DeclarationError, Loader, changed, load, merged, names
 from pipeline.mistakes import UserError
 
 # ruff: noqa: E501 - a mistake a line reads as the table it is
@@ -251,13 +251,89 @@ def test_a_layer_may_take_away(declare):
             {"train.optimizer": "sgd"},
             "--set train.optimizer (for plain-20 at laptop): should be a map of keys, not",
         ),
-        ({"train.steps": 100}, "scales.laptop.train: the drop at 200 comes after the last of 100 steps"),
+        (
+            {"train.steps": 100},
+            "--set train.steps=100: train (for plain-20 at laptop): the drop at 200 comes after the last of 100 steps",
+        ),
     ],
 )
 def test_a_wrong_change_by_set_is_one_sentence(experiment, change, words):
     with pytest.raises(UserError) as caught:
         experiment.recipe("plain-20", "laptop", change)
     assert words in str(caught.value)
+
+
+PHOTOGRAPHS = (  # what `declare` puts for the toy's data
+    "data: {name: cifar10, augment: [pad4-crop, flip]}",
+    "data: {name: imagenet, crop: {side: 224, short: 256}, test: [1-crop-224-of-256]}",
+    "data: {name: digits, augment: [pad1-crop]}",
+    "data: {}",
+)
+HERE = "(for plain-20 at laptop)"
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"data.crop.area": [0.08, 1]},
+            f"--set data.crop.area=[0.08, 1]: data.crop {HERE}: give either 'short' (then cut) or 'area' with 'aspect' "
+            "(then resize)",
+        ),
+        (
+            {"data.crop": None},
+            f"--set data.crop=null: data {HERE}: test protocols are for photographs: they need 'crop'",
+        ),
+        (
+            {"data.test": []},
+            f"--set data.test=[]: data {HERE}: photographs need a 'test' protocol, such as 1-crop-224-of-256",
+        ),
+        (
+            {"data.augment": ["pad4-crop"], "train.lr": 0.2},  # which is right
+            f"--set data.augment=[pad4-crop]: data {HERE}: 'pad4-crop' is for small images: 'crop' goes without it",
+        ),
+        (
+            {"data.crop.side": 200, "data.val": 5, "data.crop.short": [300, 100]},  # all of the map
+            f"--set data.crop.side=200, --set data.crop.short=[300, 100]: data.crop {HERE}: 'short' should rise: "
+            "[300, 100] does not",
+        ),
+        (
+            {"train.optimizer.name": "sdlm", "train.lr": 0.2},  # a key missing in the map where another was set
+            f"--set train.optimizer.name=sdlm: train.optimizer.momentum {HERE}: unknown key; known: mu, name, samples",
+        ),
+        ({"data.crop": {"side": 8}}, f"--set data.crop {HERE}: give either 'short'"),
+    ],
+)
+def test_a_mistake_between_two_keys_is_blamed_on_the_changes_of_their_map(declare, changes, sentence):
+    declared = declare(*PHOTOGRAPHS)
+    with pytest.raises(UserError) as caught:
+        declared.recipe("plain-20", "laptop", changes)
+    assert str(caught.value).startswith(sentence)
+
+
+def test_a_declaration_that_was_wrong_before_the_changes_is_blamed_itself(experiment):
+    scale = experiment.scales["laptop"].model_copy(update={"train": {"steps": 100}})
+    wrong = experiment.model_copy(update={"scales": {"laptop": scale}})  # not by `load`, which would refuse
+    with pytest.raises(DeclarationError, match=r"^toy/depth.yaml: scales.laptop.train: the drop at 48000 comes"):
+        wrong.recipe("plain-20", "laptop", {"train.lr": 0.2})
+
+
+@pytest.mark.parametrize(
+    ("key", "changes", "said"),
+    [
+        ("train.lr", {"train.lr": 1}, "--set train.lr"),
+        ("train.lrr", {"train.lr": 1, "data.val": 2}, "--set train.lr=1: train.lrr"),  # no prefix of a word
+        (
+            "train.optimizer.mu",
+            {"train.optimizer.name": "sdlm", "train.lr": 1},
+            "--set train.optimizer.name=sdlm: train.optimizer.mu",
+        ),
+        ("model.depth", {"train.lr": 1, "data.name": "a b"}, "--set train.lr=1, --set data.name=a b: model.depth"),
+        ("", {"data.name": "1"}, "--set data.name='1'"),
+    ],
+)
+def test_the_changes_nearest_to_a_mistake_are_named(key, changes, said):
+    assert changed(key, changes) == said
 
 
 @pytest.mark.parametrize(

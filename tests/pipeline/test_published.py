@@ -288,7 +288,7 @@ def test_a_damaged_result_is_named(kept):
 def test_photographs_in_shards_are_called_as_their_manifest_says(experiments, torchvisions, tmp_path):
     shards = prepared(tmp_path / "made", classes=3, train=0, test=2)
     torch.save(torchvisions, tmp_path / "w.pth")
-    called, samples = published.photographs(str(shards.place), 3)
+    called, _, samples = published.photographs(str(shards.place), 3)
     assert (called, len(samples)) == ("photographs", 6)
     shards.place.local.rename(tmp_path / "imagenet")
     assert published.photographs(str(tmp_path / "imagenet"), 3)[0] == "photographs"

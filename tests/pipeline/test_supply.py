@@ -10,6 +10,7 @@ from real_runs import stop_after, weights
 
 from pipeline.data import manifest, sources, statistics
 from pipeline.data.images import DataError
+from pipeline.data.shards import sealed
 from pipeline.experiment import Data, load
 from pipeline.mistakes import UserError
 from pipeline.plan import identity, plan
@@ -217,7 +218,9 @@ def test_a_set_that_is_not_there_says_how_to_make_it(tmp_path):
 
 def test_shards_under_another_name_are_refused(root, run):
     (root / "pictures").symlink_to(root / run.recipe.data.name)
-    with pytest.raises(DataError, match=r"the shards in \S+ are of 'photographs'; use that name"):
+    with pytest.raises(
+        DataError, match=r"the shards in \S+ are of 'photographs'; put them into a folder of that name"
+    ):
         sources.load("pictures", root, photographs=True)
 
 
@@ -226,7 +229,7 @@ def test_a_set_called_imagenet_has_its_counts(root, run, tmp_path):
     folder = tmp_path / "imagenet"
     shutil.copytree(root / run.recipe.data.name, folder)
     said = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps(said | {"name": "imagenet"}))
+    (folder / "manifest.json").write_text(sealed(said | {"name": "imagenet"}))
     with pytest.raises(DataError, match=r"is not ImageNet: 21 \+ 12 pictures, where ILSVRC-2012 has 1281167 for"):
         sources.load("imagenet", tmp_path, photographs=True)
     with pytest.raises(DataError, match=r"is not ImageNet"):

@@ -16,7 +16,7 @@ from making import prepared
 from pipeline.data.images import DataError
 from pipeline.data.inspect import verify
 from pipeline.data.jpeg import decode
-from pipeline.data.shards import MANIFEST, open_shards
+from pipeline.data.shards import MANIFEST, open_shards, sealed
 
 BLOCK = 512
 SHARD = "train-00001.tar"  # samples 4 to 7
@@ -306,7 +306,7 @@ def forged(shards, change):
     values = json.loads((folder / MANIFEST).read_text())
     values["splits"]["train"]["index_sha256"] = hashlib.sha256(file.getvalue()).hexdigest()
     values["splits"]["train"]["shards"][1].update(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
-    (folder / MANIFEST).write_text(json.dumps(values))
+    (folder / MANIFEST).write_text(sealed(values))
 
 
 def renamed(name, kind=tarfile.REGTYPE, member=1):
@@ -396,7 +396,7 @@ def with_index(shards, change):
     (shards.place.local / "train.index.npy").write_bytes(file.getvalue())
     values = json.loads((shards.place.local / MANIFEST).read_text())
     values["splits"]["train"]["index_sha256"] = hashlib.sha256(file.getvalue()).hexdigest()
-    (shards.place.local / MANIFEST).write_text(json.dumps(values))
+    (shards.place.local / MANIFEST).write_text(sealed(values))
 
 
 @pytest.mark.parametrize(
@@ -425,7 +425,7 @@ def test_bytes_hidden_behind_the_last_member_are_found(shards):
     with_index(shards, change)
     values = json.loads((shards.place.local / MANIFEST).read_text())
     values["splits"]["train"]["shards"][1]["sha256"] = hashlib.sha256(content).hexdigest()
-    (shards.place.local / MANIFEST).write_text(json.dumps(values))
+    (shards.place.local / MANIFEST).write_text(sealed(values))
     (fault,) = verify(shards.place, threads=0)
     assert f"{SHARD}, sample 7 is followed by bytes of no member" in fault
 
@@ -433,5 +433,5 @@ def test_bytes_hidden_behind_the_last_member_are_found(shards):
 def test_a_shard_whose_sum_alone_differs_is_named(shards):
     values = json.loads((shards.place.local / MANIFEST).read_text())
     values["splits"]["train"]["shards"][1]["sha256"] = "0" * 64
-    (shards.place.local / MANIFEST).write_text(json.dumps(values))
+    (shards.place.local / MANIFEST).write_text(sealed(values))
     named(shards, "its bytes are not those that the manifest lists")

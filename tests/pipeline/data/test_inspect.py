@@ -12,7 +12,7 @@ from servers import Refusing, Whole, s3_server, serve, use_s3
 from pipeline.data import store
 from pipeline.data.images import DataError
 from pipeline.data.inspect import _numbers, some_pictures, spread_out, summary, verify, words
-from pipeline.data.shards import MANIFEST, open_shards
+from pipeline.data.shards import MANIFEST, open_shards, sealed
 from pipeline.data.store import place
 from pipeline.report.figures import ACROSS, balance_figure, class_balance, contact_figure, contact_sheet
 
@@ -98,7 +98,7 @@ def test_an_index_that_leaves_gaps_is_named(shards):
     (shards.place.local / "train.index.npy").write_bytes(file.getvalue())
     values = json.loads((shards.place.local / MANIFEST).read_text())
     values["splits"]["train"]["index_sha256"] = hashlib.sha256(file.getvalue()).hexdigest()
-    (shards.place.local / MANIFEST).write_text(json.dumps(values))
+    (shards.place.local / MANIFEST).write_text(sealed(values))
     (fault,) = verify(shards.place, threads=1)
     assert "train.index.npy does not say where the samples of train-00000.tar are" in fault
 

@@ -16,7 +16,7 @@ from servers import Dying, Whole, s3_server, serve, use_s3
 
 from pipeline.data import store
 from pipeline.data.images import DataError
-from pipeline.data.shards import MANIFEST, Cache, ShardSet, open_shards, read_manifest
+from pipeline.data.shards import MANIFEST, Cache, ShardSet, open_shards, read_manifest, sealed
 from pipeline.data.store import MissingError, place
 
 TRAIN, TEST = 12, 6
@@ -104,7 +104,7 @@ def changed(folder, change):
     file = folder / MANIFEST
     values = json.loads(file.read_text())
     change(values)
-    file.write_text(json.dumps(values))
+    file.write_text(sealed(values))
 
 
 MISTAKES = {

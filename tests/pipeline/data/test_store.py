@@ -115,6 +115,13 @@ def test_a_folder(folder):
     assert place(folder / "nothing").names() == []
 
 
+def test_a_file_gone_from_a_folder_is_to_be_restored_and_one_from_a_server_looked_for(folder):
+    lost = f"there is no {folder}/b.tar; restore it, or mend the path"
+    assert refused(lambda: place(folder).read("b.tar"), kind=MissingError) == lost
+    with serve(folder) as address:
+        refused(lambda: place(address).read("b.tar"), "; check the address", kind=MissingError)
+
+
 def test_put_and_remove_in_a_folder(folder, tmp_path):
     here = place(tmp_path / "new" / "one")
     here.put(shutil.copyfile(folder / "a.tar", tmp_path / "x"), "b.tar")
@@ -384,6 +391,89 @@ def test_no_s3_server(folder, monkeypatch):
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     message = refused(lambda: place("s3://bucket/set").read("a.tar"), "s3://bucket/set/a.tar", "connection")
     assert re.search("could not be used|refused", message)
+
+
+ASKING = {  # every way in which a bucket is asked
+    "read": lambda here, file: here.read("a"),
+    "exists": lambda here, file: here.exists("a"),
+    "names": lambda here, file: here.names(),
+    "modified": lambda here, file: here.modified("a"),
+    "ranges": lambda here, file: here.ranges([("a", 0, 2)]),
+    "fetch": lambda here, file: here.fetch("a", file.with_name("b")),
+    "put": lambda here, file: here.put(file, "a"),
+    "remove": lambda here, file: here.remove("a"),
+}
+
+
+@pytest.fixture
+def aws(monkeypatch):
+    """Sets AWS_... variables beside those of an S3 server that nobody answers at."""
+
+    def settings(**values):
+        use_s3(monkeypatch, "http://127.0.0.1:1")
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+        for name, value in values.items():
+            monkeypatch.setenv(name, value)
+        return place("s3://bucket/set")
+
+    return settings
+
+
+@pytest.mark.parametrize("how", ASKING)
+def test_an_endpoint_that_is_no_address_is_named_by_its_variable_and_not_repeated(aws, folder, how):
+    here = aws(AWS_ENDPOINT_URL=f"user:{PASSWORD}@host")
+    said = "s3://bucket/set", "AWS_ENDPOINT_URL is no address such as https://host:port; mend it"
+    refused(lambda: ASKING[how](here, folder / "a.tar"), *said)
+
+
+@pytest.mark.parametrize("wrong", ["", "http://", "ftp://", "http://[", "http://user:", "http://a b "])
+def test_whatever_is_wrong_with_an_endpoint_it_is_not_repeated(aws, wrong):
+    here = aws(AWS_ENDPOINT_URL_S3=f"{wrong}{PASSWORD}")
+    if wrong == "http://":  # an address, at which there is no server
+        refused(lambda: here.read("a"), "check address and connection")
+    else:
+        refused(lambda: here.read("a"), "AWS_ENDPOINT_URL_S3 is no address such as https://host:port")
+
+
+def test_an_endpoint_of_the_configuration_file_is_not_blamed_on_a_variable(aws, monkeypatch, tmp_path):
+    (tmp_path / "config").write_text(f"[default]\nendpoint_url = {PASSWORD}\n")
+    here = aws(AWS_CONFIG_FILE=str(tmp_path / "config"))
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    refused(lambda: here.read("a"), "endpoint_url of AWS's settings is no address")
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"AWS_PROFILE": PASSWORD}, "there is no AWS profile of the name in AWS_PROFILE; mend it"),
+        ({"AWS_DEFAULT_REGION": f"x {PASSWORD}"}, "the region in AWS_DEFAULT_REGION is none such as us-east-1"),
+        ({"AWS_MAX_ATTEMPTS": PASSWORD}, "a setting of AWS, in a variable AWS_"),  # int() raises a ValueError
+        ({"AWS_RETRY_MODE": PASSWORD}, "a setting of AWS, in a variable AWS_"),
+    ],
+)
+def test_wrong_settings_of_aws_are_named_and_not_repeated(aws, values, said):
+    here = aws(**values)
+    for how in ("read", "names", "ranges"):
+        refused(lambda how=how: ASKING[how](here, None), "s3://bucket/set", said)
+
+
+def test_a_configuration_file_of_aws_that_cannot_be_read(aws, tmp_path):
+    (tmp_path / "config").write_text(f"[profile x\n{PASSWORD}")
+    refused(lambda: aws(AWS_CONFIG_FILE=str(tmp_path / "config")).read("a"), "AWS's configuration file cannot")
+
+
+def test_what_is_no_buckets_name_is_said_to_be_none(aws):
+    aws()
+    refused(
+        lambda: place("s3://Bad_Bucket!/x").read("a"), "s3://Bad_Bucket!/x/a: 'Bad_Bucket!' is no bucket's name"
+    )
+
+
+def test_a_mistake_of_ours_is_no_mistake_of_the_user():
+    for where in ("folder", "http://host/x"):
+        with pytest.raises(ValueError, match=r"^ours$") as caught, place(where).trouble("a"):
+            raise ValueError("ours")
+        assert caught.type is ValueError
 
 
 def test_the_secret_would_be_found():

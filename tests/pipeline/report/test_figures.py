@@ -1,8 +1,10 @@
 """The figure in the manner of the papers: panels, lines, bands."""
 
+import numpy as np
 import pytest
 
 from pipeline.catalogue import Complexity
+from pipeline.mistakes import UserError
 from pipeline.report.figures import (
     COLOURS,
     CURVES,
@@ -10,8 +12,10 @@ from pipeline.report.figures import (
     TEST,
     TRAIN,
     binned,
+    class_balance,
     complexity_chart,
     complexity_figure,
+    contact_sheet,
     curves_figure,
     error_curves,
 )
@@ -157,3 +161,40 @@ def test_times_are_medians_with_their_range():
 def test_the_chart_is_a_picture(tmp_path):
     path = complexity_chart([cost("a", 70.0)], "x", tmp_path / "new" / "c.png")
     assert path.read_bytes().startswith(b"\x89PNG")
+
+
+# --- a folder that cannot be written -----------------------------------------------------------------------
+
+DRAWERS = {  # every figure that is written
+    "training": lambda experiment, path: error_curves(experiment, "laptop", {"plain-20": both(10)}, path),
+    "complexity": lambda experiment, path: complexity_chart([cost("a", 70.0)], "x", path),
+    "pictures": lambda experiment, path: contact_sheet([np.zeros((9, 9, 3), np.uint8)], ["a"], path),
+    "classes": lambda experiment, path: class_balance({"train": [3, 9, 1]}, path),
+}
+
+
+@pytest.mark.parametrize("drawer", DRAWERS)
+def test_a_folder_that_cannot_be_made_is_one_sentence(experiment, tmp_path, drawer):
+    (tmp_path / "file").write_text("")
+    folder = tmp_path / "file" / "report"
+    with pytest.raises(UserError) as caught:
+        DRAWERS[drawer](experiment, folder / "f.png")
+    assert str(caught.value) == (
+        f"cannot write to {folder}: not a directory; make room, mend the folder, or name another by REPRO_HOME,"
+        " and start the same command again"
+    )
+
+
+@pytest.mark.parametrize("drawer", DRAWERS)
+def test_a_full_disk_leaves_the_figure_of_before(experiment, tmp_path, drawer):
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    (tmp_path / "f.png").write_bytes(b"of before")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # the kernel's own error, with a smaller disk
+    try:
+        with pytest.raises(UserError, match=rf"^cannot write to {tmp_path}: file too large; .*REPRO_HOME"):
+            DRAWERS[drawer](experiment, tmp_path / "f.png")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (tmp_path / "f.png").read_bytes() == b"of before"
+    assert [file.name for file in tmp_path.iterdir() if file.is_file()] == ["f.png"]

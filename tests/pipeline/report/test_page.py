@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 import pytest
 
 from pipeline.ledger import ledger
+from pipeline.mistakes import UserError
 from pipeline.report.leaderboard import leaderboard
 from pipeline.report.page import CLASSES, write_page
 from pipeline.report.text import MARKS
@@ -88,6 +89,28 @@ def test_the_page_is_well_formed_with_and_without_runs(page):
     for html in (page(), page(records=[])):
         assert tags(html).open == []
         assert "error curves" not in html
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(page, tmp_path):
+    (tmp_path / "new").write_text("")  # where the folder should be
+    with pytest.raises(
+        UserError, match=rf"^cannot write to {tmp_path}/new: file exists; .* REPRO_HOME, and start"
+    ):
+        page()
+
+
+def test_a_full_disk_leaves_the_page_of_before(page, tmp_path):
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = page()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # the kernel's own error, with a smaller disk
+    try:
+        with pytest.raises(UserError, match=rf"^cannot write to {tmp_path}/new: file too large; make room"):
+            page(records=[])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (tmp_path / "new" / "page.html").read_text(encoding="utf-8") == before
+    assert [file.name for file in (tmp_path / "new").iterdir()] == ["page.html"]
 
 
 def test_every_mark_has_a_colour():
