@@ -10,6 +10,7 @@ import inspect
 import json
 import pickle
 import re
+import struct
 import urllib.error
 import warnings
 from collections import Counter
@@ -48,12 +49,15 @@ TORCHVISION = "torchvision"
 CENTRE = 0.875  # of the short side is cut out: 224 of 256
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # what most publishers take out, of pixels / 255
 SMALL = 64  # pixels: networks for images up to this size read known sets, whole
+PICKLED = (b"PK\x03\x04", b"\x80")  # how torch's files begin: a zip archive, or a pickle; no text does
 # How torch names the class or function in a pickle that it refuses: "Unsupported global: GLOBAL os.system was not".
-REFUSED = re.compile(r"(?:GLOBAL|class|function) ([\w.]*\w)(?= |$)", re.MULTILINE)
+REFUSED = re.compile(r"GLOBAL ([\w.]+) ")
 # What safetensors and torch raise for a file that is none of theirs, or no longer whole.
 DAMAGED = (
-    pickle.UnpicklingError,
     SafetensorError,
+    pickle.UnpicklingError,
+    struct.error,
+    AssertionError,
     RuntimeError,
     ValueError,
     OSError,
@@ -222,6 +226,12 @@ def read_state(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise UserError(f"there is no weights file {file}; give a .safetensors or .pth file, or 'torchvision'")
     try:
+        with file.open("rb") as opened:
+            first = opened.read(4)
+    except OSError as error:
+        reason = (error.strerror or type(error).__name__).lower()
+        raise UserError(f"{file} cannot be read: {reason}; mend that and start again") from None
+    try:
         if file.suffix == ".safetensors":
             from safetensors.torch import load_file
 
@@ -229,12 +239,9 @@ def read_state(file: Path) -> dict[str, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's, of what is refused in the next moment
             state = torch.load(file, map_location="cpu", weights_only=True)
-    except OSError as error:
-        reason = (error.strerror or type(error).__name__).lower()
-        raise UserError(f"{file} cannot be read: {reason}; mend that and start again") from None
     except DAMAGED as error:  # torch's own words advise to load it all the same, so they are not repeated
-        refused = REFUSED.search(str(error)) if is_pickle(file) else None
-        if refused:
+        refused = REFUSED.search(str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        if refused and first.startswith(PICKLED):
             raise UserError(
                 f"{file} holds more than weights, which is never loaded: {refused[1]}; save its state_dict alone"
             ) from None
@@ -245,12 +252,6 @@ def read_state(file: Path) -> dict[str, Any]:
         kind = "map with keys that are no text" if isinstance(state, dict) else type(state).__name__
         raise UserError(f"{file} holds a {kind}, not a map from names to weights")
     return state
-
-
-def is_pickle(file: Path) -> bool:
-    """Whether a file begins as torch's do: a zip archive, or a pickle of protocol 2 or later."""
-    with file.open("rb") as opened:
-        return opened.read(4).startswith((b"PK\x03\x04", b"\x80"))
 
 
 def unwrapped(state: Mapping[str, Any]) -> dict[str, Tensor]:

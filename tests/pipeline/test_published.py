@@ -1,6 +1,9 @@
 """Weights of others in our networks: read safely, fitted, evaluated, kept apart from reproductions."""
 
+import argparse
 import json
+import random
+import re
 import urllib.error
 
 import numpy as np
@@ -18,7 +21,16 @@ from pipeline import published
 from pipeline.catalogue import Named, find
 from pipeline.data.images import Images, ImageSet
 from pipeline.mistakes import UserError
-from pipeline.published import counterparts, evaluated, from_file, from_torchvision, keep, results, state_hash
+from pipeline.published import (
+    counterparts,
+    evaluated,
+    from_file,
+    from_torchvision,
+    keep,
+    read_state,
+    results,
+    state_hash,
+)
 from pipeline.reproduce import all_experiments
 
 
@@ -92,15 +104,91 @@ class Bomb:
 
 def test_a_file_that_would_run_code_is_never_loaded(small, state, tmp_path, capfd):
     torch.save({"state_dict": state, "bomb": Bomb()}, tmp_path / "w.pth")
-    with pytest.raises(UserError, match=r"w.pth holds more than weights, which is never loaded"):
+    with pytest.raises(UserError, match=r"w.pth holds more than weights, which is never loaded: print; save its"):
         from_file(small, tmp_path / "w.pth")
     assert "boom" not in capfd.readouterr().out
+
+
+UNREADABLE = (
+    r"^[^\n]*/w.pth is no readable weights file; give a .safetensors file or a checkpoint of torch, whole$"
+)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(
+    ("held", "named"),
+    [
+        (argparse.Namespace(lr=0.1), "argparse.Namespace"),
+        (torch.nn.Linear(2, 2), "torch.nn.modules.linear.Linear"),
+    ],
+)
+def test_what_a_file_holds_beside_weights_is_named_in_words_of_ours(tmp_path, zipped, held, named):
+    torch.save({"held": held}, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(UserError) as caught:
+        read_state(tmp_path / "w.pth")
+    assert str(caught.value) == (
+        f"{tmp_path}/w.pth holds more than weights, which is never loaded: {named}; save its state_dict alone"
+    )
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"import torch\nprint(1)\n",
+        b"cimport numpy\nas np\n",  # read as a pickle this asks for a global, "import numpy.as np"
+        b"<!DOCTYPE html><html></html>",
+        b"\xff\xd8\xff\xe0\x00\x10JFIF",
+        b"\x80\x04\x95\x0b\x00\x00\x00\x00\x00\x00\x00}\x94\x8c\x01a\x94K\x01s.",  # {"a": 1}, of a later protocol
+        b"PK\x03\x04 and no more",
+    ],
+)
+def test_a_file_of_another_kind_is_not_called_dangerous(tmp_path, content):
+    (tmp_path / "w.pth").write_bytes(content)
+    with pytest.raises(UserError, match=UNREADABLE):
+        read_state(tmp_path / "w.pth")
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")  # that is what is tried
+def test_a_torchscript_program_is_no_weights_and_torch_says_nothing(tmp_path, recwarn):
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), tmp_path / "w.pth")
+    recwarn.clear()
+    with pytest.raises(UserError, match=UNREADABLE):
+        read_state(tmp_path / "w.pth")
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_whatever_is_damaged_is_one_sentence(tmp_path, zipped):
+    file, chance = tmp_path / "w.pth", random.Random(0)
+    torch.save({"a": torch.zeros(100)}, file, _use_new_zipfile_serialization=zipped)
+    whole, refused = file.read_bytes(), 0
+    for _ in range(200):
+        damaged = bytearray(whole)
+        for _ in range(chance.choice((1, 3, 20))):
+            damaged[chance.randrange(len(damaged))] = chance.randrange(256)
+        file.write_bytes(damaged[: chance.choice((len(damaged), chance.randrange(len(damaged))))])
+        try:
+            read_state(file)
+        except UserError as error:
+            refused += 1
+            assert re.search(f"{UNREADABLE}|holds more than weights|holds a ", str(error)), str(error)
+    assert refused > 100
+
+
+def test_weights_that_may_not_be_read_are_said_to_be_so(tmp_path, monkeypatch):
+    def refuse(self, mode):
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "w.pth").write_bytes(b"x")
+    monkeypatch.setattr("pathlib.Path.open", refuse)
+    with pytest.raises(UserError, match=r"w.pth cannot be read: permission denied; mend that and start again$"):
+        read_state(tmp_path / "w.pth")
 
 
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("w.pth", b"no weights", "w.pth is no readable weights file|w.pth holds more than weights"),
+        ("w.pth", b"no weights", "w.pth is no readable weights file"),
         ("w.pth", b"", "w.pth is no readable weights file"),
         ("w.safetensors", b"no weights", "w.safetensors is no readable weights file"),
         ("w.safetensors", b'\x08\x00\x00\x00\x00\x00\x00\x00{"a":1}', "w.safetensors is no readable weights file"),
