@@ -50,7 +50,7 @@ CENTRE = 0.875  # of the short side is cut out: 224 of 256
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # what most publishers take out, of pixels / 255
 SMALL = 64  # pixels: networks for images up to this size read known sets, whole
 PICKLED = (b"PK\x03\x04", b"\x80")  # how torch's files begin: a zip archive, or a pickle; no text does
-# How torch names the class or function in a pickle that it refuses: "Unsupported global: GLOBAL os.system was not".
+# How torch names the class or function in a pickle that it refuses: "global: GLOBAL os.system was ...".
 REFUSED = re.compile(r"GLOBAL ([\w.]+) ")
 # What safetensors and torch raise for a file that is none of theirs, or no longer whole.
 DAMAGED = (

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from lightning_modules.recipe import factors
-from pipeline.experiment import Drops, ExactClaim, Experiment, OrderingClaim, RatioClaim
+from pipeline.experiment import FAST, Crop, Drops, ExactClaim, Experiment, OrderingClaim, RatioClaim
 from pipeline.plan import Run, plan
 from pipeline.record import FINISHED, Record
 
@@ -37,15 +37,22 @@ def describe(experiment: Experiment, records: Sequence[Record], out: Console, sa
     if experiment.scales:
         said = f"data {data.name}, normalised {data.normalise}, augmented: {', '.join(data.augment) or 'no'}"
         say(said, indent=2)
+    if train and data.crop:
+        say(f"learns from {crop_words(data.crop)}", indent=2)
+        say(judged_words(data.test, first=" (also while training)"), indent=2)
     head("variants")
     width = max(map(len, experiment.variants))
     for name, variant in experiment.variants.items():
-        own = words(dict(variant.model.args)) + words({**variant.data, **variant.train}, start="; ")
-        say(f"{name:<{width}}  {variant.model.name} {own}".rstrip(), indent=2)
+        network = f"{variant.model.name} {words(variant.model.args)}".rstrip()
+        own = own_words(variant.data, variant.train)
+        say(f"{name:<{width}}  {network}" + (f"; {own}" if own else ""), indent=2)
     if experiment.scales:
         head("scales")
     for name, scale in experiment.scales.items():
         say(f"{name}: {scale.why}", indent=2)
+        differs = own_words(scale.data, faster(experiment, name) | scale.train)
+        if differs:
+            say(f"otherwise: {differs}", indent=6)
         say(work(experiment, name, records), indent=6)
     head(f"claims ({len(experiment.claims)})")
     for claim in experiment.claims:
@@ -70,10 +77,80 @@ def words(settings: Mapping[str, Any], *, start: str = "") -> str:
         if isinstance(value, Mapping):
             parts += [f"{key}.{part}" for part in words(value).split(", ")]
         elif isinstance(value, list | tuple):
-            parts.append(f"{key} {'/'.join(map(str, value))}")
+            parts.append(f"{key} {'/'.join(map(str, value)) or 'none'}")
         else:
             parts.append(f"{key} {value}")
     return start + ", ".join(parts) if parts else ""
+
+
+def own_words(data: Mapping[str, Any], train: Mapping[str, Any]) -> str:
+    """What a variant or a scale sets anew: "data noise, tested by dense-of-256; 60 updates of 32 images, lr 0.1".
+
+    How often it is evaluated and logged is left out: that does not change what is learned.
+    """
+    data = dict(data)
+    train = {key: value for key, value in train.items() if key not in ("eval_every", "log_every")}
+    of_data, of_train = [], []
+    if "name" in data:
+        of_data.append(f"data {data.pop('name')}")
+    if "crop" in data:
+        crop = data.pop("crop")
+        of_data.append("whole images" if crop is None else own_crop_words(crop))
+    test = data.pop("test", None)
+    of_data += [words(data), judged_words(test) if test else ""]
+    steps, size = train.pop("steps", None), train.pop("batch_size", None)
+    if steps:
+        of_train.append(counted(steps, "update") + (f" of {counted(size, 'image')}" if size else ""))
+    elif size:
+        of_train.append(f"batches of {counted(size, 'image')}")
+    of_train.append(words(train))
+    return "; ".join(filter(None, (", ".join(filter(None, part)) for part in (of_data, of_train))))
+
+
+def own_crop_words(crop: Mapping[str, Any]) -> str:
+    """What is set anew of a crop: "crops of 64 x 64, short side 72 to 96"."""
+    rest, parts = dict(crop), []
+    if "side" in rest:
+        parts.append("crops of {0} x {0}".format(rest.pop("side")))
+    if rest.get("short"):
+        parts.append(f"short side {span(rest.pop('short'))}")
+    return ", ".join(filter(None, (*parts, words({f"crop.{key}": value for key, value in rest.items()}))))
+
+
+def crop_words(crop: Crop) -> str:
+    """ "a random 224 x 224 of the picture resized to a short side of 256 to 480"."""
+    square = f"{crop.side} x {crop.side}"
+    cubic = ", by cubic interpolation" if crop.interpolation == "bicubic" else ""
+    if crop.area and crop.aspect:
+        share = span([f"{100 * end:g}" for end in crop.area])
+        aspect = span([f"{end:.3g}" for end in crop.aspect])
+        return (
+            f"a random part with {share} % of the picture's area, {aspect} times as wide as high, resized to"
+            f" {square}{cubic}"
+        )
+    where = "a random" if crop.at == "random" else "the middle or a corner's"
+    centre = f"the central {crop.centre} x {crop.centre} of " if crop.centre else ""
+    return f"{where} {square} of {centre}the picture resized to a short side of {span(crop.short)}{cubic}"
+
+
+def judged_words(protocols: Sequence[str], *, first: str = "") -> str:
+    """ "tested by 10-crop-224-of-256, dense-of-256", `first` after the first."""
+    return f"tested by {', '.join([protocols[0] + first, *protocols[1:]])}"
+
+
+def span(value: Any) -> str:
+    """ "256"; of a pair "256 to 480"."""
+    return " to ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def faster(experiment: Experiment, scale: str) -> dict[str, Any]:
+    """What a scale for fast runs brings without declaring it: bf16 and channels-last."""
+    recipes = [experiment.recipe(variant, scale).train for variant in experiment.variants_at(scale)]
+    return {
+        key: value
+        for key, value in FAST.items()
+        if getattr(experiment.train, key) != value and all(getattr(train, key) == value for train in recipes)
+    }
 
 
 def drop_words(drops: Drops) -> str:

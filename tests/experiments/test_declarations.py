@@ -11,6 +11,7 @@ import pytest
 from lightning_modules.networks import NETWORKS
 from pipeline import cli
 from pipeline.analyse import classes_of, image_shape, measure
+from pipeline.catalogue import find
 from pipeline.evaluate import Errors
 from pipeline.experiment import (
     EXPERIMENTS,
@@ -25,6 +26,8 @@ from pipeline.experiment import (
 from pipeline.ledger import judged_exactly, measured_by
 from pipeline.mistakes import UserError
 from pipeline.plan import plan
+from pipeline.protocol import read_protocol
+from pipeline.reproduce import all_experiments
 from pipeline.verdict import Outcome
 
 NAMES = names()
@@ -268,3 +271,23 @@ def test_a_comparison_is_of_two_variants_on_the_same_data(name):
         if isinstance(claim, OrderingClaim | RatioClaim):
             left, right = (declared.recipe(side, scale).data.name for side in (claim.lhs, claim.rhs))
             assert left == right, claim.id
+
+
+IN_DOCS = [
+    line.partition("#")[0].strip()
+    for file in sorted((EXPERIMENTS.parent / "docs").glob("*.md"))
+    for line in file.read_text(encoding="utf-8").splitlines()
+    if line.startswith("repro ")
+]
+
+
+def test_the_docs_commands_can_be_given():
+    runs = [command for command in IN_DOCS if command.startswith("repro run ")]
+    assert runs
+    assert all(would_do(command) for command in runs)
+    experiments = all_experiments()
+    for command in IN_DOCS:
+        if command.startswith("repro evaluate "):
+            networks = command.removeprefix("repro evaluate ").partition(" --")[0].split()
+            assert all(find(name, experiments, {}) for name in networks)
+            read_protocol(command.partition("--protocol ")[2])

@@ -1,13 +1,25 @@
 """`repro show`: the words and the estimate of the work."""
 
+import copy
 import dataclasses
+import io
 
 import pytest
+from rich.console import Console
 
 from pipeline.analyse import analysis
-from pipeline.experiment import Drops, Experiment, load
+from pipeline.experiment import Crop, Drops, Experiment, load, names
 from pipeline.plan import plan
-from pipeline.report.describe import counted, drop_words, multiply_adds, words, work
+from pipeline.report.describe import (
+    counted,
+    crop_words,
+    describe,
+    drop_words,
+    multiply_adds,
+    own_words,
+    words,
+    work,
+)
 
 
 def test_settings_in_words():
@@ -16,6 +28,107 @@ def test_settings_in_words():
     )
     assert words({}, start="; ") == ""
     assert words({"a": 1}, start="; ") == "; a 1"
+
+
+def test_an_empty_list_is_said_to_be_one():
+    assert words({"augment": []}) == "augment none"
+
+
+@pytest.mark.parametrize(
+    ("crop", "said"),
+    [
+        (
+            {"side": 224, "short": (256, 480)},  # ResNet
+            "a random 224 x 224 of the picture resized to a short side of 256 to 480",
+        ),
+        (
+            {"side": 227, "short": 256, "centre": 256, "interpolation": "bicubic"},  # AlexNet, but for the cubic
+            "a random 227 x 227 of the central 256 x 256 of the picture resized to a short side of 256,"
+            " by cubic interpolation",
+        ),
+        (
+            {"side": 224, "short": 256, "centre": 256, "at": "five"},  # ZFNet
+            "the middle or a corner's 224 x 224 of the central 256 x 256 of the picture resized to a short side of"
+            " 256",
+        ),
+        (
+            {"side": 224, "area": (0.08, 1.0), "aspect": (3 / 4, 4 / 3)},  # GoogLeNet
+            "a random part with 8 to 100 % of the picture's area, 0.75 to 1.33 times as wide as high, resized to"
+            " 224 x 224",
+        ),
+    ],
+)
+def test_crops_in_words(crop, said):
+    assert crop_words(Crop(**crop)) == said
+
+
+@pytest.mark.parametrize(
+    ("data", "train", "said"),
+    [
+        ({}, {}, ""),
+        ({"name": "digits"}, {"steps": 60, "batch_size": 32}, "data digits; 60 updates of 32 images"),
+        ({}, {"batch_size": 1}, "batches of 1 image"),
+        ({}, {"steps": 5, "lr": 0.1, "eval_every": 3, "log_every": 1}, "5 updates, lr 0.1"),
+        (
+            {"crop": {"side": 64, "short": [72, 96], "at": "five"}, "test": ["dense-of-72", "1-crop-64-of-72"]},
+            {},
+            "crops of 64 x 64, short side 72 to 96, crop.at five, tested by dense-of-72, 1-crop-64-of-72",
+        ),
+        ({"crop": {"short": None, "area": [0.1, 1]}}, {}, "crop.short None, crop.area 0.1/1"),
+        ({"crop": None, "test": [], "train": 4500, "val": 500}, {}, "whole images, train 4500, val 500"),
+    ],
+)
+def test_what_a_variant_or_a_scale_sets_anew(data, train, said):
+    given = copy.deepcopy((data, train))
+    assert own_words(data, train) == said
+    assert (data, train) == given
+
+
+@pytest.fixture
+def shown():
+    """What `repro show` says of an experiment, line by line."""
+
+    def lines(experiment):
+        out = Console(file=io.StringIO(), width=1000)
+        describe(experiment, [], out, lambda text, indent=0: out.print(text, markup=False, soft_wrap=True))
+        return out.file.getvalue().splitlines()
+
+    return lines
+
+
+def test_photographs_are_shown_with_crop_and_protocols_and_every_scale_with_what_differs(declare, shown):
+    lines = shown(
+        declare(
+            "data: {name: cifar10, augment: [pad4-crop, flip]}",
+            "data: {name: imagenet, crop: {side: 224, short: [256, 480]}, test: [dense-of-256, dense-of-384]}",
+            "data: {name: digits, augment: [pad1-crop]}",
+            "data: {name: standin, crop: {side: 64, short: 72}, test: [1-crop-64-of-72]}",
+            "    data: {name: noise}\n",
+            "",
+        )
+    )
+    assert "learns from a random 224 x 224 of the picture resized to a short side of 256 to 480" in lines
+    assert "tested by dense-of-256 (also while training), dense-of-384" in lines
+    (laptop,) = (line for line in lines if line.startswith("otherwise: data standin"))
+    assert "crops of 64 x 64, short side 72, tested by 1-crop-64-of-72; 400 updates" in laptop
+    assert "precision bf16, channels_last True" in laptop  # of every laptop scale, though it declares neither
+    (smoke,) = (line for line in lines if line.startswith("otherwise: 12 updates"))
+    assert "bf16" not in smoke
+    scales = lines[lines.index("scales") :]
+    assert not scales[2].startswith("otherwise")  # "paper", which differs in nothing
+
+
+def test_small_images_are_shown_without_a_crop(experiment: Experiment, shown):
+    assert not [line for line in shown(experiment) if line.startswith(("learns from", "tested by"))]
+
+
+def test_every_experiment_of_photographs_says_how_they_are_cropped_and_judged(shown):
+    with_crops = [one for one in map(load, names()) if one.data.crop and one.train]
+    assert len(with_crops) >= 5  # of AlexNet, ZFNet, GoogLeNet, VGG, ResNet
+    for one in with_crops:
+        lines = shown(one)
+        assert f"learns from {crop_words(one.data.crop)}" in lines
+        assert any(line.startswith(f"tested by {one.data.test[0]} (also while training)") for line in lines)
 
 
 def test_drops_in_words():
