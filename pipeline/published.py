@@ -39,7 +39,7 @@ from pipeline.data.samples import Samples
 from pipeline.data.shards import MANIFEST, open_shards
 from pipeline.evaluate import BATCH, Errors, Member, evaluate, evaluate_pictures
 from pipeline.home import data_folder, home
-from pipeline.mistakes import UserError
+from pipeline.mistakes import UserError, unwritable_named
 from pipeline.plan import digest
 from pipeline.protocol import read_protocol
 from pipeline.record import commit, hardware
@@ -418,8 +418,9 @@ def keep(result: PublishedResult) -> Path:
     """Write a result beside the earlier ones; the same weights on the same data and protocol replace."""
     same = {key: getattr(result, key) for key in ("network", "sha256", "data", "protocol", "images", "manifest")}
     path = folder_of_results() / f"{digest(same)}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(result.to_dict(), indent=1) + "\n")
+    with unwritable_named(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(result.to_dict(), indent=1) + "\n")
     return path
 
 

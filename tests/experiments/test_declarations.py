@@ -70,6 +70,7 @@ def asked(command):
     parser.add_argument("experiment", nargs="?")
     parser.add_argument("--scale", default=inspect.signature(cli.run).parameters["scale"].default)
     parser.add_argument("--variant", action="append", default=[])
+    parser.add_argument("--seeds", type=int)
     words, unknown = parser.parse_known_args(shlex.split(command))
     if unknown or (words.command == "run" and not words.experiment):
         raise ValueError(f"{command!r} is no command line: {unknown or 'which experiment?'}")
@@ -80,7 +81,7 @@ def would_do(command):
     """The runs that a command line would make, none of them begun; UserError for a name that does not exist."""
     words = asked(command)
     if words.command == "run":
-        return plan(load(words.experiment), scale=words.scale, variants=words.variant)
+        return plan(load(words.experiment), scale=words.scale, variants=words.variant, seeds=words.seeds)
     if words.experiment:
         load(words.experiment)
     return []

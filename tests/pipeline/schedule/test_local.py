@@ -325,7 +325,7 @@ def test_each_worker_has_a_gpu_of_its_own_among_those_allowed(monkeypatch, visib
     monkeypatch.setattr(local.signal, "signal", lambda *_: None)
     ours, theirs = PROCESSES.Pipe()
     ours.close()
-    local.work(theirs, 1, number)
+    local.work(theirs, 1, 1, number)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == expected
     theirs.close()
 
@@ -333,3 +333,13 @@ def test_each_worker_has_a_gpu_of_its_own_among_those_allowed(monkeypatch, visib
 def test_nothing_is_imported_for_training_before_there_is_a_run():
     """So that a worker starts in half a second and a command's help at once."""
     assert "import torch" not in Path(local.__file__).read_text().split("def worker_count")[0]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "cores", "workers", "readers"),
+    [(0, 32, 4, 1), (1, 16, 1, 16), (8, 32, 8, 4), (8, 4, 8, 1), (1, 64, 1, 16)],
+)
+def test_workers_share_the_cores_to_read_photographs(monkeypatch, gpus, cores, workers, readers):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpus > 0)
+    monkeypatch.setattr(local, "cores", lambda: cores)
+    assert local.reader_count(workers) == readers
