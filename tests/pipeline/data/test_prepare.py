@@ -273,8 +273,12 @@ def test_ctrl_c_ends_the_threads_at_once_and_what_is_finished_stays(source, out,
         time.sleep(0.1)
 
     many = Originals("many", "", ("ant", "bee"), {"train": list(from_folders(source).splits["train"]) * 500})
-    with pytest.raises(KeyboardInterrupt):
-        prepare(many, out, samples=2500, workers=2, progress=interrupt)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is deaf to it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            prepare(many, out, samples=2500, workers=2, progress=interrupt)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("prepare")]
     assert [path.name for path in out.local.rglob("*") if path.is_file() and path.name != "lock"] == ["plan.json"]
     assert make(source, out).splits["train"].samples == 10  # nothing was finished: another set may be made here
