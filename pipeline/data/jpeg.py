@@ -10,7 +10,6 @@ import zlib
 from typing import Literal
 
 import numpy as np
-import simplejpeg
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -31,6 +30,8 @@ def decode(content: bytes, where: str) -> np.ndarray:
     .JPEG) go through Pillow, which refuses a file that ends too early. Where a file has its end, but too few or
     wrong data before that, the pixels are libjpeg's guess, as with Pillow: then only a checksum could tell.
     """
+    import simplejpeg  # late: small sets are trained without it
+
     if content.startswith(JPEG):
         try:
             height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
