@@ -112,10 +112,6 @@ class PhotoMaker:
         self.pca = pca if "pca-colour" in augment else None
         self.photometric, self.flip = "photometric" in augment, "flip" in augment
 
-    @property
-    def augments(self) -> bool:
-        return bool(self.photometric or self.pca or self.flip)
-
     def draw(self, seed: int, step: int, count: int) -> Tensor:
         """float64 (count, 16), uniform in [0, 1): one row for each image of a global batch.
 

@@ -21,7 +21,7 @@ from pipeline.data.ahead import ahead
 from pipeline.data.colour import PhotoMaker
 from pipeline.data.images import DataError
 from pipeline.data.jpeg import Box, Interpolation, decode, middle, resize, short_side
-from pipeline.data.order import positions
+from pipeline.data.order import batch_indices
 from pipeline.data.samples import Samples, share
 
 CHUNK = 16  # pictures that a thread reads and decodes at a time
@@ -160,8 +160,7 @@ class PhotoFeed:
     def _jobs(self) -> Iterable["Chunk"]:
         """Of each batch in turn: some of its pictures."""
         for step in range(self.start_step, self.stop_step):
-            first = step * self.batch_size
-            order = positions(self.seed, first, first + self.batch_size, len(self.samples))[self.mine]
+            order = batch_indices(self.seed, step, self.batch_size, len(self.samples))[self.mine]
             draws = self.maker.draw(self.seed, step, self.batch_size)[self.mine]
             shape = (len(order), self.cut.side, self.cut.side, 3)
             batch = torch.empty(shape, dtype=torch.uint8, pin_memory=self.maker.device.type == "cuda")

@@ -74,9 +74,9 @@ def curves_figure(
     counts = {max(len(rows) for rows in metrics.values()) for metrics in curves.values()}
     seeds = "–".join(str(count) for count in sorted({min(counts), max(counts)}))
     recipe = experiment.recipe(next(iter(curves)), scale)
-    figure.suptitle(
-        f"{experiment.name} at {scale} scale on {recipe.data.name}: mean and range over {seeds} seeds", fontsize=10
-    )
+    over = "one seed" if seeds == "1" else f"mean and range over {seeds} seeds"
+    between = ":\n" if len(panels) < 2 else ": "  # one panel is too narrow for a line
+    figure.suptitle(f"{experiment.name} at {scale} scale on {recipe.data.name}{between}{over}", fontsize=10)
     return figure
 
 

@@ -35,7 +35,7 @@ def leaderboard_cells(row: Row) -> dict[str, str]:
         "images": f"{row.images:,}" if row.seeds else "",
         "test-set noise": "" if row.noise is None else f"± {percent(row.noise)}",
         "scale": row.scale,
-        "data": row.data,
+        "data": f"{row.data}, {row.protocol}" if row.protocol else row.data,
     }
 
 

@@ -192,7 +192,6 @@ def test_batches_are_float32_in_channels_last_format(augment):
     assert made.dtype == torch.float32
     assert made.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(pixels, some())
-    assert maker.augments == bool(augment)
 
 
 def test_without_draws_pictures_are_only_normalised():

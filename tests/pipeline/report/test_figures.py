@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline.catalogue import Complexity
+from pipeline.experiment import load
 from pipeline.mistakes import UserError
 from pipeline.report.figures import (
     COLOURS,
@@ -81,6 +82,16 @@ def test_a_variant_without_an_evaluation_yet_is_drawn_by_its_training_error(expe
 def test_different_numbers_of_seeds_are_both_said(experiment):
     figure = curves_figure(experiment, "paper", {"plain-20": both(1, seeds=2), "plain-32": both(2, seeds=5)})
     assert figure.get_suptitle().endswith("over 2–5 seeds")
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_the_title_of_one_panel_is_not_cut_off(seeds):
+    long = load("resnet/imagenet")
+    figure = curves_figure(long, "stand-in", {"resnet-18-a": both(1, seeds=seeds)})
+    figure.canvas.draw()
+    edges = figure._suptitle.get_window_extent()
+    assert 0 <= edges.x0 < edges.x1 <= figure.bbox.width
+    assert figure.get_suptitle().endswith({1: "\none seed", 3: "\nmean and range over 3 seeds"}[seeds])
 
 
 def test_no_variant_is_left_out_where_colours_run_out(declare):

@@ -1,5 +1,7 @@
 """Tables in words: nothing typed, nothing that breaks a table."""
 
+from dataclasses import replace
+
 import pytest
 
 from pipeline.ledger import ledger
@@ -38,6 +40,12 @@ def test_a_row_of_the_leaderboard(experiment, row_of_seeds):
         "scale": "laptop",
         "data": "digits",
     }
+
+
+def test_photographs_are_shown_with_their_protocol(experiment, row_of_seeds):
+    (row,) = leaderboard([experiment], row_of_seeds(experiment, "plain-20", [9.5]))
+    shown = leaderboard_cells(replace(row, data="imagenet", protocol="10-crop-224-of-256"))
+    assert shown["data"] == "imagenet, 10-crop-224-of-256"
 
 
 def test_the_papers_number_stands_alone_where_the_data_are_its_own(experiment, row_of_seeds):
