@@ -5,7 +5,6 @@ import io
 import json
 import random
 import re
-import shutil
 import tarfile
 import zlib
 
@@ -25,12 +24,6 @@ SHARD = "train-00001.tar"  # samples 4 to 7
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     return prepared(tmp_path_factory.mktemp("made"), classes=3, train=4, test=1, samples=4)
-
-
-@pytest.fixture
-def shards(made, tmp_path):
-    shutil.copytree(made.place.local, tmp_path / "shards")
-    return open_shards(tmp_path / "shards")
 
 
 def faults(shards, **options):

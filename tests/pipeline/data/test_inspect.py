@@ -12,7 +12,7 @@ from servers import Refusing, Whole, s3_server, serve, use_s3
 from pipeline.data import store
 from pipeline.data.images import DataError
 from pipeline.data.inspect import _numbers, some_pictures, spread_out, summary, verify, words
-from pipeline.data.shards import MANIFEST, open_shards, sealed
+from pipeline.data.shards import MANIFEST, sealed
 from pipeline.data.store import place
 from pipeline.report.figures import ACROSS, balance_figure, class_balance, contact_figure, contact_sheet
 
@@ -20,12 +20,6 @@ from pipeline.report.figures import ACROSS, balance_figure, class_balance, conta
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     return prepared(tmp_path_factory.mktemp("made"), classes=3, train=5, test=2, samples=4)
-
-
-@pytest.fixture
-def shards(made, tmp_path):
-    shutil.copytree(made.place.local, tmp_path / "shards")
-    return open_shards(tmp_path / "shards")
 
 
 @pytest.fixture(autouse=True)

@@ -27,13 +27,6 @@ def made(tmp_path_factory):
     return prepared(tmp_path_factory.mktemp("made"), classes=3, train=TRAIN // 3, test=TEST // 3, samples=4)
 
 
-@pytest.fixture
-def shards(made, tmp_path):
-    """A set of its own for each test: three shards for training, two for testing."""
-    shutil.copytree(made.place.local, tmp_path / "shards")
-    return open_shards(tmp_path / "shards")
-
-
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch):
     monkeypatch.setattr(store, "PAUSES", ())
