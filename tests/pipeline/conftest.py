@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made_up import made_up, print_to
 
 from pipeline.experiment import Experiment, load
-from pipeline.plan import plan
 from pipeline.record import Record
 
 DECLARATION = """
@@ -73,46 +73,6 @@ def experiment(declare: Callable[..., Experiment]) -> Experiment:
     return declare()
 
 
-def made_up(
-    experiment: Experiment, variant: str, seed: int, error: float, *, scale: str = "paper", **other: Any
-) -> Record:
-    """The record of a run that never was: trained as declared, or with `changes`."""
-    changes = other.get("changes", {})
-    runs = plan(experiment, scale=scale, variants=[variant], seeds=max(seed + 1, 5), changes=changes)
-    run = next(run for run in runs if run.seed == seed)
-    fields: dict[str, Any] = {
-        "identity": f"{variant}-{seed}-{scale}",
-        "experiment": experiment.name,
-        "scale": scale,
-        "variant": variant,
-        "seed": seed,
-        "status": "finished",
-        "ended": f"{run.recipe.train.steps} steps",
-        "changes": {},
-        "declaration": run.declaration,
-        "manifest": f"manifest of {run.recipe.data.name}",
-        "code": "code-1",
-        "lock": "lock-1",
-        "commit": "0123456789abcdef",
-        "data": run.recipe.data.name,
-        "metrics": {
-            "test/top1_error_pct": error,
-            "test/top5_error_pct": error / 10,
-            "train/top1_error_pct": error / 2,
-            "test/images": 10_000.0,
-        },
-        "precision": "fp32",
-        "compiled": False,
-        "threads": 1,
-        "hardware": "one core",
-        "libraries": {"torch": "2.10"},
-        "seconds": 60.0,
-        "finished": f"2026-01-01T00:00:0{seed}+00:00",
-        "run_id": f"mlflow-{variant}-{seed}",
-    }
-    return Record(**(fields | other))
-
-
 @pytest.fixture
 def record() -> Callable[..., Record]:
     return made_up
@@ -126,12 +86,6 @@ def row_of_seeds() -> Callable[..., list[Record]]:
         return [made_up(experiment, variant, seed, error, **other) for seed, error in enumerate(errors)]
 
     return several
-
-
-def print_to(monkeypatch: pytest.MonkeyPatch, console: Any) -> None:
-    """Let the commands print to this console."""
-    for module in ("terminal", "cli", "cli_data"):
-        monkeypatch.setattr(f"pipeline.{module}.out", console)
 
 
 @pytest.fixture

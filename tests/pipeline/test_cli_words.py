@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import made_up, print_to
+from made_up import made_up, print_to
 from rich.console import Console
 
 from pipeline import cli
