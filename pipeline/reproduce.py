@@ -15,7 +15,8 @@ from pipeline.plan import Run, code_hash, identity
 from pipeline.record import Record
 from pipeline.report.leaderboard import Row, leaderboard
 from pipeline.runs import RunFolder, local_records
-from pipeline.schedule.local import Ending, Event, Task, run_all, worker_count
+from pipeline.schedule.local import Ending, Event, run_all, worker_count
+from pipeline.schedule.task import Task
 
 SYNC_SECONDS = 5.0
 LONGEST_NOTE = 5000  # characters of a tag on an MLflow experiment

@@ -8,6 +8,9 @@ runs/<identity>/
   network.safetensors    the last model, once finished
   result.json        the Record, once ended; its presence means: never train this again
   lock               held by the process that trains
+  log.txt            what happened to it, in sentences
+  stop               why it should stop at its next step, for the processes that train it, wherever they are
+  left.json          why it is not finished, where it was left for a reason: over-budget, cancelled, failed, ...
 """
 
 import hashlib
@@ -17,9 +20,10 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
@@ -28,6 +32,8 @@ from pipeline.record import Record
 
 CHECKPOINT = re.compile(r"step-(\d{10})-([0-9a-f]{16})\.ckpt")
 CHECKPOINTS_KEPT = 2
+
+Left = Literal["over-budget", "cancelled", "failed"]
 
 
 class RunFolder:
@@ -40,6 +46,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.lock_file = path / "lock"
         self.network_file = path / "network.safetensors"
+        self.log_file = path / "log.txt"
 
     def create(self, description: Mapping[str, Any]) -> None:
         """Make the folder, with what the run is."""
@@ -79,6 +86,45 @@ class RunFolder:
             write_atomically(self.result_file, json.dumps(record.to_dict(), indent=1, sort_keys=True))
         shutil.rmtree(self.checkpoints, ignore_errors=True)
         (self.path / "progress.json").unlink(missing_ok=True)
+
+    # What is asked of it and what became of it, for processes that share nothing but this folder
+
+    def ask(self, why: str) -> None:
+        """Ask whatever trains it to stop at its next step, resumable."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.path / "stop", why)
+
+    def asked(self) -> str:
+        """Why it should stop, "" if nobody asked."""
+        try:
+            return (self.path / "stop").read_text(encoding="utf-8") or "asked to"
+        except OSError:
+            return ""
+
+    def leave(self, why: Left, text: str) -> None:
+        """Say why it is not finished, and answer whoever asked."""
+        write_atomically(self.path / "left.json", json.dumps({"why": why, "text": text}))
+        (self.path / "stop").unlink(missing_ok=True)
+
+    def left(self) -> dict[str, str]:
+        """{"why", "text"} of a run that was left unfinished, or {}."""
+        try:
+            return json.loads((self.path / "left.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+
+    def begin_anew(self) -> None:
+        """Forget what was asked and why it was left: somebody wants it again."""
+        for name in ("stop", "left.json"):
+            (self.path / name).unlink(missing_ok=True)
+
+    def log(self, text: str) -> None:
+        """Add what happened to the run's log; one that cannot be written stops nothing."""
+        stamp = datetime.now(UTC).isoformat(sep=" ", timespec="seconds").removesuffix("+00:00")
+        with suppress(OSError):
+            self.path.mkdir(parents=True, exist_ok=True)
+            with self.log_file.open("a", encoding="utf-8") as file:
+                file.write("".join(f"{stamp} {line}\n" for line in text.splitlines()))
 
     # The journal
 

@@ -83,13 +83,22 @@ ORDER = (
     "pipeline.data.batches",
     "pipeline.data.photographs",
     "pipeline.data.views",
+    "pipeline.group",
     "pipeline.evaluate",
     "pipeline.supply",
     "pipeline.train",
+    "pipeline.steps",
     # many runs
+    "pipeline.schedule.task",
     "pipeline.schedule.local",
-    "pipeline.schedule.cluster",
+    "pipeline.schedule.queue",
+    "pipeline.schedule.launches",
+    "pipeline.schedule.sockets",
+    "pipeline.schedule.node",
     "pipeline.tracking",
+    "pipeline.syncing",
+    "pipeline.schedule.cluster",
+    "pipeline.schedule.jobs",
     # what they say
     "pipeline.analyse",
     "pipeline.catalogue",
@@ -105,16 +114,19 @@ ORDER = (
     "pipeline.report.progress",
     # the whole
     "pipeline.reproduce",
+    "pipeline.launch",
+    "pipeline.report.status",
     "pipeline.report.results",
     "pipeline.terminal",
     "pipeline.cli_data",
+    "pipeline.cli_cluster",
     "pipeline.cli",
 )
 OWNERS = {  # library -> the modules that may import it
     "mlflow": {"pipeline.tracking"},
-    "ray": {"pipeline.schedule.cluster"},
+    "ray": {"pipeline.schedule.cluster", "pipeline.schedule.jobs"},
     "matplotlib": {"pipeline.report.figures"},
-    "typer": {"pipeline.cli", "pipeline.cli_data"},
+    "typer": {"pipeline.cli", "pipeline.cli_data", "pipeline.cli_cluster"},
     "statsmodels": set(),
 }
 

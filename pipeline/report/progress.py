@@ -17,7 +17,8 @@ from rich.progress import Progress as Bars
 from pipeline.record import FINISHED
 from pipeline.report.describe import counted
 from pipeline.runs import RunFolder
-from pipeline.schedule.local import Event, Task
+from pipeline.schedule.local import Event
+from pipeline.schedule.task import Task
 
 TEST_ERROR = "test/top1_error_pct"
 LINE_SECONDS = 30.0  # between lines on progress where there is no terminal

@@ -20,27 +20,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.mistakes import UserError
-from pipeline.plan import Run
 from pipeline.record import Record
 from pipeline.runs import RunFolder
+from pipeline.schedule.task import Task
 
 POLL_SECONDS = 0.25
 MOST_READERS = 16  # four times what a ResNet-50 on one GPU learns from
 LOCK_POLL_SECONDS = 0.5
 
 Ending = Literal["ended", "stopped", "failed"]  # of all runs: every one ended, Ctrl-C came, some failed
-
-
-@dataclass(frozen=True)
-class Task:
-    """A run to train, with what its identity was made from."""
-
-    run: Run
-    identity: str
-    code: str
-    manifest: dict[str, Any]
-    folder: Path
-    data_root: Path
 
 
 @dataclass(frozen=True)

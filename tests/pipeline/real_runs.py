@@ -12,7 +12,7 @@ from pipeline.experiment import load
 from pipeline.plan import Run, identity, plan
 from pipeline.record import Record
 from pipeline.runs import RunFolder
-from pipeline.schedule.local import Task
+from pipeline.schedule.task import Task
 from pipeline.train import train
 
 RESNET, LENET = "resnet/cifar10_depth", "lenet5/mnist"

@@ -12,7 +12,8 @@ from pipeline.plan import plan
 from pipeline.report import progress
 from pipeline.report.progress import Progress, planned
 from pipeline.runs import RunFolder
-from pipeline.schedule.local import Event, Task
+from pipeline.schedule.local import Event
+from pipeline.schedule.task import Task
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ from pipeline.data import manifest, sources
 from pipeline.mistakes import UserError
 from pipeline.runs import RunFolder
 from pipeline.schedule import local
-from pipeline.schedule.local import Task, run_all, worker_count
+from pipeline.schedule.local import run_all, worker_count
+from pipeline.schedule.task import Task
 
 
 @pytest.fixture(autouse=True)

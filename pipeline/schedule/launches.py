@@ -1,0 +1,102 @@
+"""Launches, kept as files: what somebody asked the cluster for, on what terms, and how far it is.
+
+launches/<id>.json       what was asked, written once
+launches/<id>.spent      device hours used so far
+launches/<id>.over       there once all of it has ended; what a `resume` leaves alone
+"""
+
+import contextlib
+import getpass
+import json
+import secrets
+import socket
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pipeline.home import home
+from pipeline.runs import write_atomically
+from pipeline.schedule.task import Task
+
+
+@dataclass(frozen=True)
+class Terms:
+    """On what terms a launch's runs are trained."""
+
+    devices: int  # of each run: GPUs, or processes on CPUs where the cluster has no GPU
+    max_device_hours: float | None = None  # of all its runs together; at its end they stop, resumable
+    max_concurrent: int | None = None  # runs at a time
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What was asked for at one time."""
+
+    id: str  # begins with the time, so that sorted is first come, first served
+    words: str  # for a person: "resnet/cifar10_depth at laptop"
+    by: str  # user@host
+    created: str  # UTC, ISO 8601
+    code: str  # the folder that holds the code it was planned with
+    terms: Terms
+    tasks: tuple[Task, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return asdict(self) | {"terms": asdict(self.terms), "tasks": [task.to_dict() for task in self.tasks]}
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> "Launch":
+        """From `to_dict`'s."""
+        tasks = tuple(Task.from_dict(task) for task in raw["tasks"])
+        return cls(**{**raw, "terms": Terms(**raw["terms"]), "tasks": tasks})
+
+
+def folder() -> Path:
+    """Where launches are kept."""
+    return home() / "launches"
+
+
+def new(words: str, code: Path, terms: Terms, tasks: tuple[Task, ...]) -> Launch:
+    """A launch of this moment, written down before anything else is done about it."""
+    now = datetime.now(UTC)
+    name = f"{now:%Y%m%d-%H%M%S-%f}-{secrets.token_hex(2)}"
+    by = f"{getpass.getuser()}@{socket.gethostname()}"
+    launch = Launch(name, words, by, now.isoformat(timespec="seconds"), str(code), terms, tasks)
+    folder().mkdir(parents=True, exist_ok=True)
+    write_atomically(folder() / f"{name}.json", json.dumps(launch.to_dict(), indent=1))
+    return launch
+
+
+def every() -> Iterator[Launch]:
+    """All launches, first come first."""
+    for path in sorted(folder().glob("*.json")):
+        yield Launch.from_dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def unfinished() -> Iterator[Launch]:
+    """Those that have not ended."""
+    return (launch for launch in every() if not is_over(launch.id))
+
+
+def is_over(name: str) -> bool:
+    """Whether all of it has ended."""
+    return (folder() / f"{name}.over").exists()
+
+
+def end(name: str) -> None:
+    """Nothing of it is left to do."""
+    (folder() / f"{name}.over").touch()
+
+
+def spent(name: str) -> float:
+    """Device hours it has used."""
+    with contextlib.suppress(OSError, ValueError):
+        return float((folder() / f"{name}.spent").read_text(encoding="utf-8"))
+    return 0.0
+
+
+def spend(name: str, hours: float) -> None:
+    """It has used so many device hours by now."""
+    write_atomically(folder() / f"{name}.spent", f"{hours:.6f}")
