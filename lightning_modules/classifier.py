@@ -1,10 +1,12 @@
 """The LightningModule that all papers share: a network, a loss, a recipe and the errors as it trains."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -34,6 +36,20 @@ def wrong_in_top(scores: Tensor, labels: Tensor, k: int) -> Tensor:
     return (as_good >= k).sum()
 
 
+def totals_of(scores: Tensor, labels: Tensor, own: Tensor, loss: Tensor) -> Tensor:
+    """float64 (5,): images, wrong in top 1, wrong in top 5, sum of the scores' `own` losses, sum of the losses."""
+    wrong1 = wrong_in_top(scores, labels, 1)
+    n = torch.full_like(wrong1, len(labels))
+    return torch.stack([n, wrong1, wrong_in_top(scores, labels, 5), own.double() * n, loss.double() * n])
+
+
+def over_all_ranks(totals: Tensor) -> Tensor:
+    """The sum of every rank's `totals`, in place, where several ranks train together."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(totals)
+    return totals
+
+
 class Classifier(pl.LightningModule):
     """One network learning to classify.
 
@@ -53,6 +69,7 @@ class Classifier(pl.LightningModule):
     """
 
     wants_pass_patterns = False  # whether `start_pass` is to be called before every pass over the images
+    parts = 1  # an update is made from so many batches, one after the other
 
     def __init__(
         self,
@@ -79,6 +96,7 @@ class Classifier(pl.LightningModule):
         # so that it stays on the device, and an interrupted run resumes in the middle of a window.
         self.register_buffer("window", torch.zeros(4, dtype=torch.float64))
         self.register_buffer("warm", torch.tensor([0.0, 0.0, 0.0], dtype=torch.float64))  # over, images, wrong
+        self.totals: Tensor | None = None  # of this update's batches so far
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, classes) scores; the largest is the answer."""
@@ -89,7 +107,10 @@ class Classifier(pl.LightningModule):
         return F.cross_entropy(scores, labels)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """One update's loss; raises NotConvergedError, before the update, if it is not finite."""
+        """The loss of one update, or of a part of it; NotConvergedError, before the update, if it is not finite.
+
+        Also where it is not finite on another rank alone: all end at the same step.
+        """
         self.set_lr(batch.step)
         outputs = self.forward_network(batch.images)
         scores, *auxiliary = outputs if isinstance(outputs, tuple) else (outputs,)
@@ -97,19 +118,27 @@ class Classifier(pl.LightningModule):
         for other in auxiliary:
             weight = float(self.network.aux_weight)  # type: ignore[arg-type]
             loss = loss + weight * self.loss(other.float(), batch.labels)
-        value = loss.item()
-        if not torch.isfinite(loss):
-            raise NotConvergedError(batch.step, value)
-        self.count(scores.detach(), batch.labels, own.detach())
+        totals = totals_of(scores.detach(), batch.labels, own.detach(), loss.detach())
+        self.totals = totals if self.totals is None else self.totals + totals
+        if (batch_idx + 1) % self.parts == 0:
+            self.count(batch.step, over_all_ranks(self.totals))
+            self.totals = None
         return loss
 
-    def count(self, scores: Tensor, labels: Tensor, loss: Tensor) -> None:
-        """Add one batch to the window, and to the warm-up's own while that lasts."""
-        wrong1 = wrong_in_top(scores, labels, 1)
-        n = torch.full_like(wrong1, len(labels))
-        self.window += torch.stack([n, wrong1, wrong_in_top(scores, labels, 5), loss.double() * n])
+    def count(self, step: int, totals: Tensor) -> None:
+        """Add one update's `totals_of` to the window, and to the warm-up's own while that lasts."""
+        mean = (totals[4] / totals[0]).item()
+        if not math.isfinite(mean):
+            raise NotConvergedError(step, mean)
+        self.window += totals[:4]
         if self.hparams["warmup"]:
-            self.warm[1:] += torch.stack([n, wrong1])
+            self.warm[1:] += totals[:2]
+
+    def seed_shared_draws(self, seed: int) -> None:
+        """What the network draws once for a whole mini-batch, it draws from this seed: alike in all its parts."""
+        network: Any = self.network
+        if hasattr(network, "shared_draws"):  # the same object ever after, or torch.compile would compile anew
+            network.shared_draws = (network.shared_draws or torch.Generator()).manual_seed(seed)
 
     def set_lr(self, step: int) -> None:
         """Give the optimiser the learning rate of update `step`."""

@@ -93,12 +93,13 @@ class Paths:
 class LocalPaths(Paths):
     """Each join drops each input with probability `rate`; where all would go, one of them, drawn evenly, stays."""
 
-    def __init__(self, rate: float) -> None:
+    def __init__(self, rate: float, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        self.rate = rate
+        self.rate, self.generator = rate, generator
 
     def kept(self, columns: int) -> list[bool]:
-        draws = torch.rand(columns, device="cpu").tolist()  # on the processor: no waiting for a device
+        # On the processor: no waiting for a device.
+        draws = torch.rand(columns, device="cpu", generator=self.generator).tolist()
         return [draw >= min(self.rate, max(draws)) for draw in draws]
 
 
@@ -169,8 +170,10 @@ class FractalNet(nn.Module):
     """Blocks of several columns, trained with drop-path, used whole; children in the order of the table.
 
     Attributes: `column_depths`, the convolutions on the way through each column, the shallowest first; `depth`,
-    those of the deepest.
+    those of the deepest; `shared_draws`, see `draw`.
     """
+
+    shared_draws: torch.Generator | None = None
 
     def __init__(
         self,
@@ -200,12 +203,17 @@ class FractalNet(nn.Module):
         return [child for child in self.children() if isinstance(child, Block)]
 
     def draw(self) -> Paths:
-        """What is dropped from the next mini-batch (section 3), by torch's own generator; nothing in eval mode."""
+        """What is dropped from the next mini-batch (section 3); nothing in eval mode.
+
+        Drawn by torch's own generator, or by `shared_draws` where a mini-batch goes through the net in parts: all
+        of them drop alike, whatever else is drawn in each.
+        """
         if not self.training:
             return Paths()
-        if self.global_share and torch.rand((), device="cpu").item() < self.global_share:
-            return GlobalPaths(int(torch.randint(self.columns, (), device="cpu").item()))
-        return LocalPaths(self.drop_path) if self.drop_path else Paths()
+        by = self.shared_draws
+        if self.global_share and torch.rand((), device="cpu", generator=by).item() < self.global_share:
+            return GlobalPaths(int(torch.randint(self.columns, (), device="cpu", generator=by).item()))
+        return LocalPaths(self.drop_path, by) if self.drop_path else Paths()
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) images -> (N, num_classes) scores; ValueError unless the last pooling leaves one pixel."""

@@ -75,8 +75,10 @@ class Block(nn.Module):
 class StochasticDepth(nn.Sequential):
     """The rows of the table; which blocks are alive is drawn anew for each training pass.
 
-    Attribute `survival`: p_1 to p_L.
+    Attributes: `survival`, p_1 to p_L; `shared_draws`, see `draw`.
     """
+
+    shared_draws: torch.Generator | None = None
 
     def __init__(self, rows: OrderedDict[str, nn.Module]) -> None:
         super().__init__(rows)
@@ -89,8 +91,13 @@ class StochasticDepth(nn.Sequential):
         return self.thinned(x) if self.training and min(self.survival) < 1 else super().forward(x)
 
     def draw(self) -> Tensor:
-        """b_1 to b_L of one mini-batch, from torch's own generator, on the processor: no waiting for a device."""
-        return torch.rand(self.blocks, device="cpu") < torch.tensor(self.survival, device="cpu")
+        """b_1 to b_L of one mini-batch, drawn on the processor: no waiting for a device.
+
+        By torch's own generator, or by `shared_draws` where a mini-batch goes through the network in parts: all of
+        them draw alike, whatever else is drawn in each.
+        """
+        drawn = torch.rand(self.blocks, device="cpu", generator=self.shared_draws)
+        return drawn < torch.tensor(self.survival, device="cpu")
 
     def thinned(self, x: Tensor) -> Tensor:
         """A training pass through the blocks that are alive."""

@@ -19,7 +19,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from pipeline import cli_data
+from pipeline import cli_cluster, cli_data
 from pipeline.mistakes import UserError
 from pipeline.terminal import complain, err, out, print_json, say
 
@@ -358,6 +358,9 @@ def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="On the loopback
             raise typer.Exit(server.wait())
         except KeyboardInterrupt:
             os.killpg(server.pid, signal.SIGTERM)
+
+
+cli_cluster.add_to(app)
 
 
 def evidence() -> "Known":

@@ -1,13 +1,13 @@
 """Experiments: one YAML file each, turned once into frozen, typed values; mistakes named by file and key.
 
 `load("resnet/cifar10_depth")` reads `experiments/resnet/cifar10_depth.yaml`. An experiment declares data, recipe,
-variants, seeds, scales, claims and departures; `Experiment.recipe(variant, scale)` is the resolved recipe of one
-training. Nothing here imports torch: listing and checking declarations is instant.
+variants, steps, seeds, scales, claims and departures; `Experiment.recipe(variant, scale)` is the resolved recipe
+of one training. Nothing here imports torch: listing and checking declarations is instant.
 """
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,6 +30,7 @@ Float = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 Flag = Annotated[bool, Field(strict=True)]
+Bits = Annotated[int, Field(strict=True, ge=1, le=8)]
 
 
 def finite(value: Any) -> Any:
@@ -307,6 +308,71 @@ class Variant(Frozen):
     model: Model
     data: dict[str, Any] = {}
     train: dict[str, Any] = {}
+    seeds: Seeds | None = None  # None: the experiment's; more of them where steps need so many networks
+
+
+class EnsembleStep(Frozen):
+    """Several networks as one: the mean of their soft-max answers."""
+
+    kind: Literal["ensemble"]
+    members: Annotated[dict[str, Count], Field(min_length=1)]  # variant -> networks of it, each with its own seed
+    test: Annotated[tuple[ProtocolName, ...], AfterValidator(different)] = ()  # none: as its members are judged
+
+    @property
+    def consumes(self) -> dict[str, int]:
+        """Variant -> how many runs of it."""
+        return dict(self.members)
+
+    @model_validator(mode="after")
+    def _fits(self) -> "EnsembleStep":
+        if sum(self.members.values()) < 2:
+            raise ValueError("an ensemble has at least two networks")
+        return self
+
+
+class OfOneRun(Frozen):
+    """A step that looks at one run; there is one for each seed."""
+
+    of: str  # variant
+
+    @property
+    def consumes(self) -> dict[str, int]:
+        """Variant -> how many runs of it."""
+        return {self.of: 1}
+
+
+class ProtocolStep(OfOneRun):
+    """A run judged by other test protocols than it was when it ended; of photographs."""
+
+    kind: Literal["protocol"]
+    test: Annotated[tuple[ProtocolName, ...], Field(min_length=1), AfterValidator(different)]
+
+
+class TransferStep(OfOneRun):
+    """A linear classifier, learnt on another set, of the features below a run's last full connection."""
+
+    kind: Literal["transfer"]
+    data: str  # the other set: its training part is learnt from, its test part judges
+    c: Positive  # scikit-learn's C: the smaller, the smaller the weights
+    view: ProtocolName | None = None  # the one view of a photograph that features are taken from
+
+    @model_validator(mode="after")
+    def _fits(self) -> "TransferStep":
+        if self.view and (read_protocol(self.view).views > 1 or self.view.startswith("dense")):
+            raise ValueError(f"'view' should be a single crop, such as 1-crop-224-of-256, not {self.view}")
+        return self
+
+
+class CompressionStep(OfOneRun):
+    """Deep Compression of a run's network without retraining (Han et al. 2016, arXiv:1510.00149)."""
+
+    kind: Literal["compression"]
+    density: Annotated[Positive, Field(le=1)]  # share of each layer's weights that is kept, the largest ones
+    conv_bits: Bits  # of a shared weight's number, in convolutions
+    fc_bits: Bits  # and in full connections
+
+
+AnyStep = EnsembleStep | ProtocolStep | TransferStep | CompressionStep
 
 
 class Scale(Frozen):
@@ -315,8 +381,9 @@ class Scale(Frozen):
     why: str = ""  # what this scale is for
     data: dict[str, Any] = {}
     train: dict[str, Any] = {}
+    steps: dict[str, dict[str, Any]] = {}  # by their names: what is otherwise in them
     variants: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(different)] | None = None  # None: all
-    seeds: Seeds | None = None  # None: the experiment's
+    seeds: Seeds | None = None  # None: the experiment's, or a variant's own
 
 
 class Departure(Frozen):
@@ -476,6 +543,7 @@ class Experiment(Frozen):
     train: Train | None = None  # only where nothing is trained
     variants: Annotated[dict[str, Variant], Field(min_length=1)]
     seeds: Seeds = (0, 1, 2, 3, 4)
+    steps: dict[str, Annotated[AnyStep, Field(discriminator="kind")]] = {}  # named apart from the variants
     scales: dict[str, Scale]
     printed: dict[str, Printed] = {}
     claims: tuple[Annotated[Claim, Field(discriminator="kind")], ...] = ()
@@ -496,12 +564,45 @@ class Experiment(Frozen):
         declared = self.scales[scale].seeds
         return self.seeds if declared is None else declared
 
+    def seeds_of(self, variant: str, scale: str) -> tuple[int, ...]:
+        """The seeds fixed beforehand for a variant: the scale's, else its own, else the experiment's."""
+        own = self.variants[variant].seeds
+        return self.seeds_at(scale) if own is None or self.scales[scale].seeds else own
+
+    def steps_at(self, scale: str, variants: Collection[str] = ()) -> list[str]:
+        """The steps whose members are all among `variants`; of none, among those run at `scale`."""
+        chosen = set(variants or self.variants_at(scale))
+        return [name for name, step in self.steps.items() if chosen.issuperset(step.consumes)]
+
+    def step(self, name: str, scale: str) -> AnyStep:
+        """A step at a scale: as declared, with what the scale says is otherwise."""
+        own, other = self.steps[name], self.scales[scale].steps.get(name, {})
+        raw = merged(own.model_dump(mode="json", exclude_unset=True), other)
+        try:
+            return type(own).model_validate(raw)
+        except ValidationError as error:
+            reason = sentence(error, type(own), raw)
+            raise DeclarationError(f"{self.file}: scales.{scale}.steps.{name}.{reason}") from None
+
+    def protocols(self, name: str, scale: str, changes: Mapping[str, Any] | None = None) -> tuple[str, ...]:
+        """The test protocols that a variant, or a step, is judged by at a scale; none: by whole images."""
+        if name in self.variants:
+            return self.recipe(name, scale, changes).data.test
+        step = self.step(name, scale)
+        if isinstance(step, TransferStep):
+            return (step.view,) if step.view else ()
+        own = () if isinstance(step, CompressionStep) else step.test
+        return own or self.recipe(next(iter(step.consumes)), scale, changes).data.test
+
     def variants_at(self, scale: str) -> tuple[str, ...]:
         """The variants run at `scale` when none is asked for."""
         return self.scales[scale].variants or tuple(self.variants)
 
     def paper_data(self, variant: str) -> str:
-        """The data set on which the paper trained `variant`: what is declared before any scale."""
+        """The data set on which the paper judges a variant, or a step: what is declared before any scale."""
+        if variant in self.steps:
+            step = self.steps[variant]
+            return step.data if isinstance(step, TransferStep) else self.paper_data(next(iter(step.consumes)))
         return str(self.variants[variant].data.get("name", self.data.name))
 
     def published(self, variant: str) -> Published:
@@ -665,6 +766,7 @@ def check(experiment: Experiment) -> None:
             experiment.recipe(variant, name)
     for variant in known:
         experiment.published(variant)
+    check_steps(experiment)
     seen: set[str] = set()
     for claim in experiment.claims:
         if claim.id in seen:
@@ -672,14 +774,73 @@ def check(experiment: Experiment) -> None:
         seen.add(claim.id)
         for key in ("of", "over", "lhs", "rhs"):
             named = getattr(claim, key, None)
-            if named is not None and named not in known:
+            callable_so = known if isinstance(claim, ExactClaim) else {**known, **experiment.steps}
+            if named is not None and named not in callable_so:
                 raise DeclarationError(
-                    f"{file}: claims.{claim.id}.{key}: unknown variant {named!r}{nearest(named, known)}"
+                    f"{file}: claims.{claim.id}.{key}: unknown variant {named!r}{nearest(named, callable_so)}"
                 )
         if not experiment.scales and not isinstance(claim, ExactClaim | OpenClaim):
             raise DeclarationError(
                 f"{file}: claims.{claim.id}: a claim of kind {claim.kind!r} needs runs, and there are no scales"
             )
+
+
+def check_steps(experiment: Experiment) -> None:
+    """Steps have names of their own, consume variants, have seeds enough, and see images that all members know."""
+    file, known = experiment.file, experiment.variants
+    for name, step in experiment.steps.items():
+        if name in known:
+            raise DeclarationError(f"{file}: steps.{name}: a variant is called so; give the step another name")
+        for variant in step.consumes:
+            if variant not in known:
+                raise DeclarationError(
+                    f"{file}: steps.{name}: unknown variant {variant!r}{nearest(variant, known)}"
+                )
+    if experiment.steps and not experiment.scales:
+        raise DeclarationError(f"{file}: steps: they need runs, and there are no scales")
+    for scale, declared in experiment.scales.items():
+        for name in declared.steps:
+            if name not in experiment.steps:
+                near = nearest(name, experiment.steps)
+                raise DeclarationError(f"{file}: scales.{scale}.steps: unknown step {name!r}{near}")
+        for name in experiment.steps:
+            step = experiment.step(name, scale)
+            if strangers := set(step.consumes) - set(known):
+                near = nearest(min(strangers), known)
+                raise DeclarationError(
+                    f"{file}: scales.{scale}.steps.{name}: unknown variant {min(strangers)!r}{near}"
+                )
+            if reason := misfit(step, [experiment.recipe(variant, scale).data for variant in step.consumes]):
+                raise DeclarationError(f"{file}: steps.{name} (at {scale} scale): {reason}")
+        for name in experiment.steps_at(scale):
+            for variant, needed in experiment.step(name, scale).consumes.items():
+                there = len(experiment.seeds_of(variant, scale))
+                if there < needed:
+                    raise DeclarationError(
+                        f"{file}: steps.{name}: {needed} networks of {variant} need {needed} seeds, and at {scale}"
+                        f" scale there are {there}; give variants.{variant}.seeds, or fewer networks in"
+                        f" scales.{scale}.steps.{name}"
+                    )
+
+
+def misfit(step: AnyStep, datas: Sequence[Data]) -> str:
+    """Why a step cannot look at runs of these data; "" if it can."""
+    first, photographs = datas[0], datas[0].crop is not None
+    protocols = (step.view,) if isinstance(step, TransferStep) else getattr(step, "test", ())
+    if any(protocols) and not photographs:
+        return "test protocols are for photographs, and its runs learn from small images, shown whole"
+    if isinstance(step, ProtocolStep) and not photographs:
+        return "other test protocols are for photographs"
+    if isinstance(step, TransferStep) and photographs and not step.view:
+        return "features of photographs need a 'view', such as 1-crop-224-of-256"
+    if len({(data.name, data.crop is not None) for data in datas}) > 1:
+        return "its runs learn from different data"
+    if photographs and not any(protocols) and len({data.test for data in datas}) > 1:
+        return "its runs are judged by different protocols; say in 'test' which are meant"
+    seen = {(data.normalise, data.pad_to, data.train, data.val) for data in datas}
+    if not photographs and len(seen) > 1:
+        return f"its runs are shown {first.name} in different ways"
+    return ""
 
 
 class Loader(yaml.SafeLoader):

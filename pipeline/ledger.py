@@ -1,7 +1,7 @@
 """The ledger: every claim with its verdict and the evidence it rests on. Pure: records in, entries out."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from pipeline.experiment import (
     RatioClaim,
 )
 from pipeline.mistakes import UserError
-from pipeline.plan import Run
+from pipeline.plan import runs_with, seed_row, steps_with
 from pipeline.record import FINISHED, Record
 from pipeline.verdict import (
     LEVEL,
@@ -38,6 +38,9 @@ from pipeline.verdict import (
 Measure = Callable[[str, Experiment, str | None], Any]  # metric, experiment, variant -> the exact value
 ByVariant = dict[str, list[Record]]
 Trained = MetricClaim | BoundClaim | OrderingClaim | RatioClaim
+Lefts = Mapping[
+    tuple[str, str, str, int], Mapping[str, str]
+]  # experiment, scale, variant, seed -> {"why", "text"}
 
 
 @dataclass(frozen=True)
@@ -79,16 +82,29 @@ class Entry:
 
 
 def ledger(
-    experiment: Experiment, records: Iterable[Record], measure: Measure, scales: Sequence[str] = ()
+    experiment: Experiment,
+    records: Iterable[Record],
+    measure: Measure,
+    scales: Sequence[str] = (),
+    lefts: Lefts | None = None,
 ) -> list[Entry]:
-    """Judge all claims of `experiment` from `records`, at `scales` only if any are given."""
+    """Judge all claims of `experiment` from `records`, at `scales` only if any are given.
+
+    `lefts` says why runs were left unfinished, where that is known.
+    """
     rows = list(records)
     order = scales or sorted(experiment.scales, key=lambda scale: scale != PAPER_SCALE)
     grouped = {scale: counted(experiment, scale, rows) for scale in order}
-    return [judge(claim, experiment, grouped, measure) for claim in experiment.claims]
+    return [judge(claim, experiment, grouped, measure, lefts or {}) for claim in experiment.claims]
 
 
-def judge(claim: Claim, experiment: Experiment, grouped: dict[str, ByVariant], measure: Measure) -> Entry:
+def judge(
+    claim: Claim,
+    experiment: Experiment,
+    grouped: dict[str, ByVariant],
+    measure: Measure,
+    lefts: Lefts | None = None,
+) -> Entry:
     """One claim's entry: at paper scale if that can be judged, else at the first scale that can."""
 
     def entry(verdict: Verdict, evidence: Evidence | None = None) -> Entry:
@@ -101,8 +117,14 @@ def judge(claim: Claim, experiment: Experiment, grouped: dict[str, ByVariant], m
     judged = []
     for scale, by_variant in grouped.items():
         records = comparable(claim, by_variant)
-        if records:
+        speaks = scale == PAPER_SCALE or isinstance(claim, OrderingClaim)
+        if speaks and (diverged := diverged_below(claim, experiment, by_variant)):
+            verdict = cannot_judge(Reason.DID_NOT_CONVERGE, diverged)
+            judged.append(entry(verdict, evidence_of(scale, records) if records else None))
+        elif records:
             judged.append(entry(judged_at(scale, claim, experiment, records), evidence_of(scale, records)))
+        elif speaks and (verdict_left := left_unfinished(claim, experiment, scale, by_variant, lefts or {})):
+            judged.append(entry(verdict_left))
     for one in judged:
         told = one.verdict.outcome is not Outcome.CANNOT_JUDGE
         if told or one.verdict.reason is Reason.DID_NOT_CONVERGE:  # which no smaller scale can gloss over
@@ -139,6 +161,40 @@ def judged_exactly(claim: ExactClaim, experiment: Experiment, measure: Measure) 
             verdict, outcome=Outcome.CANNOT_JUDGE, reason=Reason.PROTOCOL_UNSPECIFIED, sentence=sentence
         )
     return verdict
+
+
+def diverged_below(claim: Trained, experiment: Experiment, by_variant: ByVariant) -> str:
+    """Which runs that a claim's steps consume did not converge: every seed counts, so the others say nothing."""
+    steps = [experiment.steps[name] for name in variants_of(claim) if name in experiment.steps]
+    below = {variant for step in steps for variant in step.consumes}
+    rows = [row for variant in sorted(below) for row in by_variant.get(variant, []) if row.status != FINISHED]
+    what = ", ".join(f"{row.variant} seed {row.seed} ({row.ended})" for row in rows)
+    return f"every seed counts, and some that a step needs did not converge: {what}" if rows else ""
+
+
+def left_unfinished(
+    claim: Trained, experiment: Experiment, scale: str, by_variant: ByVariant, lefts: Lefts
+) -> Verdict | None:
+    """Why the runs that a claim misses at a scale were left, if that is known; a budget's end comes first."""
+    missing = {name for name in variants_of(claim) if name not in by_variant}
+    missing |= {
+        variant for name in missing & experiment.steps.keys() for variant in experiment.steps[name].consumes
+    }
+    missing -= by_variant.keys()
+    found = [
+        (left["why"], f"{variant} seed {seed}: {left['text']}")
+        for (of, at, variant, seed), left in sorted(lefts.items())
+        if (of, at) == (experiment.name, scale) and variant in missing
+    ]
+    if not found:
+        return None
+    over = [text for why, text in found if why == Reason.OVER_BUDGET]
+    texts = over or [text if why in text else f"{text} ({why})" for why, text in found]
+    more = f" (and {len(texts) - 1} more)" if len(texts) > 1 else ""
+    reason = Reason.OVER_BUDGET if over else Reason.NOT_RUN
+    return cannot_judge(
+        reason, f"runs were left unfinished: {texts[0]}{more}; to go on: {command(experiment, scale)}"
+    )
 
 
 def said_by(metric: str, experiment: Experiment) -> Printed | None:
@@ -229,11 +285,9 @@ def counted(experiment: Experiment, scale: str, records: Iterable[Record]) -> By
 
     At paper scale only the seeds declared beforehand: more, until the verdict pleases, would prove nothing.
     """
-    beforehand = experiment.seeds_at(scale)
-    declared = [
-        record for record in records if not record.changes and (scale != PAPER_SCALE or record.seed in beforehand)
-    ]
-    found = {variant: runs_of(experiment, scale, variant, declared) for variant in experiment.variants}
+    declared = [record for record in records if not record.changes]
+    every = [*experiment.variants, *experiment.steps]
+    found = {variant: runs_of(experiment, scale, variant, declared) for variant in every}
     return {variant: rows for variant, rows in found.items() if rows}
 
 
@@ -244,16 +298,14 @@ def runs_of(
     records: Sequence[Record],
     changes: Mapping[str, Any] | None = None,
 ) -> list[Record]:
-    """The records of one resolved recipe, by seed.
+    """The records of one resolved recipe, or of a step, by seed; at paper scale of the seeds declared beforehand.
 
     What was trained decides, not what it was trained for: two scales, variants or experiments of one recipe share
     their runs. Where runs were made with different code or data, those of one kind count, not a mixture: the
     kind with the most seeds, of equals the latest. A seed that ran twice in it (on other hardware) counts once,
     the first.
     """
-    recipe = experiment.recipe(variant, scale, changes)
-    seeds = {record.seed for record in records}
-    declared = {Run(experiment.name, scale, variant, seed, recipe).declaration for seed in seeds}
+    declared = declarations(experiment, scale, variant, {record.seed for record in records}, changes)
     kinds: dict[tuple[str, str], dict[int, Record]] = defaultdict(dict)
     for record in sorted(records, key=lambda record: record.finished):
         if record.declaration in declared:
@@ -263,6 +315,29 @@ def runs_of(
     best = max(kinds.values(), key=lambda rows: (len(rows), max(row.finished for row in rows.values())))
     named = {"experiment": experiment.name, "scale": scale, "variant": variant}
     return [replace(best[seed], **named) for seed in sorted(best)]  # type: ignore[arg-type]
+
+
+def declarations(
+    experiment: Experiment, scale: str, name: str, seeds: Collection[int], changes: Mapping[str, Any] | None = None
+) -> set[str]:
+    """The declarations that runs of a variant, or steps, may have which have one of these seeds.
+
+    At paper scale of the seeds declared beforehand alone, but for runs that are changed and count for nothing.
+    """
+    beforehand = scale == PAPER_SCALE and not changes
+    if name in experiment.variants:
+        known = experiment.seeds_of(name, scale)
+        chosen = [seed for seed in seeds if not beforehand or seed in known]
+        return {run.declaration for run in runs_with(experiment, scale, name, chosen, changes)}
+    if not seeds:
+        return set()
+    needed = experiment.step(name, scale).consumes
+    runs = {}
+    for variant, count in needed.items():
+        row = experiment.seeds_of(variant, scale)
+        longer = None if beforehand else (max(seeds) + 1 + len(row)) * count
+        runs[variant] = runs_with(experiment, scale, variant, seed_row(row, longer), changes)
+    return {step.declaration for step in steps_with(experiment, name, scale, runs) if step.seed in seeds}
 
 
 def comparable(claim: Claim, by_variant: ByVariant) -> ByVariant:
@@ -284,10 +359,17 @@ def not_run(claim: Claim, experiment: Experiment, grouped: dict[str, ByVariant])
     """Which variant is missing, and the command that would run it."""
     scale = next(iter(grouped))
     missing = [variant for variant in variants_of(claim) if variant not in grouped[scale]]
-    asked = " ".join(f"--variant {variant}" for variant in missing or variants_of(claim))
     return cannot_judge(
-        Reason.NOT_RUN, f"no finished runs; to run them: repro run {experiment.name} --scale {scale} {asked}"
+        Reason.NOT_RUN,
+        f"no finished runs; to run them: {command(experiment, scale, missing or variants_of(claim))}",
     )
+
+
+def command(experiment: Experiment, scale: str, names: Sequence[str] = ()) -> str:
+    """The command that runs these variants, and those that these steps consume."""
+    of = [experiment.steps[name].consumes if name in experiment.steps else [name] for name in names]
+    variants = dict.fromkeys(variant for several in of for variant in several)
+    return " ".join([f"repro run {experiment.name} --scale {scale}", *(f"--variant {name}" for name in variants)])
 
 
 def evidence_of(scale: str, records: ByVariant) -> Evidence:

@@ -1,4 +1,4 @@
-"""From an experiment to its runs, and from a run to its identity. Pure: reads source files, starts nothing."""
+"""From an experiment to its runs and steps, and from these to identities. Pure: reads source, starts nothing."""
 
 import ast
 import hashlib
@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from lightning_modules.names import nearest
-from pipeline.experiment import Experiment, Recipe
+from pipeline.experiment import AnyStep, Experiment, Recipe
 from pipeline.mistakes import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAINING = (
+    "pipeline/group.py",
     "pipeline/train.py",
     "pipeline/supply.py",
     "pipeline/evaluate.py",
@@ -40,6 +41,12 @@ TRAINING = (
         )
     ),
 )
+STEPS = {  # kind of step -> the files that can change its numbers, but for those of its runs
+    "ensemble": ("pipeline/steps.py",),
+    "protocol": ("pipeline/steps.py",),
+    "transfer": ("pipeline/steps.py", "pipeline/steps_transfer.py"),
+    "compression": ("pipeline/steps.py", "pipeline/steps_compression.py"),
+}
 MOST_SEEDS = 1000
 # Settings younger than the first tracked runs: at these values they are left out of a declaration's hash, so that
 # the runs made before still are runs of the same recipe.
@@ -74,6 +81,34 @@ class Run:
         return f"{self.variant} seed {self.seed}"
 
 
+@dataclass(frozen=True)
+class Step:
+    """Work on finished runs of one experiment at one scale."""
+
+    experiment: str
+    scale: str
+    variant: str  # the step's name
+    seed: int  # of the first of its runs
+    step: AnyStep
+    members: tuple[Run, ...]  # what it consumes
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """Of `--set`, in what it consumes."""
+        return {key: value for member in self.members for key, value in member.changes.items()}
+
+    @property
+    def declaration(self) -> str:
+        """Hash of what is done, and of the declarations of its runs; what these are called is no part of it."""
+        done = self.step.model_dump(mode="json", exclude={"of", "members"})
+        return digest({"step": done, "members": [member.declaration for member in self.members]})
+
+    @property
+    def title(self) -> str:
+        """'vgg-d-and-e seed 0', for a person."""
+        return f"{self.variant} seed {self.seed}"
+
+
 def plan(
     experiment: Experiment,
     *,
@@ -81,11 +116,12 @@ def plan(
     variants: Sequence[str] = (),
     seeds: int | None = None,
     changes: Mapping[str, Any] | None = None,
-) -> list[Run]:
-    """The runs of `experiment` at `scale`: all its variants (or those named), its first `seeds` seeds.
+) -> list[Run | Step]:
+    """The runs of `experiment` at `scale`: all its variants (or those named), its first `seeds` seeds; its steps.
 
     More seeds than declared continue the row: 0, 1, 2, … Ordered by seed first, so that an interrupted plan has
-    whole comparisons. UserError for an unknown name or an impossible number.
+    whole comparisons. A step comes after the last run that it consumes; one whose runs are not all there is left
+    out. UserError for an unknown name or an impossible number.
     """
     if not experiment.scales:
         raise UserError(
@@ -97,23 +133,55 @@ def plan(
     for variant in variants:
         if variant not in experiment.variants:
             raise UserError(f"{experiment.name} has no variant {variant!r}{nearest(variant, experiment.variants)}")
-    row = list(experiment.seeds_at(scale))
-    if seeds is not None:
-        if not 1 <= seeds <= MOST_SEEDS:
-            raise UserError(f"--seeds {seeds}: a number from 1 to {MOST_SEEDS} is needed")
-        more = (s for s in range(MOST_SEEDS + len(row)) if s not in row)
-        row = [*row, *more][:seeds]
+    if seeds is not None and not 1 <= seeds <= MOST_SEEDS:
+        raise UserError(f"--seeds {seeds}: a number from 1 to {MOST_SEEDS} is needed")
     chosen = tuple(dict.fromkeys(variants)) or experiment.variants_at(scale)
-    recipes = {variant: experiment.recipe(variant, scale, changes) for variant in chosen}
-    changed = {  # a setting that is the declared one is no change
-        variant: {} if recipe == experiment.recipe(variant, scale) else dict(changes or {})
-        for variant, recipe in recipes.items()
-    }
-    return [
-        Run(experiment.name, scale, variant, seed, recipes[variant], changed[variant])
-        for seed in row
-        for variant in chosen
-    ]
+    rows = {variant: seed_row(experiment.seeds_of(variant, scale), seeds) for variant in chosen}
+    runs = {variant: runs_with(experiment, scale, variant, rows[variant], changes) for variant in chosen}
+    steps: dict[int, list[Step]] = {}  # by the place in its row of the last seed that they need
+    for name in experiment.steps_at(scale, chosen):
+        for step in steps_with(experiment, name, scale, runs):
+            last = max(rows[member.variant].index(member.seed) for member in step.members)
+            steps.setdefault(last, []).append(step)
+    found: list[Run | Step] = []
+    for number in range(max(map(len, rows.values()))):
+        found += [runs[variant][number] for variant in chosen if number < len(rows[variant])]
+        found += steps.get(number, [])
+    return found
+
+
+def seed_row(declared: Sequence[int], count: int | None) -> list[int]:
+    """The first `count` seeds: those declared, and then 0, 1, 2, … without them; None: those declared."""
+    if count is None:
+        return list(declared)
+    more = (seed for seed in range(count + len(declared)) if seed not in declared)
+    return [*declared, *more][:count]
+
+
+def runs_with(
+    experiment: Experiment,
+    scale: str,
+    variant: str,
+    seeds: Sequence[int],
+    changes: Mapping[str, Any] | None = None,
+) -> list[Run]:
+    """The runs of a variant with these seeds, in this order."""
+    recipe = experiment.recipe(variant, scale, changes)
+    changed = {} if not changes or recipe == experiment.recipe(variant, scale) else dict(changes)
+    return [Run(experiment.name, scale, variant, seed, recipe, changed) for seed in seeds]
+
+
+def steps_with(experiment: Experiment, name: str, scale: str, runs: Mapping[str, Sequence[Run]]) -> list[Step]:
+    """As many steps `name` as `runs`, by variant, give: each of them consumes others, in their order."""
+    step = experiment.step(name, scale)
+    needed = step.consumes
+    first = next(iter(needed))
+    result = []
+    for number in range(min(len(runs[variant]) // count for variant, count in needed.items())):
+        members = {v: runs[v][number * count : (number + 1) * count] for v, count in needed.items()}
+        in_order = tuple(run for variant in sorted(members) for run in members[variant])
+        result.append(Step(experiment.name, scale, name, members[first][0].seed, step, in_order))
+    return result
 
 
 def settled(value: Any, path: str = "") -> Any:
@@ -125,13 +193,21 @@ def settled(value: Any, path: str = "") -> Any:
     return {key: settled(v, named[key]) for key, v in kept.items()}
 
 
-def identity(run: Run, *, manifest: str, code: str) -> str:
+def identity(run: Run | Step, *, manifest: str, code: str, members: Sequence[str] = ()) -> str:
     """What a run is: its resolved declaration, its data and the code that can change its numbers (hash).
 
-    A run changed by --set never counts for a claim, so it must not stand for a declared run of the same recipe.
+    A step is that and the identities of its members. A run changed by --set never counts for a claim, so it must
+    not stand for a declared run of the same recipe.
     """
-    departs = {"departs": True} if run.changes else {}
-    return digest({"declaration": run.declaration, "manifest": manifest, "code": code} | departs)
+    departs: dict[str, Any] = {"departs": True} if run.changes else {}
+    consumed = {"members": list(members)} if members else {}
+    return digest({"declaration": run.declaration, "manifest": manifest, "code": code} | departs | consumed)
+
+
+def step_code(step: Step, codes: Sequence[str], root: Path = ROOT) -> str:
+    """Hash of the code that can change the numbers of a step: that of its runs, and its own."""
+    own = {file: bare_source(root / file) for file in STEPS[step.step.kind]}
+    return digest({"runs": list(codes), "step": own})
 
 
 def code_hash(network_file: Path, root: Path = ROOT) -> str:

@@ -11,10 +11,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.plan import ROOT
+from pipeline.plan import ROOT, Run
 
 FINISHED, NOT_CONVERGED = "finished", "not converged"
 COMPUTES = ("pipeline", "lightning_modules", "experiments", "pyproject.toml", "requirements.lock")
+COPY_OF = "COMMIT"  # beside the code of a launch
 LIBRARIES = ("torch", "torchvision", "pytorch-lightning", "numpy")
 
 
@@ -45,6 +46,8 @@ class Record:
     seconds: float  # of training, evaluations included, over all its sessions
     finished: str  # UTC, ISO 8601
     run_id: str = ""  # MLflow's, once tracked
+    world: int = 1  # devices that trained it together, in its last session
+    device_batch: int = 0  # images that batch normalisation saw at a time; 0: unknown, of an older record
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
@@ -57,12 +60,31 @@ class Record:
         return cls(**{key: value for key, value in raw.items() if key in known})
 
 
+def describe(run: Run, identity: str, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run is, as plain data, for its folder and for tracking while it trains."""
+    return {
+        "identity": identity,
+        "experiment": run.experiment,
+        "scale": run.scale,
+        "variant": run.variant,
+        "seed": run.seed,
+        "changes": dict(run.changes),
+        "declaration": run.declaration,
+        "recipe": run.recipe.model_dump(mode="json"),
+        "manifest": dict(manifest),
+        "commit": commit(),
+    }
+
+
 @cache
 def commit() -> str:
     """The checkout's commit, "-dirty" where what computes differs from it, "unknown" outside a checkout.
 
-    A new file counts as a difference: a run of a network not yet committed cannot be found by the commit.
+    A new file counts as a difference: a run of a network not yet committed cannot be found by the commit. A copy
+    of the code that was made for a launch says in a file what it is a copy of.
     """
+    if (ROOT / COPY_OF).is_file():
+        return (ROOT / COPY_OF).read_text(encoding="utf-8").strip()
     if not (ROOT / "pyproject.toml").is_file():  # installed, perhaps into an environment inside another checkout
         return "unknown"
     try:

@@ -1,55 +1,89 @@
 """The main job: from an experiment to its verdicts. What is finished is not trained again."""
 
 import inspect
-import threading
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.experiment import Experiment, load, names
+from pipeline.experiment import Experiment, TransferStep, load, names
 from pipeline.home import data_folder, report_folder, runs_folder
-from pipeline.ledger import Entry, counted, ledger
+from pipeline.ledger import Entry, Lefts, counted, ledger
 from pipeline.mistakes import UserError
-from pipeline.plan import Run, code_hash, identity
+from pipeline.plan import Run, Step, code_hash, identity, step_code
 from pipeline.record import Record
 from pipeline.report.leaderboard import Row, leaderboard
-from pipeline.runs import RunFolder, local_records
+from pipeline.runs import RunFolder
 from pipeline.schedule.local import Ending, Event, run_all, worker_count
 from pipeline.schedule.task import Task
+from pipeline.syncing import Syncing, ended_here, sync_all
+from pipeline.tracking import Tracker, TrackingError
 
-SYNC_SECONDS = 5.0
 LONGEST_NOTE = 5000  # characters of a tag on an MLflow experiment
 
 
-def tasks_for(runs: Iterable[Run]) -> list[Task]:
-    """The runs with their identities: reads the data (for the manifest) and the code (for its hash).
+def tasks_for(runs: Iterable[Run | Step]) -> list[Task]:
+    """The runs and steps with their identities: reads the data (for manifests) and the code (for its hashes).
 
     UserError for data that cannot be read and networks that cannot be built, before any worker starts.
     """
-    from lightning_modules.networks import NETWORKS
-    from pipeline.data import manifest, sources
+    make = TaskMaker()
+    return [make.of_run(run) if isinstance(run, Run) else make.of_step(run) for run in runs]
 
-    sets: dict[tuple[str, bool], Any] = {}
-    manifests: dict[tuple[str, bool], Any] = {}
-    checked = set()
-    codes: dict[str, str] = {}
-    result = []
-    for run in runs:
-        data, network = (run.recipe.data.name, run.recipe.data.crop is not None), run.recipe.model.name
-        if data not in manifests:
-            sets[data] = sources.load(data[0], data_folder(), photographs=data[1])
-            manifests[data] = manifest.manifest_of(sets[data])
-        if run.variant not in checked:
-            check(run, sets[data])
-            checked.add(run.variant)
-        if network not in codes:
-            codes[network] = code_hash(Path(inspect.getsourcefile(NETWORKS[network].build) or ""))
-        code, found = codes[network], manifests[data]
-        name = identity(run, manifest=found.sha256, code=code)
-        folder = runs_folder() / name
-        result.append(Task(run, name, code, manifest.to_dict(found), folder, data_folder()))
-    return result
+
+class TaskMaker:
+    """Makes tasks; what several share is read and checked once."""
+
+    def __init__(self) -> None:
+        self.sets: dict[tuple[str, bool], tuple[Any, Any]] = {}  # images and their manifest
+        self.codes: dict[str, str] = {}  # by network
+        self.checked: set[tuple[str, str]] = set()
+        self.runs: dict[tuple[str, bool], Task] = {}
+
+    def images(self, name: str, photographs: bool) -> tuple[Any, Any]:
+        """A set and its manifest."""
+        from pipeline.data import manifest, sources
+
+        if (name, photographs) not in self.sets:
+            images = sources.load(name, data_folder(), photographs=photographs)
+            self.sets[name, photographs] = images, manifest.manifest_of(images)
+        return self.sets[name, photographs]
+
+    def of_run(self, run: Run) -> Task:
+        """A run's task."""
+        from lightning_modules.networks import NETWORKS
+
+        key = run.declaration, bool(run.changes)
+        if key in self.runs:
+            return replace(self.runs[key], run=run)
+        data, network = run.recipe.data, run.recipe.model.name
+        images, manifest = self.images(data.name, data.crop is not None)
+        if (run.experiment, run.variant) not in self.checked:
+            check(run, images)
+            self.checked.add((run.experiment, run.variant))
+        if network not in self.codes:
+            self.codes[network] = code_hash(Path(inspect.getsourcefile(NETWORKS[network].build) or ""))
+        code = self.codes[network]
+        self.runs[key] = task_of(run, identity(run, manifest=manifest.sha256, code=code), code, manifest)
+        return self.runs[key]
+
+    def of_step(self, step: Step) -> Task:
+        """A step's task, which names those of its runs."""
+        members = [self.of_run(member) for member in step.members]
+        data = step.members[0].recipe.data
+        name = step.step.data if isinstance(step.step, TransferStep) else data.name
+        _, manifest = self.images(name, data.crop is not None)
+        code = step_code(step, [member.code for member in members])
+        needs = tuple(member.identity for member in members)
+        made = identity(step, manifest=manifest.sha256, code=code, members=needs)
+        return replace(task_of(step, made, code, manifest), needs=needs)
+
+
+def task_of(run: Run | Step, name: str, code: str, manifest: Any) -> Task:
+    """The task of a run whose identity is `name`."""
+    from pipeline.data.manifest import to_dict
+
+    return Task(run, name, code, to_dict(manifest), runs_folder() / name, data_folder())
 
 
 def check(run: Run, images: Any) -> None:
@@ -96,6 +130,8 @@ def carry_out(
     found, missing = finished(tasks, syncing)
     for task in tasks:
         syncing.watch(task.folder)
+    for task in missing:
+        RunFolder(task.folder).begin_anew()
     records = dict(found)
 
     def note(event: Event) -> None:
@@ -113,7 +149,7 @@ def carry_out(
     return Outcome(ending, ordered, syncing.trouble)
 
 
-def finished(tasks: Sequence[Task], syncing: "Syncing") -> tuple[dict[str, Record], list[Task]]:
+def finished(tasks: Sequence[Task], syncing: Syncing) -> tuple[dict[str, Record], list[Task]]:
     """Records of the tasks already ended, here or on the tracking server, and the tasks that are left."""
     found = {}
     for task in tasks:
@@ -128,100 +164,55 @@ def finished(tasks: Sequence[Task], syncing: "Syncing") -> tuple[dict[str, Recor
     return found, [task for task in tasks if task.identity not in found]
 
 
-class Syncing:
-    """Sends run folders to the tracking server from a thread of its own; trouble is kept, not raised."""
-
-    def __init__(self) -> None:
-        self.folders: list[RunFolder] = []
-        self.trouble = ""
-        self._tracker: Any = None
-        self._over = threading.Event()
-        self._thread: threading.Thread | None = None
-
-    def watch(self, path: Path) -> None:
-        """Send this folder too."""
-        self.folders.append(RunFolder(path))
-
-    def tracker(self) -> Any:
-        """The tracking server; raises TrackingError where it cannot be used."""
-        from pipeline import tracking
-
-        if self._tracker is None:
-            tracking.silence()
-            self._tracker = tracking.Tracker()
-        return self._tracker
-
-    def records(self) -> list[Record]:
-        """Tracked records, none where the server cannot be used."""
-        try:
-            return self.tracker().records()
-        except UserError as error:
-            self.trouble = str(error)
-            return []
-
-    def sync(self) -> None:
-        """One round over all folders; at the first refusal the round ends, to be tried again."""
-        try:
-            tracker = self.tracker()
-            for folder in self.folders:
-                if (folder.path / "run.json").is_file():
-                    tracker.sync(folder)
-            self.trouble = ""
-        except UserError as error:
-            self.trouble = str(error)
-
-    def __enter__(self) -> "Syncing":
-        """Start the thread."""
-        self._thread = threading.Thread(target=self._go_on, name="repro-tracking", daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """End it; a last `sync` is the caller's."""
-        self._over.set()
-        if self._thread:
-            self._thread.join()
-
-    def _go_on(self) -> None:
-        while not self._over.wait(SYNC_SECONDS):
-            self.sync()
-
-
-def sync_all(tracker: Any) -> None:
-    """Send every run folder that still holds something unsent: journals written while a server was away."""
-    for path in sorted(runs_folder().glob("*/run.json")):
-        tracker.sync(RunFolder(path.parent))
-
-
 @dataclass(frozen=True)
 class Known:
     """All ended runs that can be found."""
 
     records: list[Record]
-    tracker: Any | None  # None where the server cannot be used,
-    trouble: str = ""  # and why
+    tracker: Any | None  # None where the server cannot be used
+    trouble: str = ""  # why, or which run folder cannot be sent
 
 
 def known() -> Known:
     """The runs ended here and those on the tracking server, after sending it what is unsent."""
-    here = {record.identity: record for record in local_records()}
-    syncing = Syncing()
+    tracker = Tracker()
     try:
-        tracker = syncing.tracker()
-        sync_all(tracker)
-        tracked = {record.identity: record for record in tracker.records()}
-    except UserError as error:
-        return Known(list(here.values()), None, str(error))
-    return Known(list((here | tracked).values()), tracker)
+        tracked, trouble = sync_all(tracker)
+    except TrackingError as error:
+        return Known(ended_here(but=()), None, str(error))
+    there = {record.identity: record for record in tracked}
+    here = {record.identity: record for record in ended_here(but=there)}
+    return Known(list((here | there).values()), tracker, trouble)
 
 
 def judged(
-    experiments: Sequence[Experiment], records: Sequence[Record], scales: Sequence[str] = ()
+    experiments: Sequence[Experiment],
+    records: Sequence[Record],
+    scales: Sequence[str] = (),
+    left: Lefts | None = None,
 ) -> list[Entry]:
-    """The ledger of several experiments."""
+    """The ledger of several experiments; without `left`, what is known here of runs left unfinished is told."""
     from pipeline.analyse import measure
 
-    return [entry for one in experiments for entry in ledger(one, records, measure, scales)]
+    known_left = lefts() if left is None else left
+    return [entry for one in experiments for entry in ledger(one, records, measure, scales, known_left)]
+
+
+def lefts() -> dict[tuple[str, str, str, int], dict[str, str]]:
+    """Why runs in this machine's or the cluster's folder were left unfinished: the latest word on each.
+
+    Of what --set changed nothing is told, as it counts for no claim.
+    """
+    found = {}
+    for path in sorted(runs_folder().glob("*/left.json"), key=lambda path: path.stat().st_mtime):
+        folder = RunFolder(path.parent)
+        left = folder.left()
+        if not left or folder.result_file.is_file() or not (path.parent / "run.json").is_file():
+            continue
+        run = folder.description()
+        if not run["changes"]:
+            found[run["experiment"], run["scale"], run["variant"], run["seed"]] = left
+    return found
 
 
 def all_experiments() -> list[Experiment]:

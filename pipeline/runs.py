@@ -18,6 +18,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -159,14 +160,15 @@ class RunFolder:
 
     def report(self, step: int, images_per_second: float) -> None:
         """Say where training is; a progress bar that cannot be written stops nothing."""
-        text = json.dumps({"step": step, "images_per_second": images_per_second, "pid": os.getpid()})
+        where = {"host": socket.gethostname(), "pid": os.getpid()}
+        text = json.dumps({"step": step, "images_per_second": images_per_second} | where)
         try:
             write_atomically(self.path / "progress.json", text)
         except OSError:
             return
 
     def progress(self) -> dict[str, Any]:
-        """The last report: {"step", "images_per_second", "pid"}, or {}."""
+        """The last report: {"step", "images_per_second", "host", "pid"}, or {}."""
         try:
             return json.loads((self.path / "progress.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):

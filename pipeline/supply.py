@@ -28,8 +28,9 @@ from pipeline.data.statistics import (
     require_photographs,
     statistics_of,
 )
-from pipeline.evaluate import BATCH, Member, evaluate, evaluate_pictures, response_std
+from pipeline.evaluate import BATCH, Errors, Member, evaluate, evaluate_pictures, response_std, together
 from pipeline.experiment import Crop, Data, Train
+from pipeline.group import ALONE, Group
 from pipeline.mistakes import UserError
 from pipeline.protocol import read_protocol
 
@@ -49,12 +50,14 @@ Metrics = dict[str, float]
 
 @dataclass(frozen=True)
 class Ways:
-    """How a run's images are read, and who hears of it; none of it changes a number."""
+    """How a run's images are read, by whom, and who hears of it."""
 
     readers: int = 1  # threads that read photographs
     cache: Path | None = None  # a folder for statistics of the training part
     tell: Callable[[str], None] = lambda _: None  # hears why something takes long
     stop: Callable[[], bool] = never  # once true, what takes long ends with Stopped
+    group: Group = ALONE  # those who share the images; what is measured is told to all of them
+    parts: int = 1  # a rank's share of a training batch comes in so many batches
 
 
 class Kept(Protocol):
@@ -71,10 +74,12 @@ class Small:
     is_slow = False  # to be judged, so that it is worth a checkpoint first
 
     def __init__(self, images: ImageSet, data: Data, device: torch.device, key: str, ways: Ways) -> None:
-        self.data, self.device = data, device
+        self.data, self.device, self.ways = data, device, ways
         self.training, self.validation = split(images.train, train_count=data.train, val_count=data.val)
         self.test = images.test
-        self.normaliser = fit_small(data.normalise, self.training, cache=ways.cache, key=key)
+        self.normaliser = ways.group.led(
+            lambda _: fit_small(data.normalise, self.training, cache=ways.cache, key=key)
+        )
 
     @property
     def count(self) -> int:
@@ -101,6 +106,9 @@ class Small:
             start_step=start,
             stop_step=train.steps,
             block=block,
+            rank=self.ways.group.rank,
+            world=self.ways.group.world,
+            parts=self.ways.parts,
         )
 
     def held_out(self, network: nn.Module, loss: Loss, *, bf16: bool) -> Metrics:
@@ -122,8 +130,10 @@ class Small:
     def _errors(self, name: str, images: Images, network: nn.Module, loss: Loss, bf16: bool) -> Metrics:
         if not len(images):
             return {}
-        batches = in_order(self.maker(images), images.labels, batch_size=BATCH)
-        return evaluate(network, batches, loss, expected=len(images), bf16=bf16).metrics(name)
+        us = self.ways.group
+        batches = in_order(self.maker(images), images.labels, batch_size=BATCH, rank=us.rank, world=us.world)
+        errors = evaluate(network, batches, loss, expected=len(images), bf16=bf16, rank=us.rank, world=us.world)
+        return joined(us, errors, len(images)).metrics(name)
 
     def patterns(self, seed: int, number: int, count: int) -> tuple[Tensor, Tensor]:
         """`count` training images and labels drawn for pass `number`, for estimates made before it."""
@@ -145,14 +155,17 @@ class Photographs:
         self.test = shards.test
         found, pca = None, "pca-colour" in data.augment
         if pca or data.normalise != "scale":
-            found = statistics_of(
-                self.training,
-                self.cut,
-                threads=ways.readers,
-                cache=ways.cache,
-                key=key,
-                tell=ways.tell,
-                stop=ways.stop,
+            found = ways.group.led(
+                lambda stop: statistics_of(
+                    self.training,
+                    self.cut,
+                    threads=ways.readers,
+                    cache=ways.cache,
+                    key=key,
+                    tell=ways.tell,
+                    stop=stop,
+                ),
+                ways.stop,
             )
         self.normaliser = fit_photographs(data.normalise, found).on(device)
         self.pca = principal_colours(found) if pca and found else None
@@ -178,6 +191,9 @@ class Photographs:
             start_step=start,
             stop_step=train.steps,
             threads=self.ways.readers,
+            rank=self.ways.group.rank,
+            world=self.ways.group.world,
+            parts=self.ways.parts,
         )
 
     def held_out(self, network: nn.Module, loss: Loss, *, bf16: bool) -> Metrics:
@@ -189,35 +205,53 @@ class Photographs:
     def final(self, network: nn.Module, loss: Loss, *, bf16: bool, kept: Kept) -> Metrics:
         """Errors of the last model by every protocol: test/<protocol>/…, and test/… by the first of them.
 
-        What `kept` holds from an earlier, interrupted attempt is not measured again.
+        What rank 0's `kept` holds from an earlier, interrupted attempt is not measured again.
         """
         found: Metrics = {}
         for name in self.data.test:
             for part, samples in (("test", self.test), ("val", self.validation)):
                 if not len(samples):
                     continue
-                if (errors := kept.read().get(f"{part}/{name}")) is None:
-                    self.ways.tell(f"judging {len(samples):,} {part} pictures by {name}")
-                    errors = self._errors(part, samples, network, name, bf16)
-                    kept.add(f"{part}/{name}", errors)
+                errors = self._judged_once(part, samples, network, name, bf16, kept)
                 found |= errors if name == self.data.test[0] else {}
                 found |= {f"{part}/{name}/{key.partition('/')[2]}": value for key, value in errors.items()}
         return found
 
+    def _judged_once(
+        self, part: str, samples: Samples, network: nn.Module, protocol: str, bf16: bool, kept: Kept
+    ) -> Metrics:
+        us, name = self.ways.group, f"{part}/{protocol}"
+        if (errors := us.led(lambda _: kept.read().get(name))) is None:
+            self.ways.tell(f"judging {len(samples):,} {part} pictures by {protocol}")
+            errors = self._errors(part, samples, network, protocol, bf16)
+            us.led(lambda _: kept.add(name, errors))
+        return errors
+
     def _errors(self, part: str, samples: Samples, network: nn.Module, protocol: str, bf16: bool) -> Metrics:
         if not len(samples):
             return {}
-        errors = evaluate_pictures(
-            [Member(network, self.normaliser)],
-            samples,
-            read_protocol(protocol),
-            expected=len(samples),
-            threads=self.ways.readers,
-            bf16=bf16,
-            device=self.device,
-            stop=self.ways.stop,
+        us = self.ways.group
+        errors = us.each(
+            lambda stop: evaluate_pictures(
+                [Member(network, self.normaliser)],
+                samples,
+                read_protocol(protocol),
+                expected=len(samples),
+                threads=self.ways.readers,
+                bf16=bf16,
+                device=self.device,
+                rank=us.rank,
+                world=us.world,
+                stop=stop,
+            ),
+            self.ways.stop,
         )
-        return errors.metrics(part)
+        return joined(us, errors, len(samples)).metrics(part)
+
+
+def joined(group: Group, mine: Errors, expected: int) -> Errors:
+    """The errors on all images, for every rank, from each rank's own."""
+    return mine if group.world == 1 else together(group.gathered(mine), expected)
 
 
 def image_shape(images: ImageSet | ShardSet, data: Data) -> tuple[int, ...]:

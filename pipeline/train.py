@@ -1,8 +1,12 @@
-"""One run, from its first update to its record, in the process it finds itself in.
+"""One run, from its first update to its record, in the process or the group of processes it finds itself in.
 
 Whatever stops it (Ctrl-C, `kill -9`, a full disk), the same call goes on where the last checkpoint stands, and
 on a CPU ends with the same bits as a run never stopped: sample order and every random draw are functions of
 (seed, step), and the windows over which training errors are averaged are part of the checkpoint.
+
+On several devices each rank of the group calls `train`. The global batch stays the recipe's: it is cut into groups
+of images that go through a device at once, which are the same on any number of devices that can share them. Rank 0
+alone writes files; what stops one rank stops all of them, at the same step.
 """
 
 import ctypes
@@ -24,7 +28,10 @@ from typing import Any
 import pytorch_lightning as pl
 import safetensors.torch
 import torch
+import torch.distributed as dist
+from pytorch_lightning.plugins.environments import ClusterEnvironment
 from pytorch_lightning.plugins.io import TorchCheckpointIO
+from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor
 
 from lightning_modules.classifier import Classifier, NotConvergedError
@@ -37,9 +44,10 @@ from pipeline.data.order import key
 from pipeline.data.photographs import PhotoFeed
 from pipeline.data.shards import ShardSet
 from pipeline.experiment import Train
+from pipeline.group import Group, current, groups
 from pipeline.mistakes import UserError
 from pipeline.plan import Run
-from pipeline.record import FINISHED, NOT_CONVERGED, Record, commit, hardware, libraries, lock_hash
+from pipeline.record import FINISHED, NOT_CONVERGED, Record, commit, describe, hardware, libraries, lock_hash
 from pipeline.runs import RunFolder
 from pipeline.supply import Small, Ways, supply
 
@@ -60,33 +68,44 @@ def train(
     code: str,
     threads: int = 1,
     readers: int = 1,
+    device_batch: int | None = None,
     cache: Path | None = None,
     stop: Callable[[], bool] = lambda: False,
     warn: Callable[[str], None] = lambda _: None,
 ) -> Record | None:
     """Train `run` to its end and write its record, or return None where `stop()` asked to leave it resumable.
 
-    `readers` threads read photographs; `cache` is a folder for what is computed once from the data.
+    Called by every rank of a group, all of which return the same; one that is asked to stop stops all. `threads`
+    compute and `readers` read photographs, on each of them; at most `device_batch` images go through a device at a
+    time, and a larger share in several parts; `cache` is a folder for what is computed once from the data.
 
-    Raises UserError for what a user can mend (a full disk); a run whose loss is not finite ends with a record
-    that says so.
+    Raises UserError for what a user can mend (a full disk, devices that cannot share the batch); a run whose loss
+    is not finite ends with a record that says so.
     """
     prepare_process(threads)
-    folder.create(describe(run, identity, manifest))
+    group = current()
+    cut = cut_into(run.recipe.train, group, device_batch)
+    tell = warn if group.rank == 0 else lambda _: None
+    group.led(lambda _: folder.create(describe(run, identity, to_dict(manifest))))
     try:
-        job = Job(run, folder, images, manifest, Ways(readers, cache, warn, stop))
+        ways = Ways(readers, cache, tell, stop, group, parts=cut // group.world)
+        job = Job(run, folder, images, manifest, ways)
     except Stopped:
         return None
-    checkpoint = folder.last_checkpoint(warn)
+    checkpoint = group.led(lambda _: folder.last_checkpoint(tell))
     start = checkpoint[0] if checkpoint else 0
     conductor = Conductor(job, stop, start)
     trainer = pl.Trainer(
         accelerator="gpu" if job.device == "cuda" else "cpu",
-        devices=1,
+        devices=[torch.cuda.current_device()] if job.device == "cuda" and group.world > 1 else 1,
+        num_nodes=group.world,
+        # Every parameter takes part in every update: networks that leave blocks out give these gradients of zero.
+        strategy=DDPStrategy(broadcast_buffers=False) if group.world > 1 else "auto",
+        accumulate_grad_batches=job.module.parts,
         max_epochs=1,  # the feed is one long row of batches; it knows where to start and to end
         precision="bf16-mixed" if job.bf16 else "32-true",
         callbacks=[conductor],
-        plugins=[PlainFile()],
+        plugins=[conductor.content, Ranks(group)],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -114,7 +133,7 @@ def train(
         metrics = job.final_metrics() | conductor.last_window if status == FINISHED else {}
     except Stopped:
         return None
-    record = Record(
+    record = Record(  # of which rank 0's is kept
         identity=identity,
         experiment=run.experiment,
         scale=run.scale,
@@ -137,25 +156,22 @@ def train(
         libraries=libraries(),
         seconds=conductor.seconds(),
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        world=group.world,
+        device_batch=run.recipe.train.batch_size // cut,
     )
-    folder.finish(record, safetensors.torch.save(job.weights()) if status == FINISHED else None)
-    return record
+    weights = safetensors.torch.save(job.weights()) if status == FINISHED and group.rank == 0 else None
+    group.led(lambda _: folder.finish(record, weights))
+    return group.first(record)
 
 
-def describe(run: Run, identity: str, manifest: Manifest) -> dict[str, Any]:
-    """What a run is, for its folder and for tracking while it trains."""
-    return {
-        "identity": identity,
-        "experiment": run.experiment,
-        "scale": run.scale,
-        "variant": run.variant,
-        "seed": run.seed,
-        "changes": dict(run.changes),
-        "declaration": run.declaration,
-        "recipe": run.recipe.model_dump(mode="json"),
-        "manifest": to_dict(manifest),
-        "commit": commit(),
-    }
+def cut_into(recipe: Train, group: Group, device_batch: int | None) -> int:
+    """Into how many groups of images a global batch is cut; UserError where `group` cannot share it like that."""
+    if recipe.optimizer.name == "sdlm" and (group.world > 1 or device_batch is not None):
+        raise UserError(
+            "optimizer 'sdlm' learns from one pattern after the other, which cannot be shared or cut: train it on"
+            " one device, and without a device batch"
+        )
+    return groups(recipe.batch_size, group.world, device_batch)
 
 
 class Job:
@@ -171,14 +187,18 @@ class Job:
     ) -> None:
         self.run, self.folder = run, folder
         self.recipe, self.seed = run.recipe.train, run.seed
+        ways = ways or Ways()
+        self.group = ways.group
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.bf16 = self.recipe.precision == "bf16" and has_bf16(self.device)
-        self.compiled = self.recipe.compile and has_compiler()
+        bf16, compiled = self.recipe.precision == "bf16", self.recipe.compile
+        lacking = self.group.any(bf16 and not has_bf16(self.device), compiled and not has_compiler())  # some rank
+        self.bf16, self.compiled = bf16 and not lacking[0], compiled and not lacking[1]
         self.log_every = self.recipe.log_every or max(1, self.recipe.steps // REPORTS)
         self.eval_every = self.recipe.eval_every or max(1, self.recipe.steps // EVALUATIONS)
-        device, ways = torch.device(self.device), ways or Ways()
+        device = torch.device(self.device)
         self.supply = supply(images, run.recipe.data, device, sha256=manifest.sha256, ways=ways)
         self.module = module_for(run, manifest, compiled=self.compiled)
+        self.module.parts = ways.parts
         self.block = block_size(self.recipe, self.log_every, self.eval_every, self.supply.count)
 
     def feed(self, start: int) -> Feed | PhotoFeed:
@@ -186,11 +206,14 @@ class Job:
         return self.supply.feed(self.recipe, self.seed, start, self.block)
 
     def held_out_errors(self) -> dict[str, float]:
-        """Errors, of the network as it is now, on the test set and on the validation set if there is one."""
+        """Errors, of rank 0's network as it is now, on the test set and on the validation set if there is one."""
+        self.group.same_buffers(self.module.network)
         return self.supply.held_out(self.module.network, self.module.loss, bf16=self.bf16)
 
     def final_metrics(self) -> dict[str, float]:
-        """What is measured once, on the last model."""
+        """What is measured once, on the last model of rank 0."""
+        self.module.to(self.device)  # a trainer leaves it on the CPU
+        self.group.same_buffers(self.module.network)
         newest = self.folder.checkpoint_files()[:1]
         kept = self.folder.judged(newest[0].name if newest else "")
         return self.supply.final(self.module.network, self.module.loss, bf16=self.bf16, kept=kept)
@@ -212,8 +235,10 @@ class Conductor(pl.Callback):
     """Between updates: seeds the draws, reports, evaluates, checkpoints, and stops when asked."""
 
     def __init__(self, job: Job, stop: Callable[[], bool], start: int) -> None:
-        self.job, self.stop, self.start = job, stop, start
-        self.reported = job.folder.mend_journal()  # journal lines up to this step exist already
+        self.job, self.stop, self.start, self.group = job, stop, start, job.group
+        # Journal lines up to this step exist already.
+        self.reported = self.group.led(lambda _: job.folder.mend_journal())
+        self.content = Content()
         self.finished = False
         self.last_window: dict[str, float] = {}
         self.spent = 0.0  # seconds of training in earlier sessions
@@ -233,9 +258,18 @@ class Conductor(pl.Callback):
         """From the checkpoint."""
         self.spent = state_dict["seconds"]
 
+    def on_load_checkpoint(self, trainer: Any, module: Any, checkpoint: dict[str, Any]) -> None:
+        """Lightning counts batches, and in an earlier session another number of them may have made an update."""
+        del checkpoint["loops"]
+
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Batch, batch_idx: int) -> None:
-        """Every random draw of an update depends on (seed, step) alone."""
-        torch.manual_seed(key(self.job.seed, "update", batch.step))
+        """Every random draw of an update depends on (seed, step) alone; or, of its images, on their group too."""
+        seed, parts, world = self.job.seed, module.parts, self.group.world
+        if parts * world == 1:
+            torch.manual_seed(key(seed, "update", batch.step))
+        else:
+            module.seed_shared_draws(key(seed, "update", batch.step))
+            torch.manual_seed(key(seed, "update", batch.step, self.group.rank + batch_idx % parts * world))
         images_per_pass = self.job.supply.count
         if module.wants_pass_patterns and batch.step % images_per_pass == 0:
             number = batch.step // images_per_pass
@@ -243,14 +277,14 @@ class Conductor(pl.Callback):
 
     def on_train_start(self, trainer: Any, module: Any) -> None:
         """A run stopped while it was judged is judged now."""
+        if self.group.world > 1 and self.job.device == "cpu":
+            trainer.strategy.model.register_comm_hook(None, mean_in_order)
         if self.start and self.start > self.reported:
             self.report(module, self.start)
         elif self.start >= self.job.recipe.steps:
             self.finished = True
-            *_, (last, _) = self.job.folder.journal()
-            self.last_window = {
-                name: value for name, value in last["metrics"].items() if name.startswith("train/")
-            }
+            last = self.group.led(lambda _: list(self.job.folder.journal())[-1][0]["metrics"])
+            self.last_window = {name: value for name, value in last.items() if name.startswith("train/")}
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Report and evaluate where the recipe says; then, and only then, checkpoint.
@@ -258,14 +292,17 @@ class Conductor(pl.Callback):
         But for what takes long to judge: there the checkpoint comes first, and a resumed run reports what is due.
         """
         job, done = self.job, batch.step + self.job.block
+        if (batch_idx + 1) % module.parts:
+            return
         if job.supply.is_slow and (done % job.eval_every == 0 or done == job.recipe.steps):
             self.checkpoint(trainer, done)
         self.report(module, done)
-        asked_to_stop = not self.finished and self.stop()
         now = time.monotonic()
-        if asked_to_stop or (not self.finished and now - self.last_checkpoint >= self.between_checkpoints):
+        due = not self.finished and now - self.last_checkpoint >= self.between_checkpoints
+        asked_to_stop, due = self.group.any(not self.finished and self.stop(), due)
+        if asked_to_stop or due:
             self.checkpoint(trainer, done)
-        if now - self.last_beat >= HEARTBEAT_SECONDS or self.finished:
+        if self.group.rank == 0 and (now - self.last_beat >= HEARTBEAT_SECONDS or self.finished):
             images = (done - self.beat_step) * job.recipe.batch_size if self.beat_step >= 0 else 0
             job.folder.report(done, images / max(now - self.last_beat, 1e-9))
             self.last_beat, self.beat_step = now, done
@@ -283,25 +320,84 @@ class Conductor(pl.Callback):
         if done % job.eval_every == 0 and done < job.recipe.steps:
             metrics |= job.held_out_errors()
         if metrics and done > self.reported:
-            job.folder.append({"step": done, "time": time.time(), "metrics": metrics})
+            self.group.led(lambda _: job.folder.append({"step": done, "time": time.time(), "metrics": metrics}))
 
     def checkpoint(self, trainer: Any, done: int) -> None:
         """Write one; those of large networks, which take long, come more rarely."""
         began = time.monotonic()
-        self.job.folder.save_checkpoint(done, lambda path: trainer.save_checkpoint(path))
+        trainer.save_checkpoint("")
+        self.group.led(lambda _: self.job.folder.save_checkpoint(done, self.content.write))
         self.last_checkpoint = time.monotonic()
         seldom = (self.last_checkpoint - began) / CHECKPOINT_SHARE
         self.between_checkpoints = max(checkpoint_seconds(), seldom) if checkpoint_seconds() else 0.0
 
 
-class PlainFile(TorchCheckpointIO):
-    """Checkpoints written where they belong; Lightning's own way is through the system's temporary folder."""
+class Content(TorchCheckpointIO):
+    """A checkpoint on its way from the trainer, which ranks wait in for each other, to a file.
+
+    Lightning's own way is through the system's temporary folder; and on a full disk torch raises a RuntimeError
+    that names no cause, `write` an OSError.
+    """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """In one piece: on a full disk torch raises a RuntimeError that names no cause, this an OSError."""
-        content = io.BytesIO()
-        torch.save(checkpoint, content)
-        Path(path).write_bytes(content.getbuffer())
+        """Hold it."""
+        self.held = io.BytesIO()
+        torch.save(checkpoint, self.held)
+
+    def write(self, path: Path) -> None:
+        """Write what is held, which is then no longer."""
+        path.write_bytes(self.held.getbuffer())
+        del self.held
+
+
+class Ranks(ClusterEnvironment):
+    """What a trainer asks about processes that somebody else has started, with one device for each."""
+
+    def __init__(self, group: Group) -> None:
+        super().__init__()
+        self.group = group
+
+    creates_processes_externally = True
+    main_address, main_port = "", 0  # they have found each other already
+
+    @staticmethod
+    def detect() -> bool:
+        """Never by itself."""
+        return False
+
+    def world_size(self) -> int:
+        """All of them."""
+        return self.group.world
+
+    def global_rank(self) -> int:
+        """Which of them this is."""
+        return self.group.rank
+
+    def node_rank(self) -> int:
+        """Each counts as a node of its own."""
+        return self.group.rank
+
+    def local_rank(self) -> int:
+        """With one device."""
+        return 0
+
+    def set_world_size(self, size: int) -> None:
+        """Nothing to set."""
+
+    def set_global_rank(self, rank: int) -> None:
+        """Nothing to set."""
+
+
+def mean_in_order(_state: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """The mean of some gradients over all ranks, which are added up in their order; for processors.
+
+    There, an all-reduce adds in an order that depends on the place in the bucket, and after the first update of a
+    session DDP fills its buckets anew: three ranks or more would end with other bits if they resumed.
+    """
+    mine = bucket.buffer()
+    every = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    arrived = dist.all_gather(every, mine, async_op=True).get_future()
+    return arrived.then(lambda _: sum(every[1:], every[0]).div_(len(every)))
 
 
 def module_for(run: Run, manifest: Manifest, *, compiled: bool) -> Classifier:

@@ -148,8 +148,9 @@ def _distort(x: Tensor, draws: Tensor) -> Tensor:
 class Feed:
     """The training batches of updates `start_step` to `stop_step - 1`, for one rank of `world`.
 
-    `batch_size` is global; rank r of w takes the positions r, r + w, ... of each global batch. With
-    `block` > 1 that many consecutive batches come as one (for training on one pattern at a time).
+    `batch_size` is global; it is cut into G = w * `parts` groups, of which group g has the places g, g + G, ...
+    Rank r of w takes the groups r, r + w, ..., each as a batch of its own. With `block` > 1 that many consecutive
+    batches come as one (for training on one pattern at a time).
     """
 
     def __init__(
@@ -164,28 +165,37 @@ class Feed:
         block: int = 1,
         rank: int = 0,
         world: int = 1,
+        parts: int = 1,
     ) -> None:
+        assert block == 1 or parts == 1
         _check_labels(maker, labels)
-        self.mine = share(batch_size, rank, world)
+        self.mine = shares(batch_size, rank, world, parts)
         self.maker, self.labels = maker, labels.to(maker.device)
         self.seed, self.batch_size, self.block = seed, batch_size, block
         self.start_step, self.stop_step = start_step, stop_step
 
     def __len__(self) -> int:
-        """Batches as yielded: blocks count once."""
-        return -(-(self.stop_step - self.start_step) // self.block)
+        """Batches as yielded: blocks count once, and every part of a batch."""
+        return -(-(self.stop_step - self.start_step) // self.block) * len(self.mine)
 
     def __iter__(self) -> Generator[Batch, None, None]:
-        mine = self.mine
         for first in range(self.start_step, self.stop_step, self.block):
             steps = range(first, min(first + self.block, self.stop_step))
             order = positions(self.seed, first * self.batch_size, steps.stop * self.batch_size, len(self.labels))
             # A block's length is a multiple of the world size, so one stride serves all its batches.
-            indices = order[mine].to(self.maker.device)
-            draws = None
-            if self.maker.augments:
-                draws = torch.cat([self.maker.draw(self.seed, step, self.batch_size)[mine] for step in steps])
-            yield Batch(first, self.maker(indices, draws), self.labels[indices])
+            drawn = [self.maker.draw(self.seed, step, self.batch_size) for step in steps if self.maker.augments]
+            for mine in self.mine:
+                indices = order[mine].to(self.maker.device)
+                draws = torch.cat([draw[mine] for draw in drawn]) if drawn else None
+                yield Batch(first, self.maker(indices, draws), self.labels[indices])
+
+
+def shares(batch_size: int, rank: int, world: int, parts: int) -> list[slice]:
+    """The places of a global batch that rank `rank` of `world` takes, in so many parts, one after the other.
+
+    The batch is cut into `world` * `parts` groups, which are the same whoever takes them.
+    """
+    return [share(batch_size, group, world * parts) for group in range(rank, world * parts, world)]
 
 
 def in_order(

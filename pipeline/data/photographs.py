@@ -18,11 +18,12 @@ from torch import Tensor
 
 from lightning_modules.recipe import Batch
 from pipeline.data.ahead import ahead
+from pipeline.data.batches import shares
 from pipeline.data.colour import PhotoMaker
 from pipeline.data.images import DataError
 from pipeline.data.jpeg import Box, Interpolation, decode, middle, resize, short_side
 from pipeline.data.order import batch_indices
-from pipeline.data.samples import Samples, share
+from pipeline.data.samples import Samples
 
 CHUNK = 16  # pictures that a thread reads and decodes at a time
 BATCHES_AHEAD = 2
@@ -112,7 +113,10 @@ def cropped(cut: Cut, image: np.ndarray, draw: float) -> tuple[Tensor, tuple[int
 
 
 class PhotoFeed:
-    """The training batches of updates `start_step` to `stop_step - 1`, for one rank of `world`."""
+    """The training batches of updates `start_step` to `stop_step - 1`, for one rank of `world`.
+
+    With `parts` > 1 a rank's share of a global batch comes in so many batches, as of batches.Feed.
+    """
 
     def __init__(
         self,
@@ -127,23 +131,25 @@ class PhotoFeed:
         threads: int,
         rank: int = 0,
         world: int = 1,
+        parts: int = 1,
     ) -> None:
         if not len(samples):
             raise DataError("there is no picture to learn from")
-        self.mine = share(batch_size, rank, world)
+        self.mine = shares(batch_size, rank, world, parts)
         self.samples, self.maker, self.cut = samples, maker, cut
         self.seed, self.batch_size, self.threads = seed, batch_size, threads
         self.start_step, self.stop_step = start_step, stop_step
 
     def __len__(self) -> int:
-        return self.stop_step - self.start_step
+        return (self.stop_step - self.start_step) * len(self.mine)
 
     def __iter__(self) -> Generator[Batch, None, None]:
-        chunks = -(-len(range(self.batch_size)[self.mine]) // CHUNK)  # in a batch of this rank
-        work = ahead(self._jobs(), self._cut_out, threads=self.threads, depth=BATCHES_AHEAD * chunks)
-        with closing(work) as ready:
+        chunks = -(-len(range(self.batch_size)[self.mine[0]]) // CHUNK)  # in a batch of this rank
+        depth = BATCHES_AHEAD * chunks * len(self.mine)
+        with closing(ahead(self._jobs(), self._cut_out, threads=self.threads, depth=depth)) as ready:
             for step in range(self.start_step, self.stop_step):
-                yield self._batch(step, list(islice(ready, chunks)))
+                for _ in self.mine:
+                    yield self._batch(step, list(islice(ready, chunks)))
 
     def _batch(self, step: int, parts: Sequence["Chunk"]) -> Batch:
         """One batch on the device; what is copied there does not wait for what the device is doing."""
@@ -160,12 +166,14 @@ class PhotoFeed:
     def _jobs(self) -> Iterable["Chunk"]:
         """Of each batch in turn: some of its pictures."""
         for step in range(self.start_step, self.stop_step):
-            order = batch_indices(self.seed, step, self.batch_size, len(self.samples))[self.mine]
-            draws = self.maker.draw(self.seed, step, self.batch_size)[self.mine]
-            shape = (len(order), self.cut.side, self.cut.side, 3)
-            batch = torch.empty(shape, dtype=torch.uint8, pin_memory=self.maker.device.type == "cuda")
-            for some, theirs, pixels in zip(*(of.split(CHUNK) for of in (order, draws, batch)), strict=True):
-                yield Chunk(some, theirs, pixels, batch)
+            order = batch_indices(self.seed, step, self.batch_size, len(self.samples))
+            draws = self.maker.draw(self.seed, step, self.batch_size)
+            for mine in self.mine:
+                shape = (len(order[mine]), self.cut.side, self.cut.side, 3)
+                batch = torch.empty(shape, dtype=torch.uint8, pin_memory=self.maker.device.type == "cuda")
+                parts = (of.split(CHUNK) for of in (order[mine], draws[mine], batch))
+                for some, theirs, pixels in zip(*parts, strict=True):
+                    yield Chunk(some, theirs, pixels, batch)
 
     def _cut_out(self, chunk: "Chunk") -> "Chunk":
         """The same, with the pixels and corners of its crops."""

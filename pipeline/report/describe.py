@@ -8,8 +8,20 @@ from rich.console import Console
 from rich.markup import escape
 
 from lightning_modules.recipe import factors
-from pipeline.experiment import FAST, Crop, Drops, ExactClaim, Experiment, OrderingClaim, RatioClaim
-from pipeline.plan import Run, plan
+from pipeline.experiment import (
+    FAST,
+    AnyStep,
+    CompressionStep,
+    Crop,
+    Drops,
+    EnsembleStep,
+    ExactClaim,
+    Experiment,
+    OrderingClaim,
+    ProtocolStep,
+    RatioClaim,
+)
+from pipeline.plan import Run, Step, plan
 from pipeline.record import FINISHED, Record
 
 PASSES = 3  # forward, and backward at twice its cost
@@ -45,7 +57,13 @@ def describe(experiment: Experiment, records: Sequence[Record], out: Console, sa
     for name, variant in experiment.variants.items():
         network = f"{variant.model.name} {words(variant.model.args)}".rstrip()
         own = own_words(variant.data, variant.train)
+        own += f"{'; ' * bool(own)}{counted(len(variant.seeds), 'seed')}" if variant.seeds else ""
         say(f"{name:<{width}}  {network}" + (f"; {own}" if own else ""), indent=2)
+    if experiment.steps:
+        head("steps, when their runs have ended")
+        width = max(map(len, experiment.steps))
+    for name, step in experiment.steps.items():
+        say(f"{name:<{width}}  {step_words(step)}", indent=2)
     if experiment.scales:
         head("scales")
     for name, scale in experiment.scales.items():
@@ -117,6 +135,20 @@ def own_crop_words(crop: Mapping[str, Any]) -> str:
     return ", ".join(filter(None, (*parts, words({f"crop.{key}": value for key, value in rest.items()}))))
 
 
+def step_words(step: AnyStep) -> str:
+    """ "5 zfnet + zfnet-wide averaged", "vgg-16 by dense-of-256", "resnet-20 with a third of its weights, ..."."""
+    if isinstance(step, EnsembleStep):
+        of = " + ".join(name if count == 1 else f"{count} {name}" for name, count in step.members.items())
+        return f"{of} averaged" + (f", {judged_words(step.test)}" if step.test else "")
+    if isinstance(step, ProtocolStep):
+        return f"{step.of} {judged_words(step.test)}"
+    if isinstance(step, CompressionStep):
+        bits = f"{step.conv_bits} bits in convolutions and {step.fc_bits} in full connections"
+        return f"{step.of} compressed: {100 * step.density:g} % of the weights, {bits}"
+    view = f", seen by {step.view}" if step.view else ""
+    return f"features of {step.of} for {step.data}{view}, soft-max with C {step.c:g}"
+
+
 def crop_words(crop: Crop) -> str:
     """ "a random 224 x 224 of the picture resized to a short side of 256 to 480"."""
     square = f"{crop.side} x {crop.side}"
@@ -169,11 +201,17 @@ def counted(number: int, noun: str) -> str:
 
 def work(experiment: Experiment, scale: str, records: Sequence[Record]) -> str:
     """Runs, updates and multiply-adds of a scale; hours where tracked runs have shown them."""
-    runs = plan(experiment, scale=scale)
-    variants, seeds = len(experiment.variants_at(scale)), len(experiment.seeds_at(scale))
+    every = plan(experiment, scale=scale)
+    runs = [run for run in every if isinstance(run, Run)]
+    variants, seeds = experiment.variants_at(scale), len(experiment.seeds_at(scale))
     updates = sum(run.recipe.train.steps for run in runs)
-    text = f"{counted(len(runs), 'run')} ({counted(variants, 'variant')} x {counted(seeds, 'seed')}), "
-    text += counted(updates, "update")
+    more = any(len(experiment.seeds_of(variant, scale)) != seeds for variant in variants)
+    each = "seeds as declared" if more else counted(seeds, "seed")
+    text = (
+        f"{counted(len(runs), 'run')} ({counted(len(variants), 'variant')} x {each}), {counted(updates, 'update')}"
+    )
+    steps = sum(isinstance(run, Step) for run in every)
+    text += f", {counted(steps, 'step')}" if steps else ""
     operations = [multiply_adds(run) for run in runs]
     known = [value for value in operations if value is not None]
     if len(known) == len(runs):

@@ -83,7 +83,7 @@ def row_of(experiment: Experiment, scale: str, variant: str, records: Sequence[R
     top1 = [metrics[TOP1] for metrics in good]
     train = [metrics[TRAIN] for metrics in good if TRAIN in metrics]
     images = int(good[0]["test/images"]) if good else 0
-    protocol = next(iter(experiment.recipe(variant, scale, records[0].changes).data.test), "")
+    protocol = next(iter(experiment.protocols(variant, scale, records[0].changes)), "")
     return Row(
         experiment=experiment.name,
         variant=variant,

@@ -14,8 +14,9 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bars
 
+from pipeline.plan import Run, Step
 from pipeline.record import FINISHED
-from pipeline.report.describe import counted
+from pipeline.report.describe import counted, step_words
 from pipeline.runs import RunFolder
 from pipeline.schedule.local import Event
 from pipeline.schedule.task import Task
@@ -53,7 +54,7 @@ class Progress:
         self.bars.start()
         if self.before and not self.quietly:
             self.console.print(f"{self.before} of {len(self.tasks)} runs are finished already")
-        steps = sum(task.run.recipe.train.steps for task in self.tasks if task.identity not in self.ended)
+        steps = sum(updates(task.run) for task in self.tasks if task.identity not in self.ended)
         self.total = self.bars.add_task("all runs, updates", total=steps, speed="", visible=bool(steps))
         return self
 
@@ -65,14 +66,16 @@ class Progress:
         """Show an event."""
         run, name = event.task.run, event.task.identity
         if event.kind == "started" and name not in self.bar_of:
-            self.bar_of[name] = self.bars.add_task(run.title, total=run.recipe.train.steps, speed="")
+            self.bar_of[name] = self.bars.add_task(run.title, total=updates(run) or None, speed="")
             if not self.console.is_terminal:
-                self.say(f"{run.title}: training")
+                self.say(f"{run.title}: {step_words(run.step) if isinstance(run, Step) else 'training'}")
         if event.kind == "stopping" and not self.stopping:
             self.stopping = True
             self.say("Stopping at the next step, with checkpoints; Ctrl-C once more ends at once", "yellow")
         if event.kind in ("waiting", "note", "stopped"):
             self.say(f"{run.title}: {event.text}", "yellow")
+        if event.kind == "left":
+            self.say(f"{run.title} cannot be done: {event.text}", "yellow")
         if event.kind == "failed":
             self.bars.console.print(f"{run.title}: {event.text}", style="red", markup=False, soft_wrap=True)
         if event.kind == "ended" and event.record:
@@ -80,7 +83,8 @@ class Progress:
             record = event.record
             if record.status == FINISHED:
                 error = f"test error {record.metrics[TEST_ERROR]:.2f} %"
-                self.say(f"{run.title}: {error}, trained in {record.seconds:,.0f} s")
+                how = "trained" if isinstance(run, Run) else "done"
+                self.say(f"{run.title}: {error}, {how} in {record.seconds:,.0f} s")
             else:
                 self.say(f"{run.title}: did not converge: {record.ended}", "yellow")
         if event.kind in ("ended", "stopped", "failed") and name in self.bar_of:
@@ -109,19 +113,30 @@ class Progress:
             self.bars.console.print(text, style=style, markup=False, soft_wrap=True)
 
 
+def updates(run: Run | Step) -> int:
+    """How many a run makes; a step makes none."""
+    return run.recipe.train.steps if isinstance(run, Run) else 0
+
+
 def planned(tasks: Sequence[Task], console: Console) -> None:
-    """What there is to do, a line a run."""
+    """What there is to do, a line a run or a step."""
     width = max(len(task.run.title) for task in tasks)
     left = 0
     for task in tasks:
         folder = RunFolder(task.folder)
-        steps = f"{task.run.recipe.train.steps:,}"
+        steps = f"{updates(task.run):,}"
         checkpoint = folder.last_checkpoint(lambda _: None)
         left += not folder.result()
         state = f"to train, {steps} steps"
         if folder.result():
             state = "finished"
+        elif isinstance(task.run, Step):
+            state = f"to do when its runs have ended: {step_words(task.run.step)}"
         elif checkpoint:
             state = f"to resume at step {checkpoint[0]:,} of {steps}"
         console.print(f"{task.run.title:<{width}}  {state}", soft_wrap=True)
-    console.print(f"{counted(len(tasks), 'run')}, {len(tasks) - left} finished, {left} to train")
+    runs = sum(isinstance(task.run, Run) for task in tasks)
+    steps = f" and {counted(len(tasks) - runs, 'step')}" if runs < len(tasks) else ""
+    console.print(
+        f"{counted(runs, 'run')}{steps}, {len(tasks) - left} finished, {left} to {'do' if steps else 'train'}"
+    )

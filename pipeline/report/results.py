@@ -10,6 +10,7 @@ from pipeline.experiment import PAPER_SCALE, ExactClaim, Experiment
 from pipeline.ledger import Entry, counted
 from pipeline.mistakes import UserError
 from pipeline.record import Record
+from pipeline.report.describe import step_words
 from pipeline.report.figures import error_curves
 from pipeline.report.leaderboard import leaderboard
 from pipeline.report.text import counts, leaderboard_cells, markdown, short, verdict_cells
@@ -86,7 +87,7 @@ def section(experiment: Experiment, scale: str, records: Sequence[Record], figur
     """One experiment at one scale: how it was run, leaderboard, figure, verdicts."""
     rows = [leaderboard_cells(row) for row in leaderboard([experiment], records) if row.scale == scale]
     entries = judged_by_these(experiment, records, scale)
-    protocols = {p for r in records for p in experiment.recipe(r.variant, scale, r.changes).data.test[:1]}
+    protocols = {p for r in records for p in experiment.protocols(r.variant, scale, r.changes)[:1]}
     shown = f", {', '.join(sorted(protocols))}" if protocols else ""
     images = max(record.metrics.get("test/images", 0) for record in records)
     lines = [
@@ -116,19 +117,21 @@ def section(experiment: Experiment, scale: str, records: Sequence[Record], figur
 def recipes(experiment: Experiment, scale: str, records: Sequence[Record]) -> list[str]:
     """A line for each recipe in use; where there are several, with the variants it is for."""
     variants: dict[str, list[str]] = {}
-    for variant in dict.fromkeys(record.variant for record in records):
+    for variant in dict.fromkeys(record.variant for record in records if record.variant in experiment.variants):
         train = experiment.recipe(variant, scale).train
         computed = each([record for record in records if record.variant == variant], "precision")
         said = f"{train.steps:,} updates of {train.batch_size}, rate {train.lr:g}, {train.optimizer.name}"
         variants.setdefault(f"{said}, computed in {computed}", []).append(variant)
+    steps = [name for name in experiment.steps if name in {record.variant for record in records}]
+    done = [f"- Step {name}: {step_words(experiment.step(name, scale))}" for name in steps]
     if len(variants) == 1:
-        return [f"- Recipe: {next(iter(variants))}"]
-    return [f"- Recipe of {', '.join(names)}: {said}" for said, names in variants.items()]
+        return [f"- Recipe: {next(iter(variants))}", *done]
+    return [*(f"- Recipe of {', '.join(names)}: {said}" for said, names in variants.items()), *done]
 
 
 def judged_by_these(experiment: Experiment, records: Sequence[Record], scale: str) -> list[Entry]:
     """The claims that runs at `scale` can speak about."""
-    entries = judged([experiment], records, [scale])
+    entries = judged([experiment], records, [scale], {})
     return [entry for entry in entries if entry.evidence and entry.verdict.reason is not Reason.NOT_RUN]
 
 
@@ -154,7 +157,7 @@ def with_block(text: str, block: str) -> str:
 
 def exact_section(experiments: Sequence[Experiment]) -> str:
     """The claims that arithmetic alone judges: how many of each experiment, and in full those that do not hold."""
-    entries = [entry for entry in judged(experiments, []) if isinstance(entry.claim, ExactClaim)]
+    entries = [entry for entry in judged(experiments, [], left={}) if isinstance(entry.claim, ExactClaim)]
     rows = []
     for name in dict.fromkeys(entry.experiment for entry in entries):
         mine = [entry.verdict.outcome for entry in entries if entry.experiment == name]

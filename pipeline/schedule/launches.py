@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.home import home
-from pipeline.runs import write_atomically
+from pipeline.mistakes import UserError
+from pipeline.runs import Left, RunFolder, write_atomically
 from pipeline.schedule.task import Task
 
 
@@ -100,3 +101,19 @@ def spent(name: str) -> float:
 def spend(name: str, hours: float) -> None:
     """It has used so many device hours by now."""
     write_atomically(folder() / f"{name}.spent", f"{hours:.6f}")
+
+
+def one(name: str) -> Launch:
+    """A launch by its id; UserError for one that is not there."""
+    path = folder() / f"{name}.json"
+    if not path.is_file():
+        raise UserError(f"there is no launch {name} in {folder()}; repro status lists them")
+    return Launch.from_dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def leave(task: Task, why: Left, text: str) -> None:
+    """Write down why a run is not finished, and what it is if it never began: the ledger says so then."""
+    run_folder = RunFolder(task.folder)
+    if not (run_folder.path / "run.json").is_file():
+        run_folder.create(task.description())
+    run_folder.leave(why, text)

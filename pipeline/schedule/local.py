@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,8 +19,11 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Literal
 
+from pipeline.experiment import TransferStep
+from pipeline.group import current
 from pipeline.mistakes import UserError
-from pipeline.record import Record
+from pipeline.plan import Run, Step
+from pipeline.record import FINISHED, Record
 from pipeline.runs import RunFolder
 from pipeline.schedule.task import Task
 
@@ -33,9 +36,9 @@ Ending = Literal["ended", "stopped", "failed"]  # of all runs: every one ended, 
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened to a run."""
+    """Something that happened to a run. "left": a step that cannot be done, since a run it needs is of no use."""
 
-    kind: Literal["started", "waiting", "note", "stopping", "ended", "stopped", "failed"]
+    kind: Literal["started", "waiting", "note", "stopping", "ended", "stopped", "failed", "left"]
     task: Task
     text: str = ""
     record: Record | None = None
@@ -58,22 +61,24 @@ def run_all(
     happened: Callable[[Event], None],
     tick: Callable[[], None] = lambda: None,
 ) -> Ending:
-    """Train all `tasks` and say how that went.
+    """Train all `tasks` and say how that went; a step waits for the runs that it needs.
 
     `happened` hears of every event, `tick` is called a few times a second. Ctrl-C (or SIGTERM) stops the runs at
     their next step, with checkpoints; a second one raises KeyboardInterrupt and ends the workers at once.
     """
     context = multiprocessing.get_context("spawn")
-    waiting = list(reversed(tasks))
+    line = Line(tasks)
     kinds: set[str] = set()  # of the events
     readers = reader_count(workers)
     pool = [Worker(context, threads, readers, number) for number in range(workers)]
     with interruptible() as interrupted:
         try:
             while True:
+                for event in line.hopeless():
+                    happened(event)
                 for worker in pool:
-                    if worker.task is None and waiting and not interrupted():
-                        worker.give(waiting.pop())
+                    if worker.task is None and not interrupted() and (task := line.next()):
+                        worker.give(task)
                 busy = [worker for worker in pool if worker.task is not None]
                 if not busy:
                     break
@@ -84,14 +89,78 @@ def run_all(
                     events = [event for worker in busy for event in worker.events()]
                 for event in events:
                     kinds.add(event.kind)
+                    line.note(event)
                     happened(event)
                 tick()
         finally:
             for worker in pool:
                 worker.close()
-    if waiting or "stopped" in kinds:
+    if line.waiting or "stopped" in kinds:
         return "stopped"
     return "failed" if "failed" in kinds else "ended"
+
+
+class Line:
+    """Tasks in their order; each is handed out once what it needs has ended."""
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        self.waiting = list(tasks)
+        self.open = {task.identity for task in tasks}  # not ended yet
+        self.useless: dict[str, str] = {}  # ended, but no step can use it: why
+        for task in tasks:
+            for need in task.needs:
+                if need not in self.open:
+                    self.ended(need, RunFolder(task.folder.parent / need).result())
+
+    def ended(
+        self, identity: str, record: Record | None, why: str = "has not been trained on this machine"
+    ) -> None:
+        """It has ended with this record; with None, `why` there is none."""
+        self.open.discard(identity)
+        if record is None:
+            self.useless[identity] = why
+        elif record.status != FINISHED:
+            self.useless[identity] = f"did not converge: {record.ended}"
+
+    def note(self, event: Event) -> None:
+        """What happened to a task that was handed out."""
+        if event.kind == "ended":
+            self.ended(event.task.identity, event.record)
+        elif event.kind == "failed":
+            lines = event.text.strip().splitlines() or [""]
+            self.ended(event.task.identity, None, f"failed: {lines[-1]}")  # of a traceback what it ends with
+
+    def next(self) -> Task | None:
+        """The first task that needs nothing any more, if there is one."""
+        for place, task in enumerate(self.waiting):
+            if not any(need in self.open or need in self.useless for need in task.needs):
+                return self.waiting.pop(place)
+        return None
+
+    def hopeless(self) -> list[Event]:
+        """The tasks that can never be done, taken out of the line; their folders say why."""
+        found = [task for task in self.waiting if any(need in self.useless for need in task.needs)]
+        for task in found:
+            self.waiting.remove(task)
+            self.ended(task.identity, None, "could not be done")
+        return [left_out(task, self.useless) for task in found]
+
+
+def left_out(task: Task, useless: Mapping[str, str]) -> Event:
+    """Leave a step in its folder as one that cannot be done: "needs resnet-56 seed 1, which did not converge"."""
+    assert isinstance(task.run, Step)
+    titles = [member.title for member in task.run.members]
+    reasons = [
+        f"{title}, which {useless[need]}"
+        for title, need in zip(titles, task.needs, strict=True)
+        if need in useless
+    ]
+    more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
+    text = f"needs {reasons[0]}{more}"
+    folder = RunFolder(task.folder)
+    folder.create(task.description())
+    folder.leave("failed", text)
+    return Event("left", task, text)
 
 
 @contextmanager
@@ -218,7 +287,7 @@ def work(connection: Connection, threads: int, readers: int, number: int) -> Non
                 connection.send((kind, text, record))
 
         try:
-            record = train_task(task, threads=threads, readers=readers, stop=asked_to_stop, say=say)
+            record = carry_out(task, threads=threads, readers=readers, stop=asked_to_stop, say=say)
             say("ended" if record else "stopped", "" if record else "stopped; resumable", record)
         except UserError as error:
             say("failed", str(error))
@@ -226,55 +295,136 @@ def work(connection: Connection, threads: int, readers: int, number: int) -> Non
             say("failed", traceback.format_exc())
 
 
+def carry_out(
+    task: Task, *, threads: int, readers: int = 1, stop: Callable[[], bool], say: Callable[..., None]
+) -> Record | None:
+    """Train a run or do a step, in this process; None where `stop()` asked for it to be left."""
+    do = train_task if isinstance(task.run, Run) else do_step
+    return do(task, threads=threads, readers=readers, stop=stop, say=say)
+
+
+def do_step(
+    task: Task, *, threads: int, readers: int = 1, stop: Callable[[], bool], say: Callable[..., None]
+) -> Record | None:
+    """Do one step under its lock, as `train_task` trains a run."""
+    from filelock import FileLock
+
+    step, folder = task.run, RunFolder(task.folder)
+    assert isinstance(step, Step)
+    lock = FileLock(folder.lock_file)
+    try:
+        if not has_turn(folder, lock, stop, say):
+            return None
+        record = folder.result()
+        if record:
+            return record
+        say("started")
+        from pipeline.data.manifest import from_dict, manifest_of
+        from pipeline.data.sources import load
+        from pipeline.steps import run_step
+
+        folder.create(task.description())
+        data = step.members[0].recipe.data
+        images, sha256 = images_of(data.name, task.data_root, data.crop is not None)
+        other = None
+        if isinstance(step.step, TransferStep):
+            other = load(step.step.data, task.data_root, photographs=data.crop is not None)
+            sha256 = manifest_of(other).sha256
+        if sha256 != task.manifest["sha256"]:
+            name = (other or images).name
+            raise UserError(f"{name}: the images changed since the command began; start it again")
+        return run_step(
+            step,
+            identity=task.identity,
+            folder=folder,
+            members=[RunFolder(task.folder.parent / need) for need in task.needs],
+            images=images,
+            manifest=from_dict(task.manifest),
+            code=task.code,
+            other=other,
+            threads=threads,
+            readers=readers,
+            cache=task.data_root / ".cache",
+            stop=stop,
+            warn=lambda text: say("note", text),
+        )
+    finally:
+        lock.release()
+
+
 def train_task(
     task: Task, *, threads: int, readers: int = 1, stop: Callable[[], bool], say: Callable[..., None]
 ) -> Record | None:
-    """Train one run under its lock; another process that trains it already is waited for."""
-    from filelock import FileLock, Timeout
+    """Train one run under its lock; another process that trains it already is waited for.
 
+    Called by every rank of a group, on each of which it returns the same; rank 0 holds the lock, and speaks.
+    """
+    from filelock import FileLock
+
+    assert isinstance(task.run, Run)
+    group = current()
+    if group.rank:
+        say = unheard
     folder = RunFolder(task.folder)
-    folder.path.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.lock_file)
-    told = False
-    while True:
-        try:
-            lock.acquire(timeout=LOCK_POLL_SECONDS)  # longer than `RunFolder.is_training` holds it
-            break
-        except Timeout:
-            if not told:
-                say("waiting", "another repro command trains it already; waiting for its result")
-                told = True
-            if stop():
-                return None
     try:
-        record = folder.result()
+        if not group.led(lambda stop: has_turn(folder, lock, stop, say), stop):
+            return None
+        record = group.led(lambda _: folder.result())
         if record:
             return record
         say("started")
         from pipeline.data.manifest import from_dict
         from pipeline.train import train
 
-        images, sha256 = images_of(
-            task.run.recipe.data.name, task.data_root, task.run.recipe.data.crop is not None
-        )
-        if sha256 != task.manifest["sha256"]:
-            raise UserError(f"{images.name}: the images changed since the command began; start it again")
-
         return train(
             task.run,
             identity=task.identity,
             folder=folder,
-            images=images,
+            images=group.each(lambda _: images_for(task)),
             manifest=from_dict(task.manifest),
             code=task.code,
             threads=threads,
             readers=readers,
+            device_batch=task.device_batch,
             stop=stop,
             warn=lambda text: say("note", text),
             cache=task.data_root / ".cache",
         )
     finally:
         lock.release()
+
+
+def unheard(*_: object) -> None:
+    """What the first rank of a group says already."""
+
+
+def has_turn(folder: RunFolder, lock: Any, stop: Callable[[], bool], say: Callable[..., None]) -> bool:
+    """Wait for the run's lock, and hold it; or give up once `stop()` is true."""
+    from filelock import Timeout
+
+    folder.path.mkdir(parents=True, exist_ok=True)
+    told = False
+    while True:
+        try:
+            lock.acquire(timeout=LOCK_POLL_SECONDS)  # longer than `RunFolder.is_training` holds it
+            return True
+        except Timeout:
+            if not told:
+                say("waiting", "another repro command trains it already; waiting for its result")
+                told = True
+            if stop():
+                return False
+
+
+def images_for(task: Task) -> Any:
+    """A task's data set; UserError where it is no longer the one that the task was made for."""
+    assert isinstance(task.run, Run)
+    data = task.run.recipe.data
+    images, sha256 = images_of(data.name, task.data_root, data.crop is not None)
+    if sha256 != task.manifest["sha256"]:
+        raise UserError(f"{images.name}: the images changed since the command began; start it again")
+    return images
 
 
 @lru_cache(maxsize=1)

@@ -16,6 +16,7 @@ from pipeline.evaluate import Errors
 from pipeline.experiment import (
     EXPERIMENTS,
     BoundClaim,
+    CompressionStep,
     ExactClaim,
     MetricClaim,
     OrderingClaim,
@@ -23,9 +24,9 @@ from pipeline.experiment import (
     load,
     names,
 )
-from pipeline.ledger import judged_exactly, measured_by
+from pipeline.ledger import judged_exactly, measured_by, variants_of
 from pipeline.mistakes import UserError
-from pipeline.plan import plan
+from pipeline.plan import Run, Step, plan
 from pipeline.protocol import read_protocol
 from pipeline.reproduce import all_experiments
 from pipeline.verdict import Outcome
@@ -60,6 +61,15 @@ def measured_by_a_run(recipe):
         metric for split in [*held_out, "train", "trainset"] for metric in Errors(1, 0, 0, 0.0).metrics(split)
     }
     return found | {"test/response_std"}
+
+
+def measured_by_a_step(declared, name):
+    """The metrics of a step at paper scale: errors on the test part by each protocol, and a file's size."""
+    protocols = declared.protocols(name, "paper")
+    parts = ["test", *(f"test/{protocol}" for protocol in protocols)]
+    found = {metric for part in parts for metric in Errors(1, 0, 0, 0.0).metrics(part)}
+    sizes = {"compressed/bytes", "compressed/original_bytes", "compressed/ratio"}
+    return found | (sizes if isinstance(declared.steps[name], CompressionStep) else set())
 
 
 def asked(command):
@@ -161,7 +171,7 @@ def test_a_command_that_does_not_exist_is_noticed(command):
 @pytest.mark.parametrize("name", [name for name in TRAINING if not LOADED[name].data.crop])
 def test_it_has_a_smoke_scale_of_seconds_on_data_that_need_no_download(name):
     declared = LOADED[name]
-    runs = plan(declared, scale="smoke")
+    runs = [run for run in plan(declared, scale="smoke") if isinstance(run, Run)]
     assert {run.recipe.data.name for run in runs} <= {"noise", "digits"}
     assert all(run.recipe.train.steps * run.recipe.train.batch_size <= 2000 for run in runs)
 
@@ -259,6 +269,9 @@ def test_an_exact_claim_holds_or_is_a_declared_erratum(name, claim):
 def test_a_trained_claim_names_a_metric_that_a_finished_run_has(name, claim):
     declared = LOADED[name]
     for variant, metric in measured_by(claim):
+        if variant in declared.steps:
+            assert metric in measured_by_a_step(declared, variant)
+            continue
         recipe = declared.recipe(variant, "paper")
         assert metric in measured_by_a_run(recipe)
         if metric == "test/response_std":
@@ -270,8 +283,47 @@ def test_a_comparison_is_of_two_variants_on_the_same_data(name):
     declared = LOADED[name]
     for claim, scale in itertools.product(declared.claims, declared.scales):
         if isinstance(claim, OrderingClaim | RatioClaim):
-            left, right = (declared.recipe(side, scale).data.name for side in (claim.lhs, claim.rhs))
+            left, right = (data_of(declared, side, scale) for side in (claim.lhs, claim.rhs))
             assert left == right, claim.id
+
+
+def data_of(declared, name, scale):
+    """The data set of a variant, or of the first that a step consumes."""
+    variant = next(iter(declared.steps[name].consumes)) if name in declared.steps else name
+    return declared.recipe(variant, scale).data.name
+
+
+STEPS = [pytest.param(name, step, id=f"{name}:{step}") for name in TRAINING for step in LOADED[name].steps]
+
+
+@pytest.mark.parametrize(("name", "step"), STEPS)
+def test_a_step_that_is_claimed_something_of_is_done_often_enough_to_be_judged(name, step):
+    """Three times, as with seeds; each from runs of its own."""
+    declared = LOADED[name]
+    done = [
+        one
+        for one in plan(declared, scale="paper", variants=list(declared.steps[step].consumes))
+        if isinstance(one, Step)
+    ]
+    mine = [one for one in done if one.variant == step]
+    claimed = any(step in variants_of(claim) for claim in declared.claims)
+    assert len(mine) >= (3 if claimed else 1)
+    consumed = [(member.variant, member.seed) for one in mine for member in one.members]
+    assert len(set(consumed)) == len(consumed)
+
+
+def test_there_are_steps_of_several_kinds():
+    assert {LOADED[name].steps[step].kind for name, step in (p.values for p in STEPS)} >= {
+        "ensemble",
+        "compression",
+    }
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_more_seeds_than_the_others_are_declared_for_what_a_step_consumes_alone(name):
+    declared = LOADED[name]
+    consumed = {variant for step in declared.steps.values() for variant in step.consumes}
+    assert {variant for variant, own in declared.variants.items() if own.seeds} <= consumed
 
 
 IN_DOCS = [

@@ -19,9 +19,10 @@ from pipeline.data.store import Place
 from pipeline.data.views import views
 from pipeline.experiment import MetricClaim, OpenClaim, load, names
 from pipeline.mistakes import UserError
-from pipeline.plan import identity, plan
+from pipeline.plan import Step, identity, plan
 from pipeline.protocol import read_protocol
 from pipeline.runs import RunFolder
+from pipeline.steps import run_step
 from pipeline.train import train
 
 IMAGES, VALIDATION = 1_281_167, 50_000  # of ILSVRC-2012
@@ -157,8 +158,50 @@ def test_a_margin_is_three_standard_errors_of_the_validation_set(name):
 def test_an_error_names_the_protocol_that_it_was_measured_by(name):
     for claim in LOADED[name].claims:
         if isinstance(claim, MetricClaim):
-            assert claim.metric.split("/")[1] in LOADED[name].published(claim.of).data.test, claim.id
+            assert claim.metric.split("/")[1] in LOADED[name].protocols(claim.of, "paper"), claim.id
             assert claim.protocol != MetricClaim.model_fields["protocol"].default, claim.id
+
+
+def test_ensembles_are_the_papers():
+    members = {
+        step: declared.steps[step].members
+        for declared in LOADED.values()
+        for step in declared.steps
+        if declared.steps[step].kind == "ensemble"
+    }
+    assert members == {
+        "alexnet-5": {"alexnet": 5},  # Table 2
+        "zfnet-5": {"zfnet": 5},  # Table 2
+        "zfnet-5-and-wide": {"zfnet": 5, "zfnet-wide": 1},
+        "vgg-16-and-19": {"vgg-16-jitter": 1, "vgg-19-jitter": 1},  # Table 6
+        "googlenet-7": {"googlenet-with-aux": 7},  # Table 3
+        "resnet-6": {"resnet-34": 1, "resnet-34-c": 1, "resnet-50": 1, "resnet-101": 1, "resnet-152": 2},
+    }
+
+
+ENSEMBLES = {  # errors on the validation images in percent: of each ensemble, by protocol, top-1 and top-5
+    ("alexnet-5", "10-crop-227-of-square-256"): (38.1, 16.4),  # Krizhevsky et al. 2012, Table 2
+    ("zfnet-5", "10-crop-224-of-square-256"): (36.7, 15.3),  # arXiv:1311.2901, Table 2
+    ("zfnet-5-and-wide", "10-crop-224-of-square-256"): (36.0, 14.7),
+    ("vgg-16-and-19", "dense-of-256-384-512"): (24.0, 7.1),  # arXiv:1409.1556, Table 6
+    ("vgg-16-and-19", "150-crop-224-of-256-384-512"): (23.9, 7.2),
+    ("vgg-16-and-19", "dense-of-256-384-512-and-150-crop-224-of-256-384-512"): (23.7, 6.8),
+    ("googlenet-7", "1-crop-224-of-square-256"): (None, 8.09),  # arXiv:1409.4842, Table 3, prints top-5 alone
+    ("googlenet-7", "10-crop-224-of-square-256"): (None, 7.62),
+    ("googlenet-7", "144-crop-224-of-256-288-320-352"): (None, 6.67),
+}
+
+
+def test_ensembles_are_claimed_the_errors_that_the_papers_print():
+    found = {}
+    for declared in LOADED.values():
+        for claim in declared.claims:
+            if isinstance(claim, MetricClaim) and claim.of in declared.steps:
+                _, protocol, measure_ = claim.metric.split("/")
+                found.setdefault((claim.of, protocol), {})[measure_] = claim.claimed
+    assert {
+        key: (errors.get("top1_error_pct"), errors["top5_error_pct"]) for key, errors in found.items()
+    } == ENSEMBLES
 
 
 def opened(name, reason):
@@ -203,6 +246,8 @@ def test_no_comparison_can_be_drawn_from_the_stand_in(name):
     declared = LOADED[name]
     assert len(declared.variants_at("stand-in")) == 1
     for run in plan(declared, scale="stand-in"):
+        if isinstance(run, Step):
+            continue
         assert run.recipe.data.name == "imagenet-standin"
         assert run.recipe.train.steps * run.recipe.train.batch_size <= 4000
 
@@ -255,3 +300,27 @@ def test_it_trains_one_step(name, variant, shards, tmp_path):
     assert record.metrics[f"test/{first}/top5_error_pct"] == 0.0  # of two classes
     assert math.isfinite(record.metrics["train/loss"])
     shutil.rmtree(tmp_path)  # weights of up to half a gigabyte
+
+
+def test_an_ensemble_of_the_stand_in_scale_is_done(shards, tmp_path):
+    """Two GoogLeNets of one update each, and their averaged answers, through the folders that runs leave."""
+    changes = {"train.steps": 1, "train.batch_size": 2, "train.lr_drops": None}
+    counted = manifest.manifest_of(shards)
+    *runs, step = plan(LOADED["googlenet/imagenet"], scale="stand-in", seeds=2, changes=changes)
+    folders = [RunFolder(tmp_path / f"{run.seed}") for run in runs]
+    for run, folder in zip(runs, folders, strict=True):
+        assert train(run, identity=folder.path.name, folder=folder, images=shards, manifest=counted, code="code")
+    record = run_step(
+        step,
+        identity="step",
+        folder=RunFolder(tmp_path / "step"),
+        members=folders,
+        images=shards,
+        manifest=counted,
+        code="code",
+    )
+    assert (record.variant, record.ended) == ("googlenet-7", "2 networks averaged")
+    assert record.metrics["test/1-crop-224-of-square-256/images"] == record.metrics["test/images"] == 2
+    assert record.metrics["test/top1_error_pct"] in (0.0, 50.0, 100.0)
+    assert record.changes == changes  # and so no evidence for a claim
+    shutil.rmtree(tmp_path)

@@ -4,7 +4,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lightning_modules.classifier import WARMUP_WINDOW, Classifier, NotConvergedError, wrong_in_top
+from lightning_modules.classifier import (
+    WARMUP_WINDOW,
+    Classifier,
+    NotConvergedError,
+    totals_of,
+    wrong_in_top,
+)
 from lightning_modules.recipe import Batch
 
 SGD = {"name": "sgd", "momentum": 0.9, "weight_decay": 1e-4, "decay": "all"}
@@ -109,6 +115,33 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(module, value):
     assert module.take_window() == {}  # and nothing of it is counted
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_in_any_part_of_an_update_stops_before_it(module, value):
+    module.parts = 3
+    first, second, third = batch(3), batch(3), batch(3)
+    first.images[0, 0, 0, 0] = value
+    module.training_step(first, 0)
+    module.training_step(second, 1)
+    with pytest.raises(NotConvergedError, match=r"the loss became (nan|inf) at step 3"):
+        module.training_step(third, 2)
+    assert module.take_window() == {}
+
+
+def test_an_update_made_from_parts_counts_once_it_is_whole(module):
+    module.parts = 2
+    a, b = batch(0, 6), batch(0, 2)
+    first = module.training_step(a, 6).item()
+    assert module.take_window() == {}
+    second = module.training_step(b, 7).item()
+    assert module.window[0] == 8
+    assert module.take_window()["train/loss"] == pytest.approx((6 * first + 2 * second) / 8)
+
+
+def counted(scores, labels, loss):
+    """The totals of one batch."""
+    return totals_of(scores, labels, loss, loss)
+
+
 def test_warm_up_ends_when_the_error_of_a_window_is_low(monkeypatch):
     warm = {"lr": 0.01, "train_error_below_pct": 80.0}
     module = with_optimizer(classifier(warmup=warm, lr_drops=None), monkeypatch)
@@ -120,19 +153,19 @@ def test_warm_up_ends_when_the_error_of_a_window_is_low(monkeypatch):
     scores, labels = torch.eye(10), torch.arange(10)
     wrong = labels.roll(1)
     assert rate_at(0) == 0.01
-    module.count(scores, wrong, torch.tensor(1.0))  # 100 % wrong
+    module.count(0, counted(scores, wrong, torch.tensor(1.0)))  # 100 % wrong
     assert rate_at(WARMUP_WINDOW) == 0.01
-    module.count(scores, labels, torch.tensor(1.0))  # 0 % wrong
+    module.count(0, counted(scores, labels, torch.tensor(1.0)))  # 0 % wrong
     assert rate_at(WARMUP_WINDOW + 1) == 0.01  # looked at only every 100 updates
     assert rate_at(2 * WARMUP_WINDOW) == 0.1
-    module.count(scores, wrong, torch.tensor(1.0))
+    module.count(0, counted(scores, wrong, torch.tensor(1.0)))
     assert rate_at(3 * WARMUP_WINDOW) == 0.1  # once over, it stays over
 
 
 def test_warm_up_survives_a_checkpoint(monkeypatch):
     warm = {"lr": 0.01, "train_error_below_pct": 80.0}
     module = with_optimizer(classifier(warmup=warm, lr_drops=None), monkeypatch)
-    module.count(torch.eye(10), torch.arange(10), torch.tensor(1.0))
+    module.count(0, counted(torch.eye(10), torch.arange(10), torch.tensor(1.0)))
     module.set_lr(WARMUP_WINDOW)
     again = with_optimizer(classifier(warmup=warm, lr_drops=None), monkeypatch)
     again.load_state_dict(module.state_dict())
@@ -227,3 +260,65 @@ def test_auxiliary_losses_count_by_their_weight_in_training_alone(monkeypatch):
     module.network.training = False
     assert module.training_step(some, 0).item() == pytest.approx(F.cross_entropy(scores, some.labels).item())
     assert module.window[0] == 2 * len(some.labels)  # of the network's own scores
+
+
+# --- a mini-batch in parts ---------------------------------------------------------------------------------
+
+
+def passed(module, seed):
+    """Which batch-norm layers a training pass goes through, with torch's own generator seeded by `seed`."""
+    torch.manual_seed(seed)
+    layers = [layer for layer in module.network.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
+    before = [int(layer.num_batches_tracked) for layer in layers]
+    module.network.train()(torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)))
+    return [int(layer.num_batches_tracked) - was for layer, was in zip(layers, before, strict=True)]
+
+
+DRAWING = {
+    "stochastic_depth_cifar": {"depth": 20},
+    "fractalnet": {"columns": 3, "widths": [4, 4, 4, 4], "dropout": [0.0, 0.2, 0.2, 0.2], "drop_path": 0.5},
+}
+
+
+@pytest.mark.parametrize(("network", "arguments"), DRAWING.items(), ids=DRAWING)
+def test_parts_of_one_mini_batch_go_through_the_same_blocks_and_other_mini_batches_through_others(
+    network, arguments
+):
+    module = classifier(network=network, network_args=arguments)
+
+    def parts(mini_batch):
+        found = []
+        for part in range(3):
+            module.seed_shared_draws(mini_batch)
+            found.append(passed(module, part))
+        return found
+
+    ways = [parts(mini_batch) for mini_batch in range(4)]
+    assert all(first == second == third for first, second, third in ways)
+    assert len({tuple(first) for first, *_ in ways}) > 1
+
+
+@pytest.mark.parametrize(("network", "arguments"), DRAWING.items(), ids=DRAWING)
+def test_a_mini_batch_in_one_piece_draws_by_torchs_own_generator(network, arguments):
+    module = classifier(network=network, network_args=arguments)
+    ways = [passed(module, seed) for seed in (0, 0, 1, 2, 3)]
+    assert ways[0] == ways[1]
+    assert len({tuple(way) for way in ways}) > 1
+
+
+def test_dropout_differs_between_the_parts_of_a_mini_batch():
+    module = classifier(network="fractalnet", network_args=DRAWING["fractalnet"])
+    images = torch.randn(2, 3, 16, 16)
+    scores = []
+    for part in (0, 0, 1):
+        module.seed_shared_draws(7)
+        torch.manual_seed(part)
+        scores.append(module.network.train()(images))
+    assert scores[0].equal(scores[1])
+    assert not scores[0].equal(scores[2])
+
+
+def test_a_network_that_draws_nothing_for_a_whole_mini_batch_needs_no_seed():
+    module = classifier()
+    module.seed_shared_draws(7)
+    assert not hasattr(module.network, "shared_draws")

@@ -435,6 +435,29 @@ def test_together_weighs_each_ranks_loss_by_its_images():
     assert found == Errors(4, 2, 1, (3 * 2.0 + 4.0) / 4)
 
 
+@pytest.mark.parametrize("world", [2, 3, 50])
+def test_small_images_too_are_judged_by_ranks_together(network, world):
+    images = some(43)
+    maker = BatchMaker(images, normalise=fit_normaliser("scale", images))
+    parts = [
+        evaluate(
+            network,
+            in_order(maker, images.labels, batch_size=10, rank=rank, world=world),
+            F.cross_entropy,
+            expected=43,
+            bf16=False,
+            rank=rank,
+            world=world,
+        )
+        for rank in range(world)
+    ]
+    assert [part.images for part in parts[40:]] == [0] * len(parts[40:])  # no batch of 10 has so many places
+    whole = evaluate(network, batches(images, 43), F.cross_entropy, expected=43, bf16=False)
+    found = together(parts, 43)
+    assert (found.images, found.wrong1, found.wrong5) == (43, whole.wrong1, whole.wrong5)
+    assert found.loss == pytest.approx(whole.loss)
+
+
 # --- what goes wrong ---------------------------------------------------------------------------------------
 
 

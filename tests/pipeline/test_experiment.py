@@ -477,3 +477,161 @@ def test_a_trained_claim_needs_scales(arithmetic):
     new = 'kind: metric, says: "x", of: resnet-20, metric: test/x, claimed: 9.0, margin: 1.0, source: "T"}'
     with pytest.raises(DeclarationError, match=r"claims.size: a claim of kind 'metric' needs runs"):
         arithmetic(ARITHMETIC.partition("{id: size, ")[2].partition("\n")[0], new)
+
+
+# --- steps -------------------------------------------------------------------------------------------------
+
+STEPS = """steps:
+  three: {kind: ensemble, members: {plain-20: 2, plain-32: 1}}
+  small: {kind: compression, of: resnet-20, density: 0.5, conv_bits: 8, fc_bits: 5}
+  else: {kind: transfer, of: plain-32, data: cifar100, c: 1.0}
+scales:
+"""
+
+
+def with_steps(declare, *pairs):
+    """The declaration with steps, pieces of these replaced."""
+    text = STEPS
+    for old, new in zip(pairs[::2], pairs[1::2], strict=True):
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    return declare("scales:\n", text)
+
+
+def test_steps_know_what_they_consume(declare):
+    declared = with_steps(declare)
+    assert {name: step.consumes for name, step in declared.steps.items()} == {
+        "three": {"plain-20": 2, "plain-32": 1},
+        "small": {"resnet-20": 1},
+        "else": {"plain-32": 1},
+    }
+    assert declared.steps_at("paper") == ["three", "small", "else"]
+    assert declared.steps_at("smoke") == ["small"]  # whose runs are all made there
+    assert declared.steps_at("smoke", ["plain-32"]) == ["else"]
+    assert [declared.paper_data(name) for name in ("three", "else")] == ["cifar10", "cifar100"]
+
+
+WRONG_STEPS = {
+    "kind": ("{kind: compression", "{kind: compresion", "steps.small: kind 'compresion' is not one of ensemble, protocol, transfer, compression; did you mean 'compression'?"),
+    "no kind": ("{kind: compression, ", "{", "steps.small: the key 'kind' is required"),
+    "unknown key": ("density: 0.5", "densty: 0.5", "steps.small.densty: unknown key; did you mean 'density'?"),
+    "density": ("density: 0.5", "density: 1.5", "steps.small.density: should be less than or equal to 1, not 1.5"),
+    "bits": ("conv_bits: 8", "conv_bits: 9", "steps.small.conv_bits: should be less than or equal to 8, not 9"),
+    "one network": ("members: {plain-20: 2, plain-32: 1}", "members: {plain-20: 1}", "steps.three: an ensemble has at least two networks"),
+    "nobody": ("of: resnet-20", "of: resnet-2", "steps.small: unknown variant 'resnet-2'; did you mean 'resnet-20'?"),
+    "a variant's name": ("  three:", "  plain-32:", "steps.plain-32: a variant is called so; give the step another name"),
+    "protocols": ("plain-32: 1}", "plain-32: 1}, test: [dense-of-256]", "steps.three (at paper scale): test protocols are for photographs, and its runs learn from small images, shown whole"),
+    "protocol": ("kind: compression, of: resnet-20, density: 0.5, conv_bits: 8, fc_bits: 5", "kind: protocol, of: resnet-20, test: [dense-of-256]", "steps.small (at paper scale): test protocols are for photographs, and its runs learn from small images, shown whole"),
+    "no such protocol": ("kind: compression, of: resnet-20, density: 0.5, conv_bits: 8, fc_bits: 5", "kind: protocol, of: resnet-20, test: [dense]", "steps.small.test.0: 'dense' is no test protocol; such names are 1-crop-224-of-256, 10-crop-224-of-256, 144-crop-224-of-256-288-320-352, dense-of-256-384-512"),
+    "many views": ("c: 1.0", "c: 1.0, view: 10-crop-224-of-256", "steps.else: 'view' should be a single crop, such as 1-crop-224-of-256, not 10-crop-224-of-256"),
+    "too few seeds": ("plain-20: 2", "plain-20: 6", "steps.three: 6 networks of plain-20 need 6 seeds, and at paper scale there are 5; give variants.plain-20.seeds, or fewer networks in scales.paper.steps.three"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("old", "new", "sentence"), WRONG_STEPS.values(), ids=WRONG_STEPS.keys())
+def test_a_mistake_in_a_step_is_one_sentence(declare, old, new, sentence):
+    with pytest.raises(DeclarationError) as caught:
+        with_steps(declare, old, new)
+    assert str(caught.value) == f"toy/depth.yaml: {sentence}"
+
+
+def test_a_scale_may_change_a_step(declare):
+    smaller = "  smoke:\n    steps: {small: {density: 0.1}}\n"
+    declared = declare("scales:\n", STEPS, "  smoke:\n", smaller)
+    assert (declared.step("small", "paper").density, declared.step("small", "smoke").density) == (0.5, 0.1)
+    assert declared.step("small", "smoke").conv_bits == 8
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ("{smal: {density: 0.1}}", "scales.smoke.steps: unknown step 'smal'; did you mean 'small'?"),
+        (
+            "{small: {density: 2.0}}",
+            "scales.smoke.steps.small.density: should be less than or equal to 1, not 2.0",
+        ),
+        (
+            "{small: {of: resnt-20}}",
+            "scales.smoke.steps.small: unknown variant 'resnt-20'; did you mean 'resnet-20'?",
+        ),
+        ("{small: {kind: protocol}}", "scales.smoke.steps.small.kind: 'protocol' is not one of compression"),
+    ],
+)
+def test_a_mistake_of_a_scale_in_a_step_is_one_sentence(declare, change, sentence):
+    with pytest.raises(DeclarationError) as caught:
+        declare("scales:\n", STEPS, "  smoke:\n", f"  smoke:\n    steps: {change}\n")
+    assert str(caught.value) == f"toy/depth.yaml: {sentence}"
+
+
+def test_a_variant_may_have_more_seeds_than_the_others(declare):
+    more = "plain-20: {seeds: [0, 1, 2, 3, 4, 5, 6, 7], model:"
+    declared = declare(
+        "plain-20: {model:",
+        more,
+        "scales:\n",
+        STEPS.replace("plain-20: 2", "plain-20: 8"),
+        "  laptop:\n",
+        "  laptop:\n    steps: {three: {members: {plain-20: 5}}}\n    seeds: [0, 1, 2, 3, 4]\n",
+    )
+    assert declared.seeds_of("plain-20", "paper") == tuple(range(8))
+    assert declared.seeds_of("plain-32", "paper") == (0, 1, 2, 3, 4)
+    assert declared.seeds_of("plain-20", "smoke") == (0, 1, 2)  # a scale's seeds are for all
+
+
+def test_a_claim_may_be_of_a_step_but_arithmetic_may_not(declare):
+    trained = "of: plain-20, metric: test"
+    declared = declare("scales:\n", STEPS, trained, "of: small, metric: test")
+    assert next(claim for claim in declared.claims if claim.id == "error").of == "small"
+    with pytest.raises(DeclarationError, match=r"claims.size.of: unknown variant 'small'"):
+        declare("scales:\n", STEPS, "of: plain-20, metric: model", "of: small, metric: model")
+    with pytest.raises(DeclarationError, match=r"claims.error.of: unknown variant 'smal'; did you mean 'small'\?"):
+        declare("scales:\n", STEPS, trained, "of: smal, metric: test")
+
+
+PHOTOGRAPHS = (
+    "data: {name: cifar10, augment: [pad4-crop, flip]}",
+    "data: {name: imagenet, crop: {side: 224, short: 256}, test: [dense-of-256]}",
+    "data: {name: digits, augment: [pad1-crop]}",
+    "data: {name: standin}",
+    "    data: {name: noise}\n",
+    "",
+)
+
+
+def test_photographs_are_judged_by_their_runs_protocols_unless_a_step_names_others(declare):
+    two = "steps:\n  two: {kind: ensemble, members: {plain-20: 1, plain-32: 1}}\n  other: {kind: protocol, of: plain-20, test: [dense-of-384]}\nscales:\n"
+    declared = declare(*PHOTOGRAPHS, "scales:\n", two)
+    assert [declared.protocols(name, "paper") for name in ("two", "other", "plain-20")] == [
+        ("dense-of-256",), ("dense-of-384",), ("dense-of-256",)
+    ]  # fmt: skip
+    own = "plain-32: {data: {test: [dense-of-384]}, model:"
+    with pytest.raises(
+        DeclarationError,
+        match=r"steps.two \(at paper scale\): its runs are judged by different protocols; say in 'test' which",
+    ):
+        declare(*PHOTOGRAPHS, "scales:\n", two, "plain-32: {model:", own)
+    told = declare(
+        *PHOTOGRAPHS,
+        "scales:\n",
+        two.replace("plain-32: 1}", "plain-32: 1}, test: [dense-of-256]"),
+        "plain-32: {model:",
+        own,
+    )
+    assert told.protocols("two", "paper") == ("dense-of-256",)
+    other = "plain-32: {data: {name: places}, model:"
+    with pytest.raises(DeclarationError, match="its runs learn from different data"):
+        declare(*PHOTOGRAPHS, "scales:\n", two, "plain-32: {model:", other)
+
+
+def test_features_of_photographs_need_a_view(declare):
+    step = "steps:\n  else: {kind: transfer, of: plain-32, data: places, c: 1.0}\nscales:\n"
+    with pytest.raises(DeclarationError, match="features of photographs need a 'view', such as 1-crop-224-of-256"):
+        declare(*PHOTOGRAPHS, "scales:\n", step)
+    declared = declare(*PHOTOGRAPHS, "scales:\n", step.replace("c: 1.0", "c: 1.0, view: 1-crop-224-of-256"))
+    assert declared.protocols("else", "paper") == ("1-crop-224-of-256",)
+
+
+def test_an_ensemble_is_shown_small_images_in_one_way(declare):
+    two = "steps:\n  two: {kind: ensemble, members: {plain-20: 1, plain-32: 1}}\nscales:\n"
+    with pytest.raises(DeclarationError, match="its runs are shown cifar10 in different ways"):
+        declare("scales:\n", two, "plain-32: {model:", "plain-32: {data: {normalise: scale}, model:")

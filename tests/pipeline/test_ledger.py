@@ -2,12 +2,15 @@
 
 import json
 import random
+from dataclasses import replace
 
 import pytest
+from made_up import made_up
 
 from pipeline.experiment import ExactClaim, Printed
 from pipeline.ledger import counted, judged_exactly, ledger
 from pipeline.mistakes import UserError
+from pipeline.plan import plan
 
 PLAIN, DEEP = [9.4, 9.5, 9.6, 9.5, 9.5], [10.4, 10.5, 10.6, 10.4, 10.6]  # means 9.5 and 10.5: a ratio of 1.105
 
@@ -425,3 +428,152 @@ def test_nothing_is_compared_with_itself(declare):
         UserError, match="'plain-32' is compared with itself; give another variant or 'rhs_metric'"
     ):
         declare(DEEPER, 'lhs: plain-32, op: ">", rhs: plain-32, metric: test/top1_error_pct')
+
+
+# --- steps -------------------------------------------------------------------------------------------------
+
+STEPS = """steps:
+  pair: {kind: ensemble, members: {plain-20: 2}}
+  small: {kind: compression, of: plain-20, density: 0.5, conv_bits: 8, fc_bits: 5}
+scales:
+"""
+OF_PAIR = ("scales:\n", STEPS, "of: plain-20, metric: test", "of: pair, metric: test")
+OF_SMALL = ("scales:\n", STEPS, "of: plain-20, metric: test", "of: small, metric: test")
+SIX = ("seeds: [0, 1, 2, 3, 4]", "seeds: [0, 1, 2, 3, 4, 5]")
+
+
+def step_records(experiment, name, errors, *, scale="paper", **other):
+    """Records of steps that never were, one for each error."""
+    seeds = other.pop("seeds", None)
+    steps = [one for one in plan(experiment, scale=scale, seeds=seeds) if one.variant == name]
+    one = made_up(experiment, "plain-20", 0, 0.0, scale=scale)
+    return [
+        replace(one, variant=name, seed=step.seed, identity=f"{name}-{step.seed}", declaration=step.declaration,
+                metrics=one.metrics | {"test/top1_error_pct": error}, **other)
+        for step, error in zip(steps, errors, strict=False)
+    ]  # fmt: skip
+
+
+def test_a_step_is_judged_as_a_network_is(declare):
+    declared = declare(*OF_PAIR, *SIX)
+    records = step_records(declared, "pair", [9.4, 9.5, 9.6])
+    found = judged(declared, records)["error"]
+    assert found.verdict.outcome == "reproduced"
+    assert (found.evidence.seeds, found.evidence.images) == ((0, 2, 4), 10_000)
+
+
+def test_a_step_of_another_recipe_does_not_count(declare):
+    other = step_records(declare(*OF_SMALL, "density: 0.5", "density: 0.4"), "small", [9.5] * 5)
+    declared = declare(*OF_SMALL)
+    assert outcomes(declared, other)["error"] == "cannot judge: not-run"
+    retrained = step_records(declare(*OF_SMALL, "steps: 64000", "steps: 64001"), "small", [9.5] * 5)
+    assert outcomes(declared, retrained)["error"] == "cannot judge: not-run"
+    assert outcomes(declared, step_records(declared, "small", [9.5] * 5))["error"] == "reproduced"
+
+
+def test_at_paper_scale_only_steps_of_the_seeds_declared_beforehand_count(declare):
+    declared = declare(*OF_SMALL)
+    records = step_records(declared, "small", [9.5] * 5 + [100.0] * 3, seeds=8)
+    assert len(records) == 8
+    assert judged(declared, records)["error"].evidence.seeds == (0, 1, 2, 3, 4)
+    laptop = step_records(declared, "small", [1.0] * 8, scale="laptop", seeds=8)
+    assert len(counted(declared, "laptop", laptop)["small"]) == 8
+
+
+def test_a_step_is_compared_with_a_network_by_the_seed_of_its_first(declare, row_of_seeds):
+    text = 'lhs: pair, op: "<", rhs: plain-20, metric: test/top1_error_pct'
+    declared = declare(
+        *SIX, "scales:\n", STEPS, 'lhs: plain-32, op: ">", rhs: plain-20, metric: test/top1_error_pct', text
+    )
+    records = step_records(declared, "pair", [8.0, 8.1, 8.2]) + row_of_seeds(declared, "plain-20", [*PLAIN, 9.5])
+    verdict = judged(declared, records)["deeper"].verdict
+    assert verdict.outcome == "reproduced"
+    assert verdict.measured == pytest.approx((8.0 + 8.1 + 8.2 - 9.4 - 9.6 - 9.5) / 3)  # of seeds 0, 2 and 4
+
+
+def test_a_run_that_did_not_converge_makes_its_step_one_that_cannot_be_judged(declare, record):
+    declared = declare(*OF_SMALL)
+    done = step_records(declared, "small", [9.5] * 5)
+    lost = record(
+        declared, "plain-20", 2, 0.0, status="not converged", ended="the loss became nan at step 3", metrics={}
+    )
+    for records in ([*done[:2], *done[3:], lost], [lost]):  # the others alone would flatter it
+        verdict = judged(declared, records)["error"].verdict
+        assert verdict.reason == "did-not-converge"
+        assert "plain-20 seed 2 (the loss became nan at step 3)" in verdict.sentence
+
+
+def test_the_command_for_a_step_is_that_for_its_runs(declare):
+    verdict = judged(declare(*OF_PAIR), [])["error"].verdict
+    assert verdict.sentence.endswith("repro run toy/depth --scale paper --variant plain-20")
+
+
+# --- what was left unfinished ------------------------------------------------------------------------------
+
+
+def left(why, text, variant="plain-20", seed=0, scale="paper", experiment="toy/depth"):
+    return {(experiment, scale, variant, seed): {"why": why, "text": text}}
+
+
+def why_not(experiment, lefts, records=(), claim="error"):
+    verdict = judged(experiment, records, lefts=lefts)[claim].verdict
+    return verdict.reason, verdict.sentence
+
+
+def test_runs_over_their_budget_are_said_to_be(experiment):
+    reason, sentence = why_not(experiment, left("over-budget", "the launch's 5 GPU hours are spent"))
+    assert reason == "over-budget"
+    assert "plain-20 seed 0: the launch's 5 GPU hours are spent" in sentence
+    assert sentence.endswith("to go on: repro run toy/depth --scale paper")
+
+
+@pytest.mark.parametrize(
+    ("why", "text", "said"),
+    [
+        ("failed", "no GPU is left", "plain-20 seed 3: no GPU is left (failed)"),
+        ("failed", "failed: no GPU is left", "plain-20 seed 3: failed: no GPU is left"),
+        ("cancelled", "by root@host", "plain-20 seed 3: by root@host (cancelled)"),
+    ],
+)
+def test_runs_that_failed_or_were_cancelled_are_not_run_with_the_reason(experiment, why, text, said):
+    reason, sentence = why_not(experiment, left(why, text, seed=3))
+    assert reason == "not-run"
+    assert said in sentence
+
+
+def test_a_budgets_end_comes_before_a_failure(experiment):
+    both = left("failed", "x", seed=0) | left("over-budget", "y", seed=1) | left("over-budget", "z", seed=2)
+    reason, sentence = why_not(experiment, both)
+    assert (reason, "plain-20 seed 1: y (and 1 more)" in sentence) == ("over-budget", True)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        left("over-budget", "x", variant="resnet-20"),
+        left("over-budget", "x", scale="laptop"),
+        left("over-budget", "x", experiment="toy/width"),
+    ],
+)
+def test_what_became_of_other_runs_says_nothing(experiment, other):
+    reason, sentence = why_not(experiment, other)
+    assert (reason, sentence.startswith("no finished runs")) == ("not-run", True)
+
+
+def test_what_is_there_is_judged_whatever_became_of_others(experiment, both):
+    records = both(experiment)
+    assert judged(experiment, records, lefts=left("over-budget", "x"))["error"].verdict.outcome == "reproduced"
+
+
+def test_a_comparison_names_only_what_is_missing(experiment, row_of_seeds):
+    records = row_of_seeds(experiment, "plain-20", PLAIN)
+    lefts = left("over-budget", "x") | left("over-budget", "spent", variant="plain-32", seed=1)
+    reason, sentence = why_not(experiment, lefts, records, "deeper")
+    assert (reason, "plain-32 seed 1: spent;" in sentence) == ("over-budget", True)
+
+
+def test_a_step_waits_for_runs_over_their_budget(declare):
+    declared = declare(*OF_PAIR)
+    assert why_not(declared, left("over-budget", "spent"))[0] == "over-budget"
+    reason, sentence = why_not(declared, left("failed", "needs plain-20 seed 1, which failed: x", variant="pair"))
+    assert (reason, "pair seed 0: needs plain-20 seed 1, which failed: x" in sentence) == ("not-run", True)

@@ -6,7 +6,18 @@ import shutil
 import pytest
 
 from pipeline.mistakes import UserError
-from pipeline.plan import ROOT, bare_source, code_hash, digest, identity, imported_modules, plan, settled
+from pipeline.plan import (
+    ROOT,
+    Step,
+    bare_source,
+    code_hash,
+    digest,
+    identity,
+    imported_modules,
+    plan,
+    settled,
+    step_code,
+)
 
 
 def titles(runs):
@@ -285,3 +296,99 @@ def test_what_trains_nothing_cannot_be_planned(declare):
     declared = declare().model_copy(update={"scales": {}})
     with pytest.raises(UserError, match="toy/depth trains nothing: its claims are judged by arithmetic"):
         plan(declared, scale="paper")
+
+
+# --- steps -------------------------------------------------------------------------------------------------
+
+ENSEMBLES = """steps:
+  pair: {kind: ensemble, members: {plain-20: 2}}
+  mixed: {kind: ensemble, members: {plain-20: 2, plain-32: 1}}
+  small: {kind: compression, of: plain-20, density: 0.5, conv_bits: 8, fc_bits: 5}
+scales:
+"""
+
+
+@pytest.fixture
+def with_steps(declare):
+    return declare("scales:\n", ENSEMBLES)
+
+
+def test_a_step_comes_once_the_runs_it_consumes_are_there(with_steps):
+    assert titles(plan(with_steps, scale="paper", variants=["plain-20", "plain-32"], seeds=3)) == [
+        "plain-20 seed 0", "plain-32 seed 0", "small seed 0",
+        "plain-20 seed 1", "plain-32 seed 1", "pair seed 0", "mixed seed 0", "small seed 1",
+        "plain-20 seed 2", "plain-32 seed 2", "small seed 2",
+    ]  # fmt: skip
+
+
+def test_each_ensemble_consumes_runs_of_its_own(with_steps):
+    steps = [one for one in plan(with_steps, scale="paper") if isinstance(one, Step) and one.variant == "mixed"]
+    assert [titles(step.members) for step in steps] == [
+        ["plain-20 seed 0", "plain-20 seed 1", "plain-32 seed 0"],
+        ["plain-20 seed 2", "plain-20 seed 3", "plain-32 seed 1"],
+    ]  # of five seeds; the fifth is alone
+    assert [step.seed for step in steps] == [0, 2]
+
+
+def test_a_step_is_left_out_where_its_runs_are(with_steps):
+    found = [plan(with_steps, scale="paper", variants=[variant], seeds=5) for variant in ("plain-20", "plain-32")]
+    assert [{one.variant for one in some if isinstance(one, Step)} for some in found] == [{"pair", "small"}, set()]
+
+
+def a_step(experiment, name="pair", **other):
+    return next(one for one in plan(experiment, scale="paper", **other) if one.variant == name)
+
+
+def test_a_changed_recipe_changes_the_step_and_counts_for_nothing(with_steps):
+    changed = a_step(with_steps, changes={"train.lr": 0.05})
+    assert changed.changes == {"train.lr": 0.05}
+    assert changed.declaration != a_step(with_steps).declaration
+    assert a_step(with_steps).changes == {}
+
+
+def test_what_a_step_and_its_runs_are_called_is_no_part_of_it(declare, with_steps):
+    renamed = declare(
+        "scales:\n", ENSEMBLES.replace("plain-20", "first").replace("pair", "two"),
+        "plain-20: {model", "first: {model", "[plain-20, resnet-20]", "[first, resnet-20]",
+        "of: plain-20, metric: model", "of: first, metric: model", "of: plain-20, metric: recipe",
+        "of: first, metric: recipe", "of: plain-20", "of: first", "rhs: plain-20", "rhs: first",
+        "rhs: plain-20", "rhs: first",
+    )  # fmt: skip
+    assert a_step(renamed, "two").declaration == a_step(with_steps).declaration
+    assert a_step(with_steps, "small").declaration != a_step(with_steps, "pair").declaration
+
+
+@pytest.mark.parametrize(("old", "new"), [("density: 0.5", "density: 0.4"), ("conv_bits: 8", "conv_bits: 7")])
+def test_any_setting_of_a_step_makes_another(declare, with_steps, old, new):
+    before = a_step(with_steps, "small").declaration
+    assert a_step(declare("scales:\n", ENSEMBLES.replace(old, new)), "small").declaration != before
+
+
+def test_a_steps_identity_is_that_of_its_runs_its_data_and_its_code(with_steps):
+    step = a_step(with_steps)
+    known = {"manifest": "m", "code": "c", "members": ["a", "b"]}
+    names = [identity(step, **known)] + [
+        identity(step, **known | other)
+        for other in ({"manifest": "n"}, {"code": "d"}, {"members": ["a", "x"]}, {"members": ["a"]})
+    ]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize(
+    ("file", "kind", "matters"),
+    [
+        ("pipeline/steps.py", "pair", True),
+        ("pipeline/steps.py", "small", True),
+        ("pipeline/steps_compression.py", "small", True),
+        ("pipeline/steps_compression.py", "pair", False),
+        ("pipeline/steps_transfer.py", "small", False),
+        ("pipeline/ledger.py", "small", False),
+    ],
+)
+def test_the_code_of_a_step_is_that_of_its_kind(with_steps, tree, file, kind, matters):
+    step = a_step(with_steps, kind)
+    before = step_code(step, ["code"], tree)
+    assert step_code(step, ["other"], tree) != before
+    path = tree / file
+    path.write_text(path.read_text(encoding="utf-8") + "\nMADE_UP = 1\n", encoding="utf-8")
+    assert (step_code(step, ["code"], tree) != before) is matters

@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import re
+import socket
 import subprocess
 from pathlib import Path
 
@@ -156,7 +158,8 @@ def test_write_atomically_that_fails_leaves_the_old_file_and_no_debris(tmp_path,
 def test_progress_that_cannot_be_written_stops_nothing(folder, monkeypatch):
     assert folder.progress() == {}
     folder.report(7, 12.5)
-    assert folder.progress() == {"step": 7, "images_per_second": 12.5, "pid": os.getpid()}
+    where = {"host": socket.gethostname(), "pid": os.getpid()}
+    assert folder.progress() == {"step": 7, "images_per_second": 12.5} | where
     (folder.path / "progress.json").write_text('{"step"')
     assert folder.progress() == {}
     monkeypatch.setattr(runs, "write_atomically", lambda *_: (_ for _ in ()).throw(OSError()))
@@ -256,3 +259,30 @@ def test_a_disk_full_at_the_very_end_loses_nothing(tmp_path, tiny_disk):
     assert train_in(place, run).status == "finished"
     assert weights(place) == weights(tmp_path / "never-stopped")
     assert json.loads((place / "result.json").read_text())["ended"] == "12 steps"
+
+
+def test_a_request_to_stop_is_heard_by_whoever_has_the_folder_until_it_is_answered(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    assert (folder.asked(), folder.left()) == ("", {})
+    folder.ask("cancelled")
+    assert RunFolder(tmp_path / "run").asked() == "cancelled"
+    folder.leave("cancelled", "cancelled by a test")
+    assert folder.asked() == ""
+    assert folder.left() == {"why": "cancelled", "text": "cancelled by a test"}
+    folder.begin_anew()
+    assert (folder.asked(), folder.left()) == ("", {})
+    folder.begin_anew()  # nothing to forget
+
+
+def test_every_line_of_a_log_has_its_time(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.log("started")
+    folder.log("two\nlines")
+    lines = folder.log_file.read_text(encoding="utf-8").splitlines()
+    assert [line[20:] for line in lines] == ["started", "two", "lines"]
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d .*", line) for line in lines)
+
+
+def test_a_log_that_cannot_be_written_stops_nothing(tmp_path):
+    (tmp_path / "run").write_text("a file where the folder should be", encoding="utf-8")
+    RunFolder(tmp_path / "run").log("started")

@@ -1,17 +1,20 @@
 """Runs that learn from photographs in shards: counted, resumed to the bit; data and recipe that do not fit."""
 
+import itertools
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 from making import prepared
+from rank_processes import Ranks
 from real_runs import stop_after, weights
 
 from pipeline.data import manifest, sources, statistics
 from pipeline.data.images import DataError
 from pipeline.data.shards import sealed
 from pipeline.experiment import Data, load
+from pipeline.group import current
 from pipeline.mistakes import UserError
 from pipeline.plan import identity, plan
 from pipeline.published import photographs
@@ -132,6 +135,61 @@ def test_a_run_stopped_while_it_reads_or_judges_goes_on_there(whole, run, root, 
     assert steps == [3, 4, 6, 8, 9]
     judged = [words for words in told if words.startswith("judging")]
     assert len(judged) <= 2 * len(run.recipe.data.test) + 1  # the one that was stopped, and no other, twice
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    two = Ranks(tmp_path_factory.mktemp("pair"), 2)
+    yield two
+    two.close()
+
+
+def trained_on_ranks(path, run, root, cache, moment=None):
+    """Train on both ranks; the second alone is asked to stop, from the `moment`-th time on that it looks."""
+    asked, told = itertools.count(1), []
+    statistics.CHUNK = 8
+
+    def stop():
+        return moment is not None and current().rank == 1 and next(asked) >= moment
+
+    return train_in(path, run, root, cache=cache, stop=stop, warn=told.append), told
+
+
+@pytest.fixture(scope="module")
+def whole_of_ranks(pair, run, root, tmp_path_factory):
+    path = tmp_path_factory.mktemp("whole_of_ranks")
+    return pair.run(trained_on_ranks, path, run, root, root / ".cache"), path
+
+
+def test_ranks_together_count_every_picture_once_and_the_first_speaks(whole_of_ranks, run):
+    [(record, told), (other, silent)], _ = whole_of_ranks
+    assert record == other
+    assert (record.world, record.metrics["test/images"], record.metrics["val/images"]) == (2, 12, 5)
+    assert [words for words in told if words.startswith("judging")] == [
+        f"judging {count} {part} pictures by {protocol}"
+        for protocol in run.recipe.data.test
+        for part, count in (("test", 12), ("val", 5))
+    ]
+    assert silent == []
+
+
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "moments", [(1, 15), *(pytest.param((moment,), marks=SLOW) for moment in (3, 7, 8, 11, 14, 19, 23))], ids=str
+)
+def test_ranks_of_which_one_is_stopped_go_on_to_the_same_bits(pair, whole_of_ranks, run, root, tmp_path, moments):
+    """Asked in statistics, which the first alone makes, in training, and in evaluations."""
+    words = tmp_path / "run", run, root, tmp_path / "cache"
+    for moment in moments:
+        assert [ended for ended, _ in pair.run(trained_on_ranks, *words, moment)] == [None, None]
+    [(record, _), (other, _)] = pair.run(trained_on_ranks, *words)
+    [(whole, _), _], path = whole_of_ranks
+    assert record == other
+    assert record.metrics == whole.metrics
+    assert weights(tmp_path / "run") == weights(path)
+    assert [entry["step"] for entry, _ in RunFolder(tmp_path / "run").journal()] == [3, 4, 6, 8, 9]
 
 
 def test_errors_kept_are_those_of_the_same_model(tmp_path):

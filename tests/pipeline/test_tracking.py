@@ -28,7 +28,7 @@ def empty_database(tmp_path_factory):
     """MLflow's tables, made once: it takes seconds."""
     tracking.silence()
     path = tmp_path_factory.mktemp("mlflow") / "empty.db"
-    Tracker(f"sqlite:///{path}").records()
+    assert Tracker(f"sqlite:///{path}").client
     return path.read_bytes()
 
 

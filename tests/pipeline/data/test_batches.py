@@ -12,7 +12,7 @@ import torch
 
 import pipeline
 from pipeline.data import batches
-from pipeline.data.batches import Batch, BatchMaker, Feed, in_order
+from pipeline.data.batches import Batch, BatchMaker, Feed, in_order, shares
 from pipeline.data.images import DataError, Images
 from pipeline.data.normalise import NORMALISERS, fit_normaliser, whitened
 from pipeline.data.order import batch_indices, permutation
@@ -342,6 +342,27 @@ def test_ranks_together_have_the_batches_of_one(world, block):
             assert share.step == batch.step
             assert torch.equal(share.images, batch.images[rank::world])
             assert torch.equal(share.labels, batch.labels[rank::world])
+
+
+@pytest.mark.parametrize(("world", "parts"), [(1, 1), (1, 4), (2, 2), (4, 1), (1, 8), (4, 2), (8, 1)])
+def test_groups_of_a_batch_are_the_same_images_on_any_number_of_ranks(world, parts):
+    images, count = some(), world * parts
+    whole = list(feed(images))
+    ranks = [list(feed(images, rank=rank, world=world, parts=parts)) for rank in range(world)]
+    for step, batch in enumerate(whole):
+        for group in range(count):
+            found = ranks[group % world][step * parts + group // world]
+            assert found.step == step
+            assert torch.equal(found.images, batch.images[group::count])
+            assert torch.equal(found.labels, batch.labels[group::count])
+    assert all(len(rank) == len(feed(images, world=world, parts=parts)) == 12 * parts for rank in ranks)
+
+
+def test_parts_of_a_rank_are_its_groups_one_after_the_other():
+    assert shares(20, 1, 2, 2) == [slice(1, None, 4), slice(3, None, 4)]
+    assert shares(20, 0, 1, 1) == [slice(0, None, 1)]
+    with pytest.raises(DataError, match="20 cannot be shared equally by 8 ranks"):
+        shares(20, 1, 2, 4)
 
 
 @pytest.mark.parametrize("block", [2, 5, 100])

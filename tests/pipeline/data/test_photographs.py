@@ -13,6 +13,7 @@ import torch
 from making import picture, prepared
 from PIL import Image
 
+from pipeline.data import photographs as under_test
 from pipeline.data.colour import PhotoMaker
 from pipeline.data.images import DataError
 from pipeline.data.normalise import Normaliser
@@ -53,7 +54,9 @@ def few():
     return Few()
 
 
-def feed(samples, cut=RESNET, *, start=0, stop=6, batch=12, threads=0, rank=0, world=1, augment=("flip",)):
+def feed(
+    samples, cut=RESNET, *, start=0, stop=6, batch=12, threads=0, rank=0, world=1, parts=1, augment=("flip",)
+):
     maker = PhotoMaker(normalise=PLAIN, augment=augment)
     return PhotoFeed(
         samples,
@@ -66,6 +69,7 @@ def feed(samples, cut=RESNET, *, start=0, stop=6, batch=12, threads=0, rank=0, w
         threads=threads,
         rank=rank,
         world=world,
+        parts=parts,
     )
 
 
@@ -102,6 +106,19 @@ def test_ranks_share_the_same_global_batches(few, world):
         for rank in range(world):
             assert torch.equal(parts[rank][step].images, whole.images[rank::world])
             assert torch.equal(parts[rank][step].labels, whole.labels[rank::world])
+
+
+@pytest.mark.parametrize(("world", "parts"), [(1, 3), (3, 1), (2, 3), (1, 6), (1, 12)])
+def test_groups_of_a_batch_are_the_same_pictures_on_any_number_of_ranks(few, world, parts, monkeypatch):
+    monkeypatch.setattr(under_test, "CHUNK", 3)
+    shares, count = [list(feed(few, rank=rank, world=world, parts=parts)) for rank in range(world)], world * parts
+    assert all(len(share) == len(feed(few, world=world, parts=parts)) == 6 * parts for share in shares)
+    for step, whole in enumerate(feed(few)):
+        for group in range(count):
+            found = shares[group % world][step * parts + group // world]
+            assert found.step == step
+            assert torch.equal(found.images, whole.images[group::count])
+            assert torch.equal(found.labels, whole.labels[group::count])
 
 
 def test_a_resumed_feed_goes_on_as_if_nothing_had_been(few):
@@ -240,6 +257,7 @@ def test_memory_stays_flat_over_fifty_epochs_and_nothing_is_left_running(tmp_pat
     samples = prepared(tmp_path, train=20).train
     epochs = 50
     steps = epochs * len(samples) // 12
+    gc.collect()  # what earlier tests left open
     threads, files = threading.active_count(), len([*Path("/proc/self/fd").iterdir()])
     used = []
     for batch in feed(samples, stop=steps, threads=2):

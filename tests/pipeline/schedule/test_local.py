@@ -1,9 +1,11 @@
 """Runs in worker processes: whatever happens to one, the others go on and nothing stays behind."""
 
+import json
 import os
 import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,9 @@ from PIL import Image
 from real_runs import PROCESSES, a_run, a_task, curves, train_in, weights
 
 from pipeline.data import manifest, sources
+from pipeline.experiment import EnsembleStep, TransferStep
 from pipeline.mistakes import UserError
+from pipeline.plan import Step, identity
 from pipeline.runs import RunFolder
 from pipeline.schedule import local
 from pipeline.schedule.local import run_all, worker_count
@@ -344,3 +348,132 @@ def test_workers_share_the_cores_to_read_photographs(monkeypatch, gpus, cores, w
     monkeypatch.setattr("torch.cuda.is_available", lambda: gpus > 0)
     monkeypatch.setattr(local, "cores", lambda: cores)
     assert local.reader_count(workers) == readers
+
+
+# --- steps -------------------------------------------------------------------------------------------------
+
+
+def a_step(root, tasks, kind=None):
+    """The task of a step that consumes the runs of other tasks."""
+    kind = kind or EnsembleStep(kind="ensemble", members={tasks[0].run.variant: len(tasks)})
+    runs = tuple(task.run for task in tasks)
+    step = Step(runs[0].experiment, runs[0].scale, "together", runs[0].seed, kind, runs)
+    needs = tuple(task.identity for task in tasks)
+    name = identity(step, manifest="m", code="code", members=needs)
+    return replace(tasks[0], run=step, identity=name, folder=root / name, needs=needs)
+
+
+def test_a_step_is_done_when_its_runs_have_ended(tmp_path):
+    tasks = [a_task(tmp_path, a_run(seed=seed)) for seed in (0, 1)]
+    step = a_step(tmp_path, tasks)
+    ending, events = go([step, *tasks])  # whatever its place in the line
+    assert ending == "ended"
+    assert kinds(events, step) == ["started", "ended"]
+    last = [event.kind for event in events].index("ended", 2) if events[0].task is step else len(events) - 2
+    assert all(event.task is step for event in events[last:])
+    record = RunFolder(step.folder).result()
+    assert record.ended == "2 networks averaged"
+    assert RunFolder(step.folder).description()["needs"] == [
+        {"run": f"resnet-20 seed {task.run.seed}", "identity": task.identity} for task in tasks
+    ]
+
+
+def test_a_step_finds_runs_that_ended_before(tmp_path):
+    tasks = [a_task(tmp_path, a_run(seed=seed)) for seed in (0, 1)]
+    go(tasks)
+    step = a_step(tmp_path, tasks)
+    assert go([step])[0] == "ended"
+    before = (step.folder / "result.json").stat().st_mtime_ns
+    ending, events = go([step])
+    assert (ending, kinds(events, step)) == ("ended", ["ended"])
+    assert (step.folder / "result.json").stat().st_mtime_ns == before
+
+
+def diverges(seed):
+    """A run whose loss soon is no number."""
+    return a_run(seed=seed, changes={"train.lr": 1e30})
+
+
+def test_a_run_that_did_not_converge_leaves_its_step_undone_with_the_reason_and_the_others_go_on(tmp_path):
+    bad, *good = [a_task(tmp_path, run) for run in (diverges(0), a_run(seed=1), a_run(seed=2))]
+    steps = [a_step(tmp_path, [bad, good[0]]), a_step(tmp_path, good)]
+    ending, events = go([bad, *good, *steps])
+    assert ending == "ended"  # nothing went wrong but the network
+    assert kinds(events, steps[0]) == ["left"]
+    assert kinds(events, steps[1]) == ["started", "ended"]
+    said = next(event.text for event in events if event.kind == "left")
+    assert said.startswith("needs resnet-20 seed 0, which did not converge: the loss became")
+    folder = RunFolder(steps[0].folder)
+    assert folder.left() == {"why": "failed", "text": said}
+    assert folder.description()["variant"] == "together"
+    assert folder.result() is None
+
+
+def test_a_run_that_failed_leaves_its_step_undone(tmp_path):
+    bad, good = a_task(tmp_path, a_run()), a_task(tmp_path, a_run(seed=1))
+    bad.manifest["sha256"] = "0" * 64
+    step = a_step(tmp_path, [bad, good])
+    ending, events = go([bad, good, step], workers=1)
+    assert ending == "failed"
+    assert kinds(events, good) == ["started", "ended"]
+    assert kinds(events, step) == ["left"]
+    assert RunFolder(step.folder).left()["text"] == (
+        "needs resnet-20 seed 0, which failed: noise: the images changed since the command began; start it again"
+    )
+
+
+def test_a_step_of_runs_that_nobody_makes_is_left_with_the_reason(tmp_path):
+    tasks = [a_task(tmp_path, a_run(seed=seed)) for seed in (0, 1)]
+    step = a_step(tmp_path, tasks)
+    ending, events = go([step])
+    assert (ending, kinds(events, step)) == ("ended", ["left"])
+    assert events[0].text == "needs resnet-20 seed 0, which has not been trained on this machine (and 1 more)"
+
+
+def test_ctrl_c_leaves_the_steps_for_the_next_time(tmp_path):
+    tasks = [a_task(tmp_path, long()), a_task(tmp_path, a_run(seed=1))]
+    step = a_step(tmp_path, tasks)
+
+    def press(event):
+        if event.kind == "ended":
+            os.kill(os.getpid(), signal.SIGINT)
+
+    ending, events = go([*tasks, step], happened=press)
+    assert (ending, kinds(events, step)) == ("stopped", [])
+    assert RunFolder(step.folder).left() == {}
+
+
+def test_two_commands_do_a_step_once(tmp_path):
+    tasks = [a_task(tmp_path, a_run(seed=seed)) for seed in (0, 1)]
+    go(tasks)
+    step = a_step(tmp_path, tasks)
+    said = []
+    assert local.carry_out(step, threads=1, stop=lambda: False, say=lambda *words: said.append(words))
+    assert [words[0] for words in said] == ["started"]
+    lock = FileLock(RunFolder(step.folder).lock_file)
+    with lock:  # as another would hold it
+        assert local.carry_out(step, threads=1, stop=lambda: True, say=lambda *words: said.append(words)) is None
+    assert said[1:] == [("waiting", "another repro command trains it already; waiting for its result")]
+    record = local.carry_out(step, threads=1, stop=lambda: False, say=pytest.fail)
+    assert record == RunFolder(step.folder).result()
+
+
+def test_a_transfers_set_that_changed_is_refused(tmp_path):
+    task = a_task(tmp_path / "runs", a_run())
+    kind = TransferStep(kind="transfer", of="resnet-20", data="shades", c=1.0)
+    data = tmp_path / "data"
+    class_folders(data)
+    step = replace(a_step(tmp_path / "runs", [task], kind), data_root=data)
+    local.images_of.cache_clear()
+    with pytest.raises(UserError, match=r"shades: the images changed since the command began; start it again"):
+        local.carry_out(step, threads=1, stop=lambda: False, say=lambda *_: None)
+
+
+def test_a_task_of_a_step_is_plain_data_too(tmp_path):
+    step = a_step(tmp_path, [a_task(tmp_path, a_run(seed=seed, changes={"train.lr": 0.05})) for seed in (0, 1)])
+    again = Task.from_dict(json.loads(json.dumps(step.to_dict())))
+    assert again == step
+    assert (again.run.declaration, again.run.changes) == (step.run.declaration, {"train.lr": 0.05})
+    assert not again.together
+    run = a_task(tmp_path, a_run())
+    assert Task.from_dict(json.loads(json.dumps(run.to_dict()))) == run

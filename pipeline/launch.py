@@ -1,0 +1,522 @@
+"""What is asked of a cluster: shown, with what it will need, before it is done; and the code that it is done by.
+
+Nothing here talks to a cluster: `pipeline.schedule.jobs` does, and `pipeline.cli_cluster` puts the two together.
+"""
+
+import hashlib
+import json
+import math
+import shutil
+import tempfile
+from collections.abc import Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from statistics import median
+
+from pipeline.experiment import EXPERIMENTS, load, names
+from pipeline.home import home, runs_folder
+from pipeline.mistakes import UserError, unwritable_named
+from pipeline.plan import ROOT, Run, Step, plan
+from pipeline.record import COPY_OF, FINISHED, Record, commit, hardware
+from pipeline.runs import CHECKPOINT, RunFolder, write_atomically
+from pipeline.schedule import launches
+from pipeline.schedule.launches import Launch, Terms
+from pipeline.schedule.task import Task
+
+SUITES = ("cs231n",)  # every declared experiment is of this lecture
+PACKAGES = ("pipeline", "lightning_modules", "experiments")
+KINDS = (".py", ".yaml", ".j2", ".txt")  # of the files that the packages consist of
+BESIDE = ("pyproject.toml", "requirements.lock")
+
+
+# --- what is asked
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The words of `repro launch`."""
+
+    experiments: tuple[str, ...]
+    scale: str
+    suite: str | None = None
+    devices: int = 1  # of each run
+    max_device_hours: float | None = None
+    max_concurrent: int | None = None
+    price: float | None = None  # of an hour of one device, in whatever currency
+
+    def __post_init__(self) -> None:
+        if not self.experiments and not self.suite:
+            raise UserError("name what to launch, as in: repro launch resnet/cifar10_depth, or --suite cs231n")
+        if self.suite and self.suite not in SUITES:
+            raise UserError(f"there is no suite {self.suite!r}; there is {', '.join(SUITES)}")
+        for word, value in (("--gpus-per-run", self.devices), ("--max-concurrent", self.max_concurrent)):
+            if value is not None and value < 1:
+                raise UserError(f"{word} {value}: a number from 1 on is needed")
+        hours, price = self.max_device_hours, self.price
+        if hours is not None and not (math.isfinite(hours) and hours > 0):
+            raise UserError(f"--max-gpu-hours {hours:g}: a number above 0 is needed")
+        if price is not None and not (math.isfinite(price) and price >= 0):
+            raise UserError(f"--price {price:g}: what one device costs an hour is needed, 0 or more")
+
+    @property
+    def title(self) -> str:
+        """'resnet/cifar10_depth at laptop', for a person."""
+        suite = [f"suite {self.suite}"] if self.suite else []
+        return f"{', '.join([*suite, *self.experiments])} at {self.scale}"
+
+    @property
+    def terms(self) -> Terms:
+        """What the runs are trained under."""
+        return Terms(self.devices, self.max_device_hours, self.max_concurrent)
+
+    def words(self) -> list[str]:
+        """The command again, for another machine."""
+        words = ["launch", *map(declared_name, self.experiments), "--scale", self.scale]
+        options = {
+            "--suite": self.suite,
+            "--gpus-per-run": self.devices,
+            "--max-gpu-hours": self.max_device_hours,
+            "--max-concurrent": self.max_concurrent,
+            "--price": self.price,
+        }
+        for option, value in options.items():
+            words += [] if value is None else [option, str(value)]
+        return words
+
+
+def declared_name(experiment: str) -> str:
+    """'paper/file' of a file among the declared experiments; UserError for a file that goes with no code."""
+    if not experiment.endswith(".yaml"):
+        return experiment
+    path = Path(experiment).resolve()
+    if not path.is_relative_to(EXPERIMENTS.resolve()):
+        raise UserError(
+            f"{experiment} is not below {EXPERIMENTS}, which alone is sent to a cluster; put it there, as"
+            " PAPER/NAME.yaml"
+        )
+    return str(path.relative_to(EXPERIMENTS.resolve()).with_suffix(""))
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The runs asked for, before their data are looked at."""
+
+    runs: list[Run | Step]
+    lacking: list[str]  # experiments of the suite that do not train at this scale
+
+
+def chosen(asked: Asked) -> Chosen:
+    """All runs and steps of what is asked; UserError for a name, a scale or a split that cannot be."""
+    experiments = {one.name: one for one in map(load, asked.experiments)}
+    lacking = []
+    for one in map(load, names()) if asked.suite else []:
+        if asked.scale in one.scales:
+            experiments.setdefault(one.name, one)
+        elif one.scales and one.name not in experiments:
+            lacking.append(one.name)
+    if not experiments:
+        scales = sorted({scale for name in names() for scale in load(name).scales})
+        raise UserError(
+            f"nothing of suite {asked.suite} has a scale {asked.scale!r}; there are {', '.join(scales)}"
+        )
+    runs = [run for one in experiments.values() for run in plan(one, scale=asked.scale)]
+    check_split(runs, asked.devices)
+    return Chosen(runs, lacking)
+
+
+def check_split(work: Iterable[Run | Step], devices: int) -> None:
+    """UserError where the global batch of a run cannot be shared equally by so many devices."""
+    runs = [run for run in work if isinstance(run, Run)]
+    for run in runs if devices > 1 else []:
+        train, what = run.recipe.train, f"{run.experiment}, {run.variant}"
+        if train.optimizer.name == "sdlm":
+            raise UserError(
+                f"{what}: optimizer 'sdlm' learns one pattern at a time, on one device; launch it without"
+                " --gpus-per-run"
+            )
+        if train.batch_size % devices:
+            common = math.gcd(*(one.recipe.train.batch_size for one in runs))
+            counts = [str(count) for count in range(1, common + 1) if common % count == 0]
+            raise UserError(
+                f"{what}: a global batch of {train.batch_size} cannot be shared equally by {devices} devices; use"
+                f" --gpus-per-run {' or '.join(counts)}"
+            )
+
+
+# --- what it will need
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A run or step that ended, with what it cost."""
+
+    run: Run | Step
+    record: Record
+
+    @property
+    def seconds(self) -> float:
+        """Of one device, for each image trained on, with all that is done beside; of a step, for all of it."""
+        return getattr(self.record, "world", 1) * self.record.seconds / amount(self.run)
+
+
+def amount(run: Run | Step) -> int:
+    """How much there is to do: images to train on, each as often as it is used; a step is one piece of work."""
+    return run.recipe.train.steps * run.recipe.train.batch_size if isinstance(run, Run) else 1
+
+
+def kind(run: Run | Step) -> tuple[str, ...]:
+    """What costs alike: a network trained on images of one set and size; the same step."""
+    if isinstance(run, Step):
+        return run.experiment, run.scale, run.variant
+    data = run.recipe.data
+    return run.recipe.model.model_dump_json(), data.name, str(data.crop)
+
+
+def measured(records: Iterable[Record]) -> Iterator[Measured]:
+    """The finished ones that are declared still as they were, so that it is known how much there was to do."""
+    declared: dict[tuple[str, str], dict[str, Run | Step]] = {}
+    known = set(names())
+    for record in records:
+        if record.status != FINISHED or record.experiment not in known:
+            continue
+        place = (record.experiment, record.scale)
+        if place not in declared:
+            experiment = load(record.experiment)
+            runs = plan(experiment, scale=record.scale) if record.scale in experiment.scales else []
+            declared[place] = {run.declaration: run for run in runs}
+        run = declared[place].get(record.declaration)
+        if run and record.seconds > 0:
+            yield Measured(run, record)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What an image (or a step) will cost, and how that is known."""
+
+    seconds: float
+    runs: int  # so many have shown it
+    where: str  # 'at paper scale on NVIDIA H100'
+
+
+class Estimates:
+    """Estimates for runs and steps, from those that have ended."""
+
+    def __init__(self, records: Iterable[Record]) -> None:
+        self.of: dict[tuple[str, ...], list[Measured]] = {}
+        for one in measured(records):
+            self.of.setdefault(kind(one.run), []).append(one)
+
+    def estimate(self, run: Run | Step) -> Estimate | None:
+        """From the same variant, scale and hardware as far as there are such runs; None: not measured yet."""
+
+        def nearness(one: Measured) -> tuple[bool, ...]:
+            variant = (one.run.experiment, one.run.variant) == (run.experiment, run.variant)
+            return variant, variant and one.run.scale == run.scale, one.record.hardware == hardware()
+
+        def place(one: Measured) -> tuple[str, ...]:
+            return one.record.hardware, one.run.experiment, one.run.scale, one.run.variant
+
+        alike = self.of.get(kind(run), [])
+        if not alike:
+            return None
+        variant, scale, _ = nearest = max(map(nearness, alike))
+        near = [one for one in alike if nearness(one) == nearest]
+        newest = max(near, key=lambda one: one.record.finished)
+        same = [one for one in near if place(one) == place(newest)]
+        of = "" if variant else f"of the same network ({newest.run.experiment}, {newest.run.variant}) "
+        at = "" if scale else f"at {newest.run.scale} scale "
+        return Estimate(median(one.seconds for one in same), len(same), f"{of}{at}on {newest.record.hardware}")
+
+
+@dataclass(frozen=True)
+class Group:
+    """The runs of one variant, and what is left of them to do."""
+
+    experiment: str
+    scale: str
+    variant: str  # or step
+    kind: str  # "run" or "step"
+    data: str
+    runs: int
+    finished: int
+    resumed: tuple[int, ...]  # updates done already, of each that goes on from a checkpoint
+    devices: int  # at a time, of each run
+    images: int  # to train on, in all
+    hours: float | None  # of devices, in all; None: not measured yet
+    shown_by: tuple[int, str] = (0, "")  # how many runs have shown that, and where
+
+    @property
+    def words(self) -> str:
+        """'5 runs, 2 finished, 1 to resume at step 1,200'."""
+        parts = [counted(self.runs, self.kind)]
+        if self.finished:
+            parts.append("all finished" if self.finished == self.runs > 1 else f"{self.finished:,} finished")
+        if self.resumed:
+            low, high = min(self.resumed), max(self.resumed)
+            steps = f"step {low:,}" if low == high else f"steps {low:,} to {high:,}"
+            parts.append(f"{len(self.resumed):,} to resume at {steps}")
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a launch would do."""
+
+    asked: Asked
+    tasks: list[Task]  # finished ones of this machine too: work that consumes them finds them here
+    groups: list[Group]
+    lacking: list[str]
+    shared: int = 0  # tasks that an earlier launch wants too, and has not ended
+
+    @cached_property
+    def todo(self) -> list[Task]:
+        """The tasks that are not finished."""
+        return [task for task in self.tasks if not RunFolder(task.folder).result_file.is_file()]
+
+    @property
+    def hours(self) -> float:
+        """Device hours of all that was measured before."""
+        return sum(group.hours or 0.0 for group in self.groups)
+
+    @property
+    def unmeasured(self) -> list[Group]:
+        """Those with work to do of which nobody knows how long it takes."""
+        return [group for group in self.groups if group.hours is None]
+
+
+def planned(asked: Asked, what: Chosen, records: Sequence[Record]) -> Plan:
+    """What is finished, what is left, what that will need. Reads the data; UserError where they cannot be read."""
+    from pipeline.reproduce import tasks_for
+
+    tasks = tasks_for(what.runs)
+    ended = {record.identity for record in records}
+    estimates = Estimates(records)
+    members: dict[tuple[str, str, str], list[Task]] = {}
+    for task in tasks:
+        members.setdefault((task.run.experiment, task.run.scale, task.run.variant), []).append(task)
+    groups = [group_of(some, asked.devices, ended, estimates) for some in members.values()]
+    here = [t for t in tasks if RunFolder(t.folder).result_file.is_file() or t.identity not in ended]
+    earlier = {task.identity for launch in launches.unfinished() for task in launch.tasks}
+    shared = sum(task.identity in earlier for task in here if task.identity not in ended)
+    return Plan(asked, here, groups, what.lacking, shared)
+
+
+def group_of(tasks: Sequence[Task], devices: int, ended: set[str], estimates: Estimates) -> Group:
+    """What is left of the runs of one variant."""
+    run = tasks[0].run
+    left = [t for t in tasks if t.identity not in ended and not RunFolder(t.folder).result_file.is_file()]
+    resumed = tuple(step for step in (resume_step(RunFolder(task.folder)) for task in left) if step)
+    work = len(left) * amount(run)
+    data = run.members[0].recipe.data.name if isinstance(run, Step) else run.recipe.data.name
+    if isinstance(run, Run):
+        work -= sum(resumed) * run.recipe.train.batch_size
+    estimate = estimates.estimate(run) if left else Estimate(0.0, 0, "")
+    return Group(
+        experiment=run.experiment,
+        scale=run.scale,
+        variant=run.variant,
+        kind="run" if isinstance(run, Run) else "step",
+        data=data,
+        runs=len(tasks),
+        finished=len(tasks) - len(left),
+        resumed=resumed,
+        devices=devices if tasks[0].together else 1,
+        images=work if isinstance(run, Run) else 0,
+        hours=work * estimate.seconds / 3600 if estimate else None,
+        shown_by=(estimate.runs, estimate.where) if estimate else (0, ""),
+    )
+
+
+def resume_step(folder: RunFolder) -> int:
+    """The update that a run would go on after, 0 for none; the checkpoint itself is looked at when it is used."""
+    for path in folder.checkpoint_files():
+        match = CHECKPOINT.fullmatch(path.name)
+        if match:
+            return int(match[1])
+    return 0
+
+
+# --- the plan, in words
+
+HEADS = ("variant", "runs", "devices", "images", "device time", "cost")
+
+
+def cells(groups: Sequence[Group], price: float | None) -> list[dict[str, str]]:
+    """A row for each variant, ready to show."""
+    rows = []
+    for group in groups:
+        left = group.runs - group.finished
+        time = "not measured" if group.hours is None else duration(group.hours * 3600)
+        cost = "" if price is None or group.hours is None else f"{price * group.hours:,.2f}"
+        row = (group.variant, group.words, f"{group.devices}", f"{group.images:,}", time, cost)
+        row = row if left else (group.variant, group.words, "", "", "", "")
+        rows.append(
+            {head: cell for head, cell in zip(HEADS, row, strict=True) if head != "cost" or price is not None}
+        )
+    return rows
+
+
+def summary(made: Plan) -> list[str]:
+    """Sentences after the tables: the totals, what they rest on, and the budget."""
+    runs, finished = sum(g.runs for g in made.groups), sum(g.finished for g in made.groups)
+    kinds = {kind: sum(g.runs for g in made.groups if g.kind == kind) for kind in ("run", "step")}
+    all_of_it = " and ".join(counted(number, kind) for kind, number in kinds.items() if number)
+    said = [f"{all_of_it}, {finished:,} finished, {runs - finished:,} to do"]
+    if runs > finished:
+        images = sum(group.images for group in made.groups)
+        time = (
+            f"{'at least ' if made.unmeasured and made.hours else ''}{duration(made.hours * 3600)} of device time"
+        )
+        time = time if made.hours else "how long is not measured yet"
+        cost = ""
+        if made.asked.price is not None and made.hours:
+            cost = f", which at {made.asked.price:g} an hour cost {made.asked.price * made.hours:,.2f}"
+        said[0] += f": {images:,} images to train on, {time}{cost}"
+    said[0] += "."
+    if made.shared:
+        said.append(f"{made.shared:,} of them are asked for by an earlier launch too; each is done once.")
+    said += rests_on(made.groups)
+    if made.unmeasured and made.hours:
+        said.append(f"Not measured yet: {', '.join(f'{g.experiment} {g.variant}' for g in made.unmeasured)}.")
+    if made.lacking:
+        said.append(f"Left out, since they have no scale {made.asked.scale!r}: {', '.join(made.lacking)}.")
+    budget = made.asked.max_device_hours
+    if budget is not None and runs > finished:
+        said.append(budget_words(made, budget))
+    return said
+
+
+def rests_on(groups: Sequence[Group]) -> list[str]:
+    """On which runs the estimates rest, a sentence for each kind of them."""
+    kinds: dict[tuple[int, str], list[str]] = {}
+    for group in groups:
+        if group.hours:
+            kinds.setdefault(group.shown_by, []).append(group.variant)
+    return [
+        f"Estimated from {counted(runs, 'run')}{' each' * (len(variants) > 1)} {where}: {', '.join(variants)}."
+        for (runs, where), variants in kinds.items()
+    ]
+
+
+def budget_words(made: Plan, budget: float) -> str:
+    """The estimate against --max-gpu-hours."""
+    said = f"--max-gpu-hours {budget:g}: "
+    if not made.hours:
+        return f"{said}nobody knows yet whether that is enough; at its end runs stop, resumable."
+    share = made.hours / budget
+    if share > 1:
+        return f"{said}enough for {100 / share:.0f} % of it by this estimate; at its end runs stop, resumable."
+    return (
+        f"{said}{'at least ' if made.unmeasured else ''}{100 * share:.0f} % of it will be used by this estimate."
+    )
+
+
+def counted(number: int, noun: str) -> str:
+    """'1 run', '20 runs'; as in report.describe, which loads torch."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def duration(seconds: float) -> str:
+    """'40 s', '12 min', '3.4 h', '1,240 h'."""
+    if seconds < 59.5:
+        return f"{seconds:.0f} s" if seconds >= 1 or not seconds else "1 s"
+    if seconds < 3570:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:,.1f} h" if seconds < 359_000 else f"{seconds / 3600:,.0f} h"
+
+
+# --- the code that it is done by
+
+
+def stage(root: Path = ROOT) -> Path:
+    """A copy of the code below home()/code, named by its content; made once, and whole or not at all.
+
+    What is launched is trained by this copy, whatever becomes of the checkout while it waits.
+    """
+    files = {str(path.relative_to(root)): path.read_bytes() for path in sorted(code_files(root))}
+    files[COPY_OF] = f"{commit()}\n".encode()
+    content = hashlib.sha256()
+    for name, data in files.items():
+        content.update(f"{name}\0{len(data)}\0".encode() + data)
+    place = home() / "code" / content.hexdigest()[:16]
+    if place.is_dir():
+        return place
+    with unwritable_named(home()):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}-"))
+        try:
+            for name, data in files.items():
+                (beside / name).parent.mkdir(parents=True, exist_ok=True)
+                (beside / name).write_bytes(data)
+            beside.chmod(0o755)  # a temporary folder is its owner's alone
+            try:
+                beside.rename(place)
+            except OSError:
+                if not place.is_dir():  # else: another command was quicker
+                    raise
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+    return place
+
+
+def code_files(root: Path) -> list[Path]:
+    """All files that the packages consist of, and the project's own beside them."""
+    inside = [
+        path
+        for package in PACKAGES
+        for path in (root / package).rglob("*")
+        if path.suffix in KINDS and path.is_file() and "__pycache__" not in path.parts
+    ]
+    return inside + [root / name for name in BESIDE if (root / name).is_file()]
+
+
+# --- carrying it out
+
+
+def begin(made: Plan, code: Path) -> Launch:
+    """Write the launch down. What was left earlier, cancelled or at a budget's end, is wanted again."""
+    with unwritable_named(home()):
+        for task in made.todo:
+            folder = RunFolder(task.folder)
+            if folder.left() or folder.asked():
+                folder.begin_anew()
+        return launches.new(made.asked.title, code, made.asked.terms, tuple(made.tasks))
+
+
+def cancel(asked: Iterable[Launch], only: str | None, *, supervised: bool, training: Container[str]) -> list[Task]:
+    """Ask the run `only` of these launches to stop, or all of them that have not ended; the tasks that were asked.
+
+    A supervisor answers such requests, and so does whatever trains; where there is neither, the runs are left as
+    cancelled here and now.
+    """
+    found: dict[str, Task] = {}
+    for launch in asked:
+        tasks = [replace(task, folder=runs_folder() / task.identity) for task in launch.tasks]
+        for task in tasks:
+            if task.identity in found or only not in (None, task.identity) or is_over(task):
+                continue
+            found[task.identity] = task
+            with unwritable_named(home()):
+                if supervised or task.identity in training:
+                    RunFolder(task.folder).ask("cancelled")
+                else:
+                    launches.leave(task, "cancelled", "cancelled by repro cancel")
+        if not supervised and all(map(is_over, tasks)):
+            launches.end(launch.id)
+    return list(found.values())
+
+
+def is_over(task: Task) -> bool:
+    """Whether nothing is left to do about it: it has ended, or was left for a reason."""
+    folder = RunFolder(task.folder)
+    return folder.result_file.is_file() or bool(folder.left())
+
+
+def with_devices(launch: Launch, devices: int) -> Launch:
+    """The launch, from now on with so many devices a run; UserError where that cannot be."""
+    check_split((task.run for task in launch.tasks), devices)
+    changed = replace(launch, terms=replace(launch.terms, devices=devices))
+    with unwritable_named(home()):
+        write_atomically(launches.folder() / f"{launch.id}.json", json.dumps(changed.to_dict(), indent=1))
+    return changed

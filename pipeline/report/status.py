@@ -1,0 +1,513 @@
+"""`repro status` and `repro logs`: what the files of the home say of launches and their runs.
+
+The supervisor of a cluster writes cluster/state.json every second; all else is in the launches and the run
+folders, and is as true when nothing runs any more. Folders are looked up below this home, wherever the cluster has
+it.
+"""
+
+import difflib
+import heapq
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.home import home, runs_folder
+from pipeline.launch import counted, duration, resume_step
+from pipeline.mistakes import UserError
+from pipeline.record import FINISHED
+from pipeline.runs import RunFolder
+from pipeline.schedule import launches
+
+STALE = 15.0  # seconds after which the supervisor's last word is no longer believed
+BEATS = 15.0  # and a run's own last word
+ENDED_SHOWN = 3  # launches that are over
+FEWEST_ROWS = 2  # for each kind of runs, whatever the height
+PIPED_ROWS = 60
+SHORTEST = 4  # digits of an identity that name a run
+
+MOST_FOLDED = 5  # reasons
+MOST_LISTED = 5  # runs that a text may mean
+STAMP = len("2026-11-23 18:52:04")
+
+State = Literal[
+    "finished",
+    "did not converge",
+    "training",
+    "waiting",
+    "not begun",
+    "stopped",
+    "failed",
+    "cancelled",
+    "over-budget",
+]
+STATES: tuple[State, ...] = get_args(State)
+LOOK: tuple[State, ...] = ("failed", "did not converge", "over-budget", "cancelled", "stopped")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A run or step, as a launch's file has it."""
+
+    identity: str
+    experiment: str
+    scale: str
+    variant: str
+    seed: int
+    steps: int  # 0 for work that has none
+    batch_size: int
+    needs: tuple[str, ...]
+
+    @property
+    def title(self) -> str:
+        """'resnet-20 seed 0'."""
+        return f"{self.variant} seed {self.seed}"
+
+    @property
+    def of(self) -> str:
+        """'resnet/cifar10_depth@laptop'."""
+        return f"{self.experiment}@{self.scale}"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A launch, as its file has it; without checking every recipe again, of which there may be ten thousand."""
+
+    id: str
+    words: str
+    by: str
+    created: str
+    code: str
+    terms: Mapping[str, Any]
+    runs: tuple[Wanted, ...]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """How a run stands."""
+
+    identity: str
+    title: str
+    of: str  # experiment@scale
+    state: State
+    why: str = ""
+    step: int = 0
+    steps: int = 0
+    images_per_second: float = 0.0
+    seconds_left: float | None = None
+    node: str = ""
+    attempt: int = 1
+    since: str = ""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a launch stands."""
+
+    id: str
+    words: str
+    by: str
+    created: str
+    over: bool
+    counts: Mapping[str, int]  # of its runs, by state
+    devices: int  # of each run
+    spent: float  # device hours
+    budget: float | None
+    max_concurrent: int | None = None
+
+
+@dataclass(frozen=True)
+class Status:
+    """All there is to see."""
+
+    time: float
+    home: str
+    heard: float | None  # seconds since the supervisor's last word; None: never
+    alive: bool  # that word is to be believed
+    cluster: bool  # a cluster of this home runs on this machine
+    dashboard: str
+    devices: Mapping[str, Any]
+    trouble: str
+    launches: list[Summary]  # unfinished ones, then the newest of the others
+    earlier: int  # launches not listed
+    runs: list[Seen]  # of the unfinished launches
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> "Status":
+        """From `to_dict`'s."""
+        summaries = [Summary(**one) for one in raw["launches"]]
+        return cls(**{**raw, "launches": summaries, "runs": [Seen(**one) for one in raw["runs"]]})
+
+
+# --- reading
+
+
+class Reader:
+    """Reads the home; remembers what never changes again, for one who looks every second."""
+
+    def __init__(self) -> None:
+        self._asked: dict[str, Asked] = {}
+        self._ended: dict[str, tuple[State, str]] = {}  # identity -> what its result says
+
+    def names(self) -> list[str]:
+        """Ids of all launches, first come first."""
+        return sorted(path.stem for path in launches.folder().glob("*.json"))
+
+    def asked(self, name: str) -> Asked:
+        """A launch by its id."""
+        if name not in self._asked:
+            path = launches.folder() / f"{name}.json"
+            raw = json.loads(path.read_text(encoding="utf-8"))
+            runs = tuple(wanted(task) for task in raw["tasks"])
+            self._asked[name] = Asked(
+                raw["id"], raw["words"], raw["by"], raw["created"], raw["code"], raw["terms"], runs
+            )
+        return self._asked[name]
+
+    def open(self) -> list[Asked]:
+        """The launches that are not over."""
+        return [self.asked(name) for name in self.names() if not launches.is_over(name)]
+
+    def status(self) -> Status:
+        """Everything, as it is now."""
+        from pipeline.schedule import node
+
+        now = time.time()
+        said = supervisor_said()
+        heard = max(0.0, now - said["time"]) if "time" in said else None
+        alive = heard is not None and heard <= STALE
+        cluster = node.here()
+        names = self.names()
+        over = [name for name in names if launches.is_over(name)]
+        unfinished = [name for name in names if name not in set(over)]
+        seen: dict[str, Seen] = {}
+        summaries = [self._summary(name, said, seen, now, alive=alive) for name in unfinished]
+        ended = [self._summary(name, said, {}, now, alive=alive) for name in over[-ENDED_SHOWN:]]
+        return Status(
+            time=now,
+            home=str(home()),
+            heard=heard,
+            alive=alive,
+            cluster=cluster is not None,
+            dashboard=str(said.get("dashboard") or (cluster.dashboard if cluster else "")),
+            devices=dict(said.get("devices") or {}) if alive else {},
+            trouble=str(said.get("trouble") or "") if alive else "",
+            launches=summaries + ended,
+            earlier=len(over) - len(ended),
+            runs=list(seen.values()),
+        )
+
+    def _summary(
+        self, name: str, said: Mapping[str, Any], seen: dict[str, Seen], now: float, *, alive: bool
+    ) -> Summary:
+        one = self.asked(name)
+        heard = said.get("runs") or {} if alive else {}
+        states = [self.look(run, heard.get(run.identity) or {}, now, alive=alive) for run in one.runs]
+        for run in states:
+            seen.setdefault(run.identity, run)
+        return Summary(
+            id=one.id,
+            words=one.words,
+            by=one.by,
+            created=one.created,
+            over=launches.is_over(name),
+            counts=dict(Counter(run.state for run in states)),
+            devices=one.terms["devices"],
+            spent=launches.spent(name),
+            budget=one.terms.get("max_device_hours"),
+            max_concurrent=one.terms.get("max_concurrent"),
+        )
+
+    def look(self, run: Wanted, said: Mapping[str, Any], now: float, *, alive: bool) -> Seen:
+        """How a run stands; `said` is what a supervisor that is alive says of it."""
+        seen = Seen(run.identity, run.title, run.of, "waiting" if alive else "not begun", steps=run.steps)
+        if run.identity not in self._ended:
+            place = runs_folder() / run.identity
+            try:
+                files = set(os.listdir(place))  # noqa: PTH208 - names alone, of thousands of folders
+            except OSError:
+                files = set()
+            if "result.json" not in files:
+                return self._look_inside(seen, run, files, said, now, alive=alive)
+            self._ended[run.identity] = ended(place)
+        state, why = self._ended[run.identity]
+        return replace(seen, state=state, why=why, step=run.steps)
+
+    def _look_inside(
+        self, seen: Seen, run: Wanted, files: set[str], said: Mapping[str, Any], now: float, *, alive: bool
+    ) -> Seen:
+        """How a run stands that has no result, and these files."""
+        folder = RunFolder(runs_folder() / run.identity)
+        running = said.get("state") == "running"
+        at = folder.progress() if "progress.json" in files else {}
+        if not alive and at:  # trained without a supervisor, by `repro run`
+            with suppress(OSError):
+                running = now - (folder.path / "progress.json").stat().st_mtime <= BEATS
+        left = folder.left() if "left.json" in files and not running else {}
+        step = int(at.get("step", 0)) if running else resume_step(folder) if "checkpoints" in files else 0
+        seen = replace(seen, step=step, attempt=int(said.get("attempt") or 1), why=str(said.get("why") or ""))
+        if running:
+            speed = float(at.get("images_per_second") or 0.0)
+            seconds = (run.steps - step) * run.batch_size / speed if speed > 0 else None
+            why = f"asked to stop: {folder.asked()}" if "stop" in files else ""
+            node = str(said.get("node") or at.get("host") or "")
+            since = str(said.get("since") or "")
+            return replace(
+                seen,
+                state="training",
+                images_per_second=speed,
+                seconds_left=seconds,
+                node=node,
+                since=since,
+                why=why,
+            )
+        if left:
+            return replace(seen, state=left["why"], why=left["text"])  # type: ignore[arg-type]
+        if said.get("state") in ("failed", "cancelled", "over-budget"):  # its folder will say so in a moment
+            return replace(seen, state=said["state"])
+        if "stop" in files:
+            return replace(seen, why=f"asked to stop: {folder.asked()}")
+        if step and not alive:
+            return replace(seen, state="stopped", why=f"at step {step:,} of {run.steps:,}")
+        return seen
+
+
+def wanted(task: Mapping[str, Any]) -> Wanted:
+    """A run or step of a launch's file."""
+    run = task["run"]
+    train = (run.get("recipe") or {}).get("train") or {}
+    return Wanted(
+        task["identity"],
+        run["experiment"],
+        run["scale"],
+        run["variant"],
+        run["seed"],
+        train.get("steps", 0),
+        train.get("batch_size", 0),
+        tuple(task.get("needs", ())),
+    )
+
+
+def supervisor_said() -> dict[str, Any]:
+    """The supervisor's last word; {} if there is none."""
+    try:
+        said = json.loads((home() / "cluster" / "state.json").read_text(encoding="utf-8"))
+        return said if isinstance(said, dict) else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def supervised() -> bool:
+    """Whether a supervisor is at work, here or on another machine that shares the home."""
+    return time.time() - supervisor_said().get("time", -STALE) <= STALE
+
+
+def ended(place: Path) -> tuple[State, str]:
+    """What the result of a run says."""
+    try:
+        record = RunFolder(place).result()
+    except UserError as error:  # damaged: one run's trouble, not that of all
+        return "failed", str(error)
+    if record is None:  # moved away in this moment
+        return "failed", "its result is gone"
+    test = record.metrics.get("test/top1_error_pct")
+    told = record.ended if test is None else f"test error {test:.2f} %"
+    return ("finished", told) if record.status == FINISHED else ("did not converge", record.ended)
+
+
+# --- showing
+
+COLOURS: dict[str, str] = {"training": "green", "failed": "red", "did not converge": "yellow", "stopped": "yellow"}
+
+
+def shown(status: Status, *, rows: int) -> RenderableType:
+    """All of it, with about so many lines for runs."""
+    parts: list[RenderableType] = [Text(line, style=style) for line, style in head(status)]
+    for one in (one for one in status.launches if not one.over):
+        parts += ["", *launch_lines(one, status.time)]
+    parts += tables(status, rows)
+    past = [one for one in status.launches if one.over]
+    if past:
+        parts += ["", Text("ended launches", style="bold")]
+        parts += [line for one in past for line in launch_lines(one, status.time)]
+    if status.earlier:
+        parts.append(Text(f"and {counted(status.earlier, 'earlier one')}", style="dim"))
+    said = [Text(line) for line in hints(status)]
+    return Group(*parts, *([""] if parts and said else []), *said)
+
+
+def head(status: Status) -> Iterator[tuple[str, str]]:
+    """Lines on the cluster, each with its style."""
+    if status.alive:
+        kind = {"GPU": "GPU", "CPU": "processor"}.get(status.devices.get("kind", ""), "device")
+        many, free = status.devices.get("all", 0), status.devices.get("free", 0)
+        pages = f"; Ray's pages: {status.dashboard}" if status.dashboard else ""
+        yield f"The cluster is at work: {free} of {counted(many, kind)} free{pages}", ""
+    elif any(not one.over for one in status.launches):
+        last = "" if status.heard is None else f"; last heard of {duration(status.heard)} ago"
+        where = f" (its pages: {status.dashboard})" if status.dashboard else ""
+        if status.cluster:
+            yield f"A cluster runs on this machine{where}, but nothing is supervised on it{last}", "yellow"
+        else:
+            yield f"No cluster is at work for {status.home}{last}", "yellow"
+    elif status.cluster:
+        yield f"The cluster on this machine has nothing to do{f'; its pages: {status.dashboard}'}", ""
+    if status.trouble:
+        yield f"Trouble: {status.trouble}", "yellow"
+
+
+def launch_lines(one: Summary, now: float) -> Iterator[RenderableType]:
+    """A launch: what, by whom, when; how far it is, on what terms."""
+    ago = duration(max(0.0, now - datetime.fromisoformat(one.created).timestamp()))
+    yield Text.assemble((one.words, "bold"), f", by {one.by} {ago} ago")
+    states = [f"{one.counts[state]:,} {state}" for state in STATES if one.counts.get(state)]
+    used = f"{one.spent:,.2f}" + (f" of {one.budget:g}" if one.budget else "")
+    terms = [f"{used} device hours used"]
+    terms += [f"{one.devices} devices a run"] if one.devices > 1 else []
+    terms += [f"at most {one.max_concurrent} at a time"] if one.max_concurrent else []
+    total = counted(sum(one.counts.values()), "run")
+    yield Padding(Text(f"{total}: {', '.join(states)}; {', '.join(terms)}"), (0, 0, 0, 2), expand=False)
+
+
+def tables(status: Status, rows: int) -> Iterator[RenderableType]:
+    """What is trained now; then what needs a look; then what waits: the first of each, the rest counted."""
+    of = len({run.of for run in status.runs}) > 1  # else it is in the launch's line
+    here = {state: [run for run in status.runs if run.state == state] for state in STATES}
+    look = [run for state in LOOK for run in here[state]]
+    waiting = [*here["waiting"], *here["not begun"]]
+    for_look = min(len(look), max(FEWEST_ROWS, rows // 3))
+    for_waiting = min(len(waiting), max(FEWEST_ROWS, rows // 5))
+    training = sorted(here["training"], key=lambda run: (run.seconds_left is None, run.seconds_left or 0.0))
+    most = max(FEWEST_ROWS, rows - for_look - for_waiting)
+    if training:
+        table = new_table("training", *(["of"] if of else []), "step", "%", "images/s", "left", "where")
+        for run in training[:most]:
+            table.add_row(*training_cells(run, of=of))
+        yield ""
+        yield table
+        yield from more(training[most:])
+    if look or waiting:
+        table = new_table("not training", *(["of"] if of else []), "state", "why")
+        cut = len(look) > MOST_FOLDED  # the whole sentence is in the run's log
+        for run in [*look[:for_look], *waiting[:for_waiting]]:
+            first = "".join(run.why.strip().splitlines()[:1])
+            why = Text(first, no_wrap=cut, overflow="ellipsis" if cut else "fold")
+            state = Text(run.state, style=COLOURS.get(run.state, ""))
+            table.add_row(escape(run.title), *([run.of] if of else []), state, why)
+        yield ""
+        yield table
+        yield from more([*look[for_look:], *waiting[for_waiting:]])
+
+
+def new_table(first: str, *others: str) -> Table:
+    """Words to the left, numbers to the right."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column(first, overflow="fold")
+    for head in others:
+        right = head in ("step", "%", "images/s", "left")
+        table.add_column(head, justify="right" if right else "left", overflow="fold", no_wrap=right)
+    return table
+
+
+def training_cells(run: Seen, *, of: bool) -> list[str]:
+    """A run that is trained: how far, how fast, until when, where."""
+    percent = f"{100 * run.step / run.steps:.0f}" if run.steps else ""
+    speed = f"{run.images_per_second:,.0f}" if run.images_per_second else ""
+    left = "" if run.seconds_left is None else duration(run.seconds_left)
+    again = f"attempt {run.attempt}" if run.attempt > 1 else ""
+    where = ", ".join(filter(None, (run.node, again, run.why)))
+    step = f"{run.step:,}/{run.steps:,}" if run.steps else ""
+    return [escape(run.title), *([run.of] if of else []), step, percent, speed, left, escape(where)]
+
+
+def more(runs: Sequence[Seen]) -> Iterator[Text]:
+    """A line on runs that have none of their own."""
+    counts = Counter(run.state for run in runs)
+    if counts:
+        said = ", ".join(f"{counts[state]:,} {state}" for state in STATES if counts[state])
+        yield Text(f"… and {said}", style="dim")
+
+
+def hints(status: Status) -> Iterator[str]:
+    """What to do next."""
+    states = Counter(run.state for run in status.runs)
+    if not status.launches:
+        yield "Nothing was launched yet; start with: repro launch EXPERIMENT --dry-run"
+    elif not status.alive and any(not one.over for one in status.launches):
+        yield "To go on where it stopped: repro resume"
+    elif all(one.over for one in status.launches):
+        yield "All launches have ended; the verdicts: repro verify EXPERIMENT"
+    if states["failed"] or any(one.counts.get("failed") for one in status.launches):
+        yield "What happened to a run: repro logs RUN, as in: repro logs resnet-20/0"
+    if any(one.counts.get(state) for one in status.launches for state in ("failed", "cancelled", "over-budget")):
+        yield "To try anew what failed, was cancelled or is at its budget's end: launch it again"
+
+
+# --- one run
+
+
+def find(text: str, asked: Sequence[Asked]) -> Wanted:
+    """The run that `text` names: its identity's beginning, 'resnet-20 seed 0' or 'resnet-20/0'.
+
+    Of runs that differ in nothing but their code or data, the last one launched. UserError for none, or several.
+    """
+    text = " ".join(text.split())
+    found: dict[str, Wanted] = {}
+    for one in asked:
+        for run in one.runs:
+            by_name = text in (run.title, f"{run.variant}/{run.seed}")
+            if by_name or (len(text) >= SHORTEST and run.identity.startswith(text)):
+                found.pop(run.identity, None)
+                found[run.identity] = run
+    newest = list({(run.of, run.title): run for run in found.values()}.values())
+    if not newest:
+        known = list(dict.fromkeys(f"{run.variant}/{run.seed}" for one in asked for run in one.runs))
+        near = difflib.get_close_matches(text, known, n=1) or known[:1]
+        like = f"; runs are called as in {near[0]!r}" if near else ", and none at all"
+        raise UserError(f"there is no launched run {text!r}{like}")
+    if len(newest) > 1:
+        listed = " or ".join(f"{run.identity[:8]} ({run.of}, {run.title})" for run in newest[:MOST_LISTED])
+        others = f" or one of {len(newest) - MOST_LISTED:,} more" if len(newest) > MOST_LISTED else ""
+        raise UserError(f"{text!r} may be {listed}{others}; give the digits of the one that is meant")
+    return newest[0]
+
+
+def history(identity: str) -> list[str]:
+    """What happened to a run and what it measured, in the order of time: a line each, beginning with the time."""
+    folder = RunFolder(runs_folder() / identity)
+    lines: list[str] = []
+    with suppress(OSError):
+        lines = folder.log_file.read_text(encoding="utf-8", errors="replace").splitlines()
+    measured = []
+    for entry, _ in folder.journal():
+        stamp = datetime.fromtimestamp(entry["time"], UTC).strftime("%Y-%m-%d %H:%M:%S")
+        numbers = ", ".join(f"{name} {value:.6g}" for name, value in sorted(entry["metrics"].items()))
+        measured.append(f"{stamp} step {entry['step']:,}: {numbers}")
+    # of one second, what was measured comes first: a run that has just measured something ends, and not before
+    return list(heapq.merge(measured, lines, key=lambda line: line[:STAMP]))
+
+
+def outcome(identity: str) -> str:
+    """How a run ended or why it was left, in a sentence; "" for one that goes on."""
+    folder = RunFolder(runs_folder() / identity)
+    if folder.result_file.is_file():
+        state, told = ended(folder.path)
+        return f"{state}: {told}" if told else state
+    left = folder.left()
+    return f"{left['why']}: {left['text']}" if left else ""

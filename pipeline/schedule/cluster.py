@@ -1,0 +1,596 @@
+"""Many runs on a cluster: a supervisor that admits them, and what trains them. The only files that import Ray are
+this one and `jobs.py`.
+
+The supervisor is an actor of its own on the head, one a cluster, and belongs to no terminal and no job. It holds
+nothing that the files under REPRO_HOME do not say: whoever ends it, `repro resume` begins another that goes on.
+"""
+
+import json
+import logging
+import os
+import shutil
+import socket
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from pipeline.home import data_folder, home
+from pipeline.mistakes import UserError
+from pipeline.record import FINISHED
+from pipeline.runs import RunFolder, write_atomically
+from pipeline.schedule import launches, node
+from pipeline.schedule.launches import Launch
+from pipeline.schedule.local import carry_out, cores, reader_count
+from pipeline.schedule.queue import Item, Queue
+from pipeline.schedule.task import Task
+
+NAME, NAMESPACE = "supervisor", "repro"
+TURN = 0.2  # seconds between looks at what has ended and what may start
+WRITE = 1.0  # between writings of state.json
+SPEND = 10.0  # between writings of the hours spent
+LOOK = 0.25  # between looks at whether a run was asked to stop
+LOOKED_AT = 200  # waiting runs a turn that are looked at for a cancellation
+IDLE_WORKER, IDLE_SUPERVISOR = 60.0, 120.0  # seconds until what has nothing to do ends
+STRIKES = 3  # deaths in a row, without a new checkpoint between, after which a run has failed
+CANCELLED = "cancelled by repro cancel"
+GROUP_SECONDS = 4 * 3600  # a rank may wait so long for another: the first computes what all need of the data
+
+Said = tuple[str, str]  # how an attempt ended ("ended", "stopped", "failed", "died"), and why
+
+
+class Asked:
+    """Whether a run should stop: by whoever asks, or since its machine is about to end. Cheap to call."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder, self.looked, self.answer = folder, -LOOK, False
+
+    def __call__(self) -> bool:
+        now = time.monotonic()
+        if now - self.looked >= LOOK:
+            self.looked, self.answer = now, bool(self.folder.asked()) or node.leaving()
+        return self.answer
+
+
+def attempt(raw: dict[str, Any], *, first: bool = True) -> Said:
+    """Train a task in this process, alone or as one of the ranks of its group; UserError and whatever else raised
+    goes into the run's log, by each rank, and is raised again.
+    """
+    task = Task.from_dict(raw)
+    folder = RunFolder(task.folder)
+    threads = int(os.environ.get("REPRO_THREADS", "1"))
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+
+    def say(kind: str, text: str = "", record: object = None) -> None:
+        if first and text:
+            folder.log(text)
+
+    with node.training_here():
+        record = carry_out(
+            task, threads=threads, readers=reader_count(devices_here()), stop=Asked(folder), say=say
+        )
+    return ("ended", "") if record else ("stopped", folder.asked())
+
+
+def devices_here() -> int:
+    """Devices of this machine that runs are trained on: GPUs, else processors."""
+    own = ray.get_runtime_context().get_node_id()
+    mine = next((one["Resources"] for one in ray.nodes() if one["NodeID"] == own), {})
+    return max(1, int(mine.get("GPU", 0) or mine.get("CPU", 0) or cores()))
+
+
+@ray.remote(max_restarts=0)
+class Runner:
+    """A process that trains runs of one device, one after the other."""
+
+    def train(self, raw: dict[str, Any]) -> Said:
+        """One run; what a user can mend is an answer, not an error."""
+        folder = RunFolder(Path(raw["folder"]))
+        try:
+            return attempt(raw)
+        except UserError as error:
+            return "failed", str(error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the user sees it and the other runs go on
+            folder.log(traceback.format_exc())
+            return "failed", f"{type(error).__name__}: {error}"
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def train_together(raw: dict[str, Any], world: int, gpu: bool) -> Said:
+    """One run by `world` ranks, through Ray Train; the process group is its, all else is `train`'s."""
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    folder = RunFolder(Path(raw["folder"]))
+    place = node.folder() / "train"
+    name = f"{raw['identity']}-{time.time_ns()}"
+    trainer = TorchTrainer(
+        rank,
+        train_loop_config={"raw": raw},
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=GROUP_SECONDS),
+        scaling_config=ScalingConfig(
+            num_workers=world, use_gpu=gpu, resources_per_worker={"GPU": 1} if gpu else {"CPU": 1}
+        ),
+        run_config=RunConfig(name=name, storage_path=str(place)),
+    )
+    try:
+        trainer.fit()
+    except Exception as error:  # noqa: BLE001 - a rank's death comes as one of many errors
+        left = folder.left()
+        if left.get("why") == "failed":
+            return "failed", left["text"]
+        return "died", reason(error)
+    finally:
+        shutil.rmtree(place / name, ignore_errors=True)
+    return ("ended", "") if folder.result() else ("stopped", folder.asked())
+
+
+def rank(config: dict[str, Any]) -> None:
+    """What one process of a group does."""
+    import ray.train
+    import ray.train.torch
+    import torch
+
+    device = ray.train.torch.get_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    raw = config["raw"]
+    number = ray.train.get_context().get_world_rank()
+    folder = RunFolder(Path(raw["folder"]))
+    try:
+        attempt(raw, first=number == 0)
+    except UserError as error:
+        folder.leave("failed", str(error))
+        raise
+    except Exception:
+        folder.log(f"rank {number} on {socket.gethostname()}:\n{traceback.format_exc()}")
+        raise
+
+
+def reason(error: BaseException) -> str:
+    """Why an attempt died, in a line: of a group's ranks, the first that says more than that another is gone."""
+    failures = getattr(error, "worker_failures", None) or {}
+    texts = [f"rank {number}: {last_line(one)}" for number, one in sorted(failures.items())]
+    return "; ".join(texts[:2]) or last_line(error)
+
+
+def last_line(error: BaseException) -> str:
+    """The line that says most of what an error prints: its last."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if lines else repr(error))[:300]
+
+
+@dataclass
+class Attempt:
+    """A run that is being trained."""
+
+    task: Task
+    launch: Launch
+    began: str  # UTC, ISO 8601
+    step: int  # of the checkpoint it began from
+    runner: Any = None  # the process, if one alone trains it
+
+
+@dataclass
+class Known:
+    """What the supervisor remembers of a run."""
+
+    task: Task
+    launch: Launch
+    attempts: int = 0
+    strikes: int = 0
+
+
+@dataclass
+class Idle:
+    """A process that waits for a run."""
+
+    runner: Any
+    kind: tuple[str, bool]  # its code, and whether it has a GPU
+    since: float = field(default_factory=time.monotonic)
+
+
+@ray.remote(num_cpus=0, max_concurrency=8)
+class Supervisor:
+    """Admits runs, starts them, tries them again, and writes down what becomes of them."""
+
+    def __init__(self) -> None:
+        from pipeline.syncing import Syncing
+
+        self.queue = Queue()
+        self.known: dict[str, Known] = {}
+        self.running: dict[Any, Attempt] = {}  # by the reference to what it will answer
+        self.idle: list[Idle] = []
+        self.news: dict[str, list[str]] = {}
+        self.waiting: deque[str] = deque()  # launches handed over and not yet looked at
+        self.open: dict[str, Launch] = {}  # and looked at, but not over
+        self.look: deque[str] = deque()  # waiting runs, to be looked at for a cancellation
+        self.heard: deque[tuple[str, str, str]] = deque()  # of the queue, and not yet written down
+        self.trouble = ""
+        self.busy = self.written = self.saved = time.monotonic()
+        self.syncing = Syncing()
+        if ray.get_runtime_context().was_current_actor_reconstructed:
+            self.waiting += [one.id for one in launches.unfinished()]
+        threading.Thread(target=self._live, name="supervisor", daemon=True).start()
+
+    # What others ask
+
+    def take(self, launch: str) -> None:
+        """Carry out this launch too."""
+        self.busy = time.monotonic()
+        self.news.setdefault(launch, [])
+        if launch not in self.open and launch not in self.waiting:
+            self.waiting.append(launch)
+
+    def told(self, launch: str, after: int) -> tuple[list[str], bool]:
+        """What happened in a launch since so many sentences ago, and whether it is over."""
+        return self.news.get(launch, [])[after:], launch not in self.open and launch not in self.waiting
+
+    # Its life
+
+    def _live(self) -> None:
+        with self.syncing:
+            while True:
+                began = time.monotonic()
+                try:
+                    self._turn(began)
+                    self.trouble = ""
+                except Exception as error:  # noqa: BLE001 - a full disk, or Ray in between: all is tried again
+                    if not self.trouble:
+                        traceback.print_exc()
+                    self.trouble = last_line(error)
+                    time.sleep(1)
+                if self._may_end():
+                    break
+                self._wait(max(0.0, TURN - (time.monotonic() - began)))
+        self._free_workers(lambda one: True)
+        ray.kill(ray.get_runtime_context().current_actor, no_restart=True)  # the next launch makes another
+
+    def _wait(self, seconds: float) -> None:
+        """Until something has ended, or so long."""
+        if self.running:
+            ray.wait(list(self.running), timeout=seconds, fetch_local=False)
+        else:
+            time.sleep(seconds)
+
+    def _may_end(self) -> bool:
+        if self.running or self.open or self.waiting:
+            self.busy = time.monotonic()
+        return time.monotonic() - self.busy > IDLE_SUPERVISOR
+
+    def _turn(self, now: float) -> None:
+        while self.waiting:
+            try:
+                self._begin(launches.one(self.waiting[0]))
+            except UserError as error:
+                self.news.setdefault(self.waiting[0], []).append(str(error))
+            self.waiting.popleft()
+        if self.running:
+            ready, _ = ray.wait(list(self.running), num_returns=len(self.running), timeout=0)
+            for ref in ready:
+                self._ended(ref, now)
+        self._look_for_cancelled()
+        for identity in self.queue.over_budget(now):
+            RunFolder(self.known[identity].task.folder).ask("over-budget")
+        for item in self.queue.admit(self._free(), now):
+            self._start(item, now)
+        self._hear()
+        for launch in [one for one in self.open.values() if self.queue.is_over(one.id)]:
+            self._end(launch, now)
+        self._free_workers(lambda one: now - one.since > IDLE_WORKER)
+        self._write(now)
+
+    def _begin(self, launch: Launch) -> None:
+        """Take a launch's runs into the queue; what is finished is finished, what was left so stays so."""
+        items, before = [], self.queue.states()
+        for task in launch.tasks:
+            items.append(Item(task.identity, task.title, devices_of(launch, task), task.needs))
+            if before.get(task.identity, ("",))[0] not in ("waiting", "running"):
+                self.known[task.identity] = Known(task, launch)
+            if not RunFolder(task.folder).result():
+                self.syncing.watch(task.folder)
+        terms = launch.terms
+        self.queue.add(
+            launch.id,
+            items,
+            max_concurrent=terms.max_concurrent,
+            max_device_hours=terms.max_device_hours,
+            spent=launches.spent(launch.id),
+        )
+        self.open[launch.id] = launch
+        self.news.setdefault(launch.id, [])
+        self._say(launch, f"{launch.words}: {len(launch.tasks)} runs and steps")
+        now, states = time.monotonic(), self.queue.states()
+        for task in launch.tasks:
+            if states[task.identity][0] != "waiting":
+                continue
+            folder = RunFolder(task.folder)
+            record, left = folder.result(), folder.left()
+            if record:
+                self.queue.ended(task.identity, "finished", now, usable=record.status == FINISHED)
+            elif left:
+                self.queue.ended(task.identity, left["why"], now, left["text"])  # type: ignore[arg-type]
+            else:
+                self.look.append(task.identity)
+
+    def _hear(self) -> None:
+        """Write down what the queue has decided: what will not run, as it was cancelled, is over its budget, or
+        needs what failed.
+        """
+        self.heard += self.queue.news()
+        while self.heard:  # what cannot be written down now, on a full disk, is not forgotten
+            identity, state, why = self.heard[0]
+            known = self.known[identity]
+            text = budget_words(known.launch) if state == "over-budget" else why or CANCELLED
+            self._leave(known.task, state, text)
+            self._say(known.launch, f"{known.task.title}: {text}")
+            self.heard.popleft()
+
+    def _leave(self, task: Task, why: Any, text: str) -> None:
+        launches.leave(task, why, text)
+        self.syncing.watch(task.folder)
+
+    def _look_for_cancelled(self) -> None:
+        """Some of the waiting runs, in turn: was one cancelled?"""
+        for _ in range(min(LOOKED_AT, len(self.look))):
+            identity = self.look.popleft()
+            state = self.queue.state(identity)
+            if state == "waiting" and RunFolder(self.known[identity].task.folder).asked() == "cancelled":
+                self.queue.cancel(identity)
+            elif state in ("waiting", "running"):
+                self.look.append(identity)
+
+    # Devices
+
+    def _gpu(self) -> bool:
+        return ray.cluster_resources().get("GPU", 0) > 0
+
+    def _all(self) -> int:
+        resources = ray.cluster_resources()
+        return int(resources.get("GPU", 0) or resources.get("CPU", 0))
+
+    def _free(self) -> int:
+        """Devices that none of our runs uses; whoever else uses the cluster makes ours wait at Ray's door."""
+        used = sum(devices_of(one.launch, one.task) for one in self.running.values())
+        return max(0, self._all() - used)
+
+    def _free_workers(self, which: Callable[[Idle], bool]) -> None:
+        """End idle processes, whose devices others need."""
+        for one in [one for one in self.idle if which(one)]:
+            ray.kill(one.runner)
+            self.idle.remove(one)
+
+    # One run
+
+    def _start(self, item: Item, now: float) -> None:
+        known = self.known[item.identity]
+        task, launch, folder = known.task, known.launch, RunFolder(known.task.folder)
+        record = folder.result()
+        if record:  # by somebody else, since we looked
+            self.queue.ended(item.identity, "finished", now, usable=record.status == FINISHED)
+            return
+        if folder.asked() == "cancelled":
+            self._leave(task, "cancelled", CANCELLED)
+            self.queue.ended(item.identity, "cancelled", now, CANCELLED)
+            return
+        folder.begin_anew()
+        known.attempts += 1
+        step, gpu = last_step(folder), self._gpu()
+        ref, runner = self._train(task, launch, gpu)
+        began = datetime.now(UTC).isoformat(timespec="seconds")
+        self.running[ref] = Attempt(task, launch, began, step, runner)
+        how = f"on {item.devices} {'GPUs' if gpu else 'processes'} " if item.devices > 1 else ""
+        how += f"from step {step:,}" if step else "from the beginning"
+        how += f", attempt {known.attempts}" if known.attempts > 1 else ""
+        folder.log(f"started {how}")
+        self._say(launch, f"{task.title}: started {how}")
+
+    def _train(self, task: Task, launch: Launch, gpu: bool) -> tuple[Any, Any]:
+        """Start it: the reference to what it will answer, and the process if one alone trains it."""
+        raw, where = task.to_dict(), {"env_vars": surroundings(launch)}
+        devices = devices_of(launch, task)
+        if devices > 1:
+            self._free_workers(lambda one: True)
+            train = train_together.options(runtime_env=where, scheduling_strategy="SPREAD")
+            return train.remote(raw, devices, gpu), None
+        kind = (launch.code, gpu)
+        idle = next((one for one in self.idle if one.kind == kind), None)
+        if idle:
+            self.idle.remove(idle)
+            runner = idle.runner
+        else:
+            self._free_workers(lambda one: one.kind != kind)
+            asks = {"num_gpus": 1, "num_cpus": 0} if gpu else {"num_cpus": 1}
+            runner = Runner.options(runtime_env=where, **asks).remote()  # type: ignore[attr-defined]
+        return runner.train.remote(raw), runner
+
+    def _ended(self, ref: Any, now: float) -> None:
+        """One attempt is over, one way or another."""
+        one = self.running.pop(ref)
+        task, launch, folder = one.task, one.launch, RunFolder(one.task.folder)
+        try:
+            how, why = ray.get(ref)
+        except ray.exceptions.RayError as error:
+            how, why = "died", died(error)
+            if one.runner:
+                ray.kill(one.runner)
+        else:
+            if one.runner:
+                self.idle.append(Idle(one.runner, (launch.code, self._gpu())))
+        self.syncing.watch(task.folder)
+        record = folder.result()
+        if record:
+            error = record.metrics.get("test/top1_error_pct")
+            told = record.ended if error is None else f"test error {error:.2f} %"
+            self._over(one, "finished", told if record.status == FINISHED else f"did not converge: {told}")
+            self.queue.ended(task.identity, "finished", now, told, usable=record.status == FINISHED)
+        elif how == "failed":
+            self._failed(one, why, now)
+        elif how == "stopped" and why in ("cancelled", "over-budget"):
+            text = CANCELLED if why == "cancelled" else budget_words(launch)
+            self._leave(task, why, f"{text}; stopped after step {last_step(folder):,}, resumable")
+            self._over(one, "stopped", f"{text}; resumable after step {last_step(folder):,}")
+            self.queue.ended(task.identity, why, now, text)  # type: ignore[arg-type]
+        else:
+            self._again(one, how, "its machine is about to end" if how == "stopped" else why, now)
+
+    def _over(self, one: Attempt, how: str, why: str) -> None:
+        RunFolder(one.task.folder).log(f"{how}: {why}")
+        self._say(one.launch, f"{one.task.title}: {how}: {why}")
+
+    def _failed(self, one: Attempt, why: str, now: float) -> None:
+        self._leave(one.task, "failed", why)
+        self._over(one, "failed", why)
+        self.queue.ended(one.task.identity, "failed", now, why)
+
+    def _again(self, one: Attempt, how: str, why: str, now: float) -> None:
+        """Back into the queue; but what dies over and over at the same place has failed."""
+        known, step = self.known[one.task.identity], last_step(RunFolder(one.task.folder))
+        known.strikes = known.strikes + 1 if how == "died" and step <= one.step else 0
+        if known.strikes >= STRIKES:
+            self._failed(one, f"died {STRIKES} times in a row without progress; the last time: {why}", now)
+            return
+        self._over(one, how, f"{why}; to go on from step {step:,}")
+        self.queue.ended(one.task.identity, "again", now, why)
+
+    # What is written down
+
+    def _say(self, launch: Launch, text: str) -> None:
+        self.news.setdefault(launch.id, []).append(text)
+
+    def _end(self, launch: Launch, now: float) -> None:
+        launches.spend(launch.id, self.queue.spent(launch.id, now))
+        launches.end(launch.id)
+        del self.open[launch.id]
+
+    def _write(self, now: float) -> None:
+        """state.json, for whoever asks how things are; and how much of the budgets is used."""
+        if now - self.saved >= SPEND:
+            self.saved = now
+            for name in self.open:
+                launches.spend(name, self.queue.spent(name, now))
+        if now - self.written < WRITE:
+            return
+        self.written = now
+        free = self._free()
+        waiting = self.queue.waiting(free)
+        runs: dict[str, Any] = {
+            identity: {"state": state, "why": waiting.get(identity, why)}
+            for identity, (state, why) in self.queue.states().items()
+        }
+        for one in self.running.values():
+            where = RunFolder(one.task.folder).progress().get("host", "")
+            attempts = self.known[one.task.identity].attempts
+            runs[one.task.identity] |= {"since": one.began, "attempt": attempts, "node": where}
+        state = {
+            "time": time.time(),
+            "devices": {"all": self._all(), "free": free, "kind": "GPU" if self._gpu() else "CPU"},
+            "runs": runs,
+            "trouble": "; ".join(filter(None, (self.trouble, self.syncing.trouble))),
+        }
+        write_atomically(node.folder() / "state.json", json.dumps(state))
+
+
+def devices_of(launch: Launch, task: Task) -> int:
+    """Devices that a task is trained on: those asked for, but what cannot be shared takes one."""
+    return launch.terms.devices if task.together else 1
+
+
+def surroundings(launch: Launch) -> dict[str, str]:
+    """Environment of the processes that train: the launch's own code, and this project's folders."""
+    return {
+        "PYTHONPATH": launch.code,
+        "REPRO_HOME": str(home()),
+        "REPRO_DATA": str(data_folder()),
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # our own asks the runs to stop, and tries them again
+        "RAY_TRAIN_METRICS_ENABLED": "0",
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    }
+
+
+def budget_words(launch: Launch) -> str:
+    """Why a launch's runs stop."""
+    return f"the launch's budget of {launch.terms.max_device_hours:g} device hours is used up"
+
+
+def last_step(folder: RunFolder) -> int:
+    """The update that a run would resume after."""
+    files = folder.checkpoint_files()
+    return int(files[0].name.split("-")[1]) if files else 0
+
+
+def died(error: BaseException) -> str:
+    """How a process ended that did not say so itself."""
+    if isinstance(error, ray.exceptions.NodeDiedError):
+        return "its machine was lost"
+    if isinstance(error, ray.exceptions.OutOfMemoryError):
+        return "its machine ran out of memory"
+    if isinstance(error, ray.exceptions.RayActorError | ray.exceptions.WorkerCrashedError):
+        return "its process was ended from outside"
+    return last_line(error)
+
+
+def connect() -> None:
+    """Join the cluster that this process runs on, or that RAY_ADDRESS names; UserError if there is none."""
+    if ray.is_initialized():
+        return
+    node.folder().mkdir(parents=True, exist_ok=True)
+    os.chdir(node.folder())  # Ray hands this folder to all workers as a place of code, before any other
+    try:
+        ray.init(
+            address=os.environ.get("RAY_ADDRESS", "auto"),
+            namespace=NAMESPACE,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise UserError(f"no Ray cluster can be joined here: {last_line(error)}") from error
+
+
+def supervisor(launch: Launch) -> Any:
+    """The cluster's supervisor, made if there is none; it runs on the head."""
+    head = {"node:__internal_head__": 0.001}
+    where = {"env_vars": surroundings(launch)}
+    return Supervisor.options(  # type: ignore[attr-defined]
+        name=NAME,
+        namespace=NAMESPACE,
+        lifetime="detached",
+        get_if_exists=True,
+        max_restarts=-1,
+        resources=head,
+        runtime_env=where,
+    ).remote()
+
+
+def hand_over(names: Sequence[str], happened: Callable[[str], None]) -> int:
+    """Give launches to the supervisor and pass on what happens until all are over: 0, or 1 if some run failed."""
+    connect()
+    given = [launches.one(name) for name in names]
+    seen = dict.fromkeys(names, 0)
+    over: set[str] = set()
+    keeper: Any = None
+    while len(over) < len(names):
+        try:
+            if keeper is None:
+                keeper = supervisor(given[0])
+                for name in names:
+                    ray.get(keeper.take.remote(name))
+                seen = dict.fromkeys(names, 0)
+            for name in (name for name in names if name not in over):
+                news, ended = ray.get(keeper.told.remote(name, seen[name]))
+                seen[name] += len(news)
+                for text in news:
+                    happened(text)
+                if ended:
+                    over.add(name)
+        except ray.exceptions.RayActorError:  # it has just ended, or Ray is starting it again
+            keeper = None
+        time.sleep(0.5)
+    return int(any(RunFolder(task.folder).result() is None for one in given for task in one.tasks))

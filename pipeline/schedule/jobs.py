@@ -1,0 +1,131 @@
+"""Ray's job API: one of our own commands, run on a cluster, its output brought back.
+
+Whoever reaches the API can run anything there, so it asks for a token; the commands that a terminal follows go on
+when the terminal is closed.
+"""
+
+import asyncio
+import os
+import shlex
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from pipeline.home import data_folder, home
+from pipeline.mistakes import UserError
+from pipeline.schedule.node import Cluster, environment
+
+INSIDE = "REPRO_INSIDE"  # set for commands that run on the cluster already
+ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+TRIES, BETWEEN = 5, 1.0  # to reach the API again, and seconds between
+IGNORED = ["**/__pycache__", "**/*.pyc", ".git"]
+
+
+def at(address: str) -> Cluster:
+    """The cluster whose job API is at this address; UserError where it cannot be used."""
+    if not address.startswith(("http://", "https://")):
+        raise UserError(
+            f"--address {address}: the address of a cluster's job API is needed, as in http://HOST:8265"
+        )
+    cluster = Cluster("", address.rstrip("/"), os.environ.get("RAY_AUTH_TOKEN_PATH", ""))
+    client(cluster)
+    return cluster
+
+
+def client(cluster: Cluster) -> Any:
+    """The job API's client; UserError where it does not answer, or not to us."""
+    os.environ.update(environment(Path(cluster.token_file) if cluster.token_file else None))
+    from ray.job_submission import JobSubmissionClient
+
+    try:
+        return JobSubmissionClient(cluster.dashboard)
+    except (ConnectionError, RuntimeError, OSError, ValueError) as error:
+        raise UserError(refusal(cluster, error)) from error
+
+
+def refusal(cluster: Cluster, error: BaseException) -> str:
+    """Why the API cannot be used, in a sentence."""
+    said = str(error)
+    if any(word in said for word in ("401", "403", "nauthorized", "nauthenticated", "orbidden", "token")):
+        return (
+            f"the cluster at {cluster.dashboard} asks for its token: put a copy of its token file where only you"
+            " can read it (mode 0600), and name it in RAY_AUTH_TOKEN_PATH"
+        )
+    return (
+        f"no cluster answers at {cluster.dashboard}; start one there with repro node --head, or leave --address"
+        " out to use this machine"
+    )
+
+
+def submit(
+    cluster: Cluster,
+    words: Sequence[str],
+    *,
+    code: Path | None = None,
+    upload: Path | None = None,
+    settings: Mapping[str, str] | None = None,
+) -> str:
+    """Run `repro WORDS` on the cluster and return the job's id.
+
+    By the code in the folder `code`, which the cluster sees; or in the folder `upload`, which is sent there; else
+    by what is installed there. On this machine's cluster it keeps its things where this command does.
+    """
+    variables = {INSIDE: "1", "PYTHONUNBUFFERED": "1"} | dict(settings or {})
+    if cluster.pid:
+        variables |= {"REPRO_HOME": str(home()), "REPRO_DATA": str(data_folder())}
+    where: dict[str, Any] = {"env_vars": variables}
+    if code:
+        variables["PYTHONPATH"] = str(code)
+    if upload:  # Ray unpacks it, and starts the command within it
+        where |= {"working_dir": str(upload), "excludes": IGNORED}
+        variables["PYTHONPATH"] = "."
+    command = shlex.join(["python", "-m", "pipeline.cli", *words])
+    try:
+        return client(cluster).submit_job(entrypoint=command, runtime_env=where)
+    except (RuntimeError, OSError, ValueError) as error:
+        raise UserError(f"the cluster at {cluster.dashboard} did not take the job: {first_line(error)}") from error
+
+
+def follow(cluster: Cluster, job: str, write: Callable[[str], None]) -> int:
+    """Relay a job's output until it ends; its exit code. An interrupt ends the relaying, not the job."""
+    api = client(cluster)
+    shown = 0
+
+    async def relay() -> None:
+        nonlocal shown
+        skip, seen = shown, 0
+        async for some in api.tail_job_logs(job):
+            fresh = some[max(0, skip - seen) :]
+            seen += len(some)
+            if fresh:
+                write(fresh)
+                shown += len(fresh)
+
+    failures = 0
+    while True:
+        with suppress(
+            RuntimeError, OSError, asyncio.TimeoutError
+        ):  # the connection broke: what was shown is known
+            asyncio.run(relay())
+        try:
+            status = str(api.get_job_status(job).value)
+            failures = 0
+        except (RuntimeError, OSError) as error:
+            failures += 1
+            if failures == TRIES:
+                raise UserError(refusal(cluster, error)) from error
+            status = ""
+        if status in ENDED:
+            break
+        time.sleep(BETWEEN)
+    with suppress(RuntimeError, OSError):
+        write(api.get_job_logs(job)[shown:])
+    code = getattr(api.get_job_info(job), "driver_exit_code", None)
+    return code if code is not None else int(status != "SUCCEEDED")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says."""
+    return (str(error).strip() or repr(error)).splitlines()[0][:300]

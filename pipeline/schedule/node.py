@@ -1,0 +1,755 @@
+"""A Ray node on this machine, as child processes of ours: how it starts, who may use it, how it ends.
+
+`repro node` runs one in the foreground; `start_here` runs one for this machine behind the terminal. By itself a
+node listens on this machine alone. Asked to end (SIGTERM: a preemption, a scale-down, a batch system's time limit)
+it lets the training on it leave its checkpoints, and then ends what it started, and nothing else.
+
+cluster/ under REPRO_HOME, of a head:
+  token        what lets a person or a machine in (Ray's token authentication), for its owner alone
+  node.json    how to reach the head that runs now
+  node.log     what a head said that runs behind the terminal
+  start.lock   held by whoever starts one, and by one that ends because nobody needs it
+  head.lock    held by the head that runs
+  wanted       touched whenever somebody asks for the cluster
+
+A folder of the node's own, on its machine, named by REPRO_NODE to all that runs there:
+  leaving      there once the node was asked to end
+  training/    a file for each process that trains on it, named by its process id
+  ray/         Ray's own files and logs
+"""
+
+import contextlib
+import ctypes
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+from filelock import FileLock, Timeout
+
+from pipeline.home import home
+from pipeline.mistakes import UserError
+from pipeline.plan import ROOT
+from pipeline.runs import write_atomically
+from pipeline.schedule import launches, sockets
+
+GCS_PORT, DASHBOARD_PORT = 6379, 8265  # Ray's own
+LOOPBACK = "127.0.0.1"
+READY_SECONDS = 120.0  # for Ray to start; on a busy machine of two cores it takes 10
+START_SECONDS = 60.0  # for a head behind the terminal
+IDLE_SECONDS = 600.0  # after which a head behind the terminal ends by itself
+ENDING_SECONDS = (5.0, 3.0, 5.0)  # for Ray to end itself, for SIGTERM, for SIGKILL
+LOOK_SECONDS = 0.25
+LAST_WORD_SECONDS = 1.0  # for what has trained to tell how it ended
+TREE_SECONDS = 1.0  # between looks at which processes descend from us
+AUDIT_SECONDS = 30.0  # between looks at what listens
+SAME_SECONDS = 2.0  # two readings of a process's start differ less: the system's clock may be set between them
+OBJECT_STORE = 256 * 2**20  # bytes; tasks and their results are small, images never pass through it
+LONGEST_BASE = 20  # characters: a socket's path has 107, of which Ray's own folders take 68
+RAY = "import sys; sys.path.append(sys.argv.pop(1)); from ray.scripts.scripts import main; main()"
+AT_START = "pipeline.schedule.node.as_ray_starts"
+NODE = "REPRO_NODE"
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """How to reach a running cluster."""
+
+    gcs: str  # "127.0.0.1:6379", for ray.init
+    dashboard: str  # "http://127.0.0.1:8265", its pages and job API
+    token_file: str  # "" where none is needed
+    pid: int = 0  # of our node process on this machine; 0: elsewhere
+
+
+def folder() -> Path:
+    """What a head keeps under REPRO_HOME."""
+    return home() / "cluster"
+
+
+# --- the token ---------------------------------------------------------------------------------------------
+
+
+def token_path() -> Path:
+    """Where the token is: RAY_AUTH_TOKEN_PATH, else in the cluster's folder."""
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return Path(named).expanduser().absolute() if named else folder() / "token"
+
+
+def token_file() -> Path:
+    """The token's file, made if it is not there, readable by its owner alone from its first moment."""
+    path = token_path()
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
+        number = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(number, "w") as file:
+            file.write(secrets.token_hex(32))
+        with contextlib.suppress(FileExistsError):  # another process was faster; both use its token
+            os.link(beside, path)  # not a rename: that would replace it
+        beside.unlink()
+    return guarded(path)
+
+
+def guarded(path: Path) -> Path:
+    """A token's file, if nobody else can read it and there is a token in it."""
+    try:
+        about = path.stat()
+        empty = not path.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        reason = (error.strerror or type(error).__name__).lower()
+        raise UserError(
+            f"the cluster's token cannot be read from {path}: {reason}; copy the head's there (it is cluster/token"
+            " in its REPRO_HOME, mode 0600), or name a copy by RAY_AUTH_TOKEN_PATH"
+        ) from None
+    loose = 0o077 if about.st_uid == os.getuid() else 0o007  # a mounted secret may be root's, and its group's
+    if stat.S_IMODE(about.st_mode) & loose:
+        raise UserError(
+            f"{path}: other users of this machine can read the cluster's token, with which anything can be run on"
+            f" it; make it yours alone (chmod 600 {path}), and better make a new one by deleting it first"
+        )
+    if empty:
+        raise UserError(f"{path}: there is no token in it; delete it, and the head will make a new one")
+    return path
+
+
+def environment(token: Path | None, *, loopback: bool = True) -> dict[str, str]:
+    """What Ray's processes and clients need to find in their environment. `loopback`: of a cluster that listens on
+    this machine alone, where Ray would otherwise take 127.0.0.1 for the address in the nearest network.
+    """
+    words = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_BACKEND_LOG_LEVEL": "warning",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what comes next in Ray; the old way warns in every process
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # seconds; it also throttles how soon a death is noticed
+    }
+    if loopback:
+        words["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    if token is not None:
+        words |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_AUTH_TOKEN": ""}
+    return words
+
+
+# --- the cluster of this machine ---------------------------------------------------------------------------
+
+
+def here() -> Cluster | None:
+    """This home's cluster, if its head lives on this machine and answers."""
+    try:
+        raw = json.loads((folder() / "node.json").read_text(encoding="utf-8"))
+        host, began = raw.pop("host"), raw.pop("began")
+        cluster = Cluster(**raw)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    if host != socket.gethostname() or not is_same(cluster.pid, began):
+        return None
+    return cluster if answers(cluster) else None
+
+
+def is_same(pid: int, began: float) -> bool:
+    """Whether a process lives that began then (seconds of the epoch), not another with its number."""
+    try:
+        process = psutil.Process(pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return False
+        return abs(process.create_time() - began) < SAME_SECONDS
+    except (psutil.Error, ValueError, TypeError):
+        return False
+
+
+def answers(cluster: Cluster) -> bool:
+    """Whether its dashboard lets us in."""
+    request = urllib.request.Request(f"{cluster.dashboard}/api/version")
+    if cluster.token_file:
+        try:
+            token = Path(cluster.token_file).read_text(encoding="utf-8").strip()
+        except OSError:
+            return False
+        request.add_unredirected_header("Authorization", f"Bearer {token}")
+    directly = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # the token is for no proxy
+    try:
+        with directly.open(request, timeout=5) as answer:
+            return answer.status == 200
+    except OSError:
+        return False
+
+
+def start_here(*, tell: Callable[[str], None]) -> Cluster:
+    """This machine's cluster, started behind the terminal if there is none; it ends itself when idle."""
+    folder().mkdir(parents=True, exist_ok=True)
+    with FileLock(folder() / "start.lock"):
+        (folder() / "wanted").touch()
+        running = here()
+        if running:
+            return running
+        tell("starting a Ray cluster on this machine")
+        return started()
+
+
+behind: list[subprocess.Popen[bytes]] = []  # heads started by this process; kept, since they outlive it
+
+
+def started() -> Cluster:
+    """A new head in a session of its own, once it can be used."""
+    log = folder() / "node.log"
+    command = [sys.executable, "-m", "pipeline.cli", "node", "--head", "--until-idle", str(IDLE_SECONDS)]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,  # where this code is
+            env=os.environ | absolute_places(),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    behind.append(process)
+    deadline = time.monotonic() + START_SECONDS
+    while process.poll() is None and time.monotonic() < deadline:
+        cluster = here()
+        if cluster and cluster.pid == process.pid:
+            return cluster
+        time.sleep(LOOK_SECONDS)
+    late = process.poll() is None
+    if late:
+        process.terminate()
+        process.wait()
+    said = [
+        line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()
+    ]
+    why = f"it was not ready within {START_SECONDS:.0f} s" if late else (said or ["it said nothing"])[-1]
+    raise UserError(f"no Ray cluster could be started on this machine: {why} (all that was said is in {log})")
+
+
+def absolute_places() -> dict[str, str]:
+    """Our folders by their whole path, for a process that begins in another folder."""
+    places = {"REPRO_HOME": str(home())}
+    if os.environ.get("REPRO_DATA"):
+        places["REPRO_DATA"] = str(Path(os.environ["REPRO_DATA"]).expanduser().absolute())
+    return places
+
+
+# --- of processes that train on a node ---------------------------------------------------------------------
+
+looked: tuple[float, bool] = (-LOOK_SECONDS, False)  # when, and whether the node was leaving
+
+
+def leaving() -> bool:
+    """Whether the node this process runs on was asked to end. It looks four times a second: call it often."""
+    global looked
+    place = os.environ.get(NODE)
+    now = time.monotonic()
+    if place and not looked[1] and now - looked[0] >= LOOK_SECONDS:
+        looked = now, (Path(place) / "leaving").exists()
+    return bool(place) and looked[1]
+
+
+@contextmanager
+def training_here() -> Iterator[None]:
+    """Within: the node knows that this process trains, and waits for it when asked to end."""
+    place = os.environ.get(NODE)
+    if not place:
+        yield
+        return
+    mine = Path(place) / "training" / str(os.getpid())
+    mine.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(mine, repr(psutil.Process().create_time()))
+    try:
+        yield
+    finally:
+        mine.unlink(missing_ok=True)
+
+
+def trainings(place: Path) -> list[int]:
+    """The processes that train on the node of this folder; one that died without a word does not count."""
+    found = []
+    for path in place.glob("training/*"):
+        with contextlib.suppress(OSError, ValueError):
+            if path.name.isdigit() and is_same(int(path.name), float(path.read_text(encoding="utf-8"))):
+                found.append(int(path.name))
+    return sorted(found)
+
+
+# --- repro node --------------------------------------------------------------------------------------------
+
+
+def serve(
+    *,
+    head: bool,
+    address: str | None,
+    listen: str,
+    cpus: int | None,
+    gpus: int | None,
+    grace: float,
+    until_idle: float | None,
+) -> int:
+    """Run a node of a cluster until it is asked to end; the exit code, 1 where Ray ended by itself.
+
+    `head` begins a cluster, `address` ("HOST:6379") joins one. `listen` is the address of this machine it listens
+    on, `cpus` and `gpus` what it offers (None: all there are). Training that is asked to stop has `grace` seconds
+    for it. A head that nobody needs for `until_idle` seconds ends itself.
+    """
+    alone = sockets.is_loopback(listen)
+    token = checked(head, address, listen, alone)
+    with contextlib.ExitStack() as stack:
+        if head:
+            stack.enter_context(only_head())
+        asked = stack.enter_context(asked_to_end())
+        place = Path(tempfile.mkdtemp(prefix="repro-node-", dir=base()))
+        node = Node(place, token, alone)
+        code = 1
+        try:
+            cluster = node.start(address, listen, cpus, gpus, asked)
+            if cluster is None:  # asked to end before it began
+                code = 0
+            else:
+                if head:
+                    write_down(cluster)
+                introduce(node, cluster, address, alone)
+                code = node.watch(asked, until_idle if head else None)
+                if head:
+                    forget()
+                if code == 0:
+                    node.let_go(grace, asked)
+        except UserError as error:
+            if str(place) not in str(error):
+                shutil.rmtree(place, ignore_errors=True)
+            raise
+        finally:
+            if head:
+                forget()
+            left = node.end()
+        if left:
+            say(f"these processes could not be ended: {left}")
+            code = 1
+        if code == 0:
+            shutil.rmtree(place, ignore_errors=True)
+            say("the node has ended")
+        return code
+
+
+def say(text: str) -> None:
+    """A line on standard output, at once."""
+    print(text, flush=True)
+
+
+def checked(head: bool, address: str | None, listen: str, alone: bool) -> Path:
+    """The token to use; UserError where the words do not go together, or the place to join is not there."""
+    if head == bool(address):
+        raise UserError("give --head to begin a cluster, or --address HOST:6379 to join one, not both")
+    if not alone:
+        check_own(listen)
+    if not address:
+        running = here()
+        if running:
+            raise UserError(
+                f"this home's cluster runs already: {running.dashboard} (process {running.pid}); use it, or end it"
+                f" with: kill {running.pid}"
+            )
+        return token_file()
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    if not (host and port.isdigit()):
+        raise UserError(f"--address {address}: give the head's address and port, as in 10.0.0.1:{GCS_PORT}")
+    try:
+        with socket.create_connection((host, int(port)), timeout=10) as connection:
+            mine = connection.getsockname()[0]
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(
+            f"no head answers at {address} ({reason.lower()}); start one there with: repro node --head --listen"
+            " ADDRESS_OF_THAT_MACHINE"
+        ) from None
+    if alone and not sockets.is_loopback(mine):
+        raise UserError(
+            f"a node that joins {address} is talked to by other machines: say on which address of this one, for"
+            f" example --listen {mine}"
+        )
+    return guarded(token_path())
+
+
+def check_own(listen: str) -> None:
+    """Refuse what is no address of this machine."""
+    try:
+        family = socket.AF_INET6 if ":" in listen else socket.AF_INET
+        with socket.socket(family) as one:
+            one.bind((listen, 0))
+    except OSError:
+        raise UserError(
+            f"--listen {listen}: no address of this machine; give one of its own, or 127.0.0.1"
+        ) from None
+
+
+@contextmanager
+def only_head() -> Iterator[None]:
+    """Within: no other head of this home runs, on whatever machine."""
+    folder().mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder() / "head.lock")
+    try:
+        lock.acquire(timeout=sum(ENDING_SECONDS) + 2)  # one that is ending gets the time for it
+    except Timeout:
+        raise UserError(
+            f"another head of the home {home()} runs, and does not answer here; end it where it was started, or"
+            " name another home by REPRO_HOME"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def asked_to_end() -> Iterator[Callable[[], int]]:
+    """Within: how often SIGTERM, Ctrl-C or the end of the terminal asked us to end. They interrupt nothing."""
+    came: list[int] = []
+    numbers = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup sets it
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in numbers}
+    try:
+        yield lambda: len(came)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def base() -> Path:
+    """Where the node's own folder is made: Ray puts sockets into it, of which a path may not be long."""
+    usual = tempfile.gettempdir()
+    return Path(usual if len(usual) <= LONGEST_BASE else "/tmp")
+
+
+def write_down(cluster: Cluster) -> None:
+    """Say in the home how to reach the head."""
+    about = asdict(cluster) | {"host": socket.gethostname(), "began": psutil.Process().create_time()}
+    write_atomically(folder() / "node.json", json.dumps(about, indent=1))
+
+
+def forget() -> None:
+    """Nobody should look for this head any more."""
+    (folder() / "node.json").unlink(missing_ok=True)
+
+
+def introduce(node: "Node", cluster: Cluster, address: str | None, alone: bool) -> None:
+    """Say how to reach the node, and what listens where."""
+    if address:
+        say(f"joined the cluster at {address}")
+    else:
+        say(f"the cluster is ready: dashboard and job API at {cluster.dashboard}")
+        say(f"what lets people and machines in: the token in {cluster.token_file}")
+        if not alone:
+            say(f"another machine joins with: repro node --address {cluster.gcs} --listen ITS_OWN_ADDRESS")
+            say("  (with a copy of the token, mode 0600, named there by RAY_AUTH_TOKEN_PATH)")
+    for line in sockets.sentences(sockets.audit([process.pid for process in node.look()])):
+        say(line)
+    if not alone:
+        say(
+            "Ray opens some on every network, whatever it is told; all but its measurements ask for the token, but"
+        )
+        say(
+            "what goes over them is not encrypted: keep them from strangers by a firewall or a network of your own"
+        )
+
+
+def as_ray_starts(params: Any, head: bool) -> None:
+    """What Ray's command calls as it starts a node (RAY_START_HOOK)."""
+    params.ray_client_server_port = None  # Ray Client: a door nobody uses here
+    control_process(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: whatever ends `repro node`, asks Ray to end
+
+
+def control_process(option: int, value: int) -> None:
+    """Linux's prctl; nothing elsewhere."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+
+
+class Node:
+    """Ray's processes of one node: `ray start`, what it started, and so on down."""
+
+    def __init__(self, place: Path, token: Path, alone: bool) -> None:
+        self.place, self.token, self.alone = place, token, alone
+        self.log = place / "ray.log"
+        self.root: subprocess.Popen[bytes] | None = None
+        self.draining: subprocess.Popen[bytes] | None = None
+        self.vital: dict[str, psutil.Process] = {}
+        self.seen: set[psutil.Process] = set()
+        self.others = set(psutil.Process().children(recursive=True))  # not ours to end
+        self.environment: dict[str, str] = {}
+        self.gcs = ""  # as Ray here spells it
+        (place / "training").mkdir()
+        control_process(36, 1)  # PR_SET_CHILD_SUBREAPER: orphans among Ray's processes stay our descendants
+
+    # Starting
+
+    def start(
+        self, address: str | None, listen: str, cpus: int | None, gpus: int | None, asked: Callable[[], int]
+    ) -> Cluster | None:
+        """Begin or join a cluster; None where we were asked to end meanwhile."""
+        self.environment = os.environ | absolute_places() | environment(self.token, loopback=self.alone)
+        self.environment |= {NODE: str(self.place), "RAY_START_HOOK": AT_START, "PYTHONUNBUFFERED": "1"}
+        self.environment["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "0"  # let_go has waited already
+        self.environment.pop("RAY_ADDRESS", None)
+        words = [
+            f"--temp-dir={self.place / 'ray'}",
+            f"--object-store-memory={OBJECT_STORE}",
+            "--dashboard-agent-listen-port=0",
+            "--disable-usage-stats",
+            *([f"--num-cpus={cpus}"] if cpus is not None else []),
+            *([f"--num-gpus={gpus}"] if gpus is not None else []),
+        ]
+        if self.alone:
+            words += ["--min-worker-port=0", "--max-worker-port=0"]
+        elif listen not in ("0.0.0.0", "::"):
+            words.append(f"--node-ip-address={listen}")
+        if address:
+            return self.try_start([*words, f"--address={self.spelled(address)}"], asked)
+        for again in (False, True):
+            gcs, dashboard = ports(listen, self.alone, again)
+            place = ["--head", f"--port={gcs}", "--include-dashboard=true"]
+            place += [f"--dashboard-host={listen}", f"--dashboard-port={dashboard}"]
+            try:
+                return self.try_start([*words, *place], asked)
+            except PortTaken:
+                continue  # by a program that was faster than we
+        raise UserError(
+            "the ports of a cluster are taken by other programs as soon as they are found free; try again"
+        )
+
+    def spelled(self, address: str) -> str:
+        """An address as Ray's joining nodes understand it."""
+        if not self.alone:
+            return address
+        # Ray takes "127.0.0.1" and "localhost" for this machine's address in the nearest network, on which a head
+        # that listens on this machine alone does not answer; the name in capitals it looks up.
+        self.environment.pop("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")  # with it, Ray joins no cluster at all
+        return f"LOCALHOST:{address.rpartition(':')[2]}"
+
+    def try_start(self, words: list[str], asked: Callable[[], int]) -> Cluster | None:
+        """One attempt."""
+        self.root = self.run(self.log.name, "start", "--block", *words)
+        there, deadline = self.place / "ray" / "ray_current_cluster", time.monotonic() + READY_SECONDS
+        while not there.exists() or not there.read_text(encoding="utf-8"):
+            if asked():
+                return None
+            if self.root.poll() is not None:
+                self.end()
+                raise self.failure()
+            if time.monotonic() > deadline:
+                raise UserError(f"Ray was not ready within {READY_SECONDS:.0f} s; what it said is in {self.log}")
+            time.sleep(LOOK_SECONDS)
+        self.vital = {one.name(): one for one in self.look() if one.name() in ("raylet", "gcs_server")}
+        self.gcs = there.read_text(encoding="utf-8").strip()
+        return Cluster(self.gcs, self.dashboard(), str(self.token), os.getpid())
+
+    def run(self, log: str, *words: str) -> "subprocess.Popen[bytes]":
+        """Ray's own command, with our code at hand for its hook, and what it says in a file."""
+        with (self.place / log).open("wb") as output:
+            return subprocess.Popen(
+                [sys.executable, "-c", RAY, str(ROOT), *words],
+                cwd=self.place,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C in the terminal is for us, not for Ray
+            )
+
+    def dashboard(self) -> str:
+        """The dashboard's address, as Ray said it when it began; "" on a node that joined."""
+        said = re.search(r"RAY_API_SERVER_ADDRESS='(http://[^']+)'", self.log.read_text(errors="replace"))
+        return said[1] if said else ""
+
+    def failure(self) -> Exception:
+        """Why Ray did not start."""
+        said = self.log.read_text(encoding="utf-8", errors="replace")
+        (self.place / "ray" / "ray_current_cluster").unlink(missing_ok=True)
+        if re.search(r"already occupied|ddress already in use", said) and self.alone:
+            return PortTaken()
+        if re.search(r"nauthenticated|InvalidAuthToken|uthentication", said):
+            return UserError(
+                f"the cluster does not accept the token in {self.token}; copy the head's there (cluster/token in"
+                " its REPRO_HOME, mode 0600), or name a copy by RAY_AUTH_TOKEN_PATH"
+            )
+        lines = [line.strip() for line in said.splitlines() if line.strip()]
+        return UserError(f"Ray did not start: {(lines or ['it said nothing'])[-1]} (all it said is in {self.log})")
+
+    # Living
+
+    def look(self) -> list[psutil.Process]:
+        """The processes of the node that are alive; whoever has died is buried."""
+        ours = {one.pid for one in (self.root, self.draining) if one and one.poll() is None}
+        children = set(psutil.Process().children(recursive=True)) - self.others
+        for one in children:
+            with contextlib.suppress(psutil.Error, ChildProcessError):
+                if one.pid not in ours and one.status() == psutil.STATUS_ZOMBIE and one.ppid() == os.getpid():
+                    os.waitpid(one.pid, os.WNOHANG)
+        self.seen = {one for one in self.seen | children if lives(one)}
+        return sorted(self.seen, key=lambda one: one.pid)
+
+    def dead(self) -> str:
+        """The part of Ray that has ended by itself; "" while all are well."""
+        gone = [name for name, one in self.vital.items() if not lives(one)]
+        return gone[0] if gone else "" if self.root and self.root.poll() is None else "ray start"
+
+    def watch(self, asked: Callable[[], int], until_idle: float | None) -> int:
+        """Until the node should end: 0 if it was asked to or nobody needs it, 1 if Ray has ended by itself."""
+        looked = busy = audited = time.monotonic()
+        told: set[str] = set()
+        while not asked():
+            time.sleep(LOOK_SECONDS)
+            dead, now = self.dead(), time.monotonic()
+            if dead:
+                say(
+                    f"{dead} has ended by itself, and with it this node; what Ray said is in"
+                    f" {self.place}/ray/session_latest/logs"
+                )
+                return 1
+            if now - looked < TREE_SECONDS:
+                continue
+            looked, alive = now, self.look()
+            if self.alone and now - audited >= AUDIT_SECONDS:
+                audited, doors = now, sockets.audit(one.pid for one in alive)
+                opened = {f"{one.what} at {sockets.where(one)}" for one in sockets.beyond_loopback(doors)} - told
+                told |= opened
+                for door in sorted(opened):
+                    say(f"other machines can reach what runs here: {door}")
+            if until_idle is not None:
+                if self.needed():
+                    busy = now
+                elif now - busy >= until_idle and farewell(until_idle):
+                    say(f"nobody has needed this cluster for {until_idle:.0f} s")
+                    return 0
+        return 0
+
+    def needed(self) -> bool:
+        """Whether a launch has not ended, or something trains here."""
+        names = (path.stem for path in launches.folder().glob("*.json"))
+        return any(not launches.is_over(name) for name in names) or bool(trainings(self.place))
+
+    # Ending
+
+    def let_go(self, grace: float, asked: Callable[[], int]) -> None:
+        """Ask what trains here to stop, and wait for its checkpoints: `grace` seconds, or until asked again."""
+        (self.place / "leaving").touch()
+        if not trainings(self.place):
+            return
+        self.drain(grace)
+        say(f"asked to end: {len(trainings(self.place))} trainings have {grace:.0f} s to leave their checkpoints")
+        times, deadline = asked(), time.monotonic() + grace
+        while trainings(self.place):
+            if time.monotonic() > deadline or asked() > times:
+                say(
+                    f"waiting no longer for {len(trainings(self.place))} trainings; each resumes from its last"
+                    " checkpoint"
+                )
+                return
+            self.look()
+            time.sleep(LOOK_SECONDS)
+        time.sleep(LAST_WORD_SECONDS)
+
+    def drain(self, grace: float) -> None:
+        """Tell the cluster to give this node nothing new; if that fails, what comes is stopped by the flag."""
+        ids = [path.name.rpartition("_")[2] for path in self.place.glob("ray/session_latest/metrics_agent_port_*")]
+        if not ids:
+            return
+        words = [
+            "--reason",
+            "DRAIN_NODE_REASON_PREEMPTION",
+            "--reason-message",
+            "asked to end",
+            "--node-id",
+            ids[0],
+        ]
+        deadline = ["--deadline-remaining-seconds", str(max(1, round(grace)))]
+        self.draining = self.run("drain.log", "drain-node", "--address", self.gcs, *words, *deadline)
+
+    def end(self) -> str:
+        """End all processes of the node, gently first; names and numbers of any that are left."""
+        if self.root and self.root.poll() is None:
+            self.root.terminate()
+        for seconds, signalled in zip(ENDING_SECONDS, (None, signal.SIGTERM, signal.SIGKILL), strict=True):
+            alive, deadline = self.look(), time.monotonic() + seconds
+            for one in alive if signalled else ():
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    one.send_signal(signalled)
+            while alive and time.monotonic() < deadline:
+                time.sleep(0.1)
+                alive = self.look()
+            if not alive:
+                break
+        return ", ".join(f"{one.name()} ({one.pid})" for one in alive)
+
+
+def lives(process: psutil.Process) -> bool:
+    """Whether it runs, and is no other process that got its number."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def farewell(until_idle: float) -> bool:
+    """Take leave of the home, unless somebody has asked for the cluster just now or is about to."""
+    try:
+        with FileLock(folder() / "start.lock", timeout=0):
+            with contextlib.suppress(OSError):
+                if time.time() - (folder() / "wanted").stat().st_mtime < until_idle:
+                    return False
+            forget()
+            return True
+    except Timeout:
+        return False
+
+
+def ports(listen: str, alone: bool, again: bool) -> tuple[int, int]:
+    """For GCS (0: Ray chooses) and dashboard: Ray's usual ones; where only we look for them, else free ones."""
+    if not alone:
+        for port in (GCS_PORT, DASHBOARD_PORT):
+            if not free(listen, port):
+                raise UserError(
+                    f"port {port} of {listen}, where other machines look for a head, is taken; end what has it"
+                )
+        return GCS_PORT, DASHBOARD_PORT
+    if again:
+        return 0, free_port()
+    return (
+        GCS_PORT if free(LOOPBACK, GCS_PORT) else 0,
+        DASHBOARD_PORT if free(LOOPBACK, DASHBOARD_PORT) else free_port(),
+    )
+
+
+def free(listen: str, port: int) -> bool:
+    """Whether nobody has this port of ours."""
+    with socket.socket(socket.AF_INET6 if ":" in listen else socket.AF_INET) as one:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of one that has ended do not count
+        try:
+            one.bind((listen, port))
+        except OSError:
+            return False
+    return True
+
+
+def free_port() -> int:
+    """One that nobody has now."""
+    with socket.socket() as one:
+        one.bind((LOOPBACK, 0))
+        return int(one.getsockname()[1])
+
+
+class PortTaken(Exception):  # noqa: N818 - it says what happened
+    """Another program was faster."""

@@ -1,0 +1,128 @@
+"""Transfer: a linear classifier on the features below a network's last full connection.
+
+The lecture: take what a network has learnt as generic features and train a linear classifier on another set.
+Zeiler and Fergus 2013 (arXiv:1311.2901, section 5.2) do so with a soft-max on the features of their ImageNet
+network, all layers below it kept fixed. Here the soft-max is scikit-learn's multinomial LogisticRegression (found
+by L-BFGS), with each feature's mean over the training part taken out and its deviation divided by.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lightning_modules.classifier import wrong_in_top
+from pipeline.data.ahead import ahead, go_on, never
+from pipeline.data.batches import BatchMaker
+from pipeline.data.samples import Samples
+from pipeline.evaluate import (
+    BATCH,
+    Errors,
+    Member,
+    evaluating,
+    log_average,
+    pictures_at_once,
+    require_count,
+    stacks,
+)
+from pipeline.mistakes import UserError
+from pipeline.protocol import Protocol
+
+ITERATIONS = 2000  # of L-BFGS, at most
+
+
+@contextmanager
+def noting_features(network: nn.Module) -> Iterator[list[Tensor]]:
+    """Within: whenever the network answers, what goes into its last full connection is added to the list."""
+    last: list[Tensor] = []  # the input of the full connection that was reached last
+    noted: list[Tensor] = []
+
+    def reached(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        last[:] = [inputs[0]]
+
+    def answered(*_: object) -> None:
+        noted.append(last.pop().flatten(1).float().cpu())
+
+    connections = [module for module in network.modules() if isinstance(module, nn.Linear)]
+    if not connections:
+        raise UserError(f"{type(network).__name__} has no full connection whose inputs could be taken as features")
+    hooks = [module.register_forward_pre_hook(reached) for module in connections]
+    hooks.append(network.register_forward_hook(answered))
+    try:
+        yield noted
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def features_of_small(network: nn.Module, maker: BatchMaker, *, stop: Callable[[], bool] = never) -> Tensor:
+    """float32 (N, D): the features of all images of `maker`, in their order. Stopped once `stop()` is true."""
+    with evaluating(network), noting_features(network) as noted:
+        for some in torch.arange(len(maker)).split(BATCH):
+            go_on(stop)
+            network(maker(some.to(maker.device)))
+    features = torch.cat(noted)
+    require_count(len(features), len(maker))
+    return features
+
+
+def features_of_pictures(
+    member: Member,
+    samples: Samples,
+    view: Protocol,
+    *,
+    threads: int,
+    device: torch.device,
+    stop: Callable[[], bool] = never,
+) -> Tensor:
+    """float32 (N, D): the features of all pictures, in their order, each seen by the one crop that `view` is."""
+    size = pictures_at_once(view)
+    jobs = [range(start, min(start + size, len(samples))) for start in range(0, len(samples), size)]
+    found = []
+    work = ahead(jobs, lambda job: stacks(samples, view, job), threads=threads, depth=2 * threads, stop=stop)
+    with evaluating(member.network), closing(work) as ready:
+        for job, shown in zip(jobs, ready, strict=True):
+            order = [picture for stack in shown for picture in stack.pictures]
+            with noting_features(member.network) as noted:
+                log_average(member, shown, view.name, bf16=False, device=device)
+            features = torch.cat(noted)
+            require_count(len(features), len(job))
+            found.append(features[torch.tensor(order).argsort()])
+    return torch.cat(found)
+
+
+def classify(
+    train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], *, c: float, stop: Callable[[], bool] = never
+) -> tuple[dict[str, float], str]:
+    """Metrics of a soft-max learnt of (features, labels), on others; and what was done, in words.
+
+    Beside the errors the mean over the classes of each class's error, which is what papers print of Caltech-101.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    go_on(stop)
+    learner = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=ITERATIONS))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # told by the count of iterations
+        learner.fit(train[0].double().numpy(), train[1].numpy())
+    iterations = int(np.max(learner[-1].n_iter_))
+    known = torch.from_numpy(learner.classes_)
+    classes = int(max(train[1].max(), test[1].max())) + 1
+    answers = torch.full((len(test[1]), classes), -torch.inf, dtype=torch.float64)  # of a class never shown, none
+    answers[:, known] = torch.from_numpy(learner.predict_log_proba(test[0].double().numpy()))
+    labels = test[1]
+    own = answers.gather(1, labels[:, None]).clamp(min=np.log(np.finfo(np.float64).tiny))
+    wrong1, wrong5 = (int(wrong_in_top(answers, labels, k)) for k in (1, 5))
+    errors = Errors(len(labels), wrong1, wrong5, float(-own.mean()))
+    wrong = (answers.argmax(1) != labels).double()
+    by_class = [wrong[labels == label].mean() for label in labels.unique()]
+    metrics = errors.metrics("test") | {"test/mean_class_error_pct": float(100 * torch.stack(by_class).mean())}
+    metrics |= {"features": float(train[0].shape[1]), "iterations": float(iterations)}
+    halted = " (stopped there, not converged)" if iterations >= ITERATIONS else ""
+    return metrics, f"{iterations} iterations on {train[0].shape[1]} features{halted}"
