@@ -51,5 +51,7 @@ bench-data: $(READY) ## speed of reading photographs, beside ImageFolder and Web
 lock: $(READY) ## resolve the dependencies anew
 	@$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header \
 		--extra dev --quiet --upgrade --output-file requirements.lock pyproject.toml
+	@$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --quiet \
+		--constraint requirements.lock --output-file docker/requirements.lock pyproject.toml docker/server.in
 
 .PHONY: help setup demo test test-slow lint check format bench bench-data lock

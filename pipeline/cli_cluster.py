@@ -63,6 +63,10 @@ def launch(
     scale: Annotated[str, typer.Option(help="A scale of the experiments: paper, laptop, …")] = "laptop",
     address: Address = None,
     gpus_per_run: GpusPerRun = None,
+    device_batch: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Images on a device at a time, at most; all of its share without."),
+    ] = None,
     max_gpu_hours: Annotated[
         float | None,
         typer.Option(metavar="H", help="Device hours of all runs together; at their end runs stop, resumable."),
@@ -84,6 +88,7 @@ def launch(
         scale=scale,
         suite=suite,
         devices=1 if gpus_per_run is None else gpus_per_run,
+        device_batch=device_batch,
         max_device_hours=max_gpu_hours,
         max_concurrent=max_concurrent,
         price=price,
@@ -196,7 +201,7 @@ def read_logs(name: str) -> dict[str, Any]:
     from pipeline.report.status import Reader, find, history, outcome
 
     reader = Reader()
-    run = find(name, [reader.asked(one) for one in reader.names()])
+    run = find(name, [reader.outline(one) for one in reader.names()])
     return {
         "identity": run.identity,
         "title": run.title,

@@ -41,6 +41,7 @@ class Asked:
     scale: str
     suite: str | None = None
     devices: int = 1  # of each run
+    device_batch: int | None = None  # images that go through a device at a time, at most
     max_device_hours: float | None = None
     max_concurrent: int | None = None
     price: float | None = None  # of an hour of one device, in whatever currency
@@ -50,7 +51,8 @@ class Asked:
             raise UserError("name what to launch, as in: repro launch resnet/cifar10_depth, or --suite cs231n")
         if self.suite and self.suite not in SUITES:
             raise UserError(f"there is no suite {self.suite!r}; there is {', '.join(SUITES)}")
-        for word, value in (("--gpus-per-run", self.devices), ("--max-concurrent", self.max_concurrent)):
+        whole = {"--gpus-per-run": self.devices, "--device-batch": self.device_batch}
+        for word, value in (whole | {"--max-concurrent": self.max_concurrent}).items():
             if value is not None and value < 1:
                 raise UserError(f"{word} {value}: a number from 1 on is needed")
         hours, price = self.max_device_hours, self.price
@@ -76,6 +78,7 @@ class Asked:
         options = {
             "--suite": self.suite,
             "--gpus-per-run": self.devices,
+            "--device-batch": self.device_batch,
             "--max-gpu-hours": self.max_device_hours,
             "--max-concurrent": self.max_concurrent,
             "--price": self.price,
@@ -121,27 +124,30 @@ def chosen(asked: Asked) -> Chosen:
             f"nothing of suite {asked.suite} has a scale {asked.scale!r}; there are {', '.join(scales)}"
         )
     runs = [run for one in experiments.values() for run in plan(one, scale=asked.scale)]
-    check_split(runs, asked.devices)
+    check_split(runs, asked.devices, asked.device_batch)
     return Chosen(runs, lacking)
 
 
-def check_split(work: Iterable[Run | Step], devices: int) -> None:
-    """UserError where the global batch of a run cannot be shared equally by so many devices."""
+def check_split(work: Iterable[Run | Step], devices: int, device_batch: int | None) -> None:
+    """UserError where the global batch of a run cannot be shared equally by so many devices.
+
+    What cannot be shared at all (steps, patterns learned one by one) takes one device; but not alone.
+    """
     runs = [run for run in work if isinstance(run, Run)]
-    for run in runs if devices > 1 else []:
-        train, what = run.recipe.train, f"{run.experiment}, {run.variant}"
-        if train.optimizer.name == "sdlm":
-            raise UserError(
-                f"{what}: optimizer 'sdlm' learns one pattern at a time, on one device; launch it without"
-                " --gpus-per-run"
-            )
-        if train.batch_size % devices:
-            common = math.gcd(*(one.recipe.train.batch_size for one in runs))
-            counts = [str(count) for count in range(1, common + 1) if common % count == 0]
-            raise UserError(
-                f"{what}: a global batch of {train.batch_size} cannot be shared equally by {devices} devices; use"
-                f" --gpus-per-run {' or '.join(counts)}"
-            )
+    shared = [run for run in runs if run.recipe.train.optimizer.name != "sdlm"]
+    if (devices > 1 or device_batch is not None) and runs and not shared:
+        raise UserError(
+            f"{runs[0].experiment}, {runs[0].variant}: optimizer 'sdlm' learns one pattern at a time, on one"
+            " device; launch it without --gpus-per-run and --device-batch"
+        )
+    for size, run in {run.recipe.train.batch_size: run for run in shared}.items():
+        if devices > 1 or device_batch is not None:
+            from pipeline.group import groups  # loads torch
+
+            try:
+                groups(size, devices, device_batch)
+            except UserError as error:
+                raise UserError(f"{run.experiment}, {run.variant}: {error}") from None
 
 
 # --- what it will need
@@ -157,7 +163,7 @@ class Measured:
     @property
     def seconds(self) -> float:
         """Of one device, for each image trained on, with all that is done beside; of a step, for all of it."""
-        return getattr(self.record, "world", 1) * self.record.seconds / amount(self.run)
+        return self.record.world * self.record.seconds / amount(self.run)
 
 
 def amount(run: Run | Step) -> int:
@@ -296,10 +302,11 @@ def planned(asked: Asked, what: Chosen, records: Sequence[Record]) -> Plan:
     for task in tasks:
         members.setdefault((task.run.experiment, task.run.scale, task.run.variant), []).append(task)
     groups = [group_of(some, asked.devices, ended, estimates) for some in members.values()]
+    tasks = [replace(task, device_batch=asked.device_batch) if task.together else task for task in tasks]
     here = [t for t in tasks if RunFolder(t.folder).result_file.is_file() or t.identity not in ended]
+    made = Plan(asked, here, groups, what.lacking)
     earlier = {task.identity for launch in launches.unfinished() for task in launch.tasks}
-    shared = sum(task.identity in earlier for task in here if task.identity not in ended)
-    return Plan(asked, here, groups, what.lacking, shared)
+    return replace(made, shared=sum(task.identity in earlier for task in made.todo))
 
 
 def group_of(tasks: Sequence[Task], devices: int, ended: set[str], estimates: Estimates) -> Group:
@@ -515,8 +522,9 @@ def is_over(task: Task) -> bool:
 
 def with_devices(launch: Launch, devices: int) -> Launch:
     """The launch, from now on with so many devices a run; UserError where that cannot be."""
-    check_split((task.run for task in launch.tasks), devices)
+    for task in launch.tasks:
+        check_split([task.run] if task.together else [], devices, task.device_batch)
     changed = replace(launch, terms=replace(launch.terms, devices=devices))
     with unwritable_named(home()):
-        write_atomically(launches.folder() / f"{launch.id}.json", json.dumps(changed.to_dict(), indent=1))
+        write_atomically(launches.folder() / f"{launch.id}.json", json.dumps(changed.to_dict()))
     return changed

@@ -19,7 +19,7 @@ from pipeline.experiment import (
     RatioClaim,
 )
 from pipeline.mistakes import UserError
-from pipeline.plan import runs_with, seed_row, steps_with
+from pipeline.plan import declared, runs_with, seed_row, steps_with
 from pipeline.record import FINISHED, Record
 from pipeline.verdict import (
     LEVEL,
@@ -285,9 +285,9 @@ def counted(experiment: Experiment, scale: str, records: Iterable[Record]) -> By
 
     At paper scale only the seeds declared beforehand: more, until the verdict pleases, would prove nothing.
     """
-    declared = [record for record in records if not record.changes]
+    unchanged = [record for record in records if not record.changes]
     every = [*experiment.variants, *experiment.steps]
-    found = {variant: runs_of(experiment, scale, variant, declared) for variant in every}
+    found = {variant: runs_of(experiment, scale, variant, unchanged) for variant in every}
     return {variant: rows for variant, rows in found.items() if rows}
 
 
@@ -305,10 +305,10 @@ def runs_of(
     kind with the most seeds, of equals the latest. A seed that ran twice in it (on other hardware) counts once,
     the first.
     """
-    declared = declarations(experiment, scale, variant, {record.seed for record in records}, changes)
+    counts = declarations(experiment, scale, variant, {record.seed for record in records}, changes)
     kinds: dict[tuple[str, str], dict[int, Record]] = defaultdict(dict)
     for record in sorted(records, key=lambda record: record.finished):
-        if record.declaration in declared:
+        if record.declaration in counts:
             kinds[record.manifest, record.code].setdefault(record.seed, record)
     if not kinds:
         return []
@@ -328,7 +328,7 @@ def declarations(
     if name in experiment.variants:
         known = experiment.seeds_of(name, scale)
         chosen = [seed for seed in seeds if not beforehand or seed in known]
-        return {run.declaration for run in runs_with(experiment, scale, name, chosen, changes)}
+        return set(declared(experiment.recipe(name, scale, changes), chosen).values())
     if not seeds:
         return set()
     needed = experiment.step(name, scale).consumes

@@ -3,7 +3,7 @@
 import ast
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,7 @@ class Run:
     @property
     def declaration(self) -> str:
         """Hash of the resolved recipe and the seed; the scale's name is not part of what is computed."""
-        return digest({"recipe": settled(self.recipe.model_dump(mode="json")), "seed": self.seed})
+        return declared(self.recipe, [self.seed])[self.seed]
 
     @property
     def title(self) -> str:
@@ -101,7 +101,12 @@ class Step:
     def declaration(self) -> str:
         """Hash of what is done, and of the declarations of its runs; what these are called is no part of it."""
         done = self.step.model_dump(mode="json", exclude={"of", "members"})
-        return digest({"step": done, "members": [member.declaration for member in self.members]})
+        own: dict[str, dict[int, str]] = {}  # of each variant's runs, whose recipe is one
+        for first in self.members:
+            if first.variant not in own:
+                seeds = [member.seed for member in self.members if member.variant == first.variant]
+                own[first.variant] = declared(first.recipe, seeds)
+        return digest({"step": done, "members": [own[member.variant][member.seed] for member in self.members]})
 
     @property
     def title(self) -> str:
@@ -184,6 +189,18 @@ def steps_with(experiment: Experiment, name: str, scale: str, runs: Mapping[str,
     return result
 
 
+def declared(recipe: Recipe, seeds: Iterable[int]) -> dict[int, str]:
+    """`Run.declaration` of each seed: `digest` of {"recipe": ..., "seed": ...}; the recipe is written out once."""
+    text = canonical({"recipe": settled(recipe.model_dump(mode="json"))})
+    begun = hashlib.sha256(f'{text[:-1]},"seed":'.encode())
+    found = {}
+    for seed in seeds:
+        whole = begun.copy()
+        whole.update(f"{seed}}}".encode())
+        found[seed] = whole.hexdigest()[:16]
+    return found
+
+
 def settled(value: Any, path: str = "") -> Any:
     """A dumped recipe without the younger settings that are at the value they always had."""
     if not isinstance(value, dict):
@@ -261,5 +278,9 @@ def bare_source(path: Path) -> str:
 
 def digest(value: Any) -> str:
     """16 hex digits of the sha256 of plain data, independent of the order of its keys."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(canonical(value).encode()).hexdigest()[:16]
+
+
+def canonical(value: Any) -> str:
+    """Plain data as JSON without spaces, its keys in order."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -167,9 +167,8 @@ class Tracker:
         try:
             after = self.send(folder, content, state)
         except RefusedError:
-            if "run_id" not in state:
-                raise
-            # Somebody deleted the run, or the whole database: it is made anew.
+            # The run was deleted, or the whole database: it is made anew. Or somebody told MLflow of the same data
+            # set in the same moment, which it refuses to one of them.
             state = {"server": state["server"], "offset": 0}
             after = self.send(folder, Content.of(folder, 0), state)
         if after != state:

@@ -87,6 +87,8 @@ ORDER = (
     "pipeline.evaluate",
     "pipeline.supply",
     "pipeline.train",
+    "pipeline.steps_transfer",
+    "pipeline.steps_compression",
     "pipeline.steps",
     # many runs
     "pipeline.schedule.task",
@@ -95,6 +97,7 @@ ORDER = (
     "pipeline.schedule.launches",
     "pipeline.schedule.sockets",
     "pipeline.schedule.node",
+    "pipeline.tracked",
     "pipeline.tracking",
     "pipeline.syncing",
     "pipeline.schedule.cluster",

@@ -82,7 +82,7 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Outline:
     """A launch, as its file has it; without checking every recipe again, of which there may be ten thousand."""
 
     id: str
@@ -162,27 +162,27 @@ class Reader:
     """Reads the home; remembers what never changes again, for one who looks every second."""
 
     def __init__(self) -> None:
-        self._asked: dict[str, Asked] = {}
+        self._outlines: dict[str, Outline] = {}
         self._ended: dict[str, tuple[State, str]] = {}  # identity -> what its result says
 
     def names(self) -> list[str]:
         """Ids of all launches, first come first."""
         return sorted(path.stem for path in launches.folder().glob("*.json"))
 
-    def asked(self, name: str) -> Asked:
+    def outline(self, name: str) -> Outline:
         """A launch by its id."""
-        if name not in self._asked:
+        if name not in self._outlines:
             path = launches.folder() / f"{name}.json"
             raw = json.loads(path.read_text(encoding="utf-8"))
             runs = tuple(wanted(task) for task in raw["tasks"])
-            self._asked[name] = Asked(
+            self._outlines[name] = Outline(
                 raw["id"], raw["words"], raw["by"], raw["created"], raw["code"], raw["terms"], runs
             )
-        return self._asked[name]
+        return self._outlines[name]
 
-    def open(self) -> list[Asked]:
+    def open(self) -> list[Outline]:
         """The launches that are not over."""
-        return [self.asked(name) for name in self.names() if not launches.is_over(name)]
+        return [self.outline(name) for name in self.names() if not launches.is_over(name)]
 
     def status(self) -> Status:
         """Everything, as it is now."""
@@ -216,7 +216,7 @@ class Reader:
     def _summary(
         self, name: str, said: Mapping[str, Any], seen: dict[str, Seen], now: float, *, alive: bool
     ) -> Summary:
-        one = self.asked(name)
+        one = self.outline(name)
         heard = said.get("runs") or {} if alive else {}
         states = [self.look(run, heard.get(run.identity) or {}, now, alive=alive) for run in one.runs]
         for run in states:
@@ -319,16 +319,17 @@ def supervised() -> bool:
 
 
 def ended(place: Path) -> tuple[State, str]:
-    """What the result of a run says."""
+    """What the result of a run says; read without the checks of a Record, since there may be thousands."""
     try:
-        record = RunFolder(place).result()
-    except UserError as error:  # damaged: one run's trouble, not that of all
-        return "failed", str(error)
-    if record is None:  # moved away in this moment
-        return "failed", "its result is gone"
-    test = record.metrics.get("test/top1_error_pct")
-    told = record.ended if test is None else f"test error {test:.2f} %"
-    return ("finished", told) if record.status == FINISHED else ("did not converge", record.ended)
+        raw = json.loads((place / "result.json").read_text(encoding="utf-8"))
+        test = raw["metrics"].get("test/top1_error_pct")
+        told = raw["ended"] if test is None else f"test error {test:.2f} %"
+        return ("finished", told) if raw["status"] == FINISHED else ("did not converge", raw["ended"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # one run's trouble, not that of all
+        return (
+            "failed",
+            f"{place / 'result.json'} is not a run's record; move its folder away, and launch it again",
+        )
 
 
 # --- showing
@@ -462,14 +463,14 @@ def hints(status: Status) -> Iterator[str]:
 # --- one run
 
 
-def find(text: str, asked: Sequence[Asked]) -> Wanted:
+def find(text: str, outlines: Sequence[Outline]) -> Wanted:
     """The run that `text` names: its identity's beginning, 'resnet-20 seed 0' or 'resnet-20/0'.
 
     Of runs that differ in nothing but their code or data, the last one launched. UserError for none, or several.
     """
     text = " ".join(text.split())
     found: dict[str, Wanted] = {}
-    for one in asked:
+    for one in outlines:
         for run in one.runs:
             by_name = text in (run.title, f"{run.variant}/{run.seed}")
             if by_name or (len(text) >= SHORTEST and run.identity.startswith(text)):
@@ -477,7 +478,7 @@ def find(text: str, asked: Sequence[Asked]) -> Wanted:
                 found[run.identity] = run
     newest = list({(run.of, run.title): run for run in found.values()}.values())
     if not newest:
-        known = list(dict.fromkeys(f"{run.variant}/{run.seed}" for one in asked for run in one.runs))
+        known = list(dict.fromkeys(f"{run.variant}/{run.seed}" for one in outlines for run in one.runs))
         near = difflib.get_close_matches(text, known, n=1) or known[:1]
         like = f"; runs are called as in {near[0]!r}" if near else ", and none at all"
         raise UserError(f"there is no launched run {text!r}{like}")

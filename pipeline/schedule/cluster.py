@@ -10,13 +10,14 @@ import logging
 import os
 import shutil
 import socket
+import sys
 import threading
 import time
 import traceback
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def attempt(raw: dict[str, Any], *, first: bool = True) -> Said:
 def devices_here() -> int:
     """Devices of this machine that runs are trained on: GPUs, else processors."""
     own = ray.get_runtime_context().get_node_id()
-    mine = next((one["Resources"] for one in ray.nodes() if one["NodeID"] == own), {})
+    mine: dict[str, float] = next((one["Resources"] for one in ray.nodes() if one["NodeID"] == own), {})
     return max(1, int(mine.get("GPU", 0) or mine.get("CPU", 0) or cores()))
 
 
@@ -102,19 +103,36 @@ class Runner:
             return "failed", f"{type(error).__name__}: {error}"
 
 
-@ray.remote(num_cpus=0, max_retries=0)
-def train_together(raw: dict[str, Any], world: int, gpu: bool) -> Said:
+def nothing(*_: object) -> None:
+    """There is nothing to do."""
+
+
+def fit(raw: dict[str, Any], world: int, gpu: bool) -> Said:
     """One run by `world` ranks, through Ray Train; the process group is its, all else is `train`'s."""
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch.config import _TorchBackend
+
+    class NoDoor(_TorchBackend):
+        """Leaves it to the ranks to meet: torch's own way for it listens on every network of the machine."""
+
+        on_start = nothing
+
+    class Meeting(TorchConfig):
+        """How the ranks find each other: by a file where all are on one machine that listens to no other."""
+
+        backend_cls = NoDoor if alone() else _TorchBackend
 
     folder = RunFolder(Path(raw["folder"]))
     place = node.folder() / "train"
+    place.mkdir(parents=True, exist_ok=True)
     name = f"{raw['identity']}-{time.time_ns()}"
+    backend = "nccl" if gpu else "gloo"
+    meet = {"backend": backend, "init_method": f"file://{place / name}.meeting"} if alone() else None
     trainer = TorchTrainer(
         rank,
-        train_loop_config={"raw": raw},
-        torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=GROUP_SECONDS),
+        train_loop_config={"raw": raw, "meet": meet},
+        torch_config=Meeting(backend=backend, timeout_s=GROUP_SECONDS),
         scaling_config=ScalingConfig(
             num_workers=world, use_gpu=gpu, resources_per_worker={"GPU": 1} if gpu else {"CPU": 1}
         ),
@@ -129,7 +147,11 @@ def train_together(raw: dict[str, Any], world: int, gpu: bool) -> Said:
         return "died", reason(error)
     finally:
         shutil.rmtree(place / name, ignore_errors=True)
+        (place / f"{name}.meeting").unlink(missing_ok=True)
     return ("ended", "") if folder.result() else ("stopped", folder.asked())
+
+
+train_together = ray.remote(num_cpus=0, max_retries=0)(fit)
 
 
 def rank(config: dict[str, Any]) -> None:
@@ -141,8 +163,13 @@ def rank(config: dict[str, Any]) -> None:
     device = ray.train.torch.get_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    raw = config["raw"]
-    number = ray.train.get_context().get_world_rank()
+    raw, context = config["raw"], ray.train.get_context()
+    number = context.get_world_rank()
+    if config["meet"]:
+        limit = timedelta(seconds=GROUP_SECONDS)
+        torch.distributed.init_process_group(
+            **config["meet"], rank=number, world_size=context.get_world_size(), timeout=limit
+        )
     folder = RunFolder(Path(raw["folder"]))
     try:
         attempt(raw, first=number == 0)
@@ -152,6 +179,11 @@ def rank(config: dict[str, Any]) -> None:
     except Exception:
         folder.log(f"rank {number} on {socket.gethostname()}:\n{traceback.format_exc()}")
         raise
+
+
+def alone() -> bool:
+    """Whether this cluster listens on its own machine only."""
+    return ray.util.get_node_ip_address().startswith("127.")
 
 
 def reason(error: BaseException) -> str:
@@ -325,13 +357,19 @@ class Supervisor:
         needs what failed.
         """
         self.heard += self.queue.news()
+        told: Counter[tuple[str, str]] = Counter()
         while self.heard:  # what cannot be written down now, on a full disk, is not forgotten
             identity, state, why = self.heard[0]
             known = self.known[identity]
             text = budget_words(known.launch) if state == "over-budget" else why or CANCELLED
             self._leave(known.task, state, text)
-            self._say(known.launch, f"{known.task.title}: {text}")
             self.heard.popleft()
+            told[known.launch.id, text] += 1
+            if told[known.launch.id, text] == 1:
+                self._say(known.launch, f"{known.task.title}: {text}")
+        for (launch, text), times in told.items():
+            if times > 1:
+                self.news[launch].append(f"{times - 1:,} more: {text}")
 
     def _leave(self, task: Task, why: Any, text: str) -> None:
         launches.leave(task, why, text)
@@ -417,8 +455,8 @@ class Supervisor:
         task, launch, folder = one.task, one.launch, RunFolder(one.task.folder)
         try:
             how, why = ray.get(ref)
-        except ray.exceptions.RayError as error:
-            how, why = "died", died(error)
+        except ray.exceptions.RayError as fault:
+            how, why = "died", died(fault)
             if one.runner:
                 ray.kill(one.runner)
         else:
@@ -427,8 +465,8 @@ class Supervisor:
         self.syncing.watch(task.folder)
         record = folder.result()
         if record:
-            error = record.metrics.get("test/top1_error_pct")
-            told = record.ended if error is None else f"test error {error:.2f} %"
+            wrong = record.metrics.get("test/top1_error_pct")
+            told = record.ended if wrong is None else f"test error {wrong:.2f} %"
             self._over(one, "finished", told if record.status == FINISHED else f"did not converge: {told}")
             self.queue.ended(task.identity, "finished", now, told, usable=record.status == FINISHED)
         elif how == "failed":
@@ -437,7 +475,7 @@ class Supervisor:
             text = CANCELLED if why == "cancelled" else budget_words(launch)
             self._leave(task, why, f"{text}; stopped after step {last_step(folder):,}, resumable")
             self._over(one, "stopped", f"{text}; resumable after step {last_step(folder):,}")
-            self.queue.ended(task.identity, why, now, text)  # type: ignore[arg-type]
+            self.queue.ended(task.identity, why, now, text)
         else:
             self._again(one, how, "its machine is about to end" if how == "stopped" else why, now)
 
@@ -505,7 +543,9 @@ def devices_of(launch: Launch, task: Task) -> int:
 
 def surroundings(launch: Launch) -> dict[str, str]:
     """Environment of the processes that train: the launch's own code, and this project's folders."""
-    return {
+    name = "lo0" if sys.platform == "darwin" else "lo"
+    loopback = {"GLOO_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": name} if alone() else {}
+    return loopback | {
         "PYTHONPATH": launch.code,
         "REPRO_HOME": str(home()),
         "REPRO_DATA": str(data_folder()),

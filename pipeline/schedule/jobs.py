@@ -5,8 +5,11 @@ when the terminal is closed.
 """
 
 import asyncio
+import logging
 import os
+import re
 import shlex
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -20,6 +23,9 @@ from pipeline.schedule.node import Cluster, environment
 INSIDE = "REPRO_INSIDE"  # set for commands that run on the cluster already
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 TRIES, BETWEEN = 5, 1.0  # to reach the API again, and seconds between
+RAYS = re.compile(  # lines of Ray's own in a job's output
+    r"(\S+ \S+\s(INFO|WARNING) (job_manager|worker)\.py:\d+ -- |\[\S+ \S+ I \d+ \d+\] logging\.cc:)"
+)
 IGNORED = ["**/__pycache__", "**/*.pyc", ".git"]
 
 
@@ -37,11 +43,13 @@ def at(address: str) -> Cluster:
 def client(cluster: Cluster) -> Any:
     """The job API's client; UserError where it does not answer, or not to us."""
     os.environ.update(environment(Path(cluster.token_file) if cluster.token_file else None))
+    from ray.exceptions import RayError
     from ray.job_submission import JobSubmissionClient
 
+    logging.getLogger("ray").setLevel(logging.ERROR)
     try:
         return JobSubmissionClient(cluster.dashboard)
-    except (ConnectionError, RuntimeError, OSError, ValueError) as error:
+    except (RayError, ConnectionError, RuntimeError, OSError, ValueError) as error:
         raise UserError(refusal(cluster, error)) from error
 
 
@@ -81,7 +89,8 @@ def submit(
     if upload:  # Ray unpacks it, and starts the command within it
         where |= {"working_dir": str(upload), "excludes": IGNORED}
         variables["PYTHONPATH"] = "."
-    command = shlex.join(["python", "-m", "pipeline.cli", *words])
+    python = sys.executable if cluster.pid else "python"  # elsewhere, whichever is first in the node's PATH
+    command = shlex.join([python, "-m", "pipeline.cli", *words])
     try:
         return client(cluster).submit_job(entrypoint=command, runtime_env=where)
     except (RuntimeError, OSError, ValueError) as error:
@@ -91,17 +100,23 @@ def submit(
 def follow(cluster: Cluster, job: str, write: Callable[[str], None]) -> int:
     """Relay a job's output until it ends; its exit code. An interrupt ends the relaying, not the job."""
     api = client(cluster)
-    shown = 0
+    got = shown = ""
+
+    def show(whole: bool = False) -> None:
+        """Write the lines that are complete, Ray's own left out."""
+        nonlocal shown
+        fresh = got[len(shown) :]
+        fresh = fresh if whole else fresh[: fresh.rfind("\n") + 1]
+        shown += fresh
+        write("".join(line for line in fresh.splitlines(keepends=True) if not RAYS.match(line)))
 
     async def relay() -> None:
-        nonlocal shown
-        skip, seen = shown, 0
+        nonlocal got
+        seen = ""
         async for some in api.tail_job_logs(job):
-            fresh = some[max(0, skip - seen) :]
-            seen += len(some)
-            if fresh:
-                write(fresh)
-                shown += len(fresh)
+            seen += some
+            got = seen if len(seen) > len(got) else got
+            show()
 
     failures = 0
     while True:
@@ -121,7 +136,8 @@ def follow(cluster: Cluster, job: str, write: Callable[[str], None]) -> int:
             break
         time.sleep(BETWEEN)
     with suppress(RuntimeError, OSError):
-        write(api.get_job_logs(job)[shown:])
+        got = api.get_job_logs(job)
+    show(whole=True)
     code = getattr(api.get_job_info(job), "driver_exit_code", None)
     return code if code is not None else int(status != "SUCCEEDED")
 

@@ -44,14 +44,20 @@ class Launch:
     tasks: tuple[Task, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON."""
-        return asdict(self) | {"terms": asdict(self.terms), "tasks": [task.to_dict() for task in self.tasks]}
+        """Plain data, for JSON; a manifest that thousands of tasks share comes once."""
+        manifests = list({id(task.manifest): task.manifest for task in self.tasks}.values())
+        places = {id(manifest): place for place, manifest in enumerate(manifests)}
+        tasks = [task.to_dict() | {"manifest": places[id(task.manifest)]} for task in self.tasks]
+        about = {name: getattr(self, name) for name in ("id", "words", "by", "created", "code")}
+        return about | {"terms": asdict(self.terms), "manifests": manifests, "tasks": tasks}
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> "Launch":
         """From `to_dict`'s."""
-        tasks = tuple(Task.from_dict(task) for task in raw["tasks"])
-        return cls(**{**raw, "terms": Terms(**raw["terms"]), "tasks": tasks})
+        about = {name: value for name, value in raw.items() if name not in ("manifests", "tasks", "terms")}
+        manifests = raw["manifests"]
+        tasks = tuple(Task.from_dict(task | {"manifest": manifests[task["manifest"]]}) for task in raw["tasks"])
+        return cls(**about, terms=Terms(**raw["terms"]), tasks=tasks)
 
 
 def folder() -> Path:
@@ -66,7 +72,7 @@ def new(words: str, code: Path, terms: Terms, tasks: tuple[Task, ...]) -> Launch
     by = f"{getpass.getuser()}@{socket.gethostname()}"
     launch = Launch(name, words, by, now.isoformat(timespec="seconds"), str(code), terms, tasks)
     folder().mkdir(parents=True, exist_ok=True)
-    write_atomically(folder() / f"{name}.json", json.dumps(launch.to_dict(), indent=1))
+    write_atomically(folder() / f"{name}.json", json.dumps(launch.to_dict()))
     return launch
 
 
@@ -78,7 +84,7 @@ def every() -> Iterator[Launch]:
 
 def unfinished() -> Iterator[Launch]:
     """Those that have not ended."""
-    return (launch for launch in every() if not is_over(launch.id))
+    return (one(path.stem) for path in sorted(folder().glob("*.json")) if not is_over(path.stem))
 
 
 def is_over(name: str) -> bool:

@@ -34,7 +34,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -490,6 +490,7 @@ class Node:
         self.seen: set[psutil.Process] = set()
         self.others = set(psutil.Process().children(recursive=True))  # not ours to end
         self.environment: dict[str, str] = {}
+        self.doors: set[sockets.Listening] = set()  # told of: open to other machines
         self.gcs = ""  # as Ray here spells it
         (place / "training").mkdir()
         control_process(36, 1)  # PR_SET_CHILD_SUBREAPER: orphans among Ray's processes stay our descendants
@@ -602,32 +603,29 @@ class Node:
         return sorted(self.seen, key=lambda one: one.pid)
 
     def dead(self) -> str:
-        """The part of Ray that has ended by itself; "" while all are well."""
+        """The parts of Ray that have ended by themselves; "" while all are well."""
         gone = [name for name, one in self.vital.items() if not lives(one)]
-        return gone[0] if gone else "" if self.root and self.root.poll() is None else "ray start"
+        if self.root is None or self.root.poll() is not None:
+            gone.append("ray start")
+        return ", ".join(gone)
 
     def watch(self, asked: Callable[[], int], until_idle: float | None) -> int:
         """Until the node should end: 0 if it was asked to or nobody needs it, 1 if Ray has ended by itself."""
         looked = busy = audited = time.monotonic()
-        told: set[str] = set()
         while not asked():
             time.sleep(LOOK_SECONDS)
             dead, now = self.dead(), time.monotonic()
             if dead:
-                say(
-                    f"{dead} has ended by itself, and with it this node; what Ray said is in"
-                    f" {self.place}/ray/session_latest/logs"
-                )
+                logs = self.place / "ray" / "session_latest" / "logs"
+                say(f"Ray has ended by itself ({dead}), and with it this node; what it said is in {logs}")
                 return 1
             if now - looked < TREE_SECONDS:
                 continue
             looked, alive = now, self.look()
             if self.alone and now - audited >= AUDIT_SECONDS:
-                audited, doors = now, sockets.audit(one.pid for one in alive)
-                opened = {f"{one.what} at {sockets.where(one)}" for one in sockets.beyond_loopback(doors)} - told
-                told |= opened
-                for door in sorted(opened):
-                    say(f"other machines can reach what runs here: {door}")
+                audited = now
+                for door in self.new_doors(alive):
+                    say(f"other machines can reach what runs here: {door.what} at {sockets.where(door)}")
             if until_idle is not None:
                 if self.needed():
                     busy = now
@@ -635,6 +633,13 @@ class Node:
                     say(f"nobody has needed this cluster for {until_idle:.0f} s")
                     return 0
         return 0
+
+    def new_doors(self, alive: Sequence[psutil.Process]) -> list[sockets.Listening]:
+        """What these processes have opened to other machines since they were last looked at."""
+        outside = sockets.beyond_loopback(sockets.audit(one.pid for one in alive))
+        found = [one for one in outside if one not in self.doors]
+        self.doors |= set(found)
+        return found
 
     def needed(self) -> bool:
         """Whether a launch has not ended, or something trains here."""
@@ -653,10 +658,8 @@ class Node:
         times, deadline = asked(), time.monotonic() + grace
         while trainings(self.place):
             if time.monotonic() > deadline or asked() > times:
-                say(
-                    f"waiting no longer for {len(trainings(self.place))} trainings; each resumes from its last"
-                    " checkpoint"
-                )
+                left = len(trainings(self.place))
+                say(f"waiting no longer for {left} trainings; each resumes from its last checkpoint")
                 return
             self.look()
             time.sleep(LOOK_SECONDS)
@@ -668,15 +671,15 @@ class Node:
         if not ids:
             return
         words = [
-            "--reason",
-            "DRAIN_NODE_REASON_PREEMPTION",
-            "--reason-message",
-            "asked to end",
+            "--address",
+            self.gcs,
             "--node-id",
             ids[0],
+            "--deadline-remaining-seconds",
+            str(max(1, round(grace))),
         ]
-        deadline = ["--deadline-remaining-seconds", str(max(1, round(grace)))]
-        self.draining = self.run("drain.log", "drain-node", "--address", self.gcs, *words, *deadline)
+        why = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "asked to end"]
+        self.draining = self.run("drain.log", "drain-node", *words, *why)
 
     def end(self) -> str:
         """End all processes of the node, gently first; names and numbers of any that are left."""

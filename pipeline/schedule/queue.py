@@ -191,9 +191,8 @@ class Queue:
         """The first of a launch's items that waits and has all that it needs."""
         ready = self.orders[launch].ready
         while ready:
-            place, identity = ready[0]
-            entry = self.entries[identity]
-            if entry.place == place and entry.state == "waiting" and launch in entry.wanted:
+            entry = self.entries[ready[0][1]]
+            if entry.state == "waiting" and launch in entry.wanted:
                 return entry
             heappop(ready)
         return None
@@ -275,10 +274,8 @@ class Queue:
         for order in broke:
             for entry in [self.entries[identity] for identity in order.identities]:
                 heir = next((other for other in entry.wanted.values() if not other.is_broke), None)
-                if order.launch not in entry.wanted:
-                    continue  # it was queued anew for others
                 if entry.state == "waiting" and not heir:
-                    self.end(entry, "over-budget", f"{order.max_device_hours:g} device hours are used up")
+                    self.end(entry, "over-budget", f"{counted(order.max_device_hours or 0, 'device hour')} used")
                     ending.append(entry)
                 elif entry.state == "running" and not heir and not entry.stop:
                     entry.stop = Stop("over-budget", len(entry.wanted))
@@ -390,12 +387,12 @@ class Queue:
                 found[identity] = f"needs {self.named(entry)}"
             elif all(order.is_broke or order.is_full() for order in entry.wanted.values()):
                 most = max(order.max_concurrent or 0 for order in entry.wanted.values() if not order.is_broke)
-                found[identity] = f"{most} run{'s' if most > 1 else ''} at a time"
+                found[identity] = f"{counted(most, 'run')} at a time"
             elif ahead:
-                found[identity] = f"behind {ahead} other{'s' if ahead > 1 else ''}"
+                found[identity] = f"behind {counted(ahead, 'other')}"
                 ahead += 1
             elif devices > free:
-                found[identity] = f"wants {devices} device{'s' if devices > 1 else ''}, {free} free"
+                found[identity] = f"wants {counted(devices, 'device')}, {free} free"
                 ahead += 1
             else:
                 found[identity] = "starts next"
@@ -405,8 +402,12 @@ class Queue:
     def named(self, entry: Entry) -> str:
         """'resnet-56 seed 1 and 3 others': what it needs and has not."""
         first, *others = (need for need in entry.item.needs if need in entry.missing)
-        more = f" and {len(others)} other{'s' if len(others) > 1 else ''}" if others else ""
-        return self.entries[first].item.title + more
+        return self.entries[first].item.title + (f" and {counted(len(others), 'other')}" if others else "")
+
+
+def counted(number: float, noun: str) -> str:
+    """'1 run', '2 runs'."""
+    return f"{number:g} {noun}" if number == 1 else f"{number:g} {noun}s"
 
 
 def check(launch: str, items: Sequence[Item], max_concurrent: int | None, known: Collection[str]) -> None:

@@ -51,7 +51,7 @@ class Task:
             "seed": run.seed,
             "changes": run.changes,
             "declaration": run.declaration,
-            "step": run.step.model_dump(mode="json"),
+            "recipe": {"step": run.step.model_dump(mode="json")},
             "needs": [
                 {"run": member.title, "identity": need}
                 for member, need in zip(run.members, self.needs, strict=True)

@@ -14,6 +14,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+from real_runs import a_run, train_in
+
 LOST, GONE, HANGS = "lost", "gone", "hangs"  # carried out, but not answered; not even read; not answered for long
 
 
@@ -137,3 +140,18 @@ def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])
+
+
+def train_on(path: Path, steps: int) -> None:
+    """A worker process: trains under the run's lock, and says at the end what it knows of tracking.
+
+    Here, since the modules of tests import MLflow themselves.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    with FileLock(path / "lock"):
+        train_in(path, long_run(steps))
+    (path / "loaded").write_text(" ".join({"mlflow", "pipeline.tracking", "requests"} & set(sys.modules)))
+
+
+def long_run(steps: int):
+    return a_run(changes={"train.steps": steps, "train.lr_drops.at": [steps - 1], "train.log_every": 2})

@@ -112,10 +112,10 @@ def test_the_suite_is_all_that_trains_at_the_scale_and_names_what_does_not():
 
 
 def test_the_words_ask_the_same_again(tmp_path):
-    asked = Asked((RESNET,), "gpu", "cs231n", 4, 10.5, 2, 2.5)
+    asked = Asked((RESNET,), "gpu", "cs231n", 4, 32, 10.5, 2, 2.5)
     assert " ".join(asked.words()) == (
-        "launch resnet/cifar10_depth --scale gpu --suite cs231n --gpus-per-run 4 --max-gpu-hours 10.5"
-        " --max-concurrent 2 --price 2.5"
+        "launch resnet/cifar10_depth --scale gpu --suite cs231n --gpus-per-run 4 --device-batch 32"
+        " --max-gpu-hours 10.5 --max-concurrent 2 --price 2.5"
     )
     assert asked.title == "suite cs231n, resnet/cifar10_depth at gpu"
     assert asked.terms == Terms(4, 10.5, 2)
@@ -130,25 +130,29 @@ def test_a_file_goes_to_a_cluster_only_with_the_experiments(tmp_path):
 def test_a_batch_that_devices_cannot_share_names_the_counts_that_can(declare):
     toy = declare()
     runs = plan(toy, scale="paper")
-    check_split(runs, 8)
+    check_split(runs, 8, None)
     with pytest.raises(UserError) as caught:
-        check_split(runs, 3)
+        check_split(runs, 3, None)
     assert str(caught.value) == (
-        "toy/depth, plain-20: a global batch of 128 cannot be shared equally by 3 devices; use --gpus-per-run 1 or"
-        " 2 or 4 or 8 or 16 or 32 or 64 or 128"
+        "toy/depth, resnet-20: a batch of 128 images cannot be shared equally by 3 devices; use 1, 2, 4, 8, 16,"
+        " 32, 64 or 128 devices, with a device batch of 128, 64, 32, 16, 8, 4, 2 or 1"
     )
     mixed = declare("train: {warmup", "train: {batch_size: 48, warmup")
+    with pytest.raises(UserError, match=r"resnet-20: a batch of 48 images cannot be shared equally by 32 devices"):
+        check_split(plan(mixed, scale="paper"), 32, None)
+    check_split(plan(mixed, scale="paper"), 2, 8)
     with pytest.raises(
-        UserError, match=r"resnet-20: a global batch of 48 .* use --gpus-per-run 1 or 2 or 4 or 8 or 16$"
+        UserError, match=r"resnet-20: a device batch of 0 images cannot be; .* by 1, 2, 4, 8, 16, 32 or 64"
     ):
-        check_split(plan(mixed, scale="paper"), 32)
+        check_split(runs, 2, 0)
 
 
 def test_patterns_learnt_one_by_one_take_one_device():
     runs = plan(load("lenet5/mnist"), scale="smoke")
-    check_split(runs, 1)
+    check_split(runs, 1, None)
     with pytest.raises(UserError, match="optimizer 'sdlm' learns one pattern at a time, on one device"):
-        check_split(runs, 2)
+        check_split(runs, 2, None)
+    check_split([*runs, *plan(load(RESNET), scale="smoke")], 2, None)  # beside others they get their one device
 
 
 # --- estimates ---------------------------------------------------------------------------------------------

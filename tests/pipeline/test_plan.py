@@ -11,6 +11,7 @@ from pipeline.plan import (
     Step,
     bare_source,
     code_hash,
+    declared,
     digest,
     identity,
     imported_modules,
@@ -392,3 +393,10 @@ def test_the_code_of_a_step_is_that_of_its_kind(with_steps, tree, file, kind, ma
     path = tree / file
     path.write_text(path.read_text(encoding="utf-8") + "\nMADE_UP = 1\n", encoding="utf-8")
     assert (step_code(step, ["code"], tree) != before) is matters
+
+
+def test_the_declaration_of_a_run_is_the_digest_of_its_recipe_and_its_seed(experiment):
+    run = run_of(experiment)
+    recipe = settled(run.recipe.model_dump(mode="json"))
+    assert declared(run.recipe, [0, 7]) == {seed: digest({"recipe": recipe, "seed": seed}) for seed in (0, 7)}
+    assert run.declaration == declared(run.recipe, [0])[0]

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from mlflow.entities import ViewType
 from mlflow.tracking import MlflowClient
-from mlflow_servers import GONE, HANGS, LOST, Server, empty_database, free_port, kill, process
+from mlflow_servers import GONE, HANGS, LOST, Server, empty_database, free_port, kill, process, train_on
 from real_runs import PROCESSES, a_run, curves, train_in
 
 from pipeline import syncing as module
@@ -110,21 +110,7 @@ def until(holds, seconds=60.0):
     end = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < end, "it never came"
-        time.sleep(0.02)
-
-
-def train_on(path: Path, steps: int) -> None:
-    """A worker process: trains under the run's lock, and says at the end what it knows of tracking."""
-    from filelock import FileLock
-
-    path.mkdir(parents=True, exist_ok=True)
-    with FileLock(path / "lock"):
-        train_in(path, long_run(steps))
-    (path / "loaded").write_text(" ".join({"mlflow", "pipeline.tracking", "requests"} & set(sys.modules)))
-
-
-def long_run(steps: int):
-    return a_run(changes={"train.steps": steps, "train.lr_drops.at": [steps - 1], "train.log_every": 2})
+        time.sleep(0.1)
 
 
 def seconds_per_step(path: Path, start: float, end: float) -> list[float]:

@@ -8,7 +8,17 @@ import pytest
 from rich.console import Console
 
 from pipeline.analyse import analysis
-from pipeline.experiment import Crop, Drops, Experiment, load, names
+from pipeline.experiment import (
+    CompressionStep,
+    Crop,
+    Drops,
+    EnsembleStep,
+    Experiment,
+    ProtocolStep,
+    TransferStep,
+    load,
+    names,
+)
 from pipeline.plan import plan
 from pipeline.report.describe import (
     counted,
@@ -17,6 +27,7 @@ from pipeline.report.describe import (
     drop_words,
     multiply_adds,
     own_words,
+    step_words,
     words,
     work,
 )
@@ -162,3 +173,36 @@ def test_work_names_hardware_once_runs_have_shown_it(experiment: Experiment, row
     records = row_of_seeds(experiment, "plain-20", [9.0, 9.1, 9.2], scale="smoke")
     records = [dataclasses.replace(one, seconds=float(s)) for one, s in zip(records, (1, 2000, 3000), strict=True)]
     assert work(experiment, "smoke", records).endswith("; measured: 2,000 s a run in the median of 3 on one core")
+
+
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [
+        (EnsembleStep(kind="ensemble", members={"a": 5, "b": 1}), "5 a + b averaged"),
+        (
+            EnsembleStep(kind="ensemble", members={"a": 2}, test=("dense-of-256",)),
+            "2 a averaged, tested by dense-of-256",
+        ),
+        (ProtocolStep(kind="protocol", of="a", test=("dense-of-256",)), "a tested by dense-of-256"),
+        (
+            CompressionStep(kind="compression", of="a", density=0.33, conv_bits=8, fc_bits=5),
+            "a compressed: 33 % of the weights, 8 bits in convolutions and 5 in full connections",
+        ),
+        (TransferStep(kind="transfer", of="a", data="b", c=0.5), "features of a for b, soft-max with C 0.5"),
+    ],
+)
+def test_steps_in_words(step, said):
+    assert step_words(step) == said
+
+
+def test_steps_are_shown_and_counted_as_work(declare, shown):
+    two = "steps:\n  two: {kind: ensemble, members: {plain-20: 2}}\nscales:\n"
+    more = "plain-20: {seeds: [0, 1, 2, 3, 4, 5], model:"
+    declared = declare("scales:\n", two, "plain-20: {model:", more)
+    text = shown(declared)
+    assert text[text.index("steps, when their runs have ended") + 1] == "two  2 plain-20 averaged"
+    assert "plain-20   plain_cifar depth 20; 6 seeds" in text
+    assert work(declared, "smoke", []).startswith("6 runs (2 variants x 3 seeds), 72 updates, 1 step, ")
+    assert work(declared, "paper", []).startswith(
+        "16 runs (3 variants x seeds as declared), 1,024,000 updates, 3 steps"
+    )

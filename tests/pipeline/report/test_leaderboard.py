@@ -1,10 +1,12 @@
 """Ranks, spreads, and whose number stands beside ours."""
 
 import json
+from dataclasses import replace
 from statistics import fmean, stdev
 
 import pytest
 
+from pipeline.plan import plan
 from pipeline.report.leaderboard import leaderboard, published
 
 PLAIN, DEEP = [9.4, 9.5, 9.9], [10.4, 10.5, 10.6]
@@ -131,3 +133,20 @@ def test_a_row_is_plain_data(experiment, row_of_seeds):
 
 def test_without_runs_there_are_no_rows(experiment):
     assert leaderboard([experiment], []) == []
+
+
+def test_a_step_has_a_row_among_the_networks(declare, row_of_seeds):
+    two = "steps:\n  two: {kind: ensemble, members: {plain-20: 2}}\nscales:\n"
+    claimed = "of: plain-20, metric: test/top1_error_pct"
+    declared = declare("scales:\n", two, claimed, "of: two, metric: test/top1_error_pct")
+    alone = row_of_seeds(declared, "plain-20", PLAIN)
+    steps = [one for one in plan(declared, scale="paper") if one.variant == "two"]
+    done = [replace(alone[0], variant="two", seed=one.seed, declaration=one.declaration) for one in steps]
+    rows = leaderboard(
+        [declared], [*alone, *(replace(one, metrics=one.metrics | {"test/top1_error_pct": 8.5}) for one in done)]
+    )
+    assert [(row.variant, row.top1, row.seeds, row.paper, row.protocol) for row in rows] == [
+        ("two", 8.5, 2, 9.5, ""),
+        ("plain-20", pytest.approx(9.6), 3, None, ""),
+    ]
+    assert rows[0].paper_data == "cifar10"

@@ -121,3 +121,53 @@ def test_a_plan_says_what_is_finished_resumes_or_begins(tasks, experiment, recor
     ]
     planned(tasks[:1], shown)
     assert file.getvalue().endswith("1 run, 1 finished, 0 to train\n")
+
+
+# --- steps -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def with_step(declare, tmp_path):
+    """Two runs and the ensemble of them."""
+    two = "steps:\n  two: {kind: ensemble, members: {plain-20: 2}}\nscales:\n"
+    runs = plan(declare("scales:\n", two), scale="smoke", variants=["plain-20"], seeds=2)
+    names = [f"{run.variant}-{run.seed}" for run in runs]
+    needs = [(), (), tuple(names[:2])]
+    return [
+        Task(run, name, "code", {}, tmp_path / name, tmp_path, needs=need)
+        for run, name, need in zip(runs, names, needs, strict=True)
+    ]
+
+
+def test_a_step_has_lines_as_a_run_has(with_step, experiment, record):
+    *_, step = with_step
+    assert lines(
+        with_step,
+        Event("started", step),
+        Event("ended", step, record=record(experiment, "plain-20", 0, 9.5, seconds=3.2)),
+        Event("left", step, "needs plain-20 seed 0, which failed: no room"),
+    ) == [
+        "two seed 0: 2 plain-20 averaged",
+        "two seed 0: test error 9.50 %, done in 3 s",
+        "two seed 0 cannot be done: needs plain-20 seed 0, which failed: no room",
+    ]
+
+
+def test_a_step_has_a_bar_without_an_end_and_adds_nothing_to_all_updates(with_step):
+    shown, _ = console(terminal=True)
+    with Progress(with_step, shown) as seen:
+        seen.happened(Event("started", with_step[2]))
+        bar = seen.bars.tasks[seen.bar_of[with_step[2].identity]]
+        assert (bar.total, bar.visible) == (None, True)
+        assert seen.bars.tasks[seen.total].total == 24  # two runs of 12
+
+
+def test_a_plan_tells_steps_and_what_they_are(with_step):
+    shown, file = console()
+    planned(with_step, shown)
+    assert file.getvalue().splitlines() == [
+        "plain-20 seed 0  to train, 12 steps",
+        "plain-20 seed 1  to train, 12 steps",
+        "two seed 0       to do when its runs have ended: 2 plain-20 averaged",
+        "2 runs and 1 step, 0 finished, 3 to do",
+    ]

@@ -5,10 +5,13 @@ from dataclasses import replace
 
 import pytest
 
+from pipeline.home import runs_folder
 from pipeline.mistakes import UserError
+from pipeline.plan import plan
 from pipeline.record import Record
 from pipeline.report import results as module
 from pipeline.report.results import results_text, write_results
+from pipeline.runs import RunFolder
 
 
 @pytest.fixture
@@ -142,3 +145,24 @@ def test_without_runs_the_way_to_some_is_told(experiment, tmp_path):
 
 def test_smoke_is_the_only_scale_left_out():
     assert module.LEFT_OUT == ("smoke", "stand-in")
+
+
+def test_steps_are_told_with_what_they_are(declare, row_of_seeds):
+    two = "steps:\n  two: {kind: ensemble, members: {plain-20: 2}}\nscales:\n"
+    declared = declare("scales:\n", two)
+    alone = row_of_seeds(declared, "plain-20", [9.4, 9.5, 9.6])
+    steps = [one for one in plan(declared, scale="paper") if one.variant == "two"]
+    done = [replace(alone[0], variant="two", seed=one.seed, declaration=one.declaration) for one in steps]
+    text = results_text([declared], [*alone, *done], {})
+    assert "- Recipe: 64,000 updates of 128, rate 0.1, sgd, computed in fp32" in text
+    assert "- Step two: 2 plain-20 averaged" in text
+    assert "| two | 9.40 ± 0.00 | " in text
+
+
+def test_what_is_kept_on_this_machine_of_runs_left_unfinished_is_no_part_of_it(experiment, records):
+    before = results_text([experiment], records[:9], {})
+    folder = RunFolder(runs_folder() / "left")
+    run = {"experiment": "toy/depth", "scale": "paper", "variant": "plain-32", "seed": 0, "changes": {}}
+    folder.create(run)
+    folder.leave("over-budget", "spent")
+    assert results_text([experiment], records[:9], {}) == before

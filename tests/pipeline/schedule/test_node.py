@@ -5,6 +5,7 @@ import http.client
 import http.server
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -392,6 +393,19 @@ def test_a_launch_that_has_not_ended_and_a_training_are_needs(home, place, monke
     assert not one.needed()
 
 
+# --- what its processes open later -------------------------------------------------------------------------
+
+
+def test_a_door_opened_to_other_machines_is_told_once(home, place, monkeypatch):
+    monkeypatch.setattr(node, "control_process", lambda *words: None)
+    one, alive = node.Node(place, node.token_file(), alone=True), [psutil.Process()]
+    with socket.create_server(("127.0.0.1", 0)):
+        assert one.new_doors(alive) == []
+        with socket.create_server(("0.0.0.0", 0)) as server:
+            assert [door.port for door in one.new_doors(alive)] == [server.getsockname()[1]]
+            assert one.new_doors(alive) == []
+
+
 # --- the life of a head ------------------------------------------------------------------------------------
 
 
@@ -675,9 +689,9 @@ def test_a_node_whose_ray_died_ends_with_a_sentence(tmp_path, part):
         killed.kill()
         assert process.wait(60) == 1
     try:
-        assert f"{part} has ended by itself, and with it this node; what Ray said is in {place}/ray" in said(
-            tmp_path
-        )
+        [parts] = re.findall(r"^Ray has ended by itself \((.*)\), and with it this node", said(tmp_path), re.M)
+        assert part in parts
+        assert f"what it said is in {place}/ray/session_latest/logs\n" in said(tmp_path)
         assert list((place / "ray" / "session_latest" / "logs").iterdir())
         assert [one for one in tree if node.lives(one)] == []
         assert not (tmp_path / "cluster" / "node.json").exists()

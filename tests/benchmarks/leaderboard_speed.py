@@ -1,0 +1,324 @@
+"""`repro leaderboard` over 10,000 tracked runs: seconds of the whole command, its start included.
+
+    python tests/benchmarks/leaderboard_speed.py [--runs 10000] [--rounds 5]
+
+One run is trained at smoke scale and sent to MLflow the real way; what MLflow then holds of it, in every table, is
+copied in SQL for each run of every experiment's plan, with that run's own tags, recipe, record and numbers, until
+there are enough. No copy has fewer metrics, parameters or tags than a real run; its curves have as many points as
+a hundred reports give.
+
+file       the database file of this machine, read directly
+server     `mlflow server` with one worker on that file: `cold` without a file of known records, `warm` with it,
+           and with it after 50 more runs ended, and after a run was deleted
+shared     as warm, with a folder of each run in REPRO_HOME too: journal, record and what was sent
+client     the same records by MLflow's own search over the server, from a process that has imported it: what the
+           command would have to do without any of this
+
+`warm` and `file` are medians of the rounds. The parts of a command are timed apart, by a process of its own.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import sqlite3
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "pipeline")]
+WANTED = 2.0  # seconds: the issue's
+POINTS = 100  # of each curve
+TABLES = {"tags": "run_uuid", "params": "run_uuid", "latest_metrics": "run_uuid", "metrics": "run_uuid"}
+# What a command consists of, each in a process of its own that has done what comes before.
+PARTS = """
+import json, sys, time
+marks, begun = {}, time.perf_counter()
+def mark(name):
+    global begun
+    marks[name] = time.perf_counter() - begun
+    begun = time.perf_counter()
+import pipeline.cli
+mark("import the command line")
+from pipeline.reproduce import all_experiments, known
+mark("import the rest")
+declared = all_experiments()
+mark("read the declarations")
+found = known().records
+mark("read the records")
+from pipeline.report.leaderboard import leaderboard
+rows = leaderboard(declared, found)
+mark("rank them")
+from pipeline.published import results
+mark("import published weights' results")
+print(json.dumps({"records": len(found), "rows": len(rows), **marks}))
+"""
+
+
+def planned(count: int) -> list[Any]:
+    """`count` runs of all experiments and scales, five seeds of each first, then five more, …"""
+    from pipeline.experiment import load, names
+    from pipeline.plan import Run, plan
+
+    experiments = [load(name) for name in names()]
+    found: list[Any] = []
+    seen: set[tuple[str, str, str, int]] = set()
+    for seeds in range(5, 1000, 5):
+        for experiment in experiments:
+            for scale in experiment.scales:
+                for run in plan(experiment, scale=scale, seeds=seeds):
+                    name = (run.experiment, run.scale, run.variant, run.seed)
+                    if isinstance(run, Run) and name not in seen:
+                        seen.add(name)
+                        found.append(run)
+        if len(found) >= count:
+            return found[:count]
+    raise SystemExit(f"there are no {count} runs to plan")
+
+
+def record_of(run: Any, number: int, like: Any) -> Any:
+    """The record of a run that never was, like that of the one that was."""
+    from pipeline.report.leaderboard import TOP1, TOP5
+
+    draw = random.Random(number)
+    error = draw.uniform(5, 40)
+    metrics = dict(like.metrics) | {TOP1: error, TOP5: error / 5}
+    for protocol in run.recipe.data.test:  # as evaluated by
+        metrics |= {f"test/{protocol}/top1_error_pct": error, f"test/{protocol}/top5_error_pct": error / 5}
+    return replace(
+        like,
+        identity=f"{number:016x}",
+        experiment=run.experiment,
+        scale=run.scale,
+        variant=run.variant,
+        seed=run.seed,
+        changes={},
+        ended=f"{run.recipe.train.steps} steps",
+        declaration=run.declaration,
+        data=run.recipe.data.name,
+        metrics=metrics,
+        finished=f"2026-01-{1 + number // 1000 % 28:02d}T{number // 60 % 24:02d}:{number % 60:02d}:00+00:00",
+    )
+
+
+class Store:
+    """The one real run in a database, and its copies."""
+
+    def __init__(self, home: Path) -> None:
+        from real_runs import a_run, train_in
+
+        from pipeline.runs import RunFolder
+        from pipeline.tracking import Tracker
+
+        self.home, self.file = home, home / "mlflow.db"
+        self.first = home / "first"
+        train_in(self.first, a_run())
+        tracker = Tracker(f"sqlite:///{self.file}")
+        tracker.sync(RunFolder(self.first))
+        self.record = RunFolder(self.first).result()
+        self.base = sqlite3.connect(self.file)
+        self.base.execute("PRAGMA synchronous = OFF")
+        [self.run_id] = self.base.execute("SELECT run_uuid FROM tags WHERE key = 'repro.record'").fetchone()
+        self.rows = {name: self._rows(name, key) for name, key in TABLES.items()}
+        self.run = self._rows("runs", "run_uuid")[0]
+        self.inputs = self._rows("inputs", "destination_id")
+        self.papers: dict[str, int] = {}
+        self.tracker = tracker
+        self.count = 0
+
+    def _rows(self, table: str, key: str) -> list[dict[str, Any]]:
+        found = self.base.execute(f"SELECT * FROM {table} WHERE {key} = ?", (self.run_id,))
+        names = [column[0] for column in found.description]
+        return [dict(zip(names, row, strict=True)) for row in found]
+
+    def _put(self, table: str, rows: list[dict[str, Any]]) -> None:
+        if rows:
+            names = list(rows[0])
+            words = f"INSERT INTO {table} ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"
+            self.base.executemany(words, [list(row.values()) for row in rows])
+
+    def paper(self, run: Any) -> int:
+        """MLflow's experiment of a run's paper, made by MLflow."""
+        name = run.experiment.partition("/")[0]
+        if name not in self.papers:
+            self.base.commit()
+            self.papers[name] = int(self.tracker.experiment_id(name))
+        return self.papers[name]
+
+    def add(self, runs: list[Any]) -> None:
+        """A copy of the real run for each of these; the time of their ends goes up."""
+        from pipeline.tracking import flat
+
+        start = int(time.time() * 1000) - 10**9
+        for run in runs:
+            self.count += 1
+            record, run_id = record_of(run, self.count, self.record), uuid.uuid4().hex
+            ended = start + 1000 * self.count
+            place = self.paper(run)
+            named = {
+                "repro.key": f"run:{record.identity}",
+                "repro.identity": record.identity,
+                "repro.experiment": run.experiment,
+                "repro.scale": run.scale,
+                "repro.variant": run.variant,
+                "repro.seed": str(run.seed),
+                "repro.declaration": run.declaration,
+                "repro.record": json.dumps(record.to_dict()),
+                "mlflow.runName": run.title,
+            }
+            info = {"run_uuid": run_id, "name": run.title, "experiment_id": place, "end_time": ended}
+            self._put("runs", [self.run | info | {"start_time": ended - 60_000}])
+            tags = [row | {"run_uuid": run_id} for row in self.rows["tags"]]
+            self._put("tags", [row | {"value": named.get(row["key"], row["value"])} for row in tags])
+            params = flat(run.recipe.model_dump(mode="json")) | {"seed": run.seed}
+            self._put("params", [{"run_uuid": run_id, "key": k, "value": str(v)[:500]} for k, v in params.items()])
+            latest = [row | {"run_uuid": run_id} for row in self.rows["latest_metrics"]]
+            self._put(
+                "latest_metrics", [row | {"value": record.metrics.get(row["key"], row["value"])} for row in latest]
+            )
+            self._put("metrics", self.points(run_id, ended))
+            self._put(
+                "inputs", [row | {"destination_id": run_id, "input_uuid": uuid.uuid4().hex} for row in self.inputs]
+            )
+        self.base.commit()
+
+    def points(self, run_id: str, ended: int) -> list[dict[str, Any]]:
+        """The curves."""
+        first = {row["key"]: row for row in self.rows["metrics"]}
+        return [
+            row | {"run_uuid": run_id, "step": number, "timestamp": ended - 60_000 + 500 * number}
+            for row in first.values()
+            for number in range(POINTS if row["key"].startswith("train/") else POINTS // 10)
+        ]
+
+    def delete(self) -> None:
+        """One of them, as MLflow does it."""
+        rows = self.base.execute("SELECT run_uuid FROM tags WHERE key = 'repro.identity'")
+        run_id = rows.fetchall()[self.count // 2][0]
+        self.base.commit()
+        self.tracker.client.delete_run(run_id)
+
+    def folders(self, server: str) -> None:
+        """A folder of each run, with what its process and the syncing left there."""
+        from pipeline.tracked import place, tracked
+
+        files = {name: (self.first / name).read_bytes() for name in ("journal.jsonl", "network.safetensors")}
+        what = json.loads((self.first / "run.json").read_text())
+        for row in tracked(f"sqlite:///{self.file}") or []:
+            folder = self.home / "runs" / row.record["identity"]
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "result.json").write_text(json.dumps(row.record))
+            (folder / "run.json").write_text(json.dumps(what | {"identity": row.record["identity"]}))
+            (folder / "journal.jsonl").write_bytes(files["journal.jsonl"])
+            state = {"server": place(server), "offset": len(files["journal.jsonl"]), "run_id": row.run_id}
+            (folder / "tracked.json").write_text(json.dumps(state | {"done": True}))
+
+
+def command(home: Path, uri: str | None) -> float:
+    """Seconds of `repro leaderboard`, from its start to its end."""
+    with_it = environment(home, uri)
+    begun = time.perf_counter()
+    words = [sys.executable, "-m", "pipeline.cli", "leaderboard"]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=with_it, check=False)
+    seconds = time.perf_counter() - begun
+    if done.returncode or done.stderr or "resnet-20" not in done.stdout:
+        raise SystemExit(f"it failed: {done.stdout[-500:]}{done.stderr}")
+    return seconds
+
+
+def parts(home: Path, uri: str | None) -> dict[str, float]:
+    """Seconds of the parts of a command."""
+    words = [sys.executable, "-c", PARTS]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=environment(home, uri), check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def environment(home: Path, uri: str | None) -> dict[str, str]:
+    """Of a process with this home and this tracking server."""
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    return plain | {"REPRO_HOME": str(home)} | ({"MLFLOW_TRACKING_URI": uri} if uri else {})
+
+
+def forget(home: Path) -> None:
+    """Remove the file of known records."""
+    for file in (home / "runs").glob(".tracked-*"):
+        file.unlink()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=10_000)
+    parser.add_argument("--rounds", type=int, default=5)
+    asked = parser.parse_args()
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
+    from mlflow_servers import free_port, process
+
+    from pipeline.record import commit, hardware
+
+    found: dict[str, Any] = {}
+
+    def say(name: str, value: Any) -> None:
+        found[name] = value
+        print(f"{name:<28}{value}", flush=True)
+
+    with contextlib.ExitStack() as ends:
+        home = Path(ends.enter_context(tempfile.TemporaryDirectory()))
+        os.environ["REPRO_HOME"] = str(home)
+        store = Store(home)
+        runs = planned(asked.runs + 49)
+        begun = time.perf_counter()
+        store.add(runs[: asked.runs - 1])  # the first is the real one
+        megabytes = store.file.stat().st_size / 1e6
+        print(f"{asked.runs} runs, {megabytes:.0f} MB, made in {time.perf_counter() - begun:.0f} s", flush=True)
+
+        def several(uri: str | None) -> float:
+            return round(statistics.median(command(home, uri) for _ in range(asked.rounds)), 2)
+
+        command(home, None)  # the files come into memory
+        say("file", several(None))
+        say("file, parts", {name: round(value, 3) for name, value in parts(home, None).items()})
+
+        port = free_port()
+        uri = f"http://127.0.0.1:{port}"
+        ends.enter_context(process(store.file, port))
+        say("server, cold", round(command(home, uri), 2))
+        say("server, warm", several(uri))
+        say("server, parts", {name: round(value, 3) for name, value in parts(home, uri).items()})
+        store.add(runs[asked.runs - 1 :])
+        say("server, 50 more ended", round(command(home, uri), 2))
+        store.delete()
+        say("server, one deleted", round(command(home, uri), 2))
+        store.folders(uri)
+        command(home, uri)
+        say("shared, warm", several(uri))
+        forget(home)
+        say("shared, cold", round(command(home, uri), 2))
+
+        from pipeline.tracking import Tracker
+
+        tracker = Tracker(uri)
+        assert tracker.client
+        begun = time.perf_counter()
+        count = len(tracker.searched())
+        say("client", round(time.perf_counter() - begun, 2))
+        assert count == asked.runs + 49, f"{count} runs"
+    slow = [name for name in ("file", "server, warm", "shared, warm") if found[name] > WANTED]
+    print(
+        json.dumps(
+            {"seconds": found, "runs": asked.runs, "hardware": hardware(), "commit": commit(), "slow": slow},
+            indent=1,
+        )
+    )
+    raise SystemExit(bool(slow))
+
+
+if __name__ == "__main__":
+    main()
