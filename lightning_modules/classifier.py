@@ -38,9 +38,9 @@ def wrong_in_top(scores: Tensor, labels: Tensor, k: int) -> Tensor:
 
 def totals_of(scores: Tensor, labels: Tensor, own: Tensor, loss: Tensor) -> Tensor:
     """float64 (5,): images, wrong in top 1, wrong in top 5, sum of the scores' `own` losses, sum of the losses."""
-    wrong1 = wrong_in_top(scores, labels, 1)
-    n = torch.full_like(wrong1, len(labels))
-    return torch.stack([n, wrong1, wrong_in_top(scores, labels, 5), own.double() * n, loss.double() * n])
+    n, wrong1 = len(labels), wrong_in_top(scores, labels, 1)
+    counts = torch.full_like(wrong1, n), wrong1, wrong_in_top(scores, labels, 5)
+    return torch.stack([*counts, own.double() * n, loss.double() * n])
 
 
 def over_all_ranks(totals: Tensor) -> Tensor:
@@ -127,7 +127,8 @@ class Classifier(pl.LightningModule):
 
     def count(self, step: int, totals: Tensor) -> None:
         """Add one update's `totals_of` to the window, and to the warm-up's own while that lasts."""
-        mean = (totals[4] / totals[0]).item()
+        images, *_, loss = totals.tolist()
+        mean = loss / images
         if not math.isfinite(mean):
             raise NotConvergedError(step, mean)
         self.window += totals[:4]

@@ -301,8 +301,8 @@ class Supervisor:
         while self.waiting:
             try:
                 self._begin(launches.one(self.waiting[0]))
-            except UserError as error:
-                self.news.setdefault(self.waiting[0], []).append(str(error))
+            except (UserError, ValueError, KeyError, TypeError) as error:  # a damaged file of one launch
+                self.news.setdefault(self.waiting[0], []).append(f"not begun: {error}")
             self.waiting.popleft()
         if self.running:
             ready, _ = ray.wait(list(self.running), num_returns=len(self.running), timeout=0)
@@ -380,9 +380,11 @@ class Supervisor:
         for _ in range(min(LOOKED_AT, len(self.look))):
             identity = self.look.popleft()
             state = self.queue.state(identity)
-            if state == "waiting" and RunFolder(self.known[identity].task.folder).asked() == "cancelled":
-                self.queue.cancel(identity)
-            elif state in ("waiting", "running"):
+            if state not in ("waiting", "running"):
+                continue
+            if RunFolder(self.known[identity].task.folder).asked() == "cancelled":
+                self.queue.cancel(identity)  # one that runs stops by itself; it will not be tried again
+            else:
                 self.look.append(identity)
 
     # Devices

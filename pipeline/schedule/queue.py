@@ -267,7 +267,7 @@ class Queue:
         What waits for such launches only becomes "over-budget".
         """
         looked_at, stopping, ending = list(self.suspects.values()), [], []
-        broke = [order for order in looked_at if order.is_over_budget(now) and not order.is_broke]
+        broke = [order for order in looked_at if order.is_over_budget(now)]
         for order in broke:
             order.is_broke = True
         self.suspects = {order.launch: order for order in looked_at if order.rate and not order.is_broke}

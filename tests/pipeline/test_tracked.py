@@ -1,10 +1,13 @@
 """Records read without MLflow's client: the same as with it, whatever was added, changed or deleted between."""
 
+import contextlib
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,19 +57,24 @@ def client(home):
 
 
 @pytest.fixture
-def ended(client):
+def ended(home, client):
     """End runs: ended(range(5)) makes five, the last one last."""
 
     def end(numbers, *, paper="resnet", status="FINISHED", at=1_700_000_000_000, **more) -> list[str]:
         found = client.get_experiment_by_name(paper)
         place = found.experiment_id if found else client.create_experiment(paper)
-        made = []
-        for number in numbers:
-            tags = {RECORD: json.dumps({"identity": f"{paper}-{number}", **more}), SENT: "all"}
-            run = client.create_run(place, tags=tags, start_time=at + number)
-            client.set_terminated(run.info.run_id, status, at + 1000 * number)
-            made.append(run.info.run_id)
-        return made
+        made = [(uuid.uuid4().hex, number) for number in numbers]
+        tags = [(RECORD, json.dumps({"identity": f"{paper}-{n}", **more}), name) for name, n in made]
+        with contextlib.closing(sqlite3.connect(home / "mlflow.db")) as base, base:  # a tenth of the client's time
+            base.executemany(
+                "INSERT INTO runs (run_uuid, name, user_id, status, start_time, end_time, lifecycle_stage,"
+                " artifact_uri, experiment_id, source_type)"
+                " VALUES (?, 'x', '', ?, ?, ?, 'active', '', ?, 'LOCAL')",
+                [(name, status, at + n, at + 1000 * n, int(place)) for name, n in made],
+            )
+            base.executemany("INSERT INTO tags (key, value, run_uuid) VALUES (?, ?, ?)", tags)
+            base.executemany(f"INSERT INTO tags VALUES ('{SENT}', 'all', ?)", [(name,) for name, _ in made])
+        return [name for name, _ in made]
 
     return end
 
@@ -402,7 +410,7 @@ def test_reading_loads_neither_mlflow_nor_torch(home, ended, server):
 
 
 def test_a_server_that_does_not_answer_is_given_up(home, server, monkeypatch):
-    monkeypatch.setattr(reading, "TIMEOUT", 0.3)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "0.3")
     server.fault = lambda path: "hangs"
     begun = time.monotonic()
     with pytest.raises(TrackingError, match="nothing answers there"):

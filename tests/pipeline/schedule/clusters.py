@@ -79,6 +79,11 @@ class Place:
 
     def end(self) -> None:
         """SIGTERM to all that was started here, then SIGKILL to what is left of it."""
+        with suppress(OSError, ValueError):  # a head behind the terminal, which a command has started
+            about = json.loads((self.home / "cluster" / "node.json").read_text(encoding="utf-8"))
+            behind = psutil.Process(about["pid"])
+            behind.terminate()
+            behind.wait(40)
         trees = [tree(process.pid) for process in self.processes]
         for process in reversed(self.processes):
             if process.poll() is None:

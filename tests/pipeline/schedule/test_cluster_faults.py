@@ -4,6 +4,7 @@ trained twice.
 
 import os
 import random
+import re
 import signal
 import time
 
@@ -30,12 +31,17 @@ def finished(task):
     return RunFolder(task.folder).result() is not None
 
 
-def tracked(place, *tasks):
-    """The runs of MLflow for these tasks: (identity, status), and nothing else but their parents."""
+def require_tracked_once(place, tasks):
+    """MLflow has each of these runs once, as finished, and no other; they are sent every few seconds."""
     tracker = Tracker(f"sqlite:///{place.home / 'mlflow.db'}")
-    ids = [one.experiment_id for one in tracker.client.search_experiments()]
-    rows = tracker.client.search_runs(ids, "tags.`repro.identity` LIKE '%'")
-    return sorted((row.data.tags["repro.identity"], row.info.status) for row in rows)
+
+    def found():
+        ids = [one.experiment_id for one in tracker.client.search_experiments()]
+        rows = tracker.client.search_runs(ids, "tags.`repro.identity` LIKE '%'")
+        return sorted((row.data.tags["repro.identity"], row.info.status) for row in rows)
+
+    expected = sorted((task.identity, "FINISHED") for task in tasks)
+    until(lambda: found() == expected, "all runs are tracked, each of them once", seconds=30)
 
 
 def same_as_undisturbed(task, tmp_path):
@@ -61,14 +67,13 @@ def test_a_killed_worker_s_run_goes_on_and_has_the_bits_of_an_undisturbed_one(pl
         reached = newest
         took += until(lambda reached=reached: step_of(tasks[0]) > reached, "it trains again")
         assert took < RESUMES_WITHIN
-        resumed = [line for line in log_of(tasks[0]).splitlines() if started in line]
-        assert (
-            f"from step {newest:,}" in resumed[0] or newest == 0
-        )  # all that is lost came after the last checkpoint
+        [resumed] = [line for line in log_of(tasks[0]).splitlines() if started in line]
+        begun = re.search(r"from step ([\d,]+)", resumed)
+        assert int(begun[1].replace(",", "") if begun else 0) >= newest  # what is lost came after the checkpoint
     assert carried.wait(120) == 0, said(carried)
     same_as_undisturbed(tasks[0], tmp_path)
     assert finished(tasks[1])
-    assert tracked(place) == sorted((task.identity, "FINISHED") for task in tasks)
+    require_tracked_once(place, tasks)
 
 
 @pytest.mark.slow
@@ -120,7 +125,7 @@ def test_a_killed_driver_stops_nothing_and_a_killed_head_nothing_for_long(place,
     assert RunFolder(tasks[0].folder).result() == first  # not trained again
     assert log_of(tasks[0]).count("started") == 1
     same_as_undisturbed(tasks[1], tmp_path)
-    assert tracked(place) == sorted((task.identity, "FINISHED") for task in tasks)
+    require_tracked_once(place, tasks)
 
 
 @pytest.mark.slow
@@ -160,7 +165,7 @@ def test_a_node_asked_to_end_leaves_a_checkpoint_and_the_same_run_goes_on_elsewh
     same_as_undisturbed(moved, tmp_path)
     stopped = next(line for line in log_of(moved).splitlines() if "about to end" in line)
     assert "to go on from step 0" not in stopped
-    assert tracked(place) == sorted((task.identity, "FINISHED") for task in tasks)
+    require_tracked_once(place, tasks)
 
 
 @pytest.mark.slow
@@ -172,7 +177,7 @@ def test_twenty_launchers_at_once_train_each_run_once(place):
         assert driver.wait(240) == 0, said(driver)
     for task in tasks:
         assert log_of(task).count("started") == 1
-    assert tracked(place) == sorted((task.identity, "FINISHED") for task in tasks)
+    require_tracked_once(place, tasks)
 
 
 @pytest.mark.slow
