@@ -74,6 +74,12 @@ class Tracker:
         file = Path(self.uri.partition(":///")[2])
         file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(file.with_name(file.name + ".lock")):
+            if not file.exists():  # MLflow could not mend what it was killed in the middle of
+                beside = file.with_name(f".{file.name}-begun")
+                for left in file.parent.glob(f"{beside.name}*"):  # with SQLite's own files beside it
+                    left.unlink()
+                MlflowClient(f"sqlite:///{beside}").search_experiments()
+                beside.rename(file)
             return MlflowClient(self.uri)
 
     def experiment_id(self, paper: str) -> str:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from real_runs import a_run, train_in
 
 LOST, GONE, HANGS = "lost", "gone", "hangs"  # carried out, but not answered; not even read; not answered for long
 
@@ -31,7 +30,7 @@ def empty_database(path: Path) -> bytes:
 class Server:
     """MLflow's application, as `mlflow server` runs it, on a port of its own, over one database file."""
 
-    def __init__(self, database: Path) -> None:
+    def __init__(self, database: Path, store: Any = None) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # MLflow 3.17 imports what its libraries call deprecated
             from mlflow.server import app, auth, handlers  # noqa: F401 - auth is what its search imports
@@ -40,7 +39,7 @@ class Server:
         artifacts = database.parent / "artifacts"
         artifacts.mkdir(exist_ok=True)
         self.handlers = handlers
-        handlers._tracking_store = SqlAlchemyStore(f"sqlite:///{database}", artifacts.as_uri())
+        handlers._tracking_store = store or SqlAlchemyStore(f"sqlite:///{database}", artifacts.as_uri())
         self.app = app
         self.fault: Callable[[str], Any] = lambda path: None  # path -> LOST, GONE, HANGS or an HTTP status
         self.asked: list[str] = []  # paths: "runs/search"
@@ -147,11 +146,10 @@ def train_on(path: Path, steps: int) -> None:
 
     Here, since the modules of tests import MLflow themselves.
     """
+    from real_runs import a_run, train_in
+
+    changes = {"train.steps": steps, "train.lr_drops.at": [steps - 1], "train.log_every": 2}
     path.mkdir(parents=True, exist_ok=True)
     with FileLock(path / "lock"):
-        train_in(path, long_run(steps))
+        train_in(path, a_run(changes=changes))
     (path / "loaded").write_text(" ".join({"mlflow", "pipeline.tracking", "requests"} & set(sys.modules)))
-
-
-def long_run(steps: int):
-    return a_run(changes={"train.steps": steps, "train.lr_drops.at": [steps - 1], "train.log_every": 2})

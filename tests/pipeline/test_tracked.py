@@ -43,17 +43,17 @@ def home(tmp_path, monkeypatch, empty):
 
 
 @pytest.fixture
-def server(home) -> Iterator[Server]:
-    """MLflow over HTTP, on that database."""
-    made = Server(home / "mlflow.db")
-    yield made
-    made.close()
-
-
-@pytest.fixture
 def client(home):
     """Straight to the database."""
     return MlflowClient(f"sqlite:///{home / 'mlflow.db'}")
+
+
+@pytest.fixture
+def server(home, client) -> Iterator[Server]:
+    """MLflow over HTTP, on that database."""
+    made = Server(home / "mlflow.db", client._tracking_client.store)
+    yield made
+    made.close()
 
 
 @pytest.fixture

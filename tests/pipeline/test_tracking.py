@@ -2,6 +2,7 @@
 
 import json
 import os
+import sqlite3
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -444,3 +445,16 @@ def test_a_server_that_is_away_is_a_tracking_error(home, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", NOBODY)
     with pytest.raises(TrackingError, match=r"127\.0\.0\.1:9"):
         Tracker().imported(OF_OTHERS)
+
+
+def test_a_database_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
+    """What was killed while the tables were made is left aside: MLflow cannot go on with some of its tables."""
+    monkeypatch.setenv("REPRO_HOME", str(tmp_path))
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    begun = tmp_path / ".mlflow.db-begun"
+    with sqlite3.connect(begun) as base:
+        base.execute("CREATE TABLE spans (trace_id VARCHAR(50) NOT NULL)")
+    begun.with_name(f"{begun.name}-journal").write_bytes(b"half a journal")
+    assert Tracker(uri).records() == []
+    Tracker(uri).client.search_experiments()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mlflow.db", "mlflow.db.lock"]

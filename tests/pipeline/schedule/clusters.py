@@ -120,10 +120,10 @@ def until(true: Callable[[], Any], what: str, *, seconds: float = PATIENCE) -> f
     return time.monotonic() - began
 
 
-def small(seed: int = 0, steps: int = 200, variant: str = "resnet-20", root: Path | None = None) -> Task:
+def small(seed: int = 0, steps: int = 200) -> Task:
     """A run of seconds, of the launch's home."""
-    run = a_run(variant, seed, changes={"train.steps": steps, "train.eval_every": 50, "train.log_every": 10})
-    return a_task((root or Path(os.environ["REPRO_HOME"])) / "runs", run)
+    run = a_run(seed=seed, changes={"train.steps": steps, "train.eval_every": 50, "train.log_every": 10})
+    return a_task(Path(os.environ["REPRO_HOME"]) / "runs", run)
 
 
 def step_of(task: Task) -> int:

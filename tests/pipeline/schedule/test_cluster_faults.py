@@ -7,6 +7,7 @@ import random
 import re
 import signal
 import time
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -79,7 +80,8 @@ def test_a_killed_worker_s_run_goes_on_and_has_the_bits_of_an_undisturbed_one(pl
 @pytest.mark.slow
 def test_a_killed_rank_takes_its_group_along_and_both_resume_with_the_same_bits(place, tmp_path):
     place.head(cpus=2)
-    tasks = [small(0, steps=300), small(0, steps=300, root=tmp_path / "undisturbed")]
+    task = small(0, steps=300)
+    tasks = [task, replace(task, identity="undisturbed", folder=task.folder.with_name("undisturbed"))]
     draw = random.Random(11)
     carried = place.carry(place.launch(tasks[:1], devices=2))
     until(lambda: step_of(tasks[0]) > draw.randrange(40, 150), "two ranks train")
