@@ -1,7 +1,7 @@
 """The LightningModule that all papers share: a network, a loss, a recipe and the errors as it trains."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytorch_lightning as pl
@@ -91,12 +91,23 @@ class Classifier(pl.LightningModule):
         self.save_hyperparameters()
         net = build(network, network_args, num_classes=classes, in_channels=channels)
         self.network = net.to(memory_format=torch.channels_last) if channels_last else net
-        self.forward_network = torch.compile(self.network) if compile else self.network
+        # Not a module's child: a checkpoint holds the network once, and goes on compiled or not.
+        self._forward_network = [torch.compile(self.network) if compile else self.network]
         # What happened since the last report: images, wrong in top 1, wrong in top 5, sum of losses. A buffer,
         # so that it stays on the device, and an interrupted run resumes in the middle of a window.
         self.register_buffer("window", torch.zeros(4, dtype=torch.float64))
         self.register_buffer("warm", torch.tensor([0.0, 0.0, 0.0], dtype=torch.float64))  # over, images, wrong
         self.totals: Tensor | None = None  # of this update's batches so far
+
+    @property
+    def forward_network(self) -> Callable[[Tensor], Any]:
+        """The network as it is trained: compiled, if asked for."""
+        return self._forward_network[0]
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **more: Any) -> Any:
+        """As any module; older checkpoints hold the network twice, a second time as `forward_network`."""
+        once = {name: value for name, value in state_dict.items() if not name.startswith("forward_network.")}
+        return super().load_state_dict(once, *args, **more)
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, classes) scores; the largest is the answer."""

@@ -81,7 +81,7 @@ def launch(
 
     Without an address a cluster is started on this machine, which ends by itself some minutes after the last run.
     """
-    from pipeline.launch import Asked, begin, chosen, planned, stage
+    from pipeline.launch import Asked, begin, chosen, leave_out, planned, stage
 
     asked = Asked(
         experiments=tuple(dict.fromkeys(experiments or [])),
@@ -99,16 +99,18 @@ def launch(
         words = [*asked.words(), *(["--dry-run"] if dry_run else [])]
         raise typer.Exit(relayed(elsewhere, words, upload=stage()))
     with terminal.err.status("reading the data and the code …") if terminal.err.is_terminal else nullcontext():
-        made = planned(asked, what, known_records())
+        made = planned(asked, what, known_records(), complain)
     print_plan(made)
     if dry_run:
         return
     if not made.todo:
-        say(f"There is nothing left to do; the verdicts: {verdicts(made)}")
-        return
+        leave_out(made)
+        what_is_left = "nothing that can be done here" if made.left_out else "nothing left to do"
+        say(f"There is {what_is_left}; the verdicts: {verdicts(made)}")
+        raise typer.Exit(int(bool(made.left_out)))
     cluster = None if inside() else this_cluster()
     begun = begin(made, stage())
-    code = carried([begun.id], Path(begun.code), cluster)
+    code = carried([begun.id], Path(begun.code), cluster) or int(bool(made.left_out))
     if code not in (0, STOPPED):
         complain("Not all of it ended well; what and why: repro status")
     if code != STOPPED:
@@ -201,7 +203,10 @@ def read_logs(name: str) -> dict[str, Any]:
     from pipeline.report.status import Reader, find, history, outcome
 
     reader = Reader()
-    run = find(name, [reader.outline(one) for one in reader.names()])
+    known = reader.all()
+    for why in reader.damaged.values():
+        complain(f"Left out: {why}")
+    run = find(name, known)
     return {
         "identity": run.identity,
         "title": run.title,
@@ -222,13 +227,22 @@ def cancel(run: RunName, address: Address = None) -> None:
         raise typer.Exit(relayed(elsewhere, ["cancel", name]))
     reader = Reader()
     unfinished = reader.open()
+    damaged = list(reader.damaged.values())
+    given = []
+    for one in unfinished:
+        try:
+            given.append(launches.one(one.id))
+        except UserError as error:  # whole, but of another version
+            damaged.append(str(error))
+    for why in damaged:
+        complain(f"Left out: {why}")
     only = None if name == "all" else find(name, unfinished).identity
     now = reader.status()
     training = {one.identity for one in now.runs if one.state == "training"}
-    tasks = ask_to_stop(
-        [launches.one(one.id) for one in unfinished], only, supervised=now.alive, training=training
-    )
+    tasks = ask_to_stop(given, only, supervised=now.alive, training=training)
     stopping = [task for task in tasks if task.identity in training]
+    if damaged and not tasks:
+        raise UserError(f"nothing was cancelled, as {damaged[0]}")
     if not tasks:
         say("Nothing to cancel: no launch waits or is trained." if only is None else f"{name} has ended already.")
     for task in stopping[:20]:
@@ -245,7 +259,7 @@ def cancel(run: RunName, address: Address = None) -> None:
 
 
 def resume(gpus_per_run: GpusPerRun = None, address: Address = None) -> None:
-    """Go on with every launch that has not ended, after a cluster or a machine was lost."""
+    """Go on with every launch that has not ended, after a cluster was lost. Exit 1 if a run failed."""
     from pipeline.launch import is_over, with_devices
     from pipeline.report.status import supervised
     from pipeline.runs import RunFolder
@@ -257,7 +271,7 @@ def resume(gpus_per_run: GpusPerRun = None, address: Address = None) -> None:
         raise typer.Exit(relayed(elsewhere, ["resume", *more]))
     if gpus_per_run is not None and gpus_per_run < 1:
         raise UserError(f"--gpus-per-run {gpus_per_run}: a number from 1 on is needed")
-    unfinished = list(launches.unfinished())
+    unfinished = list(launches.unfinished(complain))
     going = [one for one in unfinished if not all(map(is_over, one.tasks))]
     if gpus_per_run is not None and any(one.terms.devices != gpus_per_run for one in going):
         if supervised():
@@ -265,8 +279,8 @@ def resume(gpus_per_run: GpusPerRun = None, address: Address = None) -> None:
                 "these launches are at work, and keep their devices until they end; repro cancel all stops them"
             )
         going = [with_devices(one, gpus_per_run) for one in going]
-    names = sorted(path.stem for path in launches.folder().glob("*.json"))
-    looked_at = unfinished or [launches.one(name) for name in names[-1:]]  # the last may have ended at its budget
+    over = sorted(path.stem for path in launches.folder().glob("*.json") if launches.is_over(path.stem))
+    looked_at = unfinished or [launches.one(name) for name in over[-1:]]  # the last may have ended at its budget
     folders = [RunFolder(task.folder) for one in looked_at for task in one.tasks]
     left = [folder.left().get("why") for folder in folders if not folder.result_file.is_file()]
     for why, words in LEFT.items():
@@ -276,7 +290,7 @@ def resume(gpus_per_run: GpusPerRun = None, address: Address = None) -> None:
             say(f"{what} {words}; to try anew, launch again.")
     if not going:
         say("There is nothing to resume.")
-        return
+        raise typer.Exit(int("failed" in left))
     for one in going:
         say(f"Going on with {one.words}, by {one.by}.")
     cluster = None if inside() else this_cluster()

@@ -8,7 +8,7 @@ import json
 import math
 import shutil
 import tempfile
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -162,7 +162,10 @@ class Measured:
 
     @property
     def seconds(self) -> float:
-        """Of one device, for each image trained on, with all that is done beside; of a step, for all of it."""
+        """Of one device, for each image trained on, with all that is done beside; of a step, for all of it.
+
+        Taken as if all its sessions had been on as many devices as the last, which is all that a record knows.
+        """
         return self.record.world * self.record.seconds / amount(self.run)
 
 
@@ -202,7 +205,7 @@ class Estimate:
 
     seconds: float
     runs: int  # so many have shown it
-    where: str  # 'at paper scale on NVIDIA H100'
+    where: str  # 'at paper scale on NVIDIA H100, on 4 devices each'
 
 
 class Estimates:
@@ -213,26 +216,32 @@ class Estimates:
         for one in measured(records):
             self.of.setdefault(kind(one.run), []).append(one)
 
-    def estimate(self, run: Run | Step) -> Estimate | None:
-        """From the same variant, scale and hardware as far as there are such runs; None: not measured yet."""
+    def estimate(self, run: Run | Step, devices: int) -> Estimate | None:
+        """From the same variant, scale, hardware and number of devices as far as there are such runs.
+
+        None: not measured yet. Runs on other numbers of devices are taken as if all devices were equally busy.
+        """
 
         def nearness(one: Measured) -> tuple[bool, ...]:
             variant = (one.run.experiment, one.run.variant) == (run.experiment, run.variant)
-            return variant, variant and one.run.scale == run.scale, one.record.hardware == hardware()
+            scale = variant and one.run.scale == run.scale
+            return variant, scale, one.record.hardware == hardware(), one.record.world == devices
 
-        def place(one: Measured) -> tuple[str, ...]:
-            return one.record.hardware, one.run.experiment, one.run.scale, one.run.variant
+        def place(one: Measured) -> tuple[str | int, ...]:
+            return one.record.hardware, one.record.world, one.run.experiment, one.run.scale, one.run.variant
 
         alike = self.of.get(kind(run), [])
         if not alike:
             return None
-        variant, scale, _ = nearest = max(map(nearness, alike))
+        variant, scale, _, world = nearest = max(map(nearness, alike))
         near = [one for one in alike if nearness(one) == nearest]
         newest = max(near, key=lambda one: one.record.finished)
         same = [one for one in near if place(one) == place(newest)]
         of = "" if variant else f"of the same network ({newest.run.experiment}, {newest.run.variant}) "
         at = "" if scale else f"at {newest.run.scale} scale "
-        return Estimate(median(one.seconds for one in same), len(same), f"{of}{at}on {newest.record.hardware}")
+        each = "" if world else f", on {counted(newest.record.world, 'device')} each"
+        where = f"{of}{at}on {newest.record.hardware}{each}"
+        return Estimate(median(one.seconds for one in same), len(same), where)
 
 
 @dataclass(frozen=True)
@@ -274,6 +283,7 @@ class Plan:
     groups: list[Group]
     lacking: list[str]
     shared: int = 0  # tasks that an earlier launch wants too, and has not ended
+    left_out: Sequence[tuple[Task, str]] = ()  # steps that cannot be done here, and why: in no group, and no task
 
     @cached_property
     def todo(self) -> list[Task]:
@@ -291,12 +301,17 @@ class Plan:
         return [group for group in self.groups if group.hours is None]
 
 
-def planned(asked: Asked, what: Chosen, records: Sequence[Record]) -> Plan:
+def planned(
+    asked: Asked, what: Chosen, records: Sequence[Record], tell: Callable[[str], None] = launches.complained
+) -> Plan:
     """What is finished, what is left, what that will need. Reads the data; UserError where they cannot be read."""
     from pipeline.reproduce import tasks_for
 
     tasks = tasks_for(what.runs)
     ended = {record.identity for record in records}
+    left_out = without_networks(tasks, ended)
+    hopeless = {task.identity for task, _ in left_out}
+    tasks = [task for task in tasks if task.identity not in hopeless]
     estimates = Estimates(records)
     members: dict[tuple[str, str, str], list[Task]] = {}
     for task in tasks:
@@ -304,9 +319,31 @@ def planned(asked: Asked, what: Chosen, records: Sequence[Record]) -> Plan:
     groups = [group_of(some, asked.devices, ended, estimates) for some in members.values()]
     tasks = [replace(task, device_batch=asked.device_batch) if task.together else task for task in tasks]
     here = [t for t in tasks if RunFolder(t.folder).result_file.is_file() or t.identity not in ended]
-    made = Plan(asked, here, groups, what.lacking)
-    earlier = {task.identity for launch in launches.unfinished() for task in launch.tasks}
+    made = Plan(asked, here, groups, what.lacking, left_out=left_out)
+    earlier = {task.identity for launch in launches.unfinished(tell) for task in launch.tasks}
     return replace(made, shared=sum(task.identity in earlier for task in made.todo))
+
+
+def without_networks(tasks: Sequence[Task], ended: Container[str]) -> list[tuple[Task, str]]:
+    """Steps that are not finished, of which a run has ended on another machine alone: its network is not here."""
+
+    def elsewhere(identity: str) -> bool:
+        return identity in ended and not RunFolder(runs_folder() / identity).result_file.is_file()
+
+    found = []
+    for task in tasks:
+        if (
+            not isinstance(task.run, Step)
+            or task.identity in ended
+            or RunFolder(task.folder).result_file.is_file()
+        ):
+            continue
+        members = zip(task.run.members, task.needs, strict=True)
+        lacking = [member.title for member, need in members if elsewhere(need)]
+        if lacking:
+            more = f" (and {len(lacking) - 1} more)" if len(lacking) > 1 else ""
+            found.append((task, f"needs {lacking[0]}, which has not been trained on this machine{more}"))
+    return found
 
 
 def group_of(tasks: Sequence[Task], devices: int, ended: set[str], estimates: Estimates) -> Group:
@@ -318,7 +355,8 @@ def group_of(tasks: Sequence[Task], devices: int, ended: set[str], estimates: Es
     data = run.members[0].recipe.data.name if isinstance(run, Step) else run.recipe.data.name
     if isinstance(run, Run):
         work -= sum(resumed) * run.recipe.train.batch_size
-    estimate = estimates.estimate(run) if left else Estimate(0.0, 0, "")
+    devices = devices if tasks[0].together else 1
+    estimate = estimates.estimate(run, devices) if left else Estimate(0.0, 0, "")
     return Group(
         experiment=run.experiment,
         scale=run.scale,
@@ -328,7 +366,7 @@ def group_of(tasks: Sequence[Task], devices: int, ended: set[str], estimates: Es
         runs=len(tasks),
         finished=len(tasks) - len(left),
         resumed=resumed,
-        devices=devices if tasks[0].together else 1,
+        devices=devices,
         images=work if isinstance(run, Run) else 0,
         hours=work * estimate.seconds / 3600 if estimate else None,
         shown_by=(estimate.runs, estimate.where) if estimate else (0, ""),
@@ -375,9 +413,10 @@ def summary(made: Plan) -> list[str]:
         time = (
             f"{'at least ' if made.unmeasured and made.hours else ''}{duration(made.hours * 3600)} of device time"
         )
-        time = time if made.hours else "how long is not measured yet"
+        unknown = bool(made.unmeasured) and not made.hours
+        time = "how long is not measured yet" if unknown else time
         cost = ""
-        if made.asked.price is not None and made.hours:
+        if made.asked.price is not None and not unknown:
             cost = f", which at {made.asked.price:g} an hour cost {made.asked.price * made.hours:,.2f}"
         said[0] += f": {images:,} images to train on, {time}{cost}"
     said[0] += "."
@@ -386,6 +425,7 @@ def summary(made: Plan) -> list[str]:
     said += rests_on(made.groups)
     if made.unmeasured and made.hours:
         said.append(f"Not measured yet: {', '.join(f'{g.experiment} {g.variant}' for g in made.unmeasured)}.")
+    said += [f"Left out: {task.title}, as it {why}." for task, why in made.left_out]
     if made.lacking:
         said.append(f"Left out, since they have no scale {made.asked.scale!r}: {', '.join(made.lacking)}.")
     budget = made.asked.max_device_hours
@@ -398,7 +438,7 @@ def rests_on(groups: Sequence[Group]) -> list[str]:
     """On which runs the estimates rest, a sentence for each kind of them."""
     kinds: dict[tuple[int, str], list[str]] = {}
     for group in groups:
-        if group.hours:
+        if group.hours is not None and group.shown_by[0]:
             kinds.setdefault(group.shown_by, []).append(group.variant)
     return [
         f"Estimated from {counted(runs, 'run')}{' each' * (len(variants) > 1)} {where}: {', '.join(variants)}."
@@ -409,7 +449,7 @@ def rests_on(groups: Sequence[Group]) -> list[str]:
 def budget_words(made: Plan, budget: float) -> str:
     """The estimate against --max-gpu-hours."""
     said = f"--max-gpu-hours {budget:g}: "
-    if not made.hours:
+    if made.unmeasured and not made.hours:
         return f"{said}nobody knows yet whether that is enough; at its end runs stop, resumable."
     share = made.hours / budget
     if share > 1:
@@ -483,6 +523,7 @@ def code_files(root: Path) -> list[Path]:
 
 def begin(made: Plan, code: Path) -> Launch:
     """Write the launch down. What was left earlier, cancelled or at a budget's end, is wanted again."""
+    leave_out(made)
     with unwritable_named(home()):
         for task in made.todo:
             folder = RunFolder(task.folder)
@@ -491,11 +532,18 @@ def begin(made: Plan, code: Path) -> Launch:
         return launches.new(made.asked.title, code, made.asked.terms, tuple(made.tasks))
 
 
+def leave_out(made: Plan) -> None:
+    """The folders of what cannot be done say why, as after `repro run`."""
+    with unwritable_named(home()):
+        for task, why in made.left_out:
+            launches.leave(task, "failed", why)
+
+
 def cancel(asked: Iterable[Launch], only: str | None, *, supervised: bool, training: Container[str]) -> list[Task]:
     """Ask the run `only` of these launches to stop, or all of them that have not ended; the tasks that were asked.
 
-    A supervisor answers such requests, and so does whatever trains; where there is neither, the runs are left as
-    cancelled here and now.
+    A supervisor answers such requests, and so does whatever trains; where there seems to be neither, the runs are
+    left as cancelled here and now, and asked all the same: a supervisor that was only silent stops them then.
     """
     found: dict[str, Task] = {}
     for launch in asked:
@@ -509,6 +557,7 @@ def cancel(asked: Iterable[Launch], only: str | None, *, supervised: bool, train
                     RunFolder(task.folder).ask("cancelled")
                 else:
                     launches.leave(task, "cancelled", "cancelled by repro cancel")
+                    RunFolder(task.folder).ask("cancelled")  # after: leaving takes the request away
         if not supervised and all(map(is_over, tasks)):
             launches.end(launch.id)
     return list(found.values())

@@ -50,7 +50,7 @@ class Evidence:
     scale: str
     data: str
     seeds: tuple[int, ...]
-    runs: tuple[str, ...]  # identities
+    runs: tuple[str, ...]  # identities; those of the networks that steps are made of come last
     run_ids: tuple[str, ...]  # MLflow's
     declarations: tuple[str, ...]
     manifests: tuple[str, ...]
@@ -60,6 +60,9 @@ class Evidence:
     hardware: tuple[str, ...]
     precision: tuple[str, ...]
     images: int  # test images counted in each run; 0 where none converged
+    world: tuple[int, ...] = ()  # devices that trained a run together
+    device_batch: tuple[int, ...] = ()  # images that batch normalisation saw at a time; 0: not known
+    members: tuple[str, ...] = ()  # of `runs`, those that are here only because a step is made of them
 
 
 @dataclass(frozen=True)
@@ -118,13 +121,13 @@ def judge(
     for scale, by_variant in grouped.items():
         records = comparable(claim, by_variant)
         speaks = scale == PAPER_SCALE or isinstance(claim, OrderingClaim)
+        verdict = judged_at(scale, claim, experiment, records) if records else None
         if speaks and (diverged := diverged_below(claim, experiment, by_variant)):
             verdict = cannot_judge(Reason.DID_NOT_CONVERGE, diverged)
+        elif speaks and not (verdict and verdict.reason is Reason.DID_NOT_CONVERGE):  # which is final
+            verdict = left_unfinished(claim, experiment, scale, by_variant, lefts or {}) or verdict
+        if verdict:
             judged.append(entry(verdict, evidence_of(scale, records) if records else None))
-        elif records:
-            judged.append(entry(judged_at(scale, claim, experiment, records), evidence_of(scale, records)))
-        elif speaks and (verdict_left := left_unfinished(claim, experiment, scale, by_variant, lefts or {})):
-            judged.append(entry(verdict_left))
     for one in judged:
         told = one.verdict.outcome is not Outcome.CANNOT_JUDGE
         if told or one.verdict.reason is Reason.DID_NOT_CONVERGE:  # which no smaller scale can gloss over
@@ -175,26 +178,53 @@ def diverged_below(claim: Trained, experiment: Experiment, by_variant: ByVariant
 def left_unfinished(
     claim: Trained, experiment: Experiment, scale: str, by_variant: ByVariant, lefts: Lefts
 ) -> Verdict | None:
-    """Why the runs that a claim misses at a scale were left, if that is known; a budget's end comes first."""
-    missing = {name for name in variants_of(claim) if name not in by_variant}
-    missing |= {
-        variant for name in missing & experiment.steps.keys() for variant in experiment.steps[name].consumes
-    }
-    missing -= by_variant.keys()
-    found = [
-        (left["why"], f"{variant} seed {seed}: {left['text']}")
+    """That a claim cannot be judged at a scale, where runs declared for it were left; a budget's end comes first.
+
+    Seeds are fixed beforehand: those that ended say nothing without those that were left.
+    """
+    here = {
+        (variant, seed): left
         for (of, at, variant, seed), left in sorted(lefts.items())
-        if (of, at) == (experiment.name, scale) and variant in missing
-    ]
+        if (of, at) == (experiment.name, scale)
+    }
+    missing = missed(claim, experiment, scale, by_variant) if here else set()
+    found: dict[tuple[bool, str, str], list[int]] = {}  # (not a budget's end, variant, why) -> seeds
+    for (variant, seed), left in here.items():
+        if (variant, seed) in missing:
+            why, text = left["why"], left["text"]
+            other = why != Reason.OVER_BUDGET
+            said = f"{text} ({why})" if other and why not in text else text
+            found.setdefault((other, variant, said), []).append(seed)
     if not found:
         return None
-    over = [text for why, text in found if why == Reason.OVER_BUDGET]
-    texts = over or [text if why in text else f"{text} ({why})" for why, text in found]
-    more = f" (and {len(texts) - 1} more)" if len(texts) > 1 else ""
-    reason = Reason.OVER_BUDGET if over else Reason.NOT_RUN
+    texts = [
+        f"{variant} seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}: {said}"
+        for (_, variant, said), seeds in sorted(found.items())
+    ]
     return cannot_judge(
-        reason, f"runs were left unfinished: {texts[0]}{more}; to go on: {command(experiment, scale)}"
+        Reason.NOT_RUN if min(found)[0] else Reason.OVER_BUDGET,
+        f"every seed counts, and runs were left unfinished: {'; '.join(texts)};"
+        f" to go on: {command(experiment, scale)}",
     )
+
+
+def missed(claim: Trained, experiment: Experiment, scale: str, by_variant: ByVariant) -> set[tuple[str, int]]:
+    """Variant, or step, and seed of what is declared for a claim at a scale and has no record.
+
+    Of a step that has none, the runs that it consumes too.
+    """
+    there = {(name, row.seed) for name, rows in by_variant.items() for row in rows}
+    found: set[tuple[str, int]] = set()
+    for name in variants_of(claim):
+        if name in experiment.variants:
+            found |= {(name, seed) for seed in experiment.seeds_of(name, scale)}
+            continue
+        needed = experiment.step(name, scale).consumes
+        runs = {one: runs_with(experiment, scale, one, experiment.seeds_of(one, scale)) for one in needed}
+        for step in steps_with(experiment, name, scale, runs):
+            if (name, step.seed) not in there:
+                found |= {(name, step.seed), *((member.variant, member.seed) for member in step.members)}
+    return found - there
 
 
 def said_by(metric: str, experiment: Experiment) -> Printed | None:
@@ -226,11 +256,26 @@ def judged_at(scale: str, claim: Trained, experiment: Experiment, records: ByVar
                 return cannot_judge(Reason.NOT_RUN, why)
     verdict = compare(claim, records)
     if is_number and material:
-        return departing(verdict, material)
-    if full and not material:
-        return verdict
-    where = f"at {scale} scale on {first.data}" if not full else "with a recipe that departs from the paper's"
-    return as_trend(verdict, where)
+        verdict = departing(verdict, material)
+    elif not full or material:
+        what = f"at {scale} scale on {first.data}" if not full else "with a recipe that departs from the paper's"
+        verdict = as_trend(verdict, what)
+    return replace(verdict, sentence=verdict.sentence + pooled(records))
+
+
+def pooled(records: ByVariant) -> str:
+    """A sentence to add for variants whose runs were split differently over devices; "" where there are none.
+
+    Batch normalisation averages over the images that a device sees at a time: their number is part of a recipe.
+    """
+    found = []
+    for variant, rows in records.items():
+        sizes = sorted({row.device_batch for row in rows if row.device_batch})
+        if len(sizes) > 1:
+            found.append(f"{variant} ({', '.join(map(str, sizes))} images)")
+    if not found:
+        return ""
+    return f" Counted together are runs whose batch normalisation saw different batches: {'; '.join(found)}."
 
 
 def departing(verdict: Verdict, departures: Sequence[Departure]) -> Verdict:
@@ -376,14 +421,16 @@ def evidence_of(scale: str, records: ByVariant) -> Evidence:
     """Where a verdict's numbers come from."""
     rows = [record for rows in records.values() for record in rows]
 
-    def each(field: str) -> tuple[str, ...]:
+    def each(field: str) -> tuple[Any, ...]:
         return tuple(dict.fromkeys(getattr(record, field) for record in rows))
 
+    own = each("identity")
+    members = tuple(one for one in dict.fromkeys(one for row in rows for one in row.members) if one not in own)
     return Evidence(
         scale=scale,
         data=rows[0].data,
         seeds=tuple(sorted({record.seed for record in rows})),
-        runs=each("identity"),
+        runs=own + members,
         run_ids=each("run_id"),
         declarations=each("declaration"),
         manifests=each("manifest"),
@@ -393,4 +440,7 @@ def evidence_of(scale: str, records: ByVariant) -> Evidence:
         hardware=each("hardware"),
         precision=each("precision"),
         images=int(max(record.metrics.get("test/images", 0) for record in rows)),
+        world=each("world"),
+        device_batch=each("device_batch"),
+        members=members,
     )

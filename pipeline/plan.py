@@ -180,7 +180,7 @@ def steps_with(experiment: Experiment, name: str, scale: str, runs: Mapping[str,
     """As many steps `name` as `runs`, by variant, give: each of them consumes others, in their order."""
     step = experiment.step(name, scale)
     needed = step.consumes
-    first = next(iter(needed))
+    first = min(needed)  # whatever the order in which they are written
     result = []
     for number in range(min(len(runs[variant]) // count for variant, count in needed.items())):
         members = {v: runs[v][number * count : (number + 1) * count] for v, count in needed.items()}

@@ -48,6 +48,7 @@ class Record:
     run_id: str = ""  # MLflow's, once tracked
     world: int = 1  # devices that trained it together, in its last session
     device_batch: int = 0  # images that batch normalisation saw at a time; 0: unknown, of an older record
+    members: tuple[str, ...] = ()  # identities of the runs that a step looked at
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
@@ -57,7 +58,8 @@ class Record:
     def from_dict(cls, raw: Mapping[str, Any]) -> "Record":
         """From `to_dict`'s; keys of a later version are left aside."""
         known = {field.name for field in fields(cls)}
-        return cls(**{key: value for key, value in raw.items() if key in known})
+        kept = {key: value for key, value in raw.items() if key in known}
+        return cls(**kept | {"members": tuple(kept.get("members", ()))})  # JSON has lists only
 
 
 def describe(run: Run, identity: str, manifest: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,14 +1,14 @@
 """The main job: from an experiment to its verdicts. What is finished is not trained again."""
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.experiment import Experiment, TransferStep, load, names
 from pipeline.home import data_folder, report_folder, runs_folder
-from pipeline.ledger import Entry, Lefts, counted, ledger
+from pipeline.ledger import Entry, Lefts, counted, declarations, ledger
 from pipeline.mistakes import UserError
 from pipeline.plan import Run, Step, code_hash, identity, step_code
 from pipeline.record import Record
@@ -194,15 +194,16 @@ def judged(
     """The ledger of several experiments; without `left`, what is known here of runs left unfinished is told."""
     from pipeline.analyse import measure
 
-    known_left = lefts() if left is None else left
+    known_left = lefts(experiments) if left is None else left
     return [entry for one in experiments for entry in ledger(one, records, measure, scales, known_left)]
 
 
-def lefts() -> dict[tuple[str, str, str, int], dict[str, str]]:
+def lefts(experiments: Sequence[Experiment]) -> dict[tuple[str, str, str, int], dict[str, str]]:
     """Why runs in this machine's or the cluster's folder were left unfinished: the latest word on each.
 
-    Of what --set changed nothing is told, as it counts for no claim.
+    Of what --set changed nothing is told, as it counts for no claim; nor of what is now declared otherwise.
     """
+    declared = {experiment.name: experiment for experiment in experiments}
     found = {}
     for path in sorted(runs_folder().glob("*/left.json"), key=lambda path: path.stat().st_mtime):
         folder = RunFolder(path.parent)
@@ -210,9 +211,18 @@ def lefts() -> dict[tuple[str, str, str, int], dict[str, str]]:
         if not left or folder.result_file.is_file() or not (path.parent / "run.json").is_file():
             continue
         run = folder.description()
-        if not run["changes"]:
+        experiment = declared.get(run["experiment"])
+        if experiment and not run["changes"] and is_declared(experiment, run):
             found[run["experiment"], run["scale"], run["variant"], run["seed"]] = left
     return found
+
+
+def is_declared(experiment: Experiment, run: Mapping[str, Any]) -> bool:
+    """Whether what a folder describes is, recipe and all, what is declared now."""
+    scale, name = run["scale"], run["variant"]
+    if scale not in experiment.scales or not (name in experiment.variants or name in experiment.steps):
+        return False
+    return run.get("declaration") in declarations(experiment, scale, name, {run["seed"]})
 
 
 def all_experiments() -> list[Experiment]:

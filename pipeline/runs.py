@@ -20,6 +20,7 @@ import re
 import shutil
 import socket
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -93,22 +94,28 @@ class RunFolder:
     def ask(self, why: str) -> None:
         """Ask whatever trains it to stop at its next step, resumable."""
         self.path.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.path / "stop", why)
+        write_atomically(self.path / "stop", f"{why} {time.time():.3f}")
 
     def asked(self) -> str:
         """Why it should stop, "" if nobody asked."""
-        try:
-            return (self.path / "stop").read_text(encoding="utf-8") or "asked to"
-        except OSError:
-            return ""
+        return self.asked_when()[0]
 
-    def leave(self, why: Left, text: str) -> None:
-        """Say why it is not finished, and answer whoever asked."""
-        write_atomically(self.path / "left.json", json.dumps({"why": why, "text": text}))
+    def asked_when(self) -> tuple[str, float]:
+        """Why it should stop, and when that was asked (seconds of the epoch)."""
+        try:
+            why, when = (self.path / "stop").read_text(encoding="utf-8").rsplit(" ", 1)
+            return why, float(when)
+        except (OSError, ValueError):
+            return "", 0.0
+
+    def leave(self, why: Left, text: str, asked: float | None = None) -> None:
+        """Say why it is not finished, and answer whoever asked, at what time."""
+        when = asked or self.asked_when()[1] or time.time()
+        write_atomically(self.path / "left.json", json.dumps({"why": why, "text": text, "asked": when}))
         (self.path / "stop").unlink(missing_ok=True)
 
-    def left(self) -> dict[str, str]:
-        """{"why", "text"} of a run that was left unfinished, or {}."""
+    def left(self) -> dict[str, Any]:
+        """{"why", "text", "asked"} of a run that was left unfinished, or {}."""
         try:
             return json.loads((self.path / "left.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):

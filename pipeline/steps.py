@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -72,7 +73,7 @@ def run_step(
     bench = Bench(step, images, other, folder.judged(identity), Ways(readers, cache, warn, stop))
     try:
         bench.load(members)
-        metrics, ended, content = DO[step.step.kind](bench)
+        done = DO[step.step.kind](bench)
     except Stopped:
         return None
     except ValueError as error:  # networks, images and protocols that do not fit
@@ -85,8 +86,8 @@ def run_step(
         scale=step.scale,
         variant=step.variant,
         seed=step.seed,
-        status="finished",
-        ended=ended,
+        status=done.status,
+        ended=done.ended,
         changes=step.changes,
         declaration=step.declaration,
         manifest=manifest.sha256[:16],
@@ -94,7 +95,7 @@ def run_step(
         lock=lock_hash(),
         commit=commit(),
         data=manifest.name,
-        metrics=metrics,
+        metrics=done.metrics,
         precision="bf16" if bench.bf16 else "fp32",
         compiled=False,
         threads=threads,
@@ -102,10 +103,11 @@ def run_step(
         libraries=libraries(),
         seconds=bench.before + time.monotonic() - began,
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        members=tuple(bench.identities),
     )
-    if content is not None:
+    if done.content is not None:
         with full_disk_named(folder.path):
-            write_atomically(folder.path / COMPRESSED, content)
+            write_atomically(folder.path / COMPRESSED, done.content)
     folder.finish(record, None)
     return record
 
@@ -124,6 +126,7 @@ class Bench:
     )
     networks: list[nn.Module] = field(default_factory=list)  # one a member
     supplies: list[Small | Photographs] = field(default_factory=list)
+    identities: list[str] = field(default_factory=list)  # the members'
     before: float = 0.0  # seconds that what is kept of an interrupted attempt took
 
     @property
@@ -139,7 +142,7 @@ class Bench:
         manifest = manifest_of(self.images)
         made: dict[str, Small | Photographs] = {}
         for run, folder in zip(self.step.members, members, strict=True):
-            require(run, folder, manifest)
+            self.identities.append(require(run, folder, manifest).identity)
             data = run.recipe.data
             key = data.model_dump_json()
             if key not in made:
@@ -218,7 +221,15 @@ class Average(nn.Module):
 
 # --- the kinds ---------------------------------------------------------------------------------------------
 
-Done = tuple[Metrics, str, bytes | None]  # what was measured, what was done in words, and a file to keep
+
+@dataclass(frozen=True)
+class Done:
+    """What came of a step."""
+
+    metrics: Metrics
+    ended: str  # what was done, in words
+    content: bytes | None = None  # of a file to keep
+    status: Literal["finished", "not converged"] = "finished"
 
 
 def judge_together(bench: Bench) -> Done:
@@ -228,7 +239,7 @@ def judge_together(bench: Bench) -> Done:
     metrics = bench.errors(bench.networks, protocols=step.test)
     count = len(bench.networks)
     ended = f"{count} networks averaged" if count > 1 else f"judged by {len(step.test)} more protocols"
-    return metrics, ended, None
+    return Done(metrics, ended)
 
 
 def compress_one(bench: Bench) -> Done:
@@ -244,7 +255,7 @@ def compress_one(bench: Bench) -> Done:
     network.load_state_dict(decompress(content))
     metrics |= bench.errors([network]) | {f"compressed/{name}": value for name, value in sizes(content).items()}
     ratio = metrics["compressed/original_bytes"] / metrics["compressed/bytes"]
-    return metrics | {"compressed/ratio": ratio}, f"compressed {ratio:.1f} times", content
+    return Done(metrics | {"compressed/ratio": ratio}, f"compressed {ratio:.1f} times", content)
 
 
 def transfer_one(bench: Bench) -> Done:
@@ -268,8 +279,8 @@ def transfer_one(bench: Bench) -> Done:
             seen[part] = features, samples.labels
         else:
             raise UserError(f"{step.data} is not of the kind that {bench.step.members[0].variant} learnt from")
-    metrics, ended = classify(seen["train"], seen["test"], c=step.c, stop=bench.ways.stop)
-    return metrics, ended, None
+    metrics, ended, converged = classify(seen["train"], seen["test"], c=step.c, stop=bench.ways.stop)
+    return Done(metrics, ended, status="finished" if converged else "not converged")
 
 
 def require_same_kind(step: TransferStep, first: Small, other: ImageSet) -> None:
@@ -291,8 +302,8 @@ DO: dict[str, Callable[[Bench], Done]] = {
 # --- what is consumed --------------------------------------------------------------------------------------
 
 
-def require(run: Run, folder: RunFolder, manifest: Manifest) -> None:
-    """UserError unless the run has ended well, on these images."""
+def require(run: Run, folder: RunFolder, manifest: Manifest) -> Record:
+    """The run's record; UserError unless it has ended well, on these images."""
     record = folder.result()
     if record is None:
         raise UserError(f"it needs {run.title}, which has not ended on this machine; start the same command again")
@@ -300,6 +311,7 @@ def require(run: Run, folder: RunFolder, manifest: Manifest) -> None:
         raise UserError(f"it needs {run.title}, which did not converge: {record.ended}")
     if record.manifest != manifest.sha256[:16]:
         raise UserError(f"{manifest.name}: the images changed since {run.title} learnt from them; start it again")
+    return record
 
 
 def network_of(run: Run, folder: RunFolder, manifest: Manifest) -> nn.Module:

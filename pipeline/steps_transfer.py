@@ -96,10 +96,11 @@ def features_of_pictures(
 
 def classify(
     train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], *, c: float, stop: Callable[[], bool] = never
-) -> tuple[dict[str, float], str]:
-    """Metrics of a soft-max learnt of (features, labels), on others; and what was done, in words.
+) -> tuple[dict[str, float], str, bool]:
+    """Metrics of a soft-max learnt of (features, labels), on others; what was done, in words; whether it converged.
 
     Beside the errors the mean over the classes of each class's error, which is what papers print of Caltech-101.
+    One that did not converge has no errors, as a network that did not has none.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -109,8 +110,12 @@ def classify(
     go_on(stop)
     learner = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=ITERATIONS))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # told by the count of iterations
-        learner.fit(train[0].double().numpy(), train[1].numpy())
+        warnings.simplefilter("error", ConvergenceWarning)  # at the limit, or where L-BFGS finds no way on
+        try:
+            learner.fit(train[0].double().numpy(), train[1].numpy())
+        except ConvergenceWarning as warning:
+            reason = str(warning).splitlines()[0].rstrip(":.")
+            return {}, f"the classifier on {train[0].shape[1]} features did not converge: {reason}", False
     iterations = int(np.max(learner[-1].n_iter_))
     known = torch.from_numpy(learner.classes_)
     classes = int(max(train[1].max(), test[1].max())) + 1
@@ -124,5 +129,4 @@ def classify(
     by_class = [wrong[labels == label].mean() for label in labels.unique()]
     metrics = errors.metrics("test") | {"test/mean_class_error_pct": float(100 * torch.stack(by_class).mean())}
     metrics |= {"features": float(train[0].shape[1]), "iterations": float(iterations)}
-    halted = " (stopped there, not converged)" if iterations >= ITERATIONS else ""
-    return metrics, f"{iterations} iterations on {train[0].shape[1]} features{halted}"
+    return metrics, f"{iterations} iterations on {train[0].shape[1]} features", True

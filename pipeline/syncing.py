@@ -9,6 +9,7 @@ from pipeline.home import runs_folder
 from pipeline.mistakes import UserError
 from pipeline.record import Record
 from pipeline.runs import RunFolder
+from pipeline.tracked import shown
 from pipeline.tracking import Tracker, TrackingError, record_of
 
 SYNC_SECONDS = 5.0
@@ -84,7 +85,7 @@ class Syncing:
             try:
                 self._sync(self._over.is_set)
             except Exception as error:  # noqa: BLE001 - whatever it is, training goes on and tracking tries again
-                self.trouble = f"tracking failed: {type(error).__name__}: {error}"
+                self.trouble = shown(f"tracking failed: {type(error).__name__}: {error}")
 
 
 def present(folders: Sequence[RunFolder]) -> list[RunFolder]:
@@ -119,7 +120,8 @@ def send(
         except TrackingError:
             raise
         except (UserError, OSError) as error:
-            wrong.append(str(error) if isinstance(error, UserError) else f"{folder.path} is not tracked: {error}")
+            said = str(error) if isinstance(error, UserError) else f"{folder.path} is not tracked: {error}"
+            wrong.append(shown(said))
     return done, wrong
 
 

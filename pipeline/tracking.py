@@ -253,6 +253,7 @@ class Tracker:
         ]
         about = {"commit": record.commit, "code": record.code, "lock": record.lock, "hardware": record.hardware}
         about |= {"precision": record.precision, "threads": str(record.threads), "ended": record.ended}
+        about |= {"world": str(record.world), "device_batch": str(record.device_batch)}  # 0: not known
         about |= {f"library.{name}": version for name, version in record.libraries.items()}
         tags = [RunTag(f"repro.{key}", value[:5000]) for key, value in about.items()]
         tags.append(RunTag(RECORD, json.dumps(record.to_dict())))

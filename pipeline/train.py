@@ -140,7 +140,7 @@ def train(
         variant=run.variant,
         seed=run.seed,
         status=status,  # type: ignore[arg-type]
-        ended=ended,
+        ended=ended + conductor.changed(),
         changes=dict(run.changes),
         declaration=run.declaration,
         manifest=manifest.sha256[:16],
@@ -245,6 +245,10 @@ class Conductor(pl.Callback):
         self.started = self.last_beat = self.last_checkpoint = time.monotonic()
         self.between_checkpoints = checkpoint_seconds()
         self.beat_step = -1
+        # How updates were made, where it changed from session to session: images that batch normalisation saw at
+        # a time, and devices.
+        self.device_batches: list[int] = []
+        self.worlds: list[int] = []
 
     def seconds(self) -> float:
         """Seconds of training so far, over all sessions."""
@@ -252,11 +256,27 @@ class Conductor(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """For the checkpoint."""
-        return {"seconds": self.seconds()}
+        return {"seconds": self.seconds(), "device_batches": self.device_batches, "worlds": self.worlds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """From the checkpoint."""
         self.spent = state_dict["seconds"]
+        self.device_batches = list(state_dict.get("device_batches", []))  # older checkpoints do not say
+        self.worlds = list(state_dict.get("worlds", []))
+
+    def note(self, parts: int) -> None:
+        """How this session makes its updates, if that is not how the last one did."""
+        world = self.group.world
+        device_batch = self.job.recipe.batch_size // (parts * world)
+        for used, now in ((self.device_batches, device_batch), (self.worlds, world)):
+            if used[-1:] != [now]:
+                used.append(now)
+
+    def changed(self) -> str:
+        """Device batches and numbers of devices in their order, where there was more than one; else ""."""
+        used = {"device batches": self.device_batches, "devices": self.worlds}
+        several = {name: values for name, values in used.items() if len(values) > 1}
+        return "".join(f"; {name} {', '.join(map(str, values))}" for name, values in several.items())
 
     def on_load_checkpoint(self, trainer: Any, module: Any, checkpoint: dict[str, Any]) -> None:
         """Lightning counts batches, and in an earlier session another number of them may have made an update."""
@@ -265,6 +285,7 @@ class Conductor(pl.Callback):
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Batch, batch_idx: int) -> None:
         """Every random draw of an update depends on (seed, step) alone; or, of its images, on their group too."""
         seed, parts, world = self.job.seed, module.parts, self.group.world
+        self.note(parts)
         if parts * world == 1:
             torch.manual_seed(key(seed, "update", batch.step))
         else:

@@ -89,6 +89,8 @@ def section(experiment: Experiment, scale: str, records: Sequence[Record], figur
     entries = judged_by_these(experiment, records, scale)
     protocols = {p for r in records for p in experiment.protocols(r.variant, scale, r.changes)[:1]}
     shown = f", {', '.join(sorted(protocols))}" if protocols else ""
+    runs = [record for record in records if record.variant in experiment.variants]
+    steps = [record for record in records if record.variant in experiment.steps]
     images = max(record.metrics.get("test/images", 0) for record in records)
     lines = [
         f"## {experiment.name} at {scale} scale\n",
@@ -97,13 +99,11 @@ def section(experiment: Experiment, scale: str, records: Sequence[Record], figur
         f"- Data: {records[0].data}, manifest {each(records, 'manifest', 16)}; "
         f"{images:,.0f} test images counted in each run{shown}",
         *recipes(experiment, scale, records),
-        f"- Seeds: {', '.join(map(str, sorted({r.seed for r in records})))}; "
-        f"{len(records)} runs, {fmean(r.seconds for r in records):,.0f} s each in the mean",
+        f"- Seeds: {seeds_line(runs, steps)}",
         f"- Hardware: {each(records, 'hardware')}; "
         f"torch {', '.join(dict.fromkeys(r.libraries['torch'] for r in records))}, "
         f"{'/'.join(dict.fromkeys(str(r.threads) for r in records))} thread a run",
-        f"- Commit: {', '.join(dict.fromkeys(short(r.commit) for r in records))}; lock {each(records, 'lock')}; "
-        f"code {each(records, 'code')}",
+        f"- Commit: {commit_line(runs, steps)}",
     ]
     if scale == PAPER_SCALE:
         lines += [f"- Departure: {item.what} {item.why}" for item in experiment.departures]
@@ -112,6 +112,27 @@ def section(experiment: Experiment, scale: str, records: Sequence[Record], figur
         lines += [f"![training and test error over the updates]({figure})", ""]
     lines += [f"Verdicts that rest on these runs: {counts(entries)}.", "", table(entries), ""]
     return "\n".join(lines)
+
+
+def seeds_line(runs: Sequence[Record], steps: Sequence[Record]) -> str:
+    """The seeds of the runs, how many these are, how long they took; and how many steps there are beside them."""
+    said = [f"{len(steps)} steps"] if steps else []
+    if not runs:
+        return said[0]
+    seeds = ", ".join(map(str, sorted({run.seed for run in runs})))
+    each_took = f"{len(runs)} runs, {fmean(run.seconds for run in runs):,.0f} s each in the mean"
+    return f"{seeds}; {' and '.join([each_took, *said])}"
+
+
+def commit_line(runs: Sequence[Record], steps: Sequence[Record]) -> str:
+    """Commits, locks and code hashes of the runs, and then those of the steps."""
+
+    def told(records: Sequence[Record]) -> str:
+        commits = ", ".join(dict.fromkeys(short(record.commit) for record in records))
+        return f"{commits}; lock {each(records, 'lock')}; code {each(records, 'code')}"
+
+    parts = [told(runs)] if runs else []
+    return "; ".join([*parts, f"of the steps {told(steps)}"] if steps else parts)
 
 
 def recipes(experiment: Experiment, scale: str, records: Sequence[Record]) -> list[str]:

@@ -11,9 +11,9 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -143,6 +143,7 @@ class Status:
     launches: list[Summary]  # unfinished ones, then the newest of the others
     earlier: int  # launches not listed
     runs: list[Seen]  # of the unfinished launches
+    damaged: list[str] = field(default_factory=list)  # launches whose files cannot be read, a sentence each
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
@@ -164,25 +165,43 @@ class Reader:
     def __init__(self) -> None:
         self._outlines: dict[str, Outline] = {}
         self._ended: dict[str, tuple[State, str]] = {}  # identity -> what its result says
+        self.damaged: dict[str, str] = {}  # launch -> why its file cannot be read, of those looked at last
 
     def names(self) -> list[str]:
         """Ids of all launches, first come first."""
         return sorted(path.stem for path in launches.folder().glob("*.json"))
 
     def outline(self, name: str) -> Outline:
-        """A launch by its id."""
+        """A launch by its id; UserError for one whose file cannot be read."""
         if name not in self._outlines:
             path = launches.folder() / f"{name}.json"
-            raw = json.loads(path.read_text(encoding="utf-8"))
-            runs = tuple(wanted(task) for task in raw["tasks"])
-            self._outlines[name] = Outline(
-                raw["id"], raw["words"], raw["by"], raw["created"], raw["code"], raw["terms"], runs
-            )
+            with launches.readable(path):
+                raw = json.loads(path.read_text(encoding="utf-8"))
+                runs = tuple(wanted(task) for task in raw["tasks"])
+                datetime.fromisoformat(raw["created"])
+                terms = {"devices": raw["terms"]["devices"], **raw["terms"]}
+                self._outlines[name] = Outline(
+                    raw["id"], raw["words"], raw["by"], raw["created"], raw["code"], terms, runs
+                )
         return self._outlines[name]
 
+    def outlines(self, names: Iterable[str]) -> list[Outline]:
+        """Those of these launches that can be read; `damaged` says which cannot, and why."""
+        found, self.damaged = [], {}
+        for name in names:
+            try:
+                found.append(self.outline(name))
+            except UserError as error:
+                self.damaged[name] = str(error)
+        return found
+
+    def all(self) -> list[Outline]:
+        """All launches that can be read."""
+        return self.outlines(self.names())
+
     def open(self) -> list[Outline]:
-        """The launches that are not over."""
-        return [self.outline(name) for name in self.names() if not launches.is_over(name)]
+        """Those of them that are not over."""
+        return self.outlines(name for name in self.names() if not launches.is_over(name))
 
     def status(self) -> Status:
         """Everything, as it is now."""
@@ -196,9 +215,11 @@ class Reader:
         names = self.names()
         over = [name for name in names if launches.is_over(name)]
         unfinished = [name for name in names if name not in set(over)]
+        newest = over[-ENDED_SHOWN:]
+        readable = {one.id for one in self.outlines([*unfinished, *newest])}
         seen: dict[str, Seen] = {}
-        summaries = [self._summary(name, said, seen, now, alive=alive) for name in unfinished]
-        ended = [self._summary(name, said, {}, now, alive=alive) for name in over[-ENDED_SHOWN:]]
+        summaries = [self._summary(n, said, seen, now, alive=alive) for n in unfinished if n in readable]
+        ended = [self._summary(n, said, {}, now, alive=alive) for n in newest if n in readable]
         return Status(
             time=now,
             home=str(home()),
@@ -209,8 +230,9 @@ class Reader:
             devices=dict(said.get("devices") or {}) if alive else {},
             trouble=str(said.get("trouble") or "") if alive else "",
             launches=summaries + ended,
-            earlier=len(over) - len(ended),
+            earlier=len(over) - len(newest),
             runs=list(seen.values()),
+            damaged=list(self.damaged.values()),
         )
 
     def _summary(
@@ -278,7 +300,7 @@ class Reader:
                 why=why,
             )
         if left:
-            return replace(seen, state=left["why"], why=left["text"])  # type: ignore[arg-type]
+            return replace(seen, state=left["why"], why=left["text"])
         if said.get("state") in ("failed", "cancelled", "over-budget"):  # its folder will say so in a moment
             return replace(seen, state=said["state"])
         if "stop" in files:
@@ -371,6 +393,8 @@ def head(status: Status) -> Iterator[tuple[str, str]]:
         yield f"The cluster on this machine has nothing to do{f'; its pages: {status.dashboard}'}", ""
     if status.trouble:
         yield f"Trouble: {status.trouble}", "yellow"
+    for why in status.damaged:
+        yield f"Left out: {why}", "yellow"
 
 
 def launch_lines(one: Summary, now: float) -> Iterator[RenderableType]:
@@ -448,11 +472,11 @@ def more(runs: Sequence[Seen]) -> Iterator[Text]:
 def hints(status: Status) -> Iterator[str]:
     """What to do next."""
     states = Counter(run.state for run in status.runs)
-    if not status.launches:
+    if not status.launches and not status.damaged:
         yield "Nothing was launched yet; start with: repro launch EXPERIMENT --dry-run"
     elif not status.alive and any(not one.over for one in status.launches):
         yield "To go on where it stopped: repro resume"
-    elif all(one.over for one in status.launches):
+    elif status.launches and all(one.over for one in status.launches):
         yield "All launches have ended; the verdicts: repro verify EXPERIMENT"
     if states["failed"] or any(one.counts.get("failed") for one in status.launches):
         yield "What happened to a run: repro logs RUN, as in: repro logs resnet-20/0"

@@ -93,7 +93,9 @@ def where(entry: Entry) -> str:
         return ""
     evidence = entry.evidence
     commits = ", ".join(short(commit) for commit in evidence.commits)
-    return f"{evidence.scale} on {evidence.data}, {len(evidence.runs)} runs, commit {commits}"
+    below = f" (made of {len(evidence.members)} more)" if evidence.members else ""
+    runs = f"{len(evidence.runs) - len(evidence.members)} runs{below}"
+    return f"{evidence.scale} on {evidence.data}, {runs}, commit {commits}"
 
 
 def short(commit: str) -> str:

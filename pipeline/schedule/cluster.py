@@ -41,10 +41,12 @@ LOOK = 0.25  # between looks at whether a run was asked to stop
 LOOKED_AT = 200  # waiting runs a turn that are looked at for a cancellation
 IDLE_WORKER, IDLE_SUPERVISOR = 60.0, 120.0  # seconds until what has nothing to do ends
 STRIKES = 3  # deaths in a row, without a new checkpoint between, after which a run has failed
-CANCELLED = "cancelled by repro cancel"
+CANCELLED, LEAVING = "cancelled by repro cancel", "its machine is about to end"
+LOST, NODE_DIED = "its machine was lost", "node has died"  # ours, and within Ray's words for it
+HEAD = {"node:__internal_head__": 0.001}
 GROUP_SECONDS = 4 * 3600  # a rank may wait so long for another: the first computes what all need of the data
 
-Said = tuple[str, str]  # how an attempt ended ("ended", "stopped", "failed", "died"), and why
+Said = tuple[str, str, float]  # how an attempt ended ("ended", "stopped", "failed", "died"), why, asked when
 
 
 class Asked:
@@ -52,11 +54,15 @@ class Asked:
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder, self.looked, self.answer = folder, -LOOK, False
+        self.why, self.when = "", 0.0  # of the request that was heard; "": the machine is about to end
 
     def __call__(self) -> bool:
         now = time.monotonic()
         if now - self.looked >= LOOK:
-            self.looked, self.answer = now, bool(self.folder.asked()) or node.leaving()
+            self.looked = now
+            if not self.answer:
+                self.why, self.when = self.folder.asked_when()
+                self.answer = bool(self.why) or node.leaving()
         return self.answer
 
 
@@ -73,11 +79,12 @@ def attempt(raw: dict[str, Any], *, first: bool = True) -> Said:
         if first and text:
             folder.log(text)
 
+    asked = Asked(folder)
+    if node.leaving():
+        return "stopped", "", 0.0
     with node.training_here():
-        record = carry_out(
-            task, threads=threads, readers=reader_count(devices_here()), stop=Asked(folder), say=say
-        )
-    return ("ended", "") if record else ("stopped", folder.asked())
+        record = carry_out(task, threads=threads, readers=reader_count(devices_here()), stop=asked, say=say)
+    return ("ended", "", 0.0) if record else ("stopped", asked.why, asked.when)
 
 
 def devices_here() -> int:
@@ -97,10 +104,10 @@ class Runner:
         try:
             return attempt(raw)
         except UserError as error:
-            return "failed", str(error)
+            return "failed", str(error), 0.0
         except Exception as error:  # noqa: BLE001 - whatever it is, the user sees it and the other runs go on
             folder.log(traceback.format_exc())
-            return "failed", f"{type(error).__name__}: {error}"
+            return "failed", f"{type(error).__name__}: {error}", 0.0
 
 
 def nothing(*_: object) -> None:
@@ -143,12 +150,12 @@ def fit(raw: dict[str, Any], world: int, gpu: bool) -> Said:
     except Exception as error:  # noqa: BLE001 - a rank's death comes as one of many errors
         left = folder.left()
         if left.get("why") == "failed":
-            return "failed", left["text"]
-        return "died", reason(error)
+            return "failed", left["text"], 0.0
+        return "died", reason(error), 0.0
     finally:
         shutil.rmtree(place / name, ignore_errors=True)
         (place / f"{name}.meeting").unlink(missing_ok=True)
-    return ("ended", "") if folder.result() else ("stopped", folder.asked())
+    return ("ended", "", 0.0) if folder.result() else ("stopped", *folder.asked_when())
 
 
 train_together = ray.remote(num_cpus=0, max_retries=0)(fit)
@@ -189,6 +196,8 @@ def alone() -> bool:
 def reason(error: BaseException) -> str:
     """Why an attempt died, in a line: of a group's ranks, the first that says more than that another is gone."""
     failures = getattr(error, "worker_failures", None) or {}
+    if any(NODE_DIED in str(one) for one in failures.values()):
+        return LOST
     texts = [f"rank {number}: {last_line(one)}" for number, one in sorted(failures.items())]
     return "; ".join(texts[:2]) or last_line(error)
 
@@ -207,7 +216,9 @@ class Attempt:
     launch: Launch
     began: str  # UTC, ISO 8601
     step: int  # of the checkpoint it began from
+    gpu: bool
     runner: Any = None  # the process, if one alone trains it
+    reused: bool = False  # whether that process had trained before
 
 
 @dataclass
@@ -229,7 +240,6 @@ class Idle:
     since: float = field(default_factory=time.monotonic)
 
 
-@ray.remote(num_cpus=0, max_concurrency=8)
 class Supervisor:
     """Admits runs, starts them, tries them again, and writes down what becomes of them."""
 
@@ -245,11 +255,14 @@ class Supervisor:
         self.open: dict[str, Launch] = {}  # and looked at, but not over
         self.look: deque[str] = deque()  # waiting runs, to be looked at for a cancellation
         self.heard: deque[tuple[str, str, str]] = deque()  # of the queue, and not yet written down
-        self.trouble = ""
+        self.troubles: list[str] = []
         self.busy = self.written = self.saved = time.monotonic()
         self.syncing = Syncing()
+        self.had_gpu = False
+        shutil.rmtree(node.folder() / "train", ignore_errors=True)  # of groups that were killed
         if ray.get_runtime_context().was_current_actor_reconstructed:
-            self.waiting += [one.id for one in launches.unfinished()]
+            names = sorted(path.stem for path in launches.folder().glob("*.json"))
+            self.waiting += [name for name in names if not launches.is_over(name)]
         threading.Thread(target=self._live, name="supervisor", daemon=True).start()
 
     # What others ask
@@ -263,27 +276,34 @@ class Supervisor:
 
     def told(self, launch: str, after: int) -> tuple[list[str], bool]:
         """What happened in a launch since so many sentences ago, and whether it is over."""
-        return self.news.get(launch, [])[after:], launch not in self.open and launch not in self.waiting
+        over = launch not in self.open and launch not in self.waiting
+        return self.news.get(launch, [])[after:], over
 
     # Its life
 
     def _live(self) -> None:
         with self.syncing:
-            while True:
-                began = time.monotonic()
+            while not self._may_end():
+                began, self.troubles = time.monotonic(), []
                 try:
                     self._turn(began)
-                    self.trouble = ""
-                except Exception as error:  # noqa: BLE001 - a full disk, or Ray in between: all is tried again
-                    if not self.trouble:
-                        traceback.print_exc()
-                    self.trouble = last_line(error)
+                    self._wait(max(0.0, TURN - (time.monotonic() - began)))
+                except Exception as error:  # noqa: BLE001 - Ray in between, or a bug: all is tried again
+                    traceback.print_exc()
+                    self.troubles.append(last_line(error))
+                if self.troubles:
                     time.sleep(1)
-                if self._may_end():
-                    break
-                self._wait(max(0.0, TURN - (time.monotonic() - began)))
         self._free_workers(lambda one: True)
         ray.kill(ray.get_runtime_context().current_actor, no_restart=True)  # the next launch makes another
+
+    def _try(self, act: Callable[..., None], *words: Any) -> bool:
+        """Do it; a disk that is full, or gone for a while, is trouble, and the next turn tries again."""
+        try:
+            act(*words)
+        except OSError as error:
+            self.troubles.append(last_line(error))
+            return False
+        return True
 
     def _wait(self, seconds: float) -> None:
         """Until something has ended, or so long."""
@@ -307,17 +327,20 @@ class Supervisor:
         if self.running:
             ready, _ = ray.wait(list(self.running), num_returns=len(self.running), timeout=0)
             for ref in ready:
-                self._ended(ref, now)
-        self._look_for_cancelled()
-        for identity in self.queue.over_budget(now):
-            RunFolder(self.known[identity].task.folder).ask("over-budget")
-        for item in self.queue.admit(self._free(), now):
-            self._start(item, now)
-        self._hear()
+                self._try(self._ended, ref, now)
+        self._try(self._look_for_cancelled)
+        self.queue.over_budget(now)
+        for item in [] if node.leaving() else self.queue.admit(self._free(), now):
+            if not self._try(self._start, item, now):
+                self.queue.ended(item.identity, "again", now)
+        self._try(self._hear)
         for launch in [one for one in self.open.values() if self.queue.is_over(one.id)]:
-            self._end(launch, now)
+            self._try(self._end, launch, now)
         self._free_workers(lambda one: now - one.since > IDLE_WORKER)
-        self._write(now)
+        if now - self.written >= WRITE:
+            self.written = now
+            self._try(self._ask_to_stop)
+            self._try(self._write, now)
 
     def _begin(self, launch: Launch) -> None:
         """Take a launch's runs into the queue; what is finished is finished, what was left so stays so."""
@@ -338,19 +361,20 @@ class Supervisor:
         )
         self.open[launch.id] = launch
         self.news.setdefault(launch.id, [])
-        self._say(launch, f"{launch.words}: {len(launch.tasks)} runs and steps")
+        self.news[launch.id].append(f"{launch.words}: {len(launch.tasks)} runs and steps")
         now, states = time.monotonic(), self.queue.states()
+        asked = datetime.fromisoformat(launch.created).timestamp()  # what was left before that is wanted again
         for task in launch.tasks:
+            if states[task.identity][0] in ("waiting", "running"):
+                self.look.append(task.identity)
             if states[task.identity][0] != "waiting":
                 continue
             folder = RunFolder(task.folder)
             record, left = folder.result(), folder.left()
             if record:
                 self.queue.ended(task.identity, "finished", now, usable=record.status == FINISHED)
-            elif left:
-                self.queue.ended(task.identity, left["why"], now, left["text"])  # type: ignore[arg-type]
-            else:
-                self.look.append(task.identity)
+            elif left and left.get("asked", now) > asked:
+                self.queue.ended(task.identity, left["why"], now, left["text"])
 
     def _hear(self) -> None:
         """Write down what the queue has decided: what will not run, as it was cancelled, is over its budget, or
@@ -361,19 +385,29 @@ class Supervisor:
         while self.heard:  # what cannot be written down now, on a full disk, is not forgotten
             identity, state, why = self.heard[0]
             known = self.known[identity]
-            text = budget_words(known.launch) if state == "over-budget" else why or CANCELLED
+            text = self._budget_words(identity) if state == "over-budget" else why or CANCELLED
             self._leave(known.task, state, text)
             self.heard.popleft()
-            told[known.launch.id, text] += 1
-            if told[known.launch.id, text] == 1:
-                self._say(known.launch, f"{known.task.title}: {text}")
+            for launch in self._wanted_by(identity):
+                told[launch, text] += 1
+                if told[launch, text] == 1:
+                    self.news[launch].append(f"{known.task.title}: {text}")
         for (launch, text), times in told.items():
             if times > 1:
                 self.news[launch].append(f"{times - 1:,} more: {text}")
 
-    def _leave(self, task: Task, why: Any, text: str) -> None:
-        launches.leave(task, why, text)
+    def _leave(self, task: Task, why: Any, text: str, asked: float | None = None) -> None:
+        launches.leave(task, why, text, asked)
         self.syncing.watch(task.folder)
+
+    def _ask_to_stop(self) -> None:
+        """Those whose launches are all over their budgets; again, where the request was lost."""
+        for one in self.running.values():
+            entry = self.queue.entries[one.task.identity]
+            if entry.stop and entry.stop.becomes == "over-budget" and entry.stop.wanted == len(entry.wanted):
+                folder = RunFolder(one.task.folder)
+                if not folder.asked():
+                    folder.ask("over-budget")
 
     def _look_for_cancelled(self) -> None:
         """Some of the waiting runs, in turn: was one cancelled?"""
@@ -390,11 +424,12 @@ class Supervisor:
     # Devices
 
     def _gpu(self) -> bool:
-        return ray.cluster_resources().get("GPU", 0) > 0
+        """Whether runs are trained on GPUs: for good, once there was one, also when all are lost for a while."""
+        self.had_gpu = self.had_gpu or ray.cluster_resources().get("GPU", 0) > 0
+        return self.had_gpu
 
     def _all(self) -> int:
-        resources = ray.cluster_resources()
-        return int(resources.get("GPU", 0) or resources.get("CPU", 0))
+        return int(ray.cluster_resources().get("GPU" if self._gpu() else "CPU", 0))
 
     def _free(self) -> int:
         """Devices that none of our runs uses; whoever else uses the cluster makes ours wait at Ray's door."""
@@ -411,99 +446,128 @@ class Supervisor:
 
     def _start(self, item: Item, now: float) -> None:
         known = self.known[item.identity]
+        known.launch = next((self.open[name] for name in self._wanted_by(item.identity)), known.launch)
         task, launch, folder = known.task, known.launch, RunFolder(known.task.folder)
-        record = folder.result()
+        try:
+            record = folder.result()
+        except UserError as error:
+            self._failed(task, str(error), now)
+            return
         if record:  # by somebody else, since we looked
             self.queue.ended(item.identity, "finished", now, usable=record.status == FINISHED)
             return
-        if folder.asked() == "cancelled":
-            self._leave(task, "cancelled", CANCELLED)
+        why, when = folder.asked_when()
+        if why == "cancelled":
+            self._leave(task, "cancelled", CANCELLED, when)
             self.queue.ended(item.identity, "cancelled", now, CANCELLED)
             return
         folder.begin_anew()
         known.attempts += 1
-        step, gpu = last_step(folder), self._gpu()
-        ref, runner = self._train(task, launch, gpu)
-        began = datetime.now(UTC).isoformat(timespec="seconds")
-        self.running[ref] = Attempt(task, launch, began, step, runner)
-        how = f"on {item.devices} {'GPUs' if gpu else 'processes'} " if item.devices > 1 else ""
-        how += f"from step {step:,}" if step else "from the beginning"
+        one = Attempt(
+            task, launch, datetime.now(UTC).isoformat(timespec="seconds"), last_step(folder), self._gpu()
+        )
+        self.running[self._train(one)] = one
+        how = f"on {item.devices} {'GPUs' if one.gpu else 'processes'} " if item.devices > 1 else ""
+        how += f"from step {one.step:,}" if one.step else "from the beginning"
         how += f", attempt {known.attempts}" if known.attempts > 1 else ""
         folder.log(f"started {how}")
-        self._say(launch, f"{task.title}: started {how}")
+        self._say(item.identity, f"started {how}")
 
-    def _train(self, task: Task, launch: Launch, gpu: bool) -> tuple[Any, Any]:
-        """Start it: the reference to what it will answer, and the process if one alone trains it."""
-        raw, where = task.to_dict(), {"env_vars": surroundings(launch)}
-        devices = devices_of(launch, task)
+    def _train(self, one: Attempt) -> Any:
+        """Start it; the reference to what it will answer."""
+        raw, devices = one.task.to_dict(), devices_of(one.launch, one.task)
+        where = {"env_vars": surroundings(one.launch) | ({} if one.gpu else {"CUDA_VISIBLE_DEVICES": ""})}
         if devices > 1:
-            self._free_workers(lambda one: True)
-            train = train_together.options(runtime_env=where, scheduling_strategy="SPREAD")
-            return train.remote(raw, devices, gpu), None
-        kind = (launch.code, gpu)
-        idle = next((one for one in self.idle if one.kind == kind), None)
+            self._free_workers(lambda idle: True)
+            # Where the supervisor is: a node that is lost, or asked to end, must not take others' ranks along.
+            return train_together.options(runtime_env=where, resources=HEAD).remote(raw, devices, one.gpu)
+        kind = (one.launch.code, one.gpu)
+        idle = next((idle for idle in self.idle if idle.kind == kind), None)
         if idle:
             self.idle.remove(idle)
-            runner = idle.runner
+            one.runner, one.reused = idle.runner, True
         else:
-            self._free_workers(lambda one: one.kind != kind)
-            asks = {"num_gpus": 1, "num_cpus": 0} if gpu else {"num_cpus": 1}
-            runner = Runner.options(runtime_env=where, **asks).remote()  # type: ignore[attr-defined]
-        return runner.train.remote(raw), runner
+            self._free_workers(lambda idle: idle.kind != kind)
+            asks = {"num_gpus": 1, "num_cpus": 0} if one.gpu else {"num_cpus": 1}
+            one.runner = Runner.options(runtime_env=where, **asks).remote()  # type: ignore[attr-defined]
+        return one.runner.train.remote(raw)
 
     def _ended(self, ref: Any, now: float) -> None:
-        """One attempt is over, one way or another."""
-        one = self.running.pop(ref)
-        task, launch, folder = one.task, one.launch, RunFolder(one.task.folder)
+        """One attempt is over, one way or another. All is written down before it is forgotten."""
+        one = self.running[ref]
+        task, folder = one.task, RunFolder(one.task.folder)
         try:
-            how, why = ray.get(ref)
+            how, why, when = ray.get(ref)
         except ray.exceptions.RayError as fault:
-            how, why = "died", died(fault)
-            if one.runner:
-                ray.kill(one.runner)
-        else:
-            if one.runner:
-                self.idle.append(Idle(one.runner, (launch.code, self._gpu())))
-        self.syncing.watch(task.folder)
-        record = folder.result()
+            how, why, when = "died", died(fault), 0.0
+        try:
+            record = folder.result()
+        except UserError as error:
+            record, how, why = None, "failed", str(error)
         if record:
             wrong = record.metrics.get("test/top1_error_pct")
             told = record.ended if wrong is None else f"test error {wrong:.2f} %"
-            self._over(one, "finished", told if record.status == FINISHED else f"did not converge: {told}")
+            self._over(
+                task, "finished", told if record.status == FINISHED else f"did not converge: {record.ended}"
+            )
             self.queue.ended(task.identity, "finished", now, told, usable=record.status == FINISHED)
         elif how == "failed":
-            self._failed(one, why, now)
-        elif how == "stopped" and why in ("cancelled", "over-budget"):
-            text = CANCELLED if why == "cancelled" else budget_words(launch)
-            self._leave(task, why, f"{text}; stopped after step {last_step(folder):,}, resumable")
-            self._over(one, "stopped", f"{text}; resumable after step {last_step(folder):,}")
+            self._failed(task, why, now)
+        elif how == "stopped" and why:
+            text = CANCELLED if why == "cancelled" else self._budget_words(task.identity)
+            self._leave(task, why, f"{text}; stopped after step {last_step(folder):,}, resumable", when)
+            self._over(task, "stopped", f"{text}; resumable after step {last_step(folder):,}")
             self.queue.ended(task.identity, why, now, text)
         else:
-            self._again(one, how, "its machine is about to end" if how == "stopped" else why, now)
+            self._again(one, how, LEAVING if how == "stopped" else why, now)
+        del self.running[ref]
+        self.syncing.watch(task.folder)
+        if one.runner and (how == "died" or (how == "stopped" and not why)):
+            ray.kill(one.runner)
+        elif one.runner:
+            self.idle.append(Idle(one.runner, (one.launch.code, one.gpu)))
 
-    def _over(self, one: Attempt, how: str, why: str) -> None:
-        RunFolder(one.task.folder).log(f"{how}: {why}")
-        self._say(one.launch, f"{one.task.title}: {how}: {why}")
+    def _over(self, task: Task, how: str, why: str) -> None:
+        RunFolder(task.folder).log(f"{how}: {why}")
+        self._say(task.identity, f"{how}: {why}")
 
-    def _failed(self, one: Attempt, why: str, now: float) -> None:
-        self._leave(one.task, "failed", why)
-        self._over(one, "failed", why)
-        self.queue.ended(one.task.identity, "failed", now, why)
+    def _failed(self, task: Task, why: str, now: float) -> None:
+        self._leave(task, "failed", why)
+        self._over(task, "failed", why)
+        self.queue.ended(task.identity, "failed", now, why)
 
     def _again(self, one: Attempt, how: str, why: str, now: float) -> None:
-        """Back into the queue; but what dies over and over at the same place has failed."""
+        """Back into the queue; but what dies over and over at the same place has failed.
+
+        A lost machine, or a process that waited for a run and may have died before, is not the run's fault.
+        """
         known, step = self.known[one.task.identity], last_step(RunFolder(one.task.folder))
-        known.strikes = known.strikes + 1 if how == "died" and step <= one.step else 0
+        if how == "stopped" or step > one.step:
+            known.strikes = 0
+        elif not one.reused and LOST not in why:
+            known.strikes += 1
         if known.strikes >= STRIKES:
-            self._failed(one, f"died {STRIKES} times in a row without progress; the last time: {why}", now)
+            self._failed(one.task, f"died {STRIKES} times in a row without progress; the last time: {why}", now)
             return
-        self._over(one, how, f"{why}; to go on from step {step:,}")
+        self._over(one.task, how, f"{why}; to go on from step {step:,}")
         self.queue.ended(one.task.identity, "again", now, why)
+
+    def _wanted_by(self, identity: str) -> list[str]:
+        """The launches that wait for a run."""
+        return [name for name in self.queue.entries[identity].wanted if name in self.open]
+
+    def _budget_words(self, identity: str) -> str:
+        """Whose budget is used up, as all that want the run have one."""
+        wanting = [self.open[name] for name in self._wanted_by(identity)] or [self.known[identity].launch]
+        hours = [launch.terms.max_device_hours or 0.0 for launch in wanting]
+        return f"the launch's budget of {max(hours):g} device hours is used up"
 
     # What is written down
 
-    def _say(self, launch: Launch, text: str) -> None:
-        self.news.setdefault(launch.id, []).append(text)
+    def _say(self, identity: str, text: str) -> None:
+        """Tell all launches that want this run."""
+        for launch in self._wanted_by(identity):
+            self.news[launch].append(f"{self.known[identity].task.title}: {text}")
 
     def _end(self, launch: Launch, now: float) -> None:
         launches.spend(launch.id, self.queue.spent(launch.id, now))
@@ -516,9 +580,6 @@ class Supervisor:
             self.saved = now
             for name in self.open:
                 launches.spend(name, self.queue.spent(name, now))
-        if now - self.written < WRITE:
-            return
-        self.written = now
         free = self._free()
         waiting = self.queue.waiting(free)
         runs: dict[str, Any] = {
@@ -533,7 +594,7 @@ class Supervisor:
             "time": time.time(),
             "devices": {"all": self._all(), "free": free, "kind": "GPU" if self._gpu() else "CPU"},
             "runs": runs,
-            "trouble": "; ".join(filter(None, (self.trouble, self.syncing.trouble))),
+            "trouble": "; ".join(filter(None, (*dict.fromkeys(self.troubles), self.syncing.trouble))),
         }
         write_atomically(node.folder() / "state.json", json.dumps(state))
 
@@ -557,11 +618,6 @@ def surroundings(launch: Launch) -> dict[str, str]:
     }
 
 
-def budget_words(launch: Launch) -> str:
-    """Why a launch's runs stop."""
-    return f"the launch's budget of {launch.terms.max_device_hours:g} device hours is used up"
-
-
 def last_step(folder: RunFolder) -> int:
     """The update that a run would resume after."""
     files = folder.checkpoint_files()
@@ -570,8 +626,8 @@ def last_step(folder: RunFolder) -> int:
 
 def died(error: BaseException) -> str:
     """How a process ended that did not say so itself."""
-    if isinstance(error, ray.exceptions.NodeDiedError):
-        return "its machine was lost"
+    if isinstance(error, ray.exceptions.NodeDiedError) or NODE_DIED in str(error):
+        return LOST
     if isinstance(error, ray.exceptions.OutOfMemoryError):
         return "its machine ran out of memory"
     if isinstance(error, ray.exceptions.RayActorError | ray.exceptions.WorkerCrashedError):
@@ -598,17 +654,22 @@ def connect() -> None:
 
 def supervisor(launch: Launch) -> Any:
     """The cluster's supervisor, made if there is none; it runs on the head."""
-    head = {"node:__internal_head__": 0.001}
     where = {"env_vars": surroundings(launch)}
-    return Supervisor.options(  # type: ignore[attr-defined]
-        name=NAME,
-        namespace=NAMESPACE,
-        lifetime="detached",
-        get_if_exists=True,
-        max_restarts=-1,
-        resources=head,
-        runtime_env=where,
-    ).remote()
+    return (
+        ray.remote(Supervisor)
+        .options(
+            num_cpus=0,
+            max_concurrency=8,
+            name=NAME,
+            namespace=NAMESPACE,
+            lifetime="detached",
+            get_if_exists=True,
+            max_restarts=-1,
+            resources=HEAD,
+            runtime_env=where,
+        )
+        .remote()
+    )
 
 
 def hand_over(names: Sequence[str], happened: Callable[[str], None]) -> int:
@@ -635,4 +696,9 @@ def hand_over(names: Sequence[str], happened: Callable[[str], None]) -> int:
         except ray.exceptions.RayActorError:  # it has just ended, or Ray is starting it again
             keeper = None
         time.sleep(0.5)
-    return int(any(RunFolder(task.folder).result() is None for one in given for task in one.tasks))
+    return int(any(is_failed(RunFolder(task.folder)) for one in given for task in one.tasks))
+
+
+def is_failed(folder: RunFolder) -> bool:
+    """Whether a run has no result although nobody wanted it to stop."""
+    return folder.result() is None and folder.left().get("why") not in ("cancelled", "over-budget")

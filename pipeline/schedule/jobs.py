@@ -19,6 +19,7 @@ from typing import Any
 from pipeline.home import data_folder, home
 from pipeline.mistakes import UserError
 from pipeline.schedule.node import Cluster, environment
+from pipeline.tracked import shown
 
 INSIDE = "REPRO_INSIDE"  # set for commands that run on the cluster already
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
@@ -33,7 +34,7 @@ def at(address: str) -> Cluster:
     """The cluster whose job API is at this address; UserError where it cannot be used."""
     if not address.startswith(("http://", "https://")):
         raise UserError(
-            f"--address {address}: the address of a cluster's job API is needed, as in http://HOST:8265"
+            f"--address {shown(address)}: the address of a cluster's job API is needed, as in http://HOST:8265"
         )
     cluster = Cluster("", address.rstrip("/"), os.environ.get("RAY_AUTH_TOKEN_PATH", ""))
     client(cluster)
@@ -43,27 +44,41 @@ def at(address: str) -> Cluster:
 def client(cluster: Cluster) -> Any:
     """The job API's client; UserError where it does not answer, or not to us."""
     os.environ.update(environment(Path(cluster.token_file) if cluster.token_file else None))
-    from ray.exceptions import RayError
     from ray.job_submission import JobSubmissionClient
 
     logging.getLogger("ray").setLevel(logging.ERROR)
     try:
         return JobSubmissionClient(cluster.dashboard)
-    except (RayError, ConnectionError, RuntimeError, OSError, ValueError) as error:
+    except (*broken(), KeyError, TypeError) as error:  # the last two: something else answers there
         raise UserError(refusal(cluster, error)) from error
+
+
+def broken() -> tuple[type[Exception], ...]:
+    """What the job API's client raises where the API is away, busy, or takes no order from us."""
+    from aiohttp import ClientError
+    from ray.exceptions import RayError
+
+    return ClientError, RayError, RuntimeError, OSError, ValueError
+
+
+def unwanted(error: BaseException) -> bool:
+    """Whether the API answered, and asked who we are."""
+    from ray.exceptions import AuthenticationError
+
+    said = re.search(r"status code 40[13]\b|token file|RAY_AUTH_TOKEN", str(error))
+    return isinstance(error, AuthenticationError) or bool(said)
 
 
 def refusal(cluster: Cluster, error: BaseException) -> str:
     """Why the API cannot be used, in a sentence."""
-    said = str(error)
-    if any(word in said for word in ("401", "403", "nauthorized", "nauthenticated", "orbidden", "token")):
+    if unwanted(error):
         return (
-            f"the cluster at {cluster.dashboard} asks for its token: put a copy of its token file where only you"
-            " can read it (mode 0600), and name it in RAY_AUTH_TOKEN_PATH"
+            f"the cluster at {shown(cluster.dashboard)} asks for its token: put a copy of its token file where"
+            " only you can read it (mode 0600), and name it in RAY_AUTH_TOKEN_PATH"
         )
     return (
-        f"no cluster answers at {cluster.dashboard}; start one there with repro node --head, or leave --address"
-        " out to use this machine"
+        f"no cluster answers at {shown(cluster.dashboard)}; start one there with repro node --head, or leave"
+        " --address out to use this machine"
     )
 
 
@@ -91,24 +106,34 @@ def submit(
         variables["PYTHONPATH"] = "."
     python = sys.executable if cluster.pid else "python"  # elsewhere, whichever is first in the node's PATH
     command = shlex.join([python, "-m", "pipeline.cli", *words])
+    api = client(cluster)
     try:
-        return client(cluster).submit_job(entrypoint=command, runtime_env=where)
-    except (RuntimeError, OSError, ValueError) as error:
-        raise UserError(f"the cluster at {cluster.dashboard} did not take the job: {first_line(error)}") from error
+        return api.submit_job(entrypoint=command, runtime_env=where)
+    except broken() as error:
+        said = refusal(cluster, error) if unwanted(error) else ""
+        at = f"the cluster at {shown(cluster.dashboard)}"
+        raise UserError(said or f"{at} did not take the job: {shown(first_line(error))}") from error
 
 
 def follow(cluster: Cluster, job: str, write: Callable[[str], None]) -> int:
-    """Relay a job's output until it ends; its exit code. An interrupt ends the relaying, not the job."""
+    """Relay a job's output until it ends; its exit code. An interrupt ends the relaying, not the job.
+
+    A stream that breaks is asked for again, and begins anew: what was shown is left out. UserError where the API
+    is gone for good.
+    """
     api = client(cluster)
-    got = shown = ""
+    got = ""  # the longest that was seen; of it, `shown_to` characters are dealt with
+    shown_to = 0
 
     def show(whole: bool = False) -> None:
         """Write the lines that are complete, Ray's own left out."""
-        nonlocal shown
-        fresh = got[len(shown) :]
+        nonlocal shown_to
+        fresh = got[shown_to:]
         fresh = fresh if whole else fresh[: fresh.rfind("\n") + 1]
-        shown += fresh
-        write("".join(line for line in fresh.splitlines(keepends=True) if not RAYS.match(line)))
+        shown_to += len(fresh)
+        text = "".join(line for line in fresh.splitlines(keepends=True) if not RAYS.match(line))
+        if text:
+            write(text)
 
     async def relay() -> None:
         nonlocal got
@@ -120,26 +145,35 @@ def follow(cluster: Cluster, job: str, write: Callable[[str], None]) -> int:
 
     failures = 0
     while True:
-        with suppress(
-            RuntimeError, OSError, asyncio.TimeoutError
-        ):  # the connection broke: what was shown is known
+        with suppress(*broken()):  # what was shown is known
             asyncio.run(relay())
         try:
-            status = str(api.get_job_status(job).value)
+            info = api.get_job_info(job)
             failures = 0
-        except (RuntimeError, OSError) as error:
+        except broken() as error:
             failures += 1
             if failures == TRIES:
-                raise UserError(refusal(cluster, error)) from error
-            status = ""
-        if status in ENDED:
+                show(whole=True)
+                raise UserError(lost(cluster, error)) from error
+            info = None
+        if info and info.status.value in ENDED:
             break
         time.sleep(BETWEEN)
-    with suppress(RuntimeError, OSError):
-        got = api.get_job_logs(job)
+    with suppress(*broken()):
+        got = max(got, api.get_job_logs(job), key=len)
     show(whole=True)
-    code = getattr(api.get_job_info(job), "driver_exit_code", None)
-    return code if code is not None else int(status != "SUCCEEDED")
+    code = info.driver_exit_code
+    return code if code is not None else int(info.status.value != "SUCCEEDED")
+
+
+def lost(cluster: Cluster, error: BaseException) -> str:
+    """That a job cannot be followed any more, in a sentence."""
+    if unwanted(error):
+        return refusal(cluster, error)
+    return (
+        f"the cluster at {shown(cluster.dashboard)} tells nothing more of what was begun there"
+        f" ({shown(first_line(error))}); repro status says how it stands, and repro resume goes on with it"
+    )
 
 
 def first_line(error: BaseException) -> str:

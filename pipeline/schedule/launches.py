@@ -10,7 +10,8 @@ import getpass
 import json
 import secrets
 import socket
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -79,12 +80,22 @@ def new(words: str, code: Path, terms: Terms, tasks: tuple[Task, ...]) -> Launch
 def every() -> Iterator[Launch]:
     """All launches, first come first."""
     for path in sorted(folder().glob("*.json")):
-        yield Launch.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        yield one(path.stem)
 
 
-def unfinished() -> Iterator[Launch]:
-    """Those that have not ended."""
-    return (one(path.stem) for path in sorted(folder().glob("*.json")) if not is_over(path.stem))
+def complained(text: str) -> None:
+    """A line on standard error."""
+    print(text, file=sys.stderr)
+
+
+def unfinished(tell: Callable[[str], None] = complained) -> Iterator[Launch]:
+    """Those that have not ended; one whose file cannot be read is left out, and that is told."""
+    for path in sorted(folder().glob("*.json")):
+        if not is_over(path.stem):
+            try:
+                yield one(path.stem)
+            except UserError as error:
+                tell(f"Left out: {error}")
 
 
 def is_over(name: str) -> bool:
@@ -110,16 +121,31 @@ def spend(name: str, hours: float) -> None:
 
 
 def one(name: str) -> Launch:
-    """A launch by its id; UserError for one that is not there."""
+    """A launch by its id; UserError for one that is not there, or whose file is damaged or of another version."""
     path = folder() / f"{name}.json"
     if not path.is_file():
         raise UserError(f"there is no launch {name} in {folder()}; repro status lists them")
-    return Launch.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    with readable(path):
+        return Launch.from_dict(json.loads(path.read_text(encoding="utf-8")))
 
 
-def leave(task: Task, why: Left, text: str) -> None:
+@contextlib.contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Within, what cannot be read of a launch's file becomes a UserError that says what to do."""
+    try:
+        yield
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"{path} cannot be read as a launch: it is damaged, or another version wrote it; move it away, and"
+            " launch again what it asked for"
+        ) from error
+
+
+def leave(task: Task, why: Left, text: str, asked: float | None = None) -> None:
     """Write down why a run is not finished, and what it is if it never began: the ledger says so then."""
     run_folder = RunFolder(task.folder)
     if not (run_folder.path / "run.json").is_file():
         run_folder.create(task.description())
-    run_folder.leave(why, text)
+    run_folder.leave(why, text, asked)

@@ -30,6 +30,7 @@ BIN = Path(sys.executable).parent
 SECRETS = {name: f"{name.lower()}-value" for name in dotenv((DOCKER / ".env.example").read_text(encoding="utf-8"))}
 TEXT = COMPOSE.read_text(encoding="utf-8")
 SLURM = DOCKER / "slurm" / "repro.sbatch"
+GO_ON = DOCKER / "launch_or_resume.sh"
 KUBERAY = sorted((DOCKER / "kuberay").glob("*.yaml"))
 KUBERNETES = "1.33"  # whose schemas the manifests must fit
 
@@ -108,8 +109,10 @@ def shipped_commands():
         for document in documents(path):
             yield from in_containers(container for _, pod in pods(document) for container in pod["containers"])
             if "entrypoint" in document.get("spec", {}):
-                yield shlex.split(document["spec"]["entrypoint"])[1:]
-    for path in (COMPOSE, SLURM, *KUBERAY):
+                shell, script, *words = shlex.split(document["spec"]["entrypoint"])
+                assert (shell, script) == ("sh", f"/opt/repro/docker/{GO_ON.name}")
+                yield ["launch", *words]
+    for path in (COMPOSE, SLURM, GO_ON, *KUBERAY):
         yield from in_text(path.read_text(encoding="utf-8"))
 
 
@@ -553,9 +556,45 @@ def test_a_job_is_tried_again_and_has_an_end():
     assert yaml.safe_load(job["runtimeEnvYAML"]) == {"env_vars": {"REPRO_INSIDE": "1"}}
 
 
+def test_a_job_tried_again_goes_on_where_the_first_try_has_written_a_launch_down(tmp_path):
+    """The script in its turn on three clusters of one job, with a stand-in for our command."""
+    home, programs, noted = tmp_path / "home", tmp_path / "bin", tmp_path / "noted"
+    programs.mkdir()
+    (programs / "repro").write_text('#!/bin/sh\necho "$*" >> "$NOTED"\nexit "$CODE"\n', encoding="utf-8")
+    (programs / "repro").chmod(0o755)
+    (home / "launches").mkdir(parents=True)
+    earlier = home / "launches" / "earlier.json"  # somebody else's, long ago
+    earlier.touch()
+    os.utime(earlier, (0, 0))
+    env = {"PATH": f"{programs}:{os.environ['PATH']}", "NOTED": str(noted), "REPRO_HOME": str(home)}
+
+    def attempt(cluster, code):
+        told = env | {"RAY_CLUSTER_NAME": cluster, "CODE": str(code)}
+        return subprocess.run(["sh", str(GO_ON), "a/b", "--max-gpu-hours", "1"], env=told, check=False).returncode
+
+    launch = "launch a/b --max-gpu-hours 1"
+    assert attempt("repro-launch-x7-aaaaa", 2) == 2  # ended before it wrote anything down
+    assert attempt("repro-launch-x7-bbbbb", 1) == 1
+    ours = home / "launches" / "ours.json"
+    ours.touch()
+    os.utime(ours, (time.time() + 5, time.time() + 5))
+    assert attempt("repro-launch-x7-ccccc", 0) == 0
+    assert noted.read_text(encoding="utf-8").splitlines() == [launch, launch, "resume"]
+    os.utime(ours, (time.time() - 5, time.time() - 5))
+    attempt("repro-launch-y8-ddddd", 0)  # another job
+    assert noted.read_text(encoding="utf-8").splitlines()[-1] == launch
+
+
+def test_a_jobs_head_knows_the_name_that_its_tries_share():
+    job = next(param.values[1] for param in RAY if param.values[1]["kind"] == "RayJob")
+    head = dict(pods(job))["head"]["containers"][0]
+    label = {"fieldRef": {"fieldPath": "metadata.labels['ray.io/cluster']"}}
+    assert {"name": "RAY_CLUSTER_NAME", "valueFrom": label} in head["env"]
+
+
 # --- scripts -----------------------------------------------------------------------------------------------
 
-SCRIPTS = [SLURM, DOCKER / "repro"]
+SCRIPTS = [SLURM, GO_ON, DOCKER / "repro"]
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)

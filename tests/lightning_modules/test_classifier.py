@@ -247,7 +247,8 @@ class WithAuxiliary(torch.nn.Module):
 
 def test_auxiliary_losses_count_by_their_weight_in_training_alone(monkeypatch):
     module = with_optimizer(classifier(), monkeypatch)
-    module.network = module.forward_network = WithAuxiliary(module.network)
+    module.network = WithAuxiliary(module.network)
+    module._forward_network = [module.network]
     some = batch()
     module.network.network.eval()  # batch statistics would differ from one pass to the next
     with torch.no_grad():
@@ -260,6 +261,46 @@ def test_auxiliary_losses_count_by_their_weight_in_training_alone(monkeypatch):
     module.network.training = False
     assert module.training_step(some, 0).item() == pytest.approx(F.cross_entropy(scores, some.labels).item())
     assert module.window[0] == 2 * len(some.labels)  # of the network's own scores
+
+
+# --- compiled and not --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_checkpoint_holds_the_network_once_and_goes_on_compiled_or_not(compiled):
+    begun, goes_on = classifier(compile=compiled), classifier(compile=not compiled)
+    expected = {"window", "warm"} | {f"network.{name}" for name in begun.network.state_dict()}
+    assert set(begun.state_dict()) == expected
+    with torch.no_grad():
+        for parameter in begun.parameters():
+            parameter.add_(1)
+    goes_on.load_state_dict(begun.state_dict())
+    assert all(goes_on.state_dict()[name].equal(value) for name, value in begun.state_dict().items())
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("name", ["forward_network.", "forward_network._orig_mod."])
+def test_a_checkpoint_that_holds_the_network_twice_is_loaded(name, compiled):
+    state = {key: value + 1 for key, value in classifier().state_dict().items()}
+    old = state | {
+        name + key.removeprefix("network."): v for key, v in state.items() if key.startswith("network.")
+    }
+    module = classifier(compile=compiled)
+    module.load_state_dict(old)
+    assert all(module.state_dict()[key].equal(value) for key, value in state.items())
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        module.load_state_dict(old | {"other": torch.zeros(1)})
+
+
+def test_what_is_compiled_is_the_network_that_is_kept_moved_and_evaluated():
+    module = classifier(compile=True)
+    assert module.forward_network is not module.network
+    assert module.forward_network._orig_mod is module.network
+    module.double().eval()
+    assert not module.forward_network.training
+    assert all(parameter.dtype == torch.float64 for parameter in module.forward_network.parameters())
+    plain = classifier()
+    assert plain.forward_network is plain.network
 
 
 # --- a mini-batch in parts ---------------------------------------------------------------------------------

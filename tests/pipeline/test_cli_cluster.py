@@ -259,7 +259,7 @@ def test_rays_own_variable_is_an_address_too(command, fake, monkeypatch):
     [
         (("launch",), "name what to launch"),
         (("launch", "resnet/cifar10_dept"), "did you mean 'resnet/cifar10_depth'?"),
-        ((*SMOKE, "--gpus-per-run", "3"), "a global batch of 20 cannot be shared equally by 3 devices"),
+        ((*SMOKE, "--gpus-per-run", "3"), "a batch of 20 images cannot be shared equally by 3 devices"),
         ((*SMOKE, "--suite", "cs"), "there is no suite 'cs'; there is cs231n"),
         ((*SMOKE, "--max-gpu-hours", "0"), "--max-gpu-hours 0: a number above 0 is needed"),
     ],
@@ -483,6 +483,39 @@ def test_resuming_far_away_is_a_job(command, fake):
 def test_resuming_inside_hands_over(command, fake, launched, inside):
     assert command("resume")[0] == 0
     assert fake.asked == [("hand over", [launched.id])]
+
+
+def test_a_retry_hears_that_runs_failed_but_not_of_what_was_cancelled(command, launched):
+    for task in launched.tasks:
+        launches.leave(task, "cancelled", "x")
+    assert command("resume")[0] == 0
+    launches.leave(launched.tasks[0], "failed", "x")
+    assert command("resume")[0] == 1
+
+
+# --- a damaged launch --------------------------------------------------------------------------------------
+
+
+def test_a_damaged_launch_is_named_and_the_others_go_on(command, fake, launched):
+    path = launches.folder() / "20000101-000000-000000-dead.json"
+    path.write_text('{"id": "2000', encoding="utf-8")
+    said = f"Left out: {path} cannot be read as a launch: it is damaged, or another version wrote it; "
+    for words in (("logs", "plain-20/0"), (*SMOKE, "--dry-run"), ("resume",), ("cancel", "plain-20/0")):
+        code, out, err = command(*words)
+        assert code == 0
+        assert err.startswith(said)
+        assert err.count("\n") == 1
+        assert out
+    code, out, err = command("status")
+    assert (code, err) == (0, "")
+    assert said in out
+    assert "5 not begun, 1 cancelled" in out
+    assert json.loads(command("status", "--json")[1])["damaged"][0].startswith(str(path))
+    assert command(*SMOKE)[0] == 0
+    command("cancel", "all")
+    code, _, err = command("cancel", "all")
+    assert code == 2
+    assert f"error: nothing was cancelled, as {path} cannot be read" in err
 
 
 # --- node, and the door ------------------------------------------------------------------------------------

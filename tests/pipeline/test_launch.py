@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from pipeline import launch as module
-from pipeline.experiment import Experiment, load
+from pipeline.experiment import EnsembleStep, Experiment, load
 from pipeline.launch import (
     Asked,
+    Chosen,
     Estimates,
     Plan,
     begin,
@@ -21,6 +22,7 @@ from pipeline.launch import (
     code_files,
     declared_name,
     group_of,
+    planned,
     rests_on,
     stage,
     summary,
@@ -175,7 +177,7 @@ def a_run(experiment: Experiment, variant: str = "plain-20", scale: str = "paper
 def test_an_estimate_is_the_median_of_the_same_variants_runs(declared, record):
     seconds = (640.0, 6400.0, 1280.0)
     ended = [record(declared, "plain-20", seed, 9.0, seconds=s, hardware=HERE) for seed, s in enumerate(seconds)]
-    found = Estimates(ended).estimate(a_run(declared))
+    found = Estimates(ended).estimate(a_run(declared), 1)
     assert found is not None
     assert found.seconds == 1280 / (64_000 * 128)
     assert (found.runs, found.where) == (3, f"on {HERE}")
@@ -183,7 +185,7 @@ def test_an_estimate_is_the_median_of_the_same_variants_runs(declared, record):
 
 def test_a_run_on_several_devices_costs_all_of_them(declared, record):
     ended = [record(declared, "plain-20", 0, 9.0, seconds=640.0, world=4)]
-    found = Estimates(ended).estimate(a_run(declared))
+    found = Estimates(ended).estimate(a_run(declared), 1)
     assert found is not None
     assert found.seconds == 4 * 640 / (64_000 * 128)
 
@@ -192,8 +194,21 @@ def test_this_machines_hardware_and_the_same_scale_are_preferred(declared, recor
     far = record(declared, "plain-20", 0, 9.0, seconds=10.0, hardware="H100")
     near = record(declared, "plain-20", 1, 9.0, seconds=20.0, hardware=HERE)
     run = a_run(declared)
-    assert Estimates([far, near]).estimate(run).where == f"on {HERE}"
-    assert Estimates([far]).estimate(run).where == "on H100"
+    assert Estimates([far, near]).estimate(run, 1).where == f"on {HERE}"
+    assert Estimates([far]).estimate(run, 1).where == "on H100"
+
+
+def test_as_many_devices_as_are_asked_for_are_preferred_and_others_are_named(declared, record):
+    one = record(declared, "plain-20", 0, 9.0, seconds=640.0, hardware=HERE)
+    four = [record(declared, "plain-20", n, 9.0, seconds=320.0 + n, hardware=HERE, world=4) for n in (1, 2, 3)]
+    found, run = Estimates([one, *four]), a_run(declared)
+    images = 64_000 * 128
+    assert found.estimate(run, 1) == module.Estimate(640 / images, 1, f"on {HERE}")
+    assert found.estimate(run, 4) == module.Estimate(4 * 322 / images, 3, f"on {HERE}")  # not pooled with the one
+    assert Estimates(four).estimate(run, 1) == module.Estimate(
+        4 * 322 / images, 3, f"on {HERE}, on 4 devices each"
+    )
+    assert Estimates([one]).estimate(run, 2).where == f"on {HERE}, on 1 device each"
 
 
 def test_another_variant_with_the_same_network_and_data_will_do(declare, monkeypatch, record):
@@ -203,16 +218,16 @@ def test_another_variant_with_the_same_network_and_data_will_do(declare, monkeyp
     monkeypatch.setattr(module, "names", lambda: [toy.name])
     monkeypatch.setattr(module, "load", lambda name: toy)
     ended = [record(toy, "plain-20", 0, 9.0, seconds=64.0)]
-    found = Estimates(ended).estimate(a_run(toy, "plain-20-again"))
+    found = Estimates(ended).estimate(a_run(toy, "plain-20-again"), 1)
     assert found is not None
     assert found.where == "of the same network (toy/depth, plain-20) at paper scale on one core"
-    assert Estimates(ended).estimate(a_run(toy, "plain-32")) is None
+    assert Estimates(ended).estimate(a_run(toy, "plain-32"), 1) is None
 
 
 def test_the_same_network_on_other_images_says_nothing(declared, record):
     ended = [record(declared, "plain-20", 0, 9.0, seconds=1.0, scale="laptop")]
-    assert Estimates(ended).estimate(a_run(declared, scale="laptop")) is not None
-    assert Estimates(ended).estimate(a_run(declared, scale="paper")) is None
+    assert Estimates(ended).estimate(a_run(declared, scale="laptop"), 1) is not None
+    assert Estimates(ended).estimate(a_run(declared, scale="paper"), 1) is None
 
 
 @pytest.mark.parametrize(
@@ -226,9 +241,9 @@ def test_the_same_network_on_other_images_says_nothing(declared, record):
 )
 def test_a_run_of_which_it_is_not_known_how_much_it_did_is_no_measure(declared, record, other):
     ended = record(declared, "plain-20", 0, 9.0, seconds=640.0)
-    assert Estimates([ended]).estimate(a_run(declared)) is not None
+    assert Estimates([ended]).estimate(a_run(declared), 1) is not None
     ended = type(ended).from_dict(ended.to_dict() | other)
-    assert Estimates([ended]).estimate(a_run(declared)) is None
+    assert Estimates([ended]).estimate(a_run(declared), 1) is None
 
 
 # --- the plan ----------------------------------------------------------------------------------------------
@@ -312,6 +327,57 @@ def test_what_nobody_has_measured_is_said(declared, tasks, record):
         "Not measured yet: toy/depth resnet-20.",
         "--max-gpu-hours 4: at least 32 % of it will be used by this estimate.",
     ]
+
+
+def test_next_to_nothing_left_to_do_is_measured_all_the_same(declared, tasks, record):
+    ended = [record(declared, v, 0, 9.0, scale="smoke", seconds=1.0) for v in ("plain-20", "resnet-20")]
+    for task in tasks:
+        RunFolder(task.folder).save_checkpoint(12, lambda path: path.write_bytes(b"weights"))
+    said = summary(whole(tasks, ended, price=2.0, max_device_hours=1.0))
+    assert said[0].endswith(": 0 images to train on, 0 s of device time, which at 2 an hour cost 0.00.")
+    assert said[1:] == [
+        "Estimated from 1 run each on one core: plain-20, resnet-20.",
+        "--max-gpu-hours 1: 0 % of it will be used by this estimate.",
+    ]
+
+
+@pytest.fixture
+def averaged(declare, home, monkeypatch, tasks):
+    """Tasks of three seeds of plain-20, and of an ensemble of two of them: what is asked for."""
+    alone = [task for task in tasks if task.run.variant == "plain-20"]
+    kind = EnsembleStep(kind="ensemble", members={"plain-20": 2})
+    members = tuple(task.run for task in alone[:2])
+    step = Step(RESNET, "smoke", "both", 0, kind, members)
+    needs = tuple(task.identity for task in alone[:2])
+    last = Task(step, "ensemble", "code", {}, home / "runs" / "ensemble", home, needs=needs)
+    monkeypatch.setattr("pipeline.reproduce.tasks_for", lambda runs: [*alone, last])
+    monkeypatch.setattr(module, "load", lambda name: None)
+    return [*alone, last]
+
+
+def test_a_step_whose_run_has_ended_on_another_machine_alone_is_left_out_and_named(
+    averaged, experiment, record, monkeypatch
+):
+    monkeypatch.setattr(module, "measured", lambda records: [])
+    *runs, step = averaged
+    asked, what = Asked((RESNET,), "smoke"), Chosen([], [])
+    assert planned(asked, what, []).tasks == averaged  # all of it is trained here
+    tracked = record(experiment, "plain-20", 0, 9.0, scale="smoke", identity=runs[0].identity)
+    found = planned(asked, what, [tracked])
+    assert found.tasks == found.todo == runs[1:]  # all else is done
+    assert [group.variant for group in found.groups] == ["plain-20"]
+    why = "needs plain-20 seed 0, which has not been trained on this machine"
+    assert found.left_out == [(step, why)]
+    assert f"Left out: {step.title}, as it {why}." in summary(found)
+    assert RunFolder(step.folder).left() == {}  # a plan alone writes nothing
+    begun = begin(found, Path("code"))
+    assert {need for task in begun.tasks for need in task.needs} == set()
+    assert RunFolder(step.folder).left()["text"] == why
+    RunFolder(runs[0].folder).create({})
+    RunFolder(runs[0].folder).finish(tracked, None)  # its folder was copied here
+    assert planned(asked, what, [tracked]).tasks == averaged
+    done = record(experiment, "plain-20", 0, 9.0, scale="smoke", identity=step.identity)
+    assert planned(asked, what, [tracked, done]).left_out == []
 
 
 def test_without_a_price_there_is_no_column_for_it(declared, tasks):
@@ -449,13 +515,42 @@ def test_without_a_supervisor_runs_are_left_and_the_launch_ends(tasks, declared,
     launch = launches.new("w", Path("code"), Terms(1), tuple(tasks))
     assert cancel([launch], tasks[2].identity, supervised=False, training=set()) == [tasks[2]]
     left = {"why": "cancelled", "text": "cancelled by repro cancel"}
-    assert RunFolder(tasks[2].folder).left() == left
+    assert left.items() <= RunFolder(tasks[2].folder).left().items()
     assert RunFolder(tasks[2].folder).description()["variant"] == tasks[2].run.variant  # for the ledger
     assert not launches.is_over(launch.id)
     assert cancel([launch], None, supervised=False, training=set()) == tasks[3:]
     assert RunFolder(tasks[1].folder).left()["why"] == "failed"
     assert launches.is_over(launch.id)
     assert cancel([launch], None, supervised=False, training=set()) == []
+
+
+def test_a_supervisor_that_was_only_silent_hears_of_it_and_a_later_launch_forgets_it(tasks):
+    launch = launches.new("w", Path("code"), Terms(1), tuple(tasks))
+    cancel([launch], None, supervised=False, training=set())
+    for task in tasks:
+        assert RunFolder(task.folder).asked() == "cancelled"  # what trains it, or is about to, looks for this
+        assert RunFolder(task.folder).left()["why"] == "cancelled"
+    begin(whole(tasks), Path("code"))
+    for task in tasks:
+        assert (RunFolder(task.folder).asked(), RunFolder(task.folder).left()) == ("", {})
+
+
+@pytest.mark.parametrize(
+    "text", ['{"id": "x', "[]", "{}", "\xff", '{"id": 1, "terms": {}, "tasks": [], "manifests": []}']
+)
+def test_a_damaged_launch_is_a_sentence_and_the_others_go_on(tasks, text):
+    damaged, whole_one = (launches.new("w", Path("code"), Terms(1), tuple(tasks)) for _ in range(2))
+    path = launches.folder() / f"{damaged.id}.json"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError) as caught:
+        launches.one(damaged.id)
+    assert str(caught.value) == (
+        f"{path} cannot be read as a launch: it is damaged, or another version wrote it; move it away, and launch"
+        " again what it asked for"
+    )
+    told = []
+    assert [one.id for one in launches.unfinished(told.append)] == [whole_one.id]
+    assert told == [f"Left out: {caught.value}"]
 
 
 def test_what_is_trained_without_a_supervisor_is_asked_and_not_left(tasks):

@@ -299,6 +299,41 @@ def test_evidence_finds_every_run_again(experiment, both):
     assert evidence.manifests == ("manifest of cifar10",)
     assert (evidence.code, evidence.locks, evidence.commits) == (("code-1",), ("lock-1",), ("0123456789abcdef",))
     assert (evidence.hardware, evidence.precision) == (("one core",), ("fp32",))
+    assert (evidence.world, evidence.device_batch) == ((1,), (0,))
+
+
+def split(records, batches):
+    """The records as if so many images had gone through a device at a time, of 128."""
+    return [replace(one, world=128 // of, device_batch=of) for one, of in zip(records, batches, strict=True)]
+
+
+def test_evidence_says_how_runs_were_split_over_devices(experiment, row_of_seeds):
+    records = split(row_of_seeds(experiment, "plain-20", PLAIN), [64, 64, 32, 64, 128])
+    entry = judged(experiment, records)["error"]
+    assert (entry.evidence.world, entry.evidence.device_batch) == ((2, 4, 1), (64, 32, 128))
+    plain = json.loads(json.dumps(entry.to_dict()))["evidence"]
+    assert (plain["world"], plain["device_batch"]) == ([2, 4, 1], [64, 32, 128])
+    assert entry.verdict.outcome == "reproduced"
+    assert entry.verdict.sentence.endswith(
+        ". Counted together are runs whose batch normalisation saw different batches:"
+        " plain-20 (32, 64, 128 images)."
+    )
+
+
+def test_runs_split_alike_or_nobody_knows_how_are_nothing_to_tell(experiment, row_of_seeds):
+    plain = row_of_seeds(experiment, "plain-20", PLAIN)
+    older = [replace(one, device_batch=0) for one in split(plain[:2], [64, 64])]
+    deep = split(row_of_seeds(experiment, "plain-32", DEEP), [32] * 5)  # another network's may be others
+    found = judged(experiment, [*older, *split(plain[2:], [64] * 3), *deep])
+    assert "Counted together" not in found["error"].verdict.sentence + found["deeper"].verdict.sentence
+
+
+def test_a_trend_and_a_departing_number_say_so_too(declare, row_of_seeds):
+    declared = declare("why: No scale is named.}", "why: Cheaper., material: true}")
+    rows = [row_of_seeds(declared, "plain-20", PLAIN), row_of_seeds(declared, "plain-32", DEEP)]
+    found = judged(declared, [one for row in rows for one in split(row, [64, 64, 64, 64, 32])])
+    assert "plain-20 (32, 64 images)." in found["error"].verdict.sentence
+    assert "plain-32 (32, 64 images); plain-20 (32, 64 images)." in found["deeper"].verdict.sentence
 
 
 def test_an_entry_is_plain_data(experiment, both):
@@ -462,6 +497,19 @@ def test_a_step_is_judged_as_a_network_is(declare):
     assert (found.evidence.seeds, found.evidence.images) == ((0, 2, 4), 10_000)
 
 
+def test_evidence_names_the_networks_of_a_step_after_the_steps(declare, row_of_seeds):
+    declared = declare(*OF_PAIR, *SIX, 'lhs: plain-32, op: ">"', 'lhs: pair, op: "<"')
+    runs = row_of_seeds(declared, "plain-20", [*PLAIN, 9.5])
+    names = [one.identity for one in runs]
+    steps = step_records(declared, "pair", [8.4, 8.5, 8.6])
+    steps = [replace(one, members=tuple(names[one.seed : one.seed + 2])) for one in steps]
+    found = judged(declared, [*steps, *runs])
+    own = tuple(one.identity for one in steps)
+    assert (found["error"].evidence.runs, found["error"].evidence.members) == (own + tuple(names), tuple(names))
+    both = found["deeper"].evidence  # which compares the pairs with the networks themselves
+    assert (set(both.runs), len(both.runs), both.members) == ({*own, *names}, 9, ())
+
+
 def test_a_step_of_another_recipe_does_not_count(declare):
     other = step_records(declare(*OF_SMALL, "density: 0.5", "density: 0.4"), "small", [9.5] * 5)
     declared = declare(*OF_SMALL)
@@ -544,7 +592,60 @@ def test_runs_that_failed_or_were_cancelled_are_not_run_with_the_reason(experime
 def test_a_budgets_end_comes_before_a_failure(experiment):
     both = left("failed", "x", seed=0) | left("over-budget", "y", seed=1) | left("over-budget", "z", seed=2)
     reason, sentence = why_not(experiment, both)
-    assert (reason, "plain-20 seed 1: y (and 1 more)" in sentence) == ("over-budget", True)
+    assert reason == "over-budget"
+    assert "plain-20 seed 1: y; plain-20 seed 2: z; plain-20 seed 0: x (failed); to go on" in sentence
+
+
+@pytest.mark.parametrize(
+    ("why", "reason", "said"), [("over-budget", "over-budget", "spent"), ("failed", "not-run", "spent (failed)")]
+)
+def test_declared_seeds_that_were_left_are_not_made_good_by_the_others(experiment, both, why, reason, said):
+    records = [
+        one for one in both(experiment) if (one.variant, one.seed) not in {("plain-20", 1), ("plain-20", 4)}
+    ]
+    lefts = left(why, "spent", seed=1) | left(why, "spent", seed=4)
+    assert outcomes(experiment, records)["error"] == "reproduced"  # of the three seeds that ended
+    found = judged(experiment, records, lefts=lefts)
+    for claim in ("error", "deeper", "ratio"):
+        assert found[claim].verdict.reason == reason
+        assert f"every seed counts, and runs were left unfinished: plain-20 seeds 1, 4: {said};" in (
+            found[claim].verdict.sentence
+        )
+    assert found["error"].evidence.seeds == (0, 2, 3)
+    assert found["stuck"].verdict.outcome == "reproduced"  # rests on the other network
+
+
+def test_a_trend_needs_every_declared_seed_too(experiment, both):
+    records = [one for one in both(experiment, scale="laptop") if one.seed != 2]
+    assert outcomes(experiment, records)["deeper"] == "trend supported"
+    assert why_not(experiment, left("cancelled", "by root", seed=2, scale="laptop"), records, "deeper") == (
+        "not-run",
+        "every seed counts, and runs were left unfinished: plain-20 seed 2: by root (cancelled);"
+        " to go on: repro run toy/depth --scale laptop",
+    )
+
+
+def test_a_seed_that_was_not_declared_is_not_waited_for(experiment, both):
+    lefts = left("failed", "x", seed=5)
+    assert judged(experiment, both(experiment), lefts=lefts)["error"].verdict.outcome == "reproduced"
+    assert why_not(experiment, lefts)[1].startswith("no finished runs")
+
+
+def test_what_did_not_converge_comes_before_what_was_left(experiment, both, record):
+    records = both(experiment)[1:]
+    records[0] = record(experiment, "plain-20", 1, 0.0, status="not converged", ended="lost", metrics={})
+    assert why_not(experiment, left("failed", "x"), records)[0] == "did-not-converge"
+
+
+def test_a_step_whose_run_was_left_counts_too(declare):
+    declared = declare(*OF_PAIR, "seeds: [0, 1, 2, 3, 4]", "seeds: [0, 1, 2, 3, 4, 5, 6, 7, 8]")
+    records = step_records(declared, "pair", [9.4, 9.5, 9.6])  # of seeds 0 to 5
+    assert outcomes(declared, records)["error"] == "reproduced"
+    reason, sentence = why_not(declared, left("over-budget", "spent", seed=7), records)
+    assert (reason, "plain-20 seed 7: spent;" in sentence) == ("over-budget", True)
+    for seed in (1, 8):  # of a pair that is there; in no pair
+        lefts = left("over-budget", "spent", seed=seed)
+        assert judged(declared, records, lefts=lefts)["error"].verdict.outcome == "reproduced"
 
 
 @pytest.mark.parametrize(

@@ -331,6 +331,17 @@ def test_each_ensemble_consumes_runs_of_its_own(with_steps):
     assert [step.seed for step in steps] == [0, 2]
 
 
+def test_the_order_in_which_members_are_written_makes_no_other_step(declare):
+    orders = "plain-20: 2, plain-32: 1", "plain-32: 1, plain-20: 2"
+    first, second = (
+        [one for one in plan(declare("scales:\n", ENSEMBLES.replace(orders[0], order)), scale="paper")
+         if isinstance(one, Step) and one.variant == "mixed"]
+        for order in orders
+    )  # fmt: skip
+    assert [one.seed for one in second] == [one.seed for one in first] == [0, 2]
+    assert [one.declaration for one in second] == [one.declaration for one in first]
+
+
 def test_a_step_is_left_out_where_its_runs_are(with_steps):
     found = [plan(with_steps, scale="paper", variants=[variant], seeds=5) for variant in ("plain-20", "plain-32")]
     assert [{one.variant for one in some if isinstance(one, Step)} for some in found] == [{"pair", "small"}, set()]

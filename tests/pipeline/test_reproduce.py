@@ -9,6 +9,7 @@ from pipeline import reproduce
 from pipeline.data import sources
 from pipeline.experiment import CompressionStep, EnsembleStep, TransferStep
 from pipeline.home import runs_folder
+from pipeline.ledger import declarations
 from pipeline.mistakes import UserError
 from pipeline.plan import Step
 from pipeline.reproduce import finished, judged, lefts, tasks_for
@@ -82,37 +83,65 @@ def test_each_set_is_read_once(monkeypatch):
 
 
 def leave(name, why, text, *, at=1.0, **other):
-    run = {"experiment": "toy/depth", "scale": "paper", "variant": "plain-20", "seed": 0, "changes": {}}
+    """A folder that says why its run was left; `experiment` is the one it was declared by."""
+    experiment = other.pop("experiment")
+    run = {
+        "experiment": experiment.name,
+        "scale": "paper",
+        "variant": "plain-20",
+        "seed": 0,
+        "changes": {},
+    } | other
+    declared = declarations(experiment, run["scale"], run["variant"], {run["seed"]}, run["changes"])
     folder = RunFolder(runs_folder() / name)
-    folder.create(run | other)
+    folder.create(run | {"declaration": next(iter(declared))})
     folder.leave(why, text)
     os.utime(folder.path / "left.json", (at, at))
     return folder
 
 
-def test_why_runs_were_left_is_found_in_their_folders():
-    leave("a", "over-budget", "spent")
-    leave("b", "failed", "no room", variant="plain-32", seed=3)
-    assert lefts() == {
+def test_why_runs_were_left_is_found_in_their_folders(experiment):
+    leave("a", "over-budget", "spent", experiment=experiment)
+    leave("b", "failed", "no room", experiment=experiment, variant="plain-32", seed=3)
+    assert lefts([experiment]) == {
         ("toy/depth", "paper", "plain-20", 0): {"why": "over-budget", "text": "spent"},
         ("toy/depth", "paper", "plain-32", 3): {"why": "failed", "text": "no room"},
     }
 
 
-def test_the_latest_word_on_a_run_counts():
-    leave("old", "failed", "old code", at=5.0)
-    leave("new", "over-budget", "spent", at=9.0)
-    leave("older", "cancelled", "long ago", at=2.0)
-    assert [left["text"] for left in lefts().values()] == ["spent"]
+def test_the_latest_word_on_a_run_counts(experiment):
+    leave("old", "failed", "old code", at=5.0, experiment=experiment)
+    leave("new", "over-budget", "spent", at=9.0, experiment=experiment)
+    leave("older", "cancelled", "long ago", at=2.0, experiment=experiment)
+    assert [left["text"] for left in lefts([experiment]).values()] == ["spent"]
+
+
+def test_of_runs_that_are_now_declared_otherwise_nothing_is_told(declare):
+    steps = "steps:\n  pair: {kind: ensemble, members: {plain-20: 2}}\nscales:\n"
+    before = declare("scales:\n", steps)
+    leave("now", "failed", "of the recipe before", at=9.0, experiment=before)
+    leave("step", "failed", "of a step before", experiment=before, variant="pair")
+    leave("gone", "failed", "of a scale before", experiment=before, scale="laptop")
+    assert len(lefts([before])) == 3
+    now = declare("scales:\n", steps, "steps: 64000", "steps: 64001", "  laptop:", "  desktop:")
+    assert lefts([now]) == {}
+    leave("again", "cancelled", "by root", at=1.0, experiment=now)  # said before the other's last word
+    assert lefts([now]) == {("toy/depth", "paper", "plain-20", 0): {"why": "cancelled", "text": "by root"}}
+    assert lefts([declare("plain-20:", "other-20:", "of: plain-20", "of: other-20", "of: plain-20", "of: other-20",
+                          "of: plain-20", "of: other-20", "rhs: plain-20", "rhs: other-20",
+                          "rhs: plain-20", "rhs: other-20", "[plain-20,", "[other-20,")]) == {}  # fmt: skip
+    assert lefts([]) == {}
 
 
 def test_of_changed_finished_and_half_written_runs_nothing_is_told(experiment, record):
-    leave("changed", "failed", "x", changes={"train.lr": 1.0})
-    leave("finished", "failed", "x").finish(record(experiment, "plain-20", 0, 9.5), None)
-    leave("broken", "failed", "x").path.joinpath("left.json").write_text("{", encoding="utf-8")
+    leave("changed", "failed", "x", experiment=experiment, changes={"train.lr": 1.0})
+    leave("finished", "failed", "x", experiment=experiment).finish(record(experiment, "plain-20", 0, 9.5), None)
+    leave("broken", "failed", "x", experiment=experiment).path.joinpath("left.json").write_text(
+        "{", encoding="utf-8"
+    )
     (runs_folder() / "nothing").mkdir()
     (runs_folder() / "nothing" / "left.json").write_text('{"why": "failed", "text": "x"}', encoding="utf-8")
-    assert lefts() == {}
+    assert lefts([experiment]) == {}
 
 
 def test_the_ledger_tells_what_is_known_here(experiment):
@@ -120,7 +149,7 @@ def test_the_ledger_tells_what_is_known_here(experiment):
         return next(entry for entry in judged([experiment], []) if entry.claim.id == "error").verdict.reason
 
     assert reason() == "not-run"
-    leave("a", "over-budget", "spent")
+    leave("a", "over-budget", "spent", experiment=experiment)
     assert reason() == "over-budget"
     assert [entry.verdict.reason for entry in judged([experiment], [], left={}) if entry.claim.id == "error"] == [
         "not-run"

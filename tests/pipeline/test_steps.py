@@ -112,6 +112,16 @@ def test_its_record_lies_in_its_folder_as_a_runs_does(runs, folders, tmp_path):
     assert record.seconds > 0
 
 
+def test_a_record_names_the_networks_it_is_of(runs, folders, tmp_path):
+    named = [copied(folder, tmp_path / f"run{i}", identity=f"run-{i}") for i, folder in enumerate(folders)]
+    for folder, original in zip(named, folders, strict=True):
+        folder.network_file.write_bytes(original.network_file.read_bytes())
+    record = done(tmp_path / "step", step_of(ENSEMBLE, runs), named)
+    assert record.members == ("run-0", "run-1", "run-2")
+    assert RunFolder(tmp_path / "step").result().members == record.members
+    assert folders[0].result().members == ()
+
+
 def test_an_ensemble_of_one_network_thrice_is_that_network(runs, folders, tmp_path):
     record = done(tmp_path, step_of(ENSEMBLE, [runs[1]] * 3), [folders[1]] * 3)
     alone = folders[1].result().metrics
@@ -290,6 +300,17 @@ def test_a_linear_classifier_learns_another_set_from_the_features(runs, folders,
     assert record.metrics["test/top1_error_pct"] < 34  # of 67 by guessing
     assert record.metrics["features"] == 64  # below ResNet-20's full connection
     assert record.ended.endswith("iterations on 64 features")
+    assert record.status == "finished"
+
+
+def test_a_classifier_that_did_not_converge_is_said_not_to_have(runs, folders, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.steps_transfer.ITERATIONS", 2)
+    other = shades(tmp_path)
+    counted = manifest.manifest_of(other)
+    record = done(tmp_path / "step", step_of(TRANSFER, runs[:1]), folders[:1], other=other, manifest=counted)
+    assert (record.status, record.metrics) == ("not converged", {})
+    assert record.ended.startswith("the classifier on 64 features did not converge: lbfgs failed to converge")
+    assert RunFolder(tmp_path / "step").result().status == "not converged"
 
 
 def test_images_of_another_size_are_refused(runs, folders, tmp_path):

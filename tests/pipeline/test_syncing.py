@@ -226,6 +226,19 @@ def test_whatever_goes_wrong_the_thread_goes_on(home, place, monkeypatch):
         until(lambda: syncing.trouble == "")
 
 
+def test_passwords_are_taken_out_of_whatever_went_wrong(home, place, monkeypatch):
+    monkeypatch.setattr(module, "SYNC_SECONDS", 0.01)
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hunter2")
+    said = "postgresql://me:pa@ss@host/db and hunter2 and http://host/?token=abc"
+    for error in (RuntimeError(said), OSError(said)):  # of a round, and of one folder
+        syncing = Syncing()
+        syncing._tracker = Stub(error)
+        syncing.watch(place("a"))
+        with syncing:
+            until(lambda syncing=syncing: syncing.trouble)
+        assert syncing.trouble.endswith("postgresql://***@host/db and *** and http://host/?token=***")
+
+
 def test_the_thread_ends_after_the_folder_that_is_being_sent(home, place, monkeypatch):
     monkeypatch.setattr(module, "SYNC_SECONDS", 0.01)
     entered, go_on = threading.Event(), threading.Event()

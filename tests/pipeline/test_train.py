@@ -24,7 +24,7 @@ from pipeline import train as training
 from pipeline.experiment import Warmup
 from pipeline.mistakes import UserError
 from pipeline.runs import RunFolder
-from pipeline.train import Job, block_size
+from pipeline.train import Content, Job, block_size
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +149,45 @@ def test_seconds_are_those_of_all_sessions(tmp_path):
     begun = time.monotonic()
     record = train_in(tmp_path, a_run())
     assert spent < record.seconds < spent + time.monotonic() - begun
+
+
+def test_how_updates_were_made_in_all_sessions_is_said_where_it_changed(tmp_path):
+    batch = a_run().recipe.train.batch_size
+    half = batch // 2
+    for device_batch, steps in ((None, 3), (half, 2), (half, 2), (None, 1)):
+        assert train_in(tmp_path, a_run(), device_batch=device_batch, stop=stop_after(steps)) is None
+    record = train_in(tmp_path, a_run(), device_batch=half)
+    assert record.ended == f"12 steps; device batches {batch}, {half}, {batch}, {half}"
+    assert (record.device_batch, record.world) == (half, 1)
+
+
+def test_a_checkpoint_that_does_not_say_how_updates_were_made_is_resumed(tmp_path):
+    train_in(tmp_path, a_run(), stop=stop_after(6))
+    [path] = RunFolder(tmp_path).checkpoint_files()
+    held = torch.load(path, weights_only=True)
+    state = held["callbacks"]["Conductor"]
+    held["callbacks"]["Conductor"] = {"seconds": state["seconds"]}
+    content = Content()
+    content.save_checkpoint(held, "")
+    RunFolder(tmp_path).save_checkpoint(6, content.write)
+    path.unlink()
+    (said,) = RunFolder(tmp_path).checkpoint_files()
+    assert set(torch.load(said, weights_only=True)["callbacks"]["Conductor"]) == {"seconds"}
+    assert train_in(tmp_path, a_run()).ended == "12 steps"
+
+
+def test_a_run_begun_uncompiled_goes_on_compiled_and_back(whole, tmp_path, monkeypatch):
+    """Compiled by a backend that changes nothing, so that no bit may differ."""
+    compiling, compiled = torch.compile, []
+    monkeypatch.setattr(torch, "compile", lambda net: compiled.append(net) or compiling(net, backend="eager"))
+    run = a_run(changes={"train.compile": True})
+    for has in (False, True, False):
+        monkeypatch.setattr(training, "has_compiler", lambda has=has: has)
+        assert train_in(tmp_path, run, stop=stop_after(3)) is None
+    monkeypatch.setattr(training, "has_compiler", lambda: True)
+    assert train_in(tmp_path, run).compiled
+    assert len(compiled) == 2
+    assert weights(tmp_path) == weights(whole[1])
 
 
 def killed_at_random(path, seed, kills):

@@ -11,6 +11,7 @@ from pipeline.plan import plan
 from pipeline.record import Record
 from pipeline.report import results as module
 from pipeline.report.results import results_text, write_results
+from pipeline.reproduce import lefts
 from pipeline.runs import RunFolder
 
 
@@ -152,17 +153,26 @@ def test_steps_are_told_with_what_they_are(declare, row_of_seeds):
     declared = declare("scales:\n", two)
     alone = row_of_seeds(declared, "plain-20", [9.4, 9.5, 9.6])
     steps = [one for one in plan(declared, scale="paper") if one.variant == "two"]
-    done = [replace(alone[0], variant="two", seed=one.seed, declaration=one.declaration) for one in steps]
+    own = {"variant": "two", "seconds": 1.0, "commit": "c0ffee00", "code": "of-steps", "members": ("a", "b")}
+    done = [replace(alone[0], seed=one.seed, declaration=one.declaration, **own) for one in steps]
+    assert len(done) == 2
     text = results_text([declared], [*alone, *done], {})
     assert "- Recipe: 64,000 updates of 128, rate 0.1, sgd, computed in fp32" in text
     assert "- Step two: 2 plain-20 averaged" in text
     assert "| two | 9.40 ± 0.00 | " in text
+    assert "- Seeds: 0, 1, 2; 3 runs, 60 s each in the mean and 2 steps\n" in text
+    assert (
+        "- Commit: 01234567; lock lock-1; code code-1; of the steps c0ffee00; lock lock-1; code of-steps\n" in text
+    )
+    assert "- Seeds: 2 steps\n- Hardware" in results_text([declared], done, {})
 
 
 def test_what_is_kept_on_this_machine_of_runs_left_unfinished_is_no_part_of_it(experiment, records):
     before = results_text([experiment], records[:9], {})
     folder = RunFolder(runs_folder() / "left")
-    run = {"experiment": "toy/depth", "scale": "paper", "variant": "plain-32", "seed": 0, "changes": {}}
-    folder.create(run)
+    [first, *_] = plan(experiment, scale="paper", variants=["plain-20"], seeds=4)[3:]
+    run = {"experiment": "toy/depth", "scale": "paper", "variant": "plain-20", "seed": 3, "changes": {}}
+    folder.create(run | {"declaration": first.declaration})
     folder.leave("over-budget", "spent")
+    assert len(lefts([experiment])) == 1
     assert results_text([experiment], records[:9], {}) == before

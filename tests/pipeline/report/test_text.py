@@ -89,6 +89,12 @@ def test_a_verdict_names_its_runs(entries):
     assert where(entries["deeper"]) == "paper on cifar10, 6 runs, commit ffffffff-dirty, 01234567"
 
 
+def test_networks_that_steps_are_made_of_are_counted_apart(entries):
+    evidence = replace(entries["error"].evidence, runs=("a", "b", "c", "d"), members=("c", "d"))
+    said = where(replace(entries["error"], evidence=evidence))
+    assert said == "paper on cifar10, 2 runs (made of 2 more), commit 01234567"
+
+
 def test_every_outcome_has_a_mark():
     assert set(MARKS) == set(Outcome)
 

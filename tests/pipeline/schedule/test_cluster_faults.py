@@ -52,14 +52,15 @@ def same_as_undisturbed(task, tmp_path):
     assert curves(task.folder) == curves(tmp_path / "undisturbed")
 
 
-def test_a_killed_worker_s_run_goes_on_and_has_the_bits_of_an_undisturbed_one(place, tmp_path):
+@pytest.mark.parametrize(("kills", "steps"), [(1, 150), pytest.param(4, 500, marks=pytest.mark.slow)])
+def test_a_killed_worker_s_run_goes_on_and_has_the_bits_of_an_undisturbed_one(place, tmp_path, kills, steps):
     place.head(cpus=1)
-    tasks = [small(seed, steps=400) for seed in (0, 1)]
+    tasks = [small(0, steps=steps), small(1, steps=20)]
     carried = place.carry(place.launch(tasks))
     draw = random.Random(7)
-    for kill in range(2):
+    for kill in range(kills):
         past = step_of(tasks[0])
-        until(lambda past=past: step_of(tasks[0]) > past + draw.randrange(20, 80), "the first run trains")
+        until(lambda past=past: step_of(tasks[0]) > past + draw.randrange(20, 60), "the first run trains")
         checkpoints = RunFolder(tasks[0].folder).checkpoint_files()
         newest = int(checkpoints[0].name.split("-")[1]) if checkpoints else 0
         os.kill(trainer_of(tasks[0]), signal.SIGKILL)
@@ -188,7 +189,7 @@ def test_at_a_budget_s_end_runs_stop_resumable_and_a_larger_budget_goes_on(place
     tasks = [small(seed, steps=100_000 if seed == 0 else 40) for seed in (0, 1)]
     launch = place.launch(tasks, max_device_hours=8 / 3600)
     carried = place.carry(launch)
-    assert carried.wait(120) == 1, said(carried)
+    assert carried.wait(120) == 0, said(carried)  # as it was asked
     for task in tasks:
         left = RunFolder(task.folder).left()
         assert left["why"] == "over-budget"
@@ -208,7 +209,7 @@ def test_a_cancelled_run_stops_resumable_and_the_others_go_on(place):
     until(lambda: step_of(tasks[0]) > 5, "the first run trains")
     for task in tasks[:2]:
         RunFolder(task.folder).ask("cancelled")
-    assert carried.wait(120) == 1, said(carried)
+    assert carried.wait(120) == 0, said(carried)  # as it was asked
     assert [RunFolder(task.folder).left().get("why") for task in tasks] == ["cancelled", "cancelled", None]
     assert RunFolder(tasks[0].folder).checkpoint_files()
     assert finished(tasks[2])
