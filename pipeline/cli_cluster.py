@@ -236,8 +236,15 @@ def cancel(run: RunName, address: Address = None) -> None:
             damaged.append(str(error))
     for why in damaged:
         complain(f"Left out: {why}")
-    only = None if name == "all" else find(name, unfinished).identity
     now = reader.status()
+    only = None
+    if name != "all":
+        try:
+            only = find(name, unfinished).identity
+        except UserError:
+            find(name, reader.all())
+            say(f"{name} has ended already.")
+            return
     training = {one.identity for one in now.runs if one.state == "training"}
     tasks = ask_to_stop(given, only, supervised=now.alive, training=training)
     stopping = [task for task in tasks if task.identity in training]
@@ -251,9 +258,9 @@ def cancel(run: RunName, address: Address = None) -> None:
         say(f"… and {len(stopping) - 20:,} more")
     rest = [task for task in tasks if task.identity not in training]
     if len(rest) == 1:
-        say(f"{rest[0].title}: will not be begun")
+        say(f"{rest[0].title}: will not be trained")
     elif rest:
-        say(f"{len(rest):,} runs that waited will not be begun")
+        say(f"{len(rest):,} runs that waited will not be trained")
     if tasks:
         say("Launched again, they go on where they stopped.")
 

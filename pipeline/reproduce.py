@@ -213,7 +213,8 @@ def lefts(experiments: Sequence[Experiment]) -> dict[tuple[str, str, str, int], 
         run = folder.description()
         experiment = declared.get(run["experiment"])
         if experiment and not run["changes"] and is_declared(experiment, run):
-            found[run["experiment"], run["scale"], run["variant"], run["seed"]] = left
+            said = {key: str(left[key]) for key in ("why", "text")}
+            found[run["experiment"], run["scale"], run["variant"], run["seed"]] = said
     return found
 
 

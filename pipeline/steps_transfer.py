@@ -97,7 +97,7 @@ def features_of_pictures(
 def classify(
     train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], *, c: float, stop: Callable[[], bool] = never
 ) -> tuple[dict[str, float], str, bool]:
-    """Metrics of a soft-max learnt of (features, labels), on others; what was done, in words; whether it converged.
+    """Metrics of a soft-max learnt of (features, labels), on others; what was done; whether it converged.
 
     Beside the errors the mean over the classes of each class's error, which is what papers print of Caltech-101.
     One that did not converge has no errors, as a network that did not has none.

@@ -377,7 +377,7 @@ def shown(status: Status, *, rows: int) -> RenderableType:
 
 def head(status: Status) -> Iterator[tuple[str, str]]:
     """Lines on the cluster, each with its style."""
-    if status.alive:
+    if status.alive and any(not one.over for one in status.launches):
         kind = {"GPU": "GPU", "CPU": "processor"}.get(status.devices.get("kind", ""), "device")
         many, free = status.devices.get("all", 0), status.devices.get("free", 0)
         pages = f"; Ray's pages: {status.dashboard}" if status.dashboard else ""

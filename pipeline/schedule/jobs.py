@@ -18,14 +18,14 @@ from typing import Any
 
 from pipeline.home import data_folder, home
 from pipeline.mistakes import UserError
-from pipeline.schedule.node import Cluster, environment
+from pipeline.schedule.node import Cluster, environment, guarded
 from pipeline.tracked import shown
 
 INSIDE = "REPRO_INSIDE"  # set for commands that run on the cluster already
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 TRIES, BETWEEN = 5, 1.0  # to reach the API again, and seconds between
 RAYS = re.compile(  # lines of Ray's own in a job's output
-    r"(\S+ \S+\s(INFO|WARNING) (job_manager|worker)\.py:\d+ -- |\[\S+ \S+ I \d+ \d+\] logging\.cc:)"
+    r"(\S+ \S+\s(INFO|WARNING) \w+\.py:\d+ -- |\[\S+ \S+ I \d+ \d+\] logging\.cc:|Running entrypoint for job )"
 )
 IGNORED = ["**/__pycache__", "**/*.pyc", ".git"]
 
@@ -36,7 +36,9 @@ def at(address: str) -> Cluster:
         raise UserError(
             f"--address {shown(address)}: the address of a cluster's job API is needed, as in http://HOST:8265"
         )
-    cluster = Cluster("", address.rstrip("/"), os.environ.get("RAY_AUTH_TOKEN_PATH", ""))
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    token = str(guarded(Path(named).expanduser().absolute())) if named else ""
+    cluster = Cluster("", address.rstrip("/"), token)
     client(cluster)
     return cluster
 
@@ -46,10 +48,11 @@ def client(cluster: Cluster) -> Any:
     os.environ.update(environment(Path(cluster.token_file) if cluster.token_file else None))
     from ray.job_submission import JobSubmissionClient
 
-    logging.getLogger("ray").setLevel(logging.ERROR)
+    for name in ("ray", "ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         return JobSubmissionClient(cluster.dashboard)
-    except (*broken(), KeyError, TypeError) as error:  # the last two: something else answers there
+    except broken() as error:
         raise UserError(refusal(cluster, error)) from error
 
 
@@ -58,7 +61,8 @@ def broken() -> tuple[type[Exception], ...]:
     from aiohttp import ClientError
     from ray.exceptions import RayError
 
-    return ClientError, RayError, RuntimeError, OSError, ValueError
+    unlike = KeyError, TypeError  # where something else answers
+    return ClientError, RayError, RuntimeError, OSError, ValueError, *unlike
 
 
 def unwanted(error: BaseException) -> bool:
@@ -71,6 +75,11 @@ def unwanted(error: BaseException) -> bool:
 
 def refusal(cluster: Cluster, error: BaseException) -> str:
     """Why the API cannot be used, in a sentence."""
+    if unwanted(error) and cluster.token_file:
+        return (
+            f"the cluster at {shown(cluster.dashboard)} does not accept the token in {cluster.token_file}; copy"
+            " the head's there (it is cluster/token in its REPRO_HOME, mode 0600)"
+        )
     if unwanted(error):
         return (
             f"the cluster at {shown(cluster.dashboard)} asks for its token: put a copy of its token file where"
@@ -171,8 +180,8 @@ def lost(cluster: Cluster, error: BaseException) -> str:
     if unwanted(error):
         return refusal(cluster, error)
     return (
-        f"the cluster at {shown(cluster.dashboard)} tells nothing more of what was begun there"
-        f" ({shown(first_line(error))}); repro status says how it stands, and repro resume goes on with it"
+        f"the cluster at {shown(cluster.dashboard)} does not answer any more; repro status says how what was begun"
+        " there stands, and repro resume goes on with it"
     )
 
 

@@ -44,7 +44,7 @@ import psutil
 from filelock import FileLock, Timeout
 
 from pipeline.home import home
-from pipeline.mistakes import UserError
+from pipeline.mistakes import UserError, unwritable_named
 from pipeline.plan import ROOT
 from pipeline.runs import write_atomically
 from pipeline.schedule import launches, sockets
@@ -59,6 +59,7 @@ LOOK_SECONDS = 0.25
 LAST_WORD_SECONDS = 1.0  # for what has trained to tell how it ended
 TREE_SECONDS = 1.0  # between looks at which processes descend from us
 AUDIT_SECONDS = 30.0  # between looks at what listens
+SUPERVISED_SECONDS = 60.0
 SAME_SECONDS = 2.0  # two readings of a process's start differ less: the system's clock may be set between them
 OBJECT_STORE = 256 * 2**20  # bytes; tasks and their results are small, images never pass through it
 LONGEST_BASE = 20  # characters: a socket's path has 107, of which Ray's own folders take 68
@@ -95,7 +96,8 @@ def token_file() -> Path:
     """The token's file, made if it is not there, readable by its owner alone from its first moment."""
     path = token_path()
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with unwritable_named(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
         number = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(number, "w") as file:
@@ -191,7 +193,9 @@ def answers(cluster: Cluster) -> bool:
 
 def start_here(*, tell: Callable[[str], None]) -> Cluster:
     """This machine's cluster, started behind the terminal if there is none; it ends itself when idle."""
-    folder().mkdir(parents=True, exist_ok=True)
+    with unwritable_named(home()):
+        folder().mkdir(parents=True, exist_ok=True)
+        (folder() / "wanted").touch()
     with FileLock(folder() / "start.lock"):
         (folder() / "wanted").touch()
         running = here()
@@ -398,7 +402,8 @@ def check_own(listen: str) -> None:
 @contextmanager
 def only_head() -> Iterator[None]:
     """Within: no other head of this home runs, on whatever machine."""
-    folder().mkdir(parents=True, exist_ok=True)
+    with unwritable_named(home()):
+        folder().mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder() / "head.lock")
     try:
         lock.acquire(timeout=sum(ENDING_SECONDS) + 2)  # one that is ending gets the time for it
@@ -442,7 +447,8 @@ def write_down(cluster: Cluster) -> None:
 
 def forget() -> None:
     """Nobody should look for this head any more."""
-    (folder() / "node.json").unlink(missing_ok=True)
+    for name in ("node.json", "state.json"):  # and what its supervisor said last is of the past
+        (folder() / name).unlink(missing_ok=True)
 
 
 def introduce(node: "Node", cluster: Cluster, address: str | None, alone: bool) -> None:
@@ -505,6 +511,8 @@ class Node:
         self.environment |= {NODE: str(self.place), "RAY_START_HOOK": AT_START, "PYTHONUNBUFFERED": "1"}
         self.environment["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "0"  # let_go has waited already
         self.environment.pop("RAY_ADDRESS", None)
+        own = str(Path(sys.executable).parent)  # of jobs that come from elsewhere, and say "python"
+        self.environment["PATH"] = os.pathsep.join(filter(None, [own, self.environment.get("PATH")]))
         words = [
             f"--temp-dir={self.place / 'ray'}",
             f"--object-store-memory={OBJECT_STORE}",
@@ -642,9 +650,11 @@ class Node:
         return found
 
     def needed(self) -> bool:
-        """Whether a launch has not ended, or something trains here."""
+        """Whether a launch has not ended and somebody sees to that, or something trains here."""
         names = (path.stem for path in launches.folder().glob("*.json"))
-        return any(not launches.is_over(name) for name in names) or bool(trainings(self.place))
+        heard = folder() / "state.json"  # the supervisor writes it every second, while there is one
+        seen_to = heard.exists() and time.time() - heard.stat().st_mtime < SUPERVISED_SECONDS
+        return (seen_to and any(not launches.is_over(name) for name in names)) or bool(trainings(self.place))
 
     # Ending
 

@@ -381,11 +381,11 @@ def test_cancelling_one_run_and_then_all(command, launched):
     code, out, _ = command("cancel", "plain-20/0")
     assert (code, out) == (
         0,
-        f"{RESNET} plain-20 seed 0: will not be begun\nLaunched again, they go on where they stopped.\n",
+        f"{RESNET} plain-20 seed 0: will not be trained\nLaunched again, they go on where they stopped.\n",
     )
     assert RunFolder(launched.tasks[0].folder).left()["why"] == "cancelled"
     _, out, _ = command("cancel", "all")
-    assert out.startswith("5 runs that waited will not be begun\n")
+    assert out.startswith("5 runs that waited will not be trained\n")
     assert launches.is_over(launched.id)
     assert command("cancel", "all")[1] == "Nothing to cancel: no launch waits or is trained.\n"
 
@@ -408,8 +408,8 @@ def test_a_run_that_ended_is_not_cancelled(command, launched):
 
 
 def test_cancelling_far_away_is_a_job(command, fake):
-    fake.says = "5 runs that waited will not be begun"  # a job's last line may lack its end
-    assert command("cancel", "all", "--address", "x")[1] == "5 runs that waited will not be begun\n"
+    fake.says = "5 runs that waited will not be trained"  # a job's last line may lack its end
+    assert command("cancel", "all", "--address", "x")[1] == "5 runs that waited will not be trained\n"
     assert fake.submitted == [("submit", FAR, ["cancel", "all"], None, None)]
 
 

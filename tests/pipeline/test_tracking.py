@@ -113,7 +113,7 @@ def test_a_run_is_a_child_with_recipe_curves_final_metrics_data_and_files(home, 
     assert tags["mlflow.source.git.commit"] == record.commit
     assert tags["repro.library.torch"] == record.libraries["torch"]
     assert (tags["repro.world"], tags["repro.device_batch"]) == (str(record.world), str(record.device_batch))
-    assert (record.world, record.device_batch) == (1, 128)
+    assert (record.world, record.device_batch) == (1, 20)
     files = {found.path for found in client.list_artifacts(child.info.run_id)}
     assert files == {"network.safetensors", "journal.jsonl"}
     kept = Path(client.download_artifacts(child.info.run_id, "network.safetensors", str(home)))

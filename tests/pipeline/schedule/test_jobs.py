@@ -153,7 +153,7 @@ def test_an_api_that_is_away_for_less_than_all_tries_is_waited_for(followed, err
 def test_an_api_that_is_gone_for_good_is_one_sentence_after_all_that_was_said(monkeypatch, error):
     api, written = Api([["one\ntw", error]], [error]), []
     monkeypatch.setattr(jobs, "client", lambda cluster: api)
-    with pytest.raises(UserError, match="http://far:8265 tells nothing more of what was begun") as said:
+    with pytest.raises(UserError, match="http://far:8265 does not answer any more") as said:
         jobs.follow(FAR, "7", written.append)
     assert "\n" not in str(said.value)
     assert (written, api.asked) == (["one\n", "tw"], jobs.TRIES)
@@ -281,7 +281,17 @@ def test_a_token_that_is_missing_or_wrong_is_asked_for(answering, status):
 
 def test_a_token_file_that_is_not_there_is_asked_for(answering, monkeypatch, tmp_path):
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
-    assert "asks for its token" in refused(answering(401))
+    assert "cannot be read from" in refused(answering(401))
+
+
+def test_a_token_that_others_can_read_is_refused_and_a_wrong_one_is_named(answering, monkeypatch, tmp_path):
+    token = tmp_path / "token"
+    token.write_text("wrong", encoding="utf-8")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+    token.chmod(0o644)
+    assert "other users of this machine can read" in refused(answering(403))
+    token.chmod(0o600)
+    assert f"does not accept the token in {token}" in refused(answering(403))
 
 
 @pytest.mark.parametrize(
@@ -300,10 +310,17 @@ def test_why_an_address_cannot_be_used(monkeypatch, error, says):
     assert says in refused("http://far:8265")
 
 
-def test_a_cluster_that_answers_is_used(monkeypatch):
-    monkeypatch.setattr(ray.job_submission, "JobSubmissionClient", lambda address: None)
-    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/somewhere/token")
-    assert jobs.at("http://far:8265/") == Cluster("", "http://far:8265", "/somewhere/token")
+def test_a_cluster_that_answers_is_used(monkeypatch, tmp_path):
+    class Answers:
+        def __init__(self, address):
+            assert address == "http://far:8265"
+
+    monkeypatch.setattr(ray.job_submission, "JobSubmissionClient", Answers)
+    token = tmp_path / "token"
+    token.touch(0o600)
+    token.write_text("right", encoding="utf-8")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+    assert jobs.at("http://far:8265/") == Cluster("", "http://far:8265", str(token))
 
 
 def test_a_token_that_stops_being_good_while_a_job_is_followed_is_asked_for(monkeypatch):

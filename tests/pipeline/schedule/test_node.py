@@ -388,6 +388,8 @@ def test_a_launch_that_has_not_ended_and_a_training_are_needs(home, place, monke
         assert one.needed()
     launches.folder().mkdir()
     (launches.folder() / "20260101.json").touch()
+    assert not one.needed()  # nobody sees to it: it may be damaged, or wait for repro resume
+    (home / "cluster" / "state.json").touch()  # as a supervisor does every second
     assert one.needed()
     launches.end("20260101")
     assert not one.needed()
