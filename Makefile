@@ -6,7 +6,7 @@ READY := $(VENV)/ready
 SOURCES := pipeline lightning_modules tests
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 $(READY): pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, and $(PYTHON) is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
@@ -48,10 +48,14 @@ bench-data: $(READY) ## speed of reading photographs, beside ImageFolder and Web
 	@$(BIN)/python tests/benchmarks/reading_speed.py
 	@$(BIN)/python tests/benchmarks/data_growth.py
 
+bench-cluster: $(READY) ## scheduling on 1,000 made-up GPUs, and a leaderboard of 10,000 runs (20 minutes)
+	@$(BIN)/python tests/benchmarks/scheduling.py
+	@$(BIN)/python tests/benchmarks/leaderboard_speed.py
+
 lock: $(READY) ## resolve the dependencies anew
 	@$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header \
 		--extra dev --quiet --upgrade --output-file requirements.lock pyproject.toml
 	@$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --quiet \
 		--constraint requirements.lock --output-file docker/requirements.lock pyproject.toml docker/server.in
 
-.PHONY: help setup demo test test-slow lint check format bench bench-data lock
+.PHONY: help setup demo test test-slow lint check format bench bench-data bench-cluster lock

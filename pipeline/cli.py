@@ -25,7 +25,7 @@ from pipeline.terminal import complain, err, out, print_json, say
 
 if TYPE_CHECKING:
     from pipeline.ledger import Entry
-    from pipeline.published import PublishedResult
+    from pipeline.published_results import PublishedResult
     from pipeline.report.leaderboard import Row
     from pipeline.reproduce import Known
 
@@ -260,7 +260,8 @@ def evaluate(
 ) -> None:
     """Evaluate weights that others published: a labelled row of the leaderboard, never a reproduction."""
     from pipeline.catalogue import find
-    from pipeline.published import TORCHVISION, evaluated, from_file, from_torchvision, keep
+    from pipeline.published import TORCHVISION, evaluated, from_file, from_torchvision
+    from pipeline.published_results import keep
     from pipeline.reproduce import all_experiments
 
     if len(weights) not in (1, len(networks)):
@@ -296,7 +297,7 @@ def leaderboard(
 ) -> None:
     """Networks ranked by error, the paper's number beside ours."""
     from pipeline.experiment import load
-    from pipeline.published import results
+    from pipeline.published_results import results
     from pipeline.report.leaderboard import leaderboard as ranked
     from pipeline.reproduce import all_experiments
 

@@ -352,9 +352,9 @@ def runs_of(
     """
     counts = declarations(experiment, scale, variant, {record.seed for record in records}, changes)
     kinds: dict[tuple[str, str], dict[int, Record]] = defaultdict(dict)
-    for record in sorted(records, key=lambda record: record.finished):
-        if record.declaration in counts:
-            kinds[record.manifest, record.code].setdefault(record.seed, record)
+    of_it = [record for record in records if record.declaration in counts]
+    for record in sorted(of_it, key=lambda record: record.finished):
+        kinds[record.manifest, record.code].setdefault(record.seed, record)
     if not kinds:
         return []
     best = max(kinds.values(), key=lambda rows: (len(rows), max(row.finished for row in rows.values())))

@@ -7,7 +7,6 @@ trained here.
 import datetime
 import hashlib
 import inspect
-import json
 import pickle
 import re
 import struct
@@ -15,7 +14,7 @@ import urllib.error
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +37,12 @@ from pipeline.data.normalise import Normaliser
 from pipeline.data.samples import Samples
 from pipeline.data.shards import MANIFEST, open_shards
 from pipeline.evaluate import BATCH, Errors, Member, evaluate, evaluate_pictures
-from pipeline.home import data_folder, home
-from pipeline.mistakes import UserError, unwritable_named
+from pipeline.home import data_folder
+from pipeline.mistakes import UserError
 from pipeline.plan import digest
 from pipeline.protocol import read_protocol
+from pipeline.published_results import PublishedResult
 from pipeline.record import commit, hardware
-from pipeline.runs import write_atomically
 
 TORCHVISION = "torchvision"
 CENTRE = 0.875  # of the short side is cut out: 224 of 256
@@ -83,31 +82,6 @@ class Imported:
     mean: tuple[float, ...]  # taken out of pixels / 255, channel by channel
     std: tuple[float, ...]  # which is then divided by
     stated_top1_error_pct: float | None  # what the publisher measured
-
-
-@dataclass(frozen=True)
-class PublishedResult:
-    """How published weights do on a data set. Errors in percent."""
-
-    network: str
-    weights: str
-    sha256: str
-    differs: str
-    data: str
-    protocol: str
-    images: int
-    top1: float
-    top5: float
-    stated_top1: float | None
-    ignored: int  # files in the folder that are no pictures
-    hardware: str
-    commit: str
-    evaluated: str  # date and time, UTC
-    manifest: str = ""  # hash of the data: of a set's manifest, or of a folder's names and sizes
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON."""
-        return asdict(self)
 
 
 def counterparts(named: Named) -> list[Published]:
@@ -407,29 +381,3 @@ def count(network: nn.Module, batches: Iterable[Any], expected: int) -> Errors:
         if isinstance(error, UserError):
             raise
         raise UserError(str(error)) from None
-
-
-def folder_of_results() -> Path:
-    """Where results on published weights are kept: apart from the runs."""
-    return home() / "published"
-
-
-def keep(result: PublishedResult) -> Path:
-    """Write a result beside the earlier ones; the same weights on the same data and protocol replace."""
-    same = {key: getattr(result, key) for key in ("network", "sha256", "data", "protocol", "images", "manifest")}
-    path = folder_of_results() / f"{digest(same)}.json"
-    with unwritable_named(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(result.to_dict(), indent=1) + "\n")
-    return path
-
-
-def results() -> list[PublishedResult]:
-    """All kept results, the lowest error first; UserError names a file that cannot be read."""
-    found = []
-    for path in sorted(folder_of_results().glob("*.json")):
-        try:
-            found.append(PublishedResult(**json.loads(path.read_text(encoding="utf-8"))))
-        except (ValueError, TypeError) as error:
-            raise UserError(f"{path} is no result of published weights ({error}); remove it") from None
-    return sorted(found, key=lambda row: (row.data, row.top1))

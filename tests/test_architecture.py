@@ -106,6 +106,7 @@ ORDER = (
     "pipeline.analyse",
     "pipeline.catalogue",
     "pipeline.timing",
+    "pipeline.published_results",
     "pipeline.published",
     "pipeline.ledger",
     "pipeline.report.leaderboard",

@@ -8,7 +8,7 @@ from pipeline.report.leaderboard import Row
 from pipeline.verdict import Outcome, Verdict, finite_test_set_noise
 
 if TYPE_CHECKING:
-    from pipeline.published import PublishedResult
+    from pipeline.published_results import PublishedResult
 
 MARKS = {
     Outcome.REPRODUCED: "✔",

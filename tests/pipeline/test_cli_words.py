@@ -14,7 +14,7 @@ from rich.console import Console
 from pipeline import cli
 from pipeline.experiment import load, names
 from pipeline.mistakes import UserError
-from pipeline.published import PublishedResult, keep
+from pipeline.published_results import PublishedResult, keep
 from pipeline.reproduce import Known, Outcome, judged
 
 RESNET = "resnet/cifar10_depth"

@@ -26,11 +26,10 @@ from pipeline.published import (
     evaluated,
     from_file,
     from_torchvision,
-    keep,
     read_state,
-    results,
     state_hash,
 )
+from pipeline.published_results import keep, results
 from pipeline.reproduce import all_experiments
 
 
