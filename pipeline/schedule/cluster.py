@@ -349,8 +349,7 @@ class Supervisor:
             items.append(Item(task.identity, task.title, devices_of(launch, task), task.needs))
             if before.get(task.identity, ("",))[0] not in ("waiting", "running"):
                 self.known[task.identity] = Known(task, launch)
-            if not RunFolder(task.folder).result():
-                self.syncing.watch(task.folder)
+            self.syncing.watch(task.folder)  # a finished one too: its last words may not have been sent
         terms = launch.terms
         self.queue.add(
             launch.id,
