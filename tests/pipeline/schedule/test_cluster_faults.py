@@ -156,14 +156,16 @@ def test_a_node_asked_to_end_leaves_a_checkpoint_and_the_same_run_goes_on_elsewh
     tasks = [small(seed, steps=600) for seed in (0, 1)]
     carried = place.carry(place.launch(tasks))
     until(lambda: all(step_of(task) > 20 for task in tasks), "a run trains on each node")
-    there = {one.pid for one in tree(worker.pid)}
+    was_there = tree(worker.pid)
+    there = {one.pid for one in was_there}
     [moved] = [task for task in tasks if trainer_of(task) in there]
     worker.send_signal(signal.SIGTERM)
     began = time.monotonic()
     until(lambda: "stopped: its machine is about to end" in log_of(moved), "it stops by itself")
     assert worker.wait(60) == 0, said(worker)
     assert time.monotonic() - began < 30
-    assert not any(psutil.pid_exists(pid) for pid in there)
+    alive = [one.name() for one in was_there if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+    assert alive == []
     assert carried.wait(240) == 0, said(carried)
     same_as_undisturbed(moved, tmp_path)
     stopped = next(line for line in log_of(moved).splitlines() if "about to end" in line)
