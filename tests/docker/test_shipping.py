@@ -174,7 +174,7 @@ def test_the_base_is_one_version_of_the_python_that_the_lock_is_made_for():
 def test_the_packages_come_by_hash_but_for_the_small_torch():
     commands = [part for line in instructions("RUN") for part in line.split("&&") if "pip install" in part]
     assert ["--require-hashes" in part for part in commands] == [True, True, False]
-    assert "--index-url" in commands[-1]
+    assert 'PIP_INDEX_URL="${TORCH_INDEX}"' in commands[-1]
     assert "torch.txt" in commands[-1]
 
 
