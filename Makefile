@@ -22,7 +22,7 @@ demo: $(READY) ## plain against residual nets on handwritten digits: train, judg
 	@$(BIN)/repro run resnet/cifar10_depth --scale laptop
 
 # One worker a core, each with one thread: two threads on layers this small wait for each other.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 test: $(READY) ## the tests, without the slow ones
 	@$(PYTEST)

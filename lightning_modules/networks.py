@@ -3,8 +3,10 @@
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from typing import Any, get_type_hints
 
+from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from lightning_modules.alexnet import alexnet, alexnet_cifar
@@ -80,7 +82,7 @@ def build(name: str, args: Mapping[str, Any], *, num_classes: int, in_channels: 
 
 
 def check_arguments(name: str, args: Mapping[str, Any]) -> None:
-    """ValueError unless there is a network `name` whose builder takes `args` and needs no more."""
+    """ValueError unless there is a network `name` whose builder takes such `args`, and needs no more."""
     if name not in NETWORKS:
         raise ValueError(f"network {name!r} is unknown{nearest(name, NETWORKS)}")
     known = inspect.signature(NETWORKS[name].build).parameters
@@ -91,3 +93,15 @@ def check_arguments(name: str, args: Mapping[str, Any]) -> None:
     missing = [argument for argument, p in own.items() if p.default is p.empty and argument not in args]
     if missing:
         raise ValueError(f"network {name!r} needs the argument {missing[0]!r}")
+    for argument, value in args.items():
+        try:
+            kind(name, argument).validate_python(value, strict=True)
+        except ValidationError as error:
+            said = error.errors()[0]["msg"].removeprefix("Input ")
+            raise ValueError(f"{argument} of network {name!r} {said}, not {value!r}") from None
+
+
+@cache
+def kind(name: str, argument: str) -> TypeAdapter[Any]:
+    """What values a builder's argument takes."""
+    return TypeAdapter(get_type_hints(NETWORKS[name].build)[argument])

@@ -7,9 +7,7 @@ as resnet_cifar, means that network with its builder's own defaults.
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, get_type_hints
-
-from pydantic import TypeAdapter, ValidationError
+from typing import Any
 
 from lightning_modules.networks import NETWORKS, check_arguments
 from pipeline.analyse import Analysis, analysis, classes_of, image_shape
@@ -94,7 +92,10 @@ def find(name: str, experiments: Sequence[Experiment], changes: Mapping[str, Any
     if not changes:
         return named
     model = Model(**{**named.variant.model.args, **changes, "name": named.variant.model.name})
-    check(model, changes)
+    try:
+        check_arguments(model.name, {**model.args, **changes})
+    except ValueError as error:
+        raise UserError(str(error)) from None
     said = ", ".join(f"{key} {value}" for key, value in changes.items())
     return Named(f"{named.name} ({said})", named.paper, named.variant.model_copy(update={"model": model}))
 
@@ -113,21 +114,6 @@ def complexity(named: Named, accuracies: Mapping[str, float]) -> Complexity:
         memory_mb=BYTES * (found.measure("parameters") + found.memory_values()) / 1e6,
         top1_pct=accuracies.get(named.name),
     )
-
-
-def check(model: Model, changes: Mapping[str, Any]) -> None:
-    """UserError for an argument that the network does not take, or a value that is not of its kind."""
-    try:
-        check_arguments(model.name, dict.fromkeys([*model.args, *changes]))
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    hints = get_type_hints(NETWORKS[model.name].build)
-    for argument, value in changes.items():
-        try:
-            TypeAdapter(hints[argument]).validate_python(value, strict=True)
-        except ValidationError as error:
-            said = error.errors()[0]["msg"].removeprefix("Input ")
-            raise UserError(f"{argument} of network {model.name!r} {said}, not {value!r}") from None
 
 
 def distinct(named: Mapping[str, Named]) -> list[Named]:

@@ -4,6 +4,8 @@ Exit codes: 0 all well; 1 a claim is not reproduced (verify) or a run failed (ru
 130 stopped by Ctrl-C, resumable. Heavy libraries are imported inside the commands that need them.
 """
 
+import errno
+import io
 import os
 import re
 import signal
@@ -20,14 +22,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipeline import cli_cluster, cli_data
-from pipeline.mistakes import UserError
-from pipeline.terminal import complain, err, out, print_json, say
+from pipeline.mistakes import UserError, unwritable_named
+from pipeline.terminal import STOPPED, AsJson, complain, err, out, print_json, say
 
 if TYPE_CHECKING:
     from pipeline.ledger import Entry
     from pipeline.published_results import PublishedResult
     from pipeline.report.leaderboard import Row
-    from pipeline.reproduce import Known
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -39,8 +40,7 @@ app = typer.Typer(
 app.add_typer(cli_data.app, name="data")
 
 Name = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="As `repro list` shows it, or a .yaml file.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
-FAILED, STOPPED = 1, 130
+FAILED = 1
 
 
 @app.command("list")
@@ -71,7 +71,7 @@ def show(experiment: Name, as_json: AsJson = False) -> None:
         return
     from pipeline.report.describe import describe
 
-    describe(declared, evidence().records, out, say)
+    describe(declared, cli_cluster.evidence().records, out, say)
 
 
 @app.command()
@@ -124,7 +124,7 @@ def run(
         print_json({"leaderboard": board, "verdicts": verdicts} | {k: str(v) for k, v in files.items() if v})
     else:
         print_leaderboard(made.rows)
-        print_outcome(made.entries, declared.name)
+        print_outcome(made.entries, experiment)
         for what, path in files.items():
             if path:
                 out.print(f"{what:<8} {escape(str(path))}", soft_wrap=True)
@@ -145,11 +145,11 @@ def verify(
     from pipeline.verdict import Outcome
 
     declared = [load(experiment)] if experiment else all_experiments()
-    entries = judged(declared, evidence().records)
+    entries = judged(declared, cli_cluster.evidence().records)
     if as_json:
         print_json([entry.to_dict() for entry in entries])
     else:
-        print_ledger(entries, whole=experiment is not None)
+        print_ledger(entries, experiment)
     raise typer.Exit(any(entry.verdict.outcome is Outcome.NOT_REPRODUCED for entry in entries))
 
 
@@ -302,7 +302,7 @@ def leaderboard(
     from pipeline.reproduce import all_experiments
 
     declared = [load(experiment)] if experiment else all_experiments()
-    rows = ranked(declared, evidence().records)
+    rows = ranked(declared, cli_cluster.evidence().records)
     imported = [] if experiment else results()
     if as_json:
         own = [{"kind": "trained here"} | row.to_dict() for row in rows]
@@ -324,8 +324,10 @@ def results(
     from pipeline.report.results import write_results
     from pipeline.reproduce import all_experiments
 
-    found = evidence()
-    for path in write_results(all_experiments(), found.records, found.tracker, file):
+    found = cli_cluster.evidence()
+    with unwritable_named(file.parent, "make room, mend the folder, or name another file with --out"):
+        written = write_results(all_experiments(), found.records, found.tracker, file)
+    for path in written:
         out.print(f"wrote {escape(str(path))}", soft_wrap=True)
 
 
@@ -342,7 +344,8 @@ def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="On the loopback
     with socket.socket() as taken, suppress(ConnectionError):
         taken.connect(("127.0.0.1", port))
         raise UserError(f"port {port} is in use; choose another, as in repro ui --port {port % 65535 + 1}")
-    home().mkdir(parents=True, exist_ok=True)
+    with unwritable_named(home()):
+        home().mkdir(parents=True, exist_ok=True)
     out.print(f"MLflow's pages: [bold]http://127.0.0.1:{port}[/], in a few seconds and until Ctrl-C")
     words = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
     words += ["--backend-store-uri", uri, "--workers", "1"]
@@ -362,16 +365,6 @@ def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="On the loopback
 
 
 cli_cluster.add_to(app)
-
-
-def evidence() -> "Known":
-    """All ended runs; says so where the tracking server cannot be used."""
-    from pipeline.reproduce import known
-
-    found = known()
-    if found.trouble:
-        complain(f"{found.trouble}.\nGoing by the runs on this machine alone.")
-    return found
 
 
 def parsed(changes: list[str]) -> dict[str, Any]:
@@ -468,15 +461,17 @@ def print_outcome(entries: "list[Entry]", experiment: str) -> None:
     out.print(f"The whole ledger: [bold]repro verify {experiment}[/]\n")
 
 
-def print_ledger(entries: "list[Entry]", *, whole: bool) -> None:
-    """Every verdict; in a line: claims that wait for runs and, if not `whole`, what arithmetic confirms."""
+def print_ledger(entries: "list[Entry]", asked: str | None) -> None:
+    """Every verdict; in a line: claims that wait for runs and, if no experiment was asked for, what arithmetic
+    confirms.
+    """
     from pipeline.report.text import counts, outcome
     from pipeline.verdict import Outcome, Reason
 
     for experiment in dict.fromkeys(entry.experiment for entry in entries):
         mine = [entry for entry in entries if entry.experiment == experiment]
         waiting = [entry for entry in mine if entry.verdict.reason is Reason.NOT_RUN]
-        holds = [e for e in mine if e.evidence is None and e.verdict.outcome is Outcome.REPRODUCED and not whole]
+        holds = [e for e in mine if e.evidence is None and e.verdict.outcome is Outcome.REPRODUCED and not asked]
         out.print(f"[bold]{experiment}[/]")
         if holds:
             out.print(f"[green]{outcome(holds[0].verdict)}[/] by arithmetic ({len(holds)} claims)")
@@ -487,7 +482,7 @@ def print_ledger(entries: "list[Entry]", *, whole: bool) -> None:
         if waiting:
             out.print(f"[dim]{outcome(waiting[0].verdict)}[/] ({len(waiting)} claims)")
             say(", ".join(entry.claim.id for entry in waiting), indent=4)
-            say(f"They need finished runs: repro run {experiment} --scale paper", indent=4)
+            say(f"They need finished runs: repro run {asked or experiment} --scale paper", indent=4)
         out.print()
     say(f"All {len(entries)} claims: {counts(entries)}.")
 
@@ -514,10 +509,19 @@ def colour(entry: "Entry") -> str:
 
 def main() -> None:
     """Run the command; a user's mistake is one line and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that has no ✔
     try:
         app()
     except UserError as error:
         err.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
+        raise SystemExit(2) from None
+    except OSError as error:
+        if error.errno != errno.ENOSPC or error.filename:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is not written yet would fail once more at the end
+        err.print("[red]error:[/] cannot write what there is to say: no space left", soft_wrap=True)
         raise SystemExit(2) from None
 
 

@@ -19,15 +19,15 @@ from rich.table import Table
 
 from pipeline import terminal
 from pipeline.mistakes import UserError
-from pipeline.terminal import complain, print_json, say
+from pipeline.terminal import STOPPED, AsJson, complain, print_json, say
 
 if TYPE_CHECKING:
     from pipeline.launch import Plan
     from pipeline.report.status import Status
+    from pipeline.reproduce import Known
     from pipeline.schedule.node import Cluster
 
 PANEL = "on a cluster"
-STOPPED = 130
 OTHER_LINES = 14  # of `repro status`
 LEFT = {"cancelled": "cancelled", "over-budget": "at their budget's end", "failed": "failed"}
 LOOK_SECONDS, ASK_SECONDS = 1.0, 5.0  # between looks at files, and between questions to a cluster elsewhere
@@ -40,7 +40,6 @@ Address = Annotated[
         help="A cluster's job API, as in http://HOST:8265; this machine's own cluster without.",
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 GpusPerRun = Annotated[
     int | None,
     typer.Option(metavar="N", help="Devices that train a run together: GPUs, or processes where there is none."),
@@ -99,7 +98,7 @@ def launch(
         words = [*asked.words(), *(["--dry-run"] if dry_run else [])]
         raise typer.Exit(relayed(elsewhere, words, upload=stage()))
     with terminal.err.status("reading the data and the code …") if terminal.err.is_terminal else nullcontext():
-        made = planned(asked, what, known_records(), complain)
+        made = planned(asked, what, evidence().records, complain)
     print_plan(made)
     if dry_run:
         return
@@ -450,14 +449,14 @@ def told(text: str) -> None:
     terminal.out.print(text, markup=False, soft_wrap=True)
 
 
-def known_records() -> list[Any]:
-    """All ended runs that can be found; says so where the tracking server cannot be used."""
+def evidence() -> "Known":
+    """All ended runs that can be found; says so where some cannot be sent or the tracking server not be used."""
     from pipeline.reproduce import known
 
     found = known()
     if found.trouble:
-        complain(f"{found.trouble}.\nGoing by the runs on this machine alone.")
-    return found.records
+        complain(found.trouble if found.tracker else f"{found.trouble}.\nGoing by the runs on this machine alone.")
+    return found
 
 
 def print_plan(made: "Plan") -> None:

@@ -1,7 +1,7 @@
 """`repro data`: preparing sets of photographs as shards, and looking at what is there."""
 
-import os
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,12 +11,13 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from pipeline.mistakes import UserError
-from pipeline.terminal import complain, err, out, print_json, say
+from pipeline.mistakes import UserError, hint
+from pipeline.terminal import STOPPED, AsJson, complain, err, out, print_json, say
 
 if TYPE_CHECKING:
     from pipeline.data.originals import Originals
     from pipeline.data.shards import ShardManifest
+    from pipeline.data.store import Place
 
 app = typer.Typer(no_args_is_help=True, help="Prepare image sets as shards; verify, inspect and imitate them.")
 
@@ -24,9 +25,7 @@ Where = Annotated[
     str,
     typer.Argument(metavar="SHARDS", help="A set's name, or a folder, http(s):// or s3:// with manifest.json."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 Tick = Callable[[int, int], None]  # of what is done, and what there is in all
-STOPPED = 130
 SAY_EVERY_SECONDS = 30
 
 
@@ -49,20 +48,28 @@ def prepare(
 ) -> None:
     """Write WebDataset shards and a manifest. Stopped at any moment, the same command goes on."""
     from pipeline.data import sources
+    from pipeline.data.notes import writable
     from pipeline.data.prepare import prepare as make
     from pipeline.data.store import place
+    from pipeline.home import cores
 
     here = place(target)
-    if here.local and here.local.resolve().is_relative_to(Path(source).expanduser().resolve()):
-        raise UserError(
-            f"{target} lies in {source} itself, where shards would be taken for pictures; choose another"
-        )
+    folder = None if source in sources.NAMES else folder_of(source, here)
+    writable(here)
     with progress("reading the source", "bytes") as tick:
-        originals = found_in(source, split, tick)
-    workers = 1 if source in sources.NAMES else cores()  # threads only wait for each other on tiny pictures
+        originals = found_in(folder or source, split, tick)
+    workers = cores() if folder else 1  # threads only wait for each other on tiny pictures
     try:
         with progress("pictures", "images") as tick:
-            made = make(originals, here, short_side=short_side, samples=samples, workers=workers, progress=tick)
+            made = make(
+                originals,
+                here,
+                short_side=short_side,
+                samples=samples,
+                workers=workers,
+                progress=tick,
+                warn=complain,
+            )
     except KeyboardInterrupt:
         complain("Stopped. Finished shards stay; the same command goes on where this one stopped.")
         raise typer.Exit(STOPPED) from None
@@ -75,22 +82,43 @@ def prepare(
         say(f"A run finds them in a folder called {made.name}, in data/ or below REPRO_SHARDS.")
 
 
-def found_in(source: str, split: str | None, tick: Tick) -> "Originals":
-    """What is to be prepared."""
-    from pipeline.data import archives, originals, sources
+def folder_of(source: str, out: "Place") -> Path:
+    """The folder that is to be prepared; UserError where there is none, or shards would get into it."""
+    from pipeline.data.sources import NAMES
+
+    folder = own_folder(source, "pictures are prepared from")
+    if folder.is_file():
+        raise UserError(f"{source} is a file; give the folder that holds it: {folder.parent}")
+    if not folder.is_dir():
+        known = hint(source, NAMES) or f"; known are {', '.join(NAMES)}"
+        raise UserError(f"there is no folder {source}, and no set of that name{known}")
+    if out.local and out.local.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"{out} lies in {source} itself, where shards would be taken for pictures; choose another")
+    return folder
+
+
+def own_folder(said: str, what: str) -> Path:
+    """The path that a user wrote. An address is refused without repeating it: it may hold a password."""
+    from pipeline.data.store import ADDRESS, folder_at
+
+    if ADDRESS.match(said):
+        raise UserError(f"{what} a folder of this machine; give one instead of an address")
+    return folder_at(said)
+
+
+def found_in(source: Path | str, split: str | None, tick: Tick) -> "Originals":
+    """What is to be prepared: in a folder, or a set by its name."""
+    from pipeline.data import archives, originals
     from pipeline.home import data_folder
 
-    folder = Path(source).expanduser()
-    if source in sources.NAMES:
+    packed = isinstance(source, Path) and archives.holds_archives(source)
+    if split and (packed or isinstance(source, str)):
+        raise UserError(f"--split says which part class folders are, and {source} holds none; leave it out")
+    if isinstance(source, str):
         return originals.from_small_set(source, data_folder())
-    if "://" in source:
-        raise UserError(f"{source}: pictures are prepared from a folder of this machine; copy them here")
-    if not folder.is_dir():
-        known = ", ".join(sources.NAMES)
-        raise UserError(f"there is no folder {source}, and no set of that name; known are {known}")
-    if archives.holds_archives(folder):
-        return archives.from_ilsvrc(folder, cache=data_folder() / ".cache", progress=tick)
-    return originals.from_folders(folder, split)
+    if packed:
+        return archives.from_ilsvrc(source, cache=data_folder() / ".cache", progress=tick)
+    return originals.from_folders(source, split)
 
 
 @app.command()
@@ -98,7 +126,7 @@ def verify(where: Where, as_json: AsJson = False) -> None:
     """Compare every byte with the manifest, open every picture, name all that is wrong. Exit 1 if anything is."""
     from pipeline.data import inspect
     from pipeline.data.sources import shards_of
-    from pipeline.home import data_folder
+    from pipeline.home import cores, data_folder
 
     here = shards_of(where, data_folder())
     with progress("checking", "bytes") as tick:
@@ -125,9 +153,11 @@ def inspect_shards(where: Where, as_json: AsJson = False) -> None:
     shards = open_shards(shards_of(where, data_folder()), cache=data_folder() / ".cache" / "shards")
     summary = inspect.summary(shards)
     images, titles = inspect.some_pictures(shards)
-    sheet = contact_sheet(images, titles, report_folder() / f"{shards.name}.png")
     counts = {name: part.split.per_class for name, part in shards.splits.items()}
-    balance = class_balance(counts, report_folder() / f"{shards.name}-classes.png", heading=shards.name)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # a box stands for it
+        sheet = contact_sheet(images, titles, report_folder() / f"{shards.name}.png")
+        balance = class_balance(counts, report_folder() / f"{shards.name}-classes.png", heading=shards.name)
     if as_json:
         print_json(summary.to_dict() | {"contact_sheet": sheet, "balance_chart": balance})
         return
@@ -141,7 +171,7 @@ def inspect_shards(where: Where, as_json: AsJson = False) -> None:
 @app.command("stand-in")
 def stand_in(
     what: Annotated[Literal["imagenet"], typer.Argument(help="What is imitated.")],
-    target: Annotated[Path, typer.Option("--out", help="A new or empty folder.")],
+    target: Annotated[str, typer.Option("--out", metavar="DIR", help="A new or empty folder.")],
     classes: Annotated[int, typer.Option(min=2, max=1000)] = 10,
     train: Annotated[int, typer.Option(min=1, help="Training pictures of each class.")] = 130,
     test: Annotated[int, typer.Option(min=1, help="Validation pictures of each class.")] = 50,
@@ -150,21 +180,25 @@ def stand_in(
     """Make a small, learnable set in ImageNet's own layout, for tests and dry runs; never called ImageNet."""
     from pipeline.data.standin import make_standin
 
+    folder = own_folder(target, "a stand-in is made in")
     with progress("drawing", "images") as tick:
-        make_standin(target, classes=classes, train=train, test=test, seed=seed, progress=tick)
+        make_standin(folder, classes=classes, train=train, test=test, seed=seed, progress=tick)
     out.print(f"archives {escape(str(target))}", soft_wrap=True)
     out.print(f"next     [bold]repro data prepare {escape(str(target))} --out data/imagenet-standin[/]")
 
 
 def describe(manifest: "ShardManifest") -> None:
     """A set's parts, a line each."""
+    from pipeline.data.originals import shown
+
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for head in (manifest.name, "images", "shards", "MB"):
-        table.add_column(head, justify="left" if head == manifest.name else "right")
+    table.add_column(escape(manifest.name))
+    for head in ("images", "shards", "MB"):
+        table.add_column(head, justify="right")
     for name, part in manifest.splits.items():
         table.add_row(name, f"{part.samples:,}", f"{len(part.shards):,}", f"{part.bytes / 1e6:,.1f}")
     out.print(table)
-    say(f"{len(manifest.classes)} classes, from {manifest.source}; sha256 {manifest.sha256[:16]}")
+    say(f"{len(manifest.classes)} classes, from {shown(manifest.source)}; sha256 {manifest.sha256[:16]}")
     if manifest.resized:
         say(
             f"every picture resized to a short side of {manifest.resized.short_side}: other data than the source's"
@@ -222,10 +256,7 @@ class Lines:
             return
         self.said = now
         speed = (done - self.first) / max(now - self.began, 1e-9)
-        left = f", {(of - done) / speed / 60:,.0f} min left" if speed else ""
-        err.print(f"{self.what}: {done:,} of {of:,} {self.unit}, {speed:,.0f}/s{left}", soft_wrap=True)
-
-
-def cores() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        seconds = (of - done) / speed if speed else 0
+        left = f"{seconds / 60:,.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
+        words = f", {left} left" if speed else ""
+        err.print(f"{self.what}: {done:,} of {of:,} {self.unit}, {speed:,.0f}/s{words}", soft_wrap=True)

@@ -22,7 +22,13 @@ EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
 PAPER_SCALE = "paper"
 FAST_SCALES = ("laptop", "gpu")  # bf16 and channels-last unless declared otherwise
 FAST = {"precision": "bf16", "channels_last": True}
-AUGMENTATIONS = ("pad4-crop", "flip", "distort", "pca-colour", "photometric")  # the 4 may be any number
+AUGMENTATIONS = ("pad4-crop", "reflect4-crop", "flip", "distort", "pca-colour", "photometric")  # 4: any number
+# What is measured of images judged, of batches trained on, and of a compression's file, under these names.
+ERRORS = ("top1_error_pct", "top5_error_pct", "loss", "images")
+WINDOW = ("top1_error_pct", "top5_error_pct", "loss")
+TRANSFERRED = ("test/mean_class_error_pct", "features", "iterations")
+PARTS = ("codebook_", "table_", "indices_", "positions_", "other_", "header_", "original_", "")
+COMPRESSED = (*(f"compressed/{part}bytes" for part in PARTS), "compressed/stored_weights", "compressed/ratio")
 
 Int = Annotated[int, Field(strict=True)]
 Count = Annotated[int, Field(strict=True, gt=0)]
@@ -42,7 +48,7 @@ def finite(value: Any) -> Any:
 
 def augmentation(word: str) -> str:
     """`word`, if it is the name of an augmentation."""
-    if not re.fullmatch(r"pad[1-9]\d*-crop|flip|distort|pca-colour|photometric", word):
+    if not re.fullmatch(r"(pad|reflect)[1-9]\d*-crop|flip|distort|pca-colour|photometric", word):
         raise ValueError(f"unknown augmentation {word!r}{nearest(word, AUGMENTATIONS)}")
     return word
 
@@ -149,7 +155,7 @@ class Data(Frozen):
     normalise: Normalise = "per-pixel-mean"
     augment: tuple[
         Augmentation, ...
-    ] = ()  # pad4-crop, flip, distort; of photographs flip, pca-colour, photometric
+    ] = ()  # pad4-crop or reflect4-crop, flip, distort; of photographs flip, pca-colour, photometric
     crop: Crop | None = None  # for photographs of many sizes, read from shards
     test: tuple[ProtocolName, ...] = ()  # how photographs are judged; the first also while training
 
@@ -594,6 +600,29 @@ class Experiment(Frozen):
         own = () if isinstance(step, CompressionStep) else step.test
         return own or self.recipe(next(iter(step.consumes)), scale, changes).data.test
 
+    def measured(self, name: str, *, named: bool) -> list[str]:
+        """The metrics that a variant's runs, or a step, have at paper scale.
+
+        Errors on photographs are there by each protocol and, unless `named`, by the first also without its name.
+        """
+        step = self.steps.get(name)
+        data = self.recipe(name if step is None else next(iter(step.consumes)), PAPER_SCALE).data
+        protocols = [f"/{protocol}" for protocol in self.protocols(name, PAPER_SCALE)] if data.crop else []
+        protocols += [] if named and protocols else [""]
+        more: tuple[str, ...] = ()
+        if step is None:
+            parts = ["test", "val"] if data.val else ["test"]
+            more = tuple(f"train/{error}" for error in WINDOW)
+            if not data.crop:
+                more += ("test/response_std", *(f"trainset/{error}" for error in ERRORS))
+        elif isinstance(step, TransferStep):
+            parts, protocols, more = ["test"], [""], TRANSFERRED
+        elif isinstance(step, CompressionStep):
+            parts, more = ["test", "original", "pruned"], COMPRESSED
+        else:
+            parts = ["test"]
+        return [f"{part}{shown}/{error}" for part in parts for shown in protocols for error in ERRORS] + [*more]
+
     def variants_at(self, scale: str) -> tuple[str, ...]:
         """The variants run at `scale` when none is asked for."""
         return self.scales[scale].variants or tuple(self.variants)
@@ -728,7 +757,10 @@ def load(name: str, folder: Path = EXPERIMENTS) -> Experiment:
     """The experiment `name` ("paper/file"), or a path to a .yaml file; DeclarationError says what is wrong."""
     path = Path(name) if name.endswith(".yaml") else folder / f"{name}.yaml"
     if not path.is_file():
-        raise UserError(f"there is no experiment {name!r}{nearest(name, names(folder))}")
+        if name.endswith(".yaml"):
+            raise UserError(f"there is no file {name}")
+        of_paper = [one for one in names(folder) if one.startswith(f"{name.rstrip('/')}/")]
+        raise UserError(f"there is no experiment {name!r}{nearest(name, of_paper or names(folder))}")
     named = f"{path.resolve().parent.name}/{path.stem}"
     file = f"{named}.yaml"
     try:
@@ -783,6 +815,25 @@ def check(experiment: Experiment) -> None:
             raise DeclarationError(
                 f"{file}: claims.{claim.id}: a claim of kind {claim.kind!r} needs runs, and there are no scales"
             )
+        check_metrics(experiment, claim)
+
+
+def check_metrics(experiment: Experiment, claim: Claim) -> None:
+    """What a trained claim is about is measured of each of its sides at paper scale.
+
+    A number of photographs is one by a certain protocol; a comparison may be of what each side is judged by first.
+    """
+    if isinstance(claim, ExactClaim | OpenClaim):
+        return
+    for side in ("of", "lhs", "rhs"):
+        if (name := getattr(claim, side, None)) is None:
+            continue
+        key = "rhs_metric" if side == "rhs" and getattr(claim, "rhs_metric", None) else "metric"
+        metric = getattr(claim, key)
+        known = experiment.measured(name, named=isinstance(claim, MetricClaim | BoundClaim))
+        if metric not in known:
+            place = f"{experiment.file}: claims.{claim.id}.{key}"
+            raise DeclarationError(f"{place}: {name} measures no {metric!r}, only {', '.join(known)}")
 
 
 def check_steps(experiment: Experiment) -> None:

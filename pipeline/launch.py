@@ -23,6 +23,7 @@ from pipeline.runs import CHECKPOINT, RunFolder, write_atomically
 from pipeline.schedule import launches
 from pipeline.schedule.launches import Launch, Terms
 from pipeline.schedule.task import Task
+from pipeline.words import duration, plural
 
 SUITES = ("cs231n",)  # every declared experiment is of this lecture
 PACKAGES = ("pipeline", "lightning_modules", "experiments")
@@ -239,7 +240,7 @@ class Estimates:
         same = [one for one in near if place(one) == place(newest)]
         of = "" if variant else f"of the same network ({newest.run.experiment}, {newest.run.variant}) "
         at = "" if scale else f"at {newest.run.scale} scale "
-        each = "" if world else f", on {counted(newest.record.world, 'device')} each"
+        each = "" if world else f", on {plural(newest.record.world, 'device')} each"
         where = f"{of}{at}on {newest.record.hardware}{each}"
         return Estimate(median(one.seconds for one in same), len(same), where)
 
@@ -264,7 +265,7 @@ class Group:
     @property
     def words(self) -> str:
         """'5 runs, 2 finished, 1 to resume at step 1,200'."""
-        parts = [counted(self.runs, self.kind)]
+        parts = [plural(self.runs, self.kind)]
         if self.finished:
             parts.append("all finished" if self.finished == self.runs > 1 else f"{self.finished:,} finished")
         if self.resumed:
@@ -406,7 +407,7 @@ def summary(made: Plan) -> list[str]:
     """Sentences after the tables: the totals, what they rest on, and the budget."""
     runs, finished = sum(g.runs for g in made.groups), sum(g.finished for g in made.groups)
     kinds = {kind: sum(g.runs for g in made.groups if g.kind == kind) for kind in ("run", "step")}
-    all_of_it = " and ".join(counted(number, kind) for kind, number in kinds.items() if number)
+    all_of_it = " and ".join(plural(number, kind) for kind, number in kinds.items() if number)
     said = [f"{all_of_it}, {finished:,} finished, {runs - finished:,} to do"]
     if runs > finished:
         images = sum(group.images for group in made.groups)
@@ -416,8 +417,9 @@ def summary(made: Plan) -> list[str]:
         unknown = bool(made.unmeasured) and not made.hours
         time = "how long is not measured yet" if unknown else time
         cost = ""
-        if made.asked.price is not None and not unknown:
+        if made.asked.price is not None:
             cost = f", which at {made.asked.price:g} an hour cost {made.asked.price * made.hours:,.2f}"
+            cost = ", and what it costs follows from that" if unknown else cost
         said[0] += f": {images:,} images to train on, {time}{cost}"
     said[0] += "."
     if made.shared:
@@ -441,7 +443,7 @@ def rests_on(groups: Sequence[Group]) -> list[str]:
         if group.hours is not None and group.shown_by[0]:
             kinds.setdefault(group.shown_by, []).append(group.variant)
     return [
-        f"Estimated from {counted(runs, 'run')}{' each' * (len(variants) > 1)} {where}: {', '.join(variants)}."
+        f"Estimated from {plural(runs, 'run')}{' each' * (len(variants) > 1)} {where}: {', '.join(variants)}."
         for (runs, where), variants in kinds.items()
     ]
 
@@ -457,20 +459,6 @@ def budget_words(made: Plan, budget: float) -> str:
     return (
         f"{said}{'at least ' if made.unmeasured else ''}{100 * share:.0f} % of it will be used by this estimate."
     )
-
-
-def counted(number: int, noun: str) -> str:
-    """'1 run', '20 runs'; as in report.describe, which loads torch."""
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
-
-
-def duration(seconds: float) -> str:
-    """'40 s', '12 min', '3.4 h', '1,240 h'."""
-    if seconds < 59.5:
-        return f"{seconds:.0f} s" if seconds >= 1 or not seconds else "1 s"
-    if seconds < 3570:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:,.1f} h" if seconds < 359_000 else f"{seconds / 3600:,.0f} h"
 
 
 # --- the code that it is done by

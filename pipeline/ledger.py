@@ -19,7 +19,7 @@ from pipeline.experiment import (
     RatioClaim,
 )
 from pipeline.mistakes import UserError
-from pipeline.plan import declared, runs_with, seed_row, steps_with
+from pipeline.plan import declared, place_of, runs_with, seed_at, steps_with
 from pipeline.record import FINISHED, Record
 from pipeline.verdict import (
     LEVEL,
@@ -116,7 +116,11 @@ def judge(
     if isinstance(claim, OpenClaim):
         return entry(cannot_judge(Reason(claim.reason), claim.why))
     if isinstance(claim, ExactClaim):
-        return entry(judged_exactly(claim, experiment, measure))
+        try:
+            return entry(judged_exactly(claim, experiment, measure))
+        except UserError as error:
+            said = str(error).removeprefix(f"{experiment.name}: ")
+            raise UserError(f"{experiment.file}: claims.{claim.id}: {said}") from None
     judged = []
     for scale, by_variant in grouped.items():
         records = comparable(claim, by_variant)
@@ -147,7 +151,7 @@ def judged_exactly(claim: ExactClaim, experiment: Experiment, measure: Measure) 
     if claim.over or claim.over_metric:
         below = measure(claim.over_metric or claim.metric, experiment, claim.over or claim.of)
         if not all(isinstance(side, int | float) for side in (value, below)) or not below:
-            raise UserError(f"{experiment.name}, claim {claim.id}: {value!r} / {below!r} is no ratio")
+            raise UserError(f"{value!r} / {below!r} is no ratio")
         other = said_by(claim.over_metric or claim.metric, experiment)
         recalled = recalled or bool(other and other.confidence == "memory")
         aside = f" ({other.where})" if other else " (measured)" if printed else ""
@@ -374,15 +378,18 @@ def declarations(
         known = experiment.seeds_of(name, scale)
         chosen = [seed for seed in seeds if not beforehand or seed in known]
         return set(declared(experiment.recipe(name, scale, changes), chosen).values())
-    if not seeds:
-        return set()
     needed = experiment.step(name, scale).consumes
+    rows = {variant: experiment.seeds_of(variant, scale) for variant in needed}
+    first = min(needed)  # a step's seed is that of the first run it consumes
+    places = (divmod(place_of(rows[first], seed), needed[first]) for seed in seeds)
+    numbers = [number for number, rest in places if not rest]
+    if beforehand:
+        numbers = [n for n in numbers if all((n + 1) * needed[v] <= len(rows[v]) for v in needed)]
     runs = {}
     for variant, count in needed.items():
-        row = experiment.seeds_of(variant, scale)
-        longer = None if beforehand else (max(seeds) + 1 + len(row)) * count
-        runs[variant] = runs_with(experiment, scale, variant, seed_row(row, longer), changes)
-    return {step.declaration for step in steps_with(experiment, name, scale, runs) if step.seed in seeds}
+        chosen = [seed_at(rows[variant], number * count + i) for number in numbers for i in range(count)]
+        runs[variant] = runs_with(experiment, scale, variant, chosen, changes)
+    return {step.declaration for step in steps_with(experiment, name, scale, runs)}
 
 
 def comparable(claim: Claim, by_variant: ByVariant) -> ByVariant:

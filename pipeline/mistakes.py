@@ -28,21 +28,21 @@ PLAIN = {  # kind of error -> the whole reason
 }
 
 
+MEND = "make room, mend the folder, or name another by REPRO_HOME, and start the same command again"
+
+
 class UserError(ValueError):
     """A user's mistake: one sentence with what is wrong, where, and what to do. Shown without a traceback."""
 
 
 @contextmanager
-def unwritable_named(folder: Path) -> Iterator[None]:
-    """Turn an operating system's refusal to write a report into `folder` into a sentence."""
+def unwritable_named(folder: Path, what_to_do: str = MEND) -> Iterator[None]:
+    """Turn an operating system's refusal to write into `folder` into a sentence."""
     try:
         yield
     except OSError as error:
-        reason = (error.strerror or type(error).__name__).lower()
-        raise UserError(
-            f"cannot write to {folder}: {reason}; make room, mend the folder, or name another by REPRO_HOME, and"
-            " start the same command again"
-        ) from None
+        reason = (error.strerror or str(error) or type(error).__name__).lower()
+        raise UserError(f"cannot write to {folder}: {reason}; {what_to_do}") from error
 
 
 def explained(error: ValidationError, root: type[BaseModel], raw: Mapping[str, Any]) -> tuple[str, str]:

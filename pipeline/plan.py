@@ -157,10 +157,24 @@ def plan(
 
 def seed_row(declared: Sequence[int], count: int | None) -> list[int]:
     """The first `count` seeds: those declared, and then 0, 1, 2, … without them; None: those declared."""
-    if count is None:
-        return list(declared)
-    more = (seed for seed in range(count + len(declared)) if seed not in declared)
-    return [*declared, *more][:count]
+    return [seed_at(declared, place) for place in range(len(declared) if count is None else count)]
+
+
+def seed_at(declared: Sequence[int], place: int) -> int:
+    """What stands at a place of that row, however long it is."""
+    if place < len(declared):
+        return declared[place]
+    seed = place - len(declared)
+    for known in sorted(declared):
+        seed += known <= seed
+    return seed
+
+
+def place_of(declared: Sequence[int], seed: int) -> int:
+    """Where a seed stands in it."""
+    if seed in declared:
+        return declared.index(seed)
+    return len(declared) + seed - sum(known < seed for known in declared)
 
 
 def runs_with(

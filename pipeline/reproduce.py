@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.experiment import Experiment, TransferStep, load, names
-from pipeline.home import data_folder, report_folder, runs_folder
+from pipeline.home import data_folder, home, report_folder, runs_folder
 from pipeline.ledger import Entry, Lefts, counted, declarations, ledger
-from pipeline.mistakes import UserError
+from pipeline.mistakes import UserError, unwritable_named
 from pipeline.plan import Run, Step, code_hash, identity, step_code
 from pipeline.record import Record
 from pipeline.report.leaderboard import Row, leaderboard
@@ -126,6 +126,8 @@ def carry_out(
     tick: Callable[[], None] = lambda: None,
 ) -> Outcome:
     """Train what is not finished, track everything, and return all records."""
+    with unwritable_named(home()):
+        runs_folder().mkdir(parents=True, exist_ok=True)
     syncing = Syncing()
     found, missing = finished(tasks, syncing)
     for task in tasks:
@@ -210,11 +212,14 @@ def lefts(experiments: Sequence[Experiment]) -> dict[tuple[str, str, str, int], 
         left = folder.left()
         if not left or folder.result_file.is_file() or not (path.parent / "run.json").is_file():
             continue
-        run = folder.description()
-        experiment = declared.get(run["experiment"])
-        if experiment and not run["changes"] and is_declared(experiment, run):
-            said = {key: str(left[key]) for key in ("why", "text")}
-            found[run["experiment"], run["scale"], run["variant"], run["seed"]] = said
+        try:
+            run = folder.description()
+            experiment = declared.get(run["experiment"])
+            if experiment and not run["changes"] and is_declared(experiment, run):
+                said = {key: str(left[key]) for key in ("why", "text")}
+                found[run["experiment"], run["scale"], run["variant"], run["seed"]] = said
+        except (ValueError, TypeError, KeyError):  # damaged: whoever sends it to MLflow complains of it
+            continue
     return found
 
 

@@ -22,14 +22,14 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-from pipeline.mistakes import UserError
+from pipeline.mistakes import UserError, unwritable_named
 from pipeline.record import Record
 
 CHECKPOINT = re.compile(r"step-(\d{10})-([0-9a-f]{16})\.ckpt")
@@ -117,14 +117,16 @@ class RunFolder:
     def left(self) -> dict[str, Any]:
         """{"why", "text", "asked"} of a run that was left unfinished, or {}."""
         try:
-            return json.loads((self.path / "left.json").read_text(encoding="utf-8"))
+            found = json.loads((self.path / "left.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
+        return found if isinstance(found, dict) and {"why", "text", "asked"} <= found.keys() else {}
 
     def begin_anew(self) -> None:
         """Forget what was asked and why it was left: somebody wants it again."""
-        for name in ("stop", "left.json"):
-            (self.path / name).unlink(missing_ok=True)
+        with full_disk_named(self.path):
+            for name in ("stop", "left.json"):
+                (self.path / name).unlink(missing_ok=True)
 
     def log(self, text: str) -> None:
         """Add what happened to the run's log; one that cannot be written stops nothing."""
@@ -262,17 +264,12 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
-@contextmanager
-def full_disk_named(path: Path) -> Iterator[None]:
+def full_disk_named(path: Path) -> AbstractContextManager[None]:
     """Turn an operating system's refusal to write under `path` into a sentence."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise UserError(
-            f"cannot write to {path}: {reason.lower()}; nothing is lost: make room (or mend the folder) and "
-            "start the same command again, which resumes"
-        ) from error
+    return unwritable_named(
+        path,
+        "nothing is lost: make room (or mend the folder) and start the same command again, which resumes",
+    )
 
 
 def local_records() -> list[Record]:

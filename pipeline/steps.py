@@ -38,7 +38,7 @@ from pipeline.record import FINISHED, Record, commit, hardware, libraries, lock_
 from pipeline.runs import Judged, RunFolder, full_disk_named, write_atomically
 from pipeline.steps_compression import compress, decompress, layers_of, pruned, sizes
 from pipeline.steps_transfer import classify, features_of_pictures, features_of_small
-from pipeline.supply import Photographs, Small, Ways, supply
+from pipeline.supply import Photographs, Small, Ways, require_counted, supply
 from pipeline.train import has_bf16, prepare_process
 
 Images = ImageSet | ShardSet
@@ -67,6 +67,7 @@ def run_step(
     `images` are those its runs learnt from; `other` those that a transfer learns from. `manifest` is of what the
     step is judged on. UserError for a run that has not ended well, or whose network is not here.
     """
+    require_counted(images if other is None else other, manifest)
     prepare_process(threads)
     folder.path.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from pipeline.data.ahead import never
 from pipeline.data.batches import BatchMaker, Feed, in_order
 from pipeline.data.colour import PhotoMaker
-from pipeline.data.images import Images, ImageSet
-from pipeline.data.manifest import chosen, parts, split
+from pipeline.data.images import DataError, Images, ImageSet
+from pipeline.data.manifest import Manifest, chosen, parts, split
 from pipeline.data.normalise import fit_normaliser
 from pipeline.data.order import key
 from pipeline.data.photographs import Cut, PhotoFeed
@@ -148,9 +148,10 @@ class Photographs:
     is_slow = True
 
     def __init__(self, shards: ShardSet, data: Data, device: torch.device, key: str, ways: Ways) -> None:
-        assert data.crop is not None  # `image_shape` has seen to it
+        crop = data.crop
+        assert crop is not None  # `image_shape` has seen to it
         self.shards, self.data, self.device, self.ways = shards, data, device, ways
-        self.cut = cut_of(data.crop)
+        self.cut = cut_of(crop)
         self.training, self.validation = chosen(shards.train, train_count=data.train, val_count=data.val)
         self.test = shards.test
         found, pca = None, "pca-colour" in data.augment
@@ -158,7 +159,7 @@ class Photographs:
             found = ways.group.led(
                 lambda stop: statistics_of(
                     self.training,
-                    self.cut,
+                    crop,
                     threads=ways.readers,
                     cache=ways.cache,
                     key=key,
@@ -269,6 +270,17 @@ def image_shape(images: ImageSet | ShardSet, data: Data) -> tuple[int, ...]:
     one = Images(images.train.pixels[:1], images.train.labels[:1])
     maker = BatchMaker(one, normalise=fit_normaliser("scale", one), augment=data.augment, pad_to=data.pad_to)
     return tuple(maker(torch.tensor([0])).shape[1:])
+
+
+def require_counted(images: ImageSet | ShardSet, manifest: Manifest) -> None:
+    """DataError unless there are as many images as the manifest counts: every result is of all of them."""
+    for part in ("train", "test"):
+        here, counted = len(getattr(images, part)), getattr(manifest, part)
+        if here != counted:
+            raise DataError(
+                f"{images.name} holds {here:,} {part} images where its manifest counts {counted:,}; start the same"
+                " command again, so that both are of the same set"
+            )
 
 
 def cut_of(crop: Crop) -> Cut:

@@ -1,13 +1,15 @@
-"""What the commands print with: standard output, standard error, prose, warnings, JSON."""
+"""What the commands have in common: standard output and error, prose, warnings, JSON, an option, an exit code."""
 
 import json
 import os
-import sys
 import textwrap
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.console import Console
 
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+STOPPED = 130  # exit code of what Ctrl-C has stopped
 PIPE_WIDTH = 160  # columns of a table that goes to a file or another program, unless COLUMNS says otherwise
 
 
@@ -47,4 +49,4 @@ def complain(text: str) -> None:
 
 def print_json(value: Any) -> None:
     """Plain JSON on standard output."""
-    sys.stdout.write(json.dumps(value, indent=1, default=str) + "\n")
+    print(json.dumps(value, indent=1, default=str))

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.home import runs_folder
+from pipeline.home import number_named, runs_folder
 from pipeline.runs import write_atomically
 
 RECORD, SENT = "repro.record", "repro.sent"  # tags: a run's Record; there once all its files have been sent too
@@ -122,7 +122,7 @@ class Server:
             self.session.auth = (user, password)
         elif token:
             self.session.headers["Authorization"] = f"Bearer {token}"
-        self.timeout = float(os.environ.get("MLFLOW_HTTP_REQUEST_TIMEOUT", TIMEOUT))
+        self.timeout = number_named("MLFLOW_HTTP_REQUEST_TIMEOUT", TIMEOUT)
         self.experiments = self._experiments()
 
     def _ask(self, what: str, body: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from filelock import FileLock, Timeout
 from pipeline.home import home, tracking_uri
 from pipeline.mistakes import UserError
 from pipeline.plan import digest
+from pipeline.protocol import PART
 from pipeline.record import FINISHED, Record
 from pipeline.runs import RunFolder, write_atomically
 from pipeline.tracked import ENDED, RECORD, SENT, Tracked, place, shown, tracked
@@ -274,15 +275,17 @@ class Tracker:
         same = [result.get(name, "") for name in ("network", "sha256", "data", "protocol", "images", "manifest")]
         key = f"published:{digest(same)}"
         about = {name: value for name, value in result.items() if isinstance(value, str) and value}
-        metrics = {"test/top1_error_pct": result["top1"], "test/top5_error_pct": result["top5"]}
+        protocol = result.get("protocol", "")
+        by_name = PART.match(protocol) is not None  # whole small images go by none, and are described in words
+        parts = ["test", f"test/{protocol}"] if by_name else ["test"]
+        values = {"top1_error_pct": result["top1"], "top5_error_pct": result["top5"], "images": result["images"]}
         from mlflow.entities import Metric, RunTag
 
         with named(self.uri):
-            name = f"{result['network']}, {IMPORTED}"
+            name = f"{result['network']}, {IMPORTED}" + (f", {protocol}" if by_name else "")
             run_id = self.one(IMPORTED, key, name, {"repro.kind": IMPORTED}).info.run_id
             stamp = int(time.time() * 1000)
-            points = [Metric(name, value, stamp, 0) for name, value in metrics.items()]
-            points.append(Metric("test/images", result["images"], stamp, 0))
+            points = [Metric(f"{part}/{k}", v, stamp, 0) for part in parts for k, v in values.items()]
             self.client.log_batch(run_id, metrics=points, tags=[RunTag(f"repro.{k}", v) for k, v in about.items()])
             self.client.set_terminated(run_id)
         return run_id

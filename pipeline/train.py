@@ -45,11 +45,12 @@ from pipeline.data.photographs import PhotoFeed
 from pipeline.data.shards import ShardSet
 from pipeline.experiment import Train
 from pipeline.group import Group, current, groups
+from pipeline.home import number_named
 from pipeline.mistakes import UserError
 from pipeline.plan import Run
 from pipeline.record import FINISHED, NOT_CONVERGED, Record, commit, describe, hardware, libraries, lock_hash
 from pipeline.runs import RunFolder
-from pipeline.supply import Small, Ways, supply
+from pipeline.supply import Small, Ways, require_counted, supply
 
 CHECKPOINT_SECONDS = 30.0  # between checkpoints; how often does not change the numbers
 HEARTBEAT_SECONDS = 0.5
@@ -82,6 +83,7 @@ def train(
     Raises UserError for what a user can mend (a full disk, devices that cannot share the batch); a run whose loss
     is not finite ends with a record that says so.
     """
+    require_counted(images, manifest)
     prepare_process(threads)
     group = current()
     cut = cut_into(run.recipe.train, group, device_batch)
@@ -497,4 +499,4 @@ def has_compiler() -> bool:
 
 def checkpoint_seconds() -> float:
     """Seconds between checkpoints; REPRO_CHECKPOINT_SECONDS overrides, for machines that may vanish."""
-    return float(os.environ.get("REPRO_CHECKPOINT_SECONDS", CHECKPOINT_SECONDS))
+    return number_named("REPRO_CHECKPOINT_SECONDS", CHECKPOINT_SECONDS)

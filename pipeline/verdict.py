@@ -217,10 +217,14 @@ def judge_ratio(lhs: Mapping[int, float], rhs: Mapping[int, float], *, claimed: 
     if claimed - margin <= 0:
         raise ValueError(f"a ratio is positive: claimed {_show(claimed)} less its margin {_show(margin)} is not")
     for side, values in (("left", lhs), ("right", rhs)):
-        wrong = [seed for seed, value in values.items() if value <= 0]
+        wrong = [seed for seed, value in values.items() if value < 0]
         if wrong:
             raise ValueError(f"a ratio needs positive values: the {side} side has none at {_seeds(wrong)}")
     pairs, left_out = _paired(lhs, rhs)
+    zero = [seed for seed in sorted(lhs.keys() & rhs.keys()) if 0 in (lhs[seed], rhs[seed])]
+    if zero and all(map(math.isfinite, [*lhs.values(), *rhs.values()])):  # an error counted on few images can be 0
+        sentence = f"A value of 0 was measured at {_seeds(zero)}, and no ratio can be formed with it."
+        return cannot_judge(Reason.UNDERPOWERED, sentence, len(pairs))
 
     def logs() -> list[float]:
         return [math.log(a) - math.log(b) for a, b in pairs]

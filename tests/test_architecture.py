@@ -51,6 +51,7 @@ ORDER = (
     "lightning_modules.classifier",
     "lightning_modules.sdlm",
     # declarations and what is said of them
+    "pipeline.words",
     "pipeline.mistakes",
     "pipeline.protocol",
     "pipeline.verdict",

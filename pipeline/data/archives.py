@@ -27,7 +27,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.data.images import DataError
-from pipeline.data.originals import Original, Originals
+from pipeline.data.originals import LARGEST_PICTURE, PARTS, Original, Originals, visible
 from pipeline.data.shards import STRANGE
 from pipeline.mistakes import sentence
 
@@ -40,7 +40,6 @@ MARK = "STAND-IN.json"
 CHECKED = "archives.json"  # in the cache: the sums that were found
 WNIDS = Path(__file__).with_name("imagenet_classes.txt")  # the thousand classes in order
 
-LARGEST_PICTURE = 1 << 28  # bytes
 LARGEST_DEVKIT = 1 << 28  # bytes, unpacked
 CHUNK = 1 << 23  # bytes read at once when summing
 PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # a file's name and nothing more: no folder, no way up
@@ -157,8 +156,12 @@ class Listed(Sequence[Original]):
 
 
 def holds_archives(folder: Path) -> bool:
-    """Whether a folder is one for `from_ilsvrc`: it has an archive called as ImageNet's are."""
-    return any((folder / name).is_file() for name in PUBLISHED)
+    """Whether a folder is one for `from_ilsvrc`: pictures are in archives called as ImageNet's are, or nowhere.
+
+    torchvision leaves the devkit beside the train/ and val/ that it unpacks.
+    """
+    names = {entry.name for entry in visible(folder)}
+    return bool(names & {TRAIN, VAL}) or (DEVKIT in names and not names & PARTS.keys())
 
 
 def from_ilsvrc(folder: Path, *, cache: Path, progress: Progress | None = None) -> Originals:
@@ -175,7 +178,7 @@ def from_ilsvrc(folder: Path, *, cache: Path, progress: Progress | None = None) 
         return _from_ilsvrc(archives, cache, progress or (lambda done, total: None))
     except OSError as error:
         raise DataError(
-            f"{folder} cannot be read ({error.strerror or error}); mend that and start again"
+            f"{error.filename or folder} cannot be read ({error.strerror or error}); mend that and start again"
         ) from None
 
 

@@ -17,7 +17,7 @@ from pipeline.data.normalise import Normaliser, unknown, whitened
 from pipeline.data.order import generator, positions
 from pipeline.data.samples import share
 
-AUGMENTATIONS = ("pad4-crop", "pad1-crop", "flip", "distort")  # for suggestions: any pad<k>-crop is known
+AUGMENTATIONS = ("pad4-crop", "pad1-crop", "reflect4-crop", "flip", "distort")  # to suggest: any number is known
 
 # The ranges of "distort". LeCun et al. 1998, section III-B names the kinds of distortion and not their
 # sizes; these are ours, chosen so that a digit stays readable and inside a 32 x 32 field.
@@ -45,8 +45,13 @@ class BatchMaker:
         pad_to: int | None = None,
         device: str | torch.device = "cpu",
     ) -> None:
-        self.pad, self.flip, self.distort = _parse(augment)
+        self.pad, self.reflect, self.flip, self.distort = _parse(augment)
         _, height, width, channels = images.pixels.shape
+        if self.reflect and self.pad >= (pad_to or min(height, width)):
+            raise DataError(
+                f"'reflect{self.pad}-crop' mirrors {self.pad} pixels beyond the border, and the images are"
+                f" {height} x {width}; use 'pad{self.pad}-crop', or a smaller number"
+            )
         fitted = normalise.shift.shape if normalise.shift.dim() == 3 else (height, width, *normalise.shift.shape)
         if fitted != (height, width, channels):
             raise DataError(
@@ -92,14 +97,16 @@ class BatchMaker:
         if any(self.late_border):
             x = F.pad(x, self.late_border, value=self.outside)
         if (self.pad or self.flip) and draws is not None:
-            x = _crop_and_flip(x, draws[:, :3], pad=self.pad, outside=self.outside, flip=self.flip)
+            outside = None if self.reflect else self.outside
+            x = _crop_and_flip(x, draws[:, :3], pad=self.pad, outside=outside, flip=self.flip)
         return x.permute(0, 3, 1, 2)
 
 
-def _crop_and_flip(x: Tensor, draws: Tensor, *, pad: int, outside: float, flip: bool) -> Tensor:
+def _crop_and_flip(x: Tensor, draws: Tensor, *, pad: int, outside: float | None, flip: bool) -> Tensor:
     """(N, H, W, C) -> the same shape: a random window of the padded image, mirrored half of the time.
 
-    He et al. 2015, section 4.2: pad 4 on each side, crop "from the padded image or its horizontal flip".
+    He et al. 2015, section 4.2: pad 4 on each side, crop "from the padded image or its horizontal flip". Without
+    `outside` the missing pixels are the image's own, reflected (Zagoruyko and Komodakis 2016, section 3).
     One gather over all pixels of the batch, the flip folded into its column numbers.
     """
     n, height, width, channels = x.shape
@@ -109,11 +116,19 @@ def _crop_and_flip(x: Tensor, draws: Tensor, *, pad: int, outside: float, flip: 
         columns = torch.where(draws[:, 2:3] < 0.5, columns.flip(1), columns)
     columns = (columns + offsets[:, 1:]).to(x.device)
     rows = (torch.arange(height) + offsets[:, :1]).to(x.device)
+    if outside is None:
+        rows, columns = _reflected(rows - pad, height), _reflected(columns - pad, width)
+        pad = 0
     if pad:
         x = F.pad(x, (0, 0, pad, pad, pad, pad), value=outside)
     first_row = torch.arange(n, device=x.device)[:, None] * (height + 2 * pad)
     pixel = (first_row + rows)[:, :, None] * (width + 2 * pad) + columns[:, None, :]  # (N, H, W)
     return x.view(-1, channels).index_select(0, pixel.view(-1)).view(n, height, width, channels)
+
+
+def _reflected(places: Tensor, count: int) -> Tensor:
+    """Places beyond 0 to `count` - 1 as those that they mirror; the border itself is not repeated."""
+    return (count - 1) - ((count - 1) - places.abs()).abs()
 
 
 def _distort(x: Tensor, draws: Tensor) -> Tensor:
@@ -223,9 +238,9 @@ def _check_labels(maker: BatchMaker, labels: Tensor) -> None:
         )
 
 
-def _parse(augment: tuple[str, ...]) -> tuple[int, bool, bool]:
-    """("pad4-crop", "flip", "distort") -> (4, True, True): padding (0: no crop), flip, distort."""
-    crops = [entry for entry in augment if re.fullmatch(r"pad[1-9]\d*-crop", entry)]
+def _parse(augment: tuple[str, ...]) -> tuple[int, bool, bool, bool]:
+    """("pad4-crop", "flip") -> (4, False, True, False): padding (0: no crop), by reflection, flip, distort."""
+    crops = [entry for entry in augment if re.fullmatch(r"(pad|reflect)[1-9]\d*-crop", entry)]
     for entry in augment:
         if entry not in (*crops, "flip", "distort"):
             raise DataError(unknown("augmentation", entry, AUGMENTATIONS))
@@ -233,8 +248,8 @@ def _parse(augment: tuple[str, ...]) -> tuple[int, bool, bool]:
             raise DataError(
                 f"augmentation may name each kind once, and {', '.join(augment)} repeats one; remove it"
             )
-    pad = int(crops[0][len("pad") : -len("-crop")]) if crops else 0
-    return pad, "flip" in augment, "distort" in augment
+    pad = int("".join(filter(str.isdigit, crops[0]))) if crops else 0
+    return pad, bool(crops) and crops[0].startswith("reflect"), "flip" in augment, "distort" in augment
 
 
 def _border(height: int, width: int, pad_to: int | None) -> tuple[int, ...]:

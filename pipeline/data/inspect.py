@@ -24,6 +24,7 @@ from pipeline.data.ahead import ahead
 from pipeline.data.images import DataError
 from pipeline.data.jpeg import decode
 from pipeline.data.order import generator
+from pipeline.data.originals import shown
 from pipeline.data.shards import (
     MANIFEST,
     STRANGE,
@@ -34,7 +35,7 @@ from pipeline.data.shards import (
     read_manifest,
     sample_digest,
 )
-from pipeline.data.store import MissingError, Place
+from pipeline.data.store import MissingError, Place, scratch
 
 BLOCK = 512  # bytes: tar's unit
 PIECE = 2**20  # bytes read at once beyond the last sample
@@ -78,6 +79,8 @@ def verify(
     nothing can be said of the rest.
     """
     manifest = read_manifest(where)
+    if not where.local:
+        scratch()  # is there one?
     faults, parts = [], []
     for name, split in manifest.splits.items():
         index = None
@@ -94,9 +97,8 @@ def verify(
             parts.append(Part(name, shard, first, rows))
             first += shard.samples
     expected = {MANIFEST, *(split.index for split in manifest.splits.values()), *(one.shard.name for one in parts)}
-    faults += [
-        f"{where}/{name!r} is not part of the set; remove it" for name in where.names() if name not in expected
-    ]
+    strange = [name for name in where.names(folders=True) if name not in expected]
+    faults += [f"{where}/{shown(name)} is not part of the set; remove it" for name in strange]
 
     content = {str(name): hashlib.sha256() for name in manifest.splits}
     clean = {one.split: one.rows is not None for one in reversed(parts)}
@@ -152,7 +154,7 @@ def _at_hand(where: Place, name: str) -> Iterator[Path]:
                 raise MissingError(f"there is no {where}/{name}")
             yield where.local / name
         return
-    with tempfile.TemporaryDirectory(prefix="repro-verify-") as folder:
+    with tempfile.TemporaryDirectory(prefix="repro-verify-", dir=scratch()) as folder:
         where.fetch(name, Path(folder) / name)
         yield Path(folder) / name
 
@@ -436,13 +438,15 @@ def _spread(values: np.ndarray) -> tuple[int, float, int]:
 def some_pictures(shards: ShardSet, count: int = 48, seed: int = 0) -> tuple[list[np.ndarray], list[str]]:
     """Pictures for a contact sheet and their classes, sorted by class: the same for the same seed.
 
-    Of the training part, if there is one. uint8 (H, W, 3) each.
+    Of the training part, if there is one. uint8 (H, W, 3) each, thinned to fewer than 640 pixels a side.
     """
     split = shards.splits.get("train") or shards.test
     chosen = spread_out(split.labels, count, seed)
-    images = [
-        decode(content, split.where(number)) for number, content in zip(chosen, split.read(chosen), strict=True)
-    ]
+    images = []
+    for number, content in zip(chosen, split.read(chosen), strict=True):
+        image = decode(content, split.where(number))
+        few = max(max(image.shape[:2]) // 320, 1)
+        images.append(image[::few, ::few].copy())  # a copy: the whole picture is given back at once
     return images, [shards.classes[int(split.labels[number])] for number in chosen]
 
 

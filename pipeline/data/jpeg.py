@@ -4,10 +4,12 @@ Decoded pixels are Pillow's, bit for bit; resized ones differ from Pillow's by 0
 two round differently. Both let other threads run meanwhile.
 """
 
+import functools
 import io
 import struct
+import warnings
 import zlib
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -46,15 +48,25 @@ def decode(content: bytes, where: str) -> np.ndarray:
     return _by_pillow(content, where)
 
 
-def _by_pillow(content: bytes, where: str) -> np.ndarray:
+@functools.cache
+def _pillow() -> Any:
+    """PIL.Image, which warns no more of what LARGEST refuses."""
     from PIL import Image
 
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # here: filters are all threads'
+    return Image
+
+
+def _by_pillow(content: bytes, where: str) -> np.ndarray:
+    Image = _pillow()
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             if image.height * image.width > LARGEST:
                 raise DataError(_too_large(image.height, image.width, where))
             if image.mode.startswith(("I", "F")):  # more than 8 bits: Pillow would cut off what is above 255
                 raise DataError(f"{where} has Pillow's mode {image.mode!r}; convert it to grey or RGB of 8 bits")
+            if isinstance(image.info.get("transparency"), bytes):  # a palette's: Pillow warns of the direct way
+                image = image.convert("RGBA")
             return np.array(image.convert("RGB"))  # a copy: Pillow's own memory is read-only
     except DataError:
         raise
@@ -74,6 +86,11 @@ def resize(
 ) -> Tensor:
     """The part `box` of uint8 (H, W, 3), resized with anti-aliasing -> uint8 (height, width, 3)."""
     row, column, height, width = box
+    if size[0] * size[1] > LARGEST:
+        raise DataError(
+            f"a picture of {height} x {width} pixels would become one of {size[0]} x {size[1]}, more than"
+            f" {LARGEST:,}; take pictures so thin out of the set"
+        )
     part = torch.from_numpy(image[row : row + height, column : column + width])
     if (height, width) == size:
         return part

@@ -11,9 +11,9 @@ import json
 import os
 import re
 import shutil
-import tempfile
+import uuid
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,10 +26,11 @@ from pipeline.data.images import DataError
 from pipeline.data.order import generator
 from pipeline.data.originals import Original, Originals
 from pipeline.data.shards import MANIFEST, RECORD, SPLITS, Resized, Shard, ShardManifest
-from pipeline.data.store import MissingError, Place
+from pipeline.data.store import MissingError, Place, scratch
 
 QUALITY = 95  # of resized JPEGs
-NOTES, PLAN, LOCK = "preparing", "plan.json", "lock"
+NOTES, PLAN, LOCK, TRIAL = "preparing", "plan.json", "lock", "trial"
+BY = "by"  # in the plan on a server: which call goes on with it
 LEFTOVER = re.compile(r"\.[a-z.\d-]+\.[0-9a-f]{32}")  # Place.put's own names, left by a kill
 SHARD = re.compile(r"(train|test)-\d{5,}\.tar")
 NOTE, TEMPORARY = ".note", ".tmp"
@@ -121,6 +122,13 @@ class Plan:
             "pictures a shard": {split: min(self.samples, count) for split, count in counts.items()},
         }
 
+    def is_like(self, header: dict[str, Any]) -> bool:
+        """Whether a header is of this plan before pictures were added or removed."""
+        counts = header["pictures"]
+        shards = {split: min(self.samples, count) for split, count in counts.items()}
+        same = self.header() | {"pictures": counts, "pictures a shard": shards}
+        return list(counts) == self.splits() and header == same
+
 
 def header_of(manifest: ShardManifest) -> dict[str, Any]:
     """Plan.header of the plan that a finished set was made by."""
@@ -135,13 +143,15 @@ def header_of(manifest: ShardManifest) -> dict[str, Any]:
     }
 
 
-def refuse_another(there: dict[str, Any], wanted: dict[str, Any], out: Place, what: str) -> None:
-    """DataError if the two headers differ, naming the first difference."""
+def refuse_another(there: dict[str, Any], wanted: dict[str, Any], out: Place, what: str, those: str) -> None:
+    """DataError if the two headers differ, naming the first difference. `those`: what lies in the way."""
     for key, new in wanted.items():
         old = there.get(key)
         if old != new:
             differs = f"other {key}" if key == "classes" else f"{key} {said(old)}, where {said(new)} is asked for"
-            raise DataError(f"{out} holds {what} of another kind ({differs}); use another folder, or remove that")
+            raise DataError(
+                f"{out} holds {what} of another kind ({differs}); use another folder, or remove {those}"
+            )
 
 
 def said(value: Any) -> str:
@@ -175,12 +185,14 @@ def workshop(out: Place) -> Iterator[tuple[Path, Place]]:
     """
     from filelock import FileLock, Timeout
 
+    if out.http:
+        raise DataError(f"{out}: http is for reading; write to a folder or to s3://")
     if out.local:
         bench = out.local / f".{NOTES}"
         notes = Place(str(bench))
     else:
         key = hashlib.sha256(out.address.encode()).hexdigest()[:16]
-        bench = Path(tempfile.gettempdir()) / f"repro-prepare-{os.getuid()}" / key
+        bench = scratch() / f"repro-prepare-{os.getuid()}" / key
         notes = Place(f"{out.address}/{NOTES}")
     lock = bench / LOCK
     with on_disk(out.local or bench):
@@ -222,29 +234,76 @@ def foreign(out: Place, folder: Path) -> None:
         )
 
 
-def begin(plan: Plan, out: Place, bench: Path, notes: Place) -> None:
-    """Make sure that what lies at `out` is of this plan, sweep up after a kill, and write the plan down."""
-    header = plan.header()
-    there = json.loads(notes.read(PLAN)) if notes.exists(PLAN) else None  # written whole or not at all
-    if there is None and not out.local and out.names():
+def writable(out: Place) -> None:
+    """DataError now, and not after hours of reading, where `out` is taken or cannot be written."""
+    with workshop(out) as (bench, notes):
+        if not out.local and not out.exists(MANIFEST):
+            planned(out, notes)
+            first(b"", out, bench, notes, TRIAL)
+            notes.remove(TRIAL)
+
+
+def planned(out: Place, notes: Place) -> dict[str, Any] | None:
+    """The plan that is written down at `out`, if any; DataError where none is, and a server holds other files."""
+    if notes.exists(PLAN):
+        return dict(json.loads(notes.read(PLAN)))  # written whole or not at all
+    if not out.local and out.names():
         raise DataError(f"{out} holds other files ({out.names()[0]}); use another address")
-    if there not in (None, header) and any(name.endswith(NOTE) for name in notes.names()):
-        refuse_another(there, header, out, "a set half made")
+    return None
+
+
+def begin(
+    plan: Plan, out: Place, bench: Path, notes: Place, warn: Callable[[str], None] = lambda _: None
+) -> Callable[[], None]:
+    """Make sure that what lies at `out` is of this plan, sweep up after a kill, and write the plan down.
+
+    A folder's lock keeps others out. On a server the last to begin goes on: what is returned raises DataError
+    where that is another call.
+    """
+    header, there = plan.header(), planned(out, notes)
+    by = (there or {}).pop(BY, None)
+    changed = there not in (None, header)
+    if there and changed and (by or any(name.endswith(NOTE) for name in notes.names())):
+        if not plan.is_like(there):
+            refuse_another(there, header, out, "a set half made", f"{notes} and the shards")
+        before, now = said(there["pictures"]), said(header["pictures"])
+        warn(f"{out} was half made of other pictures ({before}, and now {now}); it is begun anew")
     with on_disk(bench):
-        for folder in filter(None, (bench, out.local)):
-            for path in folder.iterdir():
-                kept = notes.local or folder != bench or path.name == LOCK  # of a server's notes, copies are made
-                if path.suffix == TEMPORARY or LEFTOVER.fullmatch(path.name) or not kept:
-                    path.unlink()
-    if there not in (None, header):  # nothing of it was finished
+        for path in bench.iterdir():
+            kept = notes.local or path.name == LOCK  # of a server's notes, copies are made
+            if path.suffix == TEMPORARY or LEFTOVER.fullmatch(path.name) or not kept:
+                path.unlink()
+        for path in out.local.iterdir() if out.local else ():
+            if LEFTOVER.fullmatch(path.name):
+                path.unlink()
+    if changed:
+        for name in notes.names():
+            if name.endswith(NOTE):
+                notes.remove(name)
         for name in filter(SHARD.fullmatch, out.names()):
             out.remove(name)
-        notes.remove(PLAN)
-    if there != header:
-        try:
-            deliver(json.dumps(header).encode(), bench, notes, PLAN)
-        except MissingError:
-            raise DataError(f"{out} cannot be written: there is no such bucket; create it first") from None
+    mine = json.dumps(header if notes.local else header | {BY: uuid.uuid4().hex}).encode()
+    if changed or there is None or not notes.local:
+        first(mine, out, bench, notes, PLAN)
+
+    def still() -> None:
+        with contextlib.suppress(MissingError):
+            if notes.local or notes.read(PLAN) == mine:
+                return
+        raise DataError(
+            f"another command has begun to prepare into {out} and goes on there; wait for it to end, or use"
+            " another address"
+        )
+
+    return still
+
+
+def first(content: bytes, out: Place, bench: Path, notes: Place, name: str) -> None:
+    """`deliver` what is written before anything else."""
+    try:
+        deliver(content, bench, notes, name)
+    except MissingError:
+        raise DataError(f"{out} cannot be written: there is no such bucket; create it first") from None
 
 
 def deliver(content: bytes, bench: Path, where: Place, name: str) -> None:

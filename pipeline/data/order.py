@@ -13,7 +13,10 @@ from torch import Tensor
 
 
 def key(seed: int, *purpose: str | int) -> int:
-    """A number below 2**63 from the sha256 of all arguments: the same in every process, on every platform."""
+    """A number below 2**63 from the sha256 of all arguments: the same in every process, on every platform.
+
+    Of which torch's generator on a CPU takes the lower 32 bits.
+    """
     digest = hashlib.sha256(json.dumps([seed, *purpose]).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 

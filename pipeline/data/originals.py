@@ -6,10 +6,12 @@ opened here: 1.3 million names are listed in seconds and cost some 40 bytes each
 """
 
 import os
+import re
 import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +19,13 @@ import numpy as np
 from pipeline.data.class_folders import WNIDS
 from pipeline.data.folders import SUFFIXES
 from pipeline.data.images import DataError, Images
-from pipeline.data.sources import ILSVRC_2012, IMAGENET, NAMES, load
+from pipeline.data.sources import ILSVRC_2012, IMAGENET, NAMES, PLAIN_NAME, load
 
 PNG = b"\x89PNG\r\n\x1a\n"
 END = b"\0"  # of a file's name, which cannot hold it
 PARTS = {"train": "train", "test": "test", "val": "test"}  # folder -> split
 ARCHIVES = {"train": (147_897_477_120, 1001), "test": (6_744_924_160, 1)}  # ILSVRC-2012's: bytes, tar files in all
+LARGEST_PICTURE = 1 << 28  # bytes
 PUBLISHED = (*NAMES, IMAGENET)  # names that say what is in the set
 
 
@@ -48,10 +51,16 @@ class Original:
         try:
             with Path(self.file).open("rb", buffering=0) as opened:
                 if self.size is None:
-                    return opened.read()
+                    return self._whole(opened)
                 return self._part(opened.fileno(), self.size)
         except OSError as error:
             raise DataError(f"{self.where} cannot be read ({error.strerror}); restore or remove it") from None
+
+    def _whole(self, opened: FileIO) -> bytes:
+        size = os.fstat(opened.fileno()).st_size
+        if size > LARGEST_PICTURE:
+            raise DataError(f"{self.where} has {size:,} bytes, far more than a picture; remove it")
+        return opened.read()
 
     def _part(self, file: int, size: int) -> bytes:
         content = os.pread(file, size, self.offset)
@@ -244,8 +253,12 @@ def classes_of(here: str, files: dict[str, dict[str, bytes]]) -> tuple[str, ...]
 
 
 def name_of(folder: str, classes: Sequence[str], splits: dict[str, Sequence[Original]]) -> str:
-    """The folder's name; that of a published set only where classes, counts and sizes are ImageNet's."""
-    name = shown(folder) or "folders"
+    """The folder's name, as a set may be called; that of a published set only where classes, counts and sizes are
+    ImageNet's."""
+    name = folder
+    if not PLAIN_NAME.fullmatch(name):
+        name = re.sub(r"[^\w.-]+", "-", name).strip("-._") or "folders"
+        name = name if PLAIN_NAME.fullmatch(name) else f"set-{name}"
     if name.lower() not in PUBLISHED:
         return name
     whole = name == IMAGENET and list(classes) == WNIDS.read_text(encoding="ascii").split()

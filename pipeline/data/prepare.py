@@ -13,7 +13,7 @@ import io
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
 from dataclasses import replace
 from pathlib import Path
@@ -56,10 +56,11 @@ from pipeline.data.store import MissingError, Place
 ORDER = 'a fixed permutation of the source\'s order: torch.randperm(n, generator=generator(0, "shards"))'
 SAMPLES = 1000  # a shard: some 100 MB of photographs
 NAMED = 20  # broken pictures; where there are so many, no more are looked for
+SHOWN = 3  # of them all is said, of the others where they are
 LARGEST = 65_500  # pixels a side: what libjpeg writes
 BLOCK = 512  # bytes: what tar rounds up to
 
-Progress = Callable[[int, int], None]  # pictures done, pictures in all; called by any thread, by one at a time
+Progress = Callable[[int, int], None]  # pictures made, and to be made, by this call; by any thread, one at a time
 
 
 def prepare(
@@ -70,12 +71,14 @@ def prepare(
     samples: int = SAMPLES,
     workers: int = 1,
     progress: Progress = lambda done, total: None,
+    warn: Callable[[str], None] = lambda _: None,
 ) -> ShardManifest:
     """Make the shards of `originals` at `out`, going on from what an earlier call left there.
 
     `short_side`: pixels to which every picture is resized (it changes the data); None: the files' own bytes.
     `samples`: pictures a shard. Where the same set is there already its manifest is returned, without a call of
-    `progress`. DataError: a picture that cannot be decoded, another set at `out`, no room, no access.
+    `progress`. `warn` is told where a half-made set is begun anew. DataError: a picture that cannot be decoded,
+    another set at `out`, no room, no access.
     """
     if min(samples, short_side or 1, workers) < 1:
         raise DataError(
@@ -88,17 +91,15 @@ def prepare(
             raise DataError(
                 f"{originals.name} has no pictures in its {name} part; add some, or leave that part out"
             )
-    if out.http:
-        raise DataError(f"{out}: http is for reading; write to a folder or to s3://")
     if short_side:  # other data, under another name: never taken for the source's own
         originals = replace(originals, name=f"{originals.name}-short{short_side}")
     plan = Plan(originals, short_side, samples)
     with workshop(out) as (bench, notes):
         manifest = finished(plan, out)
         if manifest is None:
-            begin(plan, out, bench, notes)
-            Making(plan, out, bench, notes, progress).all(workers)
-            manifest = conclude(plan, out, bench)
+            still = begin(plan, out, bench, notes, warn)
+            Making(plan, out, bench, notes, still, progress).all(workers)
+            manifest = conclude(plan, out, bench, still)
         clear(bench, notes, workers)
     return manifest
 
@@ -109,22 +110,23 @@ def prepare(
 class Making:
     """Making all shards: what the threads share."""
 
-    def __init__(self, plan: Plan, out: Place, bench: Path, notes: Place, progress: Progress) -> None:
-        self.plan, self.out, self.bench, self.notes, self.progress = plan, out, bench, notes, progress
+    def __init__(
+        self, plan: Plan, out: Place, bench: Path, notes: Place, still: Callable[[], None], progress: Progress
+    ) -> None:
+        self.plan, self.out, self.bench, self.notes = plan, out, bench, notes
+        self.still, self.progress = still, progress
         self.stop = threading.Event()
         self.lock = threading.Lock()
         self.done, self.shown = 0, 0.0  # pictures; when that was last told
+        self.total = plan.total  # less those that an earlier call made
         self.broken: list[tuple[str, str]] = []  # where, what is wrong
 
     def all(self, workers: int) -> None:
         """Every shard; DataError when it is over if pictures could not be used: they are named together."""
         run(self.plan.jobs(), self.one, workers, self.stop)
         if self.broken:
-            where, first = min(self.broken)
-            others = sorted(one for one, _ in self.broken if one != where)
-            more = f"; so it is with {len(others)} more: {', '.join(others)}" if others else ""
-            raise DataError(first + more)
-        self.progress(self.plan.total, self.plan.total)
+            raise DataError(together(sorted({*self.broken})))
+        self.progress(self.total, self.total)
 
     def one(self, job: Job) -> None:
         """Make a shard, unless it is noted as made; quietly nothing once `stop` is set."""
@@ -132,14 +134,17 @@ class Making:
             return
         plan = job.fingerprint(self.plan.short_side)
         if self.is_made(job, plan):
-            self.tick(len(job.originals))
+            with self.lock:
+                self.total -= len(job.originals)
             return
         file = self.bench / f"{job.name}{TEMPORARY}"
         try:
             with on_disk(self.bench):
                 note = self.write(job, file, plan)
             if note is not None:
+                self.still()
                 self.out.put(file, job.name)
+                self.still()
                 deliver(note, self.bench, self.notes, job.note)
                 if not self.notes.local:
                     deliver(note, self.bench, Place(str(self.bench)), job.note)
@@ -194,7 +199,17 @@ class Making:
             self.done += count
             if time.monotonic() - self.shown > 0.1:
                 self.shown = time.monotonic()
-                self.progress(self.done, self.plan.total)
+                self.progress(self.done, self.total)
+
+
+def together(broken: Sequence[tuple[str, str]]) -> str:
+    """One sentence of where pictures are and what is wrong with each."""
+    if len(broken) == 1:
+        return broken[0][1]
+    least = "at least " if len(broken) >= NAMED else ""
+    texts = [text for _, text in broken[:SHOWN]]
+    others = [f"nor can {', '.join(where for where, _ in broken[SHOWN:])}"] if broken[SHOWN:] else []
+    return f"{least}{len(broken)} pictures cannot be used: {'; '.join(texts + others)}"
 
 
 def run(jobs: Iterable[Job], work: Callable[[Job], None], workers: int, stop: threading.Event) -> None:
@@ -258,9 +273,9 @@ def ready(original: Original, short: int | None) -> tuple[bytes, str, int, int]:
     height, width = pixels.shape[:2]
     if short and min(height, width) != short:
         height, width = jpeg.short_side(height, width, short)
-        if max(height, width) > LARGEST:
+        if max(height, width) > LARGEST or height * width > jpeg.LARGEST:
             raise DataError(
-                f"{original.where} would become {width} x {height} pixels, more than a JPEG holds; remove it"
+                f"{original.where} would become {width} x {height} pixels, too many to be read again; remove it"
             )
         content, kind = resized(pixels, height, width), "jpg"
     return content, kind, height, width
@@ -279,9 +294,11 @@ def resized(pixels: np.ndarray, height: int, width: int) -> bytes:
 # --- what is made of the notes ----------------------------------------------------------------------------
 
 
-def conclude(plan: Plan, out: Place, bench: Path) -> ShardManifest:
+def conclude(plan: Plan, out: Place, bench: Path, still: Callable[[], None]) -> ShardManifest:
     """Write the indexes and, last, the manifest."""
+    still()
     splits: dict[Any, Split] = {name: joined(plan, name, out, bench) for name in plan.splits()}
+    still()
     manifest = ShardManifest(
         format=1,
         name=plan.originals.name,
@@ -341,7 +358,7 @@ def finished(plan: Plan, out: Place) -> ShardManifest | None:
     if not out.exists(MANIFEST):
         return None
     there = open_shards(out)
-    refuse_another(header_of(there.manifest), plan.header(), out, "a finished set")
+    refuse_another(header_of(there.manifest), plan.header(), out, "a finished set", "that")
     written = out.modified(MANIFEST) * 1e9
     for name in plan.splits():
         labels, sizes = (np.array(there.splits[name].index[key]) for key in ("label", "bytes"))

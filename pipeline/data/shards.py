@@ -19,6 +19,7 @@ import json
 import os
 import tarfile
 import threading
+import tokenize
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from pipeline.data.images import DataError
 from pipeline.data.store import MissingError, Place, Range, place
@@ -67,7 +68,7 @@ class Shard(Frozen):
     """One tar file."""
 
     name: str = Field(pattern=r"^[a-z]+-\d{5,}\.tar$")  # below the manifest's own folder, never beyond
-    bytes: int = Field(ge=0)
+    bytes: int = Field(ge=0, lt=2**62)
     sha256: str
     samples: int = Field(gt=0)
 
@@ -107,6 +108,14 @@ class ShardManifest(Frozen):
     resized: Resized | None  # None: the pictures are the source's own bytes
     splits: dict[Literal["train", "test"], Split]
     sha256: str  # content_hash: the same pictures, whatever the shards' size
+
+    @field_validator("name")
+    @classmethod
+    def plain(cls, name: str) -> str:
+        """Figures are called by it, and sets may come from strangers."""
+        if not name or name[0] == "." or not name.isprintable() or {"/", "\\"} & {*name}:
+            raise ValueError(f"{name!r} is no name for a set; prepare the set anew")
+        return name
 
     def to_json(self) -> str:
         """As it stands in the file."""
@@ -416,10 +425,13 @@ def open_index(here: Place, manifest: ShardManifest, split: Split, cache: Path |
             import io
 
             index = np.load(io.BytesIO(content), allow_pickle=False)
-    except (ValueError, OSError, EOFError, MemoryError) as error:
+    except (ValueError, OSError, EOFError, MemoryError, OverflowError, SyntaxError, tokenize.TokenError) as error:
         raise DataError(f"{shown} is no index ({error}); prepare the set anew") from None
     fits = index.dtype == RECORD and index.shape == (split.samples,)
-    fits = fits and int(index["shard"].max()) < len(split.shards) and int(index["label"].min()) >= 0
+    within = {"shard": len(split.shards) - 1, "label": len(split.per_class) - 1}
+    within |= dict.fromkeys(("offset", "size"), max((shard.bytes for shard in split.shards), default=0))
+    fits = fits and all(int(index[column].max()) <= most for column, most in within.items())
+    fits = fits and int(index["label"].min()) >= 0
     if not fits or np.bincount(index["label"], minlength=len(split.per_class)).tolist() != [*split.per_class]:
         raise DataError(f"{shown} is not the index of these shards; prepare the set anew")
     return index

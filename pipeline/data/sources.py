@@ -69,10 +69,15 @@ def load(name: str, root: Path, *, photographs: bool = False) -> ImageSet | Shar
                 f" (--set data.name={shards.name})"
             )
         return shards if photographs else from_shards(shards)
+    if photographs and where is None:
+        raise DataError(
+            f"{name!r} cannot be the name of a prepared set"
+            f"{did_you_mean(name, root) or '; use the one that repro data prepare says'}"
+        )
     if photographs:
         told = " (REPRO_SHARDS)" if os.environ.get("REPRO_SHARDS") else ""
         raise DataError(
-            f"{name} is read as photographs, from shards, and there are none in {where or root / name}{told}"
+            f"{name} is read as photographs, from shards, and there are none in {where}{told}"
             f"{did_you_mean(name, root) or f'; make them with: repro data prepare SOURCE --out {where}'}"
         )
     if name == "mnist" and _holds_classes(root / name):

@@ -77,7 +77,6 @@ def make_standin(
         if not least <= asked[name] <= most:
             raise DataError(f"{name} of a stand-in is {asked[name]}; it should be from {least} to {most}")
     out = out.resolve()
-    _check_room(out)
     temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
     order = torch.randperm(
         classes, generator=generator(seed, "stand-in", "numbers")
@@ -86,6 +85,7 @@ def make_standin(
     plan = StandIn(format=1, what=WHAT, seed=seed, numbers=numbers, files={}, **asked)
     say = progress or (lambda done, total: None)
     try:
+        _check_room(out)
         temporary.mkdir(parents=True)
         if layout == "archives":
             plan = _write_archives(temporary, plan, say)

@@ -15,7 +15,7 @@ from fractions import Fraction
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from pipeline.data.images import DataError, Images
 from pipeline.data.jpeg import Interpolation, decode, middle, resize, short_side
 from pipeline.data.normalise import MATRIX_BITS, Normaliser, by_deviation, fit_normaliser
 from pipeline.data.samples import Samples
+from pipeline.experiment import Crop
 from pipeline.plan import bare_source, digest
 from pipeline.runs import write_atomically
 
@@ -34,22 +35,6 @@ MAKERS = ("statistics", "normalise", "jpeg", "ahead", "manifest")  # modules tha
 CHUNK = 32  # pictures that a thread adds up at a time
 AREA_SHARE = 0.875  # side over short side of a frame, where crops are by area: the usual 224 of 256
 PHOTOGRAPHS = ("per-pixel-mean", "per-channel", "scale", "raw-mean-image", "raw-mean-colour")
-
-
-class CropLike(Protocol):
-    """What statistics need to know of experiment.Crop, or of photographs.Cut."""
-
-    @property
-    def side(self) -> int: ...
-
-    @property
-    def short(self) -> int | tuple[int, int] | None: ...
-
-    @property
-    def centre(self) -> int | None: ...
-
-    @property
-    def interpolation(self) -> Interpolation: ...
 
 
 @dataclass(frozen=True)
@@ -78,7 +63,7 @@ class Statistics:
         return mean, [[Fraction(products[i][j], pixels) - mean[i] * mean[j] for j in range(3)] for i in range(3)]
 
 
-def frame_of(crop: CropLike) -> Frame:
+def frame_of(crop: Crop) -> Frame:
     """The square of a picture that statistics are taken from.
 
     Its side is that of the centre from which crops are taken, where there is one, or of the crop. The short side
@@ -125,7 +110,7 @@ def frame_sums(samples: Samples, frame: Frame, *, threads: int, stop: Callable[[
 
 def statistics_of(
     samples: Samples,
-    crop: CropLike,
+    crop: Crop,
     *,
     threads: int,
     cache: Path | None,

@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import shutil
+import tempfile
 import uuid
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -100,17 +101,21 @@ class Place:
     def exists(self, name: str) -> bool:
         """Whether there is such a file; DataError where that cannot be known."""
         if self.local:
-            return (self.local / name).is_file()
+            with self.trouble(name):
+                return (self.local / name).is_file()
         try:
             self.size(name)
         except MissingError:
             return False
         return True
 
-    def names(self) -> list[str]:
-        """The files' names, in order; empty where there is no such folder, and by http, which cannot list."""
+    def names(self, *, folders: bool = False) -> list[str]:
+        """The files' names, in order, or those of `folders` too; empty where there is no such folder, and by http,
+        which cannot list."""
         if self.local:
-            return sorted(p.name for p in self.local.iterdir() if p.is_file()) if self.local.is_dir() else []
+            with self.trouble(""):
+                inside = self.local.iterdir() if self.local.is_dir() else ()
+                return sorted(path.name for path in inside if folders or path.is_file())
         if self.http:
             return []
         try:
@@ -118,7 +123,8 @@ class Place:
                 found = self._files.ls(self.address, detail=True, refresh=True)
         except MissingError:
             return []
-        return sorted(str(one["name"]).rpartition("/")[2] for one in found if one["type"] == "file")
+        named = {str(one["name"]).rpartition("/")[2] for one in found if folders or one["type"] == "file"}
+        return sorted(named - {""})  # of the prefix itself, where a console made a "folder" of it
 
     def size(self, name: str) -> int:
         """A file's bytes."""
@@ -364,7 +370,7 @@ def place(where: str | Path) -> Place:
     if "::" in text and found:
         raise DataError(f"addresses joined by :: are not read; use {kinds()}")
     if not found:
-        return Place(str(Path(text).expanduser()))
+        return Place(str(folder_at(text)))
     scheme = found["scheme"].lower()
     if scheme == "file" and re.match("/(?!/)|//(localhost)?/", text[found.end() :]):
         return Place(urlsplit(text).path)
@@ -381,8 +387,32 @@ def place(where: str | Path) -> Place:
         )
     if scheme == "s3" and "@" in parts.netloc:
         raise DataError("keys do not belong in an s3:// address; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
-    query = parts.query if scheme != "s3" else ""
-    return Place(urlunsplit(parts._replace(path=parts.path.rstrip("/"), query=query, fragment="")))
+    if scheme == "s3" and {"?", "#"} & {*text}:
+        raise DataError(
+            "an s3:// address holds neither ? nor #, where the prefix would end; choose another prefix"
+        )
+    return Place(urlunsplit(parts._replace(path=parts.path.rstrip("/"), fragment="")))
+
+
+def folder_at(text: str) -> Path:
+    """The path that a user wrote, with ~ replaced, whether it is there or not; DataError for an unusable one."""
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError:
+        raise DataError(f"{text} begins with the home of a user who has none; write out the folder") from None
+    with Place(str(path)).trouble(""), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        path.stat()
+    return path
+
+
+def scratch() -> Path:
+    """The system's folder for temporary files."""
+    try:
+        return Path(tempfile.gettempdir())
+    except OSError:
+        raise DataError(
+            "no folder for temporary files can be written to; make room, or set TMPDIR to another folder"
+        ) from None
 
 
 def kinds() -> str:

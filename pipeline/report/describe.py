@@ -21,8 +21,10 @@ from pipeline.experiment import (
     ProtocolStep,
     RatioClaim,
 )
+from pipeline.mistakes import UserError
 from pipeline.plan import Run, Step, plan
 from pipeline.record import FINISHED, Record
+from pipeline.words import plural
 
 PASSES = 3  # forward, and backward at twice its cost
 
@@ -41,7 +43,7 @@ def describe(experiment: Experiment, records: Sequence[Record], out: Console, sa
         head("recipe" if experiment.scales else "recipe as published, not trained here")
         drops = f"; {drop_words(train.lr_drops)}" if train.lr_drops else ""
         drops += "" if train.lr_end is None else f", falling in a line to {train.lr_end:g}"
-        updates = f"{train.steps:,} updates of {counted(train.batch_size, 'image')}"
+        updates = f"{train.steps:,} updates of {plural(train.batch_size, 'image')}"
         say(f"{updates}, learning rate {train.lr:g}{drops}", indent=2)
         settings = train.optimizer.model_dump(exclude={"name"}) | {"loss": train.loss.name}
         settings = {key: value for key, value in settings.items() if value is not False}
@@ -57,7 +59,7 @@ def describe(experiment: Experiment, records: Sequence[Record], out: Console, sa
     for name, variant in experiment.variants.items():
         network = f"{variant.model.name} {words(variant.model.args)}".rstrip()
         own = own_words(variant.data, variant.train)
-        own += f"{'; ' * bool(own)}{counted(len(variant.seeds), 'seed')}" if variant.seeds else ""
+        own += f"{'; ' * bool(own)}{plural(len(variant.seeds), 'seed')}" if variant.seeds else ""
         say(f"{name:<{width}}  {network}" + (f"; {own}" if own else ""), indent=2)
     if experiment.steps:
         head("steps, when their runs have ended")
@@ -118,9 +120,9 @@ def own_words(data: Mapping[str, Any], train: Mapping[str, Any]) -> str:
     of_data += [words(data), judged_words(test) if test else ""]
     steps, size = train.pop("steps", None), train.pop("batch_size", None)
     if steps:
-        of_train.append(counted(steps, "update") + (f" of {counted(size, 'image')}" if size else ""))
+        of_train.append(plural(steps, "update") + (f" of {plural(size, 'image')}" if size else ""))
     elif size:
-        of_train.append(f"batches of {counted(size, 'image')}")
+        of_train.append(f"batches of {plural(size, 'image')}")
     of_train.append(words(train))
     return "; ".join(filter(None, (", ".join(filter(None, part)) for part in (of_data, of_train))))
 
@@ -194,11 +196,6 @@ def drop_words(drops: Drops) -> str:
     )
 
 
-def counted(number: int, noun: str) -> str:
-    """ "1 run", "20 runs"."""
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
-
-
 def work(experiment: Experiment, scale: str, records: Sequence[Record]) -> str:
     """Runs, updates and multiply-adds of a scale; hours where tracked runs have shown them."""
     every = plan(experiment, scale=scale)
@@ -206,12 +203,10 @@ def work(experiment: Experiment, scale: str, records: Sequence[Record]) -> str:
     variants, seeds = experiment.variants_at(scale), len(experiment.seeds_at(scale))
     updates = sum(run.recipe.train.steps for run in runs)
     more = any(len(experiment.seeds_of(variant, scale)) != seeds for variant in variants)
-    each = "seeds as declared" if more else counted(seeds, "seed")
-    text = (
-        f"{counted(len(runs), 'run')} ({counted(len(variants), 'variant')} x {each}), {counted(updates, 'update')}"
-    )
+    each = "seeds as declared" if more else plural(seeds, "seed")
+    text = f"{plural(len(runs), 'run')} ({plural(len(variants), 'variant')} x {each}), {plural(updates, 'update')}"
     steps = sum(isinstance(run, Step) for run in every)
-    text += f", {counted(steps, 'step')}" if steps else ""
+    text += f", {plural(steps, 'step')}" if steps else ""
     operations = [multiply_adds(run) for run in runs]
     known = [value for value in operations if value is not None]
     if len(known) == len(runs):
@@ -231,4 +226,7 @@ def multiply_adds(run: Run) -> float | None:
     train = run.recipe.train
     if run.recipe.data.name not in SHAPES:
         return None
-    return float(PASSES * analysis(run.recipe).multiply_adds * train.batch_size * train.steps)
+    try:
+        return float(PASSES * analysis(run.recipe).multiply_adds * train.batch_size * train.steps)
+    except UserError as error:
+        raise UserError(f"{run.experiment}.yaml: variants.{run.variant}.model: {error}") from None

@@ -49,8 +49,11 @@ def curves_figure(
     """Figure 6 of arXiv:1512.03385 for any experiment: training error dashed, test error bold.
 
     One panel a network (plain beside residual), one colour a variant; the line is the mean over seeds, the band
-    reaches from the lowest to the highest. `curves`: variant -> metric -> one curve per seed.
+    reaches from the lowest to the highest. Photographs are judged by the first protocol of each variant, which the
+    title names, or where they differ the legend. `curves`: variant -> metric -> one curve per seed.
     """
+    protocols = {v: next(iter(experiment.protocols(v, scale)), "") for v in experiment.variants if v in curves}
+    apart = len(set(protocols.values())) > 1
     panels: dict[str, list[str]] = {}
     for variant in experiment.variants:
         if variant in curves:
@@ -60,11 +63,11 @@ def curves_figure(
     axes = figure.subplots(1, max(len(panels), 1), sharey=True, squeeze=False)[0]
     for ax, (network, variants) in zip(axes, panels.items(), strict=False):
         for colour, variant in zip(cycle(COLOURS), variants, strict=False):
-            draw(ax, curves[variant], colour, variant)
+            draw(ax, curves[variant], colour, f"{variant}, {protocols[variant]}" if apart else variant)
         ax.set_title(network.removesuffix("_cifar"), fontsize=11)
         ax.set_xlabel("updates")
         ax.xaxis.set_major_formatter("{x:,.0f}")
-        ax.xaxis.set_major_locator(MaxNLocator(5))
+        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         ax.grid(alpha=0.25, linewidth=0.6)
         ax.spines[["top", "right"]].set_visible(False)
         ax.set_xlim(left=0)
@@ -74,9 +77,10 @@ def curves_figure(
     counts = {max(len(rows) for rows in metrics.values()) for metrics in curves.values()}
     seeds = "–".join(str(count) for count in sorted({min(counts), max(counts)}))
     recipe = experiment.recipe(next(iter(curves)), scale)
+    shown = next((f", {protocol}" for protocol in protocols.values() if protocol and not apart), "")
     over = "one seed" if seeds == "1" else f"mean and range over {seeds} seeds"
     between = ":\n" if len(panels) < 2 else ": "  # one panel is too narrow for a line
-    figure.suptitle(f"{experiment.name} at {scale} scale on {recipe.data.name}{between}{over}", fontsize=10)
+    figure.suptitle(f"{experiment.name} at {scale} scale on {recipe.data.name}{shown}{between}{over}", fontsize=10)
     return figure
 
 

@@ -16,10 +16,11 @@ from rich.progress import Progress as Bars
 
 from pipeline.plan import Run, Step
 from pipeline.record import FINISHED
-from pipeline.report.describe import counted, step_words
+from pipeline.report.describe import step_words
 from pipeline.runs import RunFolder
 from pipeline.schedule.local import Event
 from pipeline.schedule.task import Task
+from pipeline.words import plural
 
 TEST_ERROR = "test/top1_error_pct"
 LINE_SECONDS = 30.0  # between lines on progress where there is no terminal
@@ -136,7 +137,7 @@ def planned(tasks: Sequence[Task], console: Console) -> None:
             state = f"to resume at step {checkpoint[0]:,} of {steps}"
         console.print(f"{task.run.title:<{width}}  {state}", soft_wrap=True)
     runs = sum(isinstance(task.run, Run) for task in tasks)
-    steps = f" and {counted(len(tasks) - runs, 'step')}" if runs < len(tasks) else ""
+    steps = f" and {plural(len(tasks) - runs, 'step')}" if runs < len(tasks) else ""
     console.print(
-        f"{counted(runs, 'run')}{steps}, {len(tasks) - left} finished, {left} to {'do' if steps else 'train'}"
+        f"{plural(runs, 'run')}{steps}, {len(tasks) - left} finished, {left} to {'do' if steps else 'train'}"
     )

@@ -161,11 +161,16 @@ def readme_block(experiments: Sequence[Experiment], records: Sequence[Record]) -
     parts = []
     for experiment, scale in sections(experiments, records):
         here = [r for r in records if (r.experiment, r.scale) == (experiment.name, scale)]
-        rows = [leaderboard_cells(row) for row in leaderboard([experiment], here) if row.scale == scale]
-        verdicts = [verdict_cells(entry) for entry in judged_by_these(experiment, here, scale)]
+        groups: dict[tuple[str, str], list[dict[str, str]]] = {}  # of what can be ranked: data and protocol
+        for row in leaderboard([experiment], here):
+            if row.scale == scale:
+                groups.setdefault((row.data, row.protocol), []).append(leaderboard_cells(row))
         columns = ("network", "top-1 error %", "training error %", "paper top-1 %", "seeds", "images")
-        title = f"**{experiment.name}** at {scale} scale on {here[0].data}"
-        parts += [title, markdown(rows, columns), markdown(verdicts, ("verdict", "says", "source"))]
+        for (data, protocol), rows in groups.items():
+            shown = f", {protocol}" if protocol else ""
+            parts += [f"**{experiment.name}** at {scale} scale on {data}{shown}", markdown(rows, columns)]
+        verdicts = [verdict_cells(entry) for entry in judged_by_these(experiment, here, scale)]
+        parts.append(markdown(verdicts, ("verdict", "says", "source")))
     return "\n\n".join(part for part in parts if part)
 
 

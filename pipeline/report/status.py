@@ -25,11 +25,12 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.home import home, runs_folder
-from pipeline.launch import counted, duration, resume_step
+from pipeline.launch import resume_step
 from pipeline.mistakes import UserError
 from pipeline.record import FINISHED
 from pipeline.runs import RunFolder
 from pipeline.schedule import launches
+from pipeline.words import duration, plural
 
 STALE = 15.0  # seconds after which the supervisor's last word is no longer believed
 BEATS = 15.0  # and a run's own last word
@@ -370,7 +371,7 @@ def shown(status: Status, *, rows: int) -> RenderableType:
         parts += ["", Text("ended launches", style="bold")]
         parts += [line for one in past for line in launch_lines(one, status.time)]
     if status.earlier:
-        parts.append(Text(f"and {counted(status.earlier, 'earlier one')}", style="dim"))
+        parts.append(Text(f"and {plural(status.earlier, 'earlier one')}", style="dim"))
     said = [Text(line) for line in hints(status)]
     return Group(*parts, *([""] if parts and said else []), *said)
 
@@ -381,7 +382,7 @@ def head(status: Status) -> Iterator[tuple[str, str]]:
         kind = {"GPU": "GPU", "CPU": "processor"}.get(status.devices.get("kind", ""), "device")
         many, free = status.devices.get("all", 0), status.devices.get("free", 0)
         pages = f"; Ray's pages: {status.dashboard}" if status.dashboard else ""
-        yield f"The cluster is at work: {free} of {counted(many, kind)} free{pages}", ""
+        yield f"The cluster is at work: {free} of {plural(many, kind)} free{pages}", ""
     elif any(not one.over for one in status.launches):
         last = "" if status.heard is None else f"; last heard of {duration(status.heard)} ago"
         where = f" (its pages: {status.dashboard})" if status.dashboard else ""
@@ -406,7 +407,7 @@ def launch_lines(one: Summary, now: float) -> Iterator[RenderableType]:
     terms = [f"{used} device hours used"]
     terms += [f"{one.devices} devices a run"] if one.devices > 1 else []
     terms += [f"at most {one.max_concurrent} at a time"] if one.max_concurrent else []
-    total = counted(sum(one.counts.values()), "run")
+    total = plural(sum(one.counts.values()), "run")
     yield Padding(Text(f"{total}: {', '.join(states)}; {', '.join(terms)}"), (0, 0, 0, 2), expand=False)
 
 

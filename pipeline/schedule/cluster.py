@@ -23,13 +23,13 @@ from typing import Any
 
 import ray
 
-from pipeline.home import data_folder, home
+from pipeline.home import cores, data_folder, home
 from pipeline.mistakes import UserError
 from pipeline.record import FINISHED
 from pipeline.runs import RunFolder, write_atomically
 from pipeline.schedule import launches, node
 from pipeline.schedule.launches import Launch
-from pipeline.schedule.local import carry_out, cores, reader_count
+from pipeline.schedule.local import carry_out, reader_count
 from pipeline.schedule.queue import Item, Queue
 from pipeline.schedule.task import Task
 
@@ -72,7 +72,6 @@ def attempt(raw: dict[str, Any], *, first: bool = True) -> Said:
     """
     task = Task.from_dict(raw)
     folder = RunFolder(task.folder)
-    threads = int(os.environ.get("REPRO_THREADS", "1"))
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 
     def say(kind: str, text: str = "", record: object = None) -> None:
@@ -83,7 +82,7 @@ def attempt(raw: dict[str, Any], *, first: bool = True) -> Said:
     if node.leaving():
         return "stopped", "", 0.0
     with node.training_here():
-        record = carry_out(task, threads=threads, readers=reader_count(devices_here()), stop=asked, say=say)
+        record = carry_out(task, threads=1, readers=reader_count(devices_here()), stop=asked, say=say)
     return ("ended", "", 0.0) if record else ("stopped", asked.why, asked.when)
 
 

@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from pipeline.experiment import TransferStep
 from pipeline.group import current
+from pipeline.home import cores
 from pipeline.mistakes import UserError
 from pipeline.plan import Run, Step
 from pipeline.record import FINISHED, Record
@@ -188,11 +189,6 @@ def reader_count(workers: int) -> int:
     if not torch.cuda.is_available():
         return 1
     return max(1, min(MOST_READERS, cores() // workers))
-
-
-def cores() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Worker:

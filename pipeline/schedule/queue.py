@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush, heapreplace
 from typing import Literal
 
+from pipeline.words import plural
+
 State = Literal["waiting", "running", "finished", "failed", "cancelled", "over-budget"]
 Ending = Literal["finished", "failed", "cancelled", "over-budget", "again"]
 
@@ -275,7 +277,7 @@ class Queue:
             for entry in [self.entries[identity] for identity in order.identities]:
                 heir = next((other for other in entry.wanted.values() if not other.is_broke), None)
                 if entry.state == "waiting" and not heir:
-                    self.end(entry, "over-budget", f"{counted(order.max_device_hours or 0, 'device hour')} used")
+                    self.end(entry, "over-budget", f"{plural(order.max_device_hours or 0, 'device hour')} used")
                     ending.append(entry)
                 elif entry.state == "running" and not heir and not entry.stop:
                     entry.stop = Stop("over-budget", len(entry.wanted))
@@ -372,12 +374,8 @@ class Queue:
         """identity -> (state, why), in queue order."""
         return {identity: (entry.state, entry.why) for identity, entry in self.entries.items()}
 
-    def waiting_why(self, identity: str, free: int) -> str:
-        """For a person: why an item waits while so many devices are free; "" if it does not."""
-        return self.waiting(free).get(identity, "")
-
     def waiting(self, free: int) -> dict[str, str]:
-        """identity -> why it waits, for all that do, in queue order: one pass over everything."""
+        """For a person: identity -> why it waits while so many devices are free; in queue order."""
         found, ahead = {}, 0
         for identity, entry in self.entries.items():
             if entry.state != "waiting":
@@ -387,12 +385,12 @@ class Queue:
                 found[identity] = f"needs {self.named(entry)}"
             elif all(order.is_broke or order.is_full() for order in entry.wanted.values()):
                 most = max(order.max_concurrent or 0 for order in entry.wanted.values() if not order.is_broke)
-                found[identity] = f"{counted(most, 'run')} at a time"
+                found[identity] = f"{plural(most, 'run')} at a time"
             elif ahead:
-                found[identity] = f"behind {counted(ahead, 'other')}"
+                found[identity] = f"behind {plural(ahead, 'other')}"
                 ahead += 1
             elif devices > free:
-                found[identity] = f"wants {counted(devices, 'device')}, {free} free"
+                found[identity] = f"wants {plural(devices, 'device')}, {free} free"
                 ahead += 1
             else:
                 found[identity] = "starts next"
@@ -402,12 +400,7 @@ class Queue:
     def named(self, entry: Entry) -> str:
         """'resnet-56 seed 1 and 3 others': what it needs and has not."""
         first, *others = (need for need in entry.item.needs if need in entry.missing)
-        return self.entries[first].item.title + (f" and {counted(len(others), 'other')}" if others else "")
-
-
-def counted(number: float, noun: str) -> str:
-    """'1 run', '2 runs'."""
-    return f"{number:g} {noun}" if number == 1 else f"{number:g} {noun}s"
+        return self.entries[first].item.title + (f" and {plural(len(others), 'other')}" if others else "")
 
 
 def check(launch: str, items: Sequence[Item], max_concurrent: int | None, known: Collection[str]) -> None:

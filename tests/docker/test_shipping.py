@@ -129,6 +129,15 @@ def test_every_command_in_the_page_on_clusters_can_be_given():
     assert [said for words in found if (said := refusal(words))] == []
 
 
+def test_every_command_line_of_the_docs_can_be_given():
+    """Those that stand on a line of their own, to be copied."""
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    lines = [line for page in pages for line in page.read_text(encoding="utf-8").splitlines()]
+    found = [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("repro ")]
+    assert {"data", "evaluate", "launch", "node", "run", "status"} <= {words[0] for words in found}
+    assert [said for words in found if (said := refusal(words))] == []
+
+
 @pytest.mark.parametrize(
     "line", ["node --haed", "logs", "launch resnet/nothing", "launch resnet/cifar10_depth --scale huge", "lunch x"]
 )

@@ -22,7 +22,7 @@ class Case:
     args: dict[str, Any] = field(default_factory=dict)
     classes: int = 10
     lr: float = 1e-3  # with which Adam learns one batch by heart
-    slow: bool = False  # learning one batch by heart takes more than a few seconds
+    slow: bool = False  # learning one batch by heart, or being traced, takes more than a few seconds
     blocks: int | None = None  # images of so many blocks a side, where weights start too small to tell noise apart
     dropout: bool = True  # False: it learns by heart without, where with dropout it takes too many steps
 
@@ -142,7 +142,7 @@ def test_exported_it_gives_equal_output(name):
         torch.testing.assert_close(exported(x), network(x), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", SLOW)
 def test_traced_by_the_compiler_it_gives_the_same_output_in_one_graph(name):
     network, x = small(name).eval(), images(name)
     compiled = torch.compile(network, backend="aot_eager", fullgraph=True)

@@ -233,7 +233,7 @@ def group_of(process):
     return found
 
 
-LONG = (*SMOKE, "--variant", "resnet-20", "--seeds", "1", "--set", "train.steps=150")
+LONG = (*SMOKE, "--variant", "resnet-20", "--seeds", "1", "--set", "train.steps=80")
 
 
 def test_ctrl_c_leaves_a_run_that_the_same_command_resumes_to_the_same_bits(tmp_path, here):
@@ -257,7 +257,7 @@ def test_ctrl_c_leaves_a_run_that_the_same_command_resumes_to_the_same_bits(tmp_
     code, _, err = here(*LONG)
     assert code == 0
     assert f"resnet-20 seed 0: checkpoint {newest.name} is damaged; using the one before\n" in err
-    train_in(tmp_path / "whole", a_run(changes={"train.steps": 150}))
+    train_in(tmp_path / "whole", a_run(changes={"train.steps": 80}))
     assert folder.network_file.read_bytes() == weights(tmp_path / "whole")
 
 
@@ -294,7 +294,7 @@ def test_a_full_disk_is_a_sentence_and_the_same_command_finishes_once_there_is_r
         again = repro(place, *LONG)
         assert again.returncode == 0, again.stderr
         (folder,) = folders(place)
-        train_in(tmp_path / "whole", a_run(changes={"train.steps": 150}))
+        train_in(tmp_path / "whole", a_run(changes={"train.steps": 80}))
         assert folder.network_file.read_bytes() == weights(tmp_path / "whole")
     finally:
         subprocess.run(["umount", str(place)], check=True)

@@ -18,6 +18,7 @@ from pipeline import cli_cluster, terminal
 from pipeline.experiment import load
 from pipeline.mistakes import UserError
 from pipeline.plan import code_hash
+from pipeline.reproduce import Known
 from pipeline.runs import RunFolder
 from pipeline.schedule import jobs, launches, node
 from pipeline.schedule.node import Cluster
@@ -75,7 +76,7 @@ def fake(monkeypatch):
         monkeypatch.setattr(jobs, name, getattr(made, name))
     monkeypatch.setattr(node, "here", lambda: made.here)
     monkeypatch.setattr(node, "start_here", made.start_here)
-    monkeypatch.setattr(cli_cluster, "known_records", list)
+    monkeypatch.setattr(cli_cluster, "evidence", lambda: Known([], None))
     monkeypatch.setattr("pipeline.reproduce.code_hash", CODE_HASH)
     monkeypatch.setattr(cli_cluster, "ASK_SECONDS", 0.0)
     monkeypatch.setattr(cli_cluster, "LOOK_SECONDS", 0.0)
@@ -118,7 +119,10 @@ def test_a_dry_run_shows_the_plan_and_begins_nothing(command, fake, tmp_path):
     assert lines[0] == "resnet/cifar10_depth at smoke scale on noise"
     assert lines[1].split() == ["variant", "runs", "devices", "images", "device", "time", "cost"]
     assert lines[2].split() == ["plain-20", "3", "runs", "1", "720", "not", "measured"]  # 3 x 12 steps of 20
-    assert lines[5] == "6 runs, 0 finished, 6 to do: 1,440 images to train on, how long is not measured yet."
+    assert lines[5] == (
+        "6 runs, 0 finished, 6 to do: 1,440 images to train on, how long is not measured yet, and what it costs"
+        " follows from that."
+    )
     assert lines[6].startswith("--max-gpu-hours 1: nobody knows yet")
     assert fake.asked == []
     assert list(tmp_path.iterdir()) == []
@@ -210,7 +214,7 @@ def test_what_is_finished_already_is_not_launched(command, fake, launched):
 def test_what_only_the_tracking_server_knows_to_be_finished_is_not_trained_again(command, launched, monkeypatch):
     first = launched.tasks[0]
     tracked = made_up(load(RESNET), "plain-20", 0, 50.0, scale="smoke", identity=first.identity)
-    monkeypatch.setattr(cli_cluster, "known_records", lambda: [tracked])
+    monkeypatch.setattr(cli_cluster, "evidence", lambda: Known([tracked], None))
     _, out, _ = command(*SMOKE)
     assert "6 runs, 1 finished, 5 to do" in out
     *_, newest = launches.every()

@@ -5,6 +5,9 @@ import json
 import pytest
 from making import photographs
 
+from pipeline import cli_data, terminal
+from pipeline.data.shards import sealed
+
 STAND_IN = ("--classes", 3, "--train", 5, "--test", 3)
 
 
@@ -111,7 +114,28 @@ def test_class_folders_of_one_part(command, tmp_path):
             ("prepare", "nowhere", "--out", "x"),
             "there is no folder nowhere, and no set of that name; known are digits",
         ),
+        (
+            ("prepare", "mnst", "--out", "x"),
+            "there is no folder mnst, and no set of that name; did you mean 'mnist'?",
+        ),
+        (("prepare", "film.jpg", "--out", "x"), "film.jpg is a file; give the folder that holds it: ."),
         (("prepare", "s3://bucket/x", "--out", "x"), "pictures are prepared from a folder of this machine"),
+        (
+            ("prepare", "https://user:topsecret@host/x", "--out", "x"),
+            "pictures are prepared from a folder of this",
+        ),
+        (("prepare", "s3://AKIA:topsecret@bucket/x", "--out", "x"), "pictures are prepared from a folder of this"),
+        (("prepare", "pipe:cat topsecret", "--out", "x"), "pictures are prepared from a folder of this machine"),
+        (("prepare", "~nobody-of-that-name", "--out", "x"), "begins with the home of a user who has none"),
+        (("prepare", "loop", "--out", "x"), "loop: Too many levels of symbolic links"),
+        (("prepare", "noise", "--out", "loop/x"), "loop/x: Too many levels of symbolic links"),
+        (("prepare", "noise", "--out", "x", "--split", "train"), "--split says which part class folders are"),
+        (("prepare", "packed", "--out", "x", "--split", "train"), "and packed holds none; leave it out"),
+        (("prepare", "noise", "--out", "s3://bucket/x#1"), "holds neither ? nor #"),
+        (("stand-in", "imagenet", "--out", "s3://bucket/x"), "a stand-in is made in a folder of this machine"),
+        (("stand-in", "imagenet", "--out", "a" * 256), "File name too long"),
+        (("verify", "~nobody-of-that-name/x"), "begins with the home of a user who has none"),
+        (("verify", "a" * 256), "File name too long"),
         (("prepare", "noise", "--out", "pipe:cat"), "addresses that begin with pipe: are not read, let alone run"),
         (
             ("prepare", "noise", "--out", "http://127.0.0.1/x"),
@@ -124,9 +148,14 @@ def test_class_folders_of_one_part(command, tmp_path):
 )
 def test_a_mistake_is_one_line(command, words, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "film.jpg").write_bytes(b"")
+    (tmp_path / "packed").mkdir()
+    (tmp_path / "packed" / "ILSVRC2012_img_val.tar").write_bytes(b"")
     code, out, err = command("data", *words)
     assert (code, out) == (2, "")
     assert said in err
+    assert "topsecret" not in err
     assert len(err.splitlines()) == 1
     assert not [path for path in tmp_path.iterdir() if path.name == "x"]
 
@@ -136,6 +165,53 @@ def test_shards_are_not_written_among_the_pictures(command, tmp_path):
     code, _, err = command("data", "prepare", tmp_path / "mine", "--out", tmp_path / "mine" / "shards")
     assert code == 2
     assert "where shards would be taken for pictures" in err
+
+
+def test_where_the_shards_go_is_tried_before_the_source_is_read(command, tmp_path, monkeypatch):
+    photographs(tmp_path / "mine", train=1, test=1)
+    monkeypatch.setattr("pipeline.cli_data.found_in", lambda *_: pytest.fail("read"))
+    code, _, err = command("data", "prepare", tmp_path / "mine", "--out", tmp_path)
+    assert (code, "holds other files (mine)" in err) == (2, True)
+
+
+def test_a_sets_name_may_be_that_of_the_folder_it_goes_to(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "noise").mkdir()
+    assert command("data", "prepare", "noise", "--out", "noise")[0] == 0
+    assert (tmp_path / "noise" / "manifest.json").is_file()
+
+
+@pytest.mark.parametrize("called", ["[/red]mine[", "images"])
+def test_a_set_of_strangers_is_shown_as_it_is_and_warns_of_nothing(command, tmp_path, called):
+    """Its name is no markup, what it says is no command to the terminal, and its classes need no font."""
+    photographs(tmp_path / "mine", classes=1, train=1, test=1)
+    for part in ("train", "test"):
+        (tmp_path / "mine" / part / "ant").rename(tmp_path / "mine" / part / "\u732b")
+    assert command("data", "prepare", tmp_path / "mine", "--out", tmp_path / "s")[0] == 0
+    file = tmp_path / "s" / "manifest.json"
+    values = json.loads(file.read_text()) | {"name": called.replace("/", ""), "source": "\x1b[31mred\x07"}
+    file.write_text(sealed(values))
+    code, out, err = command("data", "inspect", tmp_path / "s")
+    assert (code, err) == (0, "")
+    head, row = out.splitlines()[:2]
+    assert head.startswith(f"{called.replace('/', '')} ")
+    assert head.index("images ", 7) + 5 == row.index("1 ")  # the numbers lie below the ends of their heads
+    assert "from \ufffd[31mred\ufffd; sha256" in out
+
+
+def test_a_log_tells_the_time_left(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr(cli_data.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(cli_data, "err", terminal.console(stderr=True))
+    lines = cli_data.Lines("pictures", "images")
+    for second, done in ((0, 0), (30, 300), (60, 4_500), (90, 5_000)):
+        now[0] = second
+        lines.tick(done, 9_000)
+    assert [line.partition("/s, ")[2] for line in capsys.readouterr().err.splitlines()] == [
+        "14 min left",  # 8,700 at 10/s
+        "60 s left",  # 4,500 at 75/s
+        "72 s left",
+    ]
 
 
 def test_a_stand_in_goes_into_a_new_folder_only(command, tmp_path):

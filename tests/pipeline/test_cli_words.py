@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -273,7 +274,7 @@ def test_a_mistake_with_brackets_is_shown_as_it_was_made(command):
         ("train.lr=", "should be a valid number, not None"),
         ("train.lr={", "'{' is not a YAML value"),
         ("train.lr.x=1", "'lr' is a value, not a map of settings"),
-        ("model.depth=abc", "plain_cifar (depth 'abc') on noise does not work: "),
+        ("model.depth=abc", "depth of network 'plain_cifar' should be a valid integer"),
         ("model.width=2", "network 'plain_cifar' has no argument 'width'"),
         ("data.name=nois", "no data set is called 'nois', .*; did you mean 'noise'?"),
         ("data.train=900", "900 training images cannot be taken from 200; .* training may have 1 to 200"),
@@ -285,6 +286,46 @@ def test_a_setting_that_cannot_be_is_one_sentence_before_anything_starts(command
     assert (code, out) == (2, "")
     assert re.fullmatch("error: .*" + "(?:.*)".join(map(re.escape, sentence.split(".*"))) + ".*\n", err)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("words", [SMOKE, ("ui",)])
+def test_a_home_that_cannot_be_is_one_sentence(command, tmp_path, monkeypatch, words):
+    (tmp_path / "taken").write_text("by a file")
+    monkeypatch.setenv("REPRO_HOME", str(tmp_path / "taken" / "home"))
+    code, _, err = command(*words)
+    assert code == 2
+    assert re.fullmatch(rf"error: cannot write to {tmp_path}/taken/home: not a directory; .*REPRO_HOME.*\n", err)
+
+
+@pytest.mark.parametrize("left", ['{"why": "failed"}', '{"why": "failed", "text": "no room", "asked": 0}'])
+@pytest.mark.parametrize("run", ["{", "[]", '{"experiment": "lenet5/mnist"}', '{"experiment": []}'])
+def test_a_damaged_folder_of_a_left_run_is_complained_of_and_stops_nothing(command, tmp_path, run, left):
+    folder = tmp_path / "runs" / "0123"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(run)
+    (folder / "left.json").write_text(left)
+    code, out, err = command("verify", "lenet5/mnist")
+    assert (code, "cannot judge: not-run" in out) == (0, True)
+    assert f"the run in {folder} cannot be read" in err
+
+
+PLAIN = ["-c", "from pipeline.cli import main; main()"]
+
+
+def test_a_terminal_without_our_signs_gets_others():
+    words = [sys.executable, *PLAIN, "verify", "lenet5/architecture"]
+    plain = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(words, env=plain, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"? reproduced" in done.stdout
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is full")
+def test_output_that_cannot_be_written_is_one_sentence():
+    with Path("/dev/full").open("wb") as full:
+        words = [sys.executable, *PLAIN, "list", "--json"]
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr) == (2, b"error: cannot write what there is to say: no space left\n")
 
 
 @pytest.mark.parametrize("count", ["0", "-1", "many"])
@@ -337,6 +378,11 @@ def test_analyse_takes_other_arguments(command):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (("show", "my/none.yaml"), "there is no file my/none.yaml"),
+        (
+            ("verify", "resnet"),
+            "no experiment 'resnet'; known: resnet/architecture, resnet/cifar10_depth, resnet/imagenet",
+        ),
         (("analyse", "resnt-20"), "there is no network 'resnt-20'; did you mean 'resnet-20'?"),
         (
             ("analyse", "resnet-20", "--set", "depth=21"),

@@ -242,6 +242,15 @@ def test_every_protocol_is_a_loop_over_single_views(photographs, name, mean):
     assert 0 < wrong5 < wrong1 < 14
 
 
+def test_a_dense_view_that_has_a_mean_images_size_by_chance_has_its_mean_colour_taken_out():
+    samples = Files([by_pillow.png(by_pillow.picture(side, side, seed=side)) for side in (32, 40)], [1, 2])
+    image, colour = (
+        judged([Member(Placed(), mean_subtracted(mean))], samples, "dense-of-32").loss
+        for mean in (IMAGE, IMAGE.mean((0, 1)))
+    )
+    assert image == pytest.approx(colour, rel=1e-6)
+
+
 @pytest.mark.parametrize("name", ["10-crop-23-of-square-32", "dense-of-40-and-50-crop-24-of-40"])
 def test_an_ensemble_averages_its_networks_each_with_its_own_mean(photographs, name):
     pictures, samples = photographs

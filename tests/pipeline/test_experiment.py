@@ -8,6 +8,11 @@ from pipeline.experiment import DeclarationError, Loader, changed, load, merged,
 from pipeline.mistakes import UserError
 
 # ruff: noqa: E501 - a mistake a line reads as the table it is
+SMALL = (
+    "only test/top1_error_pct, test/top5_error_pct, test/loss, test/images, train/top1_error_pct, "
+    "train/top5_error_pct, train/loss, test/response_std, trainset/top1_error_pct, trainset/top5_error_pct, "
+    "trainset/loss, trainset/images"
+)
 # What the author wrote instead of what; the whole sentence that follows "toy/depth.yaml: ".
 MISTAKES = {
     # a key nobody knows, at every level
@@ -91,6 +96,8 @@ MISTAKES = {
     "variant twice": ("[plain-20, resnet-20]", "[plain-20, plain-20]", "scales.smoke.variants: 'plain-20' is listed twice"),
     "correction that corrects nothing": ("corrected: 1e-4", "corrected: 1e-5", "claims.decay: 'corrected' is the claimed value itself; leave it out"),
     "equality without a margin": ("op: \">\", rhs", "op: \"~\", rhs", "claims.deeper: op '~' needs a margin above 0"),
+    "metric nobody measures": ("metric: test/top1_error_pct, claimed: 9.5", "metric: test/nonsense, claimed: 9.5", f"claims.error.metric: plain-20 measures no 'test/nonsense', {SMALL}"),
+    "compared by nobody's metric": ("metric: test/top1_error_pct, source: \"Figure 6\"}\n  - {id: ratio", "metric: test/loss, rhs_metric: val/loss, source: x}\n  - {id: ratio", f"claims.deeper.rhs_metric: plain-20 measures no 'val/loss', {SMALL}"),
     "ratio down to zero": ("margin: 0.1,", "margin: 1.1,", "claims.ratio: a ratio is positive: the margin must be below the claimed 1.1"),
 }  # fmt: skip
 
@@ -263,11 +270,17 @@ def test_a_wrong_change_by_set_is_one_sentence(experiment, change, words):
     assert words in str(caught.value)
 
 
-PHOTOGRAPHS = (  # what `declare` puts for the toy's data
+PHOTOGRAPHS = (  # what `declare` puts for the toy's data, and for the numbers that are claimed of them
     "data: {name: cifar10, augment: [pad4-crop, flip]}",
-    "data: {name: imagenet, crop: {side: 224, short: 256}, test: [1-crop-224-of-256]}",
+    "data: {name: imagenet, crop: {side: 224, short: 256}, test: [dense-of-256]}",
     "data: {name: digits, augment: [pad1-crop]}",
-    "data: {}",
+    "data: {name: standin}",
+    "    data: {name: noise}\n",
+    "",
+    "metric: test/top1_error_pct, claimed: 9.5",
+    "metric: test/dense-of-256/top1_error_pct, claimed: 9.5",
+    'metric: test/top1_error_pct, op: ">", claimed',
+    'metric: test/dense-of-256/top1_error_pct, op: ">", claimed',
 )
 HERE = "(for plain-20 at laptop)"
 
@@ -588,16 +601,6 @@ def test_a_claim_may_be_of_a_step_but_arithmetic_may_not(declare):
         declare("scales:\n", STEPS, trained, "of: smal, metric: test")
 
 
-PHOTOGRAPHS = (
-    "data: {name: cifar10, augment: [pad4-crop, flip]}",
-    "data: {name: imagenet, crop: {side: 224, short: 256}, test: [dense-of-256]}",
-    "data: {name: digits, augment: [pad1-crop]}",
-    "data: {name: standin}",
-    "    data: {name: noise}\n",
-    "",
-)
-
-
 def test_photographs_are_judged_by_their_runs_protocols_unless_a_step_names_others(declare):
     two = "steps:\n  two: {kind: ensemble, members: {plain-20: 1, plain-32: 1}}\n  other: {kind: protocol, of: plain-20, test: [dense-of-384]}\nscales:\n"
     declared = declare(*PHOTOGRAPHS, "scales:\n", two)
@@ -616,11 +619,56 @@ def test_photographs_are_judged_by_their_runs_protocols_unless_a_step_names_othe
         two.replace("plain-32: 1}", "plain-32: 1}, test: [dense-of-256]"),
         "plain-32: {model:",
         own,
+        'test/dense-of-256/top1_error_pct, op: ">"',
+        'test/dense-of-384/top1_error_pct, op: ">"',
     )
     assert told.protocols("two", "paper") == ("dense-of-256",)
     other = "plain-32: {data: {name: places}, model:"
     with pytest.raises(DeclarationError, match="its runs learn from different data"):
         declare(*PHOTOGRAPHS, "scales:\n", two, "plain-32: {model:", other)
+
+
+BY_DENSE = [f"test/dense-of-256/{error}" for error in ("top1_error_pct", "top5_error_pct", "loss", "images")]
+TRAINED = ["train/top1_error_pct", "train/top5_error_pct", "train/loss"]
+
+
+@pytest.mark.parametrize("metric", ["test/dense-of-255/top1_error_pct", "test/top1_error_pct"])
+def test_a_number_of_photographs_is_one_by_a_protocol_that_they_are_judged_by(declare, metric):
+    claimed = "metric: test/dense-of-256/top1_error_pct, claimed: 9.5"
+    with pytest.raises(DeclarationError) as caught:
+        declare(*PHOTOGRAPHS, claimed, f"metric: {metric}, claimed: 9.5")
+    said = ", ".join(BY_DENSE + TRAINED)
+    assert (
+        str(caught.value) == f"toy/depth.yaml: claims.error.metric: plain-20 measures no {metric!r}, only {said}"
+    )
+    ordering = (
+        'lhs: plain-32, op: ">", rhs: plain-20, metric: test/top1_error_pct, source: "Figure 6"}\n  - {id: ratio'
+    )
+    with pytest.raises(
+        DeclarationError, match=r"claims.deeper.metric: plain-32 measures no 'test/dense-of-255/loss'"
+    ):
+        declare(*PHOTOGRAPHS, ordering, ordering.replace("test/top1_error_pct", "test/dense-of-255/loss"))
+
+
+def test_a_step_measures_what_its_kind_does(declare):
+    steps = """steps:
+  both: {kind: ensemble, members: {plain-20: 1, plain-32: 1}}
+  more: {kind: protocol, of: plain-20, test: [dense-of-256]}
+  else: {kind: transfer, of: plain-32, data: places, c: 1.0, view: 1-crop-224-of-256}
+  less: {kind: compression, of: plain-20, density: 0.5, conv_bits: 8, fc_bits: 5}
+scales:
+"""
+    measured = {
+        name: set(declare(*PHOTOGRAPHS, "scales:\n", steps).measured(name, named=True))
+        for name in ("plain-20", "both", "more", "else", "less")
+    }
+    assert measured["plain-20"] == {*BY_DENSE, *TRAINED}
+    assert measured["both"] == measured["more"] == set(BY_DENSE)
+    assert {"test/top1_error_pct", "test/mean_class_error_pct", "features"} < measured["else"]
+    assert {*BY_DENSE, "pruned/dense-of-256/loss", "compressed/ratio"} < measured["less"]
+    assert "original/loss" not in measured["less"]
+    whole = declare(*PHOTOGRAPHS, "scales:\n", steps).measured("less", named=False)
+    assert {"test/loss", "original/loss", "pruned/loss", *measured["less"]} < set(whole)
 
 
 def test_features_of_photographs_need_a_view(declare):

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from pipeline import home as module
-from pipeline.home import data_folder, home, report_folder, runs_folder, tracking_uri
+from pipeline.home import data_folder, home, number_named, report_folder, runs_folder, tracking_uri
+from pipeline.mistakes import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -57,3 +58,24 @@ def test_without_words_it_is_the_checkout_or_for_an_installed_package_the_curren
     assert home() == Path.cwd()
     (tmp_path / "checkout/pyproject.toml").touch()
     assert home() == tmp_path / "checkout"
+
+
+@pytest.mark.parametrize(("variable", "folder"), [("REPRO_HOME", home), ("REPRO_DATA", data_folder)])
+def test_a_folder_of_nobody_is_a_mistake(monkeypatch, variable, folder):
+    monkeypatch.setenv(variable, "~nobody-of-that-name/x")
+    with pytest.raises(UserError, match=f"^{variable} is '~nobody-of-that-name/x', which names no folder: "):
+        folder()
+
+
+@pytest.mark.parametrize("said", ["abc", "", "-1", "nan", "inf"])
+def test_a_number_that_is_none_is_a_mistake(monkeypatch, said):
+    monkeypatch.setenv("REPRO_CHECKPOINT_SECONDS", said)
+    with pytest.raises(UserError, match=f"^REPRO_CHECKPOINT_SECONDS is '{said}'; a number from 0 on is needed$"):
+        number_named("REPRO_CHECKPOINT_SECONDS", 60)
+
+
+def test_a_number_is_what_is_said_or_what_is_usual(monkeypatch):
+    monkeypatch.setenv("REPRO_CHECKPOINT_SECONDS", "0")
+    assert number_named("REPRO_CHECKPOINT_SECONDS", 60) == 0
+    monkeypatch.delenv("REPRO_CHECKPOINT_SECONDS")
+    assert number_named("REPRO_CHECKPOINT_SECONDS", 60) == 60

@@ -315,7 +315,8 @@ def test_what_nobody_has_measured_is_said(declared, tasks, record):
     assert "cost" in cells(made.groups, 1.0)[0]
     assert cells(made.groups, 1.0)[0]["device time"] == "not measured"
     assert summary(made) == [
-        "6 runs, 0 finished, 6 to do: 9,216 images to train on, how long is not measured yet.",
+        "6 runs, 0 finished, 6 to do: 9,216 images to train on, how long is not measured yet, and what it costs"
+        " follows from that.",
         "--max-gpu-hours 1: nobody knows yet whether that is enough; at its end runs stop, resumable.",
     ]
     half = whole(

@@ -8,7 +8,7 @@ import pytest
 from made_up import made_up
 
 from pipeline.experiment import ExactClaim, Printed
-from pipeline.ledger import counted, judged_exactly, ledger
+from pipeline.ledger import counted, judge, judged_exactly, ledger
 from pipeline.mistakes import UserError
 from pipeline.plan import plan
 
@@ -430,8 +430,8 @@ def test_what_is_printed_but_was_recalled_calls_nobody_wrong(experiment):
     [exact(over_metric="model/input", claimed=1), exact(over_metric="model/additions", claimed=1)],
 )
 def test_what_cannot_be_divided_is_the_authors_mistake(experiment, claim):
-    with pytest.raises(UserError, match=r"toy/depth, claim x: 700 / .* is no ratio"):
-        judged_exactly(claim, experiment, measured)
+    with pytest.raises(UserError, match=r"^toy/depth.yaml: claims.x: 700 / .* is no ratio$"):
+        judge(claim, experiment, {}, measured)
 
 
 # --- one network by two protocols ---------------------------------------------------------------------------
@@ -451,11 +451,13 @@ def test_a_network_can_be_compared_with_itself_by_another_metric(declare, row_of
 
 
 def test_the_other_metric_must_have_been_measured_too(declare, row_of_seeds):
-    declared = declare(DEEPER, f"{DEEPER}, rhs_metric: test/10-crop-32-of-36/top1_error_pct")
+    declared = declare(DEEPER, f"{DEEPER}, rhs_metric: test/loss")
     records = row_of_seeds(declared, "plain-20", PLAIN) + row_of_seeds(declared, "plain-32", DEEP)
+    for record in records:
+        record.metrics.pop("test/loss", None)  # by a version that did not measure it yet
     verdict = judged(declared, records)["deeper"].verdict
     assert verdict.reason == "not-run"
-    assert verdict.sentence.startswith("plain-20 seed 0 measured no test/10-crop-32-of-36/top1_error_pct, only")
+    assert verdict.sentence.startswith("plain-20 seed 0 measured no test/loss, only")
 
 
 def test_nothing_is_compared_with_itself(declare):
@@ -495,6 +497,14 @@ def test_a_step_is_judged_as_a_network_is(declare):
     found = judged(declared, records)["error"]
     assert found.verdict.outcome == "reproduced"
     assert (found.evidence.seeds, found.evidence.images) == ((0, 2, 4), 10_000)
+
+
+def test_a_large_seed_of_another_s_costs_a_step_nothing(declare, row_of_seeds):
+    """A date, a hash: whoever chose it, all who judge in the same home or on the same server read it."""
+    declared = declare(*OF_PAIR, *SIX)
+    records = step_records(declared, "pair", [9.4, 9.5, 9.6])
+    large = [replace(one, seed=seed, declaration="other") for one in records for seed in (20261123, 2**70)]
+    assert judged(declared, [*large, *records])["error"].evidence.seeds == (0, 2, 4)
 
 
 def test_evidence_names_the_networks_of_a_step_after_the_steps(declare, row_of_seeds):

@@ -15,7 +15,9 @@ from pipeline.plan import (
     digest,
     identity,
     imported_modules,
+    place_of,
     plan,
+    seed_row,
     settled,
     step_code,
 )
@@ -66,6 +68,14 @@ def test_named_variants_run_once_each_also_where_the_scale_leaves_them_out(exper
 def test_more_seeds_than_declared_continue_the_row(declare, declared, asked, seeds):
     runs = plan(declare("[0, 1, 2, 3, 4]", declared), scale="paper", variants=["plain-20"], seeds=asked)
     assert [run.seed for run in runs] == seeds
+
+
+@pytest.mark.parametrize("declared", [(), (0, 1, 2), (7, 1, 0), (1000,), (2**70, 3)])
+def test_a_seed_s_place_in_the_row_needs_no_row(declared):
+    row = seed_row(declared, 20)
+    assert len({*row}) == 20
+    assert [place_of(declared, seed) for seed in row] == list(range(20))
+    assert place_of(declared, 10**12) == 10**12 + sum(seed > 10**12 for seed in declared)
 
 
 def test_a_thousand_seeds_are_the_most(experiment):

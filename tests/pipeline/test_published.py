@@ -20,6 +20,7 @@ from lightning_modules.resnet import resnet_cifar
 from pipeline import published
 from pipeline.catalogue import Named, find
 from pipeline.data.images import Images, ImageSet
+from pipeline.evaluate import Errors
 from pipeline.mistakes import UserError
 from pipeline.published import (
     counterparts,
@@ -392,6 +393,29 @@ def test_an_ensemble_answers_with_both_and_is_one_row(experiments, torchvisions,
     assert (result.network, result.protocol, result.images) == ("2 x resnet-18", "10-crop-224-of-256", 2)
     assert result.stated_top1 is None
     assert result.sha256 != members[0][1].sha256
+
+
+@pytest.mark.parametrize(
+    ("asked", "shown"), [(None, "1-crop-224-of-256"), ("10-crop-224-of-256", "10-crop-224-of-256")]
+)
+def test_photographs_are_shown_as_asked_and_else_as_the_publisher_does(
+    experiments, torchvisions, tmp_path, monkeypatch, asked, shown
+):
+    by = []
+
+    def noted(members, samples, protocol, **_):
+        by.append(protocol.name)
+        return Errors(1, 1, 0, 0.5)
+
+    monkeypatch.setattr(published, "evaluate_pictures", noted)
+    (tmp_path / "val" / "n01440764").mkdir(parents=True)
+    Image.new("RGB", (300, 260)).save(tmp_path / "val" / "n01440764" / "x.png")
+    torch.save(torchvisions, tmp_path / "w.pth")
+    named = find("resnet-18", experiments)
+    result = evaluated(
+        [(named, from_file(named, tmp_path / "w.pth"))], str(tmp_path / "val"), protocol=asked, threads=0
+    )
+    assert (result.protocol, by) == (shown, [shown])
 
 
 def test_networks_of_different_questions_are_no_ensemble(small, experiments, state, tmp_path):

@@ -17,14 +17,24 @@ from lightning_modules.networks import build
 from pipeline.data import manifest, sources
 from pipeline.data.batches import BatchMaker
 from pipeline.data.normalise import fit_normaliser
-from pipeline.evaluate import Errors
-from pipeline.experiment import CompressionStep, EnsembleStep, ProtocolStep, TransferStep, load
+from pipeline.evaluate import Errors, Member, evaluate_pictures
+from pipeline.experiment import (
+    ERRORS,
+    TRANSFERRED,
+    CompressionStep,
+    EnsembleStep,
+    ProtocolStep,
+    TransferStep,
+    load,
+)
 from pipeline.mistakes import UserError
 from pipeline.plan import Step, plan
+from pipeline.protocol import read_protocol
 from pipeline.record import Record
 from pipeline.runs import RunFolder
 from pipeline.steps import COMPRESSED, Average, network_of, run_step
 from pipeline.steps_compression import decompress
+from pipeline.supply import Ways, supply
 from pipeline.train import train
 
 ENSEMBLE = EnsembleStep(kind="ensemble", members={"resnet-20": 3})
@@ -79,6 +89,11 @@ def scores_of(networks, images, trained_on):
 
 
 # --- an ensemble -------------------------------------------------------------------------------------------
+
+
+def test_what_a_run_can_be_claimed_of_is_what_it_measures(folders):
+    measured = load(real_runs.RESNET).measured("resnet-20", named=True)
+    assert set(folders[0].result().metrics) == set(measured)
 
 
 def test_an_ensemble_averages_the_soft_max(runs, folders, tmp_path):
@@ -261,6 +276,7 @@ def test_lenet_5_is_compressed_with_its_codes_untouched(runs, folders, tmp_path)
     assert torch.equal(decoded[codes], before[codes])
     assert int((decoded["f6.weight"] != 0).sum()) == 120 * 84 / 2
     assert record.metrics["compressed/ratio"] > 4
+    assert set(record.metrics) == set(load(real_runs.LENET).measured("lenet5-compressed", named=True))
     assert record.metrics["test/images"] == 360
 
 
@@ -299,6 +315,7 @@ def test_a_linear_classifier_learns_another_set_from_the_features(runs, folders,
     assert record.metrics["test/images"] == 36
     assert record.metrics["test/top1_error_pct"] < 34  # of 67 by guessing
     assert record.metrics["features"] == 64  # below ResNet-20's full connection
+    assert set(record.metrics) == {*TRANSFERRED, *(f"test/{error}" for error in ERRORS)}
     assert record.ended.endswith("iterations on 64 features")
     assert record.status == "finished"
 
@@ -315,8 +332,17 @@ def test_a_classifier_that_did_not_converge_is_said_not_to_have(runs, folders, t
 
 def test_images_of_another_size_are_refused(runs, folders, tmp_path):
     other = shades(tmp_path, size=20)
+    counted = manifest.manifest_of(other)
     with pytest.raises(UserError, match="learnt from images of 16 x 16 x 3, and those of shades have 20 x 20 x 3"):
-        done(tmp_path / "step", step_of(TRANSFER, runs[:1]), folders[:1], other=other)
+        done(tmp_path / "step", step_of(TRANSFER, runs[:1]), folders[:1], other=other, manifest=counted)
+
+
+def test_images_that_are_not_as_many_as_the_manifest_counts_are_refused(runs, folders, tmp_path):
+    for part, counted in (("train", 99), ("test", 90)):
+        wrong = replace(manifest.manifest_of(images_of("noise")), **{part: counted})
+        with pytest.raises(UserError, match=rf"holds \d+ {part} images where its manifest counts {counted}; "):
+            done(tmp_path, step_of(ENSEMBLE, runs), folders, manifest=wrong)
+    assert RunFolder(tmp_path).result() is None
 
 
 # --- photographs -------------------------------------------------------------------------------------------
@@ -364,6 +390,32 @@ def test_an_ensemble_of_photographs_is_judged_as_its_members_are(photographs, tm
     assert record.metrics["test/1-crop-64-of-72/loss"] < sum(losses) / 2  # the logarithm of a mean, Jensen
     same = done(tmp_path / "same", step, folders[:1] * 2, images=shards)
     assert same.metrics["test/loss"] == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_each_network_of_an_ensemble_sees_photographs_normalised_as_it_learnt_from_them(photographs, tmp_path):
+    shards, runs, folders = photographs
+    changes = CHANGES | {"data.normalise": "scale"}
+    other, *_ = plan(load("resnet/imagenet"), scale="stand-in", seeds=1, changes=changes)
+    step = step_of(EnsembleStep(kind="ensemble", members={"resnet-18-a": 2}), [runs[0], other])
+    record = done(tmp_path, step, folders[:1] * 2, images=shards)
+    counted = manifest.manifest_of(shards)
+    network = network_of(runs[0], folders[0], counted)
+    of_each = [
+        supply(shards, run.recipe.data, torch.device("cpu"), sha256="x", ways=Ways()).normaliser
+        for run in (runs[0], other)
+    ]
+    assert [one.name for one in of_each] == ["per-pixel-mean", "scale"]
+    expected = evaluate_pictures(
+        [Member(network, one) for one in of_each],
+        shards.test,
+        read_protocol("1-crop-64-of-72"),
+        expected=8,
+        threads=0,
+        bf16=False,
+        device="cpu",
+    )
+    assert record.metrics["test/loss"] == pytest.approx(expected.loss, rel=1e-6)
+    assert record.metrics["test/loss"] != pytest.approx(folders[0].result().metrics["test/loss"], rel=1e-3)
 
 
 def test_features_of_photographs_are_taken_from_one_crop(photographs, tmp_path):

@@ -3,23 +3,30 @@
 import itertools
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from making import prepared
 from rank_processes import Ranks
 from real_runs import stop_after, weights
 
 from pipeline.data import manifest, sources, statistics
+from pipeline.data.batches import BatchMaker
+from pipeline.data.colour import PhotoMaker
 from pipeline.data.images import DataError
+from pipeline.data.normalise import fit_normaliser
+from pipeline.data.order import batch_indices
+from pipeline.data.photographs import Cut, PhotoFeed
 from pipeline.data.shards import sealed
-from pipeline.experiment import Data, load
+from pipeline.experiment import Crop, Data, load
 from pipeline.group import current
 from pipeline.mistakes import UserError
 from pipeline.plan import identity, plan
 from pipeline.published import photographs
 from pipeline.runs import RunFolder
-from pipeline.supply import cut_of, image_shape
+from pipeline.supply import Ways, cut_of, image_shape, require_counted, supply
 from pipeline.train import train
 
 TOY = """
@@ -58,10 +65,15 @@ def root(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run(root, tmp_path_factory):
+def toy(tmp_path_factory):
     file = tmp_path_factory.mktemp("toy") / "photographs.yaml"
     file.write_text(TOY, encoding="utf-8")
-    return plan(load(str(file)), scale="paper", variants=["resnet-18"])[0]
+    return file
+
+
+@pytest.fixture(scope="module")
+def run(toy):
+    return plan(load(str(toy)), scale="paper", variants=["resnet-18"])[0]
 
 
 def train_in(path: Path, run, root: Path, **options):
@@ -84,13 +96,14 @@ def whole(run, root, tmp_path_factory):
     return train_in(path, run, root), path
 
 
-def test_every_protocol_has_its_own_metric_and_counts_every_picture(whole, run):
+def test_every_protocol_has_its_own_metric_and_counts_every_picture(whole, run, toy):
     record, _ = whole
     assert record.status == "finished"
     for protocol in run.recipe.data.test:
         assert record.metrics[f"test/{protocol}/images"] == 12
         assert record.metrics[f"val/{protocol}/images"] == 5
         assert 0 <= record.metrics[f"test/{protocol}/top5_error_pct"] <= 100
+    assert set(load(str(toy)).measured("resnet-18", named=False)) == set(record.metrics)
     first = run.recipe.data.test[0]
     for name in ("top1_error_pct", "top5_error_pct", "loss", "images"):
         assert record.metrics[f"test/{name}"] == record.metrics[f"test/{first}/{name}"]
@@ -204,10 +217,10 @@ def test_errors_kept_are_those_of_the_same_model(tmp_path):
 
 def test_statistics_are_of_the_pictures_trained_on_and_kept(whole, run, root, monkeypatch):
     images = sources.load(run.recipe.data.name, root, photographs=True)
-    cut = cut_of(run.recipe.data.crop)
+    crop = run.recipe.data.crop
     assert len(list((root / ".cache").rglob("*.safetensors"))) == 1
     part, _ = manifest.chosen(images.train, train_count=None, val_count=5)
-    fresh = statistics.statistics_of(part, cut, threads=0, cache=None, key="")
+    fresh = statistics.statistics_of(part, crop, threads=0, cache=None, key="")
     assert fresh.count == 16
 
     def nothing(*_):
@@ -215,7 +228,7 @@ def test_statistics_are_of_the_pictures_trained_on_and_kept(whole, run, root, mo
 
     monkeypatch.setattr(type(images.train), "read", nothing)
     key = f"{images.manifest.sha256} None 5"
-    again = statistics.statistics_of(part, cut, threads=0, cache=root / ".cache", key=key)
+    again = statistics.statistics_of(part, crop, threads=0, cache=root / ".cache", key=key)
     assert again.total.equal(fresh.total)
 
 
@@ -237,6 +250,91 @@ def test_a_part_held_out_is_never_trained_on(root, run):
     everything, nothing = manifest.chosen(images.train, train_count=None, val_count=0)
     assert everything is images.train
     assert len(nothing) == 0
+
+
+# --- what a run is fed, and judged by while it trains ----------------------------------------------------------
+
+
+def test_photographs_are_fed_as_declared(root, run):
+    images, data = sources.load(run.recipe.data.name, root, photographs=True), run.recipe.data
+    made = supply(images, data, torch.device("cpu"), sha256="x", ways=Ways())
+    batch = next(iter(made.feed(run.recipe.train, 3, 2, 1)))
+    part, _ = manifest.chosen(images.train, train_count=None, val_count=5)
+    found = statistics.statistics_of(part, data.crop, threads=0, cache=None, key="")
+    maker = PhotoMaker(
+        normalise=statistics.fit_photographs("raw-mean-image", found),
+        augment=("flip", "pca-colour", "photometric"),
+        pca=statistics.principal_colours(found),
+    )
+    cut = Cut(32, (36, 44), None, False, None, None, "bilinear")
+    [expected] = PhotoFeed(part, maker, cut, seed=3, batch_size=4, start_step=2, stop_step=3, threads=0)
+    assert batch.images.equal(expected.images)
+    assert batch.labels.equal(expected.labels)
+
+
+@pytest.mark.parametrize(
+    ("declared", "cut"),
+    [
+        ({"side": 32, "short": 36}, Cut(32, (36, 36), None, False, None, None, "bilinear")),
+        ({"side": 32, "short": (36, 44)}, Cut(32, (36, 44), None, False, None, None, "bilinear")),
+        (
+            {"side": 32, "short": 36, "centre": 34, "at": "five", "interpolation": "bicubic"},
+            Cut(32, (36, 36), 34, True, None, None, "bicubic"),
+        ),
+        (
+            {"side": 32, "area": (0.1, 1.0), "aspect": (0.5, 2.0)},
+            Cut(32, None, None, False, (0.1, 1.0), (0.5, 2.0), "bilinear"),
+        ),
+    ],
+)
+def test_a_crop_is_cut_as_declared(declared, cut):
+    assert cut_of(Crop(**declared)) == cut
+
+
+def test_small_images_are_fed_as_declared_by_statistics_of_those_trained_on(run):
+    images, augment = sources.load("noise", Path("nowhere")), ("pad2-crop", "flip")
+    data = Data(name="noise", val=120, pad_to=20, normalise="per-channel", augment=augment)
+    made = supply(images, data, torch.device("cpu"), sha256="x", ways=Ways())
+    batch = next(iter(made.feed(run.recipe.train, 3, 2, 1)))
+    training, held_out = manifest.split(images.train, train_count=None, val_count=120)
+    assert len(held_out) == 120
+    maker = BatchMaker(training, normalise=fit_normaliser("per-channel", training), augment=augment, pad_to=20)
+    indices = batch_indices(3, 2, 4, len(training))
+    assert batch.images.equal(maker(indices, maker.draw(3, 2, 4)))
+    assert batch.labels.equal(training.labels[indices])
+
+
+def test_photographs_held_out_are_judged_by_the_first_protocol(root, run):
+    """Which differs from the last: a network that sees the place of colours tells them apart."""
+
+    class Nothing:
+        def read(self):
+            return {}
+
+        def add(self, name, errors):
+            pass
+
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten(), torch.nn.Linear(12, 3))
+    images = sources.load(run.recipe.data.name, root, photographs=True)
+    made = supply(images, run.recipe.data, torch.device("cpu"), sha256="x", ways=Ways())
+    now = made.held_out(network, torch.nn.functional.cross_entropy, bf16=False)
+    every = made.final(network, torch.nn.functional.cross_entropy, bf16=False, kept=Nothing())
+    assert now == {key: value for key, value in every.items() if key.count("/") == 1}
+    for part in ("test", "val"):
+        losses = [every[f"{part}/{protocol}/loss"] for protocol in run.recipe.data.test]
+        assert now[f"{part}/loss"] == losses[0]
+        assert len(set(losses)) == 3
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_as_many_images_are_there_as_the_manifest_counts(root, run, part):
+    images = sources.load(run.recipe.data.name, root, photographs=True)
+    counted = manifest.manifest_of(images)
+    require_counted(images, counted)
+    here = getattr(counted, part)
+    with pytest.raises(DataError, match=rf"^photographs holds {here} {part} images where its manifest counts 9; "):
+        require_counted(images, replace(counted, **{part: 9}))
 
 
 # --- data and recipe that do not belong together ---------------------------------------------------------------

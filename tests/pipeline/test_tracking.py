@@ -443,6 +443,17 @@ def test_published_weights_are_a_run_of_their_own_and_no_record(home, client):
     assert tracker.records() == []
 
 
+def test_published_weights_by_several_protocols_are_told_apart(home, client):
+    names, metrics = [], set()
+    for protocol in ("1-crop-224-of-256", "10-crop-224-of-256"):
+        run = client.get_run(Tracker().imported(OF_OTHERS | {"protocol": protocol}))
+        names.append(run.info.run_name)
+        assert run.data.metrics[f"test/{protocol}/top1_error_pct"] == 23.85
+        metrics |= set(run.data.metrics)
+    assert names == [f"resnet-50, published weights, {count}-crop-224-of-256" for count in (1, 10)]
+    assert len(metrics) == 9
+
+
 def test_a_server_that_is_away_is_a_tracking_error(home, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", NOBODY)
     with pytest.raises(TrackingError, match=r"127\.0\.0\.1:9"):

@@ -489,6 +489,14 @@ def test_bound_outcomes(op, bound, outcome):
     assert judge_bound(seeds(*NARROW), op=op, bound=bound).outcome == outcome
 
 
+def test_no_ratio_is_formed_with_an_error_of_zero():
+    """Few test images, and none of them missed: not a mistake of the user's, and no evidence either."""
+    for lhs, rhs in ((seeds(1, 2, 3), seeds(1, 0, 2)), (seeds(1, 0, 2), seeds(1, 2, 3))):
+        verdict = judge_ratio(lhs, rhs, claimed=1, margin=0.1)
+        assert (verdict.outcome, verdict.reason, verdict.n) == (Outcome.CANNOT_JUDGE, Reason.UNDERPOWERED, 3)
+        assert "0 was measured at seed 1" in verdict.sentence
+
+
 @pytest.mark.parametrize(
     ("claimed", "margin", "outcome"),
     [(2.0, 0.2, "reproduced"), (1.5, 0.2, "not reproduced"), (3, 0.2, "not reproduced"), (2, 0.01, None)],
@@ -655,7 +663,7 @@ V = seeds(1, 2, 3)
         (lambda: judge_ordering(V, V, op="~"), "above zero"),
         (lambda: judge_ordering(V, V, op=">", margin=-0.1), "zero or above, not -0.1"),
         (lambda: judge_ordering(V, {}, op=">"), "no values to judge on the right"),
-        (lambda: judge_ratio(V, seeds(1, 0, 2), claimed=1, margin=0.1), "right side has none at seed 1"),
+        (lambda: judge_ratio(V, seeds(1, -1, 2), claimed=1, margin=0.1), "right side has none at seed 1"),
         (lambda: judge_ratio(V, V, claimed=1, margin=1), "a ratio is positive"),
         (lambda: judge_ratio(V, V, claimed=1, margin=0), "above zero"),
         (lambda: judge_exact([1], claimed=2, op="<"), "compares numbers"),

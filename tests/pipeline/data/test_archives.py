@@ -264,6 +264,29 @@ def test_a_folder_that_is_not_there_is_named(tmp_path):
 def test_archives_are_known_by_their_names(folder, tmp_path):
     assert holds_archives(folder)
     assert not holds_archives(tmp_path)
+    for name in (TRAIN, VAL):
+        (folder / name).unlink()
+    assert holds_archives(folder)
+    refused(folder, f"holds neither {TRAIN} nor {VAL}")
+    (folder / "val").mkdir()  # torchvision leaves the devkit beside what it unpacked
+    assert not holds_archives(folder)
+
+
+def test_a_folder_that_may_not_be_read_is_one_sentence(folder, monkeypatch):
+    def scandir(path):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(DataError, match=r"ilsvrc cannot be read \(Permission denied\); check its permissions"):
+        holds_archives(folder)
+
+
+def test_an_archive_that_may_not_be_read_is_named(folder, monkeypatch):
+    def md5(file, *_):
+        raise PermissionError(13, "Permission denied", str(file))
+
+    monkeypatch.setattr(archives, "_md5", md5)
+    refused(folder, f"{folder / DEVKIT} cannot be read (Permission denied); mend that")
 
 
 # --- ImageNet, and what is not --------------------------------------------------------------------------------

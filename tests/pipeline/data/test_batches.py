@@ -123,6 +123,31 @@ def test_crop_and_flip_match_a_slow_loop(pad, flip, channels):
     np.testing.assert_allclose(nhwc(maker(indices, draws)), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("flip", [True, False])
+@pytest.mark.parametrize(("pad", "pad_to"), [(1, None), (4, None), (5, None), (4, 11)])
+def test_missing_pixels_are_reflected_as_numpy_pads(pad, pad_to, flip):
+    images = some()
+    maker = maker_of(images, augment=(f"reflect{pad}-crop", *(["flip"] if flip else [])), pad_to=pad_to)
+    indices, draws = torch.arange(39, -1, -1), maker.draw(3, 5, 40)
+    whole = nhwc(maker_of(images, pad_to=pad_to)(indices))
+    border = (0, 0), (pad, pad), (pad, pad), (0, 0)
+    found = []
+    for image, (down, right, mirrored) in zip(
+        np.pad(whole, border, "reflect"), draws[:, :3].tolist(), strict=True
+    ):
+        top, left = int(down * (2 * pad + 1)), int(right * (2 * pad + 1))
+        window = image[top : top + whole.shape[1], left : left + whole.shape[2]]
+        found.append(window[:, ::-1] if flip and mirrored < 0.5 else window)
+    np.testing.assert_array_equal(nhwc(maker(indices, draws)), np.stack(found))
+
+
+def test_an_image_with_fewer_pixels_than_are_reflected_is_refused():
+    with pytest.raises(
+        DataError, match="'reflect6-crop' mirrors 6 pixels beyond the border, and the images are 8 x 6"
+    ):
+        maker_of(some(), augment=("reflect6-crop",))
+
+
 def test_padding_comes_after_mean_subtraction():
     """White images minus their mean are 0 everywhere; a border padded before would be -1."""
     white = Images(torch.full((4, 8, 8, 3), 255, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64))
@@ -220,6 +245,8 @@ def test_the_images_themselves_are_never_changed():
         (("pad0-crop",), "unknown augmentation 'pad0-crop'; did you mean 'pad4-crop'?"),
         (("flip", "flip"), "flip, flip repeats one; remove it"),
         (("pad4-crop", "pad1-crop"), "pad4-crop, pad1-crop repeats one; remove it"),
+        (("pad4-crop", "reflect4-crop"), "pad4-crop, reflect4-crop repeats one; remove it"),
+        (("reflect-crop",), "unknown augmentation 'reflect-crop'; did you mean 'reflect4-crop'?"),
     ],
 )
 def test_augmentation_that_cannot_be_is_refused(augment, text):

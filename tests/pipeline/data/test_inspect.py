@@ -3,16 +3,19 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
-from making import prepared
+from making import photograph, prepared
 from PIL import Image
 from servers import Refusing, Whole, s3_server, serve, use_s3
 
 from pipeline.data import store
 from pipeline.data.images import DataError
 from pipeline.data.inspect import _numbers, some_pictures, spread_out, summary, verify, words
-from pipeline.data.shards import MANIFEST, sealed
+from pipeline.data.originals import from_folders
+from pipeline.data.prepare import prepare
+from pipeline.data.shards import MANIFEST, open_shards, sealed
 from pipeline.data.store import place
 from pipeline.report.figures import ACROSS, balance_figure, class_balance, contact_figure, contact_sheet
 
@@ -53,14 +56,16 @@ def test_all_that_is_wrong_is_named_at_once(shards):
     (folder / "test-00001.tar").write_bytes((folder / "test-00001.tar").read_bytes()[:-1])
     (folder / "notes.txt").write_text("x")
     (folder / ".train-00000.tar.0123").write_text("x")
+    (folder / "two\nlines").mkdir()
     found = verify(shards.place, threads=2)
-    assert len(found) == 5
+    assert len(found) == 6
     for name, said in [
         ("train-00000.tar", "is missing"),
         ("train-00002.tar", "it is empty"),
         ("test-00001.tar", "1 of its"),
-        ("'notes.txt'", "is not part of the set; remove it"),
-        ("'.train-00000.tar.0123'", "is not part of the set"),
+        ("notes.txt", "is not part of the set; remove it"),
+        (".train-00000.tar.0123", "is not part of the set"),
+        ("two\ufffdlines", "is not part of the set"),
     ]:
         assert any(fault.startswith(f"{folder}/{name} ") and said in fault for fault in found), (name, found)
 
@@ -121,8 +126,20 @@ def test_far_away_the_same_is_said(shards, monkeypatch, tmp_path):
             there.put(shutil.copyfile(file, tmp_path / "copy"), file.name)
         there.put(shutil.copyfile(folder / MANIFEST, tmp_path / "copy"), "strange.txt")
         far = verify(there, threads=2)
-        assert "s3://bucket/set/'strange.txt' is not part of the set" in far[0]
+        assert "s3://bucket/set/strange.txt is not part of the set" in far[0]
         assert [fault.replace("s3://bucket/set", str(folder)) for fault in far[1:]] == near
+
+
+def test_without_a_folder_for_copies_nothing_far_is_verified(shards, monkeypatch):
+    def none():
+        raise FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr("tempfile.gettempdir", none)
+    with (
+        serve(shards.place.local) as address,
+        pytest.raises(DataError, match="no folder for temporary files can be"),
+    ):
+        verify(place(address), threads=1)
 
 
 def test_a_server_that_refuses_is_said_to(shards):
@@ -187,6 +204,17 @@ def test_pictures_for_the_sheet_are_the_same_for_the_same_seed(shards):
     assert any(a.shape != b.shape or (a != b).any() for a, b in zip(images, other, strict=True))
     every, _ = some_pictures(shards)
     assert len(every) == 15
+
+
+def test_pictures_for_the_sheet_are_as_large_as_it_shows_them(tmp_path):
+    photograph(tmp_path / "large" / "train" / "ant" / "a.png", 0, height=500, width=1300)
+    prepare(from_folders(tmp_path / "large"), place(tmp_path / "s"))
+    (image,), titles = some_pictures(open_shards(tmp_path / "s"))
+    with Image.open(tmp_path / "large" / "train" / "ant" / "a.png") as whole:
+        assert (image == np.asarray(whole)[::4, ::4]).all()  # every fourth: 325 of 1300
+    assert image.base is None  # the whole picture is not kept
+    (drawn,) = contact_figure([image], titles).axes[0].images
+    assert (drawn.get_array() == image).all()
 
 
 def test_as_many_classes_as_there_are_come_before_a_class_comes_again():

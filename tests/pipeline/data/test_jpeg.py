@@ -13,6 +13,7 @@ import torch
 from making import picture
 from PIL import Image
 
+from pipeline.data import jpeg
 from pipeline.data.images import DataError
 from pipeline.data.jpeg import LARGEST, decode, resize, short_side
 
@@ -90,6 +91,14 @@ def test_cmyk_decodes_to_pillows_pixels():
 )
 def test_other_kinds_called_jpeg_decode_to_pillows_pixels(kind, mode, options):
     same(written(picture(2), kind, mode, **options))
+
+
+def test_a_palette_that_lets_light_through_decodes_to_pillows_pixels_without_a_warning():
+    file = io.BytesIO()
+    Image.fromarray(picture(2)).convert("P").save(file, "PNG", transparency=bytes(range(256)))
+    found = decode(file.getvalue(), WHERE)
+    with pytest.warns(UserWarning, match="Transparency"):
+        assert np.array_equal(found, by_pillow(file.getvalue()))
 
 
 def test_bytes_behind_the_end_do_no_harm():
@@ -189,6 +198,14 @@ def test_a_header_that_claims_too_much_is_refused_before_memory_is_taken(bomb):
         tracemalloc.stop()
 
 
+def test_pillow_does_not_warn_of_what_is_refused(monkeypatch):
+    jpeg._pillow.cache_clear()  # as in a process that has decoded nothing yet
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        refused(BOMBS["PNG a little too large"], f"more than {LARGEST:,}")
+    assert said == []
+
+
 def test_the_bound_is_where_pillow_begins_to_warn():
     assert LARGEST == Image.MAX_IMAGE_PIXELS
 
@@ -215,6 +232,13 @@ def test_resizing_is_pillows_within_a_tenth_of_a_step(size, interpolation):
 def test_a_part_of_the_right_size_is_cut_only():
     image = picture(8, height=50, width=60)
     assert np.array_equal(resize(image, (3, 4, 20, 30), (20, 30)).numpy(), image[3:23, 4:34])
+
+
+def test_a_thin_picture_is_not_resized_to_more_than_memory_holds():
+    with pytest.raises(
+        DataError, match="2 x 8000 pixels would become one of 256 x 1024000, more than 89,478,485; ta"
+    ):
+        resize(np.zeros((2, 8000, 3), np.uint8), (0, 0, 2, 8000), short_side(2, 8000, 256))
 
 
 def test_resizing_without_antialiasing_would_be_noticed():

@@ -21,7 +21,7 @@ from pipeline.data import originals
 from pipeline.data.class_folders import WNIDS
 from pipeline.data.images import DataError
 from pipeline.data.originals import Listing, Original, from_folders, from_small_set, png
-from pipeline.data.sources import load
+from pipeline.data.sources import PLAIN_NAME, load
 
 
 @pytest.fixture
@@ -195,11 +195,17 @@ def test_what_does_not_belong_is_named(folder, how):
         ("imagenet", "imagenet-folders"),
         ("ImageNet", "ImageNet-folders"),
         ("cats", "cats"),
+        ("My Photos!", "My-Photos"),
+        ("photos[red]", "photos-red"),
+        (".mnist", "mnist-folders"),
+        ("\u732b", "set-\u732b"),
+        ("- -", "folders"),
     ],
 )
 def test_a_folder_is_not_taken_for_a_published_set_by_its_name(tmp_path, called, name):
     photograph(tmp_path / called / "train" / "ant" / "a.jpg", 0)
     assert from_folders(tmp_path / called).name == name
+    assert PLAIN_NAME.fullmatch(name)
 
 
 @pytest.fixture
@@ -284,6 +290,15 @@ def test_a_part_beyond_the_end_or_a_file_that_is_gone_is_one_sentence(tmp_path):
             DataError, match=r"a\.jpg cannot be read \(No such file or directory\); restore or remove"
         ):
             use()
+
+
+def test_a_file_larger_than_any_picture_is_named_and_not_read(tmp_path):
+    with (tmp_path / "film.jpg").open("wb") as file:
+        file.truncate(2**40)  # of holes only
+    with pytest.raises(
+        DataError, match=r"film\.jpg has 1,099,511,627,776 bytes, far more than a picture; remove it"
+    ):
+        Original(0, "film", str(tmp_path / "film.jpg")).read()
 
 
 # --- small sets --------------------------------------------------------------------------------------------

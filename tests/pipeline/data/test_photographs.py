@@ -5,6 +5,7 @@ import io
 import os
 import threading
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import psutil
@@ -14,10 +15,10 @@ from making import picture, prepared
 from PIL import Image
 
 from pipeline.data import photographs as under_test
-from pipeline.data.colour import PhotoMaker
+from pipeline.data.colour import ColourPCA, PhotoMaker, pca_colour, photometric
 from pipeline.data.images import DataError
 from pipeline.data.normalise import Normaliser
-from pipeline.data.order import batch_indices
+from pipeline.data.order import batch_indices, generator, permutation
 from pipeline.data.photographs import Cut, PhotoFeed, cropped, part_of_area, piece
 
 RESNET = Cut(16, (20, 30), None, False, None, None, "bilinear")
@@ -152,6 +153,36 @@ def test_a_broken_picture_is_named_when_it_is_reached(threads):
     samples.contents[7] = samples.contents[7][:100]
     with pytest.raises(DataError, match=r"^few, picture 7 is no readable picture"):
         list(feed(samples, threads=threads))
+
+
+# --- what is done to them --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", [0, 4])
+def test_a_batch_is_what_pillow_makes_of_each_picture(few, step):
+    """Redone one by one: the crop of the middle 40 x 40, the colours, that window of the mean image, the flip."""
+    draw = torch.Generator().manual_seed(1)
+    mean = Normaliser("raw-mean-image", torch.ones(3), torch.rand(40, 40, 3, generator=draw) * 255, 0.0)
+    vectors = torch.linalg.qr(torch.rand(3, 3, dtype=torch.float64, generator=draw)).Q
+    pca = ColourPCA(torch.tensor([0.9, 0.5, 0.2], dtype=torch.float64), vectors)
+    maker = PhotoMaker(normalise=mean, augment=("flip", "pca-colour", "photometric"), pca=pca)
+    cut = Cut(32, (40, 40), 40, False, None, None, "bilinear")
+    [batch] = PhotoFeed(few, maker, cut, seed=3, batch_size=12, start_step=step, stop_step=step + 1, threads=0)
+    drawn = torch.rand(12, 16, dtype=torch.float64, generator=generator(3, "augment", step))
+    order = torch.cat([permutation(3, epoch, 23) for epoch in range(3)])[12 * step : 12 * step + 12]
+    for made, number, row in zip(batch.images, order.tolist(), drawn, strict=True):
+        whole = Image.open(io.BytesIO(few.contents[number]))
+        short = 40 / min(whole.size)
+        whole = whole.resize([int(side * short) for side in whole.size], Image.Resampling.BILINEAR)
+        left, top = (round((side - 40) / 2) for side in whole.size)
+        random = Random(int(float(row[0]) * 2**53))
+        _, down, right = random.random(), int(random.random() * 9), int(random.random() * 9)
+        crop = whole.crop((left + right, top + down, left + right + 32, top + down + 32))
+        pixels = torch.from_numpy(np.array(crop)).float()[None]
+        [pixels] = pca_colour(photometric(pixels, row[None, 10:]), pca, row[None, 7:10])
+        pixels = pixels - mean.shift[down : down + 32, right : right + 32]
+        expected = pixels.flip(1) if row[6] < 0.5 else pixels
+        assert (made.permute(1, 2, 0) - expected).abs().mean() < 0.5  # of 255; what is wrong differs by 5 or more
 
 
 # --- which part of a picture ---------------------------------------------------------------------------------

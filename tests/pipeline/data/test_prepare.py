@@ -27,6 +27,7 @@ from PIL import Image
 
 from pipeline.data import prepare as module
 from pipeline.data.images import DataError, fingerprint
+from pipeline.data.notes import writable
 from pipeline.data.order import generator
 from pipeline.data.originals import Originals, from_folders, from_small_set
 from pipeline.data.prepare import prepare
@@ -222,7 +223,7 @@ def test_what_is_finished_is_not_made_again(source, out, monkeypatch):
     left[0], told = 2, []  # of five shards, two are left
     make(source, out, progress=lambda done, total: told.append((done, total)))
     assert left == [0]
-    assert told[-1] == (16, 16)
+    assert told[-1] == (6, 6)  # what was there already is no work of this call
     assert {name: found for name, found in sums(out).items() if name in before} == {
         name: found for name, found in before.items() if not name.startswith(".preparing")
     }
@@ -353,7 +354,8 @@ def test_broken_pictures_are_named_together_and_once_restored_only_their_shard_i
     said = refused(
         f"{files[1]} is no readable picture (17 bytes that are no picture); restore or remove it", mine, out
     )
-    assert said.endswith(f"so it is with 1 more: {files[0]}")
+    assert said.startswith("2 pictures cannot be used: ")
+    assert f"; {files[0]} is no readable picture (" in said
     assert MANIFEST not in sums(out)
     for file, content in zip(files, contents, strict=True):
         file.write_bytes(content)
@@ -370,8 +372,35 @@ def test_after_twenty_broken_pictures_no_more_are_looked_for(tmp_path, out):
     folder.mkdir(parents=True)
     for number in range(200):
         (folder / f"{number:03d}.jpg").write_bytes(b"none")
-    said = refused("so it is with 19 more", tmp_path / "bad", out, samples=10)
+    said = refused("at least 20 pictures cannot be used: ", tmp_path / "bad", out, samples=10)
     assert said.count(".jpg") == 20
+    assert said.count("4 bytes that are no picture") == 3
+    assert "; nor can " in said
+
+
+def test_pictures_removed_since_a_set_was_half_made_are_told_and_it_is_begun_anew(tmp_path, out):
+    folder, told = photographs(tmp_path / "animals", classes=2, train=5, test=3), []
+    bad = folder / "train" / "bee" / "bee_00001.jpg"
+    bad.write_bytes(b"none")
+    refused("restore or remove it", folder, out, samples=2)
+    assert list((out.local / ".preparing").glob("*.note"))
+    bad.unlink()
+    make(folder, out, samples=2, warn=told.append)
+    assert told == [
+        f"{out} was half made of other pictures (10 train + 6 test, and now 9 train + 6 test); it is begun anew"
+    ]
+    make(folder, Place(str(tmp_path / "whole")), samples=2)
+    assert sums(out) == sums(tmp_path / "whole")
+
+
+def test_a_file_of_the_users_own_in_a_half_made_set_stays(tmp_path, source, out, monkeypatch):
+    monkeypatch.setattr(module, "conclude", lambda *_: pytest.fail("stop here"))
+    with pytest.raises(pytest.fail.Exception):
+        make(source, out)
+    monkeypatch.undo()
+    (out.local / "mine.tmp").write_text("thesis")
+    make(source, out)
+    assert (out.local / "mine.tmp").read_text() == "thesis"
 
 
 def test_other_kinds_of_pictures_are_named(tmp_path, out):
@@ -412,12 +441,15 @@ def test_another_set_in_the_same_folder_is_refused(source, out, monkeypatch, opt
     with pytest.raises(pytest.fail.Exception):
         make(source, out)
     monkeypatch.undo()
-    for state in ("a set half made", "a finished set"):
+    for state, those in (
+        ("a set half made", f"{out}/.preparing and the shards"),
+        ("a finished set", "that"),
+    ):
         before = sums(out)
         with pytest.raises(DataError) as caught:
             another()
         assert str(caught.value) == (
-            f"{out} holds {state} of another kind {text}; use another folder, or remove that"
+            f"{out} holds {state} of another kind {text}; use another folder, or remove {those}"
         )
         assert sums(out) == before
         make(source, out)
@@ -557,15 +589,15 @@ def test_resized_pictures_are_pillows_and_exactly_as_small_as_asked_for(tmp_path
     )
 
 
-def test_a_picture_too_long_to_be_a_jpeg_is_named(tmp_path, out):
+@pytest.mark.parametrize(("height", "short", "size"), [(1, 256, "76800 x 256"), (20, 400, "6000 x 400")])
+def test_a_picture_that_would_be_too_large_to_be_read_again_is_named(
+    tmp_path, out, monkeypatch, height, short, size
+):
     file = tmp_path / "thin" / "train" / "a" / "x.jpg"
-    photograph(file, 0, height=1, width=300)
-    refused(
-        f"{file} would become 76800 x 256 pixels, more than a JPEG holds; remove it",
-        tmp_path / "thin",
-        out,
-        short_side=256,
-    )
+    photograph(file, 0, height=height, width=300)
+    monkeypatch.setattr(module.jpeg, "LARGEST", 2_000_000)
+    said = f"{file} would become {size} pixels, too many to be read again; remove it"
+    refused(said, tmp_path / "thin", out, short_side=short)
 
 
 # --- small sets --------------------------------------------------------------------------------------------
@@ -677,6 +709,66 @@ def test_on_s3_too_what_is_finished_is_not_made_again(source, out, s3, tmp_path,
     assert "test-00000.tar" in made
     make(source, out)
     assert objects(s3) == {f"animals/{path.name}": path.read_bytes() for path in out.local.iterdir()}
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_of_two_machines_that_prepare_at_one_address_the_last_goes_on_and_the_first_is_told(
+    source, s3, tmp_path, monkeypatch, same
+):
+    far, put, failed = place("s3://shop/animals"), Place.put, []
+    theirs = source if same else photographs(tmp_path / "other", classes=2, train=5, test=3, seed=1)
+    originals = dataclasses.replace(from_folders(theirs), name="animals")
+
+    def late(self, file, name):
+        """When the first has written its first note, another machine begins, and ends."""
+        put(self, file, name)
+        if name.endswith(".note"):
+            monkeypatch.setattr(Place, "put", put)
+            monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "elsewhere"))
+            failed.append(prepare(originals, far, samples=4))
+
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.setattr(Place, "put", late)
+    refused("another command has begun to prepare into s3://shop/animals and goes on there", source, far)
+    assert [one.splits["train"].samples for one in failed] == [10]
+    prepare(originals, Place(str(tmp_path / "whole")), samples=4)
+    assert objects(s3) == {f"animals/{path.name}": path.read_bytes() for path in (tmp_path / "whole").iterdir()}
+
+
+def test_the_plan_of_another_set_on_a_server_is_left_alone(source, s3, tmp_path, monkeypatch):
+    far = place("s3://shop/animals")
+    monkeypatch.setattr(module.Making, "all", lambda *_: pytest.fail("stop before the first shard"))
+    with pytest.raises(pytest.fail.Exception):
+        make(source, far)
+    before = objects(s3)
+    other = photographs(tmp_path / "other", classes=2, train=1, test=1)
+    refused("or remove s3://shop/animals/preparing and the shards", other, far)
+    assert objects(s3) == before
+    assert list(before) == ["animals/preparing/plan.json"]
+
+
+def test_whether_an_address_can_be_written_is_known_before_anything_is_read(s3, out, monkeypatch, tmp_path):
+    writable(place("s3://shop/new"))
+    writable(out)
+    assert objects(s3) == {}
+    assert not out.local.exists()
+    with pytest.raises(DataError, match="s3://nowhere/x cannot be written: there is no such bucket"):
+        writable(place("s3://nowhere/x"))
+    out.local.write_text("a file")
+    with pytest.raises(DataError, match="is a file; give a folder"):
+        writable(out)
+
+    def none():
+        raise FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr("tempfile.gettempdir", none)
+    with pytest.raises(DataError, match="no folder for temporary files can be written to"):
+        writable(place("s3://shop/new"))
+
+
+def test_a_folder_that_a_console_made_in_a_bucket_is_empty(source, s3):
+    s3.put_object(Bucket="shop", Key="marked/", Body=b"")
+    assert make(source, place("s3://shop/marked")).splits["train"].samples == 10
 
 
 def test_a_prefix_with_other_objects_is_left_alone(source, s3):

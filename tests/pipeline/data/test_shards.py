@@ -102,6 +102,9 @@ def changed(folder, change):
 
 MISTAKES = {
     "format": (lambda m: m.update(format=2), "format"),
+    "a name that climbs": (lambda m: m.update(name="a/../b"), "name: 'a/../b' is no name for a set"),
+    "a hidden name": (lambda m: m.update(name=".bashrc"), "'.bashrc' is no name for a set"),
+    "a name that rings": (lambda m: m.update(name="a\x07"), "'a\\x07' is no name for a set"),
     "unknown key": (lambda m: m.update(clases=[]), "unknown key"),
     "missing key": (lambda m: m.pop("order"), "order: this key is required"),
     "text for a number": (lambda m: m["splits"]["train"].update(samples="12"), "splits.train.samples"),
@@ -185,6 +188,10 @@ def test_an_index_that_does_not_fit_is_refused_though_its_sum_is_right(shards, f
         "another class": with_column(index, "label", 3),
         "no class": with_column(index, "label", -1),
         "other counts": with_column(index, "label", (int(index["label"][3]) + 1) % 3),
+        "a class of two thousand million": with_column(index, "label", 2**31 - 1),
+        "beyond every shard": with_column(index, "offset", 2**64 - 1),
+        "longer than every shard": with_column(index, "size", 2**32 - 1),
+        "a header that does not end": saved(np.array(index))[:10] + b"{'descr': (".ljust(118),
     }
     with serve(shards.place.local) as address:
         for content in wrong.values():
@@ -193,7 +200,8 @@ def test_an_index_that_does_not_fit_is_refused_though_its_sum_is_right(shards, f
 
 
 def test_a_sample_beyond_its_shard_is_cut_off(shards):
-    resigned(shards.place.local, with_column(shards.train.index, "offset", 10**6))
+    end = max(shard.bytes for shard in shards.manifest.splits["train"].shards)
+    resigned(shards.place.local, with_column(shards.train.index, "offset", end))
     split = open_shards(shards.place).train
     refused(lambda: everything(split), "sample 3 of train is cut off: 0 of")
 

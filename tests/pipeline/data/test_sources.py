@@ -295,6 +295,12 @@ def test_unknown_name_near_to_nothing_lists_all(tmp_path):
     refused("zzz", tmp_path / "absent", "known are digits, mnist, fashion-mnist, cifar10, cifar100, noise")
 
 
+def test_a_name_that_no_prepared_set_can_have_is_said_so(tmp_path):
+    for name in ("My Photos", "_x", "\u732b"):
+        with pytest.raises(DataError, match=f"^'{name}' cannot be the name of a prepared set; use the one that"):
+            load(name, tmp_path, photographs=True)
+
+
 @pytest.mark.parametrize("name", ["", ".cache", "../outside", "a/b", "a\\b"])
 def test_name_is_never_a_path(tmp_path, name):
     for folder in (".cache", "a/b", "a\\b"):

@@ -275,6 +275,16 @@ def test_a_folder_that_holds_anything_is_refused(tmp_path, name):
     assert contents(tmp_path) == {f"set/{name}": b"dear"}
 
 
+def test_a_folder_that_may_not_be_looked_into_is_one_sentence(tmp_path, monkeypatch):
+    def iterdir(self):
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "set").mkdir()
+    monkeypatch.setattr("pathlib.Path.iterdir", iterdir)
+    with pytest.raises(DataError, match=r"set cannot be written \(Permission denied\); mend that"):
+        make_standin(tmp_path / "set", **SMALL)
+
+
 def test_a_file_in_the_way_is_refused(tmp_path):
     (tmp_path / "set").write_text("dear")
     with pytest.raises(DataError, match="is no folder"):

@@ -112,6 +112,7 @@ def test_a_folder(folder):
     short_beyond_the_end(here)
     (folder / "below").mkdir()
     assert here.names() == ["a.tar", "empty"]
+    assert here.names(folders=True) == ["a.tar", "below", "empty"]
     assert place(folder / "nothing").names() == []
 
 
@@ -182,6 +183,39 @@ def test_permission_errors_of_a_folder(folder, monkeypatch):
     refused(lambda: place(folder).read("a.tar"), f"{folder}/a.tar", "check its permissions")
 
 
+@pytest.mark.parametrize(("kind", "call"), [("is_file", Place.exists), ("iterdir", lambda here, _: here.names())])
+def test_a_folder_that_may_not_be_looked_into(folder, monkeypatch, kind, call):
+    def look(self):
+        raise PermissionError(13, "Permission denied")
+
+    here = place(folder)
+    monkeypatch.setattr(f"pathlib.Path.{kind}", look)
+    refused(lambda: call(here, "a.tar"), f"{folder}", "check its permissions")
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("~nobody-of-that-name/x", "begins with the home of a user who has none"),
+        ("loop", "loop: Too many levels of symbolic links; mend"),
+        ("loop/x", "loop/x: Too many levels of symbolic links; mend"),
+        ("a" * 256, "File name too long; mend"),
+    ],
+)
+def test_a_path_that_leads_nowhere(tmp_path, monkeypatch, path, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loop").symlink_to("loop")
+    refused(lambda: place(path), path, said)
+
+
+def test_a_path_below_a_folder_that_may_not_be_entered(tmp_path, monkeypatch):
+    def stat(self, **_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.stat", stat)
+    refused(lambda: place(tmp_path / "x"), f"{tmp_path}/x may not be used: check its permissions")
+
+
 # --- addresses ---------------------------------------------------------------------------------------------
 
 
@@ -204,6 +238,8 @@ def test_permission_errors_of_a_folder(folder, monkeypatch):
         "http:///x",
         "s3://",
         "s3://AKIDFORTESTS:hunter2@bucket/x",
+        "s3://bucket/x#5167na7ur3",  # what is cut off would be another prefix
+        "s3://bucket/x?versionId=5167na7ur3",
         "file://elsewhere/x",
         "file:x",
     ],
@@ -348,6 +384,7 @@ def test_s3(bucket, tmp_path):
     short_beyond_the_end(bucket)
     assert bucket.names() == ["a.tar", "empty"]
     assert place("s3://bucket/nothing").names() == []
+    assert place("s3://bucket").names(folders=True) == ["set"]
     bucket.fetch("a.tar", tmp_path / "new" / "a.tar")
     assert (tmp_path / "new" / "a.tar").read_bytes() == CONTENT
     bucket.remove("empty")

@@ -21,7 +21,6 @@ from pipeline.experiment import (
 )
 from pipeline.plan import plan
 from pipeline.report.describe import (
-    counted,
     crop_words,
     describe,
     drop_words,
@@ -116,6 +115,10 @@ def test_photographs_are_shown_with_crop_and_protocols_and_every_scale_with_what
             "data: {name: standin, crop: {side: 64, short: 72}, test: [1-crop-64-of-72]}",
             "    data: {name: noise}\n",
             "",
+            "metric: test/top1_error_pct, claimed",
+            "metric: test/dense-of-256/top1_error_pct, claimed",
+            'metric: test/top1_error_pct, op: ">", claimed',
+            'metric: test/dense-of-256/top1_error_pct, op: ">", claimed',
         )
     )
     assert "learns from a random 224 x 224 of the picture resized to a short side of 256 to 480" in lines
@@ -145,10 +148,6 @@ def test_every_experiment_of_photographs_says_how_they_are_cropped_and_judged(sh
 def test_drops_in_words():
     assert drop_words(Drops(at=(5, 32000), factor=0.1)) == "times 0.1 from update 5, times 0.1 from update 32,000"
     assert drop_words(Drops(at=(5, 6), factor=(0.4, 0.5))) == "times 0.4 from update 5, times 0.5 from update 6"
-
-
-def test_one_run_two_runs():
-    assert (counted(1, "run"), counted(2000, "run")) == ("1 run", "2,000 runs")
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,17 @@ def test_a_variant_without_an_evaluation_yet_is_drawn_by_its_training_error(expe
     assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["plain-20", "plain-32"]
 
 
+def test_the_protocol_by_which_photographs_were_judged_is_said():
+    """In the title; where the variants' protocols differ, beside each of them."""
+    vgg, curves = load("vgg/imagenet"), {"vgg-16": both(20)}
+    figure = curves_figure(vgg, "paper", curves)
+    assert figure.get_suptitle().startswith("vgg/imagenet at paper scale on imagenet, dense-of-256:\n")
+    figure = curves_figure(vgg, "paper", curves | {"vgg-16-384": both(10)})
+    assert figure.get_suptitle().startswith("vgg/imagenet at paper scale on imagenet:\n")
+    legend = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert legend == ["vgg-16, dense-of-256", "vgg-16-384, dense-of-384"]
+
+
 def test_different_numbers_of_seeds_are_both_said(experiment):
     figure = curves_figure(experiment, "paper", {"plain-20": both(1, seeds=2), "plain-32": both(2, seeds=5)})
     assert figure.get_suptitle().endswith("over 2–5 seeds")

@@ -5,12 +5,13 @@ from dataclasses import replace
 
 import pytest
 
+from pipeline.experiment import load
 from pipeline.home import runs_folder
 from pipeline.mistakes import UserError
 from pipeline.plan import plan
 from pipeline.record import Record
 from pipeline.report import results as module
-from pipeline.report.results import results_text, write_results
+from pipeline.report.results import readme_block, results_text, write_results
 from pipeline.reproduce import lefts
 from pipeline.runs import RunFolder
 
@@ -69,6 +70,21 @@ def test_departures_belong_to_the_paper_scale(experiment, records):
     at_paper, at_laptop = results_text([experiment], records[:9], {}).split("## toy/depth at laptop scale")
     assert "- Departure: Pixels are scaled. No scale is named." in at_paper
     assert "Departure" not in at_laptop
+
+
+def test_networks_judged_by_different_protocols_are_not_ranked_together(row_of_seeds):
+    vgg = load("vgg/imagenet")
+    errors = {"vgg-16": [27.0], "vgg-16-384": [26.8], "vgg-13": [28.0]}
+    records = [record for name, found in errors.items() for record in row_of_seeds(vgg, name, found)]
+    lines = readme_block([vgg], records).splitlines()
+    shown = [line.partition(" | ")[0] for line in lines if line.startswith(("**", "| vgg"))]
+    assert shown == [
+        "**vgg/imagenet** at paper scale on imagenet, dense-of-384",
+        "| vgg-16-384",
+        "**vgg/imagenet** at paper scale on imagenet, dense-of-256",
+        "| vgg-16",
+        "| vgg-13",
+    ]
 
 
 def test_a_bar_in_a_claim_breaks_no_table(experiment, records):

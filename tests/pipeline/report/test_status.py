@@ -14,7 +14,7 @@ from pipeline.experiment import Experiment
 from pipeline.mistakes import UserError
 from pipeline.plan import plan
 from pipeline.report import status as module
-from pipeline.report.status import Reader, Seen, Status, duration, ended, find, history, outcome, shown
+from pipeline.report.status import Reader, Seen, Status, ended, find, history, outcome, shown
 from pipeline.runs import RunFolder
 from pipeline.schedule import launches, node
 from pipeline.schedule.launches import Terms
@@ -289,23 +289,6 @@ def test_trouble_is_said(home, tasks):
     launched(tasks)
     heard(home, trouble="the tracking server does not answer")
     assert "Trouble: the tracking server does not answer" in lines(Reader().status())
-
-
-@pytest.mark.parametrize(
-    ("seconds", "said"),
-    [
-        (0, "0 s"),
-        (0.2, "1 s"),
-        (59.4, "59 s"),
-        (59.6, "1 min"),
-        (3569, "59 min"),
-        (3571, "1.0 h"),
-        (12_240, "3.4 h"),
-        (4_464_000, "1,240 h"),
-    ],
-)
-def test_durations_are_of_two_digits_or_so(seconds, said):
-    assert duration(seconds) == said
 
 
 # --- ten thousand runs -------------------------------------------------------------------------------------

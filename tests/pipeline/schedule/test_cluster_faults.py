@@ -204,6 +204,7 @@ def test_at_a_budget_s_end_runs_stop_resumable_and_a_larger_budget_goes_on(place
     assert finished(tasks[1])
 
 
+@pytest.mark.slow
 def test_a_cancelled_run_stops_resumable_and_the_others_go_on(place):
     place.head(cpus=1)
     tasks = [small(0, steps=100_000), small(1, steps=100_000), small(2, steps=40)]

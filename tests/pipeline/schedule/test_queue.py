@@ -373,9 +373,9 @@ def test_every_waiting_item_says_why():
         "s": "needs net-c seed 0 and 2 others",
         "t": "needs net-a seed 0",
     }
-    assert queue.waiting_why("d", 4) == "behind 1 other"
-    assert queue.waiting_why("d", 9) == "starts next"
-    assert queue.waiting_why("a", 4) == ""
+    assert queue.waiting(4)["d"] == "behind 1 other"
+    assert queue.waiting(9)["d"] == "starts next"
+    assert "a" not in queue.waiting(4)
 
 
 # --- beside a queue that scans everything --------------------------------------------------------------------

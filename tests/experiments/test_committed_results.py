@@ -1,15 +1,13 @@
 """RESULTS.md and README.md's leaderboard say what the committed records say: nothing is typed by hand."""
 
 import json
-from pathlib import Path
 
 import pytest
 
+from pipeline.plan import ROOT
 from pipeline.record import Record
 from pipeline.report.results import END, START, readme_block, results_text, with_block
 from pipeline.reproduce import all_experiments
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
