@@ -10,6 +10,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_modules.errors import wrong_in_top
 from lightning_modules.networks import build
 from lightning_modules.recipe import Batch, lr_at, parameter_groups
 
@@ -22,18 +23,6 @@ class NotConvergedError(ArithmeticError):
     def __init__(self, step: int, loss: float) -> None:
         super().__init__(f"the loss became {loss} at step {step}")
         self.step, self.loss = step, loss
-
-
-def wrong_in_top(scores: Tensor, labels: Tensor, k: int) -> Tensor:
-    """How many of (N, classes) `scores` have their label not among the k best; a 0-d int64 tensor.
-
-    A label that ties with the k-th best counts as wrong when k others are at least as good: a network
-    that gives every class the same score knows nothing. Fewer than k classes: none is wrong.
-    """
-    own = scores.gather(1, labels[:, None])
-    as_good = (scores >= own).sum(dim=1) - 1  # the label itself is as good as itself
-    as_good = torch.where(own[:, 0].isfinite(), as_good, scores.shape[1])
-    return (as_good >= k).sum()
 
 
 def totals_of(scores: Tensor, labels: Tensor, own: Tensor, loss: Tensor) -> Tensor:

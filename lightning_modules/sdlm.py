@@ -28,7 +28,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, grad_and_value, jacrev, vmap
 
-from lightning_modules.classifier import Classifier, NotConvergedError, wrong_in_top
+from lightning_modules.classifier import Classifier, NotConvergedError
+from lightning_modules.errors import wrong_in_top
 from lightning_modules.lenet5 import Layer, map_loss, squash, squash_slope
 from lightning_modules.recipe import Batch, lr_at
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.classifier import wrong_in_top
+from lightning_modules.errors import wrong_in_top
 from lightning_modules.recipe import Batch
 from pipeline.data.ahead import ahead, never
 from pipeline.data.jpeg import decode

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.classifier import wrong_in_top
+from lightning_modules.errors import wrong_in_top
 from pipeline.data.ahead import ahead, go_on, never
 from pipeline.data.batches import BatchMaker
 from pipeline.data.samples import Samples

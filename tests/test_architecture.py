@@ -14,6 +14,7 @@ PACKAGES = ("pipeline", "lightning_modules")
 # From the ground up: a module may import those named before it and none after it, inside functions too.
 ORDER = (
     "lightning_modules.names",
+    "lightning_modules.errors",
     "lightning_modules.recipe",
     "lightning_modules.layers",
     # one file per paper
@@ -131,7 +132,7 @@ OWNERS = {  # library -> the modules that may import it
     "mlflow": {"pipeline.tracking"},
     "ray": {"pipeline.schedule.cluster", "pipeline.schedule.jobs"},
     "matplotlib": {"pipeline.report.figures"},
-    "typer": {"pipeline.cli", "pipeline.cli_data", "pipeline.cli_cluster"},
+    "typer": {"pipeline.cli", "pipeline.cli_data", "pipeline.cli_cluster", "pipeline.terminal"},
     "statsmodels": set(),
 }
 

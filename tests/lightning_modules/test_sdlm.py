@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_modules.classifier import NotConvergedError, wrong_in_top
+from lightning_modules.classifier import NotConvergedError
+from lightning_modules.errors import wrong_in_top
 from lightning_modules.lenet5 import Convolution, FullConnection, RadialBasis, lenet5, map_loss, mle_loss, squash
 from lightning_modules.recipe import Batch
 from lightning_modules.sdlm import UNROLLED, OnlineClassifier, OnlineSDLM, curvature, loss_curvature

@@ -81,7 +81,7 @@ def test_tables_verdicts_and_departures_are_all_there(page, experiment):
     assert all(f"<b>{claim.id}</b>" in html for claim in experiment.claims)
     assert "Verdicts: " in html
     assert '<td class="n good">✔ reproduced</td>' in html
-    assert "Pixels are scaled.: No scale is named." in html
+    assert "Pixels are scaled. No scale is named." in html
     assert "paper on cifar10, 3 runs, commit 01234567" in html
 
 
