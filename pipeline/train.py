@@ -466,6 +466,7 @@ def block_size(recipe: Train, log_every: int, eval_every: int, images: int) -> i
 def prepare_process(threads: int) -> None:
     """Threads, quiet libraries, and an allocator that keeps its pages between steps."""
     torch.set_num_threads(threads)
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # else Lightning gives each of several ranks all cores
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="pytorch_lightning.*")

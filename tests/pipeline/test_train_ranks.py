@@ -73,6 +73,20 @@ def losses(path):
     return {step: found["train/loss"] for step, found in curves(path)}
 
 
+def without_its_variable(*words):
+    """How many threads computed where the environment says nothing."""
+    os.environ.pop("OMP_NUM_THREADS", None)
+    trained(*words)
+    return torch.get_num_threads()
+
+
+@pytest.mark.skipif(os.cpu_count() == 1, reason="one processor has one thread")
+def test_each_rank_computes_with_the_threads_it_was_given(pair, tmp_path):
+    """Lightning's launcher of several ranks takes all processors where OMP_NUM_THREADS is not set: other bits."""
+    run = a_run(changes={"train.steps": 2, "train.lr_drops.at": [1]})
+    assert pair.run(without_its_variable, tmp_path, run) == [1, 1]
+
+
 def same_losses(path, other):
     """Whether no training loss differs by 1e-5 or more."""
     ours, theirs = losses(path), losses(other)
