@@ -513,14 +513,20 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that has no ✔
     try:
-        app()
+        try:
+            app()
+        finally:
+            if sys.stdout:
+                sys.stdout.flush()  # what cannot be written is found here, and not at the interpreter's end
     except UserError as error:
         err.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
         raise SystemExit(2) from None
     except OSError as error:
-        if error.errno != errno.ENOSPC or error.filename:
+        if error.errno not in (errno.ENOSPC, errno.EPIPE) or error.filename:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is not written yet would fail once more at the end
+        if error.errno == errno.EPIPE:  # whoever reads has had enough, as `head` has
+            raise SystemExit(1) from None
         err.print("[red]error:[/] cannot write what there is to say: no space left", soft_wrap=True)
         raise SystemExit(2) from None
 

@@ -321,11 +321,20 @@ def test_a_terminal_without_our_signs_gets_others():
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is full")
-def test_output_that_cannot_be_written_is_one_sentence():
+@pytest.mark.parametrize("asked", [["list", "--json"], ["--help"]], ids=["more than a buffer", "less"])
+def test_output_that_cannot_be_written_is_one_sentence(asked):
     with Path("/dev/full").open("wb") as full:
-        words = [sys.executable, *PLAIN, "list", "--json"]
+        words = [sys.executable, *PLAIN, *asked]
         done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, check=False)
     assert (done.returncode, done.stderr) == (2, b"error: cannot write what there is to say: no space left\n")
+
+
+def test_a_reader_that_has_had_enough_hears_nothing():
+    words = [sys.executable, *PLAIN, "list"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
 
 
 @pytest.mark.parametrize("count", ["0", "-1", "many"])
