@@ -24,6 +24,7 @@ from rich.table import Table
 from pipeline import cli_cluster, cli_data
 from pipeline.mistakes import UserError, unwritable_named
 from pipeline.terminal import STOPPED, AsJson, complain, err, out, print_json, say
+from pipeline.words import plural
 
 if TYPE_CHECKING:
     from pipeline.ledger import Entry
@@ -56,7 +57,7 @@ def list_experiments(as_json: AsJson = False) -> None:
         out.print(f"[bold]{e.name}[/]")
         say(e.question, indent=2)
         scales = f"scales: {', '.join(e.scales)}" if e.scales else "judged by arithmetic, nothing is trained"
-        say(f"{len(e.variants)} variants, {len(e.claims)} claims; {scales}", indent=2)
+        say(f"{plural(len(e.variants), 'variant')}, {plural(len(e.claims), 'claim')}; {scales}", indent=2)
     out.print("\nMore of one: [bold]repro show EXPERIMENT[/]")
 
 
@@ -455,9 +456,9 @@ def print_outcome(entries: "list[Entry]", experiment: str) -> None:
         out.print("[bold]Verdicts that rest on these runs[/]")
     for entry in shown:
         print_entry(entry)
-    if len(trained) > len(shown):
-        say(f"{len(trained) - len(shown)} more claims about these networks can be judged at paper scale only.")
-    say(f"All {len(entries)} claims: {counts(entries)}.")
+    if more := len(trained) - len(shown):
+        say(f"{plural(more, 'more claim')} about these networks can be judged at paper scale only.")
+    say(f"All {plural(len(entries), 'claim')}: {counts(entries)}.")
     out.print(f"The whole ledger: [bold]repro verify {experiment}[/]\n")
 
 
@@ -474,17 +475,17 @@ def print_ledger(entries: "list[Entry]", asked: str | None) -> None:
         holds = [e for e in mine if e.evidence is None and e.verdict.outcome is Outcome.REPRODUCED and not asked]
         out.print(f"[bold]{experiment}[/]")
         if holds:
-            out.print(f"[green]{outcome(holds[0].verdict)}[/] by arithmetic ({len(holds)} claims)")
+            out.print(f"[green]{outcome(holds[0].verdict)}[/] by arithmetic ({plural(len(holds), 'claim')})")
             say(f"Each of them: repro verify {experiment}", indent=4)
         for entry in mine:
             if entry not in waiting and entry not in holds:
                 print_entry(entry)
         if waiting:
-            out.print(f"[dim]{outcome(waiting[0].verdict)}[/] ({len(waiting)} claims)")
+            out.print(f"[dim]{outcome(waiting[0].verdict)}[/] ({plural(len(waiting), 'claim')})")
             say(", ".join(entry.claim.id for entry in waiting), indent=4)
             say(f"They need finished runs: repro run {asked or experiment} --scale paper", indent=4)
         out.print()
-    say(f"All {len(entries)} claims: {counts(entries)}.")
+    say(f"All {plural(len(entries), 'claim')}: {counts(entries)}.")
 
 
 def print_entry(entry: "Entry") -> None:
