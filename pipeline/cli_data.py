@@ -88,7 +88,7 @@ def folder_of(source: str, out: "Place") -> Path:
 
     folder = own_folder(source, "pictures are prepared from")
     if folder.is_file():
-        raise UserError(f"{source} is a file; give the folder that holds it: {folder.parent}")
+        raise UserError(f"{source} is a file; give the folder that holds it: {folder.absolute().parent}")
     if not folder.is_dir():
         known = hint(source, NAMES) or f"; known are {', '.join(NAMES)}"
         raise UserError(f"there is no folder {source}, and no set of that name{known}")

@@ -118,7 +118,7 @@ def test_class_folders_of_one_part(command, tmp_path):
             ("prepare", "mnst", "--out", "x"),
             "there is no folder mnst, and no set of that name; did you mean 'mnist'?",
         ),
-        (("prepare", "film.jpg", "--out", "x"), "film.jpg is a file; give the folder that holds it: ."),
+        (("prepare", "film.jpg", "--out", "x"), "film.jpg is a file; give the folder that holds it: /"),
         (("prepare", "s3://bucket/x", "--out", "x"), "pictures are prepared from a folder of this machine"),
         (
             ("prepare", "https://user:topsecret@host/x", "--out", "x"),
