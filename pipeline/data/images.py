@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.mistakes import UserError
+from pipeline.common.errors import UserError
 
 
 class DataError(UserError):

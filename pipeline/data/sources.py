@@ -25,7 +25,8 @@ from pipeline.data.class_folders import WNIDS
 from pipeline.data.folders import known_folders, read_folders, read_pixels
 from pipeline.data.images import DataError, Images, ImageSet, fingerprint, in_canonical_order
 from pipeline.data.order import generator
-from pipeline.data.shards import MANIFEST, ShardSet, ShardSplit, open_shards
+from pipeline.data.shard_manifest import MANIFEST
+from pipeline.data.shards import ShardSet, ShardSplit, open_shards
 from pipeline.data.store import Place, place
 
 __all__ = ["MNIST_SHA256", "NAMES", "DataError", "ImageSet", "Images", "load"]

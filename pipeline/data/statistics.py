@@ -21,15 +21,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.data.ahead import ahead, never
+from pipeline.common.files import write_atomically
+from pipeline.common.hashing import bare_source, digest
 from pipeline.data.colour import ColourPCA
 from pipeline.data.images import DataError, Images
 from pipeline.data.jpeg import Interpolation, decode, middle, resize, short_side
 from pipeline.data.normalise import MATRIX_BITS, Normaliser, by_deviation, fit_normaliser
+from pipeline.data.prefetch import ahead, never
 from pipeline.data.samples import Samples
-from pipeline.experiment import Crop
-from pipeline.plan import bare_source, digest
-from pipeline.runs import write_atomically
+from pipeline.declare.recipe import Crop
 
 MAKERS = ("statistics", "normalise", "jpeg", "ahead", "manifest")  # modules that what is kept is made by
 CHUNK = 32  # pictures that a thread adds up at a time

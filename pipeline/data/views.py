@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pipeline.data.jpeg import Box, middle, resize, short_side
-from pipeline.protocol import Part
+from pipeline.declare.protocol import Part
 
 GRID = 5  # places in a row and in a column: VGG's multi-crop
 

@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from pipeline.analyse import POOLING, Analysis, weighted
-from pipeline.catalogue import Complexity
+from pipeline.analyse.catalogue import Complexity
+from pipeline.analyse.network import Analysis
+from pipeline.analyse.tracing import POOLING, weighted
 
 
 def layer_rows(found: Analysis) -> list[dict[str, Any]]:

@@ -8,23 +8,14 @@ from rich.console import Console
 from rich.markup import escape
 
 from lightning_modules.recipe import factors
-from pipeline.experiment import (
-    FAST,
-    AnyStep,
-    CompressionStep,
-    Crop,
-    Drops,
-    EnsembleStep,
-    ExactClaim,
-    Experiment,
-    OrderingClaim,
-    ProtocolStep,
-    RatioClaim,
-)
-from pipeline.mistakes import UserError
-from pipeline.plan import Run, Step, plan
-from pipeline.record import FINISHED, Record
-from pipeline.words import plural
+from pipeline.common.errors import UserError
+from pipeline.common.words import plural
+from pipeline.declare.claims import ExactClaim, OrderingClaim, RatioClaim
+from pipeline.declare.derived import AnyStep, CompressionStep, EnsembleStep, ProtocolStep
+from pipeline.declare.experiment import Experiment
+from pipeline.declare.recipe import FAST, Crop, Drops
+from pipeline.plan.expand import Run, Step, plan
+from pipeline.track.record import FINISHED, Record
 
 PASSES = 3  # forward, and backward at twice its cost
 
@@ -221,7 +212,8 @@ def work(experiment: Experiment, scale: str, records: Sequence[Record]) -> str:
 
 def multiply_adds(run: Run) -> float | None:
     """Multiply-adds of a whole training, forward and backward; None where the image size is not known."""
-    from pipeline.analyse import SHAPES, analysis
+    from pipeline.analyse.measure import analysis
+    from pipeline.analyse.tracing import SHAPES
 
     train = run.recipe.train
     if run.recipe.data.name not in SHAPES:

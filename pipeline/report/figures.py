@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
-from pipeline.catalogue import Complexity
-from pipeline.experiment import Experiment
-from pipeline.mistakes import unwritable_named
-from pipeline.runs import write_atomically
+from pipeline.analyse.catalogue import Complexity
+from pipeline.common.errors import unwritable_named
+from pipeline.common.files import write_atomically
+from pipeline.declare.experiment import Experiment
 
 Curve = Sequence[tuple[int, float]]  # (update, value)
 TRAIN, TEST = "train/top1_error_pct", "test/top1_error_pct"

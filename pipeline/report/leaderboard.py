@@ -5,11 +5,12 @@ from dataclasses import asdict, dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-from pipeline.experiment import Experiment, MetricClaim
-from pipeline.ledger import counted, runs_of
-from pipeline.mistakes import UserError
-from pipeline.record import FINISHED, Record
-from pipeline.verdict import finite_test_set_noise
+from pipeline.common.errors import UserError
+from pipeline.declare.claims import MetricClaim
+from pipeline.declare.experiment import Experiment
+from pipeline.judge.counting import counted, runs_of
+from pipeline.judge.statistics import finite_test_set_noise
+from pipeline.track.record import FINISHED, Record
 
 TOP1, TOP5, TRAIN = "test/top1_error_pct", "test/top5_error_pct", "train/top1_error_pct"
 

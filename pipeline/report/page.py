@@ -6,13 +6,13 @@ from pathlib import Path
 
 from jinja2 import Environment
 
-from pipeline.experiment import Experiment
-from pipeline.ledger import Entry
-from pipeline.mistakes import unwritable_named
+from pipeline.common.errors import unwritable_named
+from pipeline.common.files import write_atomically
+from pipeline.declare.experiment import Experiment
+from pipeline.judge.ledger import Entry
+from pipeline.judge.verdict import Reason
 from pipeline.report.leaderboard import Row
 from pipeline.report.text import counts, leaderboard_cells, verdict_cells
-from pipeline.runs import write_atomically
-from pipeline.verdict import Reason
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 CLASSES = {"✔": "good", "▲": "good", "✘": "bad", "!": "note", "–": "open"}

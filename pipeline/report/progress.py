@@ -14,13 +14,13 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bars
 
-from pipeline.plan import Run, Step
-from pipeline.record import FINISHED
+from pipeline.common.words import plural
+from pipeline.plan.expand import Run, Step
 from pipeline.report.describe import step_words
-from pipeline.runs import RunFolder
 from pipeline.schedule.local import Event
 from pipeline.schedule.task import Task
-from pipeline.words import plural
+from pipeline.track.record import FINISHED
+from pipeline.track.run_folder import RunFolder
 
 TEST_ERROR = "test/top1_error_pct"
 LINE_SECONDS = 30.0  # between lines on progress where there is no terminal

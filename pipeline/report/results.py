@@ -6,17 +6,21 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from pipeline.experiment import PAPER_SCALE, ExactClaim, Experiment
-from pipeline.ledger import Entry, counted
-from pipeline.mistakes import UserError
-from pipeline.record import Record
+from pipeline.common.errors import UserError
+from pipeline.common.files import write_atomically
+from pipeline.declare.claims import ExactClaim
+from pipeline.declare.experiment import Experiment
+from pipeline.declare.recipe import PAPER_SCALE
+from pipeline.judge.collect import judged
+from pipeline.judge.counting import counted
+from pipeline.judge.ledger import Entry
+from pipeline.judge.verdict import Outcome, Reason
 from pipeline.report.describe import step_words
 from pipeline.report.figures import error_curves
 from pipeline.report.leaderboard import leaderboard
+from pipeline.report.publish import curves_of
 from pipeline.report.text import counts, leaderboard_cells, markdown, short, verdict_cells
-from pipeline.reproduce import curves_of, judged
-from pipeline.runs import write_atomically
-from pipeline.verdict import Outcome, Reason
+from pipeline.track.record import Record
 
 HEAD = """# Results
 

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pipeline.ledger import Entry
+from pipeline.judge.ledger import Entry
+from pipeline.judge.statistics import finite_test_set_noise
+from pipeline.judge.verdict import Outcome, Verdict
 from pipeline.report.leaderboard import Row
-from pipeline.verdict import Outcome, Verdict, finite_test_set_noise
 
 if TYPE_CHECKING:
-    from pipeline.published_results import PublishedResult
+    from pipeline.track.published_results import PublishedResult
 
 MARKS = {
     Outcome.REPRODUCED: "✔",

@@ -8,9 +8,11 @@ from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter
 
-from pipeline.experiment import AnyStep, Recipe
-from pipeline.plan import Run, Step
-from pipeline.record import commit, describe
+from pipeline.common.provenance import commit
+from pipeline.declare.derived import AnyStep
+from pipeline.declare.recipe import Recipe
+from pipeline.plan.expand import Run, Step
+from pipeline.track.record import describe
 
 STEP: TypeAdapter[AnyStep] = TypeAdapter(Annotated[AnyStep, Field(discriminator="kind")])
 

@@ -20,10 +20,10 @@ import kubernetes_validate
 import pytest
 import typer
 import yaml
-from composed import COMPOSE, ROOT, dotenv, interpolated, services, variables
 
-from pipeline import cli
-from pipeline.experiment import load, names
+from pipeline.cli import main
+from pipeline.declare.load import load, names
+from tests.support.composed import COMPOSE, ROOT, dotenv, interpolated, services, variables
 
 DOCKER = ROOT / "docker"
 BIN = Path(sys.executable).parent
@@ -79,7 +79,7 @@ def refusal(words):
 
 @cache
 def our_commands():
-    return typer.main.get_command(cli.app)
+    return typer.main.get_command(main.app)
 
 
 COMMAND = re.compile(

@@ -12,10 +12,10 @@ import urllib.request
 import boto3
 import psutil
 import pytest
-import stack as processes
-from composed import ROOT
 
-from pipeline.schedule import sockets
+from pipeline.cluster import ports as sockets
+from tests.support import stack as processes
+from tests.support.composed import ROOT
 
 pytestmark = [
     pytest.mark.slow,

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_up import made_up, print_to
 
-from pipeline.experiment import Experiment, load
-from pipeline.record import Record
+from pipeline.declare.experiment import Experiment
+from pipeline.declare.load import load
+from pipeline.track.record import Record
+from tests.support.made_up import made_up, print_to
 
 DECLARATION = """
 paper: {title: "On <Depth>", authors: "A & B", year: 2015, arxiv: "0000.00000", section: "4.2"}
@@ -93,7 +94,7 @@ def command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> Callable[..., tuple[int, str, str]]:
     """Run `repro` in this process: exit code, standard output, standard error. Its home is the test's folder."""
-    from pipeline import cli, terminal
+    from pipeline.cli import main, terminal
 
     monkeypatch.setenv("REPRO_HOME", str(tmp_path))
     for name in ("OMP_NUM_THREADS", "MLFLOW_TRACKING_URI", "REPRO_DATA", "COLUMNS"):
@@ -104,7 +105,7 @@ def command(
         monkeypatch.setattr("sys.argv", ["repro", *map(str, words)])
         code = 0
         try:
-            cli.main()
+            main.main()
         except SystemExit as ended:
             code = int(ended.code or 0)
         said = capsys.readouterr()

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import simplejpeg
 import torch
-from making import picture
 from PIL import Image
 
 from pipeline.data import jpeg
 from pipeline.data.images import DataError
 from pipeline.data.jpeg import LARGEST, decode, resize, short_side
+from tests.support.making import picture
 
 WHERE = "train-00003.tar, sample 17"
 JPEGS = {

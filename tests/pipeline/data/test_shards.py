@@ -11,13 +11,15 @@ import threading
 
 import numpy as np
 import pytest
-from making import prepared
-from servers import Dying, Whole, s3_server, serve, use_s3
 
 from pipeline.data import store
 from pipeline.data.images import DataError
-from pipeline.data.shards import MANIFEST, Cache, ShardSet, open_shards, read_manifest, sealed
+from pipeline.data.shard_cache import Cache
+from pipeline.data.shard_manifest import MANIFEST, read_manifest, sealed
+from pipeline.data.shards import ShardSet, open_shards
 from pipeline.data.store import MissingError, place
+from tests.support.making import prepared
+from tests.support.servers import Dying, Whole, s3_server, serve, use_s3
 
 TRAIN, TEST = 12, 6
 

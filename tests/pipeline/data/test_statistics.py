@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 
 from pipeline.data import statistics
-from pipeline.data.ahead import Stopped
 from pipeline.data.images import DataError, Images
 from pipeline.data.jpeg import decode, resize, short_side
 from pipeline.data.normalise import fit_normaliser
+from pipeline.data.prefetch import Stopped
 from pipeline.data.statistics import (
     Frame,
     Statistics,
@@ -26,7 +26,7 @@ from pipeline.data.statistics import (
     principal_colours,
     statistics_of,
 )
-from pipeline.experiment import Crop
+from pipeline.declare.recipe import Crop
 
 CROP = Crop(side=12, short=20, centre=16)
 

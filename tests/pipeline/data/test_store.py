@@ -8,7 +8,11 @@ import signal
 import threading
 
 import pytest
-from servers import (
+
+from pipeline.data import store
+from pipeline.data.images import DataError
+from pipeline.data.store import MissingError, Place, place
+from tests.support.servers import (
     KEY,
     SECRET,
     Dying,
@@ -20,10 +24,6 @@ from servers import (
     serve,
     use_s3,
 )
-
-from pipeline.data import store
-from pipeline.data.images import DataError
-from pipeline.data.store import MissingError, Place, place
 
 CONTENT = bytes(range(256)) * 8
 PASSWORD, SIGNATURE = "hunter2", "5167na7ur3"

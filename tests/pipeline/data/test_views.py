@@ -2,7 +2,6 @@
 
 import math
 
-import by_pillow
 import numpy as np
 import pytest
 import torch
@@ -10,7 +9,8 @@ import torchvision.transforms.functional as second_opinion
 
 from pipeline.data import views as under_test
 from pipeline.data.views import grid, squares, views
-from pipeline.protocol import read_protocol
+from pipeline.declare.protocol import read_protocol
+from tests.support import by_pillow
 
 SIZES = [(48, 60), (60, 48), (50, 50), (32, 32), (300, 200), (7, 20), (20, 7), (400, 9), (9, 400), (1, 1), (1, 30)]
 

@@ -6,8 +6,8 @@ from torch import nn
 
 from lightning_modules.lenet5 import lenet5
 from lightning_modules.resnet import resnet_cifar
-from pipeline.analyse import Analysis
-from pipeline.catalogue import Complexity
+from pipeline.analyse.catalogue import Complexity
+from pipeline.analyse.network import Analysis
 from pipeline.report.complexity import (
     chart_cells,
     complexity_cells,

@@ -7,19 +7,12 @@ import io
 import pytest
 from rich.console import Console
 
-from pipeline.analyse import analysis
-from pipeline.experiment import (
-    CompressionStep,
-    Crop,
-    Drops,
-    EnsembleStep,
-    Experiment,
-    ProtocolStep,
-    TransferStep,
-    load,
-    names,
-)
-from pipeline.plan import plan
+from pipeline.analyse.measure import analysis
+from pipeline.declare.derived import CompressionStep, EnsembleStep, ProtocolStep, TransferStep
+from pipeline.declare.experiment import Experiment
+from pipeline.declare.load import load, names
+from pipeline.declare.recipe import Crop, Drops
+from pipeline.plan.expand import plan
 from pipeline.report.describe import (
     crop_words,
     describe,

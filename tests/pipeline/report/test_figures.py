@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from pipeline.catalogue import Complexity
-from pipeline.experiment import load
-from pipeline.mistakes import UserError
+from pipeline.analyse.catalogue import Complexity
+from pipeline.common.errors import UserError
+from pipeline.declare.load import load
 from pipeline.report.figures import (
     COLOURS,
     CURVES,

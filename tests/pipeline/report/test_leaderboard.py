@@ -6,7 +6,7 @@ from statistics import fmean, stdev
 
 import pytest
 
-from pipeline.plan import plan
+from pipeline.plan.expand import plan
 from pipeline.report.leaderboard import leaderboard, published
 
 PLAIN, DEEP = [9.4, 9.5, 9.9], [10.4, 10.5, 10.6]

@@ -6,8 +6,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from pipeline.ledger import ledger
-from pipeline.mistakes import UserError
+from pipeline.common.errors import UserError
+from pipeline.judge.ledger import ledger
 from pipeline.report.leaderboard import leaderboard
 from pipeline.report.page import CLASSES, write_page
 from pipeline.report.text import MARKS

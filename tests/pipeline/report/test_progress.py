@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from pipeline.experiment import Experiment
-from pipeline.plan import plan
+from pipeline.declare.experiment import Experiment
+from pipeline.plan.expand import plan
 from pipeline.report import progress
 from pipeline.report.progress import Progress, planned
-from pipeline.runs import RunFolder
 from pipeline.schedule.local import Event
 from pipeline.schedule.task import Task
+from pipeline.track.run_folder import RunFolder
 
 
 @pytest.fixture

@@ -5,15 +5,15 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.experiment import load
-from pipeline.home import runs_folder
-from pipeline.mistakes import UserError
-from pipeline.plan import plan
-from pipeline.record import Record
+from pipeline.common.errors import UserError
+from pipeline.common.paths import runs_folder
+from pipeline.declare.load import load
+from pipeline.judge.collect import lefts
+from pipeline.plan.expand import plan
 from pipeline.report import results as module
 from pipeline.report.results import readme_block, results_text, write_results
-from pipeline.reproduce import lefts
-from pipeline.runs import RunFolder
+from pipeline.track.record import Record
+from pipeline.track.run_folder import RunFolder
 
 
 @pytest.fixture

@@ -10,23 +10,23 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from pipeline.experiment import Experiment
-from pipeline.mistakes import UserError
-from pipeline.plan import plan
-from pipeline.report import status as module
-from pipeline.report.status import Reader, Seen, Status, ended, find, history, outcome, shown
-from pipeline.runs import RunFolder
-from pipeline.schedule import launches, node
-from pipeline.schedule.launches import Terms
-from pipeline.schedule.node import Cluster
+from pipeline.cluster import launches, local_head, status
+from pipeline.cluster.launches import Terms
+from pipeline.cluster.local_head import Cluster
+from pipeline.cluster.status import Reader, Seen, Status, ended, find, history, outcome
+from pipeline.common.errors import UserError
+from pipeline.declare.experiment import Experiment
+from pipeline.plan.expand import plan
+from pipeline.report.status import shown
 from pipeline.schedule.task import Task
+from pipeline.track.run_folder import RunFolder
 
 
 @pytest.fixture(autouse=True)
 def home(monkeypatch, tmp_path):
     """A home without a cluster."""
     monkeypatch.setenv("REPRO_HOME", str(tmp_path))
-    monkeypatch.setattr(node, "here", lambda: None)
+    monkeypatch.setattr(local_head, "here", lambda: None)
     return tmp_path
 
 
@@ -121,7 +121,7 @@ def test_every_state_that_a_run_can_be_in(home, tasks, experiment, record):
 def test_without_a_supervisor_what_is_left_can_be_resumed(home, tasks):
     launched(tasks)
     checkpoint(tasks[0], 7)
-    heard(home, {tasks[1].identity: {"state": "running"}}, ago=module.STALE + 1)
+    heard(home, {tasks[1].identity: {"state": "running"}}, ago=status.STALE + 1)
     seen = Reader().status()
     assert not seen.alive
     assert (run(seen, tasks[0]).state, run(seen, tasks[0]).why) == ("stopped", "at step 7 of 12")
@@ -132,7 +132,7 @@ def test_without_a_supervisor_what_is_left_can_be_resumed(home, tasks):
 
 
 def test_a_cluster_whose_supervisor_is_silent_is_said_to_be_so(monkeypatch, home, tasks):
-    monkeypatch.setattr(node, "here", lambda: Cluster("127.0.0.1:1", "http://127.0.0.1:8265", "", 1))
+    monkeypatch.setattr(local_head, "here", lambda: Cluster("127.0.0.1:1", "http://127.0.0.1:8265", "", 1))
     launched(tasks)
     said = lines(Reader().status())
     assert said[0] == (
@@ -147,7 +147,7 @@ def test_a_run_that_some_other_command_trains_is_seen(tasks):
     folder.create({})
     folder.report(5, 10.0)
     assert run(Reader().status(), tasks[0]).state == "training"
-    before = time.time() - module.BEATS - 5
+    before = time.time() - status.BEATS - 5
     os.utime(folder.path / "progress.json", (before, before))
     assert run(Reader().status(), tasks[0]).state == "not begun"
 
@@ -309,7 +309,7 @@ def test_ten_thousand_runs_are_seen_in_two_seconds_and_what_ended_is_read_once(h
         (home / "runs" / name / "result.json").hardlink_to(result)
     heard(home, {name: {"state": "waiting", "why": "behind others"} for name in names[5000:]})
     read = []
-    monkeypatch.setattr(module, "ended", lambda place: read.append(place) or ended(place))
+    monkeypatch.setattr(status, "ended", lambda place: read.append(place) or ended(place))
     reader = Reader()
     seconds = []
     for _ in range(2):
@@ -324,7 +324,7 @@ def test_ten_thousand_runs_are_seen_in_two_seconds_and_what_ended_is_read_once(h
 # --- one run -----------------------------------------------------------------------------------------------
 
 
-def asked() -> list[module.Outline]:
+def asked() -> list[status.Outline]:
     reader = Reader()
     return [reader.outline(name) for name in reader.names()]
 

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.ledger import ledger
+from pipeline.judge.ledger import ledger
+from pipeline.judge.verdict import Outcome
 from pipeline.report.leaderboard import leaderboard
 from pipeline.report.text import MARKS, counts, leaderboard_cells, markdown, short, verdict_cells, where
-from pipeline.verdict import Outcome
 
 
 @pytest.fixture

@@ -11,16 +11,17 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 from PIL import Image
-from real_runs import PROCESSES, a_run, a_task, curves, train_in, weights
 
+from pipeline.common.errors import UserError
 from pipeline.data import manifest, sources
-from pipeline.experiment import EnsembleStep, TransferStep
-from pipeline.mistakes import UserError
-from pipeline.plan import Step, identity
-from pipeline.runs import RunFolder
-from pipeline.schedule import local
+from pipeline.declare.derived import EnsembleStep, TransferStep
+from pipeline.plan.expand import Step
+from pipeline.plan.identity import identity
+from pipeline.schedule import execute, local
 from pipeline.schedule.local import run_all, worker_count
 from pipeline.schedule.task import Task
+from pipeline.track.run_folder import RunFolder
+from tests.support.real_runs import PROCESSES, a_run, a_task, curves, train_in, weights
 
 
 @pytest.fixture(autouse=True)
@@ -130,7 +131,9 @@ def test_a_second_call_finishes_what_a_killed_worker_left(tmp_path, monkeypatch)
             time.sleep(0.01)
         os.kill(pid, signal.SIGKILL)
 
-    monkeypatch.setattr("pipeline.train.CHECKPOINT_SECONDS", 0.0)  # in this process; the worker has its own
+    monkeypatch.setattr(
+        "pipeline.train.callback.CHECKPOINT_SECONDS", 0.0
+    )  # in this process; the worker has its own
     train_in_part = in_the_background(kill_in_the_middle)
     monkeypatch.setattr(local, "work", often_saving)
     ending, _ = go([task])
@@ -292,9 +295,9 @@ def test_data_that_changed_since_the_run_was_named_is_refused(tmp_path):
     found = manifest.to_dict(manifest.manifest_of(sources.load("shades", data)))
     (data / "shades/train/dark/3.png").unlink()
     task = Task(run, "changed", "code", found, tmp_path / "runs" / "changed", data)
-    local.images_of.cache_clear()
+    execute.images_of.cache_clear()
     with pytest.raises(UserError, match=r"shades: the images changed since the command began; start it again"):
-        local.train_task(task, threads=1, stop=lambda: False, say=lambda *_: None)
+        execute.train_task(task, threads=1, stop=lambda: False, say=lambda *_: None)
 
 
 def test_an_error_of_ours_is_shown_whole_and_the_others_go_on(tmp_path):
@@ -337,7 +340,7 @@ def test_each_worker_has_a_gpu_of_its_own_among_those_allowed(monkeypatch, visib
 
 def test_nothing_is_imported_for_training_before_there_is_a_run():
     """So that a worker starts in half a second and a command's help at once."""
-    assert "import torch" not in Path(local.__file__).read_text().split("def worker_count")[0]
+    assert "import torch" not in Path(execute.__file__).read_text().split("def worker_count")[0]
 
 
 @pytest.mark.parametrize(
@@ -449,13 +452,13 @@ def test_two_commands_do_a_step_once(tmp_path):
     go(tasks)
     step = a_step(tmp_path, tasks)
     said = []
-    assert local.carry_out(step, threads=1, stop=lambda: False, say=lambda *words: said.append(words))
+    assert execute.carry_out(step, threads=1, stop=lambda: False, say=lambda *words: said.append(words))
     assert [words[0] for words in said] == ["started"]
     lock = FileLock(RunFolder(step.folder).lock_file)
     with lock:  # as another would hold it
-        assert local.carry_out(step, threads=1, stop=lambda: True, say=lambda *words: said.append(words)) is None
+        assert execute.carry_out(step, threads=1, stop=lambda: True, say=lambda *words: said.append(words)) is None
     assert said[1:] == [("waiting", "another repro command trains it already; waiting for its result")]
-    record = local.carry_out(step, threads=1, stop=lambda: False, say=pytest.fail)
+    record = execute.carry_out(step, threads=1, stop=lambda: False, say=pytest.fail)
     assert record == RunFolder(step.folder).result()
 
 
@@ -465,9 +468,9 @@ def test_a_transfers_set_that_changed_is_refused(tmp_path):
     data = tmp_path / "data"
     class_folders(data)
     step = replace(a_step(tmp_path / "runs", [task], kind), data_root=data)
-    local.images_of.cache_clear()
+    execute.images_of.cache_clear()
     with pytest.raises(UserError, match=r"shades: the images changed since the command began; start it again"):
-        local.carry_out(step, threads=1, stop=lambda: False, say=lambda *_: None)
+        execute.carry_out(step, threads=1, stop=lambda: False, say=lambda *_: None)
 
 
 def test_a_task_of_a_step_is_plain_data_too(tmp_path):

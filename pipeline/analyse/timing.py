@@ -1,0 +1,26 @@
+"""How long a network takes for one image on this machine."""
+
+import time
+
+import torch
+
+from lightning_modules.networks import build
+from pipeline.analyse.catalogue import Named
+
+REPEATS = 7
+
+
+def forward_times(named: Named, repeats: int = REPEATS) -> tuple[float, ...]:
+    """Seconds of `repeats` forward passes of one image, in single precision, after one that is not counted."""
+    model = named.variant.model
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = build(model.name, model.args, num_classes=named.classes, in_channels=named.image[0]).eval()
+        image = torch.randn(1, *named.image)
+    times = []
+    with torch.inference_mode():
+        for _ in range(repeats + 1):
+            start = time.perf_counter()
+            network(image)
+            times.append(time.perf_counter() - start)
+    return tuple(times[1:])

@@ -1,0 +1,79 @@
+"""Collect the finished runs of this machine and of the tracking server, and judge experiments from them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.common.paths import runs_folder
+from pipeline.declare.experiment import Experiment
+from pipeline.judge.counting import declarations
+from pipeline.judge.ledger import Entry, Lefts, ledger
+from pipeline.track.mlflow_writer import Tracker, TrackingError
+from pipeline.track.record import Record
+from pipeline.track.run_folder import RunFolder
+from pipeline.track.sync import ended_here, sync_all
+
+
+@dataclass(frozen=True)
+class Known:
+    """All ended runs that can be found."""
+
+    records: list[Record]
+    tracker: Any | None  # None where the server cannot be used
+    trouble: str = ""  # why, or which run folder cannot be sent
+
+
+def known() -> Known:
+    """The runs ended here and those on the tracking server, after sending it what is unsent."""
+    tracker = Tracker()
+    try:
+        tracked, trouble = sync_all(tracker)
+    except TrackingError as error:
+        return Known(ended_here(but=()), None, str(error))
+    there = {record.identity: record for record in tracked}
+    here = {record.identity: record for record in ended_here(but=there)}
+    return Known(list((here | there).values()), tracker, trouble)
+
+
+def judged(
+    experiments: Sequence[Experiment],
+    records: Sequence[Record],
+    scales: Sequence[str] = (),
+    left: Lefts | None = None,
+) -> list[Entry]:
+    """The ledger of several experiments; without `left`, what is known here of runs left unfinished is told."""
+    from pipeline.analyse.measure import measure
+
+    known_left = lefts(experiments) if left is None else left
+    return [entry for one in experiments for entry in ledger(one, records, measure, scales, known_left)]
+
+
+def lefts(experiments: Sequence[Experiment]) -> dict[tuple[str, str, str, int], dict[str, str]]:
+    """Why runs in this machine's or the cluster's folder were left unfinished: the latest word on each.
+
+    Of what --set changed nothing is told, as it counts for no claim; nor of what is now declared otherwise.
+    """
+    declared = {experiment.name: experiment for experiment in experiments}
+    found = {}
+    for path in sorted(runs_folder().glob("*/left.json"), key=lambda path: path.stat().st_mtime):
+        folder = RunFolder(path.parent)
+        left = folder.left()
+        if not left or folder.result_file.is_file() or not (path.parent / "run.json").is_file():
+            continue
+        try:
+            run = folder.description()
+            experiment = declared.get(run["experiment"])
+            if experiment and not run["changes"] and is_declared(experiment, run):
+                said = {key: str(left[key]) for key in ("why", "text")}
+                found[run["experiment"], run["scale"], run["variant"], run["seed"]] = said
+        except (ValueError, TypeError, KeyError):  # damaged: whoever sends it to MLflow complains of it
+            continue
+    return found
+
+
+def is_declared(experiment: Experiment, run: Mapping[str, Any]) -> bool:
+    """Whether what a folder describes is, recipe and all, what is declared now."""
+    scale, name = run["scale"], run["variant"]
+    if scale not in experiment.scales or not (name in experiment.variants or name in experiment.steps):
+        return False
+    return run.get("declaration") in declarations(experiment, scale, name, {run["seed"]})

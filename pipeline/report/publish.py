@@ -1,0 +1,90 @@
+"""Judge, rank and draw an experiment at one scale; write its page and publish it to MLflow."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.common.paths import report_folder, runs_folder
+from pipeline.declare.experiment import Experiment
+from pipeline.judge.collect import judged
+from pipeline.judge.counting import counted
+from pipeline.judge.ledger import Entry
+from pipeline.report.leaderboard import Row, leaderboard
+from pipeline.track.record import Record
+from pipeline.track.run_folder import RunFolder
+
+LONGEST_NOTE = 5000  # characters of a tag on an MLflow experiment
+
+
+def curves_of(records: Sequence[Record], tracker: Any | None) -> dict[str, dict[str, list[Any]]]:
+    """The curves of runs: variant -> metric -> one list of (update, value) per seed; from here or the server."""
+    from pipeline.report.figures import CURVES
+
+    result: dict[str, dict[str, list[Any]]] = {}
+    for record in records:
+        here = RunFolder(runs_folder() / record.identity)
+        entries = [entry for entry, _ in here.journal()]
+        for metric in CURVES:
+            points = [(e["step"], e["metrics"][metric]) for e in entries if metric in e["metrics"]]
+            if not points and tracker and record.run_id:
+                points = tracker.curves(record.run_id, metric)
+            elif points and metric in record.metrics and points[-1][0] < entries[-1]["step"]:
+                points.append((entries[-1]["step"], record.metrics[metric]))  # of the last model
+            if points:
+                result.setdefault(record.variant, {}).setdefault(metric, []).append(points)
+    return result
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is shown and kept of an experiment at a scale."""
+
+    rows: list[Row]
+    entries: list[Entry]
+    figure: Path | None
+    page: Path
+
+
+def report(experiment: Experiment, scale: str, records: Sequence[Record], tracker: Any | None) -> Report:
+    """Judge, rank and draw an experiment at one scale; write figure and page; publish them where possible."""
+    from pipeline.report.figures import error_curves
+    from pipeline.report.page import write_page
+    from pipeline.report.text import leaderboard_cells, verdict_cells
+
+    here = [record for rows in counted(experiment, scale, records).values() for record in rows]
+    rows = [row for row in leaderboard([experiment], records) if row.scale == scale]
+    entries = judged([experiment], here, [scale])
+    stem = f"{experiment.name.replace('/', '-')}-{scale}"
+    curves = curves_of(here, tracker)
+    figure = error_curves(experiment, scale, curves, report_folder() / f"{stem}.png") if curves else None
+    page = write_page(experiment, scale, rows, entries, figure, report_folder() / f"{stem}.html")
+    if tracker and rows:
+        tables = {
+            "leaderboard": [leaderboard_cells(row) for row in rows],
+            "verdicts": [verdict_cells(entry) for entry in entries],
+        }
+        note = note_of(experiment, scale, tables["leaderboard"], entries)
+        files = [page, *([figure] if figure else [])]
+        tracker.publish(experiment.name, scale, here, tables=tables, files=files, note=note)
+    return Report(rows, entries, figure, page)
+
+
+def note_of(experiment: Experiment, scale: str, board: Sequence[dict[str, str]], entries: Sequence[Entry]) -> str:
+    """Leaderboard and the verdicts that rest on runs, as Markdown for MLflow, which holds so much and no more."""
+    from pipeline.report.text import counts, markdown, verdict_cells
+
+    said = [verdict_cells(entry) for entry in entries if entry.evidence]
+    for shown in range(len(said), -1, -1):
+        note = "\n\n".join(
+            [
+                f"# {experiment.question}",
+                f"Scale: {scale}. {experiment.scales[scale].why}",
+                markdown(board),
+                markdown(said[:shown], ("verdict", "claim", "says")),
+                f"All {len(entries)} claims: {counts(entries)}. With their evidence: verdicts.json.",
+            ]
+        )
+        if len(note) <= LONGEST_NOTE:
+            break
+    return note[:LONGEST_NOTE]

@@ -1,0 +1,18 @@
+"""Forward times: as many as asked, of the network asked for, leaving the caller's random numbers alone."""
+
+import torch
+
+from pipeline.analyse.catalogue import find
+from pipeline.analyse.timing import forward_times
+from pipeline.declare.load import all_experiments
+
+
+def test_times_are_positive_and_draw_nothing():
+    named = find("lenet5", all_experiments())
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    times = forward_times(named, repeats=4)
+    assert len(times) == 4
+    assert min(times) > 0
+    assert torch.equal(torch.rand(2), expected)

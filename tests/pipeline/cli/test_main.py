@@ -1,0 +1,374 @@
+"""The command as a user meets it: what it prints, how it ends, what it says of a mistake."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from mlflow.tracking import MlflowClient
+from PIL import Image
+
+from pipeline.schedule import local
+from pipeline.track.run_folder import RunFolder
+from tests.support.real_runs import PROCESSES, a_run, train_in, weights
+
+pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # MLflow 3.17's own
+
+RESNET = "resnet/cifar10_depth"
+SMOKE = ("run", RESNET, "--scale", "smoke")
+
+
+def repro(home, *words, wait=True, **environment):
+    """Run the command in a process of its own, as a user does."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "REPRO_", "OMP_"))}
+    env |= {"REPRO_HOME": str(home), "COLUMNS": "100", **environment}
+    command = [sys.executable, "-m", "pipeline.cli", *map(str, words)]
+    if not wait:
+        return subprocess.Popen(
+            command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=200)
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory):
+    """A home in which the smoke runs of the depth experiment were made, and what the command said."""
+    path = tmp_path_factory.mktemp("home")
+    return path, repro(path, *SMOKE)
+
+
+@pytest.fixture
+def there(home, command, monkeypatch):
+    """The command, in that home and in this process; workers are forked from one that has imported everything."""
+    monkeypatch.setenv("REPRO_HOME", str(home[0]))
+    monkeypatch.setattr(local.multiprocessing, "get_context", lambda _: PROCESSES)
+    return command
+
+
+@pytest.fixture
+def here(command, monkeypatch):
+    """The same in the test's own, empty home."""
+    monkeypatch.setattr(local.multiprocessing, "get_context", lambda _: PROCESSES)
+    return command
+
+
+def test_a_run_ends_with_leaderboard_verdicts_figure_and_what_to_do_next(home):
+    path, done = home
+    assert done.returncode == 0, done.stderr
+    for words in ("resnet-20", "plain-20", "trend", "repro ui", "repro verify"):
+        assert words in done.stdout
+    assert (path / "report" / "resnet-cifar10_depth-smoke.png").stat().st_size > 10_000
+    assert (path / "report" / "resnet-cifar10_depth-smoke.html").is_file()
+    assert "\x1b" not in done.stdout + done.stderr  # plain lines where there is no terminal
+
+
+def test_every_line_on_progress_is_ours(home):
+    """No library's warning, no traceback: a run begins, and ends with its error."""
+    lines = home[1].stderr.splitlines()
+    known = re.compile(
+        r"(plain|resnet)-20 seed [012]: (training|test error \d+\.\d\d %, trained in \d+ s)|\d+ % of all updates"
+    )
+    assert [line for line in lines if not known.fullmatch(line)] == []
+    assert len([line for line in lines if "trained in" in line]) == 6
+
+
+def test_what_is_finished_is_not_trained_again(home, there):
+    path, _ = home
+    stamps = {file: file.stat().st_mtime_ns for file in path.glob("runs/*/network.safetensors")}
+    assert len(stamps) == 6
+    code, out, err = there(*SMOKE)
+    assert (code, err) == (0, "6 of 6 runs are finished already\n")
+    assert "resnet-20" in out
+    assert {file: file.stat().st_mtime_ns for file in path.glob("runs/*/network.safetensors")} == stamps
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("list",), ("show", RESNET), ("leaderboard",), ("verify", RESNET), SMOKE],
+    ids=lambda words: words[0],
+)
+def test_json_is_json_and_nothing_else(there, words):
+    code, out, err = there(*words, "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out)
+
+
+def test_the_leaderboard_counts_images_and_seeds(there):
+    rows = json.loads(there("leaderboard", "--json")[1])
+    assert {row["variant"] for row in rows if not row["departs"]} == {"plain-20", "resnet-20"}
+    assert {(row["images"], row["seeds"], row["scale"]) for row in rows if not row["departs"]} == {
+        (100, 3, "smoke")
+    }
+
+
+def test_verify_judges_from_the_evidence_alone(there):
+    code, out, _ = there("verify", RESNET)
+    assert code == 0  # nothing is "not reproduced": smoke runs speak about trends at most
+    assert "! erratum  lecture-weight-decay\n" in out
+    assert "trend" in out
+
+
+def test_dry_run_trains_nothing(here, tmp_path):
+    code, out, _ = here(*SMOKE, "--seeds", "1", "--dry-run")
+    assert code == 0
+    assert "2 runs, 0 finished, 2 to train" in out
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_changed_recipe_is_labelled_and_does_not_count(there):
+    changed = (*SMOKE, "--set", "train.lr=0.05", "--variant", "resnet-20", "--seeds", "1")
+    assert there(*changed)[0] == 0
+    rows = json.loads(there("leaderboard", "--json")[1])
+    labels = {(row["variant"], row["departs"], row["seeds"]) for row in rows}
+    assert ("resnet-20", "train.lr=0.05", 1) in labels
+    assert ("resnet-20", "", 3) in labels  # the declared runs as before, without the changed one
+
+
+MISTAKES = [
+    (("run", "resnet/cifar10_dept"), "no experiment 'resnet/cifar10_dept'; did you mean 'resnet/cifar10_depth'?"),
+    (("run", RESNET, "--scale", "laptp"), "no scale 'laptp'; did you mean 'laptop'?"),
+    ((*SMOKE, "--variant", "resnet-21"), "no variant 'resnet-21'; did you mean"),
+    ((*SMOKE, "--seeds", "0"), "--seeds 0"),
+    ((*SMOKE, "--seeds", "100000"), "--seeds 100000"),
+    ((*SMOKE, "--set", "train.lr"), "--set train.lr"),
+    ((*SMOKE, "--set", "foo.bar=1"), "--set foo.bar"),
+    ((*SMOKE, "--set", "train.lr=abc"), "train.lr"),
+    ((*SMOKE, "--set", "train.stepz=9"), "did you mean 'steps'?"),
+    ((*SMOKE, "--set", "data.name=digts"), "did you mean 'digits'?"),
+    ((*SMOKE, "--set", "model.depth=21"), "the nearest that are: 20, 26"),
+    ((*SMOKE, "--set", "model.name=resnet_cifr"), "did you mean 'resnet_cifar'?"),
+]
+
+
+@pytest.mark.parametrize(("words", "sentence"), MISTAKES, ids=[" ".join(w)[-28:] for w, _ in MISTAKES])
+def test_a_mistake_is_one_sentence_and_exit_code_2(command, tmp_path, words, sentence):
+    code, out, err = command(*words)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert sentence in err
+    assert not (tmp_path / "runs").exists()
+
+
+def pictures(folder, *, without=None):
+    """Two classes of four pictures in each split, but not in the one left out."""
+    for split in ("train", "test"):
+        for name in ("dark", "light"):
+            if (split, name) != without:
+                (folder / split / name).mkdir(parents=True)
+                for i in range(4):
+                    Image.new("RGB", (16, 16), (i, 0, 0)).save(folder / split / name / f"{i}.png")
+
+
+def test_a_data_folder_without_a_class_is_named(command, tmp_path):
+    pictures(tmp_path / "data" / "mine", without=("test", "light"))
+    code, _, err = command(*SMOKE, "--set", "data.name=mine")
+    assert code == 2
+    assert err.endswith(
+        "class 'light' has no images in the test split; add some, or remove the class from both splits\n"
+    )
+
+
+def test_a_broken_picture_is_named(command, tmp_path):
+    pictures(tmp_path / "data" / "mine")
+    broken = tmp_path / "data" / "mine" / "train" / "dark" / "2.png"
+    broken.write_bytes(broken.read_bytes()[:40])
+    code, _, err = command(*SMOKE, "--set", "data.name=mine")
+    assert code == 2
+    assert err.startswith(f"error: {broken} cannot be read as an image; restore or remove it")
+    assert err.count("\n") == 1
+
+
+def test_threads_that_are_no_number_are_refused(command, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "many")
+    code, _, err = command(*SMOKE)
+    assert (code, err) == (2, "error: OMP_NUM_THREADS is 'many'; a number from 1 on is needed\n")
+
+
+def test_a_tracking_server_that_is_away_costs_nothing(here, monkeypatch, tmp_path):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9")
+    code, out, err = here(*SMOKE, "--variant", "plain-20", "--seeds", "1")
+    assert code == 0
+    assert err.count("Not tracked yet") == err.count("nothing answers there") == 1
+    assert "secret" not in out + err
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")  # the default one is there
+    rows = json.loads(here("leaderboard", "--json")[1])
+    assert [(row["variant"], row["seeds"]) for row in rows] == [("plain-20", 1)]
+    (sent,) = tmp_path.glob("runs/*/tracked.json")
+    assert json.loads(sent.read_text(encoding="utf-8"))["done"]
+
+
+# Processes of their own, as a user starts them
+
+
+def wait_for(what, seconds=90):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        found = what()
+        if found:
+            return found
+        time.sleep(0.05)
+    raise AssertionError("it did not happen")
+
+
+def group_of(process):
+    """The living processes of a command's own process group, itself included."""
+    ids = [path.name for path in Path("/proc").iterdir() if path.name.isdigit()]
+    found = []
+    for number in ids:
+        with contextlib.suppress(OSError):
+            if (
+                os.getpgid(int(number)) == process.pid
+                and "(zombie)" not in Path(f"/proc/{number}/status").read_text()
+            ):
+                found.append(int(number))
+    return found
+
+
+LONG = (*SMOKE, "--variant", "resnet-20", "--seeds", "1", "--set", "train.steps=80")
+
+
+def test_ctrl_c_leaves_a_run_that_the_same_command_resumes_to_the_same_bits(tmp_path, here):
+    """Ctrl-C reaches every process of a terminal's group. Then one of the checkpoints is damaged."""
+    process = repro(tmp_path, *LONG, wait=False, REPRO_CHECKPOINT_SECONDS="0.3")
+    wait_for(lambda: any(len(folder.checkpoint_files()) == 2 for folder in folders(tmp_path)))
+    os.killpg(process.pid, signal.SIGINT)
+    out, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert out == ""
+    assert said.splitlines()[-1] == (
+        "Stopped. What is finished stays; the same command goes on where the runs stopped."
+    )
+    assert "Traceback" not in said
+    wait_for(lambda: not group_of(process), seconds=5)
+    (folder,) = folders(tmp_path)
+    assert folder.result() is None
+    newest, _before = folder.checkpoint_files()
+    newest.write_bytes(newest.read_bytes()[:5000])
+
+    code, _, err = here(*LONG)
+    assert code == 0
+    assert f"resnet-20 seed 0: checkpoint {newest.name} is damaged; using the one before\n" in err
+    train_in(tmp_path / "whole", a_run(changes={"train.steps": 80}))
+    assert folder.network_file.read_bytes() == weights(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_the_same_run_asked_for_twice_at_once_is_trained_once(tmp_path):
+    both = [repro(tmp_path, *LONG, "--json", wait=False), repro(tmp_path, *LONG, wait=False)]
+    said = [process.communicate(timeout=200) for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    errors = said[0][1] + said[1][1]
+    assert errors.count("another repro command trains it already; waiting for its result") <= 1
+    board = json.loads(said[0][0])["leaderboard"]
+    assert [(row["variant"], row["seeds"]) for row in board] == [("resnet-20", 1)]
+    assert f"{board[0]['top1']:.2f}" in said[1][0]
+    assert len(folders(tmp_path)) == 1
+    steps = [entry["step"] for entry, _ in folders(tmp_path)[0].journal()]
+    assert steps == sorted(set(steps))  # one process wrote it
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_a_sentence_and_the_same_command_finishes_once_there_is_room(tmp_path):
+    place = tmp_path / "disk"
+    place.mkdir()
+    small = ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(place)]
+    if subprocess.run(small, capture_output=True, check=False).returncode:
+        pytest.skip("only root can make a small disk")
+    try:
+        free = os.statvfs(place).f_bavail * os.statvfs(place).f_frsize
+        (place / "filler").write_bytes(b"\0" * (free - 2_500_000))  # a database and a checkpoint do not both fit
+        done = repro(place, *LONG, REPRO_CHECKPOINT_SECONDS="0.2")
+        assert done.returncode in (1, 2)
+        assert "no space left on device" in done.stderr
+        assert "Traceback" not in done.stderr
+        (place / "filler").unlink()
+        again = repro(place, *LONG)
+        assert again.returncode == 0, again.stderr
+        (folder,) = folders(place)
+        train_in(tmp_path / "whole", a_run(changes={"train.steps": 80}))
+        assert folder.network_file.read_bytes() == weights(tmp_path / "whole")
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+# MLflow's pages
+
+
+def listening():
+    """Address and port of everything that listens for TCP on this machine, IPv6 ones as (None, port)."""
+    found = set()
+    for name in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]:
+            local_address, state = line.split()[1], line.split()[3]
+            if state == "0A":
+                address, port = local_address.split(":")
+                plain = socket.inet_ntoa(bytes.fromhex(address)[::-1]) if name == "tcp" else None
+                found.add((plain, int(port, 16)))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="reads Linux's list of sockets")
+def test_ui_serves_the_parent_run_on_loopback_only_and_ends_with_ctrl_c(home, command, monkeypatch):
+    monkeypatch.setenv("REPRO_HOME", str(home[0]))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    before = listening()
+    process = repro(home[0], "ui", "--port", port, wait=False)
+
+    def get(path):
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+            return answer.read()
+
+    def up():
+        with contextlib.suppress(OSError):
+            return get("/health")
+
+    try:
+        wait_for(up)
+        assert {address for address, _ in listening() - before} == {"127.0.0.1"}
+        assert b"<html" in get("/").lower()
+        [parent] = [
+            run
+            for run in MlflowClient(f"sqlite:///{home[0] / 'mlflow.db'}").search_runs(["1"])
+            if run.data.tags["repro.key"] == f"parent:{RESNET}@smoke"
+        ]
+        for name in ("leaderboard.json", "verdicts.json"):
+            assert json.loads(get(f"/get-artifact?path={name}&run_uuid={parent.info.run_id}"))["data"]
+        stem = "resnet-cifar10_depth-smoke"
+        assert get(f"/get-artifact?path={stem}.png&run_uuid={parent.info.run_id}").startswith(b"\x89PNG")
+        assert b"</html>" in get(f"/get-artifact?path={stem}.html&run_uuid={parent.info.run_id}")
+
+        code, _, err = command("ui", "--port", port)
+        assert (code, err) == (
+            2,
+            f"error: port {port} is in use; choose another, as in repro ui --port {port + 1}\n",
+        )
+    finally:
+        process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert f"http://127.0.0.1:{port}" in out
+    assert "Traceback" not in err
+    assert not [port_ for _, port_ in listening() if port_ == port]
+
+
+def test_ui_of_a_server_elsewhere_is_its_address_without_the_password(command, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@mlflow.example:8443")
+    code, out, _ = command("ui")
+    assert code == 0
+    assert out == "The tracking server has its own pages: https://mlflow.example:8443\n"
+
+
+def folders(home):
+    return [RunFolder(path.parent) for path in home.glob("runs/*/run.json")]

@@ -1,0 +1,482 @@
+"""What the commands print and how they exit, in this process: no training, no server. See also test_cli.py."""
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from pipeline.cli import main, tables
+from pipeline.common.errors import UserError
+from pipeline.declare.load import load, names
+from pipeline.judge.collect import Known, judged
+from pipeline.schedule.reproduce import Outcome
+from pipeline.track.published_results import PublishedResult, keep
+from tests.support.made_up import made_up, print_to
+
+RESNET = "resnet/cifar10_depth"
+ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@pytest.fixture
+def known(monkeypatch):
+    """Let the commands find these records, and a server that cannot be used if there is `trouble`."""
+
+    def find(*records, trouble=""):
+        monkeypatch.setattr("pipeline.judge.collect.known", lambda: Known(list(records), None, trouble))
+
+    find()
+    return find
+
+
+@pytest.fixture
+def terminal(monkeypatch, command):
+    """The same on a terminal of some width: exit code and the lines seen, without colours."""
+
+    def run(width, *words):
+        seen = io.StringIO()
+        shown = Console(file=seen, force_terminal=True, width=width, highlight=False)
+        print_to(monkeypatch, shown)
+        code, *_ = command(*words)
+        return code, ESCAPES.sub("", seen.getvalue()).splitlines()
+
+    return run
+
+
+def row(variant, errors, **other):
+    return [made_up(load(RESNET), variant, seed, error, **other) for seed, error in enumerate(errors)]
+
+
+AGREES = [8.6, 8.7, 8.8, 8.9, 8.75]
+DIFFERS = [20.0, 20.1, 19.9, 20.2, 19.8]
+
+
+def test_help_is_instant():
+    """No library that takes seconds to import comes with it."""
+    code = (
+        "import sys\nsys.argv = ['repro', '--help']\nfrom pipeline.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "print([m for m in ('torch', 'mlflow', 'pytorch_lightning', 'matplotlib', 'numpy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert "run" in done.stdout
+
+
+def test_list_says_what_each_asks_and_how_to_go_on(command):
+    code, out, err = command("list")
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    at = lines.index(RESNET)
+    assert lines[at + 1] == "  Do deeper plain networks train worse, and do residual ones not?"
+    assert re.fullmatch(r"  12 variants, \d+ claims; scales: paper, paper-45k, gpu, laptop, smoke", lines[at + 2])
+    assert lines[-1] == "More of one: repro show EXPERIMENT"
+
+
+def test_show_has_recipe_variants_scales_claims_and_departures(command, known):
+    code, out, _ = command("show", RESNET)
+    assert code == 0
+    for words in (
+        "64,000 updates of 128 images, learning rate 0.1; times 0.1 from update 32,000, times 0.1 from update 48,",
+        "sgd: momentum 0.9, weight_decay 0.0001, decay all, loss cross-entropy",
+        "warmup.lr 0.01, warmup.train_error_below_pct 80.0",
+        "40 runs (8 variants x 5 seeds), 2,560,000 updates",
+        "parameters-20: ResNet-20 has 0.27 million parameters (claimed 270000; Table 6)",
+        "resnet-32 < resnet-20; Table 6)",
+    ):
+        assert words in out
+    for head in ("recipe", "variants", "scales", "departures from the paper"):
+        assert f"\n{head}\n" in out
+    declared = load(RESNET)
+    assert all(f"  {claim.id}: " in out for claim in declared.claims)
+    assert all(f"  {name}" in out for name in (*declared.variants, *declared.scales))
+
+
+def test_verify_exits_1_where_a_claim_is_not_reproduced(command, known):
+    known(*row("resnet-20", DIFFERS))
+    code, out, _ = command("verify", RESNET)
+    assert code == 1
+    assert "✘ not reproduced  error-20\n    ResNet-20 reaches 8.75 % (Table 6)\n" in out
+    assert "    Runs: paper on cifar10, 5 runs, commit " in out
+
+
+def test_verify_exits_0_where_what_was_run_is_reproduced(command, known):
+    known(*row("resnet-20", AGREES))
+    code, out, _ = command("verify", RESNET)
+    assert code == 0
+    assert "✔ reproduced  error-20\n" in out
+
+
+def test_claims_without_runs_are_one_list_with_the_command_that_runs_them(command, known):
+    _, out, _ = command("verify", RESNET)
+    assert out.count("cannot judge: not-run") == 1
+    assert re.search(r"cannot judge: not-run \(\d+ claims\)\n    error-20, error-32, ", out)
+    assert f"    They need finished runs: repro run {RESNET} --scale paper\n" in out
+    assert re.search(r"All \d+ claims: \d+ reproduced, 1 erratum, \d+ cannot judge.\n$", out)
+
+
+def test_verify_without_a_name_judges_every_experiment(command, known):
+    _, out, _ = command("verify")
+    assert out.startswith(f"{names()[0]}\n")
+    assert all(f"\n{name}\n" in out for name in names()[1:])
+
+
+def test_leaderboard_ranks_with_the_paper_s_number_beside(command, known):
+    known(*row("resnet-20", AGREES), *row("plain-20", [9.0, 9.2], changes={"train.lr": 0.05}))
+    code, out, _ = command("leaderboard", RESNET)
+    assert code == 0
+    lines = out.splitlines()
+    assert lines[0] == f"{RESNET} at paper scale on cifar10 (10,000 test images)"
+    heads = ("network", "top-1 error %", "top-5 %", "training %", "paper %", "seeds", "noise")
+    assert lines[1].split() == " ".join(heads).split()
+    assert lines[2].split() == ["resnet-20", "8.75", "±", "0.11", "0.88", "4.38", "8.75", "5", "±", "0.28"]
+    # The label of a changed run is not taken for a rich style.
+    assert lines[3].split()[:2] == ["plain-20", "[train.lr=0.05]"]
+
+
+def test_a_network_that_did_not_converge_is_in_the_leaderboard(command, known):
+    bad = row("resnet-20", [0.0] * 3, status="not converged", ended="the loss became nan at step 3", metrics={})
+    known(*bad)
+    _, out, _ = command("leaderboard", RESNET)
+    assert "did not converge" in out
+
+
+def test_an_empty_leaderboard_says_how_to_fill_it(command, known):
+    assert (
+        command("leaderboard")[1] == "No finished runs yet; start some with: repro run EXPERIMENT --scale laptop\n"
+    )
+
+
+def test_numbers_for_other_data_are_said_to_be(command, known):
+    known(*row("resnet-20", [50.0, 60.0, 70.0], scale="smoke"))
+    assert "\nThe paper's errors are for cifar10.\n" in command("leaderboard", RESNET)[1]
+
+
+@pytest.mark.parametrize("words", [("list",), ("show", RESNET), ("verify",), ("leaderboard",)])
+@pytest.mark.parametrize("width", [80, 120])
+def test_nothing_is_wider_than_the_terminal(terminal, known, words, width):
+    known(*row("resnet-20", AGREES), *row("resnet-20-wd-1e-5", DIFFERS))
+    _, lines = terminal(width, *words)
+    assert len(lines) > 4
+    assert max(map(len, lines)) <= width
+
+
+def test_a_table_of_one_network_is_one_line_on_80_columns(terminal, known):
+    known(*row("resnet-20-wd-1e-5", DIFFERS))
+    _, lines = terminal(80, "leaderboard")
+    assert lines[2].split() == ["resnet-20-wd-1e-5", "20.00", "±", "0.16", "2.00", "10.00", "5", "±", "0.40"]
+
+
+@pytest.mark.parametrize("words", [("list",), ("show", RESNET), ("verify", RESNET), ("leaderboard",)])
+def test_in_a_pipe_a_sentence_is_a_line_and_nothing_is_coloured(command, known, words):
+    known(*row("resnet-20", DIFFERS))
+    _, out, err = command(*words)
+    assert "\x1b" not in out + err
+    if words[0] == "verify":
+        assert re.search(r"\n    The mean .*\.\n    Runs: ", out)
+
+
+def test_a_server_that_is_away_is_said_once_and_the_runs_here_judged(command, known):
+    known(*row("resnet-20", AGREES), trouble="the tracking server http://x cannot be used: [/nobody]")
+    code, out, err = command("verify", RESNET)
+    assert code == 0
+    assert "✔ reproduced  error-20" in out
+    assert err == (
+        "the tracking server http://x cannot be used: [/nobody].\nGoing by the runs on this machine alone.\n"
+    )
+
+
+# After training
+
+
+def test_after_training_claims_that_need_paper_scale_are_one_line(capsys):
+    records = row("resnet-20", [50.0, 60.0, 70.0], scale="smoke") + row(
+        "plain-20", [80.0, 90.0, 85.0], scale="smoke"
+    )
+    entries = judged([load(RESNET)], records, ["smoke"])
+    tables.print_outcome(entries, RESNET)
+    out = capsys.readouterr().out
+    assert "not-run" not in out
+    assert "3 more claims about these networks can be judged at paper scale only.\n" in out
+    assert re.search(r"\nAll \d+ claims: ", out)
+    assert f"The whole ledger: repro verify {RESNET}\n" in out
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Let training end so."""
+
+    def end(ending, *records, untracked=""):
+        monkeypatch.setattr(
+            "pipeline.schedule.reproduce.carry_out", lambda *_, **__: Outcome(ending, list(records), untracked)
+        )
+
+    return end
+
+
+SMOKE = ("run", RESNET, "--scale", "smoke", "--seeds", "1")
+
+
+def test_ctrl_c_exits_130_at_once_and_says_how_to_go_on(command, known, trained):
+    trained("stopped")
+    code, out, err = command(*SMOKE)
+    assert (code, out) == (130, "")
+    assert err == "Stopped. What is finished stays; the same command goes on where the runs stopped.\n"
+
+
+def test_a_run_that_failed_exits_1_after_what_could_be_reported(command, known, trained):
+    trained("failed", *row("resnet-20", [50.0], scale="smoke"))
+    code, out, err = command(*SMOKE)
+    assert code == 1
+    assert "resnet-20" in out
+    assert err.startswith("Not all runs ended. What is finished stays;")
+
+
+def test_an_untracked_run_is_said_once_and_reported_all_the_same(command, trained):
+    trained("ended", *row("resnet-20", [50.0], scale="smoke"), untracked="nothing answers there")
+    code, out, err = command(*SMOKE)
+    assert code == 0
+    assert "resnet-20" in out
+    assert err == (
+        "Not tracked yet: nothing answers there.\n"
+        "The runs are safe on this machine; the next repro command sends them.\n"
+    )
+
+
+def test_a_second_ctrl_c_ends_at_once_with_a_line_too(command, monkeypatch):
+    def pressed(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipeline.schedule.reproduce.carry_out", pressed)
+    code, out, err = command(*SMOKE)
+    assert (code, out) == (130, "")
+    assert err == "Ended at once. The same command goes on from the last checkpoints.\n"
+
+
+# Mistakes
+
+
+def test_a_mistake_with_brackets_is_shown_as_it_was_made(command):
+    code, out, err = command(*SMOKE, "--set", "train.lr=[/x]")
+    assert (code, out) == (2, "")
+    assert err.endswith("should be a valid number, not ['/x']\n")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ("train.lr", "--set train.lr: give a key and a value, as in train.lr=0.05"),
+        ("=1", "--set =1: give a key and a value, as in train.lr=0.05"),
+        ("train.lr=", "should be a valid number, not None"),
+        ("train.lr={", "'{' is not a YAML value"),
+        ("train.lr.x=1", "'lr' is a value, not a map of settings"),
+        ("model.depth=abc", "depth of network 'plain_cifar' should be a valid integer"),
+        ("model.width=2", "network 'plain_cifar' has no argument 'width'"),
+        ("data.name=nois", "no data set is called 'nois', .*; did you mean 'noise'?"),
+        ("data.train=900", "900 training images cannot be taken from 200; .* training may have 1 to 200"),
+        ("data.pad_to=8", "pad_to 8 is smaller than the 16 x 16 images; use 16 or more"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_one_sentence_before_anything_starts(command, tmp_path, change, sentence):
+    code, out, err = command(*SMOKE, "--set", change)
+    assert (code, out) == (2, "")
+    assert re.fullmatch("error: .*" + "(?:.*)".join(map(re.escape, sentence.split(".*"))) + ".*\n", err)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("words", [SMOKE, ("ui",)])
+def test_a_home_that_cannot_be_is_one_sentence(command, tmp_path, monkeypatch, words):
+    (tmp_path / "taken").write_text("by a file")
+    monkeypatch.setenv("REPRO_HOME", str(tmp_path / "taken" / "home"))
+    code, _, err = command(*words)
+    assert code == 2
+    assert re.fullmatch(rf"error: cannot write to {tmp_path}/taken/home: not a directory; .*REPRO_HOME.*\n", err)
+
+
+@pytest.mark.parametrize("left", ['{"why": "failed"}', '{"why": "failed", "text": "no room", "asked": 0}'])
+@pytest.mark.parametrize("run", ["{", "[]", '{"experiment": "lenet5/mnist"}', '{"experiment": []}'])
+def test_a_damaged_folder_of_a_left_run_is_complained_of_and_stops_nothing(command, tmp_path, run, left):
+    folder = tmp_path / "runs" / "0123"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(run)
+    (folder / "left.json").write_text(left)
+    code, out, err = command("verify", "lenet5/mnist")
+    assert (code, "cannot judge: not-run" in out) == (0, True)
+    assert f"the run in {folder} cannot be read" in err
+
+
+PLAIN = ["-c", "from pipeline.cli import main; main()"]
+
+
+def test_a_terminal_without_our_signs_gets_others():
+    words = [sys.executable, *PLAIN, "verify", "lenet5/architecture"]
+    plain = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(words, env=plain, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"? reproduced" in done.stdout
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is full")
+@pytest.mark.parametrize("asked", [["list", "--json"], ["--help"]], ids=["more than a buffer", "less"])
+def test_output_that_cannot_be_written_is_one_sentence(asked):
+    with Path("/dev/full").open("wb") as full:
+        words = [sys.executable, *PLAIN, *asked]
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr) == (2, b"error: cannot write what there is to say: no space left\n")
+
+
+def test_a_reader_that_has_had_enough_hears_nothing():
+    words = [sys.executable, *PLAIN, "list"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
+
+
+@pytest.mark.parametrize("count", ["0", "-1", "many"])
+def test_threads_from_one_on(monkeypatch, count):
+    monkeypatch.setenv("OMP_NUM_THREADS", count)
+    with pytest.raises(UserError, match=f"OMP_NUM_THREADS is '{count}'; a number from 1 on is needed"):
+        main.threads()
+
+
+def test_threads_are_one_unless_asked(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert main.threads() == 1
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert main.threads() == 3
+
+
+def test_changes_are_yaml():
+    words = ["train.lr=1e-3", "train.lr_drops.at=[3, 4]", "data.name=noise", "train.compile=true", "a=b=c"]
+    assert main.parsed(words) == {
+        "train.lr": 0.001,
+        "train.lr_drops.at": [3, 4],
+        "data.name": "noise",
+        "train.compile": True,
+        "a": "b=c",
+    }
+
+
+# --- what networks cost, and weights of others -------------------------------------------------------------
+
+
+def test_analyse_prints_a_network_as_its_papers_table(command):
+    code, out, err = command("analyse", "lenet5")
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0] == "lenet5, 10 classes, one image of 1 x 32 x 32"
+    heads = ["layer", "output", "kernel", "parameters", "multiply-adds", "activations", "sees"]
+    assert lines[1].split() == heads
+    assert lines[2].split() == ["c1", "6", "x", "28", "x", "28", "156", "117,600", "4,704", "5"]
+    assert lines[9].split()[:2] == ["total", "60,000"]
+
+
+def test_analyse_takes_other_arguments(command):
+    code, out, _ = command("analyse", "resnet-20", "--set", "depth=38", "--json")
+    shown = json.loads(out)
+    assert (code, shown["network"], shown["input"]) == (0, "resnet-20 (depth 38)", [3, 32, 32])
+    more = 3 * (18 * (16**2 + 32**2 + 64**2) + 4 * (16 + 32 + 64))  # three blocks more at each size
+    assert shown["layers"][-1]["parameters"] == 269_722 + more
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("show", "my/none.yaml"), "there is no file my/none.yaml"),
+        (
+            ("verify", "resnet"),
+            "no experiment 'resnet'; known: resnet/architecture, resnet/cifar10_depth, resnet/imagenet",
+        ),
+        (("analyse", "resnt-20"), "there is no network 'resnt-20'; did you mean 'resnet-20'?"),
+        (
+            ("analyse", "resnet-20", "--set", "depth=21"),
+            "depth 21 is not 6n + 2 (section 4.2); the nearest that are: 20, 26",
+        ),
+        (("analyse", "resnet-20", "--set", "dept=20"), "has no argument 'dept'; did you mean 'depth'?"),
+        (
+            ("analyse", "resnet-20", "--set", "depth=abc"),
+            "depth of network 'resnet_cifar' should be a valid integer",
+        ),
+        (
+            ("analyse", "resnet-20", "--set", "depth=110.0"),
+            "depth of network 'resnet_cifar' should be a valid integer",
+        ),
+        (("analyse", "resnet-50", "--set", "depth=[50]"), "depth of network 'resnet_imagenet' should be"),
+        (("analyse", "resnet-50", "--set", "num_classes=10"), "has no argument 'num_classes'"),
+        (("analyse", "resnet-50", "--set", "name=vgg"), "has no argument 'name'"),
+        (("analyse", "alexnet", "--set", "without=3"), "without of network 'alexnet' should be"),
+        (("analyse", "wrn-28-10", "--set", "k=wide"), "k of network 'wide_resnet_cifar' should be"),
+        (
+            ("evaluate", "resnet-50", "--weights", "torchvision", "--data", "x", "--set", "foo=1"),
+            "network 'resnet_imagenet' has no argument 'foo'",
+        ),
+        (("analyse", "--set", "depth=20"), "--set changes one network; name it, as in repro analyse resnet-50"),
+        (
+            ("evaluate", "resnet-20", "--weights", "nowhere.pth", "--data", "cifar10"),
+            "there is no weights file nowhere.pth; give a .safetensors or .pth file, or 'torchvision'",
+        ),
+        (
+            ("evaluate", "alexnet", "--weights", "torchvision", "--data", "x"),
+            "torchvision publishes no weights for alexnet; it does for its densenet121",
+        ),
+        (
+            ("run", "alexnet/architecture"),
+            "alexnet/architecture trains nothing: its claims are judged by arithmetic",
+        ),
+    ],
+)
+def test_a_mistake_about_a_network_is_one_sentence(command, words, said):
+    code, _, err = command(*words)
+    assert code == 2
+    assert said in err
+    assert "Traceback" not in err
+
+
+def test_analyse_shows_all_networks_and_draws_the_comparison(command, monkeypatch, tmp_path):
+    shown = [load("resnet/cifar10_depth"), load("complexity/architecture")]
+    few = {name: v for name, v in shown[1].variants.items() if name in ("alexnet", "resnet-18")}
+    shown[1] = shown[1].model_copy(update={"variants": few})
+    monkeypatch.setattr("pipeline.declare.load.all_experiments", lambda: shown)
+    monkeypatch.setattr("pipeline.analyse.timing.forward_times", lambda named: (0.01, 0.02, 0.03))
+    code, out, _ = command("analyse")
+    assert code == 0
+    lines = out.splitlines()
+    (row,) = (line.split() for line in lines if line.startswith("resnet-110 "))
+    assert row == ["resnet-110", "3x32x32", "110", "1.73", "M", "252.89", "M", "1.05", "M", "11.1"]
+    at = lines.index("the lecture's comparison: published accuracy, and what it costs")
+    assert [line.split()[0] for line in lines[at + 2 : at + 4]] == ["resnet-18", "alexnet"]  # by accuracy
+    assert lines[at + 3].endswith("20.0 (10.0 to 30.0)")
+    picture = Path(lines[-1].removeprefix("figure   "))
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert picture.is_relative_to(tmp_path)
+
+
+def test_published_weights_are_a_labelled_row_and_no_evidence(command, known, monkeypatch, tmp_path):
+    about = ("resnet-50", "torchvision X", "00", "stride 2 elsewhere", "val", "one crop")
+    keep(PublishedResult(*about, 50000, 23.85, 7.13, 23.87, 3, "hardware", "commit", "today"))
+    code, out, _ = command("leaderboard")
+    assert code == 0
+    assert "published weights on val: imported, not trained here, and no reproduction\n" in out
+    assert "Files of val that are no pictures and were left out: 3.\n" in out
+    assert "resnet-50 departs from its paper for these weights: stride 2 elsewhere.\n" in out
+    (line,) = (line for line in out.splitlines() if "torchvision X" in line)
+    assert line.split() == ["resnet-50", "torchvision", "X", "23.85", "7.13", "23.87", "50,000", "±", "0.19"]
+    _, out, _ = command("leaderboard", "--json")
+    (kept,) = (row for row in json.loads(out) if row["kind"] == "published weights")
+    assert kept["top1"] == 23.85
+    _, out, _ = command("leaderboard", RESNET)
+    assert "published weights" not in out
+
+
+def test_verify_of_all_counts_what_arithmetic_confirms_and_shows_errata(command, known):
+    _, out, _ = command("verify")
+    assert re.search(r"\nlenet5/architecture\n✔ reproduced by arithmetic \(\d+ claims\)\n", out)
+    assert "    Each of them: repro verify lenet5/architecture\n" in out
+    assert "! erratum  lecture-weight-decay\n" in out
+    assert "✔ reproduced  parameters-20\n" not in out

@@ -1,0 +1,87 @@
+"""Names of test protocols, and what the papers say they show a network."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.common.errors import UserError
+from pipeline.declare.protocol import EXAMPLES, Part, read_protocol
+
+
+def part(kind, side, shorts, square=False, interpolation="bilinear"):
+    return Part(kind, side, shorts, square, interpolation)
+
+
+@pytest.mark.parametrize(
+    ("name", "parts", "views"),
+    [
+        ("1-crop-224-of-256", [part("centre", 224, (256,))], 1),
+        # Krizhevsky et al. 2012, section 4.1: five patches and their reflections, of the central 256 x 256
+        ("10-crop-227-of-square-256", [part("ten", 227, (256,), square=True)], 10),
+        ("10-crop-224-of-256", [part("ten", 224, (256,))], 10),
+        # VGG, arXiv:1409.1556, section 3.2: "50 crops per scale (5 x 5 regular grid with 2 flips)", of 3 150
+        ("50-crop-224-of-256", [part("grid", 224, (256,))], 50),
+        ("150-crop-224-of-256-384-512", [part("grid", 224, (256, 384, 512))], 150),
+        # GoogLeNet, arXiv:1409.4842, section 7: "4 x 3 x 6 x 2 = 144 crops per image"
+        ("144-crop-224-of-256-288-320-352", [part("googlenet", 224, (256, 288, 320, 352))], 4 * 3 * 6 * 2),
+        # ResNet, arXiv:1512.03385, section 3.4, with mirror images
+        ("dense-of-224-256-384-480-640", [part("dense", None, (224, 256, 384, 480, 640))], 10),
+        ("dense-of-384-and-50-crop-224-of-384", [part("dense", None, (384,)), part("grid", 224, (384,))], 52),
+        ("1-crop-299-of-320-bicubic", [part("centre", 299, (320,), interpolation="bicubic")], 1),
+        ("30-crop-224-of-256-384-512", [part("ten", 224, (256, 384, 512))], 30),
+        ("1-crop-224-of-224", [part("centre", 224, (224,))], 1),
+    ],
+)
+def test_a_name_says_the_whole_protocol(name, parts, views):
+    found = read_protocol(name)
+    assert (found.name, list(found.parts), found.views) == (name, parts, views)
+
+
+def test_examples_in_messages_are_protocols():
+    assert [read_protocol(name).views for name in EXAMPLES.split(", ")] == [1, 10, 144, 6]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("center-crop", r"'center-crop' is no test protocol; such names are 1-crop-224-of-256, "),
+        ("", "'' is no test protocol"),
+        ("10-crop-224", "is no test protocol"),
+        ("10-crop-224-of-256-lanczos", "is no test protocol"),
+        ("10-crop-224-of-256-and-", "is no test protocol"),
+        ("010-crop-224-of-256", "is no test protocol"),  # one protocol, one name
+        ("10-crop-224-of-256\n", "is no test protocol"),
+        ("10-crop-224-of-25٦", "is no test protocol"),  # an Arabic six
+        ("dense-224-of-256", "is no test protocol"),
+        ("10-crop-257-of-256", "a crop of 257 is larger than a short side of 256"),
+        ("20-crop-300-of-256-384", "a crop of 300 is larger than a short side of 256"),
+        ("20-crop-224-of-384-256", "scales should rise, each of them once"),
+        ("20-crop-224-of-256-256", "scales should rise, each of them once"),
+        ("12-crop-224-of-256", "crops of these short sides are 1, 10, 36, 50, not 12"),
+        ("144-crop-224-of-256-288-320", "crops of these short sides are 3, 30, 108, 150, not 144"),
+        ("dense-of-square-256", "'square' is for crops out of one square"),
+        ("36-crop-224-of-square-256", "'square' is for crops out of one square"),
+        ("dense-of-256-and-dense-of-256", "has a part twice"),
+    ],
+)
+def test_what_is_no_protocol_is_refused_in_one_sentence(name, words):
+    with pytest.raises(UserError, match=words) as refused:
+        read_protocol(name)
+    assert "\n" not in str(refused.value)
+
+
+KINDS = st.sampled_from(["centre", "ten", "grid", "googlenet", "dense"])
+SHORTS = st.lists(st.integers(32, 999), min_size=1, max_size=6, unique=True).map(lambda some: tuple(sorted(some)))
+
+
+@given(KINDS, st.integers(1, 32), SHORTS, st.booleans(), st.sampled_from(["bilinear", "bicubic"]))
+def test_every_part_has_one_name(kind, side, shorts, square, interpolation):
+    square = square and kind not in ("googlenet", "dense")
+    each = {"centre": 1, "ten": 10, "grid": 50, "googlenet": 36, "dense": 2}[kind]
+    words = "dense" if kind == "dense" else f"{each * len(shorts)}-crop-{side}"
+    name = (
+        f"{words}-of-{'square-' * square}{'-'.join(map(str, shorts))}{'-bicubic' * (interpolation == 'bicubic')}"
+    )
+    found = read_protocol(name)
+    assert found.parts == (part(kind, None if kind == "dense" else side, shorts, square, interpolation),)
+    assert found.views == each * len(shorts)

@@ -1,0 +1,476 @@
+"""MLflow: what is sent, that nothing is sent twice, and what a server that is away costs (nothing)."""
+
+import json
+import os
+import sqlite3
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from mlflow.entities import ViewType
+from mlflow.tracking import MlflowClient
+
+from pipeline.declare.load import load
+from pipeline.judge.collect import known
+from pipeline.report.publish import note_of, report
+from pipeline.schedule import execute, local
+from pipeline.schedule.reproduce import carry_out
+from pipeline.track import mlflow_writer as tracking
+from pipeline.track.mlflow_reader import shown
+from pipeline.track.mlflow_writer import Tracker, TrackingError, aggregates, flat
+from pipeline.track.record import Record
+from pipeline.track.run_folder import RunFolder
+from tests.support.real_runs import RESNET, a_run, a_task, curves, manifest_of, stop_after, train_in
+
+pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # MLflow 3.17's own
+NOBODY = "http://127.0.0.1:9"  # the discard port: nothing listens there
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory):
+    """MLflow's tables, made once: it takes seconds."""
+    tracking.silence()
+    path = tmp_path_factory.mktemp("mlflow") / "empty.db"
+    assert Tracker(f"sqlite:///{path}").client
+    return path.read_bytes()
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch, empty_database):
+    """A folder for everything, with a fresh tracking database."""
+    monkeypatch.setenv("REPRO_HOME", str(tmp_path))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "mlflow.db").write_bytes(empty_database)
+    return tmp_path
+
+
+@pytest.fixture
+def client(home):
+    return MlflowClient(f"sqlite:///{home / 'mlflow.db'}")
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A finished run's folder, as bytes, to be put wherever a test wants it."""
+    path = tmp_path_factory.mktemp("trained")
+    train_in(path, a_run())
+    return {file.name: file.read_bytes() for file in path.iterdir()}
+
+
+def placed(home, files):
+    identity = json.loads(files["run.json"])["identity"]
+    path = home / "runs" / identity
+    path.mkdir(parents=True)
+    for name, content in files.items():
+        (path / name).write_bytes(content)
+    return RunFolder(path)
+
+
+def runs_of(client):
+    """All of MLflow's runs: (parents, children)."""
+    ids = [found.experiment_id for found in client.search_experiments(ViewType.ALL)]
+    rows = client.search_runs(ids)
+    return [row for row in rows if "mlflow.parentRunId" not in row.data.tags], [
+        row for row in rows if "mlflow.parentRunId" in row.data.tags
+    ]
+
+
+def history(client, run_id, metric):
+    return [(point.step, point.value) for point in client.get_metric_history(run_id, metric)]
+
+
+# What is sent
+
+
+def test_a_run_is_a_child_with_recipe_curves_final_metrics_data_and_files(home, client, trained):
+    folder = placed(home, trained)
+    record = folder.result()
+    Tracker().sync(folder)
+    [parent], [child] = runs_of(client)
+    assert parent.info.run_name == "cifar10_depth @ smoke"
+    assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert (child.info.run_name, child.info.status) == ("resnet-20 seed 0", "FINISHED")
+
+    params = child.data.params
+    assert params["seed"] == "0"
+    assert (params["model.name"], params["model.depth"], params["model.shortcut"]) == ("resnet_cifar", "20", "A")
+    assert (params["train.steps"], params["train.lr"], params["data.name"]) == ("12", "0.1", "noise")
+    assert params["train.lr_drops.at"] == "[6, 9]"
+
+    for metric in ("train/loss", "train/top1_error_pct", "test/loss"):
+        expected = [(step, found[metric]) for step, found in curves(folder.path) if metric in found]
+        if metric.startswith("test/"):
+            expected.append((12, record.metrics[metric]))
+        assert history(client, child.info.run_id, metric) == expected
+    assert {key: value for key, value in child.data.metrics.items() if key != "seconds"} == record.metrics
+    assert child.data.metrics["test/images"] == 100
+
+    [data] = [given.dataset for given in child.inputs.dataset_inputs]
+    assert (data.name, data.digest) == ("noise", manifest_of("noise").sha256[:36])
+    assert json.loads(data.profile) == {"train": 200, "test": 100}
+
+    tags = child.data.tags
+    assert (tags["repro.variant"], tags["repro.seed"], tags["repro.departs"]) == ("resnet-20", "0", "no")
+    assert tags["repro.manifest"] == manifest_of("noise").sha256
+    assert tags["mlflow.source.git.commit"] == record.commit
+    assert tags["repro.library.torch"] == record.libraries["torch"]
+    assert (tags["repro.world"], tags["repro.device_batch"]) == (str(record.world), str(record.device_batch))
+    assert (record.world, record.device_batch) == (1, 20)
+    files = {found.path for found in client.list_artifacts(child.info.run_id)}
+    assert files == {"network.safetensors", "journal.jsonl"}
+    kept = Path(client.download_artifacts(child.info.run_id, "network.safetensors", str(home)))
+    assert kept.read_bytes() == trained["network.safetensors"]
+
+
+def test_a_run_changed_by_set_is_labelled(home, client):
+    train_in(home / "runs" / "x", a_run(changes={"train.lr": 0.05}))
+    Tracker().sync(RunFolder(home / "runs" / "x"))
+    _, [child] = runs_of(client)
+    assert child.info.run_name == "resnet-20 seed 0 (departs)"
+    assert child.data.tags["repro.departs"] == '{"train.lr": 0.05}'
+
+
+def test_records_come_back_as_they_were_with_mlflow_s_run_id(home, client, trained):
+    folder = placed(home, trained)
+    tracker = Tracker()
+    assert tracker.records() == []
+    tracker.sync(folder)
+    _, [child] = runs_of(client)
+    assert tracker.records() == [replace(folder.result(), run_id=child.info.run_id)]
+
+
+def test_records_of_many_pages_all_come(home, trained, monkeypatch):
+    monkeypatch.setattr(tracking, "PAGE", 2)
+    tracker = Tracker()
+    for number in range(5):
+        files = dict(trained)
+        for name in ("run.json", "result.json"):
+            files[name] = json.dumps(json.loads(files[name]) | {"identity": f"run-{number}"}).encode()
+        tracker.sync(placed(home, files))
+    assert sorted(record.identity for record in tracker.records()) == [f"run-{number}" for number in range(5)]
+
+
+def test_curves_come_back(home, client, trained):
+    folder = placed(home, trained)
+    tracker = Tracker()
+    tracker.sync(folder)
+    _, [child] = runs_of(client)
+    expected = [(step, found["train/loss"]) for step, found in curves(folder.path)]
+    assert tracker.curves(child.info.run_id, "train/loss") == expected
+
+
+# Nothing twice
+
+
+def counts(client):
+    parents, children = runs_of(client)
+    points = {
+        (child.info.run_id, metric): len(client.get_metric_history(child.info.run_id, metric))
+        for child in children
+        for metric in child.data.metrics
+    }
+    return len(parents), len(children), points
+
+
+def test_sent_twice_is_there_once(home, client, trained):
+    folder = placed(home, trained)
+    Tracker().sync(folder)
+    before = counts(client)
+    Tracker().sync(folder)
+    assert counts(client) == before
+    (folder.path / "tracked.json").unlink()  # as if the process had died before it could note what it sent
+    Tracker().sync(folder)
+    assert counts(client) == before
+
+
+@pytest.mark.parametrize("request_number", range(1, 9))
+def test_a_server_lost_between_any_two_requests_has_everything_once_in_the_end(
+    home, client, trained, monkeypatch, request_number
+):
+    folder = placed(home, trained)
+    tracker = Tracker()
+    done = []
+    for name in ("create_run", "log_batch", "log_inputs", "log_artifact", "set_terminated"):
+
+        def counted(*words, _name=name, **more):
+            done.append(_name)
+            if len(done) == request_number:
+                raise ConnectionError("gone")
+            return getattr(client, _name)(*words, **more)
+
+        monkeypatch.setattr(tracker.client, name, counted)
+    with pytest.raises(TrackingError):
+        tracker.sync(folder)
+    Tracker().sync(folder)
+    parents, [child] = runs_of(client)
+    assert len(parents) == 1
+    assert child.info.status == "FINISHED"
+    assert child.data.params["seed"] == "0"
+    assert len(child.inputs.dataset_inputs) == 1
+    assert len(history(client, child.info.run_id, "train/loss")) == 6
+    assert history(client, child.info.run_id, "test/images") == [(4, 100), (8, 100), (12, 100)]
+
+
+# States
+
+
+def test_a_stopped_run_is_killed_then_running_then_finished_with_one_id(home, client):
+    folder, tracker, run = RunFolder(home / "runs" / "x"), Tracker(), a_run()
+    train_in(folder.path, run, stop=stop_after(5))
+    tracker.sync(folder)
+    _, [child] = runs_of(client)
+    assert child.info.status == "KILLED"
+    assert [step for step, _ in history(client, child.info.run_id, "train/loss")] == [2, 4]
+
+    from filelock import FileLock
+
+    with FileLock(folder.lock_file):  # as while it trains
+        train_in(folder.path, run, stop=stop_after(2))
+        tracker.sync(folder)
+        _, [again] = runs_of(client)
+        assert (again.info.run_id, again.info.status) == (child.info.run_id, "RUNNING")
+    tracker.sync(folder)
+    assert runs_of(client)[1][0].info.status == "KILLED"
+
+    train_in(folder.path, run)
+    Tracker().sync(folder)
+    _, [ended] = runs_of(client)
+    assert (ended.info.run_id, ended.info.status) == (child.info.run_id, "FINISHED")
+    assert [step for step, _ in history(client, child.info.run_id, "train/loss")] == [2, 4, 6, 8, 10, 12]
+
+
+@pytest.mark.parametrize("lr", [1e30, 3e4])
+def test_a_run_that_diverged_is_failed_and_keeps_its_record(home, client, lr):
+    """With the higher rate before the first report, so that there is no journal."""
+    folder = RunFolder(home / "runs" / "x")
+    record = train_in(folder.path, a_run("plain-20", changes={"train.lr": lr, "train.log_every": 3}))
+    if record.status == "finished":
+        pytest.skip("this processor's rounding saved it")
+    Tracker().sync(folder)
+    _, [child] = runs_of(client)
+    assert child.info.status == "FAILED"
+    assert child.data.tags["repro.ended"] == record.ended
+    [found] = Tracker().records()
+    assert (found.status, found.metrics) == ("not converged", {})
+
+
+# A server that is away
+
+
+@pytest.mark.parametrize("uri", [NOBODY, "http://user:secret@127.0.0.1:9", "http://user:se/c@ret@127.0.0.1:9"])
+def test_a_server_that_is_away_is_one_sentence_without_the_password_in_seconds(uri, home):
+    begun = time.monotonic()
+    with pytest.raises(TrackingError) as caught:
+        Tracker(uri).records()
+    assert time.monotonic() - begun < 10
+    said = str(caught.value)
+    assert said.startswith("the tracking server http://")
+    assert "cannot be used" in said
+    assert "ret" not in said
+    assert "\n" not in said
+
+
+def test_what_to_do_about_a_server_that_is_away_is_said():
+    with pytest.raises(TrackingError, match="nothing answers there; start it, or unset MLFLOW_TRACKING_URI"):
+        Tracker(NOBODY).records()
+
+
+def test_an_address_is_shown_without_its_password():
+    assert shown("https://me:p@ss/w@host/x") == "https://***@host/x"
+    assert shown("sqlite:////a/b.db") == "sqlite:////a/b.db"
+
+
+def test_a_folder_that_is_not_there_is_made(tmp_path, monkeypatch):
+    monkeypatch.setenv("REPRO_HOME", str(tmp_path / "new" / "home"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert Tracker().records() == []
+
+
+def in_this_process(tasks, *, workers, threads, happened, tick):
+    """As `run_all`, without processes."""
+    for task in tasks:
+        record = execute.train_task(
+            task,
+            threads=threads,
+            stop=lambda: False,
+            say=lambda kind, text="", record=None, task=task: happened(local.Event(kind, task, text, record)),
+        )
+        happened(local.Event("ended", task, "", record))
+        tick()
+    return "ended"
+
+
+def test_training_goes_on_with_the_server_away_and_is_sent_when_it_is_back(home, client, monkeypatch):
+    monkeypatch.setattr("pipeline.schedule.reproduce.run_all", in_this_process)
+    task = a_task(home / "runs", a_run())
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", NOBODY)
+    came = carry_out([task], threads=1, happened=lambda _: None)
+    assert came.ending == "ended"
+    assert "nothing answers there" in came.untracked
+    assert [record.status for record in came.records] == ["finished"]
+    away = known()
+    assert (away.tracker, [record.identity for record in away.records]) == (None, [task.identity])
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    back = known()
+    assert [bool(record.run_id) for record in back.records] == [True]
+    _, [child] = runs_of(client)
+    assert child.info.status == "FINISHED"
+    assert len(history(client, child.info.run_id, "train/loss")) == 6
+
+
+def test_what_is_tracked_elsewhere_is_not_trained_again(home, trained, monkeypatch):
+    """The run's own folder is gone: another machine trained it."""
+    folder = placed(home, trained)
+    Tracker().sync(folder)
+    identity, found = folder.result().identity, folder.result()
+    folder.path.rename(home / "elsewhere")
+    monkeypatch.setattr("pipeline.schedule.reproduce.run_all", lambda *_, **__: pytest.fail("trained again"))
+    task = replace(a_task(home / "runs", a_run()), identity=identity)
+    came = carry_out([task], threads=1, happened=lambda _: None)
+    assert [replace(record, run_id="") for record in came.records] == [found]
+    assert not folder.path.exists()
+
+
+def test_runs_whose_database_was_deleted_still_count(home, trained):
+    placed(home, trained)
+    [before] = known().records
+    (home / "mlflow.db").unlink()
+    [after] = known().records
+    assert replace(after, run_id="") == replace(before, run_id="")
+
+
+# The parent run
+
+
+def test_publish_puts_aggregates_tables_figure_page_and_note_on_the_parent(home, client, trained):
+    folder = placed(home, trained)
+    tracker = Tracker()
+    tracker.sync(folder)
+    made = report(load(RESNET), "smoke", tracker.records(), tracker)
+    [parent], _ = runs_of(client)
+    assert parent.info.status == "FINISHED"
+    record = folder.result()
+    key = "resnet-20/test/top1_error_pct"
+    assert parent.data.metrics[f"{key}/mean"] == record.metrics["test/top1_error_pct"]
+    assert parent.data.metrics[f"{key}/seeds"] == 1
+    files = {found.path for found in client.list_artifacts(parent.info.run_id)}
+    assert files == {"leaderboard.json", "verdicts.json", made.figure.name, made.page.name}
+    board = json.loads(
+        Path(client.download_artifacts(parent.info.run_id, "leaderboard.json", str(home))).read_text()
+    )
+    assert board["columns"][0] == "network"
+    assert [row[0] for row in board["data"]] == ["resnet-20"]
+    assert json.loads(parent.data.tags["mlflow.loggedArtifacts"]) == [
+        {"path": "leaderboard.json", "type": "table"},
+        {"path": "verdicts.json", "type": "table"},
+    ]
+    note = parent.data.tags["mlflow.note.content"]
+    assert note.startswith("# Do deeper plain networks train worse")
+    assert "| resnet-20 |" in note
+    paper = client.get_experiment_by_name("resnet")
+    assert paper.tags["mlflow.note.content"] == note
+
+
+def test_a_note_is_no_longer_than_mlflow_keeps(home, client, trained):
+    """MLflow cuts a run's tag after 8,000 characters, in silence; an experiment's may be refused after 5,000."""
+    tracker = Tracker()
+    tracker.sync(placed(home, trained))
+    made = report(load(RESNET), "smoke", tracker.records(), tracker)
+    board = [{"network": "n" * 60, "top-1 error %": "9"}] * 20
+    entries = [entry for entry in made.entries if entry.evidence] * 40
+    note = note_of(load(RESNET), "smoke", board, entries)
+    assert 4000 < len(note) <= 5000
+    assert note.endswith(". With their evidence: verdicts.json.")
+
+
+def test_a_report_made_twice_keeps_one_parent(home, client, trained):
+    tracker = Tracker()
+    tracker.sync(placed(home, trained))
+    for _ in range(2):
+        report(load(RESNET), "smoke", tracker.records(), tracker)
+    assert len(runs_of(client)[0]) == 1
+
+
+def test_aggregates_are_mean_spread_and_number_of_seeds(experiment, row_of_seeds):
+    found = aggregates(row_of_seeds(experiment, "plain-20", [9.0, 10.0, 11.0]))
+    assert found["plain-20/test/top1_error_pct/mean"] == 10.0
+    assert found["plain-20/test/top1_error_pct/std"] == 1.0
+    assert found["plain-20/test/top1_error_pct/seeds"] == 3.0
+
+
+def test_aggregates_leave_out_what_is_not_finite_and_no_spread_of_one(experiment, record):
+    one: Record = record(experiment, "plain-20", 0, 9.5, metrics={"test/loss": float("inf"), "a": 1.0})
+    assert aggregates([one]) == {"plain-20/a/mean": 1.0, "plain-20/a/seeds": 1.0}
+
+
+def test_flat_makes_dotted_keys():
+    assert flat({"train": {"lr": 0.1, "drops": {"at": [1]}}, "x": 2}) == {
+        "train.lr": 0.1,
+        "train.drops.at": [1],
+        "x": 2,
+    }
+
+
+def test_mlflow_is_asked_to_give_up_soon():
+    assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "1"
+
+
+# --- weights of others -------------------------------------------------------------------------------------
+
+OF_OTHERS = {
+    "network": "resnet-50",
+    "weights": "torchvision X",
+    "sha256": "ab" * 32,
+    "differs": "",
+    "data": "it's val",
+    "protocol": "single central crop 224",
+    "images": 50000,
+    "top1": 23.85,
+    "top5": 7.13,
+    "stated_top1": 23.87,
+}
+
+
+def test_published_weights_are_a_run_of_their_own_and_no_record(home, client):
+    tracker = Tracker()
+    first = tracker.imported(OF_OTHERS)
+    assert tracker.imported(OF_OTHERS) == first  # the same again is the same run
+    assert tracker.imported(OF_OTHERS | {"data": "other"}) != first
+    run = client.get_run(first)
+    assert client.get_experiment(run.info.experiment_id).name == "published weights"
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics == {"test/top1_error_pct": 23.85, "test/top5_error_pct": 7.13, "test/images": 50000}
+    assert (run.data.tags["repro.kind"], run.data.tags["repro.weights"]) == ("published weights", "torchvision X")
+    assert tracker.records() == []
+
+
+def test_published_weights_by_several_protocols_are_told_apart(home, client):
+    names, metrics = [], set()
+    for protocol in ("1-crop-224-of-256", "10-crop-224-of-256"):
+        run = client.get_run(Tracker().imported(OF_OTHERS | {"protocol": protocol}))
+        names.append(run.info.run_name)
+        assert run.data.metrics[f"test/{protocol}/top1_error_pct"] == 23.85
+        metrics |= set(run.data.metrics)
+    assert names == [f"resnet-50, published weights, {count}-crop-224-of-256" for count in (1, 10)]
+    assert len(metrics) == 9
+
+
+def test_a_server_that_is_away_is_a_tracking_error(home, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", NOBODY)
+    with pytest.raises(TrackingError, match=r"127\.0\.0\.1:9"):
+        Tracker().imported(OF_OTHERS)
+
+
+def test_a_database_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
+    """What was killed while the tables were made is left aside: MLflow cannot go on with some of its tables."""
+    monkeypatch.setenv("REPRO_HOME", str(tmp_path))
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    begun = tmp_path / ".mlflow.db-begun"
+    with sqlite3.connect(begun) as base:
+        base.execute("CREATE TABLE spans (trace_id VARCHAR(50) NOT NULL)")
+    begun.with_name(f"{begun.name}-journal").write_bytes(b"half a journal")
+    assert Tracker(uri).records() == []
+    Tracker(uri).client.search_experiments()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mlflow.db", "mlflow.db.lock"]

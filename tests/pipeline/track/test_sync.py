@@ -1,0 +1,344 @@
+"""Run folders on their way to the tracking server: which are looked at, what stops a round, what does not."""
+
+import json
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from pipeline.track import sync as module
+from pipeline.track.mlflow_writer import Tracker, TrackingError
+from pipeline.track.run_folder import RunFolder
+from pipeline.track.sync import Syncing, ended_here, several, sync_all
+from tests.support.mlflow_servers import HANGS, Server, empty_database
+from tests.support.real_runs import a_run, stop_after, train_in
+
+pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # MLflow 3.17's own
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory):
+    return empty_database(tmp_path_factory.mktemp("mlflow") / "empty.db")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A finished run's files."""
+    path = tmp_path_factory.mktemp("trained")
+    train_in(path, a_run())
+    return {file.name: file.read_bytes() for file in path.iterdir() if file.is_file()}
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch, empty):
+    monkeypatch.setenv("REPRO_HOME", str(tmp_path))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "mlflow.db").write_bytes(empty)
+    return tmp_path
+
+
+@pytest.fixture
+def place(home, trained):
+    """Put a finished run into the home: place("a"), place("b", damaged={"run.json": b"{"})."""
+
+    def put(identity, *, damaged=None, **other) -> Path:
+        path = home / "runs" / identity
+        path.mkdir(parents=True, exist_ok=True)
+        for name, content in trained.items():
+            if name in ("run.json", "result.json"):
+                content = json.dumps(json.loads(content) | {"identity": identity} | other).encode()
+            (path / name).write_bytes((damaged or {}).get(name, content))
+        return path
+
+    return put
+
+
+def tracked_identities() -> list[str]:
+    return sorted(record.identity for record in Tracker().records())
+
+
+class Stub:
+    """Stands for a Tracker: notes what it is given."""
+
+    def __init__(self, wrong=None):
+        self.given, self.wrong = [], wrong
+
+    def sync(self, folder):
+        self.given.append(folder.path.name)
+        if self.wrong:
+            raise self.wrong
+        return True
+
+
+# Which folders are looked at
+
+
+def test_a_folder_that_comes_later_is_sent_when_it_is_there(home, place):
+    syncing = Syncing()
+    syncing.watch(home / "runs" / "a")
+    syncing.sync()
+    assert (syncing.trouble, tracked_identities()) == ("", [])
+    (home / "runs" / "a").mkdir(parents=True)  # as while its process starts
+    syncing.sync()
+    assert (syncing.trouble, tracked_identities()) == ("", [])
+    place("a")
+    syncing.sync()
+    assert (syncing.trouble, tracked_identities()) == ("", ["a"])
+
+
+def test_what_is_sent_for_good_is_not_looked_at_again(home, place):
+    syncing = Syncing()
+    syncing._tracker = Stub()
+    for name in ("a", "b"):
+        syncing.watch(place(name))
+    syncing.sync()
+    syncing.watch(place("c"))
+    syncing.sync()
+    syncing.sync()
+    assert syncing._tracker.given == ["a", "b", "c"]
+
+
+def test_a_run_that_goes_on_later_is_sent_to_its_end(home):
+    path, syncing, run = home / "runs" / "x", Syncing(), a_run()
+    syncing.watch(path)
+    client = MlflowClient(f"sqlite:///{home / 'mlflow.db'}")
+
+    def states():
+        syncing.sync()
+        assert syncing.trouble == ""
+        papers = [found.experiment_id for found in client.search_experiments()]
+        runs = client.search_runs(papers, "tags.`repro.seed` = '0'")
+        return [(run.info.run_id, run.info.status) for run in runs]
+
+    train_in(path, run, stop=stop_after(5))
+    [(first, status)] = states()
+    assert status == "KILLED"
+    assert states() == [(first, "KILLED")]
+    train_in(path, run)
+    assert states() == [(first, "FINISHED")]
+
+
+def test_ten_thousand_waiting_folders_are_not_asked_one_by_one(home, place, monkeypatch):
+    syncing = Syncing()
+    syncing._tracker = Stub()
+    for number in range(10_000):
+        syncing.watch(home / "runs" / f"waiting-{number}")
+    there = [place(f"waiting-{number}").name for number in (5, 7000)]
+    asked, is_file = [], Path.is_file
+    monkeypatch.setattr(Path, "is_file", lambda path: asked.append(path) or is_file(path))
+    syncing.sync()
+    assert sorted(syncing._tracker.given) == sorted(there)
+    assert len(asked) == 2
+
+
+def test_a_folder_without_anything_new_costs_no_request_and_no_write(home):
+    path, tracker = home / "runs" / "x", Tracker()
+    train_in(path, a_run(), stop=stop_after(5))
+    assert tracker.sync(RunFolder(path)) is False
+    written = (path / "tracked.json").stat().st_mtime_ns, (path / "tracked.json").stat().st_ino
+    del tracker.__dict__["client"]
+    tracker.__dict__["client"] = None  # whatever is asked of it fails
+    assert tracker.sync(RunFolder(path)) is False
+    assert ((path / "tracked.json").stat().st_mtime_ns, (path / "tracked.json").stat().st_ino) == written
+
+
+# What is wrong with one of them
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "says"),
+    [
+        ("run.json", b'{"identity": "b", "exper', "cannot be read"),
+        ("run.json", b"[]", "cannot be read"),
+        ("run.json", b"{}", "no identity"),
+        ("run.json", b"\xff\xfe", "cannot be read"),
+        ("journal.jsonl", b"not a report\n", "cannot be read"),
+        ("journal.jsonl", b'{"step": 3}\n', "a line of the journal is not a report"),
+        ("result.json", b"{", "is not a run's record"),
+    ],
+)
+def test_a_damaged_folder_is_named_and_the_others_are_sent(home, place, file, content, says):
+    syncing = Syncing()
+    for name in ("a", "b", "c"):
+        syncing.watch(place(name, damaged={file: content} if name == "b" else None))
+    syncing.sync()
+    assert tracked_identities() == ["a", "c"]
+    assert str(home / "runs" / "b") in syncing.trouble
+    assert says in syncing.trouble
+    assert "\n" not in syncing.trouble
+    place("b")  # mended
+    syncing.sync()
+    assert (tracked_identities(), syncing.trouble) == (["a", "b", "c"], "")
+
+
+def test_a_run_that_the_server_refuses_does_not_stop_the_others(home, place):
+    syncing = Syncing()
+    for name in ("a", "b", "c"):
+        other = {"experiment": "x" * 600 + "/y"} if name == "b" else {}  # MLflow takes no such name
+        syncing.watch(place(name, **other))
+    syncing.sync()
+    assert tracked_identities() == ["a", "c"]
+    assert "refuses: " in syncing.trouble
+    assert "name" in syncing.trouble
+
+
+def test_of_several_troubles_the_first_is_told_and_how_many_more():
+    assert several([]) == ""
+    assert several(["one"]) == "one"
+    assert several(["one", "two", "three"]) == "one (and 2 more like it)"
+
+
+def test_a_folder_of_a_step_which_trains_nothing_is_sent_too(home, place):
+    syncing = Syncing()
+    syncing.watch(place("s", recipe={"kind": "ensemble", "members": ["a", "b"]}))
+    syncing.sync()
+    assert (syncing.trouble, tracked_identities()) == ("", ["s"])
+
+
+# What is wrong with the server
+
+
+def test_a_server_that_is_away_is_asked_once_a_round(home, place):
+    syncing = Syncing()
+    syncing._tracker = Stub(TrackingError("the tracking server x cannot be used: nothing answers there"))
+    for number in range(5):
+        syncing.watch(place(str(number)))
+    syncing.sync()
+    assert syncing._tracker.given == ["0"]
+    assert syncing.trouble.endswith("nothing answers there")
+    syncing._tracker.wrong = None
+    syncing.sync()
+    assert sorted(syncing._tracker.given[1:]) == ["0", "1", "2", "3", "4"]
+    assert syncing.trouble == ""
+
+
+def test_whatever_goes_wrong_the_thread_goes_on(home, place, monkeypatch):
+    monkeypatch.setattr(module, "SYNC_SECONDS", 0.01)
+    syncing = Syncing()
+    syncing._tracker = Stub(RuntimeError("a mistake of ours"))
+    syncing.watch(place("a"))
+    with syncing:
+        until(lambda: len(syncing._tracker.given) > 1)
+        assert syncing.trouble == "tracking failed: RuntimeError: a mistake of ours"
+        syncing._tracker.wrong = None
+        until(lambda: syncing.trouble == "")
+
+
+def test_passwords_are_taken_out_of_whatever_went_wrong(home, place, monkeypatch):
+    monkeypatch.setattr(module, "SYNC_SECONDS", 0.01)
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hunter2")
+    said = "postgresql://me:pa@ss@host/db and hunter2 and http://host/?token=abc"
+    for error in (RuntimeError(said), OSError(said)):  # of a round, and of one folder
+        syncing = Syncing()
+        syncing._tracker = Stub(error)
+        syncing.watch(place("a"))
+        with syncing:
+            until(lambda syncing=syncing: syncing.trouble)
+        assert syncing.trouble.endswith("postgresql://***@host/db and *** and http://host/?token=***")
+
+
+def test_the_thread_ends_after_the_folder_that_is_being_sent(home, place, monkeypatch):
+    monkeypatch.setattr(module, "SYNC_SECONDS", 0.01)
+    entered, go_on = threading.Event(), threading.Event()
+
+    class Slow(Stub):
+        def sync(self, folder):
+            entered.set()
+            go_on.wait(10)
+            return super().sync(folder)
+
+    syncing = Syncing()
+    syncing._tracker = Slow()
+    for number in range(5):
+        syncing.watch(place(str(number)))
+    with syncing:
+        assert entered.wait(10)
+        threading.Timer(0.1, go_on.set).start()
+    assert syncing._tracker.given == ["0"]
+    syncing.sync()  # the caller's last one sends the rest
+    assert syncing._tracker.given == ["0", "1", "2", "3", "4"]
+
+
+def test_a_server_that_hangs_is_waited_for_once_however_many_folders_wait(home, place, monkeypatch):
+    """With requests of a second instead of ten: two of them, the second being MLflow's own retry."""
+    monkeypatch.setattr(module, "SYNC_SECONDS", 0.2)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    server = Server(home / "mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    server.fault = lambda path: HANGS
+    try:
+        syncing = Syncing()
+        for number in range(20):
+            syncing.watch(place(str(number)))
+        with syncing:
+            until(lambda: server.asked)
+            begun = time.monotonic()
+        syncing.sync()
+        assert time.monotonic() - begun < 6
+        assert len(server.asked) <= 2
+        assert "nothing answers there" in syncing.trouble
+    finally:
+        server.close()
+
+
+# All folders of this machine
+
+
+def test_folders_that_the_server_has_whole_are_not_opened(home, place, monkeypatch):
+    for name in ("a", "b"):
+        place(name)
+    records, trouble = sync_all(Tracker())
+    assert (sorted(record.identity for record in records), trouble) == (["a", "b"], "")
+    place("c")
+    looked = []
+    monkeypatch.setattr(Tracker, "sync", lambda self, folder: looked.append(folder.path.name))
+    monkeypatch.setattr(Tracker, "client", None)  # nor is MLflow's client needed
+    records, trouble = sync_all(Tracker())
+    assert looked == ["c"]
+    assert sorted(record.identity for record in records) == ["a", "b"]
+
+
+def test_a_run_whose_files_did_not_all_arrive_is_looked_at(home, place, monkeypatch):
+    path = place("a")
+    monkeypatch.setattr(
+        MlflowClient, "log_artifact", lambda *_: (_ for _ in ()).throw(OSError("the disk is full"))
+    )
+    with pytest.raises(TrackingError, match="the disk is full"):
+        sync_all(Tracker())
+    assert tracked_identities() == ["a"]  # its numbers are there
+    monkeypatch.undo()
+    monkeypatch.setenv("REPRO_HOME", str(home))
+    sync_all(Tracker())
+    assert json.loads((path / "tracked.json").read_text())["done"] is True
+    [run] = Tracker().ended()
+    assert run.sent
+    files = MlflowClient(f"sqlite:///{home / 'mlflow.db'}").list_artifacts(run.run_id)
+    assert {file.path for file in files} == {"network.safetensors", "journal.jsonl"}
+
+
+def test_what_is_wrong_with_a_folder_is_said_beside_the_records(home, place):
+    place("a")
+    place("b", damaged={"run.json": b"{"})
+    records, trouble = sync_all(Tracker())
+    assert [record.identity for record in records] == ["a"]
+    assert str(home / "runs" / "b") in trouble
+
+
+def test_runs_that_ended_here_are_read_but_for_those_known(home, place):
+    assert ended_here(but=()) == []
+    for name in ("a", "b", "c"):
+        place(name)
+    (home / "runs" / "c" / "result.json").unlink()
+    assert [record.identity for record in ended_here(but=())] == ["a", "b"]
+    place("a", damaged={"result.json": b"{"})  # is not opened
+    assert [record.identity for record in ended_here(but={"a"})] == ["b"]
+
+
+def until(holds, seconds=20.0):
+    """Wait until something holds."""
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.01)

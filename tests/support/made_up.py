@@ -1,0 +1,57 @@
+"""What tests make up themselves and import by name: a file named conftest is not safe to import from, since
+every folder has one.
+"""
+
+from typing import Any
+
+import pytest
+
+from pipeline.declare.experiment import Experiment
+from pipeline.plan.expand import plan
+from pipeline.track.record import Record
+
+
+def made_up(
+    experiment: Experiment, variant: str, seed: int, error: float, *, scale: str = "paper", **other: Any
+) -> Record:
+    """The record of a run that never was: trained as declared, or with `changes`."""
+    changes = other.get("changes", {})
+    runs = plan(experiment, scale=scale, variants=[variant], seeds=max(seed + 1, 5), changes=changes)
+    run = next(run for run in runs if run.seed == seed)
+    fields: dict[str, Any] = {
+        "identity": f"{variant}-{seed}-{scale}",
+        "experiment": experiment.name,
+        "scale": scale,
+        "variant": variant,
+        "seed": seed,
+        "status": "finished",
+        "ended": f"{run.recipe.train.steps} steps",
+        "changes": {},
+        "declaration": run.declaration,
+        "manifest": f"manifest of {run.recipe.data.name}",
+        "code": "code-1",
+        "lock": "lock-1",
+        "commit": "0123456789abcdef",
+        "data": run.recipe.data.name,
+        "metrics": {
+            "test/top1_error_pct": error,
+            "test/top5_error_pct": error / 10,
+            "train/top1_error_pct": error / 2,
+            "test/images": 10_000.0,
+        },
+        "precision": "fp32",
+        "compiled": False,
+        "threads": 1,
+        "hardware": "one core",
+        "libraries": {"torch": "2.10"},
+        "seconds": 60.0,
+        "finished": f"2026-01-01T00:00:0{seed}+00:00",
+        "run_id": f"mlflow-{variant}-{seed}",
+    }
+    return Record(**(fields | other))
+
+
+def print_to(monkeypatch: pytest.MonkeyPatch, console: Any) -> None:
+    """Let the commands print to this console."""
+    for module in ("terminal", "cli", "cli_data"):
+        monkeypatch.setattr(f"pipeline.{module}.out", console)
