@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lightning_modules.networks import NETWORKS, check_arguments
-from pipeline.analyse.measure import analysis, classes_of, image_shape
-from pipeline.analyse.network import Analysis
+from pipeline.analyse.measure import analysis_of, class_count, published_image_shape
+from pipeline.analyse.network import NetworkAnalysis
 from pipeline.common.errors import UserError
-from pipeline.declare.experiment import Experiment, Published
+from pipeline.declare.experiment import Experiment, PublishedRecipe
 from pipeline.declare.recipe import Data, Model
 
 COMPLEXITY = "complexity/architecture"  # whose printed accuracies, top1_NETWORK, the chart shows
@@ -22,26 +22,26 @@ BYTES = 4  # of a number in single precision
 
 
 @dataclass(frozen=True)
-class Named:
+class NamedNetwork:
     """A network that has a name."""
 
     name: str
     paper: str  # the folder of its first experiment; "" for one that no experiment declares
-    variant: Published
+    variant: PublishedRecipe
 
     @property
     def image(self) -> tuple[int, int, int]:
         """Channels, height and width of what it reads."""
-        return image_shape(self.variant)
+        return published_image_shape(self.variant)
 
     @property
     def classes(self) -> int:
         """How many classes it tells apart."""
-        return classes_of(self.variant.data)
+        return class_count(self.variant.data)
 
 
 @dataclass(frozen=True)
-class Complexity:
+class NetworkCost:
     """What one network costs, for one image."""
 
     name: str
@@ -62,23 +62,25 @@ class Complexity:
         return asdict(self)
 
 
-def catalogue(experiments: Sequence[Experiment]) -> dict[str, Named]:
+def catalogue(experiments: Sequence[Experiment]) -> dict[str, NamedNetwork]:
     """All variants by name; the same network under the same name in two experiments is there once.
 
     A paper's own file comes before one that only compares: the first in which the folder is the network's paper.
     """
-    found: dict[str, Named] = {}
+    found: dict[str, NamedNetwork] = {}
     for experiment in sorted(experiments, key=lambda e: (e.name == COMPLEXITY, e.folder == "ilsvrc", e.name)):
         for name in experiment.variants:
             variant = experiment.published(name)
             own = NETWORKS.get(variant.model.name)
             home = own is None or own.build.__module__.rpartition(".")[2].startswith(experiment.folder)
             if name not in found or (home and found[name].paper != experiment.folder):
-                found[name] = Named(name, experiment.folder, variant)
+                found[name] = NamedNetwork(name, experiment.folder, variant)
     return found
 
 
-def find(name: str, experiments: Sequence[Experiment], changes: Mapping[str, Any] | None = None) -> Named:
+def find_network(
+    name: str, experiments: Sequence[Experiment], changes: Mapping[str, Any] | None = None
+) -> NamedNetwork:
     """The network called `name`, its builder's arguments changed by `changes`; UserError with the nearest name."""
     known = catalogue(experiments)
     if name in known:
@@ -87,7 +89,7 @@ def find(name: str, experiments: Sequence[Experiment], changes: Mapping[str, Any
         channels, side, _ = NETWORKS[name].image
         of = {1: "mnist", 3: "cifar10" if side <= 32 else "imagenet"}.get(channels, "imagenet")
         data = Data(name=of, pad_to=32 if of == "mnist" else None)
-        named = Named(name, "", Published(model=Model(name=name), data=data, train=None))
+        named = NamedNetwork(name, "", PublishedRecipe(model=Model(name=name), data=data, train=None))
     else:
         close = difflib.get_close_matches(name, [*known, *NETWORKS], n=1)
         hint = f"; did you mean {close[0]!r}?" if close else "; repro analyse lists them all"
@@ -100,13 +102,13 @@ def find(name: str, experiments: Sequence[Experiment], changes: Mapping[str, Any
     except ValueError as error:
         raise UserError(str(error)) from None
     said = ", ".join(f"{key} {value}" for key, value in changes.items())
-    return Named(f"{named.name} ({said})", named.paper, named.variant.model_copy(update={"model": model}))
+    return NamedNetwork(f"{named.name} ({said})", named.paper, named.variant.model_copy(update={"model": model}))
 
 
-def complexity(named: Named, accuracies: Mapping[str, float]) -> Complexity:
+def network_cost(named: NamedNetwork, accuracies: Mapping[str, float]) -> NetworkCost:
     """What `named` costs by arithmetic."""
-    found: Analysis = analysis(named.variant)
-    return Complexity(
+    found: NetworkAnalysis = analysis_of(named.variant)
+    return NetworkCost(
         name=named.name,
         paper=named.paper,
         image=named.image,
@@ -119,15 +121,15 @@ def complexity(named: Named, accuracies: Mapping[str, float]) -> Complexity:
     )
 
 
-def distinct(named: Mapping[str, Named]) -> list[Named]:
+def distinct_networks(named: Mapping[str, NamedNetwork]) -> list[NamedNetwork]:
     """The networks that differ: of variants that only learn otherwise, the first."""
-    found: dict[tuple[Any, ...], Named] = {}
+    found: dict[tuple[Any, ...], NamedNetwork] = {}
     for one in named.values():
         found.setdefault((one.variant.model.model_dump_json(), one.classes, one.image), one)
     return list(found.values())
 
 
-def accuracies_of(experiments: Sequence[Experiment]) -> dict[str, float]:
+def published_accuracies(experiments: Sequence[Experiment]) -> dict[str, float]:
     """The accuracies in percent that the complexity comparison prints, by network."""
     printed = {key: fact for e in experiments if e.name == COMPLEXITY for key, fact in e.printed.items()}
     return {key.removeprefix("top1_"): float(p.value) for key, p in printed.items() if key.startswith("top1_")}

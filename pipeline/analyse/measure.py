@@ -5,19 +5,19 @@ from typing import Any
 
 from lightning_modules.names import nearest
 from lightning_modules.networks import NETWORKS
-from pipeline.analyse.network import Analysis, _analysis
-from pipeline.analyse.tracing import SHAPES
+from pipeline.analyse.network import NetworkAnalysis, _analysis
+from pipeline.analyse.tracing import SHAPE_OPERATIONS
 from pipeline.common.errors import UserError
 from pipeline.declare.experiment import Experiment
-from pipeline.declare.protocol import read_protocol
+from pipeline.declare.protocol import parse_protocol
 from pipeline.declare.recipe import Data, Recipe
 
-IMAGENET = "imagenet"  # 1000 classes; the image is as large as the network's paper has it
+IMAGENET_SHAPE = "imagenet"  # 1000 classes; the image is as large as the network's paper has it
 
 IMAGES = {"imagenet": 1_281_167, "cifar10": 50_000, "cifar100": 50_000, "mnist": 60_000, "fashion-mnist": 60_000}
 
 
-def measure(metric: str, experiment: Experiment, variant: str | None) -> Any:
+def measure_claim(metric: str, experiment: Experiment, variant: str | None) -> Any:
     """An exact claim's measured value, as published, before any scale.
 
     `model/…` of the network as built, `recipe/…` of what is declared, `printed/…` of what the paper says itself.
@@ -41,14 +41,14 @@ def measure(metric: str, experiment: Experiment, variant: str | None) -> Any:
     published = experiment.published(variant)
     if kind == "model":
         try:
-            return analysis(published).measure(rest)
+            return analysis_of(published).measure(rest)
         except UserError as error:
             raise UserError(f"{experiment.name}, {variant}: {error}") from None
     if published.train and rest in ("epochs", "drop_epochs"):
-        return in_epochs(Recipe(**dict(published)), rest)
+        return epochs_metric(Recipe(**dict(published)), rest)
     asked, _, protocol = rest.partition("/")
     if asked in ("test_views", "test_scales"):
-        return of_protocol(published.data, protocol, asked, experiment.name)
+        return protocol_metric(published.data, protocol, asked, experiment.name)
     if rest == "distinct_crops" and published.data.crop and published.data.crop.centre:
         places = (published.data.crop.centre - published.data.crop.side + 1) ** 2
         places = 5 if published.data.crop.at == "five" else places
@@ -61,17 +61,17 @@ def measure(metric: str, experiment: Experiment, variant: str | None) -> Any:
     return value
 
 
-def of_protocol(data: Data, name: str, what: str, experiment: str) -> int:
+def protocol_metric(data: Data, name: str, what: str, experiment: str) -> int:
     """The `test_views` or `test_scales` of the protocol `name`; UserError unless `data` declares it."""
     if name not in data.test:
         raise UserError(f"{experiment}: the recipe has no test protocol {name!r}{nearest(name, data.test)}")
-    protocol = read_protocol(name)
+    protocol = parse_protocol(name)
     if what == "test_views":
         return protocol.views
     return len({short for part in protocol.parts for short in part.shorts})
 
 
-def in_epochs(recipe: Recipe, what: str) -> Any:
+def epochs_metric(recipe: Recipe, what: str) -> Any:
     """`epochs` trained, or the `drop_epochs` at which the rate falls (every so many: one number), to 0.01."""
     if recipe.data.name not in IMAGES:
         raise UserError(f"how many images data set {recipe.data.name!r} has is not known without reading it")
@@ -88,33 +88,33 @@ def in_epochs(recipe: Recipe, what: str) -> Any:
     return [epochs(at) for at in drops.at] if drops.at else epochs(drops.every or 0)
 
 
-def analysis(variant: Any) -> Analysis:
+def analysis_of(variant: Any) -> NetworkAnalysis:
     """The analysis of a variant's network (anything with `model` and `data`) on its data's images."""
-    model, classes = variant.model, classes_of(variant.data)
-    image = image_shape(variant)
+    model, classes = variant.model, class_count(variant.data)
+    image = published_image_shape(variant)
     try:
         return _analysis(model.name, json.dumps(model.args, sort_keys=True), classes, image)
     except ValueError as error:  # an unknown network, an argument it does not take, an image it cannot read
         raise UserError(str(error)) from None
 
 
-def classes_of(data: Data) -> int:
+def class_count(data: Data) -> int:
     """How many classes a known data set has."""
-    if data.name == IMAGENET:
+    if data.name == IMAGENET_SHAPE:
         return 1000
-    if data.name not in SHAPES:
+    if data.name not in SHAPE_OPERATIONS:
         raise UserError(f"the image size of data set {data.name!r} is not known without reading it")
-    return SHAPES[data.name][0]
+    return SHAPE_OPERATIONS[data.name][0]
 
 
-def image_shape(variant: Any) -> tuple[int, int, int]:
+def published_image_shape(variant: Any) -> tuple[int, int, int]:
     """(C, H, W) of a known data set's images, padded as the recipe says; for imagenet, as the network has them."""
     data = variant.data
-    if data.name == IMAGENET:
+    if data.name == IMAGENET_SHAPE:
         if variant.model.name not in NETWORKS:
             raise UserError(f"network {variant.model.name!r} is unknown{nearest(variant.model.name, NETWORKS)}")
         return NETWORKS[variant.model.name].image
-    classes_of(data)  # or a UserError
-    _, channels, side = SHAPES[data.name]
+    class_count(data)  # or a UserError
+    _, channels, side = SHAPE_OPERATIONS[data.name]
     side = data.pad_to or side
     return channels, side, side

@@ -10,15 +10,22 @@ import torch
 from torch import Tensor, nn
 
 from lightning_modules.networks import build
-from pipeline.analyse.tracing import POOLING, WEIGHTED, Reach, Tracing, Unfilled, weighted
+from pipeline.analyse.tracing import (
+    POOLING,
+    WEIGHTED,
+    ReceptiveField,
+    SkipInitialisation,
+    Tracer,
+    is_weighted_layer,
+)
 from pipeline.common.errors import UserError
 
 COUNTS = ("parameters", "weights", "multiply_adds", "activations", "connections", "convolutions")
 
-PLAIN = int | float | bool | str | tuple  # what an attribute may be that a claim can name
+PLAIN_ATTRIBUTES = int | float | bool | str | tuple  # what an attribute may be that a claim can name
 
 
-class Analysis:
+class NetworkAnalysis:
     """One network, run once on one image of zeros.
 
     `initialised` builds it with its weights, for what is said of them; None: the network has them.
@@ -33,11 +40,11 @@ class Analysis:
         self.network = network.eval()
         self.image = image
         self.outputs: dict[str, Tensor] = {}
-        self.reach: dict[str, Reach] = {}
+        self.reach: dict[str, ReceptiveField] = {}
         self._initialised = initialised
         device = next((p.device for p in network.parameters()), torch.device("cpu"))
         zeros = torch.zeros(1, *image, device=device)
-        tracing = Tracing(zeros)
+        tracing = Tracer(zeros)
         hooks = []
         for name, module in network.named_modules():
             if name:
@@ -51,10 +58,10 @@ class Analysis:
         self._multiply_adds = tracing.multiply_adds
         self.multiply_adds = tracing.multiply_adds[""]
 
-    def _enter(self, name: str, tracing: Tracing) -> Any:
+    def _enter(self, name: str, tracing: Tracer) -> Any:
         return lambda _module, _inputs: tracing.within.append(name)
 
-    def _leave(self, name: str, tracing: Tracing) -> Any:
+    def _leave(self, name: str, tracing: Tracer) -> Any:
         def keep(module: nn.Module, inputs: Any, output: Any) -> None:
             tracing.within.pop()
             if not isinstance(output, Tensor):
@@ -63,7 +70,7 @@ class Analysis:
             if window:
                 tracing.reach[output] = tracing.reach[inputs[0]].through(window, window).weighted()
             self.outputs[name] = output.to("meta")  # its shape is all that is asked of it
-            self.reach[name] = tracing.reach.get(output, Reach())
+            self.reach[name] = tracing.reach.get(output, ReceptiveField())
 
         return keep
 
@@ -81,7 +88,7 @@ class Analysis:
         if kind == "count":
             return sum(type(module).__name__ == rest for module in self.network.modules())
         if kind == "own":
-            return plain(self.network, rest, "the network")
+            return plain_attribute(self.network, rest, "the network")
         simple: dict[str, Callable[[], Any]] = {
             "parameters": lambda: count_parameters(self.network),
             "weights": lambda: self.count("", "weights"),
@@ -123,7 +130,7 @@ class Analysis:
         if what in COUNTS:
             return self.count(name, what)
         if what in ("init_std", "init_mean", "init_bias"):
-            return initial(self.initialised.get_submodule(name), name, what)
+            return initial_statistic(self.initialised.get_submodule(name), name, what)
         if what in ("output", "receptive_field") and name not in self.outputs:
             raise UserError(f"layer {name!r} is not used when evaluating, so it has no {what}")
         if what == "output":
@@ -131,7 +138,7 @@ class Analysis:
         if what == "receptive_field":
             return self.reach[name].field
         known = ", ".join(("output", *COUNTS, "receptive_field", "init_std", "init_mean", "init_bias"))
-        return plain(modules[name], what, "a layer", f"; known: {known}, or an attribute of it")
+        return plain_attribute(modules[name], what, "a layer", f"; known: {known}, or an attribute of it")
 
     def count(self, name: str, what: str) -> int:
         """A count over layer `name` and all in it; "" is the whole network."""
@@ -144,12 +151,12 @@ class Analysis:
         if what == "convolutions":
             return sum(isinstance(part, nn.Conv2d) for part in within.values())
         if what == "weights":
-            return sum(part.weight.numel() for part in within.values() if weighted(part))
+            return sum(part.weight.numel() for part in within.values() if is_weighted_layer(part))
         if what == "activations":
             return sum(
                 self.outputs[path][0].numel()
                 for path, part in within.items()
-                if weighted(part) and path in self.outputs
+                if is_weighted_layer(part) and path in self.outputs
             )
         return sum(self.connections(path) for path in within if path in self.outputs)
 
@@ -169,7 +176,7 @@ class Analysis:
         kept = (
             output[0].numel()
             for name, output in self.outputs.items()
-            if weighted(module := self.network.get_submodule(name))
+            if is_weighted_layer(module := self.network.get_submodule(name))
             or isinstance(module, POOLING)
             or hasattr(module, "window")
         )
@@ -193,15 +200,15 @@ class Analysis:
         return float(scaled.detach().double().square().mean())
 
 
-def plain(module: nn.Module, name: str, whose: str, known: str = "") -> Any:
+def plain_attribute(module: nn.Module, name: str, whose: str, known: str = "") -> Any:
     """A number, word, or row of them that a module has as an attribute or property."""
     value = None if name.startswith("_") else getattr(module, name, None)
-    if not isinstance(value, PLAIN):
+    if not isinstance(value, PLAIN_ATTRIBUTES):
         raise UserError(f"no metric {name!r} of {whose}{known}")
     return list(value) if isinstance(value, tuple) else value
 
 
-def initial(module: nn.Module, name: str, what: str) -> float:
+def initial_statistic(module: nn.Module, name: str, what: str) -> float:
     """Spread or mean of a layer's initial weights, or the mean of its biases."""
     values: Any = getattr(module, "bias" if what == "init_bias" else "weight", None)
     if not isinstance(values, Tensor):
@@ -216,7 +223,7 @@ def count_parameters(module: nn.Module) -> int:
 
 
 @cache
-def _analysis(name: str, args: str, classes: int, image: tuple[int, int, int]) -> Analysis:
+def _analysis(name: str, args: str, classes: int, image: tuple[int, int, int]) -> NetworkAnalysis:
     def made() -> nn.Module:
         return build(name, json.loads(args), num_classes=classes, in_channels=image[0])
 
@@ -225,9 +232,9 @@ def _analysis(name: str, args: str, classes: int, image: tuple[int, int, int]) -
             torch.manual_seed(0)
             return made()
 
-    with torch.device("meta"), Unfilled():
+    with torch.device("meta"), SkipInitialisation():
         network = made()
-    return Analysis(network, image, initialised)
+    return NetworkAnalysis(network, image, initialised)
 
 
 @contextmanager

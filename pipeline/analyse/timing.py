@@ -5,12 +5,12 @@ import time
 import torch
 
 from lightning_modules.networks import build
-from pipeline.analyse.catalogue import Named
+from pipeline.analyse.catalogue import NamedNetwork
 
 REPEATS = 7
 
 
-def forward_times(named: Named, repeats: int = REPEATS) -> tuple[float, ...]:
+def forward_times(named: NamedNetwork, repeats: int = REPEATS) -> tuple[float, ...]:
     """Seconds of `repeats` forward passes of one image, in single precision, after one that is not counted."""
     model = named.variant.model
     with torch.random.fork_rng(devices=[]):

@@ -11,14 +11,14 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from pipeline.cli.terminal import STOPPED, AsJson, complain, err, out, print_json, say
+from pipeline.cli.terminal import STOPPED, AsJson, err, out, print_json, print_warning_line, say
 from pipeline.common.errors import UserError
 from pipeline.declare.validation import hint
 
 if TYPE_CHECKING:
-    from pipeline.data.prepare.originals import Originals
+    from pipeline.data.prepare.originals import SourceSet
     from pipeline.data.shard_manifest import ShardManifest
-    from pipeline.data.store import Place
+    from pipeline.data.store import Store
 
 app = typer.Typer(no_args_is_help=True, help="Prepare image sets as shards; verify, inspect and imitate them.")
 
@@ -32,8 +32,8 @@ Tick = Callable[[int, int], None]  # of what is done, and what there is in all
 SAY_EVERY_SECONDS = 30
 
 
-@app.command()
-def prepare(
+@app.command("prepare")
+def prepare_command(
     source: Annotated[
         str,
         typer.Argument(help="The ILSVRC-2012 archives' folder, class folders, or a set such as mnist, cifar10."),
@@ -50,20 +50,20 @@ def prepare(
     as_json: AsJson = False,
 ) -> None:
     """Write WebDataset shards and a manifest. Stopped at any moment, the same command goes on."""
-    from pipeline.common.environment import cores
+    from pipeline.common.environment import available_cpus
     from pipeline.data import sources
-    from pipeline.data.prepare.prepare import prepare as make
-    from pipeline.data.prepare.workspace import writable
-    from pipeline.data.store import place
+    from pipeline.data.prepare.prepare import prepare_shards as make
+    from pipeline.data.prepare.workspace import check_writable
+    from pipeline.data.store import open_store
 
-    here = place(target)
-    folder = None if source in sources.NAMES else folder_of(source, here)
-    writable(here)
-    with progress("reading the source", "bytes") as tick:
-        originals = found_in(folder or source, split, tick)
-    workers = cores() if folder else 1  # threads only wait for each other on tiny pictures
+    here = open_store(target)
+    folder = None if source in sources.NAMES else source_folder(source, here)
+    check_writable(here)
+    with show_progress("reading the source", "bytes") as tick:
+        originals = open_source(folder or source, split, tick)
+    workers = available_cpus() if folder else 1  # threads only wait for each other on tiny pictures
     try:
-        with progress("pictures", "images") as tick:
+        with show_progress("pictures", "images") as tick:
             made = make(
                 originals,
                 here,
@@ -71,25 +71,25 @@ def prepare(
                 samples=samples,
                 workers=workers,
                 progress=tick,
-                warn=complain,
+                warn=print_warning_line,
             )
     except KeyboardInterrupt:
-        complain("Stopped. Finished shards stay; the same command goes on where this one stopped.")
+        print_warning_line("Stopped. Finished shards stay; the same command goes on where this one stopped.")
         raise typer.Exit(STOPPED) from None
     if as_json:
         print_json(made.model_dump(mode="json"))
         return
-    describe(made)
+    describe_manifest(made)
     out.print(f"shards   {escape(str(here))}", soft_wrap=True)
     if made.name != here.address.rpartition("/")[2]:
         say(f"A run finds them in a folder called {made.name}, in data/ or below REPRO_SHARDS.")
 
 
-def folder_of(source: str, out: "Place") -> Path:
+def source_folder(source: str, out: "Store") -> Path:
     """The folder that is to be prepared; UserError where there is none, or shards would get into it."""
     from pipeline.data.sources import NAMES
 
-    folder = own_folder(source, "pictures are prepared from")
+    folder = local_path(source, "pictures are prepared from")
     if folder.is_file():
         raise UserError(f"{source} is a file; give the folder that holds it: {folder.absolute().parent}")
     if not folder.is_dir():
@@ -100,41 +100,41 @@ def folder_of(source: str, out: "Place") -> Path:
     return folder
 
 
-def own_folder(said: str, what: str) -> Path:
+def local_path(said: str, what: str) -> Path:
     """The path that a user wrote. An address is refused without repeating it: it may hold a password."""
-    from pipeline.data.store import ADDRESS, folder_at
+    from pipeline.data.store import ADDRESS, local_folder
 
     if ADDRESS.match(said):
         raise UserError(f"{what} a folder of this machine; give one instead of an address")
-    return folder_at(said)
+    return local_folder(said)
 
 
-def found_in(source: Path | str, split: str | None, tick: Tick) -> "Originals":
+def open_source(source: Path | str, split: str | None, tick: Tick) -> "SourceSet":
     """What is to be prepared: in a folder, or a set by its name."""
     from pipeline.common.paths import data_folder
     from pipeline.data.prepare import archive_files, archives, originals
 
-    packed = isinstance(source, Path) and archive_files.holds_archives(source)
+    packed = isinstance(source, Path) and archive_files.has_archives(source)
     if split and (packed or isinstance(source, str)):
         raise UserError(f"--split says which part class folders are, and {source} holds none; leave it out")
     if isinstance(source, str):
-        return originals.from_small_set(source, data_folder())
+        return originals.source_from_named_set(source, data_folder())
     if packed:
-        return archives.from_ilsvrc(source, cache=data_folder() / ".cache", progress=tick)
-    return originals.from_folders(source, split)
+        return archives.source_from_archives(source, cache=data_folder() / ".cache", progress=tick)
+    return originals.source_from_folders(source, split)
 
 
-@app.command()
-def verify(where: Where, as_json: AsJson = False) -> None:
+@app.command("verify")
+def verify_command(where: Where, as_json: AsJson = False) -> None:
     """Compare every byte with the manifest, open every picture, name all that is wrong. Exit 1 if anything is."""
-    from pipeline.common.environment import cores
+    from pipeline.common.environment import available_cpus
     from pipeline.common.paths import data_folder
     from pipeline.data.prepare import verify
-    from pipeline.data.sources import shards_of
+    from pipeline.data.sources import find_shards
 
-    here = shards_of(where, data_folder())
-    with progress("checking", "bytes") as tick:
-        wrong = verify.verify(here, threads=cores(), progress=tick)
+    here = find_shards(where, data_folder())
+    with show_progress("checking", "bytes") as tick:
+        wrong = verify.verify_shards(here, threads=available_cpus(), progress=tick)
     if as_json:
         print_json(wrong)
     else:
@@ -146,17 +146,17 @@ def verify(where: Where, as_json: AsJson = False) -> None:
 
 
 @app.command("inspect")
-def inspect_shards(where: Where, as_json: AsJson = False) -> None:
+def inspect_command(where: Where, as_json: AsJson = False) -> None:
     """Counts, sizes, a contact sheet of pictures, and a chart of the classes' balance."""
     from pipeline.common.paths import data_folder, report_folder
     from pipeline.data.prepare import inspect
     from pipeline.data.shards import open_shards
-    from pipeline.data.sources import shards_of
+    from pipeline.data.sources import find_shards
     from pipeline.report.figures import class_balance, contact_sheet
 
-    shards = open_shards(shards_of(where, data_folder()), cache=data_folder() / ".cache" / "shards")
-    summary = inspect.summary(shards)
-    images, titles = inspect.some_pictures(shards)
+    shards = open_shards(find_shards(where, data_folder()), cache=data_folder() / ".cache" / "shards")
+    summary = inspect.summarise(shards)
+    images, titles = inspect.sample_images(shards)
     counts = {name: part.split.per_class for name, part in shards.splits.items()}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # a box stands for it
@@ -165,15 +165,15 @@ def inspect_shards(where: Where, as_json: AsJson = False) -> None:
     if as_json:
         print_json(summary.to_dict() | {"contact_sheet": sheet, "balance_chart": balance})
         return
-    describe(shards.manifest)
-    for line in inspect.words(summary):
+    describe_manifest(shards.manifest)
+    for line in inspect.summary_lines(summary):
         say(line)
     for what, path in (("pictures", sheet), ("classes", balance)):
         out.print(f"{what:<8} {escape(str(path))}", soft_wrap=True)
 
 
 @app.command("stand-in")
-def stand_in(
+def stand_in_command(
     what: Annotated[Literal["imagenet"], typer.Argument(help="What is imitated.")],
     target: Annotated[str, typer.Option("--out", metavar="DIR", help="A new or empty folder.")],
     classes: Annotated[int, typer.Option(min=2, max=1000)] = 10,
@@ -184,16 +184,16 @@ def stand_in(
     """Make a small, learnable set in ImageNet's own layout, for tests and dry runs; never called ImageNet."""
     from pipeline.data.prepare.standin import make_standin
 
-    folder = own_folder(target, "a stand-in is made in")
-    with progress("drawing", "images") as tick:
+    folder = local_path(target, "a stand-in is made in")
+    with show_progress("drawing", "images") as tick:
         make_standin(folder, classes=classes, train=train, test=test, seed=seed, progress=tick)
     out.print(f"archives {escape(str(target))}", soft_wrap=True)
     out.print(f"next     [bold]repro data prepare {escape(str(target))} --out data/imagenet-standin[/]")
 
 
-def describe(manifest: "ShardManifest") -> None:
+def describe_manifest(manifest: "ShardManifest") -> None:
     """A set's parts, a line each."""
-    from pipeline.data.prepare.originals import shown
+    from pipeline.data.prepare.originals import printable
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column(escape(manifest.name))
@@ -202,7 +202,7 @@ def describe(manifest: "ShardManifest") -> None:
     for name, part in manifest.splits.items():
         table.add_row(name, f"{part.samples:,}", f"{len(part.shards):,}", f"{part.bytes / 1e6:,.1f}")
     out.print(table)
-    say(f"{len(manifest.classes)} classes, from {shown(manifest.source)}; sha256 {manifest.sha256[:16]}")
+    say(f"{len(manifest.classes)} classes, from {printable(manifest.source)}; sha256 {manifest.sha256[:16]}")
     if manifest.resized:
         say(
             f"every picture resized to a short side of {manifest.resized.short_side}: other data than the source's"
@@ -210,7 +210,7 @@ def describe(manifest: "ShardManifest") -> None:
 
 
 @contextmanager
-def progress(what: str, unit: Literal["images", "bytes"]) -> Iterator[Tick]:
+def show_progress(what: str, unit: Literal["images", "bytes"]) -> Iterator[Tick]:
     """`tick(done, of)` shows a bar with speed and estimate; without a terminal, a line every half minute."""
     from rich.progress import (
         BarColumn,
@@ -233,7 +233,7 @@ def progress(what: str, unit: Literal["images", "bytes"]) -> Iterator[Tick]:
             return Text(f"{speed:,.0f}/s" if speed else "")
 
     if not err.is_terminal:
-        yield Lines(what, unit).tick
+        yield LogProgress(what, unit).tick
         return
     counted = [DownloadColumn(), TransferSpeedColumn()] if unit == "bytes" else [MofNCompleteColumn(), PerSecond()]
     with Progress(
@@ -244,7 +244,7 @@ def progress(what: str, unit: Literal["images", "bytes"]) -> Iterator[Tick]:
         yield lambda done, of: bar.update(task, completed=done, total=of, visible=True)
 
 
-class Lines:
+class LogProgress:
     """Progress for a log file."""
 
     def __init__(self, what: str, unit: str) -> None:

@@ -23,8 +23,8 @@ from rich.markup import escape
 from pipeline.cli import cluster as cli_cluster
 from pipeline.cli import data as cli_data
 from pipeline.cli.tables import print_leaderboard, print_ledger, print_outcome, print_published, print_table
-from pipeline.cli.terminal import STOPPED, AsJson, complain, err, out, print_json, say
-from pipeline.common.errors import UserError, unwritable_named
+from pipeline.cli.terminal import STOPPED, AsJson, err, out, print_json, print_warning_line, say
+from pipeline.common.errors import UserError, explain_write_errors
 from pipeline.common.words import plural
 
 app = typer.Typer(
@@ -39,15 +39,15 @@ app.add_typer(cli_data.app, name="data")
 
 Name = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="As `repro list` shows it, or a .yaml file.")]
 
-FAILED = 1
+FAILING_OUTCOMES = 1
 
 
 @app.command("list")
 def list_experiments(as_json: AsJson = False) -> None:
     """All experiments: question, variants, scales, claims."""
-    from pipeline.declare.load import load, names
+    from pipeline.declare.load import experiment_names, load_experiment
 
-    found = [load(name) for name in names()]
+    found = [load_experiment(name) for name in experiment_names()]
     if as_json:
         print_json([{"name": e.name, "question": e.question, "scales": list(e.scales)} for e in found])
         return
@@ -62,15 +62,15 @@ def list_experiments(as_json: AsJson = False) -> None:
 @app.command()
 def show(experiment: Name, as_json: AsJson = False) -> None:
     """One experiment: recipe, variants, scales, claims, and an estimate of the work."""
-    from pipeline.declare.load import load
+    from pipeline.declare.load import load_experiment
 
-    declared = load(experiment)
+    declared = load_experiment(experiment)
     if as_json:
         print_json(declared.model_dump(mode="json"))
         return
-    from pipeline.report.describe import describe
+    from pipeline.report.describe import print_experiment
 
-    describe(declared, cli_cluster.evidence().records, out, say)
+    print_experiment(declared, cli_cluster.collect_with_warnings().records, out, say)
 
 
 @app.command()
@@ -87,39 +87,41 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Train what is not finished, track it, and judge the claims. Ctrl-C leaves everything resumable."""
-    from pipeline.declare.load import load
-    from pipeline.plan.expand import plan
+    from pipeline.declare.load import load_experiment
+    from pipeline.plan.expand import plan_runs
 
-    declared = load(experiment)
-    runs = plan(declared, scale=scale, variants=variant or (), seeds=seeds, changes=parsed(changes or []))
-    count = threads()
+    declared = load_experiment(experiment)
+    runs = plan_runs(
+        declared, scale=scale, variants=variant or (), seeds=seeds, changes=parse_changes(changes or [])
+    )
+    count = thread_count()
     with err.status("reading the data and the code …") if err.is_terminal else nullcontext():
-        from pipeline.judge.collect import Known, known
-        from pipeline.report.progress import Progress, planned
-        from pipeline.report.publish import report
-        from pipeline.schedule.reproduce import carry_out
-        from pipeline.schedule.tasks import tasks_for
+        from pipeline.judge.collect import FinishedRuns, collect_runs
+        from pipeline.report.progress import ProgressDisplay, plan_lines
+        from pipeline.report.publish import make_report
+        from pipeline.schedule.reproduce import run_tasks
+        from pipeline.schedule.tasks import make_tasks
         from pipeline.track.run_folder import local_records
 
-        tasks = tasks_for(runs)
+        tasks = make_tasks(runs)
     if dry_run:
-        planned(tasks, out)
+        plan_lines(tasks, out)
         return
     try:
-        with Progress(tasks, err, quietly=as_json) as progress:
-            came = carry_out(tasks, threads=count, happened=progress.happened, tick=progress.tick)
+        with ProgressDisplay(tasks, err, quietly=as_json) as progress:
+            came = run_tasks(tasks, threads=count, happened=progress.happened, tick=progress.tick)
     except KeyboardInterrupt:  # the second one
-        complain("Ended at once. The same command goes on from the last checkpoints.")
+        print_warning_line("Ended at once. The same command goes on from the last checkpoints.")
         raise typer.Exit(STOPPED) from None
     if came.untracked:
-        complain(f"Not tracked yet: {came.untracked}.")
-        complain("The runs are safe on this machine; the next repro command sends them.")
+        print_warning_line(f"Not tracked yet: {came.untracked}.")
+        print_warning_line("The runs are safe on this machine; the next repro command sends them.")
     if came.ending == "stopped":
-        complain("Stopped. What is finished stays; the same command goes on where the runs stopped.")
+        print_warning_line("Stopped. What is finished stays; the same command goes on where the runs stopped.")
         raise typer.Exit(STOPPED)
-    have = Known(local_records(), None) if came.untracked else known()
+    have = FinishedRuns(local_records(), None) if came.untracked else collect_runs()
     records = {record.identity: record for record in [*came.records, *have.records]}
-    made = report(declared, scale, list(records.values()), have.tracker)
+    made = make_report(declared, scale, list(records.values()), have.tracker)
     files = {"figure": made.figure, "page": made.page}
     if as_json:
         board, verdicts = [row.to_dict() for row in made.rows], [entry.to_dict() for entry in made.entries]
@@ -132,8 +134,10 @@ def run(
                 out.print(f"{what:<8} {escape(str(path))}", soft_wrap=True)
         out.print("MLflow   [bold]repro ui[/] serves its pages: leaderboard, curves, verdicts")
     if came.ending == "failed":
-        complain("Not all runs ended. What is finished stays; the same command goes on where the others stopped.")
-        raise typer.Exit(FAILED)
+        print_warning_line(
+            "Not all runs ended. What is finished stays; the same command goes on where the others stopped."
+        )
+        raise typer.Exit(FAILING_OUTCOMES)
 
 
 @app.command()
@@ -142,12 +146,12 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """The ledger: every claim judged anew from the evidence alone. Exit 1 if one is not reproduced."""
-    from pipeline.declare.load import all_experiments, load
-    from pipeline.judge.collect import judged
+    from pipeline.declare.load import load_all, load_experiment
+    from pipeline.judge.collect import judge_experiments
     from pipeline.judge.verdict import Outcome
 
-    declared = [load(experiment)] if experiment else all_experiments()
-    entries = judged(declared, cli_cluster.evidence().records)
+    declared = [load_experiment(experiment)] if experiment else load_all()
+    entries = judge_experiments(declared, cli_cluster.collect_with_warnings().records)
     if as_json:
         print_json([entry.to_dict() for entry in entries])
     else:
@@ -167,19 +171,19 @@ def analyse(
     as_json: AsJson = False,
 ) -> None:
     """What networks cost: one layer by layer; or all, and the lecture's chart of accuracy against operations."""
-    from pipeline.analyse.catalogue import find
-    from pipeline.declare.load import all_experiments
+    from pipeline.analyse.catalogue import find_network
+    from pipeline.declare.load import load_all
 
     if network is None:
         if changes:
             raise UserError("--set changes one network; name it, as in repro analyse resnet-50 --set depth=101")
         analyse_all(as_json)
         return
-    named = find(network, all_experiments(), parsed(changes or []))
-    from pipeline.analyse.measure import analysis
+    named = find_network(network, load_all(), parse_changes(changes or []))
+    from pipeline.analyse.measure import analysis_of
     from pipeline.report.complexity import layer_cells, layer_rows
 
-    rows = layer_rows(analysis(named.variant))
+    rows = layer_rows(analysis_of(named.variant))
     if as_json:
         print_json({"network": named.name, "input": named.image, "layers": rows})
         return
@@ -194,24 +198,24 @@ def analyse(
 
 def analyse_all(as_json: bool) -> None:
     """Every network's costs, and the chart of those with a published accuracy, timed here."""
-    from pipeline.analyse.catalogue import accuracies_of, catalogue, complexity, distinct
+    from pipeline.analyse.catalogue import catalogue, distinct_networks, network_cost, published_accuracies
     from pipeline.analyse.timing import REPEATS, forward_times
     from pipeline.common.paths import report_folder
-    from pipeline.common.provenance import hardware
-    from pipeline.declare.load import all_experiments
+    from pipeline.common.provenance import hardware_name
+    from pipeline.declare.load import load_all
     from pipeline.report.complexity import chart_cells, complexity_cells
     from pipeline.report.figures import complexity_chart
 
-    experiments = all_experiments()
-    named, accuracies = catalogue(experiments), accuracies_of(experiments)
+    experiments = load_all()
+    named, accuracies = catalogue(experiments), published_accuracies(experiments)
     rows = []
     with err.status("") if err.is_terminal else nullcontext() as status:
-        for one in distinct(named):
+        for one in distinct_networks(named):
             if status:
                 status.update(f"{one.name} …")
-            row = complexity(one, accuracies)
+            row = network_cost(one, accuracies)
             rows.append(replace(row, forward_s=forward_times(one)) if one.name in accuracies else row)
-    machine = hardware()
+    machine = hardware_name()
     charted = sorted((row for row in rows if row.forward_s), key=lambda row: -(row.top1_pct or 0))
     figure = complexity_chart(charted, machine, report_folder() / "complexity.png") if charted else None
     if as_json:
@@ -251,31 +255,31 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Evaluate weights that others published: a labelled row of the leaderboard, never a reproduction."""
-    from pipeline.analyse.catalogue import find
-    from pipeline.declare.load import all_experiments
-    from pipeline.derive.published_weights import TORCHVISION, evaluated, from_file, from_torchvision
-    from pipeline.track.published_results import keep
+    from pipeline.analyse.catalogue import find_network
+    from pipeline.declare.load import load_all
+    from pipeline.derive.published_weights import TORCHVISION, evaluate_imported, import_file, import_torchvision
+    from pipeline.track.published_results import save_result
 
     if len(weights) not in (1, len(networks)):
         raise UserError(
             f"--weights is given {len(weights)} times for {len(networks)} networks; give it once for all, or once"
             " for each"
         )
-    found = [find(network, all_experiments(), parsed(changes or [])) for network in networks]
+    found = [find_network(network, load_all(), parse_changes(changes or [])) for network in networks]
     with err.status("reading the weights …") if err.is_terminal else nullcontext():
         members = [
-            (named, from_torchvision(named) if theirs == TORCHVISION else from_file(named, Path(theirs)))
+            (named, import_torchvision(named) if theirs == TORCHVISION else import_file(named, Path(theirs)))
             for named, theirs in zip(found, weights * len(found), strict=False)
         ]
     with err.status("evaluating …") if err.is_terminal else nullcontext():
-        result = evaluated(members, data, protocol=protocol, threads=min(4, os.cpu_count() or 1))
-    keep(result)
+        result = evaluate_imported(members, data, protocol=protocol, threads=min(4, os.cpu_count() or 1))
+    save_result(result)
     try:
         from pipeline.track.mlflow_writer import Tracker
 
-        Tracker().imported(result.to_dict())
+        Tracker().imported_run(result.to_dict())
     except UserError as error:
-        complain(f"Not tracked: {error}.\nThe result is kept on this machine, and on its leaderboard.")
+        print_warning_line(f"Not tracked: {error}.\nThe result is kept on this machine, and on its leaderboard.")
     if as_json:
         print_json(result.to_dict())
     else:
@@ -288,13 +292,13 @@ def leaderboard(
     as_json: AsJson = False,
 ) -> None:
     """Networks ranked by error, the paper's number beside ours."""
-    from pipeline.declare.load import all_experiments, load
-    from pipeline.report.leaderboard import leaderboard as ranked
-    from pipeline.track.published_results import results
+    from pipeline.declare.load import load_all, load_experiment
+    from pipeline.report.leaderboard import build_leaderboard as ranked
+    from pipeline.track.published_results import load_results
 
-    declared = [load(experiment)] if experiment else all_experiments()
-    rows = ranked(declared, cli_cluster.evidence().records)
-    imported = [] if experiment else results()
+    declared = [load_experiment(experiment)] if experiment else load_all()
+    rows = ranked(declared, cli_cluster.collect_with_warnings().records)
+    imported = [] if experiment else load_results()
     if as_json:
         own = [{"kind": "trained here"} | row.to_dict() for row in rows]
         print_json(own + [{"kind": "published weights"} | row.to_dict() for row in imported])
@@ -312,12 +316,12 @@ def results(
     file: Annotated[Path, typer.Option("--out", help="The file to write.")] = Path("RESULTS.md"),
 ) -> None:
     """Write RESULTS.md, its figures and its records from the tracked runs of every experiment."""
-    from pipeline.declare.load import all_experiments
+    from pipeline.declare.load import load_all
     from pipeline.report.results import write_results
 
-    found = cli_cluster.evidence()
-    with unwritable_named(file.parent, "make room, mend the folder, or name another file with --out"):
-        written = write_results(all_experiments(), found.records, found.tracker, file)
+    found = cli_cluster.collect_with_warnings()
+    with explain_write_errors(file.parent, "make room, mend the folder, or name another file with --out"):
+        written = write_results(load_all(), found.records, found.tracker, file)
     for path in written:
         out.print(f"wrote {escape(str(path))}", soft_wrap=True)
 
@@ -335,7 +339,7 @@ def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="On the loopback
     with socket.socket() as taken, suppress(ConnectionError):
         taken.connect(("127.0.0.1", port))
         raise UserError(f"port {port} is in use; choose another, as in repro ui --port {port % 65535 + 1}")
-    with unwritable_named(home()):
+    with explain_write_errors(home()):
         home().mkdir(parents=True, exist_ok=True)
     out.print(f"MLflow's pages: [bold]http://127.0.0.1:{port}[/], in a few seconds and until Ctrl-C")
     words = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
@@ -355,10 +359,10 @@ def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="On the loopback
             os.killpg(server.pid, signal.SIGTERM)
 
 
-cli_cluster.add_to(app)
+cli_cluster.add_commands(app)
 
 
-def parsed(changes: list[str]) -> dict[str, Any]:
+def parse_changes(changes: list[str]) -> dict[str, Any]:
     """["train.lr=0.05"] -> {"train.lr": 0.05}; values are YAML."""
     import yaml
 
@@ -376,7 +380,7 @@ def parsed(changes: list[str]) -> dict[str, Any]:
     return result
 
 
-def threads() -> int:
+def thread_count() -> int:
     """Threads of one run on a CPU: 1, so that the same run has the same bits everywhere, or OMP_NUM_THREADS."""
     asked = os.environ.get("OMP_NUM_THREADS", "1")
     if not asked.isdigit() or int(asked) < 1:

@@ -9,8 +9,8 @@ from pipeline.cli.terminal import out, say
 from pipeline.common.words import plural
 
 if TYPE_CHECKING:
-    from pipeline.judge.ledger import Entry
-    from pipeline.report.leaderboard import Row
+    from pipeline.judge.ledger import LedgerEntry
+    from pipeline.report.leaderboard import LeaderboardRow
     from pipeline.track.published_results import PublishedResult
 
 
@@ -24,11 +24,11 @@ def print_table(rows: list[dict[str, str]], left: tuple[str, ...]) -> None:
     out.print(table)
 
 
-def print_leaderboard(rows: "list[Row]") -> None:
+def print_leaderboard(rows: "list[LeaderboardRow]") -> None:
     """One table for each experiment, scale and data set."""
     from pipeline.report.text import leaderboard_cells
 
-    groups: dict[tuple[str, str, str, str], list[Row]] = {}
+    groups: dict[tuple[str, str, str, str], list[LeaderboardRow]] = {}
     for row in rows:
         groups.setdefault((row.experiment, row.scale, row.data, row.protocol), []).append(row)
     for (experiment, scale, data, protocol), group in groups.items():
@@ -75,10 +75,10 @@ def print_published(rows: "list[PublishedResult]") -> None:
         out.print()
 
 
-def print_outcome(entries: "list[Entry]", experiment: str) -> None:
+def print_outcome(entries: "list[LedgerEntry]", experiment: str) -> None:
     """After training: the verdicts that rest on runs, and a line about the others."""
     from pipeline.judge.verdict import Reason
-    from pipeline.report.text import counts
+    from pipeline.report.text import outcome_counts
 
     trained = [entry for entry in entries if entry.evidence]
     shown = [entry for entry in trained if entry.verdict.reason is not Reason.NOT_RUN]
@@ -88,16 +88,16 @@ def print_outcome(entries: "list[Entry]", experiment: str) -> None:
         print_entry(entry)
     if more := len(trained) - len(shown):
         say(f"{plural(more, 'more claim')} about these networks can be judged at paper scale only.")
-    say(f"All {plural(len(entries), 'claim')}: {counts(entries)}.")
+    say(f"All {plural(len(entries), 'claim')}: {outcome_counts(entries)}.")
     out.print(f"The whole ledger: [bold]repro verify {experiment}[/]\n")
 
 
-def print_ledger(entries: "list[Entry]", asked: str | None) -> None:
+def print_ledger(entries: "list[LedgerEntry]", asked: str | None) -> None:
     """Every verdict; in a line: claims that wait for runs and, if no experiment was asked for, what arithmetic
     confirms.
     """
     from pipeline.judge.verdict import Outcome, Reason
-    from pipeline.report.text import counts, outcome
+    from pipeline.report.text import outcome_counts, verdict_text
 
     for experiment in dict.fromkeys(entry.experiment for entry in entries):
         mine = [entry for entry in entries if entry.experiment == experiment]
@@ -105,32 +105,34 @@ def print_ledger(entries: "list[Entry]", asked: str | None) -> None:
         holds = [e for e in mine if e.evidence is None and e.verdict.outcome is Outcome.REPRODUCED and not asked]
         out.print(f"[bold]{experiment}[/]")
         if holds:
-            out.print(f"[green]{outcome(holds[0].verdict)}[/] by arithmetic ({plural(len(holds), 'claim')})")
+            out.print(f"[green]{verdict_text(holds[0].verdict)}[/] by arithmetic ({plural(len(holds), 'claim')})")
             say(f"Each of them: repro verify {experiment}", indent=4)
         for entry in mine:
             if entry not in waiting and entry not in holds:
                 print_entry(entry)
         if waiting:
-            out.print(f"[dim]{outcome(waiting[0].verdict)}[/] ({plural(len(waiting), 'claim')})")
+            out.print(f"[dim]{verdict_text(waiting[0].verdict)}[/] ({plural(len(waiting), 'claim')})")
             say(", ".join(entry.claim.id for entry in waiting), indent=4)
             say(f"They need finished runs: repro run {asked or experiment} --scale paper", indent=4)
         out.print()
-    say(f"All {plural(len(entries), 'claim')}: {counts(entries)}.")
+    say(f"All {plural(len(entries), 'claim')}: {outcome_counts(entries)}.")
 
 
-def print_entry(entry: "Entry") -> None:
+def print_entry(entry: "LedgerEntry") -> None:
     """One claim: verdict and name, statement and source, what was compared, the runs behind it."""
-    from pipeline.report.text import outcome, verdict_cells
+    from pipeline.report.text import verdict_cells, verdict_text
 
     cells = verdict_cells(entry)
-    out.print(f"[{colour(entry)}]{outcome(entry.verdict)}[/]  {escape(cells['claim'])}", soft_wrap=True)
+    out.print(
+        f"[{verdict_colour(entry)}]{verdict_text(entry.verdict)}[/]  {escape(cells['claim'])}", soft_wrap=True
+    )
     say(f"{cells['says']} ({cells['source']})", indent=4)
     say(cells["evidence"], indent=4)
     if cells["runs"]:
         say(f"Runs: {cells['runs']}", indent=4)
 
 
-def colour(entry: "Entry") -> str:
+def verdict_colour(entry: "LedgerEntry") -> str:
     """Green for what holds, red for what does not, yellow for the source's errors."""
     from pipeline.report.page import CLASSES
     from pipeline.report.text import MARKS

@@ -44,7 +44,7 @@ def say(text: str, *, indent: int = 0) -> None:
         out.print(space + line, markup=False, soft_wrap=True)
 
 
-def complain(text: str) -> None:
+def print_warning_line(text: str) -> None:
     """A warning on standard error."""
     err.print(text, style="yellow", markup=False, soft_wrap=True)
 

@@ -12,40 +12,42 @@ from typing import Any
 import ray
 
 from pipeline.cluster import processes, token
-from pipeline.common.environment import cores
+from pipeline.common.environment import available_cpus
 from pipeline.common.errors import UserError
-from pipeline.schedule.execute import carry_out
+from pipeline.schedule.execute import execute_task
 from pipeline.schedule.local import reader_count
 from pipeline.schedule.task import Task
 from pipeline.track.run_folder import RunFolder
 
-LOOK = 0.25  # between looks at whether a run was asked to stop
+STOP_POLL_SECONDS = 0.25  # between looks at whether a run was asked to stop
 
 LOST, NODE_DIED = "its machine was lost", "node has died"  # ours, and within Ray's words for it
 
-GROUP_SECONDS = 4 * 3600  # a rank may wait so long for another: the first computes what all need of the data
+RENDEZVOUS_SECONDS = 4 * 3600  # a rank may wait so long for another: the first computes what all need of the data
 
-Said = tuple[str, str, float]  # how an attempt ended ("ended", "stopped", "failed", "died"), why, asked when
+AttemptResult = tuple[
+    str, str, float
+]  # how an attempt ended ("ended", "stopped", "failed", "died"), why, asked when
 
 
-class Asked:
+class StopSignal:
     """Whether a run should stop: by whoever asks, or since its machine is about to end. Cheap to call."""
 
     def __init__(self, folder: RunFolder) -> None:
-        self.folder, self.looked, self.answer = folder, -LOOK, False
+        self.folder, self.looked, self.answer = folder, -STOP_POLL_SECONDS, False
         self.why, self.when = "", 0.0  # of the request that was heard; "": the machine is about to end
 
     def __call__(self) -> bool:
         now = time.monotonic()
-        if now - self.looked >= LOOK:
+        if now - self.looked >= STOP_POLL_SECONDS:
             self.looked = now
             if not self.answer:
-                self.why, self.when = self.folder.asked_when()
-                self.answer = bool(self.why) or processes.leaving()
+                self.why, self.when = self.folder.stop_request()
+                self.answer = bool(self.why) or processes.node_is_draining()
         return self.answer
 
 
-def attempt(raw: dict[str, Any], *, first: bool = True) -> Said:
+def attempt(raw: dict[str, Any], *, first: bool = True) -> AttemptResult:
     """Train a task in this process, alone or as one of the ranks of its group; UserError and whatever else raised
     goes into the run's log, by each rank, and is raised again.
     """
@@ -57,11 +59,11 @@ def attempt(raw: dict[str, Any], *, first: bool = True) -> Said:
         if first and text:
             folder.log(text)
 
-    asked = Asked(folder)
-    if processes.leaving():
+    asked = StopSignal(folder)
+    if processes.node_is_draining():
         return "stopped", "", 0.0
-    with processes.training_here():
-        record = carry_out(task, threads=1, readers=reader_count(devices_here()), stop=asked, say=say)
+    with processes.register_training():
+        record = execute_task(task, threads=1, readers=reader_count(devices_here()), stop=asked, say=say)
     return ("ended", "", 0.0) if record else ("stopped", asked.why, asked.when)
 
 
@@ -69,14 +71,14 @@ def devices_here() -> int:
     """Devices of this machine that runs are trained on: GPUs, else processors."""
     own = ray.get_runtime_context().get_node_id()
     mine: dict[str, float] = next((one["Resources"] for one in ray.nodes() if one["NodeID"] == own), {})
-    return max(1, int(mine.get("GPU", 0) or mine.get("CPU", 0) or cores()))
+    return max(1, int(mine.get("GPU", 0) or mine.get("CPU", 0) or available_cpus()))
 
 
 @ray.remote(max_restarts=0)
 class Runner:
     """A process that trains runs of one device, one after the other."""
 
-    def train(self, raw: dict[str, Any]) -> Said:
+    def train(self, raw: dict[str, Any]) -> AttemptResult:
         """One run; what a user can mend is an answer, not an error."""
         folder = RunFolder(Path(raw["folder"]))
         try:
@@ -88,11 +90,11 @@ class Runner:
             return "failed", f"{type(error).__name__}: {error}", 0.0
 
 
-def nothing(*_: object) -> None:
+def do_nothing(*_: object) -> None:
     """There is nothing to do."""
 
 
-def fit(raw: dict[str, Any], world: int, gpu: bool) -> Said:
+def train_ranks(raw: dict[str, Any], world: int, gpu: bool) -> AttemptResult:
     """One run by `world` ranks, through Ray Train; the process group is its, all else is `train`'s."""
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -101,23 +103,23 @@ def fit(raw: dict[str, Any], world: int, gpu: bool) -> Said:
     class NoDoor(_TorchBackend):
         """Leaves it to the ranks to meet: torch's own way for it listens on every network of the machine."""
 
-        on_start = nothing
+        on_start = do_nothing
 
     class Meeting(TorchConfig):
         """How the ranks find each other: by a file where all are on one machine that listens to no other."""
 
-        backend_cls = NoDoor if alone() else _TorchBackend
+        backend_cls = NoDoor if is_loopback_only() else _TorchBackend
 
     folder = RunFolder(Path(raw["folder"]))
-    place = token.folder() / "train"
+    place = token.cluster_folder() / "train"
     place.mkdir(parents=True, exist_ok=True)
     name = f"{raw['identity']}-{time.time_ns()}"
     backend = "nccl" if gpu else "gloo"
-    meet = {"backend": backend, "init_method": f"file://{place / name}.meeting"} if alone() else None
+    meet = {"backend": backend, "init_method": f"file://{place / name}.meeting"} if is_loopback_only() else None
     trainer = TorchTrainer(
-        rank,
+        rank_main,
         train_loop_config={"raw": raw, "meet": meet},
-        torch_config=Meeting(backend=backend, timeout_s=GROUP_SECONDS),
+        torch_config=Meeting(backend=backend, timeout_s=RENDEZVOUS_SECONDS),
         scaling_config=ScalingConfig(
             num_workers=world, use_gpu=gpu, resources_per_worker={"GPU": 1} if gpu else {"CPU": 1}
         ),
@@ -126,20 +128,20 @@ def fit(raw: dict[str, Any], world: int, gpu: bool) -> Said:
     try:
         trainer.fit()
     except Exception as error:  # noqa: BLE001 - a rank's death comes as one of many errors
-        left = folder.left()
+        left = folder.unfinished()
         if left.get("why") == "failed":
             return "failed", left["text"], 0.0
-        return "died", reason(error), 0.0
+        return "died", failure_summary(error), 0.0
     finally:
         shutil.rmtree(place / name, ignore_errors=True)
         (place / f"{name}.meeting").unlink(missing_ok=True)
-    return ("ended", "", 0.0) if folder.result() else ("stopped", *folder.asked_when())
+    return ("ended", "", 0.0) if folder.result() else ("stopped", *folder.stop_request())
 
 
-train_together = ray.remote(num_cpus=0, max_retries=0)(fit)
+train_together = ray.remote(num_cpus=0, max_retries=0)(train_ranks)
 
 
-def rank(config: dict[str, Any]) -> None:
+def rank_main(config: dict[str, Any]) -> None:
     """What one process of a group does."""
     import ray.train
     import ray.train.torch
@@ -151,7 +153,7 @@ def rank(config: dict[str, Any]) -> None:
     raw, context = config["raw"], ray.train.get_context()
     number = context.get_world_rank()
     if config["meet"]:
-        limit = timedelta(seconds=GROUP_SECONDS)
+        limit = timedelta(seconds=RENDEZVOUS_SECONDS)
         torch.distributed.init_process_group(
             **config["meet"], rank=number, world_size=context.get_world_size(), timeout=limit
         )
@@ -159,19 +161,19 @@ def rank(config: dict[str, Any]) -> None:
     try:
         attempt(raw, first=number == 0)
     except UserError as error:
-        folder.leave("failed", str(error))
+        folder.mark_unfinished("failed", str(error))
         raise
     except Exception:
         folder.log(f"rank {number} on {socket.gethostname()}:\n{traceback.format_exc()}")
         raise
 
 
-def alone() -> bool:
+def is_loopback_only() -> bool:
     """Whether this cluster listens on its own machine only."""
     return ray.util.get_node_ip_address().startswith("127.")
 
 
-def reason(error: BaseException) -> str:
+def failure_summary(error: BaseException) -> str:
     """Why an attempt died, in a line: of a group's ranks, the first that says more than that another is gone."""
     failures = getattr(error, "worker_failures", None) or {}
     if any(NODE_DIED in str(one) for one in failures.values()):
@@ -186,7 +188,7 @@ def last_line(error: BaseException) -> str:
     return (lines[-1] if lines else repr(error))[:300]
 
 
-def died(error: BaseException) -> str:
+def death_reason(error: BaseException) -> str:
     """How a process ended that did not say so itself."""
     if isinstance(error, ray.exceptions.NodeDiedError) or NODE_DIED in str(error):
         return LOST

@@ -11,19 +11,19 @@ import ray
 from pipeline.cluster import launches, token
 from pipeline.cluster.attempt import last_line
 from pipeline.cluster.launches import Launch
-from pipeline.cluster.supervisor import HEAD, Supervisor, surroundings
+from pipeline.cluster.supervisor import HEAD_RESOURCE, Supervisor, worker_environment
 from pipeline.common.errors import UserError
 from pipeline.track.run_folder import RunFolder
 
-NAME, NAMESPACE = "supervisor", "repro"
+SUPERVISOR_NAME, NAMESPACE = "supervisor", "repro"
 
 
 def connect() -> None:
     """Join the cluster that this process runs on, or that RAY_ADDRESS names; UserError if there is none."""
     if ray.is_initialized():
         return
-    token.folder().mkdir(parents=True, exist_ok=True)
-    os.chdir(token.folder())  # Ray hands this folder to all workers as a place of code, before any other
+    token.cluster_folder().mkdir(parents=True, exist_ok=True)
+    os.chdir(token.cluster_folder())  # Ray hands this folder to all workers as a place of code, before any other
     try:
         ray.init(
             address=os.environ.get("RAY_ADDRESS", "auto"),
@@ -35,37 +35,37 @@ def connect() -> None:
         raise UserError(f"no Ray cluster can be joined here: {last_line(error)}") from error
 
 
-def supervisor(launch: Launch) -> Any:
+def get_supervisor(launch: Launch) -> Any:
     """The cluster's supervisor, made if there is none; it runs on the head."""
-    where = {"env_vars": surroundings(launch)}
+    where = {"env_vars": worker_environment(launch)}
     return (
         ray.remote(Supervisor)
         .options(
             num_cpus=0,
             max_concurrency=8,
-            name=NAME,
+            name=SUPERVISOR_NAME,
             namespace=NAMESPACE,
             lifetime="detached",
             get_if_exists=True,
             max_restarts=-1,
-            resources=HEAD,
+            resources=HEAD_RESOURCE,
             runtime_env=where,
         )
         .remote()
     )
 
 
-def hand_over(names: Sequence[str], happened: Callable[[str], None]) -> int:
+def follow_launches(names: Sequence[str], happened: Callable[[str], None]) -> int:
     """Give launches to the supervisor and pass on what happens until all are over: 0, or 1 if some run failed."""
     connect()
-    given = [launches.one(name) for name in names]
+    given = [launches.read_launch(name) for name in names]
     seen = dict.fromkeys(names, 0)
     over: set[str] = set()
     keeper: Any = None
     while len(over) < len(names):
         try:
             if keeper is None:
-                keeper = supervisor(given[0])
+                keeper = get_supervisor(given[0])
                 for name in names:
                     ray.get(keeper.take.remote(name))
                 seen = dict.fromkeys(names, 0)
@@ -84,4 +84,4 @@ def hand_over(names: Sequence[str], happened: Callable[[str], None]) -> int:
 
 def is_failed(folder: RunFolder) -> bool:
     """Whether a run has no result although nobody wanted it to stop."""
-    return folder.result() is None and folder.left().get("why") not in ("cancelled", "over-budget")
+    return folder.result() is None and folder.unfinished().get("why") not in ("cancelled", "over-budget")

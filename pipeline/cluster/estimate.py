@@ -4,18 +4,18 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from statistics import median
 
-from pipeline.common.provenance import hardware
+from pipeline.common.provenance import hardware_name
 from pipeline.common.words import plural
-from pipeline.declare.load import load, names
-from pipeline.plan.expand import Run, Step, plan
+from pipeline.declare.load import experiment_names, load_experiment
+from pipeline.plan.expand import DerivedRun, Run, plan_runs
 from pipeline.track.record import FINISHED, Record
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredRun:
     """A run or step that ended, with what it cost."""
 
-    run: Run | Step
+    run: Run | DerivedRun
     record: Record
 
     @property
@@ -24,37 +24,37 @@ class Measured:
 
         Taken as if all its sessions had been on as many devices as the last, which is all that a record knows.
         """
-        return self.record.world * self.record.seconds / amount(self.run)
+        return self.record.world * self.record.seconds / work_units(self.run)
 
 
-def amount(run: Run | Step) -> int:
+def work_units(run: Run | DerivedRun) -> int:
     """How much there is to do: images to train on, each as often as it is used; a step is one piece of work."""
     return run.recipe.train.steps * run.recipe.train.batch_size if isinstance(run, Run) else 1
 
 
-def kind(run: Run | Step) -> tuple[str, ...]:
+def cost_key(run: Run | DerivedRun) -> tuple[str, ...]:
     """What costs alike: a network trained on images of one set and size; the same step."""
-    if isinstance(run, Step):
+    if isinstance(run, DerivedRun):
         return run.experiment, run.scale, run.variant
     data = run.recipe.data
     return run.recipe.model.model_dump_json(), data.name, str(data.crop)
 
 
-def measured(records: Iterable[Record]) -> Iterator[Measured]:
+def measured_runs(records: Iterable[Record]) -> Iterator[MeasuredRun]:
     """The finished ones that are declared still as they were, so that it is known how much there was to do."""
-    declared: dict[tuple[str, str], dict[str, Run | Step]] = {}
-    known = set(names())
+    declared: dict[tuple[str, str], dict[str, Run | DerivedRun]] = {}
+    known = set(experiment_names())
     for record in records:
         if record.status != FINISHED or record.experiment not in known:
             continue
         place = (record.experiment, record.scale)
         if place not in declared:
-            experiment = load(record.experiment)
-            runs = plan(experiment, scale=record.scale) if record.scale in experiment.scales else []
+            experiment = load_experiment(record.experiment)
+            runs = plan_runs(experiment, scale=record.scale) if record.scale in experiment.scales else []
             declared[place] = {run.declaration: run for run in runs}
         run = declared[place].get(record.declaration)
         if run and record.seconds > 0:
-            yield Measured(run, record)
+            yield MeasuredRun(run, record)
 
 
 @dataclass(frozen=True)
@@ -66,29 +66,29 @@ class Estimate:
     where: str  # 'at paper scale on NVIDIA H100, on 4 devices each'
 
 
-class Estimates:
+class Estimator:
     """Estimates for runs and steps, from those that have ended."""
 
     def __init__(self, records: Iterable[Record]) -> None:
-        self.of: dict[tuple[str, ...], list[Measured]] = {}
-        for one in measured(records):
-            self.of.setdefault(kind(one.run), []).append(one)
+        self.of: dict[tuple[str, ...], list[MeasuredRun]] = {}
+        for one in measured_runs(records):
+            self.of.setdefault(cost_key(one.run), []).append(one)
 
-    def estimate(self, run: Run | Step, devices: int) -> Estimate | None:
+    def estimate(self, run: Run | DerivedRun, devices: int) -> Estimate | None:
         """From the same variant, scale, hardware and number of devices as far as there are such runs.
 
         None: not measured yet. Runs on other numbers of devices are taken as if all devices were equally busy.
         """
 
-        def nearness(one: Measured) -> tuple[bool, ...]:
+        def nearness(one: MeasuredRun) -> tuple[bool, ...]:
             variant = (one.run.experiment, one.run.variant) == (run.experiment, run.variant)
             scale = variant and one.run.scale == run.scale
-            return variant, scale, one.record.hardware == hardware(), one.record.world == devices
+            return variant, scale, one.record.hardware == hardware_name(), one.record.world == devices
 
-        def place(one: Measured) -> tuple[str | int, ...]:
+        def place(one: MeasuredRun) -> tuple[str | int, ...]:
             return one.record.hardware, one.record.world, one.run.experiment, one.run.scale, one.run.variant
 
-        alike = self.of.get(kind(run), [])
+        alike = self.of.get(cost_key(run), [])
         if not alike:
             return None
         variant, scale, _, world = nearest = max(map(nearness, alike))

@@ -16,17 +16,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pipeline.cluster.local_head import Cluster, environment
-from pipeline.cluster.token import guarded
+from pipeline.cluster.local_head import ClusterAddress, ray_environment
+from pipeline.cluster.token import check_token_file
 from pipeline.common.errors import UserError
 from pipeline.common.paths import data_folder, home
-from pipeline.track.mlflow_reader import shown
+from pipeline.common.words import first_line
+from pipeline.track.mlflow_reader import redact
 
-INSIDE = "REPRO_INSIDE"  # set for commands that run on the cluster already
+INSIDE_VARIABLE = "REPRO_INSIDE"  # set for commands that run on the cluster already
 
-ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+ENDED_STATUSES = ("SUCCEEDED", "FAILED", "STOPPED")
 
-TRIES, BETWEEN = 5, 1.0  # to reach the API again, and seconds between
+CONNECT_RETRIES, RETRY_SECONDS = 5, 1.0  # to reach the API again, and seconds between
 
 RAYS = re.compile(  # lines of Ray's own in a job's output
     r"(\S+ \S+\s(INFO|WARNING) \w+\.py:\d+ -- |\[\S+ \S+ I \d+ \d+\] logging\.cc:|Running entrypoint for job )"
@@ -35,33 +36,33 @@ RAYS = re.compile(  # lines of Ray's own in a job's output
 IGNORED = ["**/__pycache__", "**/*.pyc", ".git"]
 
 
-def at(address: str) -> Cluster:
+def cluster_at(address: str) -> ClusterAddress:
     """The cluster whose job API is at this address; UserError where it cannot be used."""
     if not address.startswith(("http://", "https://")):
         raise UserError(
-            f"--address {shown(address)}: the address of a cluster's job API is needed, as in http://HOST:8265"
+            f"--address {redact(address)}: the address of a cluster's job API is needed, as in http://HOST:8265"
         )
     named = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    token = str(guarded(Path(named).expanduser().absolute())) if named else ""
-    cluster = Cluster("", address.rstrip("/"), token)
-    client(cluster)
+    token = str(check_token_file(Path(named).expanduser().absolute())) if named else ""
+    cluster = ClusterAddress("", address.rstrip("/"), token)
+    job_client(cluster)
     return cluster
 
 
-def client(cluster: Cluster) -> Any:
+def job_client(cluster: ClusterAddress) -> Any:
     """The job API's client; UserError where it does not answer, or not to us."""
-    os.environ.update(environment(Path(cluster.token_file) if cluster.token_file else None))
+    os.environ.update(ray_environment(Path(cluster.token_file) if cluster.token_file else None))
     from ray.job_submission import JobSubmissionClient
 
     for name in ("ray", "ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
         return JobSubmissionClient(cluster.dashboard)
-    except broken() as error:
-        raise UserError(refusal(cluster, error)) from error
+    except connection_errors() as error:
+        raise UserError(describe_refusal(cluster, error)) from error
 
 
-def broken() -> tuple[type[Exception], ...]:
+def connection_errors() -> tuple[type[Exception], ...]:
     """What the job API's client raises where the API is away, busy, or takes no order from us."""
     from aiohttp import ClientError
     from ray.exceptions import RayError
@@ -70,7 +71,7 @@ def broken() -> tuple[type[Exception], ...]:
     return ClientError, RayError, RuntimeError, OSError, ValueError, *unlike
 
 
-def unwanted(error: BaseException) -> bool:
+def is_auth_error(error: BaseException) -> bool:
     """Whether the API answered, and asked who we are."""
     from ray.exceptions import AuthenticationError
 
@@ -78,26 +79,26 @@ def unwanted(error: BaseException) -> bool:
     return isinstance(error, AuthenticationError) or bool(said)
 
 
-def refusal(cluster: Cluster, error: BaseException) -> str:
+def describe_refusal(cluster: ClusterAddress, error: BaseException) -> str:
     """Why the API cannot be used, in a sentence."""
-    if unwanted(error) and cluster.token_file:
+    if is_auth_error(error) and cluster.token_file:
         return (
-            f"the cluster at {shown(cluster.dashboard)} does not accept the token in {cluster.token_file}; copy"
+            f"the cluster at {redact(cluster.dashboard)} does not accept the token in {cluster.token_file}; copy"
             " the head's there (it is cluster/token in its REPRO_HOME, mode 0600)"
         )
-    if unwanted(error):
+    if is_auth_error(error):
         return (
-            f"the cluster at {shown(cluster.dashboard)} asks for its token: put a copy of its token file where"
+            f"the cluster at {redact(cluster.dashboard)} asks for its token: put a copy of its token file where"
             " only you can read it (mode 0600), and name it in RAY_AUTH_TOKEN_PATH"
         )
     return (
-        f"no cluster answers at {shown(cluster.dashboard)}; start one there with repro node --head, or leave"
+        f"no cluster answers at {redact(cluster.dashboard)}; start one there with repro node --head, or leave"
         " --address out to use this machine"
     )
 
 
-def submit(
-    cluster: Cluster,
+def submit_job(
+    cluster: ClusterAddress,
     words: Sequence[str],
     *,
     code: Path | None = None,
@@ -109,7 +110,7 @@ def submit(
     By the code in the folder `code`, which the cluster sees; or in the folder `upload`, which is sent there; else
     by what is installed there. On this machine's cluster it keeps its things where this command does.
     """
-    variables = {INSIDE: "1", "PYTHONUNBUFFERED": "1"} | dict(settings or {})
+    variables = {INSIDE_VARIABLE: "1", "PYTHONUNBUFFERED": "1"} | dict(settings or {})
     if cluster.pid:
         variables |= {"REPRO_HOME": str(home()), "REPRO_DATA": str(data_folder())}
     where: dict[str, Any] = {"env_vars": variables}
@@ -120,22 +121,22 @@ def submit(
         variables["PYTHONPATH"] = "."
     python = sys.executable if cluster.pid else "python"  # elsewhere, whichever is first in the node's PATH
     command = shlex.join([python, "-m", "pipeline.cli", *words])
-    api = client(cluster)
+    api = job_client(cluster)
     try:
         return api.submit_job(entrypoint=command, runtime_env=where)
-    except broken() as error:
-        said = refusal(cluster, error) if unwanted(error) else ""
-        at = f"the cluster at {shown(cluster.dashboard)}"
-        raise UserError(said or f"{at} did not take the job: {shown(first_line(error))}") from error
+    except connection_errors() as error:
+        said = describe_refusal(cluster, error) if is_auth_error(error) else ""
+        at = f"the cluster at {redact(cluster.dashboard)}"
+        raise UserError(said or f"{at} did not take the job: {redact(first_line(error))}") from error
 
 
-def follow(cluster: Cluster, job: str, write: Callable[[str], None]) -> int:
+def follow_job(cluster: ClusterAddress, job: str, write: Callable[[str], None]) -> int:
     """Relay a job's output until it ends; its exit code. An interrupt ends the relaying, not the job.
 
     A stream that breaks is asked for again, and begins anew: what was shown is left out. UserError where the API
     is gone for good.
     """
-    api = client(cluster)
+    api = job_client(cluster)
     got = ""  # the longest that was seen; of it, `shown_to` characters are dealt with
     shown_to = 0
 
@@ -159,37 +160,32 @@ def follow(cluster: Cluster, job: str, write: Callable[[str], None]) -> int:
 
     failures = 0
     while True:
-        with suppress(*broken()):  # what was shown is known
+        with suppress(*connection_errors()):  # what was shown is known
             asyncio.run(relay())
         try:
             info = api.get_job_info(job)
             failures = 0
-        except broken() as error:
+        except connection_errors() as error:
             failures += 1
-            if failures == TRIES:
+            if failures == CONNECT_RETRIES:
                 show(whole=True)
-                raise UserError(lost(cluster, error)) from error
+                raise UserError(describe_loss(cluster, error)) from error
             info = None
-        if info and info.status.value in ENDED:
+        if info and info.status.value in ENDED_STATUSES:
             break
-        time.sleep(BETWEEN)
-    with suppress(*broken()):
+        time.sleep(RETRY_SECONDS)
+    with suppress(*connection_errors()):
         got = max(got, api.get_job_logs(job), key=len)
     show(whole=True)
     code = info.driver_exit_code
     return code if code is not None else int(info.status.value != "SUCCEEDED")
 
 
-def lost(cluster: Cluster, error: BaseException) -> str:
+def describe_loss(cluster: ClusterAddress, error: BaseException) -> str:
     """That a job cannot be followed any more, in a sentence."""
-    if unwanted(error):
-        return refusal(cluster, error)
+    if is_auth_error(error):
+        return describe_refusal(cluster, error)
     return (
-        f"the cluster at {shown(cluster.dashboard)} does not answer any more; repro status says how what was begun"
+        f"the cluster at {redact(cluster.dashboard)} does not answer any more; repro status says how what was begun"
         " there stands, and repro resume goes on with it"
     )
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of what an error says."""
-    return (str(error).strip() or repr(error)).splitlines()[0][:300]

@@ -8,23 +8,23 @@ from functools import cached_property
 from pathlib import Path
 
 from pipeline.cluster import launches
-from pipeline.cluster.estimate import Estimate, Estimates, amount
-from pipeline.cluster.launches import Launch, Terms
-from pipeline.common.errors import UserError, unwritable_named
+from pipeline.cluster.estimate import Estimate, Estimator, work_units
+from pipeline.cluster.launches import Launch, LaunchTerms
+from pipeline.common.errors import UserError, explain_write_errors
 from pipeline.common.files import write_atomically
 from pipeline.common.paths import home, runs_folder
 from pipeline.common.words import plural
-from pipeline.declare.load import EXPERIMENTS, load, names
-from pipeline.plan.expand import Run, Step, plan
+from pipeline.declare.load import EXPERIMENTS, experiment_names, load_experiment
+from pipeline.plan.expand import DerivedRun, Run, plan_runs
 from pipeline.schedule.task import Task
 from pipeline.track.record import Record
-from pipeline.track.run_folder import CHECKPOINT, RunFolder
+from pipeline.track.run_folder import CHECKPOINT_NAME, RunFolder
 
 SUITES = ("cs231n",)  # every declared experiment is of this lecture
 
 
 @dataclass(frozen=True)
-class Asked:
+class LaunchRequest:
     """The words of `repro launch`."""
 
     experiments: tuple[str, ...]
@@ -58,11 +58,11 @@ class Asked:
         return f"{', '.join([*suite, *self.experiments])} at {self.scale}"
 
     @property
-    def terms(self) -> Terms:
+    def terms(self) -> LaunchTerms:
         """What the runs are trained under."""
-        return Terms(self.devices, self.max_device_hours, self.max_concurrent)
+        return LaunchTerms(self.devices, self.max_device_hours, self.max_concurrent)
 
-    def words(self) -> list[str]:
+    def to_argv(self) -> list[str]:
         """The command again, for another machine."""
         words = ["launch", *map(declared_name, self.experiments), "--scale", self.scale]
         options = {
@@ -92,33 +92,33 @@ def declared_name(experiment: str) -> str:
 
 
 @dataclass(frozen=True)
-class Chosen:
+class LaunchSelection:
     """The runs asked for, before their data are looked at."""
 
-    runs: list[Run | Step]
+    runs: list[Run | DerivedRun]
     lacking: list[str]  # experiments of the suite that do not train at this scale
 
 
-def chosen(asked: Asked) -> Chosen:
+def select_runs(asked: LaunchRequest) -> LaunchSelection:
     """All runs and steps of what is asked; UserError for a name, a scale or a split that cannot be."""
-    experiments = {one.name: one for one in map(load, asked.experiments)}
+    experiments = {one.name: one for one in map(load_experiment, asked.experiments)}
     lacking = []
-    for one in map(load, names()) if asked.suite else []:
+    for one in map(load_experiment, experiment_names()) if asked.suite else []:
         if asked.scale in one.scales:
             experiments.setdefault(one.name, one)
         elif one.scales and one.name not in experiments:
             lacking.append(one.name)
     if not experiments:
-        scales = sorted({scale for name in names() for scale in load(name).scales})
+        scales = sorted({scale for name in experiment_names() for scale in load_experiment(name).scales})
         raise UserError(
             f"nothing of suite {asked.suite} has a scale {asked.scale!r}; there are {', '.join(scales)}"
         )
-    runs = [run for one in experiments.values() for run in plan(one, scale=asked.scale)]
-    check_split(runs, asked.devices, asked.device_batch)
-    return Chosen(runs, lacking)
+    runs = [run for one in experiments.values() for run in plan_runs(one, scale=asked.scale)]
+    check_global_batch(runs, asked.devices, asked.device_batch)
+    return LaunchSelection(runs, lacking)
 
 
-def check_split(work: Iterable[Run | Step], devices: int, device_batch: int | None) -> None:
+def check_global_batch(work: Iterable[Run | DerivedRun], devices: int, device_batch: int | None) -> None:
     """UserError where the global batch of a run cannot be shared equally by so many devices.
 
     What cannot be shared at all (steps, patterns learned one by one) takes one device; but not alone.
@@ -132,16 +132,16 @@ def check_split(work: Iterable[Run | Step], devices: int, device_batch: int | No
         )
     for size, run in {run.recipe.train.batch_size: run for run in shared}.items():
         if devices > 1 or device_batch is not None:
-            from pipeline.train.ranks import groups  # loads torch
+            from pipeline.train.ranks import micro_batches  # loads torch
 
             try:
-                groups(size, devices, device_batch)
+                micro_batches(size, devices, device_batch)
             except UserError as error:
                 raise UserError(f"{run.experiment}, {run.variant}: {error}") from None
 
 
 @dataclass(frozen=True)
-class Group:
+class VariantPlan:
     """The runs of one variant, and what is left of them to do."""
 
     experiment: str
@@ -171,12 +171,12 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Plan:
+class LaunchPlan:
     """What a launch would do."""
 
-    asked: Asked
+    asked: LaunchRequest
     tasks: list[Task]  # finished ones of this machine too: work that consumes them finds them here
-    groups: list[Group]
+    groups: list[VariantPlan]
     lacking: list[str]
     shared: int = 0  # tasks that an earlier launch wants too, and has not ended
     left_out: Sequence[tuple[Task, str]] = ()  # steps that cannot be done here, and why: in no group, and no task
@@ -192,35 +192,38 @@ class Plan:
         return sum(group.hours or 0.0 for group in self.groups)
 
     @property
-    def unmeasured(self) -> list[Group]:
+    def unmeasured(self) -> list[VariantPlan]:
         """Those with work to do of which nobody knows how long it takes."""
         return [group for group in self.groups if group.hours is None]
 
 
-def planned(
-    asked: Asked, what: Chosen, records: Sequence[Record], tell: Callable[[str], None] = launches.complained
-) -> Plan:
+def plan_launch(
+    asked: LaunchRequest,
+    what: LaunchSelection,
+    records: Sequence[Record],
+    tell: Callable[[str], None] = launches.print_warning,
+) -> LaunchPlan:
     """What is finished, what is left, what that will need. Reads the data; UserError where they cannot be read."""
-    from pipeline.schedule.tasks import tasks_for
+    from pipeline.schedule.tasks import make_tasks
 
-    tasks = tasks_for(what.runs)
+    tasks = make_tasks(what.runs)
     ended = {record.identity for record in records}
-    left_out = without_networks(tasks, ended)
+    left_out = missing_networks(tasks, ended)
     hopeless = {task.identity for task, _ in left_out}
     tasks = [task for task in tasks if task.identity not in hopeless]
-    estimates = Estimates(records)
+    estimates = Estimator(records)
     members: dict[tuple[str, str, str], list[Task]] = {}
     for task in tasks:
         members.setdefault((task.run.experiment, task.run.scale, task.run.variant), []).append(task)
-    groups = [group_of(some, asked.devices, ended, estimates) for some in members.values()]
-    tasks = [replace(task, device_batch=asked.device_batch) if task.together else task for task in tasks]
+    groups = [plan_variant(some, asked.devices, ended, estimates) for some in members.values()]
+    tasks = [replace(task, device_batch=asked.device_batch) if task.is_distributable else task for task in tasks]
     here = [t for t in tasks if RunFolder(t.folder).result_file.is_file() or t.identity not in ended]
-    made = Plan(asked, here, groups, what.lacking, left_out=left_out)
-    earlier = {task.identity for launch in launches.unfinished(tell) for task in launch.tasks}
+    made = LaunchPlan(asked, here, groups, what.lacking, left_out=left_out)
+    earlier = {task.identity for launch in launches.unfinished_launches(tell) for task in launch.tasks}
     return replace(made, shared=sum(task.identity in earlier for task in made.todo))
 
 
-def without_networks(tasks: Sequence[Task], ended: Container[str]) -> list[tuple[Task, str]]:
+def missing_networks(tasks: Sequence[Task], ended: Container[str]) -> list[tuple[Task, str]]:
     """Steps that are not finished, of which a run has ended on another machine alone: its network is not here."""
 
     def elsewhere(identity: str) -> bool:
@@ -229,7 +232,7 @@ def without_networks(tasks: Sequence[Task], ended: Container[str]) -> list[tuple
     found = []
     for task in tasks:
         if (
-            not isinstance(task.run, Step)
+            not isinstance(task.run, DerivedRun)
             or task.identity in ended
             or RunFolder(task.folder).result_file.is_file()
         ):
@@ -242,18 +245,18 @@ def without_networks(tasks: Sequence[Task], ended: Container[str]) -> list[tuple
     return found
 
 
-def group_of(tasks: Sequence[Task], devices: int, ended: set[str], estimates: Estimates) -> Group:
+def plan_variant(tasks: Sequence[Task], devices: int, ended: set[str], estimates: Estimator) -> VariantPlan:
     """What is left of the runs of one variant."""
     run = tasks[0].run
     left = [t for t in tasks if t.identity not in ended and not RunFolder(t.folder).result_file.is_file()]
     resumed = tuple(step for step in (resume_step(RunFolder(task.folder)) for task in left) if step)
-    work = len(left) * amount(run)
-    data = run.members[0].recipe.data.name if isinstance(run, Step) else run.recipe.data.name
+    work = len(left) * work_units(run)
+    data = run.members[0].recipe.data.name if isinstance(run, DerivedRun) else run.recipe.data.name
     if isinstance(run, Run):
         work -= sum(resumed) * run.recipe.train.batch_size
-    devices = devices if tasks[0].together else 1
+    devices = devices if tasks[0].is_distributable else 1
     estimate = estimates.estimate(run, devices) if left else Estimate(0.0, 0, "")
-    return Group(
+    return VariantPlan(
         experiment=run.experiment,
         scale=run.scale,
         variant=run.variant,
@@ -272,31 +275,33 @@ def group_of(tasks: Sequence[Task], devices: int, ended: set[str], estimates: Es
 def resume_step(folder: RunFolder) -> int:
     """The update that a run would go on after, 0 for none; the checkpoint itself is looked at when it is used."""
     for path in folder.checkpoint_files():
-        match = CHECKPOINT.fullmatch(path.name)
+        match = CHECKPOINT_NAME.fullmatch(path.name)
         if match:
             return int(match[1])
     return 0
 
 
-def begin(made: Plan, code: Path) -> Launch:
+def start_launch(made: LaunchPlan, code: Path) -> Launch:
     """Write the launch down. What was left earlier, cancelled or at a budget's end, is wanted again."""
-    leave_out(made)
-    with unwritable_named(home()):
+    mark_left_out(made)
+    with explain_write_errors(home()):
         for task in made.todo:
             folder = RunFolder(task.folder)
-            if folder.left() or folder.asked():
-                folder.begin_anew()
-        return launches.new(made.asked.title, code, made.asked.terms, tuple(made.tasks))
+            if folder.unfinished() or folder.stop_reason():
+                folder.clear_unfinished()
+        return launches.create_launch(made.asked.title, code, made.asked.terms, tuple(made.tasks))
 
 
-def leave_out(made: Plan) -> None:
+def mark_left_out(made: LaunchPlan) -> None:
     """The folders of what cannot be done say why, as after `repro run`."""
-    with unwritable_named(home()):
+    with explain_write_errors(home()):
         for task, why in made.left_out:
-            launches.leave(task, "failed", why)
+            launches.mark_unfinished(task, "failed", why)
 
 
-def cancel(asked: Iterable[Launch], only: str | None, *, supervised: bool, training: Container[str]) -> list[Task]:
+def cancel_runs(
+    asked: Iterable[Launch], only: str | None, *, supervised: bool, training: Container[str]
+) -> list[Task]:
     """Ask the run `only` of these launches to stop, or all of them that have not ended; the tasks that were asked.
 
     A supervisor answers such requests, and so does whatever trains; where there seems to be neither, the runs are
@@ -306,31 +311,31 @@ def cancel(asked: Iterable[Launch], only: str | None, *, supervised: bool, train
     for launch in asked:
         tasks = [replace(task, folder=runs_folder() / task.identity) for task in launch.tasks]
         for task in tasks:
-            if task.identity in found or only not in (None, task.identity) or is_over(task):
+            if task.identity in found or only not in (None, task.identity) or is_task_over(task):
                 continue
             found[task.identity] = task
-            with unwritable_named(home()):
+            with explain_write_errors(home()):
                 if supervised or task.identity in training:
-                    RunFolder(task.folder).ask("cancelled")
+                    RunFolder(task.folder).request_stop("cancelled")
                 else:
-                    launches.leave(task, "cancelled", "cancelled by repro cancel")
-                    RunFolder(task.folder).ask("cancelled")  # after: leaving takes the request away
-        if not supervised and all(map(is_over, tasks)):
-            launches.end(launch.id)
+                    launches.mark_unfinished(task, "cancelled", "cancelled by repro cancel")
+                    RunFolder(task.folder).request_stop("cancelled")  # after: leaving takes the request away
+        if not supervised and all(map(is_task_over, tasks)):
+            launches.mark_ended(launch.id)
     return list(found.values())
 
 
-def is_over(task: Task) -> bool:
+def is_task_over(task: Task) -> bool:
     """Whether nothing is left to do about it: it has ended, or was left for a reason."""
     folder = RunFolder(task.folder)
-    return folder.result_file.is_file() or bool(folder.left())
+    return folder.result_file.is_file() or bool(folder.unfinished())
 
 
 def with_devices(launch: Launch, devices: int) -> Launch:
     """The launch, from now on with so many devices a run; UserError where that cannot be."""
     for task in launch.tasks:
-        check_split([task.run] if task.together else [], devices, task.device_batch)
+        check_global_batch([task.run] if task.is_distributable else [], devices, task.device_batch)
     changed = replace(launch, terms=replace(launch.terms, devices=devices))
-    with unwritable_named(home()):
-        write_atomically(launches.folder() / f"{launch.id}.json", json.dumps(changed.to_dict()))
+    with explain_write_errors(home()):
+        write_atomically(launches.launches_folder() / f"{launch.id}.json", json.dumps(changed.to_dict()))
     return changed

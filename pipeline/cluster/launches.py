@@ -21,11 +21,11 @@ from pipeline.common.errors import UserError
 from pipeline.common.files import write_atomically
 from pipeline.common.paths import home
 from pipeline.schedule.task import Task
-from pipeline.track.run_folder import Left, RunFolder
+from pipeline.track.run_folder import RunFolder, UnfinishedReason
 
 
 @dataclass(frozen=True)
-class Terms:
+class LaunchTerms:
     """On what terms a launch's runs are trained."""
 
     devices: int  # of each run: GPUs, or processes on CPUs where the cluster has no GPU
@@ -42,7 +42,7 @@ class Launch:
     by: str  # user@host
     created: str  # UTC, ISO 8601
     code: str  # the folder that holds the code it was planned with
-    terms: Terms
+    terms: LaunchTerms
     tasks: tuple[Task, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -59,79 +59,79 @@ class Launch:
         about = {name: value for name, value in raw.items() if name not in ("manifests", "tasks", "terms")}
         manifests = raw["manifests"]
         tasks = tuple(Task.from_dict(task | {"manifest": manifests[task["manifest"]]}) for task in raw["tasks"])
-        return cls(**about, terms=Terms(**raw["terms"]), tasks=tasks)
+        return cls(**about, terms=LaunchTerms(**raw["terms"]), tasks=tasks)
 
 
-def folder() -> Path:
+def launches_folder() -> Path:
     """Where launches are kept."""
     return home() / "launches"
 
 
-def new(words: str, code: Path, terms: Terms, tasks: tuple[Task, ...]) -> Launch:
+def create_launch(words: str, code: Path, terms: LaunchTerms, tasks: tuple[Task, ...]) -> Launch:
     """A launch of this moment, written down before anything else is done about it."""
     now = datetime.now(UTC)
     name = f"{now:%Y%m%d-%H%M%S-%f}-{secrets.token_hex(2)}"
     by = f"{getpass.getuser()}@{socket.gethostname()}"
     launch = Launch(name, words, by, now.isoformat(timespec="seconds"), str(code), terms, tasks)
-    folder().mkdir(parents=True, exist_ok=True)
-    write_atomically(folder() / f"{name}.json", json.dumps(launch.to_dict()))
+    launches_folder().mkdir(parents=True, exist_ok=True)
+    write_atomically(launches_folder() / f"{name}.json", json.dumps(launch.to_dict()))
     return launch
 
 
-def every() -> Iterator[Launch]:
+def all_launches() -> Iterator[Launch]:
     """All launches, first come first."""
-    for path in sorted(folder().glob("*.json")):
-        yield one(path.stem)
+    for path in sorted(launches_folder().glob("*.json")):
+        yield read_launch(path.stem)
 
 
-def complained(text: str) -> None:
+def print_warning(text: str) -> None:
     """A line on standard error."""
     print(text, file=sys.stderr)
 
 
-def unfinished(tell: Callable[[str], None] = complained) -> Iterator[Launch]:
+def unfinished_launches(tell: Callable[[str], None] = print_warning) -> Iterator[Launch]:
     """Those that have not ended; one whose file cannot be read is left out, and that is told."""
-    for path in sorted(folder().glob("*.json")):
+    for path in sorted(launches_folder().glob("*.json")):
         if not is_over(path.stem):
             try:
-                yield one(path.stem)
+                yield read_launch(path.stem)
             except UserError as error:
                 tell(f"Left out: {error}")
 
 
 def is_over(name: str) -> bool:
     """Whether all of it has ended."""
-    return (folder() / f"{name}.over").exists()
+    return (launches_folder() / f"{name}.over").exists()
 
 
-def end(name: str) -> None:
+def mark_ended(name: str) -> None:
     """Nothing of it is left to do."""
-    (folder() / f"{name}.over").touch()
+    (launches_folder() / f"{name}.over").touch()
 
 
-def spent(name: str) -> float:
+def hours_used(name: str) -> float:
     """Device hours it has used."""
     with contextlib.suppress(OSError, ValueError):
-        return float((folder() / f"{name}.spent").read_text(encoding="utf-8"))
+        return float((launches_folder() / f"{name}.spent").read_text(encoding="utf-8"))
     return 0.0
 
 
-def spend(name: str, hours: float) -> None:
+def record_hours(name: str, hours: float) -> None:
     """It has used so many device hours by now."""
-    write_atomically(folder() / f"{name}.spent", f"{hours:.6f}")
+    write_atomically(launches_folder() / f"{name}.spent", f"{hours:.6f}")
 
 
-def one(name: str) -> Launch:
+def read_launch(name: str) -> Launch:
     """A launch by its id; UserError for one that is not there, or whose file is damaged or of another version."""
-    path = folder() / f"{name}.json"
+    path = launches_folder() / f"{name}.json"
     if not path.is_file():
-        raise UserError(f"there is no launch {name} in {folder()}; repro status lists them")
-    with readable(path):
+        raise UserError(f"there is no launch {name} in {launches_folder()}; repro status lists them")
+    with explain_read_errors(path):
         return Launch.from_dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 @contextlib.contextmanager
-def readable(path: Path) -> Iterator[None]:
+def explain_read_errors(path: Path) -> Iterator[None]:
     """Within, what cannot be read of a launch's file becomes a UserError that says what to do."""
     try:
         yield
@@ -144,9 +144,9 @@ def readable(path: Path) -> Iterator[None]:
         ) from error
 
 
-def leave(task: Task, why: Left, text: str, asked: float | None = None) -> None:
+def mark_unfinished(task: Task, why: UnfinishedReason, text: str, asked: float | None = None) -> None:
     """Write down why a run is not finished, and what it is if it never began: the ledger says so then."""
     run_folder = RunFolder(task.folder)
     if not (run_folder.path / "run.json").is_file():
         run_folder.create(task.description())
-    run_folder.leave(why, text, asked)
+    run_folder.mark_unfinished(why, text, asked)

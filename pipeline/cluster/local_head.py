@@ -13,9 +13,9 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from pipeline.cluster.processes import LOOK_SECONDS, is_same
-from pipeline.cluster.token import folder
-from pipeline.common.errors import UserError, unwritable_named
+from pipeline.cluster.processes import DRAIN_POLL_SECONDS, is_same_process
+from pipeline.cluster.token import cluster_folder
+from pipeline.common.errors import UserError, explain_write_errors
 from pipeline.common.paths import ROOT, home
 
 START_SECONDS = 60.0  # for a head behind the terminal
@@ -24,7 +24,7 @@ IDLE_SECONDS = 600.0  # after which a head behind the terminal ends by itself
 
 
 @dataclass(frozen=True)
-class Cluster:
+class ClusterAddress:
     """How to reach a running cluster."""
 
     gcs: str  # "127.0.0.1:6379", for ray.init
@@ -33,7 +33,7 @@ class Cluster:
     pid: int = 0  # of our node process on this machine; 0: elsewhere
 
 
-def environment(token: Path | None, *, loopback: bool = True) -> dict[str, str]:
+def ray_environment(token: Path | None, *, loopback: bool = True) -> dict[str, str]:
     """What Ray's processes and clients need to find in their environment. `loopback`: of a cluster that listens on
     this machine alone, where Ray would otherwise take 127.0.0.1 for the address in the nearest network.
     """
@@ -50,20 +50,20 @@ def environment(token: Path | None, *, loopback: bool = True) -> dict[str, str]:
     return words
 
 
-def here() -> Cluster | None:
+def find_local_cluster() -> ClusterAddress | None:
     """This home's cluster, if its head lives on this machine and answers."""
     try:
-        raw = json.loads((folder() / "node.json").read_text(encoding="utf-8"))
+        raw = json.loads((cluster_folder() / "node.json").read_text(encoding="utf-8"))
         host, began = raw.pop("host"), raw.pop("began")
-        cluster = Cluster(**raw)
+        cluster = ClusterAddress(**raw)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    if host != socket.gethostname() or not is_same(cluster.pid, began):
+    if host != socket.gethostname() or not is_same_process(cluster.pid, began):
         return None
-    return cluster if answers(cluster) else None
+    return cluster if responds(cluster) else None
 
 
-def answers(cluster: Cluster) -> bool:
+def responds(cluster: ClusterAddress) -> bool:
     """Whether its dashboard lets us in."""
     request = urllib.request.Request(f"{cluster.dashboard}/api/version")
     if cluster.token_file:
@@ -80,44 +80,44 @@ def answers(cluster: Cluster) -> bool:
         return False
 
 
-def start_here(*, tell: Callable[[str], None]) -> Cluster:
+def ensure_local_cluster(*, tell: Callable[[str], None]) -> ClusterAddress:
     """This machine's cluster, started behind the terminal if there is none; it ends itself when idle."""
-    with unwritable_named(home()):
-        folder().mkdir(parents=True, exist_ok=True)
-        (folder() / "wanted").touch()
-    with FileLock(folder() / "start.lock"):
-        (folder() / "wanted").touch()
-        running = here()
+    with explain_write_errors(home()):
+        cluster_folder().mkdir(parents=True, exist_ok=True)
+        (cluster_folder() / "wanted").touch()
+    with FileLock(cluster_folder() / "start.lock"):
+        (cluster_folder() / "wanted").touch()
+        running = find_local_cluster()
         if running:
             return running
         tell("starting a Ray cluster on this machine")
-        return started()
+        return start_head()
 
 
-behind: list[subprocess.Popen[bytes]] = []  # heads started by this process; kept, since they outlive it
+background_heads: list[subprocess.Popen[bytes]] = []  # heads started by this process; kept, since they outlive it
 
 
-def started() -> Cluster:
+def start_head() -> ClusterAddress:
     """A new head in a session of its own, once it can be used."""
-    log = folder() / "node.log"
+    log = cluster_folder() / "node.log"
     command = [sys.executable, "-m", "pipeline.cli", "node", "--head", "--until-idle", str(IDLE_SECONDS)]
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,
             cwd=ROOT,  # where this code is
-            env=os.environ | absolute_places(),
+            env=os.environ | absolute_folders(),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    behind.append(process)
+    background_heads.append(process)
     deadline = time.monotonic() + START_SECONDS
     while process.poll() is None and time.monotonic() < deadline:
-        cluster = here()
+        cluster = find_local_cluster()
         if cluster and cluster.pid == process.pid:
             return cluster
-        time.sleep(LOOK_SECONDS)
+        time.sleep(DRAIN_POLL_SECONDS)
     late = process.poll() is None
     if late:
         process.terminate()
@@ -129,7 +129,7 @@ def started() -> Cluster:
     raise UserError(f"no Ray cluster could be started on this machine: {why} (all that was said is in {log})")
 
 
-def absolute_places() -> dict[str, str]:
+def absolute_folders() -> dict[str, str]:
     """Our folders by their whole path, for a process that begins in another folder."""
     places = {"REPRO_HOME": str(home())}
     if os.environ.get("REPRO_DATA"):

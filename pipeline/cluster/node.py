@@ -40,11 +40,11 @@ from filelock import FileLock, Timeout
 
 from pipeline.cluster import launches
 from pipeline.cluster import ports as sockets
-from pipeline.cluster.local_head import Cluster, absolute_places, environment, here
-from pipeline.cluster.ports import GCS_PORT, PortTaken, ports
-from pipeline.cluster.processes import LOOK_SECONDS, NODE, control_process, trainings
-from pipeline.cluster.token import folder, guarded, token_file, token_path
-from pipeline.common.errors import UserError, unwritable_named
+from pipeline.cluster.local_head import ClusterAddress, absolute_folders, find_local_cluster, ray_environment
+from pipeline.cluster.ports import GCS_PORT, PortTakenError, choose_ports
+from pipeline.cluster.processes import DRAIN_POLL_SECONDS, NODE_VARIABLE, prctl, training_pids
+from pipeline.cluster.token import check_token_file, cluster_folder, ensure_token_file, token_path
+from pipeline.common.errors import UserError, explain_write_errors
 from pipeline.common.files import write_atomically
 from pipeline.common.paths import ROOT, home
 
@@ -52,7 +52,7 @@ READY_SECONDS = 120.0  # for Ray to start; on a busy machine of two cores it tak
 
 ENDING_SECONDS = (5.0, 3.0, 5.0)  # for Ray to end itself, for SIGTERM, for SIGKILL
 
-LAST_WORD_SECONDS = 1.0  # for what has trained to tell how it ended
+LOG_FLUSH_SECONDS = 1.0  # for what has trained to tell how it ended
 
 TREE_SECONDS = 1.0  # between looks at which processes descend from us
 
@@ -62,14 +62,14 @@ SUPERVISED_SECONDS = 60.0
 
 OBJECT_STORE = 256 * 2**20  # bytes; tasks and their results are small, images never pass through it
 
-LONGEST_BASE = 20  # characters: a socket's path has 107, of which Ray's own folders take 68
+MAX_BASE_LENGTH = 20  # characters: a socket's path has 107, of which Ray's own folders take 68
 
-RAY = "import sys; sys.path.append(sys.argv.pop(1)); from ray.scripts.scripts import main; main()"
+RAY_COMMAND = "import sys; sys.path.append(sys.argv.pop(1)); from ray.scripts.scripts import main; main()"
 
-AT_START = "pipeline.cluster.node.as_ray_starts"
+START_HOOK = "pipeline.cluster.node.on_ray_start"
 
 
-def serve(
+def run_node(
     *,
     head: bool,
     address: str | None,
@@ -86,13 +86,13 @@ def serve(
     for it. A head that nobody needs for `until_idle` seconds ends itself.
     """
     alone = sockets.is_loopback(listen)
-    token = checked(head, address, listen, alone)
+    token = check_arguments(head, address, listen, alone)
     with contextlib.ExitStack() as stack:
         if head:
-            stack.enter_context(only_head())
-        asked = stack.enter_context(asked_to_end())
-        place = Path(tempfile.mkdtemp(prefix="repro-node-", dir=base()))
-        node = Node(place, token, alone)
+            stack.enter_context(hold_head_lock())
+        asked = stack.enter_context(count_stop_signals())
+        place = Path(tempfile.mkdtemp(prefix="repro-node-", dir=node_base_folder()))
+        node = RayNode(place, token, alone)
         code = 1
         try:
             cluster = node.start(address, listen, cpus, gpus, asked)
@@ -100,49 +100,49 @@ def serve(
                 code = 0
             else:
                 if head:
-                    write_down(cluster)
-                introduce(node, cluster, address, alone)
+                    write_cluster_file(cluster)
+                print_addresses(node, cluster, address, alone)
                 code = node.watch(asked, until_idle if head else None)
                 if head:
-                    forget()
+                    remove_cluster_file()
                 if code == 0:
-                    node.let_go(grace, asked)
+                    node.drain(grace, asked)
         except UserError as error:
             if str(place) not in str(error):
                 shutil.rmtree(place, ignore_errors=True)
             raise
         finally:
             if head:
-                forget()
+                remove_cluster_file()
             left = node.end()
         if left:
-            say(f"these processes could not be ended: {left}")
+            print_line(f"these processes could not be ended: {left}")
             code = 1
         if code == 0:
             shutil.rmtree(place, ignore_errors=True)
-            say("the node has ended")
+            print_line("the node has ended")
         return code
 
 
-def say(text: str) -> None:
+def print_line(text: str) -> None:
     """A line on standard output, at once."""
     print(text, flush=True)
 
 
-def checked(head: bool, address: str | None, listen: str, alone: bool) -> Path:
+def check_arguments(head: bool, address: str | None, listen: str, alone: bool) -> Path:
     """The token to use; UserError where the words do not go together, or the place to join is not there."""
     if head == bool(address):
         raise UserError("give --head to begin a cluster, or --address HOST:6379 to join one, not both")
     if not alone:
-        check_own(listen)
+        check_local_address(listen)
     if not address:
-        running = here()
+        running = find_local_cluster()
         if running:
             raise UserError(
                 f"this home's cluster runs already: {running.dashboard} (process {running.pid}); use it, or end it"
                 f" with: kill {running.pid}"
             )
-        return token_file()
+        return ensure_token_file()
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
     if not (host and port.isdigit()):
@@ -161,10 +161,10 @@ def checked(head: bool, address: str | None, listen: str, alone: bool) -> Path:
             f"a node that joins {address} is talked to by other machines: say on which address of this one, for"
             f" example --listen {mine}"
         )
-    return guarded(token_path())
+    return check_token_file(token_path())
 
 
-def check_own(listen: str) -> None:
+def check_local_address(listen: str) -> None:
     """Refuse what is no address of this machine."""
     try:
         family = socket.AF_INET6 if ":" in listen else socket.AF_INET
@@ -177,11 +177,11 @@ def check_own(listen: str) -> None:
 
 
 @contextmanager
-def only_head() -> Iterator[None]:
+def hold_head_lock() -> Iterator[None]:
     """Within: no other head of this home runs, on whatever machine."""
-    with unwritable_named(home()):
-        folder().mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder() / "head.lock")
+    with explain_write_errors(home()):
+        cluster_folder().mkdir(parents=True, exist_ok=True)
+    lock = FileLock(cluster_folder() / "head.lock")
     try:
         lock.acquire(timeout=sum(ENDING_SECONDS) + 2)  # one that is ending gets the time for it
     except Timeout:
@@ -196,7 +196,7 @@ def only_head() -> Iterator[None]:
 
 
 @contextmanager
-def asked_to_end() -> Iterator[Callable[[], int]]:
+def count_stop_signals() -> Iterator[Callable[[], int]]:
     """Within: how often SIGTERM, Ctrl-C or the end of the terminal asked us to end. They interrupt nothing."""
     came: list[int] = []
     numbers = [signal.SIGTERM, signal.SIGINT]
@@ -210,52 +210,52 @@ def asked_to_end() -> Iterator[Callable[[], int]]:
             signal.signal(number, handler)
 
 
-def base() -> Path:
+def node_base_folder() -> Path:
     """Where the node's own folder is made: Ray puts sockets into it, of which a path may not be long."""
     usual = tempfile.gettempdir()
-    return Path(usual if len(usual) <= LONGEST_BASE else "/tmp")
+    return Path(usual if len(usual) <= MAX_BASE_LENGTH else "/tmp")
 
 
-def write_down(cluster: Cluster) -> None:
+def write_cluster_file(cluster: ClusterAddress) -> None:
     """Say in the home how to reach the head."""
     about = asdict(cluster) | {"host": socket.gethostname(), "began": psutil.Process().create_time()}
-    write_atomically(folder() / "node.json", json.dumps(about, indent=1))
+    write_atomically(cluster_folder() / "node.json", json.dumps(about, indent=1))
 
 
-def forget() -> None:
+def remove_cluster_file() -> None:
     """Nobody should look for this head any more."""
     for name in ("node.json", "state.json"):  # and what its supervisor said last is of the past
-        (folder() / name).unlink(missing_ok=True)
+        (cluster_folder() / name).unlink(missing_ok=True)
 
 
-def introduce(node: "Node", cluster: Cluster, address: str | None, alone: bool) -> None:
+def print_addresses(node: "RayNode", cluster: ClusterAddress, address: str | None, alone: bool) -> None:
     """Say how to reach the node, and what listens where."""
     if address:
-        say(f"joined the cluster at {address}")
+        print_line(f"joined the cluster at {address}")
     else:
-        say(f"the cluster is ready: dashboard and job API at {cluster.dashboard}")
-        say(f"what lets people and machines in: the token in {cluster.token_file}")
+        print_line(f"the cluster is ready: dashboard and job API at {cluster.dashboard}")
+        print_line(f"what lets people and machines in: the token in {cluster.token_file}")
         if not alone:
-            say(f"another machine joins with: repro node --address {cluster.gcs} --listen ITS_OWN_ADDRESS")
-            say("  (with a copy of the token, mode 0600, named there by RAY_AUTH_TOKEN_PATH)")
-    for line in sockets.sentences(sockets.audit([process.pid for process in node.look()])):
-        say(line)
+            print_line(f"another machine joins with: repro node --address {cluster.gcs} --listen ITS_OWN_ADDRESS")
+            print_line("  (with a copy of the token, mode 0600, named there by RAY_AUTH_TOKEN_PATH)")
+    for line in sockets.audit_lines(sockets.listening_sockets([process.pid for process in node.descendants()])):
+        print_line(line)
     if not alone:
-        say(
+        print_line(
             "Ray opens some on every network, whatever it is told; all but its measurements ask for the token, but"
         )
-        say(
+        print_line(
             "what goes over them is not encrypted: keep them from strangers by a firewall or a network of your own"
         )
 
 
-def as_ray_starts(params: Any, head: bool) -> None:
+def on_ray_start(params: Any, head: bool) -> None:
     """What Ray's command calls as it starts a node (RAY_START_HOOK)."""
     params.ray_client_server_port = None  # Ray Client: a door nobody uses here
-    control_process(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: whatever ends `repro node`, asks Ray to end
+    prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: whatever ends `repro node`, asks Ray to end
 
 
-class Node:
+class RayNode:
     """Ray's processes of one node: `ray start`, what it started, and so on down."""
 
     def __init__(self, place: Path, token: Path, alone: bool) -> None:
@@ -267,19 +267,19 @@ class Node:
         self.seen: set[psutil.Process] = set()
         self.others = set(psutil.Process().children(recursive=True))  # not ours to end
         self.environment: dict[str, str] = {}
-        self.doors: set[sockets.Listening] = set()  # told of: open to other machines
+        self.reported_sockets: set[sockets.ListeningSocket] = set()  # told of: open to other machines
         self.gcs = ""  # as Ray here spells it
         (place / "training").mkdir()
-        control_process(36, 1)  # PR_SET_CHILD_SUBREAPER: orphans among Ray's processes stay our descendants
+        prctl(36, 1)  # PR_SET_CHILD_SUBREAPER: orphans among Ray's processes stay our descendants
 
     # Starting
 
     def start(
         self, address: str | None, listen: str, cpus: int | None, gpus: int | None, asked: Callable[[], int]
-    ) -> Cluster | None:
+    ) -> ClusterAddress | None:
         """Begin or join a cluster; None where we were asked to end meanwhile."""
-        self.environment = os.environ | absolute_places() | environment(self.token, loopback=self.alone)
-        self.environment |= {NODE: str(self.place), "RAY_START_HOOK": AT_START, "PYTHONUNBUFFERED": "1"}
+        self.environment = os.environ | absolute_folders() | ray_environment(self.token, loopback=self.alone)
+        self.environment |= {NODE_VARIABLE: str(self.place), "RAY_START_HOOK": START_HOOK, "PYTHONUNBUFFERED": "1"}
         self.environment["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "0"  # let_go has waited already
         self.environment.pop("RAY_ADDRESS", None)
         own = str(Path(sys.executable).parent)  # of jobs that come from elsewhere, and say "python"
@@ -299,12 +299,12 @@ class Node:
         if address:
             return self.try_start([*words, f"--address={self.spelled(address)}"], asked)
         for again in (False, True):
-            gcs, dashboard = ports(listen, self.alone, again)
+            gcs, dashboard = choose_ports(listen, self.alone, again)
             place = ["--head", f"--port={gcs}", "--include-dashboard=true"]
             place += [f"--dashboard-host={listen}", f"--dashboard-port={dashboard}"]
             try:
                 return self.try_start([*words, *place], asked)
-            except PortTaken:
+            except PortTakenError:
                 continue  # by a program that was faster than we
         raise UserError(
             "the ports of a cluster are taken by other programs as soon as they are found free; try again"
@@ -319,7 +319,7 @@ class Node:
         self.environment.pop("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")  # with it, Ray joins no cluster at all
         return f"LOCALHOST:{address.rpartition(':')[2]}"
 
-    def try_start(self, words: list[str], asked: Callable[[], int]) -> Cluster | None:
+    def try_start(self, words: list[str], asked: Callable[[], int]) -> ClusterAddress | None:
         """One attempt."""
         self.root = self.run(self.log.name, "start", "--block", *words)
         there, deadline = self.place / "ray" / "ray_current_cluster", time.monotonic() + READY_SECONDS
@@ -331,16 +331,16 @@ class Node:
                 raise self.failure()
             if time.monotonic() > deadline:
                 raise UserError(f"Ray was not ready within {READY_SECONDS:.0f} s; what it said is in {self.log}")
-            time.sleep(LOOK_SECONDS)
-        self.vital = {one.name(): one for one in self.look() if one.name() in ("raylet", "gcs_server")}
+            time.sleep(DRAIN_POLL_SECONDS)
+        self.vital = {one.name(): one for one in self.descendants() if one.name() in ("raylet", "gcs_server")}
         self.gcs = there.read_text(encoding="utf-8").strip()
-        return Cluster(self.gcs, self.dashboard(), str(self.token), os.getpid())
+        return ClusterAddress(self.gcs, self.dashboard(), str(self.token), os.getpid())
 
     def run(self, log: str, *words: str) -> "subprocess.Popen[bytes]":
         """Ray's own command, with our code at hand for its hook, and what it says in a file."""
         with (self.place / log).open("wb") as output:
             return subprocess.Popen(
-                [sys.executable, "-c", RAY, str(ROOT), *words],
+                [sys.executable, "-c", RAY_COMMAND, str(ROOT), *words],
                 cwd=self.place,
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
@@ -359,7 +359,7 @@ class Node:
         said = self.log.read_text(encoding="utf-8", errors="replace")
         (self.place / "ray" / "ray_current_cluster").unlink(missing_ok=True)
         if re.search(r"already occupied|ddress already in use", said) and self.alone:
-            return PortTaken()
+            return PortTakenError()
         if re.search(r"nauthenticated|InvalidAuthToken|uthentication", said):
             return UserError(
                 f"the cluster does not accept the token in {self.token}; copy the head's there (cluster/token in"
@@ -370,7 +370,7 @@ class Node:
 
     # Living
 
-    def look(self) -> list[psutil.Process]:
+    def descendants(self) -> list[psutil.Process]:
         """The processes of the node that are alive; whoever has died is buried."""
         ours = {one.pid for one in (self.root, self.draining) if one and one.poll() is None}
         children = set(psutil.Process().children(recursive=True)) - self.others
@@ -378,12 +378,12 @@ class Node:
             with contextlib.suppress(psutil.Error, ChildProcessError):
                 if one.pid not in ours and one.status() == psutil.STATUS_ZOMBIE and one.ppid() == os.getpid():
                     os.waitpid(one.pid, os.WNOHANG)
-        self.seen = {one for one in self.seen | children if lives(one)}
+        self.seen = {one for one in self.seen | children if is_alive(one)}
         return sorted(self.seen, key=lambda one: one.pid)
 
-    def dead(self) -> str:
+    def dead_process(self) -> str:
         """The parts of Ray that have ended by themselves; "" while all are well."""
-        gone = [name for name, one in self.vital.items() if not lives(one)]
+        gone = [name for name, one in self.vital.items() if not is_alive(one)]
         if self.root is None or self.root.poll() is not None:
             gone.append("ray start")
         return ", ".join(gone)
@@ -392,61 +392,65 @@ class Node:
         """Until the node should end: 0 if it was asked to or nobody needs it, 1 if Ray has ended by itself."""
         looked = busy = audited = time.monotonic()
         while not asked():
-            time.sleep(LOOK_SECONDS)
-            dead, now = self.dead(), time.monotonic()
+            time.sleep(DRAIN_POLL_SECONDS)
+            dead, now = self.dead_process(), time.monotonic()
             if dead:
                 logs = self.place / "ray" / "session_latest" / "logs"
-                say(f"Ray has ended by itself ({dead}), and with it this node; what it said is in {logs}")
+                print_line(f"Ray has ended by itself ({dead}), and with it this node; what it said is in {logs}")
                 return 1
             if now - looked < TREE_SECONDS:
                 continue
-            looked, alive = now, self.look()
+            looked, alive = now, self.descendants()
             if self.alone and now - audited >= AUDIT_SECONDS:
                 audited = now
-                for door in self.new_doors(alive):
-                    say(f"other machines can reach what runs here: {door.what} at {sockets.where(door)}")
+                for door in self.new_reachable_sockets(alive):
+                    print_line(
+                        f"other machines can reach what runs here: {door.what} at {sockets.format_endpoint(door)}"
+                    )
             if until_idle is not None:
-                if self.needed():
+                if self.is_needed():
                     busy = now
-                elif now - busy >= until_idle and farewell(until_idle):
-                    say(f"nobody has needed this cluster for {until_idle:.0f} s")
+                elif now - busy >= until_idle and idle_shutdown(until_idle):
+                    print_line(f"nobody has needed this cluster for {until_idle:.0f} s")
                     return 0
         return 0
 
-    def new_doors(self, alive: Sequence[psutil.Process]) -> list[sockets.Listening]:
+    def new_reachable_sockets(self, alive: Sequence[psutil.Process]) -> list[sockets.ListeningSocket]:
         """What these processes have opened to other machines since they were last looked at."""
-        outside = sockets.beyond_loopback(sockets.audit(one.pid for one in alive))
-        found = [one for one in outside if one not in self.doors]
-        self.doors |= set(found)
+        outside = sockets.reachable_sockets(sockets.listening_sockets(one.pid for one in alive))
+        found = [one for one in outside if one not in self.reported_sockets]
+        self.reported_sockets |= set(found)
         return found
 
-    def needed(self) -> bool:
+    def is_needed(self) -> bool:
         """Whether a launch has not ended and somebody sees to that, or something trains here."""
-        names = (path.stem for path in launches.folder().glob("*.json"))
-        heard = folder() / "state.json"  # the supervisor writes it every second, while there is one
+        names = (path.stem for path in launches.launches_folder().glob("*.json"))
+        heard = cluster_folder() / "state.json"  # the supervisor writes it every second, while there is one
         seen_to = heard.exists() and time.time() - heard.stat().st_mtime < SUPERVISED_SECONDS
-        return (seen_to and any(not launches.is_over(name) for name in names)) or bool(trainings(self.place))
+        return (seen_to and any(not launches.is_over(name) for name in names)) or bool(training_pids(self.place))
 
     # Ending
 
-    def let_go(self, grace: float, asked: Callable[[], int]) -> None:
+    def drain(self, grace: float, asked: Callable[[], int]) -> None:
         """Ask what trains here to stop, and wait for its checkpoints: `grace` seconds, or until asked again."""
         (self.place / "leaving").touch()
-        if not trainings(self.place):
+        if not training_pids(self.place):
             return
-        self.drain(grace)
-        say(f"asked to end: {len(trainings(self.place))} trainings have {grace:.0f} s to leave their checkpoints")
+        self.report_drain(grace)
+        print_line(
+            f"asked to end: {len(training_pids(self.place))} trainings have {grace:.0f} s to leave their checkpoints"
+        )
         times, deadline = asked(), time.monotonic() + grace
-        while trainings(self.place):
+        while training_pids(self.place):
             if time.monotonic() > deadline or asked() > times:
-                left = len(trainings(self.place))
-                say(f"waiting no longer for {left} trainings; each resumes from its last checkpoint")
+                left = len(training_pids(self.place))
+                print_line(f"waiting no longer for {left} trainings; each resumes from its last checkpoint")
                 return
-            self.look()
-            time.sleep(LOOK_SECONDS)
-        time.sleep(LAST_WORD_SECONDS)
+            self.descendants()
+            time.sleep(DRAIN_POLL_SECONDS)
+        time.sleep(LOG_FLUSH_SECONDS)
 
-    def drain(self, grace: float) -> None:
+    def report_drain(self, grace: float) -> None:
         """Tell the cluster to give this node nothing new; if that fails, what comes is stopped by the flag."""
         ids = [path.name.rpartition("_")[2] for path in self.place.glob("ray/session_latest/metrics_agent_port_*")]
         if not ids:
@@ -467,19 +471,19 @@ class Node:
         if self.root and self.root.poll() is None:
             self.root.terminate()
         for seconds, signalled in zip(ENDING_SECONDS, (None, signal.SIGTERM, signal.SIGKILL), strict=True):
-            alive, deadline = self.look(), time.monotonic() + seconds
+            alive, deadline = self.descendants(), time.monotonic() + seconds
             for one in alive if signalled else ():
                 with contextlib.suppress(psutil.NoSuchProcess):
                     one.send_signal(signalled)
             while alive and time.monotonic() < deadline:
                 time.sleep(0.1)
-                alive = self.look()
+                alive = self.descendants()
             if not alive:
                 break
         return ", ".join(f"{one.name()} ({one.pid})" for one in alive)
 
 
-def lives(process: psutil.Process) -> bool:
+def is_alive(process: psutil.Process) -> bool:
     """Whether it runs, and is no other process that got its number."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
@@ -487,14 +491,14 @@ def lives(process: psutil.Process) -> bool:
         return False
 
 
-def farewell(until_idle: float) -> bool:
+def idle_shutdown(until_idle: float) -> bool:
     """Take leave of the home, unless somebody has asked for the cluster just now or is about to."""
     try:
-        with FileLock(folder() / "start.lock", timeout=0):
+        with FileLock(cluster_folder() / "start.lock", timeout=0):
             with contextlib.suppress(OSError):
-                if time.time() - (folder() / "wanted").stat().st_mtime < until_idle:
+                if time.time() - (cluster_folder() / "wanted").stat().st_mtime < until_idle:
                     return False
-            forget()
+            remove_cluster_file()
             return True
     except Timeout:
         return False

@@ -12,13 +12,13 @@ from typing import Literal
 
 from pipeline.common.words import plural
 
-State = Literal["waiting", "running", "finished", "failed", "cancelled", "over-budget"]
+ItemStatus = Literal["waiting", "running", "finished", "failed", "cancelled", "over-budget"]
 
-Ending = Literal["finished", "failed", "cancelled", "over-budget", "again"]
+ItemEnding = Literal["finished", "failed", "cancelled", "over-budget", "again"]
 
-ACTIVE: tuple[State, ...] = ("waiting", "running")
+ACTIVE: tuple[ItemStatus, ...] = ("waiting", "running")
 
-HOW = {  # what is said of an item to those that need it
+ENDING_WORDS = {  # what is said of an item to those that need it
     "finished": "cannot be used",
     "failed": "failed",
     "cancelled": "was cancelled",
@@ -27,7 +27,7 @@ HOW = {  # what is said of an item to those that need it
 
 
 @dataclass(frozen=True)
-class Item:
+class QueueItem:
     """A run or a step to be done."""
 
     identity: str
@@ -37,7 +37,7 @@ class Item:
 
 
 @dataclass(eq=False)
-class Order:
+class LaunchState:
     """A launch, as the queue sees it."""
 
     launch: str
@@ -49,7 +49,7 @@ class Order:
     rate: int = 0  # devices that it pays for at present
     running: int = 0  # items that it wants and that run
     left: int = 0  # items that it wants and that wait or run
-    is_broke: bool = False  # found over its budget, for ever
+    budget_exhausted: bool = False  # found over its budget, for ever
     identities: list[str] = field(default_factory=list)  # of all that it brought
     ready: list[tuple[int, str]] = field(default_factory=list)  # heap; what no longer waits goes when it is met
     listed: int | None = None  # its place in the queue's `heads`
@@ -65,7 +65,9 @@ class Order:
 
     def is_over_budget(self, now: float) -> bool:
         """Whether nothing of it may start since its device hours are used up."""
-        return self.is_broke or (self.max_device_hours is not None and self.spent(now) >= self.max_device_hours)
+        return self.budget_exhausted or (
+            self.max_device_hours is not None and self.spent(now) >= self.max_device_hours
+        )
 
     def is_full(self) -> bool:
         """Whether as many of its items run as may at a time."""
@@ -73,7 +75,7 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Stop:
+class StopRequest:
     """A running item was asked to stop."""
 
     becomes: Literal["cancelled", "over-budget"]
@@ -81,18 +83,18 @@ class Stop:
 
 
 @dataclass(eq=False)
-class Entry:
+class ItemState:
     """An item and how far it is."""
 
-    item: Item
+    item: QueueItem
     place: int  # in the queue
-    wanted: dict[str, Order] = field(default_factory=dict)  # by these launches, first come first
+    wanted: dict[str, LaunchState] = field(default_factory=dict)  # by these launches, first come first
     missing: set[str] = field(default_factory=set)  # needs that have not finished
-    state: State = "waiting"
+    state: ItemStatus = "waiting"
     why: str = ""
     is_usable: bool = True  # its result, by those that need it
-    payer: Order | None = None  # whose device hours a running one uses
-    stop: Stop | None = None
+    payer: LaunchState | None = None  # whose device hours a running one uses
+    stop: StopRequest | None = None
 
     def has_result(self) -> bool:
         """Whether those that need it can start."""
@@ -103,20 +105,22 @@ class Queue:
     """The items of all launches and how far they are. Times are seconds of one clock that never goes back."""
 
     def __init__(self) -> None:
-        self.orders: dict[str, Order] = {}
-        self.entries: dict[str, Entry] = {}  # in queue order
+        self.orders: dict[str, LaunchState] = {}
+        self.entries: dict[str, ItemState] = {}  # in queue order
         self.dependants: dict[str, list[str]] = {}  # of what has not ended
         self.heads: list[tuple[int, int, str]] = []  # heap: place of a launch's first item, its number, its id
-        self.suspects: dict[str, Order] = {}  # launches that may have got over their budgets since the last look
+        self.suspects: dict[
+            str, LaunchState
+        ] = {}  # launches that may have got over their budgets since the last look
         self.places = 0  # given out so far
-        self.untold: list[tuple[str, State, str]] = []
+        self.untold: list[tuple[str, ItemStatus, str]] = []
 
     # --- what comes in ---
 
     def add(
         self,
         launch: str,
-        items: Sequence[Item],
+        items: Sequence[QueueItem],
         *,
         max_concurrent: int | None = None,
         max_device_hours: float | None = None,
@@ -132,14 +136,16 @@ class Queue:
         """
         if launch in self.orders:
             return
-        check(launch, items, max_concurrent, self.entries.keys())
-        order = self.orders[launch] = Order(launch, len(self.orders), max_concurrent, max_device_hours, spent)
+        check_items(launch, items, max_concurrent, self.entries.keys())
+        order = self.orders[launch] = LaunchState(
+            launch, len(self.orders), max_concurrent, max_device_hours, spent
+        )
         fresh = []
         for item in items:
             entry = self.entries.get(item.identity)
             if entry is None or entry.state not in (*ACTIVE, "finished"):
                 self.entries.pop(item.identity, None)  # its new place is the last
-                entry = self.entries[item.identity] = Entry(item, self.places)
+                entry = self.entries[item.identity] = ItemState(item, self.places)
                 self.places += 1
                 fresh.append(entry)
             if entry.state in ACTIVE and launch not in entry.wanted:
@@ -160,7 +166,7 @@ class Queue:
 
     # --- what starts ---
 
-    def admit(self, free: int, now: float) -> list[Item]:
+    def admit(self, free: int, now: float) -> list[QueueItem]:
         """The items that start now on `free` devices; from here on they are running.
 
         Strictly in order: the first that may run but does not fit blocks those behind it, so that large runs are
@@ -174,7 +180,7 @@ class Queue:
             started.append(entry.item)
         return started
 
-    def first(self, now: float) -> Entry | None:
+    def first(self, now: float) -> ItemState | None:
         """The first item that may run now."""
         while self.heads:
             place, number, launch = self.heads[0]
@@ -191,7 +197,7 @@ class Queue:
                 return entry
         return None
 
-    def first_ready(self, launch: str) -> Entry | None:
+    def first_ready(self, launch: str) -> ItemState | None:
         """The first of a launch's items that waits and has all that it needs."""
         ready = self.orders[launch].ready
         while ready:
@@ -201,7 +207,7 @@ class Queue:
             heappop(ready)
         return None
 
-    def make_ready(self, entry: Entry) -> None:
+    def make_ready(self, entry: ItemState) -> None:
         """Let it be admitted, if it waits for nothing but its turn."""
         if entry.state == "waiting" and not entry.missing:
             for launch, order in entry.wanted.items():
@@ -215,14 +221,14 @@ class Queue:
             order.listed = entry.place
             heappush(self.heads, (entry.place, order.number, launch))
 
-    def start(self, entry: Entry, now: float) -> None:
+    def start(self, entry: ItemState, now: float) -> None:
         """It runs from now on, and the first launch within its budget pays."""
         entry.state, entry.why = "running", ""
         self.charge(next(order for order in entry.wanted.values() if not order.is_over_budget(now)), entry, now)
         for order in entry.wanted.values():
             order.running += 1
 
-    def charge(self, order: Order, entry: Entry, now: float) -> None:
+    def charge(self, order: LaunchState, entry: ItemState, now: float) -> None:
         """From now on this launch pays for it."""
         order.pay(entry.item.devices, now)
         entry.payer = order
@@ -231,7 +237,7 @@ class Queue:
     # --- what ends ---
 
     def ended(
-        self, identity: str, state: Ending, now: float, why: str = "", *, usable: bool = True
+        self, identity: str, state: ItemEnding, now: float, why: str = "", *, usable: bool = True
     ) -> list[tuple[str, str]]:
         """An item no longer runs, or was found ended while it waited; -> [(identity, why)] of those that now fail.
 
@@ -252,7 +258,7 @@ class Queue:
         if asked and state in ("cancelled", "over-budget") and asked.wanted < len(entry.wanted):
             self.forget(entry, asked.wanted)
             state = "again"
-        if state == "again" and all(order.is_broke for order in entry.wanted.values()):
+        if state == "again" and all(order.budget_exhausted for order in entry.wanted.values()):
             state = "over-budget"
         if state == "again":
             entry.state, entry.why = "waiting", why
@@ -273,16 +279,16 @@ class Queue:
         looked_at, stopping, ending = list(self.suspects.values()), [], []
         broke = [order for order in looked_at if order.is_over_budget(now)]
         for order in broke:
-            order.is_broke = True
-        self.suspects = {order.launch: order for order in looked_at if order.rate and not order.is_broke}
+            order.budget_exhausted = True
+        self.suspects = {order.launch: order for order in looked_at if order.rate and not order.budget_exhausted}
         for order in broke:
             for entry in [self.entries[identity] for identity in order.identities]:
-                heir = next((other for other in entry.wanted.values() if not other.is_broke), None)
+                heir = next((other for other in entry.wanted.values() if not other.budget_exhausted), None)
                 if entry.state == "waiting" and not heir:
                     self.end(entry, "over-budget", f"{plural(order.max_device_hours or 0, 'device hour')} used")
                     ending.append(entry)
                 elif entry.state == "running" and not heir and not entry.stop:
-                    entry.stop = Stop("over-budget", len(entry.wanted))
+                    entry.stop = StopRequest("over-budget", len(entry.wanted))
                     stopping.append(entry)
                 elif entry.state == "running" and heir and entry.payer is order:
                     order.pay(-entry.item.devices, now)
@@ -291,7 +297,7 @@ class Queue:
             self.untold += [(entry.item.identity, entry.state, entry.why), *self.follow(entry)]
         return [entry.item.identity for entry in sorted(stopping, key=lambda entry: entry.place)]
 
-    def cancel(self, identity: str) -> State:
+    def cancel(self, identity: str) -> ItemStatus:
         """-> the state it was in. What waits is cancelled; what runs is stopped by whoever calls `ended` then."""
         entry = self.entries[identity]
         was = entry.state
@@ -299,10 +305,10 @@ class Queue:
             self.end(entry, "cancelled", "")
             self.untold += [(identity, "cancelled", ""), *self.follow(entry)]
         elif was == "running":
-            entry.stop = Stop("cancelled", len(entry.wanted))
+            entry.stop = StopRequest("cancelled", len(entry.wanted))
         return was
 
-    def release(self, entry: Entry, now: float) -> None:
+    def release(self, entry: ItemState, now: float) -> None:
         """It holds no devices any more."""
         if entry.payer:
             entry.payer.pay(-entry.item.devices, now)
@@ -311,18 +317,18 @@ class Queue:
             order.running -= 1
             self.enlist(launch)  # it may have been full
 
-    def forget(self, entry: Entry, count: int) -> None:
+    def forget(self, entry: ItemState, count: int) -> None:
         """Its first `count` launches do not want it any more."""
         for launch in list(entry.wanted)[:count]:
             entry.wanted.pop(launch).left -= 1
 
-    def end(self, entry: Entry, state: State, why: str, *, usable: bool = True) -> None:
+    def end(self, entry: ItemState, state: ItemStatus, why: str, *, usable: bool = True) -> None:
         """It has ended, and its launches have one item less to wait for."""
         entry.state, entry.why, entry.is_usable = state, why, usable
         for order in entry.wanted.values():
             order.left -= 1
 
-    def follow(self, entry: Entry) -> list[tuple[str, State, str]]:
+    def follow(self, entry: ItemState) -> list[tuple[str, ItemStatus, str]]:
         """What needs an ended item is a step nearer to its start; without a result, -> what fails with it."""
         identity = entry.item.identity
         if not entry.has_result():
@@ -333,11 +339,13 @@ class Queue:
             self.make_ready(dependant)
         return []
 
-    def fail_dependants(self, identity: str) -> list[tuple[str, State, str]]:
+    def fail_dependants(self, identity: str) -> list[tuple[str, ItemStatus, str]]:
         """Those that can never run as this one has no result, at any remove, with the reason."""
         first = self.entries[identity]
-        why = f"needs {first.item.title}, which {HOW[first.state]}" + (f": {first.why}" if first.why else "")
-        failed: list[tuple[str, State, str]] = []
+        why = f"needs {first.item.title}, which {ENDING_WORDS[first.state]}" + (
+            f": {first.why}" if first.why else ""
+        )
+        failed: list[tuple[str, ItemStatus, str]] = []
         lost = [identity]
         while lost:
             need = lost.pop()
@@ -351,7 +359,7 @@ class Queue:
 
     # --- what is known ---
 
-    def news(self) -> list[tuple[str, State, str]]:
+    def news(self) -> list[tuple[str, ItemStatus, str]]:
         """(identity, state, why) of what has ended since the last call without an `ended` that said just that.
 
         Waiting items that were cancelled or got over budget, dependants that failed, and what would have waited
@@ -368,11 +376,11 @@ class Queue:
         """Whether nothing of it waits or runs."""
         return not self.orders[launch].left
 
-    def state(self, identity: str) -> State:
+    def state(self, identity: str) -> ItemStatus:
         """How far an item is."""
         return self.entries[identity].state
 
-    def states(self) -> dict[str, tuple[State, str]]:
+    def states(self) -> dict[str, tuple[ItemStatus, str]]:
         """identity -> (state, why), in queue order."""
         return {identity: (entry.state, entry.why) for identity, entry in self.entries.items()}
 
@@ -385,8 +393,10 @@ class Queue:
             devices = entry.item.devices
             if entry.missing:
                 found[identity] = f"needs {self.named(entry)}"
-            elif all(order.is_broke or order.is_full() for order in entry.wanted.values()):
-                most = max(order.max_concurrent or 0 for order in entry.wanted.values() if not order.is_broke)
+            elif all(order.budget_exhausted or order.is_full() for order in entry.wanted.values()):
+                most = max(
+                    order.max_concurrent or 0 for order in entry.wanted.values() if not order.budget_exhausted
+                )
                 found[identity] = f"{plural(most, 'run')} at a time"
             elif ahead:
                 found[identity] = f"behind {plural(ahead, 'other')}"
@@ -399,13 +409,15 @@ class Queue:
                 free -= devices
         return found
 
-    def named(self, entry: Entry) -> str:
+    def named(self, entry: ItemState) -> str:
         """'resnet-56 seed 1 and 3 others': what it needs and has not."""
         first, *others = (need for need in entry.item.needs if need in entry.missing)
         return self.entries[first].item.title + (f" and {plural(len(others), 'other')}" if others else "")
 
 
-def check(launch: str, items: Sequence[Item], max_concurrent: int | None, known: Collection[str]) -> None:
+def check_items(
+    launch: str, items: Sequence[QueueItem], max_concurrent: int | None, known: Collection[str]
+) -> None:
     """ValueError for what could never run."""
     if max_concurrent is not None and max_concurrent < 1:
         raise ValueError(f"{launch}: {max_concurrent} runs at a time; at least 1 is needed")

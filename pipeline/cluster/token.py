@@ -6,11 +6,11 @@ import secrets
 import stat
 from pathlib import Path
 
-from pipeline.common.errors import UserError, unwritable_named
+from pipeline.common.errors import UserError, explain_write_errors
 from pipeline.common.paths import home
 
 
-def folder() -> Path:
+def cluster_folder() -> Path:
     """What a head keeps under REPRO_HOME."""
     return home() / "cluster"
 
@@ -18,14 +18,14 @@ def folder() -> Path:
 def token_path() -> Path:
     """Where the token is: RAY_AUTH_TOKEN_PATH, else in the cluster's folder."""
     named = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    return Path(named).expanduser().absolute() if named else folder() / "token"
+    return Path(named).expanduser().absolute() if named else cluster_folder() / "token"
 
 
-def token_file() -> Path:
+def ensure_token_file() -> Path:
     """The token's file, made if it is not there, readable by its owner alone from its first moment."""
     path = token_path()
     if not path.exists():
-        with unwritable_named(path.parent):
+        with explain_write_errors(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
         number = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -34,10 +34,10 @@ def token_file() -> Path:
         with contextlib.suppress(FileExistsError):  # another process was faster; both use its token
             os.link(beside, path)  # not a rename: that would replace it
         beside.unlink()
-    return guarded(path)
+    return check_token_file(path)
 
 
-def guarded(path: Path) -> Path:
+def check_token_file(path: Path) -> Path:
     """A token's file, if nobody else can read it and there is a token in it."""
     try:
         about = path.stat()

@@ -6,7 +6,7 @@ import os
 from pipeline.common.errors import UserError
 
 
-def number_named(variable: str, otherwise: float) -> float:
+def env_number(variable: str, otherwise: float) -> float:
     """The number from 0 on that a variable says, `otherwise` if it is not set; UserError where it says none."""
     said = os.environ.get(variable)
     if said is None:
@@ -20,6 +20,6 @@ def number_named(variable: str, otherwise: float) -> float:
     return number
 
 
-def cores() -> int:
+def available_cpus() -> int:
     """Processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

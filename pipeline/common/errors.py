@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-MEND = "make room, mend the folder, or name another by REPRO_HOME, and start the same command again"
+WRITE_HINT = "make room, mend the folder, or name another by REPRO_HOME, and start the same command again"
 
 
 class UserError(ValueError):
@@ -12,7 +12,7 @@ class UserError(ValueError):
 
 
 @contextmanager
-def unwritable_named(folder: Path, what_to_do: str = MEND) -> Iterator[None]:
+def explain_write_errors(folder: Path, what_to_do: str = WRITE_HINT) -> Iterator[None]:
     """Turn an operating system's refusal to write into `folder` into a sentence."""
     try:
         yield

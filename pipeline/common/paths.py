@@ -12,11 +12,11 @@ def home() -> Path:
     """REPRO_HOME; else the checkout the code runs from; else, for an installed package, the current folder."""
     named = os.environ.get("REPRO_HOME")
     if named:
-        return folder_named("REPRO_HOME", named)
+        return env_folder("REPRO_HOME", named)
     return ROOT if (ROOT / "pyproject.toml").is_file() else Path.cwd()
 
 
-def folder_named(variable: str, said: str) -> Path:
+def env_folder(variable: str, said: str) -> Path:
     """The folder that a variable names; UserError where there can be none."""
     try:
         return Path(said).expanduser().resolve()
@@ -32,7 +32,7 @@ def runs_folder() -> Path:
 def data_folder() -> Path:
     """REPRO_DATA, else `data`: downloads, and data sets as class folders."""
     named = os.environ.get("REPRO_DATA")
-    return folder_named("REPRO_DATA", named) if named else home() / "data"
+    return env_folder("REPRO_DATA", named) if named else home() / "data"
 
 
 def report_folder() -> Path:

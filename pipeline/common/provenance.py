@@ -10,9 +10,9 @@ from pathlib import Path
 
 from pipeline.common.paths import ROOT
 
-COMPUTES = ("pipeline", "lightning_modules", "experiments", "pyproject.toml", "requirements.lock")
+CODE_PATHS = ("pipeline", "lightning_modules", "experiments", "pyproject.toml", "requirements.lock")
 
-COPY_OF = "COMMIT"  # beside the code of a launch
+COMMIT_FILE = "COMMIT"  # beside the code of a launch
 
 LIBRARIES = ("torch", "torchvision", "pytorch-lightning", "numpy")
 
@@ -24,13 +24,13 @@ def commit() -> str:
     A new file counts as a difference: a run of a network not yet committed cannot be found by the commit. A copy
     of the code that was made for a launch says in a file what it is a copy of.
     """
-    if (ROOT / COPY_OF).is_file():
-        return (ROOT / COPY_OF).read_text(encoding="utf-8").strip()
+    if (ROOT / COMMIT_FILE).is_file():
+        return (ROOT / COMMIT_FILE).read_text(encoding="utf-8").strip()
     if not (ROOT / "pyproject.toml").is_file():  # installed, perhaps into an environment inside another checkout
         return "unknown"
     try:
         head = git("rev-parse", "HEAD")
-        return f"{head}-dirty" if git("status", "--porcelain", "--", *COMPUTES) else head
+        return f"{head}-dirty" if git("status", "--porcelain", "--", *CODE_PATHS) else head
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
@@ -52,13 +52,13 @@ def lock_hash() -> str:
 
 
 @cache
-def libraries() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
     """Versions of Python and of the libraries that compute."""
     return {"python": platform.python_version()} | {name: metadata.version(name) for name in LIBRARIES}
 
 
 @cache
-def hardware() -> str:
+def hardware_name() -> str:
     """The device that trains, for a person: the GPU's name, or the processor and its cores."""
     import torch
 

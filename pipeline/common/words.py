@@ -14,3 +14,8 @@ def duration(seconds: float) -> str:
     if seconds < 3570:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:,.1f} h" if seconds < 359_000 else f"{seconds / 3600:,.0f} h"
+
+
+def first_line(error: BaseException, limit: int = 300) -> str:
+    """Return the first line of an error's message, at most `limit` characters."""
+    return (str(error).strip() or repr(error)).splitlines()[0][:limit]

@@ -12,12 +12,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_modules.recipe import Batch
-from pipeline.data.images import DataError, Images
-from pipeline.data.normalise import Normaliser, unknown, whitened
-from pipeline.data.order import generator, positions
-from pipeline.data.samples import share
+from pipeline.data.images import DataError, LabelledImages
+from pipeline.data.normalise import Normaliser, unknown_name, whitened
+from pipeline.data.order import epoch_stream, seeded_generator
+from pipeline.data.samples import rank_share
 
-AUGMENTATIONS = ("pad4-crop", "pad1-crop", "reflect4-crop", "flip", "distort")  # to suggest: any number is known
+IN_MEMORY_AUGMENTATIONS = (
+    "pad4-crop",
+    "pad1-crop",
+    "reflect4-crop",
+    "flip",
+    "distort",
+)  # to suggest: any number is known
 
 # The ranges of "distort". LeCun et al. 1998, section III-B names the kinds of distortion and not their
 # sizes; these are ours, chosen so that a digit stays readable and inside a 32 x 32 field.
@@ -28,7 +34,7 @@ SQUEEZE = 0.1  # width times 0.9 to 1.1 and height divided by the same
 SHEAR = 0.2  # horizontal pixels per vertical pixel
 
 
-class BatchMaker:
+class BatchBuilder:
     """Turns indices into a float32 (N, C, H, W) batch in channels_last memory format.
 
     Order of work: pad the images to `pad_to` with background (0), distort, normalise, crop from the
@@ -38,7 +44,7 @@ class BatchMaker:
 
     def __init__(
         self,
-        images: Images,
+        images: LabelledImages,
         *,
         normalise: Normaliser,
         augment: tuple[str, ...] = (),
@@ -84,7 +90,7 @@ class BatchMaker:
         Columns: crop row, crop column, flip, then six for `_distort`; all are drawn whatever is used, so that
         adding a flip moves no crop. Always drawn on the CPU, so that a GPU sees the same crops.
         """
-        return torch.rand(count, 9, dtype=torch.float64, generator=generator(seed, "augment", step))
+        return torch.rand(count, 9, dtype=torch.float64, generator=seeded_generator(seed, "augment", step))
 
     def __call__(self, indices: Tensor, draws: Tensor | None = None) -> Tensor:
         """int64 (N,) and the images' rows of `draw` (none: no augmentation) -> float32 (N, C, H, W)."""
@@ -160,7 +166,7 @@ def _distort(x: Tensor, draws: Tensor) -> Tensor:
     return torch.where(chosen[:, None, None, None], moved.permute(0, 2, 3, 1), x)
 
 
-class Feed:
+class InMemoryFeed:
     """The training batches of updates `start_step` to `stop_step - 1`, for one rank of `world`.
 
     `batch_size` is global; it is cut into G = w * `parts` groups, of which group g has the places g, g + G, ...
@@ -170,7 +176,7 @@ class Feed:
 
     def __init__(
         self,
-        maker: BatchMaker,
+        maker: BatchBuilder,
         labels: Tensor,
         *,
         seed: int,
@@ -184,7 +190,7 @@ class Feed:
     ) -> None:
         assert block == 1 or parts == 1
         _check_labels(maker, labels)
-        self.mine = shares(batch_size, rank, world, parts)
+        self.mine = rank_slices(batch_size, rank, world, parts)
         self.maker, self.labels = maker, labels.to(maker.device)
         self.seed, self.batch_size, self.block = seed, batch_size, block
         self.start_step, self.stop_step = start_step, stop_step
@@ -196,7 +202,9 @@ class Feed:
     def __iter__(self) -> Generator[Batch, None, None]:
         for first in range(self.start_step, self.stop_step, self.block):
             steps = range(first, min(first + self.block, self.stop_step))
-            order = positions(self.seed, first * self.batch_size, steps.stop * self.batch_size, len(self.labels))
+            order = epoch_stream(
+                self.seed, first * self.batch_size, steps.stop * self.batch_size, len(self.labels)
+            )
             # A block's length is a multiple of the world size, so one stride serves all its batches.
             drawn = [self.maker.draw(self.seed, step, self.batch_size) for step in steps if self.maker.augments]
             for mine in self.mine:
@@ -205,16 +213,16 @@ class Feed:
                 yield Batch(first, self.maker(indices, draws), self.labels[indices])
 
 
-def shares(batch_size: int, rank: int, world: int, parts: int) -> list[slice]:
+def rank_slices(batch_size: int, rank: int, world: int, parts: int) -> list[slice]:
     """The places of a global batch that rank `rank` of `world` takes, in so many parts, one after the other.
 
     The batch is cut into `world` * `parts` groups, which are the same whoever takes them.
     """
-    return [share(batch_size, group, world * parts) for group in range(rank, world * parts, world)]
+    return [rank_share(batch_size, group, world * parts) for group in range(rank, world * parts, world)]
 
 
-def in_order(
-    maker: BatchMaker, labels: Tensor, *, batch_size: int, rank: int = 0, world: int = 1
+def evaluation_batches(
+    maker: BatchBuilder, labels: Tensor, *, batch_size: int, rank: int = 0, world: int = 1
 ) -> Iterator[Batch]:
     """Evaluation: each image exactly once over all ranks, unaugmented; the last batch may be smaller.
 
@@ -230,7 +238,7 @@ def in_order(
             yield Batch(number, maker(indices), labels[indices])
 
 
-def _check_labels(maker: BatchMaker, labels: Tensor) -> None:
+def _check_labels(maker: BatchBuilder, labels: Tensor) -> None:
     if len(labels) != len(maker) or not len(labels):
         raise DataError(
             f"{len(maker)} images with {len(labels)} labels cannot be fed;"
@@ -243,7 +251,7 @@ def _parse(augment: tuple[str, ...]) -> tuple[int, bool, bool, bool]:
     crops = [entry for entry in augment if re.fullmatch(r"(pad|reflect)[1-9]\d*-crop", entry)]
     for entry in augment:
         if entry not in (*crops, "flip", "distort"):
-            raise DataError(unknown("augmentation", entry, AUGMENTATIONS))
+            raise DataError(unknown_name("augmentation", entry, IN_MEMORY_AUGMENTATIONS))
         if augment.count(entry) > 1 or len(crops) > 1:
             raise DataError(
                 f"augmentation may name each kind once, and {', '.join(augment)} repeats one; remove it"

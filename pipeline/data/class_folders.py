@@ -12,8 +12,8 @@ import torch
 
 from pipeline.data.images import DataError
 
-WNIDS = Path(__file__).with_name("imagenet_classes.txt")  # ILSVRC-2012's thousand classes in order
-SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".webp", ".ppm")
+WNIDS_FILE = Path(__file__).with_name("imagenet_classes.txt")  # ILSVRC-2012's thousand classes in order
+IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".webp", ".ppm")
 
 
 class ClassFolders:
@@ -21,7 +21,7 @@ class ClassFolders:
 
     def __init__(self, folder: Path, classes: int) -> None:
         """DataError for a folder without class folders, with an empty one, or not of `classes` classes."""
-        named = sorted(path.name for path in class_folders(folder))
+        named = sorted(path.name for path in list_class_folders(folder))
         numbers = class_numbers(str(folder), named, classes)
         self.folder = folder
         self.files: list[Path] = []
@@ -29,9 +29,11 @@ class ClassFolders:
         labels: list[int] = []
         for name, label in zip(named, numbers, strict=True):
             inside = sorted(path for path in (folder / name).iterdir() if path.is_file())
-            pictures = [path for path in inside if path.suffix.lower() in SUFFIXES]
+            pictures = [path for path in inside if path.suffix.lower() in IMAGE_SUFFIXES]
             if not pictures:
-                raise DataError(f"{folder / name} holds no picture ({', '.join(SUFFIXES)}); fill it, or remove it")
+                raise DataError(
+                    f"{folder / name} holds no picture ({', '.join(IMAGE_SUFFIXES)}); fill it, or remove it"
+                )
             self.ignored += [path for path in inside if path not in pictures]
             self.files += pictures
             labels += [label] * len(pictures)
@@ -60,7 +62,7 @@ class ClassFolders:
             raise DataError(f"{path} cannot be read ({error.strerror}); restore it, or remove it") from None
 
 
-def class_folders(folder: Path) -> list[Path]:
+def list_class_folders(folder: Path) -> list[Path]:
     """The folders in `folder`; DataError where there is none to read."""
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}; give one that holds a folder of pictures for each class")
@@ -75,7 +77,7 @@ def class_folders(folder: Path) -> list[Path]:
 
 def class_numbers(where: str, named: Sequence[str], classes: int) -> list[int]:
     """The number that a network of `classes` classes gives each class named at `where`."""
-    wnids = WNIDS.read_text(encoding="ascii").split()
+    wnids = WNIDS_FILE.read_text(encoding="ascii").split()
     if classes == len(wnids) and set(named) <= set(wnids):
         number = {wnid: i for i, wnid in enumerate(wnids)}
         return [number[name] for name in named]

@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 
 from pipeline.data.images import DataError
-from pipeline.data.normalise import Normaliser, normalised, unknown
-from pipeline.data.order import generator
+from pipeline.data.normalise import Normaliser, normalise_crops, unknown_name
+from pipeline.data.order import seeded_generator
 
-AUGMENTATIONS = ("flip", "pca-colour", "photometric")
+SHARDED_AUGMENTATIONS = ("flip", "pca-colour", "photometric")
 FLIP, PCA, PHOTOMETRIC = 6, slice(7, 10), slice(10, 16)  # columns of `PhotoMaker.draw`; the first six: the crop
 
 PCA_DEVIATION = 0.1  # Krizhevsky et al. 2012, section 4.1
-LEAST, MOST = 0.5, 1.5  # Howard 2013, section 2.2
+MIN_FACTOR, MAX_FACTOR = 0.5, 1.5  # Howard 2013, section 2.2
 GREY = (0.299, 0.587, 0.114)  # of red, green and blue: Pillow's "L"
-BRIGHTNESS, CONTRAST, COLOUR = 0, 1, 2
+BRIGHTNESS_DRAW, CONTRAST_DRAW, SATURATION_DRAW = 0, 1, 2
 ORDERS = ((0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0))
 
 
@@ -64,14 +64,16 @@ def photometric(pixels: Tensor, draws: Tensor) -> Tensor:
     """
     device = pixels.device
     order = torch.tensor(ORDERS)[(draws[:, 0] * len(ORDERS)).long()]  # (N, 3)
-    factors = LEAST + (MOST - LEAST) * draws[:, 1:4]
+    factors = MIN_FACTOR + (MAX_FACTOR - MIN_FACTOR) * draws[:, 1:4]
     x = pixels.clone()
     for place in range(3):
         change = order[:, place]
         factor = factors.gather(1, change[:, None]).float().to(device)[:, :, None, None]  # (N, 1, 1, 1)
         change = change.to(device)[:, None, None]
         grey = x[..., 0] * GREY[0] + x[..., 1] * GREY[1] + x[..., 2] * GREY[2]  # (N, h, w)
-        other = torch.where(change == CONTRAST, _mean(grey), grey).masked_fill_(change == BRIGHTNESS, 0.0)
+        other = torch.where(change == CONTRAST_DRAW, _mean(grey), grey).masked_fill_(
+            change == BRIGHTNESS_DRAW, 0.0
+        )
         x.mul_(factor).add_(other.unsqueeze(-1).mul_(1 - factor)).clamp_(0, 255)
     return x
 
@@ -82,13 +84,13 @@ def _mean(grey: Tensor) -> Tensor:
     return (total / (256 * grey.shape[1] * grey.shape[2])).float()
 
 
-def flip(x: Tensor, draws: Tensor) -> Tensor:
+def random_flip(x: Tensor, draws: Tensor) -> Tensor:
     """(N, C, h, w) and uniform (N,) -> `x` itself, mirrored left to right where the draw is below a half."""
     mirrored = (draws < 0.5).nonzero().flatten().to(x.device)
     return x.index_copy_(0, mirrored, x.index_select(0, mirrored).flip(3))
 
 
-class PhotoMaker:
+class CropBatchBuilder:
     """Turns cropped pictures into a float32 (N, 3, h, w) batch in channels_last memory format.
 
     Order of work: photometric, pca-colour, normalise, flip.
@@ -103,8 +105,8 @@ class PhotoMaker:
         device: str | torch.device = "cpu",
     ) -> None:
         for entry in augment:
-            if entry not in AUGMENTATIONS:
-                raise DataError(unknown("augmentation", entry, AUGMENTATIONS))
+            if entry not in SHARDED_AUGMENTATIONS:
+                raise DataError(unknown_name("augmentation", entry, SHARDED_AUGMENTATIONS))
         if "pca-colour" in augment and pca is None:
             raise DataError("'pca-colour' needs the principal components of the training part's colours; fit them")
         self.device = torch.device(device)
@@ -118,7 +120,7 @@ class PhotoMaker:
         Columns: six for the crop, flip, three for `pca_colour`, six for `photometric`; all are drawn whatever is
         used, so that adding a flip moves no crop. Always drawn on the CPU.
         """
-        return torch.rand(count, 16, dtype=torch.float64, generator=generator(seed, "augment", step))
+        return torch.rand(count, 16, dtype=torch.float64, generator=seeded_generator(seed, "augment", step))
 
     def __call__(
         self,
@@ -139,8 +141,8 @@ class PhotoMaker:
                 x = photometric(x, draws[:, PHOTOMETRIC])
             if self.pca:
                 x = pca_colour(x, self.pca, draws[:, PCA])
-        x = normalised(self.normalise, x, corners, frame)
-        return flip(x, draws[:, FLIP]) if self.flip and draws is not None else x
+        x = normalise_crops(self.normalise, x, corners, frame)
+        return random_flip(x, draws[:, FLIP]) if self.flip and draws is not None else x
 
 
 def _planes(pixels: Tensor) -> Tensor:

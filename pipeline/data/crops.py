@@ -9,13 +9,13 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from pipeline.data.jpeg import Box, Interpolation, middle, resize, short_side
+from pipeline.data.jpeg import Box, Interpolation, centre_offset, resize, size_for_short_side
 
 ATTEMPTS = 10  # at a part that lies within the picture, before the middle is taken
 
 
 @dataclass(frozen=True)
-class Cut:
+class CropSpec:
     """How a square is taken from a picture: experiment.Crop as plain values."""
 
     side: int
@@ -32,7 +32,7 @@ class Cut:
         return self.centre
 
 
-class Piece(NamedTuple):
+class CropBox(NamedTuple):
     """A part of a resized picture."""
 
     box: Box  # of the picture, which is resized ...
@@ -41,7 +41,7 @@ class Piece(NamedTuple):
     corner: tuple[int, int]  # the same, counted within the frame
 
 
-def piece(cut: Cut, height: int, width: int, draw: float) -> Piece:
+def crop_box(cut: CropSpec, height: int, width: int, draw: float) -> CropBox:
     """What is cut out of a picture of (height, width) pixels for one `draw` from [0, 1).
 
     The draw seeds a generator of the picture's own, since GoogLeNet's crop takes as many numbers as it needs.
@@ -49,27 +49,27 @@ def piece(cut: Cut, height: int, width: int, draw: float) -> Piece:
     """
     random = Random(int(draw * 2**53)).random
     if cut.area and cut.aspect:
-        return Piece(
-            part_of_area(height, width, cut.area, cut.aspect, random), (cut.side, cut.side), (0, 0), (0, 0)
+        return CropBox(
+            area_crop(height, width, cut.area, cut.aspect, random), (cut.side, cut.side), (0, 0), (0, 0)
         )
     assert cut.short is not None
     scale, down, right, which = random(), random(), random(), random()
     short = cut.short[0] + int(scale * (cut.short[1] - cut.short[0] + 1))
-    tall, wide = short_side(height, width, short)
+    tall, wide = size_for_short_side(height, width, short)
     top, left, rows, columns = 0, 0, tall, wide
     if cut.centre:
-        top, left = middle(tall, wide, cut.centre)
+        top, left = centre_offset(tall, wide, cut.centre)
         rows = columns = cut.centre
-    centre = middle(rows, columns, cut.side)
+    centre = centre_offset(rows, columns, cut.side)
     rows, columns = rows - cut.side, columns - cut.side  # from the first to the last place
     if cut.five:
         corner = ((0, 0), (0, columns), (rows, 0), (rows, columns), centre)[int(which * 5)]
     else:
         corner = (int(down * (rows + 1)), int(right * (columns + 1)))
-    return Piece((0, 0, height, width), (tall, wide), (top + corner[0], left + corner[1]), corner)
+    return CropBox((0, 0, height, width), (tall, wide), (top + corner[0], left + corner[1]), corner)
 
 
-def part_of_area(
+def area_crop(
     height: int, width: int, area: tuple[float, float], aspect: tuple[float, float], random: Callable[[], float]
 ) -> Box:
     """A part whose share of the area and whose aspect are drawn from these ranges (arXiv:1409.4842, section 6).
@@ -88,9 +88,9 @@ def part_of_area(
     return (height - tall) // 2, (width - wide) // 2, tall, wide
 
 
-def cropped(cut: Cut, image: np.ndarray, draw: float) -> tuple[Tensor, tuple[int, int]]:
+def crop_image(cut: CropSpec, image: np.ndarray, draw: float) -> tuple[Tensor, tuple[int, int]]:
     """uint8 (H, W, 3) -> uint8 (side, side, 3), and its corner in the frame."""
-    found = piece(cut, image.shape[0], image.shape[1], draw)
+    found = crop_box(cut, image.shape[0], image.shape[1], draw)
     resized = resize(image, found.box, found.size, cut.interpolation)
     row, column = found.crop
     return resized[row : row + cut.side, column : column + cut.side], found.corner

@@ -16,14 +16,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.data.images import DataError, Images, ImageSet, fingerprint, in_canonical_order
+from pipeline.data.images import DataError, ImageSet, LabelledImages, fingerprint, in_canonical_order
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
+SMALL_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
 MODES = {"L": 1, "RGB": 3}  # Pillow's mode -> channels
 
 
 @dataclass(frozen=True)
-class Listing:
+class FolderListing:
     """The files of one split, in order, before any is opened."""
 
     files: tuple[tuple[str, str], ...]  # (class, path of the file)
@@ -51,14 +51,14 @@ def read_folders(name: str, root: Path) -> ImageSet:
         arrays = _decode([*train.files, *test.files], classes)
         cut = len(train.files)
         parts = (
-            in_canonical_order(Images(arrays.pixels[:cut], arrays.labels[:cut])),
-            in_canonical_order(Images(arrays.pixels[cut:], arrays.labels[cut:])),
+            in_canonical_order(LabelledImages(arrays.pixels[:cut], arrays.labels[:cut])),
+            in_canonical_order(LabelledImages(arrays.pixels[cut:], arrays.labels[cut:])),
         )
         _to_cache(cache, stamp, classes, *parts)
     return ImageSet(name, source, classes, *parts)
 
 
-def _list(split: Path) -> Listing:
+def _list(split: Path) -> FolderListing:
     """Every image file below one split; hidden files are ignored, anything else unexpected is named."""
     files: list[tuple[str, str]] = []
     stamps: list[str] = []
@@ -67,16 +67,16 @@ def _list(split: Path) -> Listing:
         if not folder.is_dir():
             raise DataError(f"{folder.path} is a file where only class folders belong; move it away")
         for entry in _visible(folder.path):
-            if not entry.name.lower().endswith(SUFFIXES) or not entry.is_file():
+            if not entry.name.lower().endswith(SMALL_IMAGE_SUFFIXES) or not entry.is_file():
                 raise DataError(
-                    f"{entry.path} is not an image file ({', '.join(SUFFIXES)}); convert it or move it away"
+                    f"{entry.path} is not an image file ({', '.join(SMALL_IMAGE_SUFFIXES)}); convert it or move it away"
                 )
             # The time of change (ctime) also sees a file swapped for another of the same size and date.
             stat = entry.stat()
             stamps.append(f"{folder.name}/{entry.name} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}")
             files.append((folder.name, entry.path))
     stamp = hashlib.sha256("\0".join(stamps).encode(errors="surrogateescape")).hexdigest()
-    return Listing(tuple(files), tuple(folder.name for folder in folders), stamp)
+    return FolderListing(tuple(files), tuple(folder.name for folder in folders), stamp)
 
 
 def _visible(folder: str | Path) -> list[os.DirEntry[str]]:
@@ -84,7 +84,7 @@ def _visible(folder: str | Path) -> list[os.DirEntry[str]]:
         return sorted((entry for entry in entries if entry.name[0] != "."), key=lambda entry: entry.name)
 
 
-def _common_classes(folder: Path, train: Listing, test: Listing) -> tuple[str, ...]:
+def _common_classes(folder: Path, train: FolderListing, test: FolderListing) -> tuple[str, ...]:
     """The classes, sorted by name (numbers by value); each must have images in both splits."""
     named = {*train.classes, *test.classes}
     numbers = all(name.isdecimal() for name in named)
@@ -102,7 +102,7 @@ def _common_classes(folder: Path, train: Listing, test: Listing) -> tuple[str, .
     return classes
 
 
-def _decode(files: list[tuple[str, str]], classes: tuple[str, ...]) -> Images:
+def _decode(files: list[tuple[str, str]], classes: tuple[str, ...]) -> LabelledImages:
     """Every file, in the order given. One thread: two were three times slower (20,000 images/s
     against 7,000 for 28 x 28 PNG files), since most of the work holds the interpreter's lock."""
     first_path = files[0][1]
@@ -112,12 +112,12 @@ def _decode(files: list[tuple[str, str]], classes: tuple[str, ...]) -> Images:
         image = read_pixels(path, path)
         if image.shape != first.shape:
             raise DataError(
-                f"{path} is {_described(image)}, but {first_path} is {_described(first)};"
+                f"{path} is {_describe_image(image)}, but {first_path} is {_describe_image(first)};"
                 " every image of a set needs the same size and mode: convert it or move it away"
             )
         row[...] = image
     number = {name: index for index, name in enumerate(classes)}
-    return Images(torch.from_numpy(pixels), torch.tensor([number[name] for name, _ in files]))
+    return LabelledImages(torch.from_numpy(pixels), torch.tensor([number[name] for name, _ in files]))
 
 
 def read_pixels(file: str | bytes, where: str) -> np.ndarray:
@@ -134,12 +134,14 @@ def read_pixels(file: str | bytes, where: str) -> np.ndarray:
     return array.reshape(*array.shape[:2], MODES[mode])
 
 
-def _described(image: np.ndarray) -> str:
+def _describe_image(image: np.ndarray) -> str:
     height, width, channels = image.shape
     return f"{width}x{height} {'RGB' if channels == 3 else 'grey'}"
 
 
-def _to_cache(path: Path, stamp: str, classes: tuple[str, ...], train: Images, test: Images) -> None:
+def _to_cache(
+    path: Path, stamp: str, classes: tuple[str, ...], train: LabelledImages, test: LabelledImages
+) -> None:
     """Write beside, then rename: a reader sees the old cache or the new one, never half of one."""
     from safetensors.torch import save
 
@@ -160,7 +162,7 @@ def _to_cache(path: Path, stamp: str, classes: tuple[str, ...], train: Images, t
             temporary.unlink()
 
 
-def _from_cache(path: Path, stamp: str, classes: tuple[str, ...]) -> tuple[Images, Images] | None:
+def _from_cache(path: Path, stamp: str, classes: tuple[str, ...]) -> tuple[LabelledImages, LabelledImages] | None:
     """Both splits if the cache was made from these files and is undamaged, else None."""
     from safetensors import SafetensorError, safe_open
 
@@ -170,8 +172,8 @@ def _from_cache(path: Path, stamp: str, classes: tuple[str, ...]) -> tuple[Image
             if noted.get("stamp") != stamp:
                 return None
             tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
-        train = Images(tensors["train.pixels"], tensors["train.labels"])
-        test = Images(tensors["test.pixels"], tensors["test.labels"])
+        train = LabelledImages(tensors["train.pixels"], tensors["train.labels"])
+        test = LabelledImages(tensors["test.pixels"], tensors["test.labels"])
     except (OSError, SafetensorError, KeyError):
         return None
     if fingerprint(classes, train, test) != noted.get("sha256"):

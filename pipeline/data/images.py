@@ -16,7 +16,7 @@ class DataError(UserError):
 
 
 @dataclass(frozen=True, eq=False)  # comparing tensors with == does not give one truth value
-class Images:
+class LabelledImages:
     """Pictures and what they show."""
 
     pixels: Tensor  # uint8 (N, H, W, C), C = 1 (grey) or 3 (RGB)
@@ -33,11 +33,11 @@ class ImageSet:
     name: str
     source: str  # one line: where it came from; not part of the fingerprint
     classes: tuple[str, ...]
-    train: Images
-    test: Images
+    train: LabelledImages
+    test: LabelledImages
 
 
-def in_canonical_order(images: Images) -> Images:
+def in_canonical_order(images: LabelledImages) -> LabelledImages:
     """The same images sorted by the sha256 of (label, pixel bytes).
 
     A set read from class folders then has the order, and training on it the bits, of the same set
@@ -46,10 +46,10 @@ def in_canonical_order(images: Images) -> Images:
     rows = np.concatenate([_label_bytes(images.labels), images.pixels.numpy().reshape(len(images), -1)], axis=1)
     keys = [hashlib.sha256(row).digest() for row in rows]
     order = torch.tensor(sorted(range(len(keys)), key=keys.__getitem__), dtype=torch.int64)
-    return Images(images.pixels[order], images.labels[order])
+    return LabelledImages(images.pixels[order], images.labels[order])
 
 
-def fingerprint(classes: tuple[str, ...], train: Images, test: Images) -> str:
+def fingerprint(classes: tuple[str, ...], train: LabelledImages, test: LabelledImages) -> str:
     """sha256 of the content: class names, shapes, labels and pixels of both splits, in their order."""
     header = {
         "classes": list(classes),

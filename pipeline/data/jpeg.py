@@ -19,7 +19,7 @@ from torch import Tensor
 from pipeline.data.images import DataError
 
 JPEG = b"\xff\xd8\xff"
-LARGEST = 89_478_485  # pixels, from where on Pillow warns of a bomb: 0.27 GB decoded
+MAX_PIXELS = 89_478_485  # pixels, from where on Pillow warns of a bomb: 0.27 GB decoded
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # never EPS: for that Pillow runs a program
 Interpolation = Literal["bilinear", "bicubic"]
 Box = tuple[int, int, int, int]  # row, column, height, width
@@ -37,7 +37,7 @@ def decode(content: bytes, where: str) -> np.ndarray:
     if content.startswith(JPEG):
         try:
             height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
-            if height * width > LARGEST:
+            if height * width > MAX_PIXELS:
                 raise DataError(_too_large(height, width, where))
             if colours in ("Gray", "YCbCr", "RGB"):  # CMYK to RGB is one step of 255 off from Pillow's
                 return simplejpeg.decode_jpeg(content, "RGB")
@@ -61,7 +61,7 @@ def _by_pillow(content: bytes, where: str) -> np.ndarray:
     Image = _pillow()
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            if image.height * image.width > LARGEST:
+            if image.height * image.width > MAX_PIXELS:
                 raise DataError(_too_large(image.height, image.width, where))
             if image.mode.startswith(("I", "F")):  # more than 8 bits: Pillow would cut off what is above 255
                 raise DataError(f"{where} has Pillow's mode {image.mode!r}; convert it to grey or RGB of 8 bits")
@@ -71,14 +71,14 @@ def _by_pillow(content: bytes, where: str) -> np.ndarray:
     except DataError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise DataError(f"{where} has more than {LARGEST:,} pixels; resize or remove it") from None
+        raise DataError(f"{where} has more than {MAX_PIXELS:,} pixels; resize or remove it") from None
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
         reason = f"{len(content)} bytes that are no picture" if "identify" in str(error) else str(error)
         raise DataError(f"{where} is no readable picture ({reason}); restore or remove it") from None
 
 
 def _too_large(height: int, width: int, where: str) -> str:
-    return f"{where} has {height} x {width} pixels, more than {LARGEST:,}; resize or remove it"
+    return f"{where} has {height} x {width} pixels, more than {MAX_PIXELS:,}; resize or remove it"
 
 
 def resize(
@@ -86,10 +86,10 @@ def resize(
 ) -> Tensor:
     """The part `box` of uint8 (H, W, 3), resized with anti-aliasing -> uint8 (height, width, 3)."""
     row, column, height, width = box
-    if size[0] * size[1] > LARGEST:
+    if size[0] * size[1] > MAX_PIXELS:
         raise DataError(
             f"a picture of {height} x {width} pixels would become one of {size[0]} x {size[1]}, more than"
-            f" {LARGEST:,}; take pictures so thin out of the set"
+            f" {MAX_PIXELS:,}; take pictures so thin out of the set"
         )
     part = torch.from_numpy(image[row : row + height, column : column + width])
     if (height, width) == size:
@@ -99,12 +99,12 @@ def resize(
     return F.interpolate(x, size, mode=interpolation, antialias=True).permute(0, 2, 3, 1)[0]
 
 
-def middle(height: int, width: int, side: int) -> tuple[int, int]:
+def centre_offset(height: int, width: int, side: int) -> tuple[int, int]:
     """Row and column of the square in the middle; half a pixel goes to the even number, as in torchvision."""
     return round((height - side) / 2), round((width - side) / 2)
 
 
-def short_side(height: int, width: int, short: int) -> tuple[int, int]:
+def size_for_short_side(height: int, width: int, short: int) -> tuple[int, int]:
     """(H, W) of a picture resized so that its short side is `short`: the long one cut, as torchvision does."""
     if height <= width:
         return short, int(short * width / height)

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.data.images import DataError, Images, ImageSet, fingerprint
-from pipeline.data.order import generator
-from pipeline.data.samples import Chosen, Samples
+from pipeline.data.images import DataError, ImageSet, LabelledImages, fingerprint
+from pipeline.data.order import seeded_generator
+from pipeline.data.samples import Samples, SampleSubset
 from pipeline.data.shards import ShardSet
 
 
@@ -58,12 +58,12 @@ def manifest_of(images: ImageSet | ShardSet) -> Manifest:
     )
 
 
-def to_dict(manifest: Manifest) -> dict[str, Any]:
+def manifest_to_dict(manifest: Manifest) -> dict[str, Any]:
     """Plain JSON values."""
     return asdict(manifest) | {"classes": list(manifest.classes), "image": list(manifest.image)}
 
 
-def from_dict(values: dict[str, Any]) -> Manifest:
+def manifest_from_dict(values: dict[str, Any]) -> Manifest:
     """The inverse of to_dict, also after a round trip through JSON."""
     expected = {field.name for field in fields(Manifest)}
     if values.keys() != expected:
@@ -76,25 +76,29 @@ def from_dict(values: dict[str, Any]) -> Manifest:
     return Manifest(**values | {"classes": tuple(values["classes"]), "image": (channels, height, width)})
 
 
-def split(train: Images, *, train_count: int | None, val_count: int, seed: int = 0) -> tuple[Images, Images]:
+def train_val_split(
+    train: LabelledImages, *, train_count: int | None, val_count: int, seed: int = 0
+) -> tuple[LabelledImages, LabelledImages]:
     """Disjoint training and validation parts of the training images, in canonical order: see `parts`."""
     training, validation = (
-        Images(train.pixels[part], train.labels[part])
-        for part in parts(len(train), train_count=train_count, val_count=val_count, seed=seed)
+        LabelledImages(train.pixels[part], train.labels[part])
+        for part in split_indices(len(train), train_count=train_count, val_count=val_count, seed=seed)
     )
     return training, validation
 
 
-def chosen(train: Samples, *, train_count: int | None, val_count: int, seed: int = 0) -> tuple[Samples, Samples]:
+def sample_split(
+    train: Samples, *, train_count: int | None, val_count: int, seed: int = 0
+) -> tuple[Samples, Samples]:
     """The same of photographs."""
     training, validation = (
-        train if len(part) == len(train) else Chosen(train, part)
-        for part in parts(len(train), train_count=train_count, val_count=val_count, seed=seed)
+        train if len(part) == len(train) else SampleSubset(train, part)
+        for part in split_indices(len(train), train_count=train_count, val_count=val_count, seed=seed)
     )
     return training, validation
 
 
-def parts(n: int, *, train_count: int | None, val_count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+def split_indices(n: int, *, train_count: int | None, val_count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Which of `n` training images are trained on, and which are held out for validation; both rise.
 
     The training part is the start of a fixed permutation and the validation part its end, so that neither
@@ -110,5 +114,5 @@ def parts(n: int, *, train_count: int | None, val_count: int, seed: int = 0) -> 
     if possible:
         asked = "all remaining" if train_count is None else train_count
         raise DataError(f"{val_count} validation and {asked} training images cannot be taken from {n}; {possible}")
-    order = torch.randperm(n, generator=generator(seed, "split"))
+    order = torch.randperm(n, generator=seeded_generator(seed, "split"))
     return order[:wanted].sort().values, order[n - val_count :].sort().values

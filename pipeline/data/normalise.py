@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.data.images import DataError, Images
+from pipeline.data.images import DataError, LabelledImages
 
 NORMALISERS = (
     "per-pixel-mean", "per-channel", "lecun98", "scale", "raw-mean-image", "raw-mean-colour", "gcn-zca"
@@ -41,7 +41,7 @@ FILTER_BIAS = 0.1  # added to the covariance's diagonal
 # fractions.
 IMAGE_BITS, MATRIX_BITS = 22, 23
 # And 2048 * (55 * 2**15)**2 < 2**53, so the products of a block of images add up exactly.
-BLOCK, FIT_BITS = 2048, 15
+WHITENING_BLOCK, FIT_BITS = 2048, 15
 MOST_NUMBERS = 64 * 64 * 3  # in an image: a matrix of 1.2 GB
 
 
@@ -67,7 +67,7 @@ class Normaliser:
         return replace(self, scale=self.scale.to(device), shift=self.shift.to(device), whitening=whitening)
 
 
-def fit_normaliser(name: str, train: Images) -> Normaliser:
+def fit_normaliser(name: str, train: LabelledImages) -> Normaliser:
     """Statistics of the training part, from exact whole numbers: the same on any number of threads."""
     count, height, width, channels = train.pixels.shape
     one = torch.ones(channels, dtype=torch.float64)
@@ -90,7 +90,7 @@ def fit_normaliser(name: str, train: Images) -> Normaliser:
     elif name == "gcn-zca":
         return _fit_whitening(train)
     elif name != "scale":
-        raise DataError(unknown("normalisation", name, NORMALISERS))
+        raise DataError(unknown_name("normalisation", name, NORMALISERS))
     return Normaliser(name, scale.float(), shift.float(), outside)
 
 
@@ -104,12 +104,12 @@ def by_deviation(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
     return torch.ones_like(mean) / 255 / variance.sqrt(), mean / variance.sqrt()
 
 
-def _total(train: Images) -> Tensor:
+def _total(train: LabelledImages) -> Tensor:
     """int64 (H, W, C): the sum of all images."""
     return torch.from_numpy(train.pixels.numpy().sum(0, dtype=np.int64))  # 25 times faster than torch's
 
 
-def normalised(
+def normalise_crops(
     normaliser: Normaliser, pixels: Tensor, corners: Tensor | None = None, frame: int | None = None
 ) -> Tensor:
     """Photographs: uint8 or float (N, h, w, C) pixels 0..255 -> float32 (N, C, h, w), channels_last.
@@ -164,7 +164,7 @@ def whitened(pixels: Tensor, whitening: Tensor) -> Tensor:
     return (images @ whitening).float().view(pixels.shape)
 
 
-def _fit_whitening(train: Images) -> Normaliser:
+def _fit_whitening(train: LabelledImages) -> Normaliser:
     """'gcn-zca', in blocks: 0.5 GB for images of 32 x 32 x 3, whatever their number."""
     count, *size = train.pixels.shape
     numbers = size[0] * size[1] * size[2]
@@ -175,7 +175,7 @@ def _fit_whitening(train: Images) -> Normaliser:
         )
     total = torch.zeros(numbers, dtype=torch.float64)
     products = torch.zeros(numbers, numbers, dtype=torch.float64)
-    for block in train.pixels.flatten(1).split(BLOCK):
+    for block in train.pixels.flatten(1).split(WHITENING_BLOCK):
         x = (contrast_normalised(block) * 2**FIT_BITS).round()
         total += x.sum(0)
         products += x.T @ x
@@ -189,7 +189,7 @@ def _fit_whitening(train: Images) -> Normaliser:
     return Normaliser("gcn-zca", scale, shift.float().view(size), 0.0, matrix)
 
 
-def unknown(kind: str, name: str, known: tuple[str, ...]) -> str:
+def unknown_name(kind: str, name: str, known: tuple[str, ...]) -> str:
     """The sentence about a name that is none of `known`."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
     return f"unknown {kind} {name!r}; did you mean {near!r}? (known: {', '.join(known)})"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 
-def key(seed: int, *purpose: str | int) -> int:
+def derive_seed(seed: int, *purpose: str | int) -> int:
     """A number below 2**63 from the sha256 of all arguments: the same in every process, on every platform.
 
     Of which torch's generator on a CPU takes the lower 32 bits.
@@ -21,21 +21,21 @@ def key(seed: int, *purpose: str | int) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def generator(seed: int, *purpose: str | int, device: str | torch.device = "cpu") -> torch.Generator:
+def seeded_generator(seed: int, *purpose: str | int, device: str | torch.device = "cpu") -> torch.Generator:
     """A fresh generator for one purpose, for example `generator(seed, "augment", step)`."""
-    return torch.Generator(device).manual_seed(key(seed, *purpose))
+    return torch.Generator(device).manual_seed(derive_seed(seed, *purpose))
 
 
 def permutation(seed: int, epoch: int, n: int) -> Tensor:
     """int64 (n,): the order of the n training images in one epoch."""
-    return torch.randperm(n, generator=generator(seed, "epoch", epoch))
+    return torch.randperm(n, generator=seeded_generator(seed, "epoch", epoch))
 
 
 # Two, since a batch may straddle two epochs. Shared: what it returns must never be changed in place.
 _cached_permutation = functools.lru_cache(maxsize=2)(permutation)
 
 
-def positions(seed: int, first: int, last: int, n: int) -> Tensor:
+def epoch_stream(seed: int, first: int, last: int, n: int) -> Tensor:
     """int64 (last - first,): that stretch of the endless row of epoch permutations."""
     parts = []
     while first < last:
@@ -52,4 +52,4 @@ def batch_indices(seed: int, step: int, batch_size: int, n: int) -> Tensor:
     Each image comes once per epoch. The last batch of an epoch is filled with the first images of the
     next one, so that every update sees a whole batch.
     """
-    return positions(seed, step * batch_size, (step + 1) * batch_size, n)
+    return epoch_stream(seed, step * batch_size, (step + 1) * batch_size, n)

@@ -9,34 +9,34 @@ from typing import TypeVar
 
 import torch
 
-Job = TypeVar("Job")
+JobT = TypeVar("JobT")
 
-Result = TypeVar("Result")
+ResultT = TypeVar("ResultT")
 
 
-class Stopped(Exception):  # noqa: N818 - no error: it was asked for
+class StopRequested(Exception):  # noqa: N818 - no error: it was asked for
     """Work was asked to end before it was done."""
 
 
-def never() -> bool:
+def never_stop() -> bool:
     """Nobody asks to stop."""
     return False
 
 
-def go_on(stop: Callable[[], bool]) -> None:
+def raise_if_stopped(stop: Callable[[], bool]) -> None:
     """Stopped, if that was asked for."""
     if stop():
-        raise Stopped
+        raise StopRequested
 
 
-def ahead(
-    jobs: Iterable[Job],
-    work: Callable[[Job], Result],
+def prefetch(
+    jobs: Iterable[JobT],
+    work: Callable[[JobT], ResultT],
     *,
     threads: int,
     depth: int,
-    stop: Callable[[], bool] = never,
-) -> Generator[Result, None, None]:
+    stop: Callable[[], bool] = never_stop,
+) -> Generator[ResultT, None, None]:
     """`work(job)` of each job, in the jobs' order; at most `depth` results wait. Without threads: one by one.
 
     What `work` raises comes out at its job's turn; what is left then, or when the caller stops, is not begun.
@@ -44,20 +44,20 @@ def ahead(
     """
     if threads < 1:
         for job in jobs:
-            go_on(stop)
+            raise_if_stopped(stop)
             yield work(job)
         return
     own = torch.get_num_threads()
     pool = ThreadPoolExecutor(threads, "reader", initializer=torch.set_num_threads, initargs=(1,))
-    waiting: deque[Future[Result]] = deque()
+    waiting: deque[Future[ResultT]] = deque()
     try:
         for job in jobs:
             waiting.append(pool.submit(work, job))
             if len(waiting) > depth:
-                go_on(stop)
+                raise_if_stopped(stop)
                 yield waiting.popleft().result()
         while waiting:
-            go_on(stop)
+            raise_if_stopped(stop)
             yield waiting.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

@@ -25,7 +25,7 @@ class Samples(Protocol):
         ...
 
 
-class Chosen:
+class SampleSubset:
     """Some of other samples, numbered anew: the training or the validation part."""
 
     def __init__(self, samples: Samples, indices: Tensor) -> None:
@@ -44,7 +44,7 @@ class Chosen:
         return self.samples.where(int(self.indices[index]))
 
 
-def share(batch_size: int, rank: int, world: int) -> slice:
+def rank_share(batch_size: int, rank: int, world: int) -> slice:
     """The places of a global batch that rank `rank` of `world` takes; DataError if it cannot be shared equally."""
     if batch_size % world:
         shares = [str(count) for count in range(1, batch_size + 1) if batch_size % count == 0]

@@ -8,21 +8,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pipeline.data.images import DataError
-from pipeline.data.shard_manifest import Shard
-from pipeline.data.store import Place, Range
+from pipeline.data.shard_manifest import ShardInfo
+from pipeline.data.store import Range, Store
 
 
-class Cache:
+class ShardCache:
     """Copies of remote shards on this machine: `limit` bytes below `root` in all, whatever sets they are of.
 
     What is there stays: with every sample drawn once an epoch, throwing out the oldest would throw out what comes
     next. Only the copies of other sets make room, those first that were not used for longest.
     """
 
-    def __init__(self, root: Path, limit: int, source: Place, identity: str) -> None:
+    def __init__(self, root: Path, limit: int, source: Store, identity: str) -> None:
         self.root, self.limit, self.source = root, limit, source
         self.folder = root / identity
-        self.near = Place(str(self.folder))
+        self.near = Store(str(self.folder))
         self.have: set[str] = set()
 
     def read(self, wanted: Range, crc32: int) -> bytes | None:
@@ -38,7 +38,7 @@ class Cache:
             (self.folder / wanted[0]).unlink()
         return None
 
-    def fill(self, shards: Sequence[Shard], *, stop: Callable[[], bool] = lambda: False) -> None:
+    def fill(self, shards: Sequence[ShardInfo], *, stop: Callable[[], bool] = lambda: False) -> None:
         """Copy what fits, one shard after the other; other processes may do the same at the same time.
 
         DataError where a shard cannot be had, or is not what the manifest says.
@@ -55,7 +55,7 @@ class Cache:
                         self._keep(shard)
                     break
 
-    def _keep(self, shard: Shard) -> None:
+    def _keep(self, shard: ShardInfo) -> None:
         """Have a copy of `shard`, if there is room. Only one process does this at a time."""
         file = self.folder / shard.name
         if not (file.is_file() and file.stat().st_size == shard.bytes):
@@ -65,7 +65,7 @@ class Cache:
                 return
             fresh = file.with_name(f".{file.name}.copied")
             self.source.fetch(shard.name, fresh)
-            found = sha256_of(fresh)
+            found = file_sha256(fresh)
             if found != shard.sha256:
                 fresh.unlink()
                 raise DataError(
@@ -91,13 +91,13 @@ class Cache:
         return True
 
 
-def sha256_of(file: Path) -> str:
+def file_sha256(file: Path) -> str:
     """The sha256 of a file, read in pieces."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def cache_limit() -> int:
+def shard_cache_bytes() -> int:
     """Bytes of REPRO_SHARD_CACHE_GB; 0 without it."""
     said = os.environ.get("REPRO_SHARD_CACHE_GB", "0")
     try:

@@ -9,14 +9,14 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from pipeline.data.images import DataError
-from pipeline.data.store import MissingError, Place
-from pipeline.declare.validation import sentence
+from pipeline.data.store import MissingFileError, Store
+from pipeline.declare.validation import validation_message
 
-MANIFEST = "manifest.json"
+MANIFEST_NAME = "manifest.json"
 
 SPLITS = ("train", "test")
 
-STRANGE = {  # what a tar file may hold beside regular files, and no archive or shard of ours does
+FORBIDDEN_MEMBERS = {  # what a tar file may hold beside regular files, and no archive or shard of ours does
     tarfile.SYMTYPE: "a symbolic link",
     tarfile.LNKTYPE: "a hard link",
     tarfile.CHRTYPE: "a device",
@@ -26,11 +26,11 @@ STRANGE = {  # what a tar file may hold beside regular files, and no archive or 
 }
 
 
-class Frozen(BaseModel):
+class FrozenManifestModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-class Shard(Frozen):
+class ShardInfo(FrozenManifestModel):
     """One tar file."""
 
     name: str = Field(pattern=r"^[a-z]+-\d{5,}\.tar$")  # below the manifest's own folder, never beyond
@@ -39,7 +39,7 @@ class Shard(Frozen):
     samples: int = Field(gt=0)
 
 
-class Split(Frozen):
+class SplitManifest(FrozenManifestModel):
     """The training or the test part."""
 
     samples: int = Field(gt=0)
@@ -47,7 +47,7 @@ class Split(Frozen):
     sha256: str  # of the content: each sample's label and its picture's sha256, in order
     index: str = Field(pattern=r"^[a-z]+\.index\.npy$")
     index_sha256: str
-    shards: tuple[Shard, ...]
+    shards: tuple[ShardInfo, ...]
 
     @property
     def bytes(self) -> int:
@@ -55,7 +55,7 @@ class Split(Frozen):
         return sum(shard.bytes for shard in self.shards)
 
 
-class Resized(Frozen):
+class ResizeInfo(FrozenManifestModel):
     """How pictures were changed when the shards were made."""
 
     short_side: int = Field(gt=0)
@@ -63,7 +63,7 @@ class Resized(Frozen):
     quality: int = Field(gt=0, le=100)  # of the JPEG written
 
 
-class ShardManifest(Frozen):
+class ShardManifest(FrozenManifestModel):
     """What a prepared set is."""
 
     format: Literal[1]
@@ -71,8 +71,8 @@ class ShardManifest(Frozen):
     source: str  # where it came from
     classes: tuple[str, ...] = Field(min_length=1)
     order: str  # of the samples within the shards
-    resized: Resized | None  # None: the pictures are the source's own bytes
-    splits: dict[Literal["train", "test"], Split]
+    resized: ResizeInfo | None  # None: the pictures are the source's own bytes
+    splits: dict[Literal["train", "test"], SplitManifest]
     sha256: str  # content_hash: the same pictures, whatever the shards' size
 
     @field_validator("name")
@@ -85,21 +85,21 @@ class ShardManifest(Frozen):
 
     def to_json(self) -> str:
         """As it stands in the file."""
-        return sealed(self.model_dump(mode="json"))
+        return with_checksum(self.model_dump(mode="json"))
 
 
-def sealed(values: dict[str, Any]) -> str:
+def with_checksum(values: dict[str, Any]) -> str:
     """A manifest's text, with a hash of all of it: no forger's obstacle, but a hand's, and a broken disk's."""
     bare = {key: value for key, value in values.items() if key != "seal"}
-    return json.dumps(bare | {"seal": seal_of(bare)}, indent=1) + "\n"
+    return json.dumps(bare | {"seal": checksum_of(bare)}, indent=1) + "\n"
 
 
-def seal_of(values: Any) -> str:
+def checksum_of(values: Any) -> str:
     """The sha256 of plain values, independent of layout."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def content_hash(classes: Sequence[str], resized: Resized | None, splits: dict[Any, Split]) -> str:
+def content_hash(classes: Sequence[str], resized: ResizeInfo | None, splits: dict[Any, SplitManifest]) -> str:
     """The identity of a set: classes, what was done to the pictures, and the content of each split."""
     said = {
         "classes": list(classes),
@@ -114,13 +114,13 @@ def sample_digest(label: int, content: bytes) -> bytes:
     return label.to_bytes(8, "little", signed=True) + hashlib.sha256(content).digest()
 
 
-def read_manifest(where: Place) -> ShardManifest:
+def read_manifest(where: Store) -> ShardManifest:
     """The manifest of the set at `where`; DataError says what is wrong with it."""
-    file = f"{where}/{MANIFEST}"
+    file = f"{where}/{MANIFEST_NAME}"
     try:
-        content = where.read(MANIFEST)
-    except MissingError:
-        raise MissingError(
+        content = where.read(MANIFEST_NAME)
+    except MissingFileError:
+        raise MissingFileError(
             f"there is no {file}; shards are made by repro data prepare, which writes it last"
         ) from None
     try:
@@ -128,10 +128,12 @@ def read_manifest(where: Place) -> ShardManifest:
         seal = raw.pop("seal", None) if isinstance(raw, dict) else None
         manifest = ShardManifest.model_validate_json(json.dumps(raw))
     except ValidationError as error:
-        raise DataError(f"{file} is no manifest of shards: {sentence(error, ShardManifest, raw)}") from None
+        raise DataError(
+            f"{file} is no manifest of shards: {validation_message(error, ShardManifest, raw)}"
+        ) from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{file} is no JSON ({error}); restore it, or prepare the set anew") from None
-    if seal != seal_of(raw):
+    if seal != checksum_of(raw):
         raise DataError(f"{file} was changed by hand: its seal is not that of what it says; restore it")
     if not manifest.splits:
         raise DataError(f"{file} lists no pictures; prepare the set anew")

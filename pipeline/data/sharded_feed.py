@@ -9,21 +9,21 @@ import torch
 from torch import Tensor
 
 from lightning_modules.recipe import Batch
-from pipeline.data.batches import shares
-from pipeline.data.colour import PhotoMaker
-from pipeline.data.crops import Cut, cropped
+from pipeline.data.batches import rank_slices
+from pipeline.data.colour import CropBatchBuilder
+from pipeline.data.crops import CropSpec, crop_image
 from pipeline.data.images import DataError
 from pipeline.data.jpeg import decode
 from pipeline.data.order import batch_indices
-from pipeline.data.prefetch import ahead
+from pipeline.data.prefetch import prefetch
 from pipeline.data.samples import Samples
 
-CHUNK = 16  # pictures that a thread reads and decodes at a time
+CROP_CHUNK = 16  # pictures that a thread reads and decodes at a time
 
 BATCHES_AHEAD = 2
 
 
-class PhotoFeed:
+class ShardedFeed:
     """The training batches of updates `start_step` to `stop_step - 1`, for one rank of `world`.
 
     With `parts` > 1 a rank's share of a global batch comes in so many batches, as of batches.Feed.
@@ -32,8 +32,8 @@ class PhotoFeed:
     def __init__(
         self,
         samples: Samples,
-        maker: PhotoMaker,
-        cut: Cut,
+        maker: CropBatchBuilder,
+        cut: CropSpec,
         *,
         seed: int,
         batch_size: int,
@@ -46,7 +46,7 @@ class PhotoFeed:
     ) -> None:
         if not len(samples):
             raise DataError("there is no picture to learn from")
-        self.mine = shares(batch_size, rank, world, parts)
+        self.mine = rank_slices(batch_size, rank, world, parts)
         self.samples, self.maker, self.cut = samples, maker, cut
         self.seed, self.batch_size, self.threads = seed, batch_size, threads
         self.start_step, self.stop_step = start_step, stop_step
@@ -55,14 +55,14 @@ class PhotoFeed:
         return (self.stop_step - self.start_step) * len(self.mine)
 
     def __iter__(self) -> Generator[Batch, None, None]:
-        chunks = -(-len(range(self.batch_size)[self.mine[0]]) // CHUNK)  # in a batch of this rank
+        chunks = -(-len(range(self.batch_size)[self.mine[0]]) // CROP_CHUNK)  # in a batch of this rank
         depth = BATCHES_AHEAD * chunks * len(self.mine)
-        with closing(ahead(self._jobs(), self._cut_out, threads=self.threads, depth=depth)) as ready:
+        with closing(prefetch(self._jobs(), self._cut_out, threads=self.threads, depth=depth)) as ready:
             for step in range(self.start_step, self.stop_step):
                 for _ in self.mine:
                     yield self._batch(step, list(islice(ready, chunks)))
 
-    def _batch(self, step: int, parts: Sequence["Chunk"]) -> Batch:
+    def _batch(self, step: int, parts: Sequence["CropChunk"]) -> Batch:
         """One batch on the device; what is copied there does not wait for what the device is doing."""
         device = self.maker.device
         indices = torch.cat([part.indices for part in parts])
@@ -74,7 +74,7 @@ class PhotoFeed:
         draws = torch.cat([part.draws for part in parts])
         return Batch(step, self.maker(pixels, at, self.cut.frame, draws), labels)
 
-    def _jobs(self) -> Iterable["Chunk"]:
+    def _jobs(self) -> Iterable["CropChunk"]:
         """Of each batch in turn: some of its pictures."""
         for step in range(self.start_step, self.stop_step):
             order = batch_indices(self.seed, step, self.batch_size, len(self.samples))
@@ -82,24 +82,24 @@ class PhotoFeed:
             for mine in self.mine:
                 shape = (len(order[mine]), self.cut.side, self.cut.side, 3)
                 batch = torch.empty(shape, dtype=torch.uint8, pin_memory=self.maker.device.type == "cuda")
-                parts = (of.split(CHUNK) for of in (order[mine], draws[mine], batch))
+                parts = (of.split(CROP_CHUNK) for of in (order[mine], draws[mine], batch))
                 for some, theirs, pixels in zip(*parts, strict=True):
-                    yield Chunk(some, theirs, pixels, batch)
+                    yield CropChunk(some, theirs, pixels, batch)
 
-    def _cut_out(self, chunk: "Chunk") -> "Chunk":
+    def _cut_out(self, chunk: "CropChunk") -> "CropChunk":
         """The same, with the pixels and corners of its crops."""
         numbers, corners = chunk.indices.tolist(), []
         contents = self.samples.read(numbers)
         for into, number, content, draw in zip(
             chunk.pixels, numbers, contents, chunk.draws[:, 0].tolist(), strict=True
         ):
-            crop, corner = cropped(self.cut, decode(content, self.samples.where(number)), draw)
+            crop, corner = crop_image(self.cut, decode(content, self.samples.where(number)), draw)
             into.copy_(crop)  # at once, while it is in the processor's cache
             corners.append(corner)
         return chunk._replace(corners=corners)
 
 
-class Chunk(NamedTuple):
+class CropChunk(NamedTuple):
     """Some of a batch's pictures."""
 
     indices: Tensor  # int64 (n,)

@@ -25,11 +25,11 @@ import numpy as np
 import torch
 
 from pipeline.data.images import DataError
-from pipeline.data.shard_cache import Cache, cache_limit, sha256_of
-from pipeline.data.shard_manifest import ShardManifest, Split, read_manifest
-from pipeline.data.store import Place, Range, place
+from pipeline.data.shard_cache import ShardCache, file_sha256, shard_cache_bytes
+from pipeline.data.shard_manifest import ShardManifest, SplitManifest, read_manifest
+from pipeline.data.store import Range, Store, open_store
 
-RECORD = np.dtype(  # one row of an index
+INDEX_DTYPE = np.dtype(  # one row of an index
     [
         ("shard", "<u4"),  # its number
         ("offset", "<u8"),  # where the sample's record begins: its tar headers and members
@@ -47,7 +47,9 @@ RECORD = np.dtype(  # one row of an index
 class ShardSplit:
     """The samples of one split (see samples.Samples)."""
 
-    def __init__(self, where: Place, name: str, split: Split, index: np.ndarray, cache: "Cache | None") -> None:
+    def __init__(
+        self, where: Store, name: str, split: SplitManifest, index: np.ndarray, cache: "ShardCache | None"
+    ) -> None:
         self.place, self.name, self.split, self.cache = where, name, split, cache
         self.index = index.view(np.ndarray)  # a memmap's own class makes every row dearer
         self.labels = torch.from_numpy(index["label"].astype(np.int64))
@@ -100,7 +102,7 @@ class ShardSplit:
 class ShardSet:
     """A prepared set, opened: its manifest and its splits."""
 
-    def __init__(self, where: Place, manifest: ShardManifest, splits: dict[str, ShardSplit]) -> None:
+    def __init__(self, where: Store, manifest: ShardManifest, splits: dict[str, ShardSplit]) -> None:
         self.place, self.manifest, self.splits = where, manifest, splits
         self.name, self.classes, self.source = manifest.name, manifest.classes, manifest.source
 
@@ -120,26 +122,26 @@ class ShardSet:
         return self.splits[name]
 
 
-def open_shards(where: str | Path | Place, *, cache: Path | None = None) -> ShardSet:
+def open_shards(where: str | Path | Store, *, cache: Path | None = None) -> ShardSet:
     """The set at a folder or address. Its index files are checked against the manifest and mapped into memory.
 
     `cache`: a folder for what is read again and again from afar: the index, and shards up to REPRO_SHARD_CACHE_GB.
     """
-    here = where if isinstance(where, Place) else place(where)
+    here = where if isinstance(where, Store) else open_store(where)
     manifest = read_manifest(here)
-    limit = cache_limit()
+    limit = shard_cache_bytes()
     splits: dict[str, ShardSplit] = {}
     for name, split in manifest.splits.items():
         index = open_index(here, manifest, split, cache)
         copies = None
         if cache and limit and not here.local:
-            copies = Cache(cache, limit, here, manifest.sha256[:16])
+            copies = ShardCache(cache, limit, here, manifest.sha256[:16])
         splits[name] = ShardSplit(here, name, split, index, copies)
     return ShardSet(here, manifest, splits)
 
 
 @contextmanager
-def copied_meanwhile(part: ShardSplit, warn: Callable[[str], None] = lambda _: None) -> Iterator[None]:
+def copy_in_background(part: ShardSplit, warn: Callable[[str], None] = lambda _: None) -> Iterator[None]:
     """Within: a thread copies the part's shards to this machine, if they are far and REPRO_SHARD_CACHE_GB allows.
 
     What goes wrong is said through `warn`; the pictures are then read from afar.
@@ -164,18 +166,20 @@ def copied_meanwhile(part: ShardSplit, warn: Callable[[str], None] = lambda _: N
         thread.join()
 
 
-def open_index(here: Place, manifest: ShardManifest, split: Split, cache: Path | None = None) -> np.ndarray:
+def open_index(
+    here: Store, manifest: ShardManifest, split: SplitManifest, cache: Path | None = None
+) -> np.ndarray:
     """A split's index, checked, and mapped into memory where it is on a disk."""
     file = here.local / split.index if here.local else None
     if not here.local and cache:
         file = cache / manifest.sha256[:16] / split.index
-        if not (file.is_file() and sha256_of(file) == split.index_sha256):
+        if not (file.is_file() and file_sha256(file) == split.index_sha256):
             here.fetch(split.index, file)
     shown = f"{here}/{split.index}"
     if file:
         if not file.is_file():
             raise DataError(f"there is no {shown}; restore it, or prepare the set anew")
-        found = sha256_of(file)
+        found = file_sha256(file)
     else:
         content = here.read(split.index)
         found = hashlib.sha256(content).hexdigest()
@@ -193,7 +197,7 @@ def open_index(here: Place, manifest: ShardManifest, split: Split, cache: Path |
             index = np.load(io.BytesIO(content), allow_pickle=False)
     except (ValueError, OSError, EOFError, MemoryError, OverflowError, SyntaxError, tokenize.TokenError) as error:
         raise DataError(f"{shown} is no index ({error}); prepare the set anew") from None
-    fits = index.dtype == RECORD and index.shape == (split.samples,)
+    fits = index.dtype == INDEX_DTYPE and index.shape == (split.samples,)
     within = {"shard": len(split.shards) - 1, "label": len(split.per_class) - 1}
     within |= dict.fromkeys(("offset", "size"), max((shard.bytes for shard in split.shards), default=0))
     fits = fits and all(int(index[column].max()) <= most for column, most in within.items())

@@ -21,15 +21,15 @@ from typing import overload
 import numpy as np
 import torch
 
-from pipeline.data.class_folders import WNIDS
+from pipeline.data.class_folders import WNIDS_FILE
 from pipeline.data.folders import known_folders, read_folders, read_pixels
-from pipeline.data.images import DataError, Images, ImageSet, fingerprint, in_canonical_order
-from pipeline.data.order import generator
-from pipeline.data.shard_manifest import MANIFEST
+from pipeline.data.images import DataError, ImageSet, LabelledImages, fingerprint, in_canonical_order
+from pipeline.data.order import seeded_generator
+from pipeline.data.shard_manifest import MANIFEST_NAME
 from pipeline.data.shards import ShardSet, ShardSplit, open_shards
-from pipeline.data.store import Place, place
+from pipeline.data.store import Store, open_store
 
-__all__ = ["MNIST_SHA256", "NAMES", "DataError", "ImageSet", "Images", "load"]
+__all__ = ["MNIST_SHA256", "NAMES", "DataError", "ImageSet", "LabelledImages", "load_images"]
 
 # images.fingerprint of MNIST with the classes "0" to "9", both splits in canonical order. The PNG files it
 # was computed from, put back into their original order, gave the md5 sums of MNIST's own four files
@@ -39,37 +39,37 @@ __all__ = ["MNIST_SHA256", "NAMES", "DataError", "ImageSet", "Images", "load"]
 #   s = read_folders("mnist", Path("data")); fingerprint(s.classes, s.train, s.test)
 MNIST_SHA256 = "2d8f870709d0608a5944ae5186068f58c33ed48fdced3348e1b427fee3cfda31"
 
-ARCHIVES = {  # name -> (torchvision's class, where below the root its downloads go)
+TORCHVISION_SETS = {  # name -> (torchvision's class, where below the root its downloads go)
     "mnist": ("MNIST", "MNIST/raw"),
     "fashion-mnist": ("FashionMNIST", "FashionMNIST/raw"),
     "cifar10": ("CIFAR10", ""),
     "cifar100": ("CIFAR100", ""),
 }
-NAMES = ("digits", *ARCHIVES, "noise")
+NAMES = ("digits", *TORCHVISION_SETS, "noise")
 IMAGENET, ILSVRC_2012 = "imagenet", {"train": 1_281_167, "test": 50_000}  # the classification task's pictures
 SIZES = {"fashion-mnist": (60_000, 10_000), "cifar10": (50_000, 10_000), "cifar100": (50_000, 10_000)}
-PLAIN_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
+SET_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 DECODED_AT_ONCE = 1000  # pictures
 
 
 @overload
-def load(name: str, root: Path) -> ImageSet: ...
+def load_images(name: str, root: Path) -> ImageSet: ...
 @overload
-def load(name: str, root: Path, *, photographs: bool) -> ImageSet | ShardSet: ...
-def load(name: str, root: Path, *, photographs: bool = False) -> ImageSet | ShardSet:
+def load_images(name: str, root: Path, *, photographs: bool) -> ImageSet | ShardSet: ...
+def load_images(name: str, root: Path, *, photographs: bool = False) -> ImageSet | ShardSet:
     """The named set, in canonical order. `root` holds downloads, shards, class folders and their cache.
 
     Shards are left where they are if they are read as `photographs`, and else decoded into memory.
     """
-    where = shards_of(name, root) if PLAIN_NAME.fullmatch(name) else None
-    if where and where.exists(MANIFEST):
-        shards = as_called(open_shards(where, cache=root / ".cache" / "shards"))
+    where = find_shards(name, root) if SET_NAME.fullmatch(name) else None
+    if where and where.exists(MANIFEST_NAME):
+        shards = check_published_name(open_shards(where, cache=root / ".cache" / "shards"))
         if shards.name != name:
             raise DataError(
                 f"the shards in {where} are of {shards.name!r}; put them into a folder of that name, and use it"
                 f" (--set data.name={shards.name})"
             )
-        return shards if photographs else from_shards(shards)
+        return shards if photographs else decode_shards(shards)
     if photographs and where is None:
         raise DataError(
             f"{name!r} cannot be the name of a prepared set"
@@ -92,46 +92,48 @@ def load(name: str, root: Path, *, photographs: bool = False) -> ImageSet | Shar
         return _digits()
     if name == "noise":
         return _noise()
-    if name in ARCHIVES:
+    if name in TORCHVISION_SETS:
         return _from_torchvision(name, root)
     if not name or name[0] == "." or "/" in name or "\\" in name or not (root / name).is_dir():
-        hint = did_you_mean(name, root) or f"; known are {', '.join(known(root))}"
+        hint = did_you_mean(name, root) or f"; known are {', '.join(known_sets(root))}"
         raise DataError(f"no data set is called {name!r}, and there is no folder {root / name}{hint}")
     return read_folders(name, root)
 
 
-def known(root: Path) -> list[str]:
+def known_sets(root: Path) -> list[str]:
     """All names that `load` takes now."""
-    folders = {path.parent.name for path in root.glob(f"*/{MANIFEST}")} | {*known_folders(root)}
+    folders = {path.parent.name for path in root.glob(f"*/{MANIFEST_NAME}")} | {*known_folders(root)}
     return [*NAMES, *sorted(folders - {*NAMES})]
 
 
 def did_you_mean(name: str, root: Path) -> str:
     """'; did you mean X?' where something is near."""
-    near = difflib.get_close_matches(name, known(root), n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name, known_sets(root), n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near and near[0] != name else ""
 
 
-def shards_of(where: str, root: Path) -> Place:
+def find_shards(where: str, root: Path) -> Store:
     """Where the shards of a set are: at the path or address itself, if there are any; else by its name.
 
     A name is looked for below REPRO_SHARDS (a folder or an address) if that is set, but for small sets, else below
     `root`.
     """
-    here = place(where)
-    if not PLAIN_NAME.fullmatch(where) or here.exists(MANIFEST):
+    here = open_store(where)
+    if not SET_NAME.fullmatch(where) or here.exists(MANIFEST_NAME):
         return here
     elsewhere = None if where in NAMES else os.environ.get("REPRO_SHARDS")
-    return place(f"{elsewhere.rstrip('/')}/{where}" if elsewhere else root / where)
+    return open_store(f"{elsewhere.rstrip('/')}/{where}" if elsewhere else root / where)
 
 
-def as_called(shards: ShardSet) -> ShardSet:
+def check_published_name(shards: ShardSet) -> ShardSet:
     """The same; DataError for a set called as a published one that has other counts or classes, or was resized."""
     if shards.name in NAMES and shards.manifest.resized:
         raise DataError(f"{shards.place} is not {shards.name}: its pictures were resized; give it another name")
     counts = {name: len(part) for name, part in shards.splits.items()}
     wrong = any(count != ILSVRC_2012[name] for name, count in counts.items()) or shards.manifest.resized
-    if shards.name == IMAGENET and (wrong or list(shards.classes) != WNIDS.read_text(encoding="ascii").split()):
+    if shards.name == IMAGENET and (
+        wrong or list(shards.classes) != WNIDS_FILE.read_text(encoding="ascii").split()
+    ):
         found = " + ".join(map(str, counts.values()))
         raise DataError(
             f"{shards.place} is not ImageNet: {found} pictures, where ILSVRC-2012 has 1281167 for training and"
@@ -140,7 +142,7 @@ def as_called(shards: ShardSet) -> ShardSet:
     return shards
 
 
-def from_shards(shards: ShardSet) -> ImageSet:
+def decode_shards(shards: ShardSet) -> ImageSet:
     """A prepared set of small images, decoded into memory: the same set as the one it was prepared from."""
     train, test = (_decoded(part, shards.name) for part in (shards.train, shards.test))
     found = ImageSet(shards.name, shards.source, shards.classes, train, test)
@@ -151,7 +153,7 @@ def from_shards(shards: ShardSet) -> ImageSet:
     return _checked_mnist(found, f"the shards in {shards.place}") if shards.name == "mnist" else found
 
 
-def _decoded(part: ShardSplit, name: str) -> Images:
+def _decoded(part: ShardSplit, name: str) -> LabelledImages:
     pixels: np.ndarray | None = None
     for start in range(0, len(part), DECODED_AT_ONCE):
         numbers = range(start, min(len(part), start + DECODED_AT_ONCE))
@@ -166,7 +168,7 @@ def _decoded(part: ShardSplit, name: str) -> Images:
                 )
             pixels[number] = image
     assert pixels is not None
-    return in_canonical_order(Images(torch.from_numpy(pixels), part.labels))
+    return in_canonical_order(LabelledImages(torch.from_numpy(pixels), part.labels))
 
 
 def _holds_classes(folder: Path) -> bool:
@@ -186,21 +188,21 @@ def _digits() -> ImageSet:
         name="digits",
         source="scikit-learn's load_digits; images 0, 5, 10, ... are the test split",
         classes=tuple(str(digit) for digit in range(10)),
-        train=in_canonical_order(Images(pixels[~is_test], labels[~is_test])),
-        test=in_canonical_order(Images(pixels[is_test], labels[is_test])),
+        train=in_canonical_order(LabelledImages(pixels[~is_test], labels[~is_test])),
+        test=in_canonical_order(LabelledImages(pixels[is_test], labels[is_test])),
     )
 
 
 def _noise() -> ImageSet:
     """Ten prototypes of 4 x 4 coloured blocks, each pixel off by up to 48 of 255."""
-    draw = generator(0, "noise")  # integers only: the same on every platform
+    draw = seeded_generator(0, "noise")  # integers only: the same on every platform
     blocks = torch.randint(64, 192, (10, 4, 4, 3), generator=draw)
     prototypes = blocks.repeat_interleave(4, dim=1).repeat_interleave(4, dim=2)
 
-    def part(count: int) -> Images:
+    def part(count: int) -> LabelledImages:
         labels = torch.arange(count) % 10
         noise = torch.randint(-48, 49, (count, 16, 16, 3), generator=draw)
-        return in_canonical_order(Images((prototypes[labels] + noise).to(torch.uint8), labels))
+        return in_canonical_order(LabelledImages((prototypes[labels] + noise).to(torch.uint8), labels))
 
     classes = tuple(f"pattern{index}" for index in range(10))
     return ImageSet("noise", "generated (seed 0)", classes, train=part(200), test=part(100))
@@ -210,7 +212,7 @@ def _from_torchvision(name: str, root: Path) -> ImageSet:
     """Through torchvision's class: its addresses, its checksums, its reading of the files."""
     from torchvision import datasets
 
-    class_name, below = ARCHIVES[name]
+    class_name, below = TORCHVISION_SETS[name]
     dataset = getattr(datasets, class_name)
     files = [file for file, _ in dataset.resources] if below else [dataset.filename]
     try:
@@ -239,13 +241,13 @@ def _from_torchvision(name: str, root: Path) -> ImageSet:
     return ImageSet(name, source, classes, train, test)
 
 
-def _images(data: object, targets: object) -> Images:
+def _images(data: object, targets: object) -> LabelledImages:
     """torchvision's arrays: uint8 (N, H, W) or (N, H, W, 3), and N labels."""
     pixels, labels = torch.as_tensor(data), torch.as_tensor(targets, dtype=torch.int64)
     if len(pixels) != len(labels):
         raise ValueError(f"{len(pixels)} images but {len(labels)} labels")
     pixels = pixels.unsqueeze(-1) if pixels.dim() == 3 else pixels
-    return in_canonical_order(Images(pixels.contiguous(), labels))
+    return in_canonical_order(LabelledImages(pixels.contiguous(), labels))
 
 
 def _checked_mnist(images: ImageSet, where: str) -> ImageSet:

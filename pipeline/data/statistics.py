@@ -22,19 +22,25 @@ import torch
 from torch import Tensor
 
 from pipeline.common.files import write_atomically
-from pipeline.common.hashing import bare_source, digest
+from pipeline.common.hashing import code_digest, digest
 from pipeline.data.colour import ColourPCA
-from pipeline.data.images import DataError, Images
-from pipeline.data.jpeg import Interpolation, decode, middle, resize, short_side
+from pipeline.data.images import DataError, LabelledImages
+from pipeline.data.jpeg import Interpolation, centre_offset, decode, resize, size_for_short_side
 from pipeline.data.normalise import MATRIX_BITS, Normaliser, by_deviation, fit_normaliser
-from pipeline.data.prefetch import ahead, never
+from pipeline.data.prefetch import never_stop, prefetch
 from pipeline.data.samples import Samples
 from pipeline.declare.recipe import Crop
 
-MAKERS = ("statistics", "normalise", "jpeg", "ahead", "manifest")  # modules that what is kept is made by
-CHUNK = 32  # pictures that a thread adds up at a time
+HASHED_MODULES = (
+    "statistics",
+    "normalise",
+    "jpeg",
+    "prefetch",
+    "manifest",
+)  # modules that what is kept is made by
+SUM_CHUNK = 32  # pictures that a thread adds up at a time
 AREA_SHARE = 0.875  # side over short side of a frame, where crops are by area: the usual 224 of 256
-PHOTOGRAPHS = ("per-pixel-mean", "per-channel", "scale", "raw-mean-image", "raw-mean-colour")
+SHARDED_NORMALISATIONS = ("per-pixel-mean", "per-channel", "scale", "raw-mean-image", "raw-mean-colour")
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,7 @@ class Frame:
 
 
 @dataclass(frozen=True, eq=False)
-class Statistics:
+class PixelStatistics:
     """Exact sums over the frames of some pictures."""
 
     count: int  # pictures
@@ -63,7 +69,7 @@ class Statistics:
         return mean, [[Fraction(products[i][j], pixels) - mean[i] * mean[j] for j in range(3)] for i in range(3)]
 
 
-def frame_of(crop: Crop) -> Frame:
+def statistics_frame(crop: Crop) -> Frame:
     """The square of a picture that statistics are taken from.
 
     Its side is that of the centre from which crops are taken, where there is one, or of the crop. The short side
@@ -78,37 +84,39 @@ def frame_of(crop: Crop) -> Frame:
     return Frame(short, side, crop.interpolation)
 
 
-def framed(image: np.ndarray, frame: Frame) -> np.ndarray:
+def extract_frame(image: np.ndarray, frame: Frame) -> np.ndarray:
     """uint8 (H, W, 3) -> uint8 (side, side, 3)."""
     height, width = image.shape[:2]
-    tall, wide = short_side(height, width, frame.short)
+    tall, wide = size_for_short_side(height, width, frame.short)
     resized = resize(image, (0, 0, height, width), (tall, wide), frame.interpolation)
-    top, left = middle(tall, wide, frame.side)
+    top, left = centre_offset(tall, wide, frame.side)
     return resized[top : top + frame.side, left : left + frame.side].numpy()
 
 
-def frame_sums(samples: Samples, frame: Frame, *, threads: int, stop: Callable[[], bool] = never) -> Statistics:
+def frame_sums(
+    samples: Samples, frame: Frame, *, threads: int, stop: Callable[[], bool] = never_stop
+) -> PixelStatistics:
     """Sums over the frames of all samples; raises Stopped once `stop()` is true."""
     shape = (frame.side, frame.side, 3)
 
     def add_up(chunk: range) -> tuple[int, np.ndarray, np.ndarray]:
         total, products = np.zeros(shape, np.int64), np.zeros((3, 3), np.int64)
         for index, content in zip(chunk, samples.read(chunk), strict=True):
-            pixels = framed(decode(content, samples.where(index)), frame)
+            pixels = extract_frame(decode(content, samples.where(index)), frame)
             total += pixels
             flat = pixels.reshape(-1, 3).astype(np.float64)
             products += (flat.T @ flat).astype(np.int64)  # exact: a frame's products are far below 2**53
         return len(chunk), total, products
 
     count, total, products = 0, np.zeros(shape, np.int64), np.zeros((3, 3), np.int64)
-    chunks = [range(len(samples))[start : start + CHUNK] for start in range(0, len(samples), CHUNK)]
-    with closing(ahead(chunks, add_up, threads=threads, depth=2 * threads, stop=stop)) as sums:
+    chunks = [range(len(samples))[start : start + SUM_CHUNK] for start in range(0, len(samples), SUM_CHUNK)]
+    with closing(prefetch(chunks, add_up, threads=threads, depth=2 * threads, stop=stop)) as sums:
         for more, part, part_products in sums:
             count, total, products = count + more, total + part, products + part_products
-    return Statistics(count, torch.from_numpy(total), torch.from_numpy(products))
+    return PixelStatistics(count, torch.from_numpy(total), torch.from_numpy(products))
 
 
-def statistics_of(
+def pixel_statistics(
     samples: Samples,
     crop: Crop,
     *,
@@ -116,13 +124,13 @@ def statistics_of(
     cache: Path | None,
     key: str,
     tell: Callable[[str], None] = lambda _: None,
-    stop: Callable[[], bool] = never,
-) -> Statistics:
+    stop: Callable[[], bool] = never_stop,
+) -> PixelStatistics:
     """`frame_sums` for a declared crop, from the folder `cache` where they are.
 
     `key` says which pictures these are: the data's sha256 and the part trained on. `tell` hears of a long wait.
     """
-    frame = frame_of(crop)
+    frame = statistics_frame(crop)
 
     def build() -> dict[str, Tensor]:
         tell(f"going once through {len(samples):,} pictures, for their mean and their colours")
@@ -131,24 +139,24 @@ def statistics_of(
 
     made_from = {"data": key, "pictures": len(samples), "frame": vars(frame)}
     found = _cached(cache, "photographs", made_from, build)
-    return Statistics(int(found["count"]), found["total"], found["products"])
+    return PixelStatistics(int(found["count"]), found["total"], found["products"])
 
 
-def require_photographs(name: str) -> None:
+def require_sharded_normalisation(name: str) -> None:
     """DataError where the normalisation called `name` is not for photographs."""
-    if name not in PHOTOGRAPHS:
+    if name not in SHARDED_NORMALISATIONS:
         raise DataError(
             f"normalisation {name!r} is for small images of one size; for photographs use one of"
-            f" {', '.join(PHOTOGRAPHS)}"
+            f" {', '.join(SHARDED_NORMALISATIONS)}"
         )
 
 
-def fit_photographs(name: str, found: Statistics | None) -> Normaliser:
+def fit_sharded_normaliser(name: str, found: PixelStatistics | None) -> Normaliser:
     """The normalisation called `name` (see normalise.py), fitted; DataError where it is not for photographs.
 
     "scale" needs no statistics.
     """
-    require_photographs(name)
+    require_sharded_normalisation(name)
     one = torch.ones(3, dtype=torch.float64)
     scale, shift = one / 255, one * 0
     if found and name != "scale":
@@ -165,7 +173,7 @@ def fit_photographs(name: str, found: Statistics | None) -> Normaliser:
     return Normaliser(name, scale.float(), shift.float(), 0.0)
 
 
-def principal_colours(found: Statistics) -> ColourPCA:
+def principal_colours(found: PixelStatistics) -> ColourPCA:
     """Eigenvalues and eigenvectors of the colours' covariance, of pixels / 255 (AlexNet, section 4.1)."""
     covariance = torch.stack([_float64(row) for row in found.colours[1]]) / 255**2
     values, vectors = torch.linalg.eigh(covariance)
@@ -174,7 +182,7 @@ def principal_colours(found: Statistics) -> ColourPCA:
     return ColourPCA(values, vectors * largest.sign())  # either sign is an eigenvector; always the same one
 
 
-def fit_small(name: str, train: Images, *, cache: Path | None, key: str) -> Normaliser:
+def fit_in_memory_normaliser(name: str, train: LabelledImages, *, cache: Path | None, key: str) -> Normaliser:
     """`fit_normaliser`, what takes long (gcn-zca: a minute of one core for CIFAR) from the folder `cache`."""
     if name != "gcn-zca":
         return fit_normaliser(name, train)
@@ -210,10 +218,10 @@ def _cached(
 
 @lru_cache(maxsize=1)
 def _code() -> str:
-    """What can change the numbers: the code here and of what is used here, and the libraries that resize."""
-    files = (Path(__file__).with_name(f"{name}.py") for name in MAKERS)
+    """Return the hash of what can change the statistics: the code of HASHED_MODULES and the libraries that resize."""
+    files = [Path(__file__).with_name(f"{name}.py") for name in HASHED_MODULES]
     versions = {name: version(name) for name in ("torch", "simplejpeg", "pillow")}
-    return digest({"source": [bare_source(file) for file in files], "versions": versions})
+    return digest({"source": code_digest(files), "versions": versions})
 
 
 @contextmanager

@@ -20,12 +20,12 @@ from pipeline.data.images import DataError
 
 REMOTE = ("http", "https", "s3")
 ADDRESS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):")
-GONE, REFUSED, BEYOND, PART = (404, 410), (401, 403), 416, 206  # what http servers answer
+GONE, REFUSED_ERRORS, BEYOND, PART_SUFFIX = (404, 410), (401, 403), 416, 206  # what http servers answer
 SILENCE = 60  # seconds without a byte after which an http server counts as lost
 PAUSES = (0.5, 2, 8)  # seconds before an http server that failed is asked again; S3's client does so by itself
-PIECE = 2**20  # bytes written at once
+COPY_CHUNK = 2**20  # bytes written at once
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-LIBRARIES = ("botocore", "aiohttp", "aiobotocore", "fsspec")
+SCHEME_LIBRARIES = ("botocore", "aiohttp", "aiobotocore", "fsspec")
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")  # the first that is set holds
 NO_ENDPOINT = ("Invalid endpoint", "Invalid IPv6 URL", "Custom endpoint")  # how botocore begins to say so
 FRESH = {"skip_instance_cache": True, "use_listings_cache": False}  # other processes write there too
@@ -33,12 +33,12 @@ FRESH = {"skip_instance_cache": True, "use_listings_cache": False}  # other proc
 Range = tuple[str, int, int]  # a file's name, first byte, number of bytes
 
 
-class MissingError(DataError):
+class MissingFileError(DataError):
     """There is no such file."""
 
 
 @dataclass(frozen=True, repr=False)
-class Place:
+class Store:
     """A folder of files; `local` or behind fsspec. May be shared by threads, pickled, and used after a fork."""
 
     address: str  # without a final slash; may hold a password: for messages there is `shown`
@@ -62,8 +62,8 @@ class Place:
     def __repr__(self) -> str:
         return f"Place({self.shown!r})"  # never the password
 
-    def __reduce__(self) -> tuple[type["Place"], tuple[str]]:
-        return Place, (self.address,)  # without open connections
+    def __reduce__(self) -> tuple[type["Store"], tuple[str]]:
+        return Store, (self.address,)  # without open connections
 
     @property
     def http(self) -> bool:
@@ -105,7 +105,7 @@ class Place:
                 return (self.local / name).is_file()
         try:
             self.size(name)
-        except MissingError:
+        except MissingFileError:
             return False
         return True
 
@@ -121,7 +121,7 @@ class Place:
         try:
             with self.trouble(""):
                 found = self._files.ls(self.address, detail=True, refresh=True)
-        except MissingError:
+        except MissingFileError:
             return []
         named = {str(one["name"]).rpartition("/")[2] for one in found if folders or one["type"] == "file"}
         return sorted(named - {""})  # of the prefix itself, where a console made a "folder" of it
@@ -179,7 +179,7 @@ class Place:
         async def part(answer: Any) -> bytes:
             if answer.status == BEYOND:
                 return b""
-            if answer.status != PART:  # nothing of the whole file that is coming is read
+            if answer.status != PART_SUFFIX:  # nothing of the whole file that is coming is read
                 raise DataError(
                     f"{self.shown}/{name}: the server sends whole files where bytes {first} to {first + size} were"
                     " asked for; use one that knows ranges, or copy the set to a folder"
@@ -208,7 +208,7 @@ class Place:
         """Copy a file to `target`, which is there whole or not at all."""
         temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
         try:
-            with Place(str(target.parent)).trouble(target.name):
+            with Store(str(target.parent)).trouble(target.name):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 temporary.touch()
             with self.trouble(name, target.parent):
@@ -263,7 +263,7 @@ class Place:
             raise
         except FileNotFoundError:
             todo = "restore it, or mend the path" if self.local else "check the address"
-            raise MissingError(f"there is no {self._where(name)}; {todo}") from None
+            raise MissingFileError(f"there is no {self._where(name)}; {todo}") from None
         except PermissionError:
             why = "check its permissions" if self.local else "the server refuses access; check the credentials"
             raise DataError(f"{self._where(name)} may not be used: {why}") from None
@@ -272,7 +272,7 @@ class Place:
             raise DataError(f"{target if full else self._where(name)}: {self._said(error)}") from None
         except Exception as error:  # botocore and aiohttp have a family each, with no common root
             setting = isinstance(error, ValueError) and self.s3  # botocore's plain word for a wrong setting
-            if not setting and type(error).__module__.partition(".")[0] not in LIBRARIES:
+            if not setting and type(error).__module__.partition(".")[0] not in SCHEME_LIBRARIES:
                 raise
             raise DataError(f"{self._where(name)}: {self._said(error)}") from None
 
@@ -328,7 +328,7 @@ async def asked(files: Any, url: str, take: Callable[[Any], Awaitable[Any]], spa
             async with session.get(files.encode_url(url), headers=headers) as answer:
                 if answer.status in GONE:
                     raise FileNotFoundError
-                if answer.status in REFUSED:
+                if answer.status in REFUSED_ERRORS:
                     raise PermissionError
                 if answer.status != BEYOND:
                     answer.raise_for_status()
@@ -356,11 +356,11 @@ async def content(answer: Any) -> bytes:
 async def save(target: Path, answer: Any) -> None:
     """A file's bytes, written as they come."""
     with target.open("wb") as opened:
-        async for piece in answer.content.iter_chunked(PIECE):
+        async for piece in answer.content.iter_chunked(COPY_CHUNK):
             opened.write(piece)
 
 
-def place(where: str | Path) -> Place:
+def open_store(where: str | Path) -> Store:
     """The place at a path or an address; DataError for an address of another kind, `pipe:` above all.
 
     What is refused is not repeated: it may hold a password.
@@ -368,14 +368,16 @@ def place(where: str | Path) -> Place:
     text = str(where)
     found = ADDRESS.match(text)
     if "::" in text and found:
-        raise DataError(f"addresses joined by :: are not read; use {kinds()}")
+        raise DataError(f"addresses joined by :: are not read; use {supported_schemes()}")
     if not found:
-        return Place(str(folder_at(text)))
+        return Store(str(local_folder(text)))
     scheme = found["scheme"].lower()
     if scheme == "file" and re.match("/(?!/)|//(localhost)?/", text[found.end() :]):
-        return Place(urlsplit(text).path)
+        return Store(urlsplit(text).path)
     if scheme not in REMOTE or not text[found.end() :].startswith("//"):
-        raise DataError(f"addresses that begin with {scheme}: are not read, let alone run; use {kinds()}")
+        raise DataError(
+            f"addresses that begin with {scheme}: are not read, let alone run; use {supported_schemes()}"
+        )
     try:
         parts = urlsplit(scheme + text[len(scheme) :])
         usable = bool(parts.hostname) and (parts.port or True)
@@ -391,21 +393,21 @@ def place(where: str | Path) -> Place:
         raise DataError(
             "an s3:// address holds neither ? nor #, where the prefix would end; choose another prefix"
         )
-    return Place(urlunsplit(parts._replace(path=parts.path.rstrip("/"), fragment="")))
+    return Store(urlunsplit(parts._replace(path=parts.path.rstrip("/"), fragment="")))
 
 
-def folder_at(text: str) -> Path:
+def local_folder(text: str) -> Path:
     """The path that a user wrote, with ~ replaced, whether it is there or not; DataError for an unusable one."""
     try:
         path = Path(text).expanduser()
     except RuntimeError:
         raise DataError(f"{text} begins with the home of a user who has none; write out the folder") from None
-    with Place(str(path)).trouble(""), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+    with Store(str(path)).trouble(""), contextlib.suppress(FileNotFoundError, NotADirectoryError):
         path.stat()
     return path
 
 
-def scratch() -> Path:
+def scratch_folder() -> Path:
     """The system's folder for temporary files."""
     try:
         return Path(tempfile.gettempdir())
@@ -415,6 +417,6 @@ def scratch() -> Path:
         ) from None
 
 
-def kinds() -> str:
+def supported_schemes() -> str:
     """The addresses that are read, for a message."""
     return "a folder, or an address that begins with http://, https:// or s3://"

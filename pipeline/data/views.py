@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.data.jpeg import Box, middle, resize, short_side
-from pipeline.declare.protocol import Part
+from pipeline.data.jpeg import Box, centre_offset, resize, size_for_short_side
+from pipeline.declare.protocol import ProtocolPart
 
 GRID = 5  # places in a row and in a column: VGG's multi-crop
 
 
 @dataclass(frozen=True, eq=False)
-class Group:
+class ViewGroup:
     """Views of one picture that have one size: those of one scale."""
 
     pixels: Tensor  # uint8 (V, h, w, 3), none of them mirrored yet
@@ -28,32 +28,32 @@ class Group:
     dense: bool  # the network is applied densely
 
 
-def views(image: np.ndarray, part: Part) -> list[Group]:
+def protocol_views(image: np.ndarray, part: ProtocolPart) -> list[ViewGroup]:
     """What is shown of uint8 (H, W, 3): one group for each of the part's scales."""
     image = np.require(image, requirements=["W"])  # a copy of what Pillow keeps to itself: torch wants its own
     return [_at_scale(image, part, short) for short in part.shorts]
 
 
-def _at_scale(image: np.ndarray, part: Part, short: int) -> Group:
+def _at_scale(image: np.ndarray, part: ProtocolPart, short: int) -> ViewGroup:
     height, width = image.shape[:2]
-    picture = resize(image, (0, 0, height, width), short_side(height, width, short), part.interpolation)
+    picture = resize(image, (0, 0, height, width), size_for_short_side(height, width, short), part.interpolation)
     height, width = picture.shape[:2]
     if part.side is None:
-        return Group(picture[None].contiguous(), None, None, mirror=True, dense=True)
+        return ViewGroup(picture[None].contiguous(), None, None, mirror=True, dense=True)
     side = part.side
     if part.kind == "googlenet":
         pixels = torch.stack([view for box in squares(height, width) for view in _six(picture, box, part)])
-        return Group(pixels, None, None, mirror=True, dense=False)
+        return ViewGroup(pixels, None, None, mirror=True, dense=False)
     if part.square:
-        picture = _cut(picture, *middle(height, width, short), short)
+        picture = _cut(picture, *centre_offset(height, width, short), short)
         height = width = short
-    places = PLACES[part.kind](height, width, side)
+    places = CROP_LAYOUTS[part.kind](height, width, side)
     pixels = torch.stack([_cut(picture, row, column, side) for row, column in places])
     frame, corners = (short, torch.tensor(places)) if part.square else (None, None)
-    return Group(pixels, corners, frame, mirror=part.kind != "centre", dense=False)
+    return ViewGroup(pixels, corners, frame, mirror=part.kind != "centre", dense=False)
 
 
-def _six(picture: Tensor, box: Box, part: Part) -> list[Tensor]:
+def _six(picture: Tensor, box: Box, part: ProtocolPart) -> list[Tensor]:
     """Of one of GoogLeNet's squares: four corners, the middle, and all of it at the size of a crop."""
     row, column, side, _ = box
     assert part.side is not None
@@ -67,7 +67,7 @@ def _cut(picture: Tensor, row: int, column: int, side: int) -> Tensor:
 
 def corners_and_centre(height: int, width: int, side: int) -> list[tuple[int, int]]:
     """Krizhevsky et al. 2012, section 4.1: "the four corner patches and the center patch"."""
-    return [*product((0, height - side), (0, width - side)), middle(height, width, side)]
+    return [*product((0, height - side), (0, width - side)), centre_offset(height, width, side)]
 
 
 def grid(height: int, width: int, side: int) -> list[tuple[int, int]]:
@@ -82,8 +82,8 @@ def squares(height: int, width: int) -> list[Box]:
     Of a square picture the same square three times.
     """
     side = min(height, width)
-    places = [(0, 0), middle(height, width, side), (height - side, width - side)]
+    places = [(0, 0), centre_offset(height, width, side), (height - side, width - side)]
     return [(row, column, side, side) for row, column in places]
 
 
-PLACES = {"centre": lambda *sides: [middle(*sides)], "ten": corners_and_centre, "grid": grid}
+CROP_LAYOUTS = {"centre": lambda *sides: [centre_offset(*sides)], "ten": corners_and_centre, "grid": grid}

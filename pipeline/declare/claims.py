@@ -4,18 +4,29 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from pipeline.declare.recipe import Flag, Float, Frozen, Int, NotNegative, Positive, Statistic, Value
+from pipeline.declare.recipe import (
+    FrozenModel,
+    NonNegativeFloat,
+    PositiveFloat,
+    Statistic,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    Value,
+)
 
 
-class Departure(Frozen):
+class Departure(FrozenModel):
     """Something done otherwise than the paper says."""
 
     what: str
     why: str
-    material: Flag = False  # true: trained numbers are no longer the paper's, and are judged as a trend at most
+    material: StrictBool = (
+        False  # true: trained numbers are no longer the paper's, and are judged as a trend at most
+    )
 
 
-class BaseClaim(Frozen):
+class BaseClaim(FrozenModel):
     """One statement of a paper or of the lecture."""
 
     id: str
@@ -41,7 +52,7 @@ class ExactClaim(BaseClaim):
     over_metric: str | None = None
     op: Literal["=", "<", ">", "<=", ">="] = "="  # "=": equal up to the margin
     claimed: Value
-    margin: NotNegative = 0.0
+    margin: NonNegativeFloat = 0.0
     corrected: Value = None  # what is right, where the source is wrong
     rule: str = ""  # how it is counted
 
@@ -65,8 +76,8 @@ class MetricClaim(BaseClaim):
     kind: Literal["metric"]
     of: str
     metric: str
-    claimed: Float
-    margin: Positive
+    claimed: StrictFloat
+    margin: PositiveFloat
     statistic: Statistic = "mean"  # or "best of N"
     protocol: str = "single view, last model"
 
@@ -78,7 +89,7 @@ class BoundClaim(BaseClaim):
     of: str
     metric: str
     op: Literal["<", ">"]
-    claimed: Float
+    claimed: StrictFloat
     protocol: str = "single view, last model"
 
 
@@ -94,7 +105,7 @@ class OrderingClaim(BaseClaim):
     rhs: str
     metric: str
     rhs_metric: str | None = None  # what `rhs` is measured by; None: as `lhs`
-    margin: NotNegative = 0.0
+    margin: NonNegativeFloat = 0.0
 
     @model_validator(mode="after")
     def _fits(self) -> "OrderingClaim":
@@ -112,8 +123,8 @@ class RatioClaim(BaseClaim):
     lhs: str
     rhs: str
     metric: str
-    claimed: Positive
-    margin: Positive
+    claimed: PositiveFloat
+    margin: PositiveFloat
 
     @model_validator(mode="after")
     def _fits(self) -> "RatioClaim":
@@ -133,17 +144,17 @@ class OpenClaim(BaseClaim):
 Claim = ExactClaim | MetricClaim | BoundClaim | OrderingClaim | RatioClaim | OpenClaim
 
 
-class Paper(Frozen):
+class Paper(FrozenModel):
     """The publication an experiment belongs to."""
 
     title: str
     authors: str
-    year: Int
+    year: StrictInt
     arxiv: str | None = None
     section: str
 
 
-class Printed(Frozen):
+class Printed(FrozenModel):
     """Something that the paper itself prints, for claims (the lecture's, usually) that are compared with it."""
 
     value: Value

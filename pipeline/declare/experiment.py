@@ -8,30 +8,37 @@ from pydantic import AfterValidator, Field, ValidationError
 from lightning_modules.names import nearest
 from pipeline.common.errors import UserError
 from pipeline.declare.claims import Claim, Departure, Paper, Printed
-from pipeline.declare.derived import COMPRESSED, ERRORS, TRANSFERRED, AnyStep, CompressionStep, TransferStep
-from pipeline.declare.layers import changed, merged, put
+from pipeline.declare.derived import (
+    COMPRESSION_METRICS,
+    ERROR_METRICS,
+    TRANSFER_METRICS,
+    CompressionSpec,
+    DerivedSpec,
+    TransferSpec,
+)
+from pipeline.declare.layers import describe_changes, merge_layers, set_dotted
 from pipeline.declare.recipe import (
-    FAST,
-    FAST_SCALES,
     PAPER_SCALE,
+    REDUCED_PRECISION,
+    REDUCED_PRECISION_SCALES,
     Data,
-    Frozen,
+    FrozenModel,
     Model,
     Recipe,
     Seeds,
     Train,
-    different,
+    require_unique,
 )
-from pipeline.declare.validation import explained, sentence
+from pipeline.declare.validation import explain_validation_error, validation_message
 
-WINDOW = ("top1_error_pct", "top5_error_pct", "loss")
+TRAIN_METRICS = ("top1_error_pct", "top5_error_pct", "loss")
 
 
 class DeclarationError(UserError):
     """An experiment file that does not say something possible: file, key, reason."""
 
 
-class Published(Frozen):
+class PublishedRecipe(FrozenModel):
     """A variant as published, before any scale."""
 
     model: Model
@@ -39,7 +46,7 @@ class Published(Frozen):
     train: Train | None
 
 
-class Variant(Frozen):
+class Variant(FrozenModel):
     """One network and what is its own in the recipe; `data` and `train` override the experiment's."""
 
     model: Model
@@ -48,18 +55,20 @@ class Variant(Frozen):
     seeds: Seeds | None = None  # None: the experiment's; more of them where steps need so many networks
 
 
-class Scale(Frozen):
+class Scale(FrozenModel):
     """A size at which the experiment can run; `data` and `train` override the experiment's and the variant's."""
 
     why: str = ""  # what this scale is for
     data: dict[str, Any] = {}
     train: dict[str, Any] = {}
-    steps: dict[str, dict[str, Any]] = {}  # by their names: what is otherwise in them
-    variants: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(different)] | None = None  # None: all
+    derived: dict[str, dict[str, Any]] = {}  # by their names: what is otherwise in them
+    variants: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(require_unique)] | None = (
+        None  # None: all
+    )
     seeds: Seeds | None = None  # None: the experiment's, or a variant's own
 
 
-class Experiment(Frozen):
+class Experiment(FrozenModel):
     """One question, its recipe, variants, scales and claims.
 
     Without scales nothing is trained: its claims are judged by arithmetic.
@@ -72,7 +81,7 @@ class Experiment(Frozen):
     train: Train | None = None  # only where nothing is trained
     variants: Annotated[dict[str, Variant], Field(min_length=1)]
     seeds: Seeds = (0, 1, 2, 3, 4)
-    steps: dict[str, Annotated[AnyStep, Field(discriminator="kind")]] = {}  # named apart from the variants
+    derived: dict[str, Annotated[DerivedSpec, Field(discriminator="kind")]] = {}  # named apart from the variants
     scales: dict[str, Scale]
     printed: dict[str, Printed] = {}
     claims: tuple[Annotated[Claim, Field(discriminator="kind")], ...] = ()
@@ -98,29 +107,29 @@ class Experiment(Frozen):
         own = self.variants[variant].seeds
         return self.seeds_at(scale) if own is None or self.scales[scale].seeds else own
 
-    def steps_at(self, scale: str, variants: Collection[str] = ()) -> list[str]:
+    def derived_at(self, scale: str, variants: Collection[str] = ()) -> list[str]:
         """The steps whose members are all among `variants`; of none, among those run at `scale`."""
         chosen = set(variants or self.variants_at(scale))
-        return [name for name, step in self.steps.items() if chosen.issuperset(step.consumes)]
+        return [name for name, step in self.derived.items() if chosen.issuperset(step.consumes)]
 
-    def step(self, name: str, scale: str) -> AnyStep:
+    def derived_spec(self, name: str, scale: str) -> DerivedSpec:
         """A step at a scale: as declared, with what the scale says is otherwise."""
-        own, other = self.steps[name], self.scales[scale].steps.get(name, {})
-        raw = merged(own.model_dump(mode="json", exclude_unset=True), other)
+        own, other = self.derived[name], self.scales[scale].derived.get(name, {})
+        raw = merge_layers(own.model_dump(mode="json", exclude_unset=True), other)
         try:
             return type(own).model_validate(raw)
         except ValidationError as error:
-            reason = sentence(error, type(own), raw)
-            raise DeclarationError(f"{self.file}: scales.{scale}.steps.{name}.{reason}") from None
+            reason = validation_message(error, type(own), raw)
+            raise DeclarationError(f"{self.file}: scales.{scale}.derived.{name}.{reason}") from None
 
     def protocols(self, name: str, scale: str, changes: Mapping[str, Any] | None = None) -> tuple[str, ...]:
         """The test protocols that a variant, or a step, is judged by at a scale; none: by whole images."""
         if name in self.variants:
             return self.recipe(name, scale, changes).data.test
-        step = self.step(name, scale)
-        if isinstance(step, TransferStep):
+        step = self.derived_spec(name, scale)
+        if isinstance(step, TransferSpec):
             return (step.view,) if step.view else ()
-        own = () if isinstance(step, CompressionStep) else step.test
+        own = () if isinstance(step, CompressionSpec) else step.test
         return own or self.recipe(next(iter(step.consumes)), scale, changes).data.test
 
     def measured(self, name: str, *, named: bool) -> list[str]:
@@ -128,23 +137,25 @@ class Experiment(Frozen):
 
         Errors on photographs are there by each protocol and, unless `named`, by the first also without its name.
         """
-        step = self.steps.get(name)
+        step = self.derived.get(name)
         data = self.recipe(name if step is None else next(iter(step.consumes)), PAPER_SCALE).data
         protocols = [f"/{protocol}" for protocol in self.protocols(name, PAPER_SCALE)] if data.crop else []
         protocols += [] if named and protocols else [""]
         more: tuple[str, ...] = ()
         if step is None:
             parts = ["test", "val"] if data.val else ["test"]
-            more = tuple(f"train/{error}" for error in WINDOW)
+            more = tuple(f"train/{error}" for error in TRAIN_METRICS)
             if not data.crop:
-                more += ("test/response_std", *(f"trainset/{error}" for error in ERRORS))
-        elif isinstance(step, TransferStep):
-            parts, protocols, more = ["test"], [""], TRANSFERRED
-        elif isinstance(step, CompressionStep):
-            parts, more = ["test", "original", "pruned"], COMPRESSED
+                more += ("test/response_std", *(f"trainset/{error}" for error in ERROR_METRICS))
+        elif isinstance(step, TransferSpec):
+            parts, protocols, more = ["test"], [""], TRANSFER_METRICS
+        elif isinstance(step, CompressionSpec):
+            parts, more = ["test", "original", "pruned"], COMPRESSION_METRICS
         else:
             parts = ["test"]
-        return [f"{part}{shown}/{error}" for part in parts for shown in protocols for error in ERRORS] + [*more]
+        return [f"{part}{shown}/{error}" for part in parts for shown in protocols for error in ERROR_METRICS] + [
+            *more
+        ]
 
     def variants_at(self, scale: str) -> tuple[str, ...]:
         """The variants run at `scale` when none is asked for."""
@@ -152,27 +163,27 @@ class Experiment(Frozen):
 
     def paper_data(self, variant: str) -> str:
         """The data set on which the paper judges a variant, or a step: what is declared before any scale."""
-        if variant in self.steps:
-            step = self.steps[variant]
-            return step.data if isinstance(step, TransferStep) else self.paper_data(next(iter(step.consumes)))
+        if variant in self.derived:
+            step = self.derived[variant]
+            return step.data if isinstance(step, TransferSpec) else self.paper_data(next(iter(step.consumes)))
         return str(self.variants[variant].data.get("name", self.data.name))
 
-    def published(self, variant: str) -> Published:
+    def published(self, variant: str) -> PublishedRecipe:
         """Network, data and recipe of a variant as published: the experiment's, then its own."""
         own = self.variants[variant]
         raw: dict[str, Any] = {
             "model": {"name": own.model.name, **own.model.args},
-            "data": merged(self.data.model_dump(mode="json", exclude_unset=True), own.data),
+            "data": merge_layers(self.data.model_dump(mode="json", exclude_unset=True), own.data),
             "train": None,
         }
         if self.train:
-            raw["train"] = merged(self.train.model_dump(mode="json", exclude_unset=True), own.train)
+            raw["train"] = merge_layers(self.train.model_dump(mode="json", exclude_unset=True), own.train)
         elif own.train:
             raw["train"] = dict(own.train)
         try:
-            return Published.model_validate(raw)
+            return PublishedRecipe.model_validate(raw)
         except ValidationError as error:
-            key, reason = explained(error, Published, raw)
+            key, reason = explain_validation_error(error, PublishedRecipe, raw)
             raise DeclarationError(f"{self.file}: variants.{variant}.{key}: {reason}") from None
 
     def recipe(self, variant: str, scale: str, changes: Mapping[str, Any] | None = None) -> Recipe:
@@ -185,22 +196,24 @@ class Experiment(Frozen):
         assert self.train is not None  # `check` has seen to it
         raw = {
             "model": {"name": own.model.name, **own.model.args},
-            "data": merged(self.data.model_dump(mode="json", exclude_unset=True), own.data, size.data),
-            "train": merged(self.train.model_dump(mode="json", exclude_unset=True), own.train, size.train),
+            "data": merge_layers(self.data.model_dump(mode="json", exclude_unset=True), own.data, size.data),
+            "train": merge_layers(self.train.model_dump(mode="json", exclude_unset=True), own.train, size.train),
         }
         for key, value in (changes or {}).items():
-            put(raw, key, value)
-        if scale in FAST_SCALES and isinstance(raw["train"], dict):
+            set_dotted(raw, key, value)
+        if scale in REDUCED_PRECISION_SCALES and isinstance(raw["train"], dict):
             optimizer = raw["train"].get("optimizer")
             if not (isinstance(optimizer, dict) and optimizer.get("name") == "sdlm"):  # knows neither
-                raw["train"] = FAST | raw["train"]
+                raw["train"] = REDUCED_PRECISION | raw["train"]
         try:
             return Recipe.model_validate(raw)
         except ValidationError as error:
-            key, reason = explained(error, Recipe, raw)
+            key, reason = explain_validation_error(error, Recipe, raw)
             if changes:
                 self.recipe(variant, scale)  # what is wrong without them comes first
-                raise DeclarationError(f"{changed(key, changes)} (for {variant} at {scale}): {reason}") from None
+                raise DeclarationError(
+                    f"{describe_changes(key, changes)} (for {variant} at {scale}): {reason}"
+                ) from None
             raise DeclarationError(f"{self._origin(key, variant, scale)}: {reason}") from None
 
     def _origin(self, key: str, variant: str, scale: str) -> str:

@@ -10,7 +10,7 @@ from pipeline.common.errors import UserError
 from pipeline.declare.recipe import Recipe
 
 
-def merged(*maps: Mapping[str, Any]) -> dict[str, Any]:
+def merge_layers(*maps: Mapping[str, Any]) -> dict[str, Any]:
     """The maps laid over each other, later ones on top, nested maps likewise.
 
     A nested map that names another thing (its "name" differs) replaces the one below instead of mixing with it.
@@ -21,13 +21,13 @@ def merged(*maps: Mapping[str, Any]) -> dict[str, Any]:
             below = result.get(key)
             if isinstance(below, Mapping) and isinstance(value, Mapping):
                 same = below.get("name") in (None, value.get("name", below.get("name")))
-                result[key] = merged(below, value) if same else merged(value)
+                result[key] = merge_layers(below, value) if same else merge_layers(value)
             else:
-                result[key] = merged(value) if isinstance(value, Mapping) else value
+                result[key] = merge_layers(value) if isinstance(value, Mapping) else value
     return result
 
 
-def changed(key: str, changes: Mapping[str, Any]) -> str:
+def describe_changes(key: str, changes: Mapping[str, Any]) -> str:
     """'--set train.steps=100' for a mistake at `key` of a recipe that was right before `changes`.
 
     A change of the setting itself is named by its key; else the changes are that lie in the same map, or in the
@@ -41,17 +41,17 @@ def changed(key: str, changes: Mapping[str, Any]) -> str:
             inside = found
             break
         around = around.rpartition(".")[0]
-    said = ", ".join(f"--set {one}={flow(changes[one])}" for one in inside)
+    said = ", ".join(f"--set {one}={yaml_flow(changes[one])}" for one in inside)
     return f"{said}: {key}" if key else said
 
 
-def flow(value: Any) -> str:
+def yaml_flow(value: Any) -> str:
     """A value as it is written in one line of YAML: [0.08, 1]."""
     text = yaml.safe_dump(value, default_flow_style=True, width=math.inf, allow_unicode=True)
     return text.removesuffix("\n").removesuffix("\n...")
 
 
-def put(raw: dict[str, Any], key: str, value: Any) -> None:
+def set_dotted(raw: dict[str, Any], key: str, value: Any) -> None:
     """Set the dotted `key` ("train.lr") of a raw recipe; the first part must be model, data or train."""
     *path, last = key.split(".")
     if not path or path[0] not in Recipe.model_fields:

@@ -9,32 +9,32 @@ from lightning_modules.names import nearest
 from pipeline.common.errors import UserError
 from pipeline.common.paths import ROOT
 from pipeline.declare.claims import BoundClaim, Claim, ExactClaim, MetricClaim, OpenClaim
-from pipeline.declare.derived import misfit
+from pipeline.declare.derived import incompatibility
 from pipeline.declare.experiment import DeclarationError, Experiment
 from pipeline.declare.recipe import PAPER_SCALE
-from pipeline.declare.validation import sentence
-from pipeline.declare.yaml_loader import read_yaml
+from pipeline.declare.validation import validation_message
+from pipeline.declare.yaml_loader import parse_yaml
 
 EXPERIMENTS = ROOT / "experiments"
 
 
-def names(folder: Path = EXPERIMENTS) -> list[str]:
+def experiment_names(folder: Path = EXPERIMENTS) -> list[str]:
     """All experiments: "paper/file" for every experiments/paper/file.yaml."""
     return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.glob("*/*.yaml"))
 
 
-def load(name: str, folder: Path = EXPERIMENTS) -> Experiment:
+def load_experiment(name: str, folder: Path = EXPERIMENTS) -> Experiment:
     """The experiment `name` ("paper/file"), or a path to a .yaml file; DeclarationError says what is wrong."""
     path = Path(name) if name.endswith(".yaml") else folder / f"{name}.yaml"
     if not path.is_file():
         if name.endswith(".yaml"):
             raise UserError(f"there is no file {name}")
-        of_paper = [one for one in names(folder) if one.startswith(f"{name.rstrip('/')}/")]
-        raise UserError(f"there is no experiment {name!r}{nearest(name, of_paper or names(folder))}")
+        of_paper = [one for one in experiment_names(folder) if one.startswith(f"{name.rstrip('/')}/")]
+        raise UserError(f"there is no experiment {name!r}{nearest(name, of_paper or experiment_names(folder))}")
     named = f"{path.resolve().parent.name}/{path.stem}"
     file = f"{named}.yaml"
     try:
-        raw = read_yaml(path.read_text(encoding="utf-8"))
+        raw = parse_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).replace('in "<unicode string>", ', "at ").split())
         raise DeclarationError(f"{file}: not readable as YAML: {reason}") from None
@@ -46,12 +46,12 @@ def load(name: str, folder: Path = EXPERIMENTS) -> Experiment:
     try:
         experiment = Experiment.model_validate(raw)
     except ValidationError as error:
-        raise DeclarationError(f"{file}: {sentence(error, Experiment, raw)}") from None
-    check(experiment)
+        raise DeclarationError(f"{file}: {validation_message(error, Experiment, raw)}") from None
+    check_experiment(experiment)
     return experiment
 
 
-def check(experiment: Experiment) -> None:
+def check_experiment(experiment: Experiment) -> None:
     """What types alone cannot say: names that point at each other, and every variant at every scale."""
     file, known = experiment.file, experiment.variants
     if experiment.scales and PAPER_SCALE not in experiment.scales:
@@ -68,7 +68,7 @@ def check(experiment: Experiment) -> None:
             experiment.recipe(variant, name)
     for variant in known:
         experiment.published(variant)
-    check_steps(experiment)
+    check_derived(experiment)
     seen: set[str] = set()
     for claim in experiment.claims:
         if claim.id in seen:
@@ -76,7 +76,7 @@ def check(experiment: Experiment) -> None:
         seen.add(claim.id)
         for key in ("of", "over", "lhs", "rhs"):
             named = getattr(claim, key, None)
-            callable_so = known if isinstance(claim, ExactClaim) else {**known, **experiment.steps}
+            callable_so = known if isinstance(claim, ExactClaim) else {**known, **experiment.derived}
             if named is not None and named not in callable_so:
                 raise DeclarationError(
                     f"{file}: claims.{claim.id}.{key}: unknown variant {named!r}{nearest(named, callable_so)}"
@@ -106,44 +106,48 @@ def check_metrics(experiment: Experiment, claim: Claim) -> None:
             raise DeclarationError(f"{place}: {name} measures no {metric!r}, only {', '.join(known)}")
 
 
-def check_steps(experiment: Experiment) -> None:
+def check_derived(experiment: Experiment) -> None:
     """Steps have names of their own, consume variants, have seeds enough, and see images that all members know."""
     file, known = experiment.file, experiment.variants
-    for name, step in experiment.steps.items():
+    for name, step in experiment.derived.items():
         if name in known:
-            raise DeclarationError(f"{file}: steps.{name}: a variant is called so; give the step another name")
+            raise DeclarationError(
+                f"{file}: derived.{name}: a variant has this name; give the derived run another"
+            )
         for variant in step.consumes:
             if variant not in known:
                 raise DeclarationError(
-                    f"{file}: steps.{name}: unknown variant {variant!r}{nearest(variant, known)}"
+                    f"{file}: derived.{name}: unknown variant {variant!r}{nearest(variant, known)}"
                 )
-    if experiment.steps and not experiment.scales:
-        raise DeclarationError(f"{file}: steps: they need runs, and there are no scales")
+    if experiment.derived and not experiment.scales:
+        raise DeclarationError(f"{file}: derived: derived runs need scales to run at, and the experiment has none")
     for scale, declared in experiment.scales.items():
-        for name in declared.steps:
-            if name not in experiment.steps:
-                near = nearest(name, experiment.steps)
-                raise DeclarationError(f"{file}: scales.{scale}.steps: unknown step {name!r}{near}")
-        for name in experiment.steps:
-            step = experiment.step(name, scale)
+        for name in declared.derived:
+            if name not in experiment.derived:
+                near = nearest(name, experiment.derived)
+                raise DeclarationError(f"{file}: scales.{scale}.derived: unknown derived run {name!r}{near}")
+        for name in experiment.derived:
+            step = experiment.derived_spec(name, scale)
             if strangers := set(step.consumes) - set(known):
                 near = nearest(min(strangers), known)
                 raise DeclarationError(
-                    f"{file}: scales.{scale}.steps.{name}: unknown variant {min(strangers)!r}{near}"
+                    f"{file}: scales.{scale}.derived.{name}: unknown variant {min(strangers)!r}{near}"
                 )
-            if reason := misfit(step, [experiment.recipe(variant, scale).data for variant in step.consumes]):
-                raise DeclarationError(f"{file}: steps.{name} (at {scale} scale): {reason}")
-        for name in experiment.steps_at(scale):
-            for variant, needed in experiment.step(name, scale).consumes.items():
+            if reason := incompatibility(
+                step, [experiment.recipe(variant, scale).data for variant in step.consumes]
+            ):
+                raise DeclarationError(f"{file}: derived.{name} (at {scale} scale): {reason}")
+        for name in experiment.derived_at(scale):
+            for variant, needed in experiment.derived_spec(name, scale).consumes.items():
                 there = len(experiment.seeds_of(variant, scale))
                 if there < needed:
                     raise DeclarationError(
-                        f"{file}: steps.{name}: {needed} networks of {variant} need {needed} seeds, and at {scale}"
+                        f"{file}: derived.{name}: {needed} networks of {variant} need {needed} seeds, and at {scale}"
                         f" scale there are {there}; give variants.{variant}.seeds, or fewer networks in"
-                        f" scales.{scale}.steps.{name}"
+                        f" scales.{scale}.derived.{name}"
                     )
 
 
-def all_experiments() -> list[Experiment]:
+def load_all() -> list[Experiment]:
     """Every declared experiment."""
-    return [load(name) for name in names()]
+    return [load_experiment(name) for name in experiment_names()]

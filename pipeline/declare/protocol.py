@@ -24,13 +24,18 @@ from typing import Literal
 
 from pipeline.common.errors import UserError
 
-Kind = Literal["centre", "ten", "grid", "googlenet", "dense"]
+ProtocolKind = Literal["centre", "ten", "grid", "googlenet", "dense"]
 
-A_SCALE: dict[int, Kind] = {1: "centre", 10: "ten", 50: "grid", 36: "googlenet"}  # crops at each scale
+SCALE_PATTERN: dict[int, ProtocolKind] = {
+    1: "centre",
+    10: "ten",
+    50: "grid",
+    36: "googlenet",
+}  # crops at each scale
 
-EXAMPLES = "1-crop-224-of-256, 10-crop-224-of-256, 144-crop-224-of-256-288-320-352, dense-of-256-384-512"
+PROTOCOL_EXAMPLES = "1-crop-224-of-256, 10-crop-224-of-256, 144-crop-224-of-256-288-320-352, dense-of-256-384-512"
 
-PART = re.compile(
+PART_PATTERN = re.compile(
     r"(?:(?P<count>[1-9]\d{0,3})-crop-(?P<side>[1-9]\d{0,3})|dense)-of-(?P<square>square-)?"
     r"(?P<shorts>[1-9]\d{0,3}(?:-[1-9]\d{0,3})*)(?P<bicubic>-bicubic)?",
     re.ASCII,
@@ -38,10 +43,10 @@ PART = re.compile(
 
 
 @dataclass(frozen=True)
-class Part:
+class ProtocolPart:
     """One way to look at a picture, at one or more scales."""
 
-    kind: Kind
+    kind: ProtocolKind
     side: int | None  # pixels of a crop; None: dense
     shorts: tuple[int, ...]  # short sides the picture is resized to
     square: bool  # crops out of the central square of the resized picture
@@ -50,7 +55,7 @@ class Part:
     @property
     def views(self) -> int:
         """How many images of a picture a network is shown."""
-        return len(self.shorts) * next((n for n, kind in A_SCALE.items() if kind == self.kind), 2)
+        return len(self.shorts) * next((n for n, kind in SCALE_PATTERN.items() if kind == self.kind), 2)
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ class Protocol:
     """A whole protocol; its name says everything, and is part of a metric's name."""
 
     name: str
-    parts: tuple[Part, ...]
+    parts: tuple[ProtocolPart, ...]
 
     @property
     def views(self) -> int:
@@ -66,31 +71,31 @@ class Protocol:
         return sum(part.views for part in self.parts)
 
 
-def read_protocol(name: str) -> Protocol:
+def parse_protocol(name: str) -> Protocol:
     """The protocol called `name`; UserError says what such a name looks like."""
-    parts = tuple(_part(words, name) for words in name.split("-and-"))
+    parts = tuple(_parse_part(words, name) for words in name.split("-and-"))
     if len(set(parts)) < len(parts):
         raise UserError(f"test protocol {name!r} has a part twice; leave it out once")
     return Protocol(name, parts)
 
 
-def _part(words: str, name: str) -> Part:
-    found = PART.fullmatch(words)
+def _parse_part(words: str, name: str) -> ProtocolPart:
+    found = PART_PATTERN.fullmatch(words)
     if not found:
-        raise UserError(f"{name!r} is no test protocol; such names are {EXAMPLES}")
+        raise UserError(f"{name!r} is no test protocol; such names are {PROTOCOL_EXAMPLES}")
     shorts = tuple(int(short) for short in found["shorts"].split("-"))
     side = int(found["side"]) if found["side"] else None
     if side and side > min(shorts):
         raise UserError(f"test protocol {name!r}: a crop of {side} is larger than a short side of {min(shorts)}")
     if list(shorts) != sorted(set(shorts)):
         raise UserError(f"test protocol {name!r}: scales should rise, each of them once")
-    kind: Kind = "dense"
+    kind: ProtocolKind = "dense"
     if side:
         count = int(found["count"])
-        if count % len(shorts) or count // len(shorts) not in A_SCALE:
-            known = ", ".join(str(n * len(shorts)) for n in sorted(A_SCALE))
+        if count % len(shorts) or count // len(shorts) not in SCALE_PATTERN:
+            known = ", ".join(str(n * len(shorts)) for n in sorted(SCALE_PATTERN))
             raise UserError(f"test protocol {name!r}: crops of these short sides are {known}, not {count}")
-        kind = A_SCALE[count // len(shorts)]
+        kind = SCALE_PATTERN[count // len(shorts)]
     if found["square"] and kind in ("dense", "googlenet"):
         raise UserError(f"test protocol {name!r}: 'square' is for crops out of one square, not for this kind")
-    return Part(kind, side, shorts, bool(found["square"]), "bicubic" if found["bicubic"] else "bilinear")
+    return ProtocolPart(kind, side, shorts, bool(found["square"]), "bicubic" if found["bicubic"] else "bilinear")

@@ -7,59 +7,59 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from lightning_modules.names import nearest
-from pipeline.declare.protocol import read_protocol
+from pipeline.declare.protocol import parse_protocol
 
 PAPER_SCALE = "paper"
 
-FAST_SCALES = ("laptop", "gpu")  # bf16 and channels-last unless declared otherwise
+REDUCED_PRECISION_SCALES = ("laptop", "gpu")  # bf16 and channels-last unless declared otherwise
 
-FAST = {"precision": "bf16", "channels_last": True}
+REDUCED_PRECISION = {"precision": "bf16", "channels_last": True}
 
 AUGMENTATIONS = ("pad4-crop", "reflect4-crop", "flip", "distort", "pca-colour", "photometric")  # 4: any number
 
-Int = Annotated[int, Field(strict=True)]
+StrictInt = Annotated[int, Field(strict=True)]
 
-Count = Annotated[int, Field(strict=True, gt=0)]
+PositiveInt = Annotated[int, Field(strict=True, gt=0)]
 
-Float = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+StrictFloat = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
-Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
+PositiveFloat = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 
-NotNegative = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 
-Flag = Annotated[bool, Field(strict=True)]
+StrictBool = Annotated[bool, Field(strict=True)]
 
-Bits = Annotated[int, Field(strict=True, ge=1, le=8)]
+BitWidth = Annotated[int, Field(strict=True, ge=1, le=8)]
 
 
-def finite(value: Any) -> Any:
+def require_finite(value: Any) -> Any:
     """`value`, unless it is a number that nothing can be equal to."""
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"should be a finite number, not {value}")
     return value
 
 
-def augmentation(word: str) -> str:
+def check_augmentation(word: str) -> str:
     """`word`, if it is the name of an augmentation."""
     if not re.fullmatch(r"(pad|reflect)[1-9]\d*-crop|flip|distort|pca-colour|photometric", word):
         raise ValueError(f"unknown augmentation {word!r}{nearest(word, AUGMENTATIONS)}")
     return word
 
 
-def protocol_name(name: str) -> str:
+def check_protocol_name(name: str) -> str:
     """`name`, if it is that of a test protocol."""
-    read_protocol(name)
+    parse_protocol(name)
     return name
 
 
-def statistic(words: str) -> str:
+def check_statistic(words: str) -> str:
     """`words`, if they name a statistic over the seeds."""
     if not re.fullmatch(r"mean|best of [1-9]\d{0,2}", words):
         raise ValueError(f"unknown statistic {words!r}; use 'mean' or 'best of N'")
     return words
 
 
-def different(values: tuple[Any, ...]) -> tuple[Any, ...]:
+def require_unique(values: tuple[Any, ...]) -> tuple[Any, ...]:
     """`values`, if none of them is there twice."""
     twice = [value for value in dict.fromkeys(values) if values.count(value) > 1]
     if twice:
@@ -67,24 +67,24 @@ def different(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return values
 
 
-Normalise = Literal[
+Normalisation = Literal[
     "per-pixel-mean", "per-channel", "lecun98", "scale", "raw-mean-image", "raw-mean-colour", "gcn-zca"
 ]
 
-ProtocolName = Annotated[str, AfterValidator(protocol_name)]
+ProtocolName = Annotated[str, AfterValidator(check_protocol_name)]
 
-Value = Annotated[Any, AfterValidator(finite)]  # a number, a text, a list of them
+Value = Annotated[Any, AfterValidator(require_finite)]  # a number, a text, a list of them
 
-Augmentation = Annotated[str, AfterValidator(augmentation)]
+Augmentation = Annotated[str, AfterValidator(check_augmentation)]
 
-Statistic = Annotated[str, AfterValidator(statistic)]
+Statistic = Annotated[str, AfterValidator(check_statistic)]
 
 Seeds = Annotated[
-    tuple[Annotated[int, Field(strict=True, ge=0)], ...], Field(min_length=1), AfterValidator(different)
+    tuple[Annotated[int, Field(strict=True, ge=0)], ...], Field(min_length=1), AfterValidator(require_unique)
 ]
 
 
-class Frozen(BaseModel):
+class FrozenModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
@@ -107,19 +107,21 @@ class Model(BaseModel):
         return self
 
 
-class Crop(Frozen):
+class Crop(FrozenModel):
     """How photographs of many sizes become the square images a network learns from: one draw for each use.
 
     Either the picture is resized to a short side and a square is cut out (AlexNet, VGG, ResNet), or a part of some
     area and aspect is cut out and resized to the square (GoogLeNet).
     """
 
-    side: Count  # of the square that the network sees, in pixels
-    short: Count | tuple[Count, Count] | None = None  # short side resized to; of a range, any whole number
-    centre: Count | None = None  # this central square is cut out first, and mean images are of it
+    side: PositiveInt  # of the square that the network sees, in pixels
+    short: PositiveInt | tuple[PositiveInt, PositiveInt] | None = (
+        None  # short side resized to; of a range, any whole number
+    )
+    centre: PositiveInt | None = None  # this central square is cut out first, and mean images are of it
     at: Literal["random", "five"] = "random"  # anywhere; or in one of the four corners or the centre
-    area: tuple[Positive, Positive] | None = None  # share of the picture's area, uniform in this range
-    aspect: tuple[Positive, Positive] | None = None  # width over height, log-uniform in this range
+    area: tuple[PositiveFloat, PositiveFloat] | None = None  # share of the picture's area, uniform in this range
+    aspect: tuple[PositiveFloat, PositiveFloat] | None = None  # width over height, log-uniform in this range
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"  # with anti-aliasing
 
     @model_validator(mode="after")
@@ -139,14 +141,14 @@ class Crop(Frozen):
         return self
 
 
-class Data(Frozen):
+class Data(FrozenModel):
     """The images that a run learns from and is judged on."""
 
     name: str  # a known set (digits, mnist, fashion-mnist, cifar10, cifar100) or a folder of class folders
-    train: Count | None = None  # images trained on; None: all that `val` leaves
+    train: PositiveInt | None = None  # images trained on; None: all that `val` leaves
     val: Annotated[int, Field(strict=True, ge=0)] = 0  # images of the training set held out for validation
-    pad_to: Count | None = None  # side in pixels to which smaller images are padded with background
-    normalise: Normalise = "per-pixel-mean"
+    pad_to: PositiveInt | None = None  # side in pixels to which smaller images are padded with background
+    normalise: Normalisation = "per-pixel-mean"
     augment: tuple[
         Augmentation, ...
     ] = ()  # pad4-crop or reflect4-crop, flip, distort; of photographs flip, pca-colour, photometric
@@ -172,13 +174,13 @@ class Data(Frozen):
         return self
 
 
-class Sgd(Frozen):
+class Sgd(FrozenModel):
     """Stochastic gradient descent with momentum."""
 
     name: Literal["sgd"]
-    momentum: NotNegative = 0.0
-    nesterov: Flag = False
-    weight_decay: NotNegative = 0.0  # times the weight, added to its gradient
+    momentum: NonNegativeFloat = 0.0
+    nesterov: StrictBool = False
+    weight_decay: NonNegativeFloat = 0.0  # times the weight, added to its gradient
     decay: Literal["all", "weights"] = "all"  # "weights" spares biases and batch-norm
 
     @model_validator(mode="after")
@@ -188,49 +190,51 @@ class Sgd(Frozen):
         return self
 
 
-class RmsProp(Frozen):
+class RmsProp(FrozenModel):
     """Gradients divided by a running root of their mean square (Inception-v4)."""
 
     name: Literal["rmsprop"]
-    alpha: NotNegative  # decay of the running mean of squares
-    eps: Positive  # added to the root
-    momentum: NotNegative = 0.0
-    weight_decay: NotNegative = 0.0
+    alpha: NonNegativeFloat  # decay of the running mean of squares
+    eps: PositiveFloat  # added to the root
+    momentum: NonNegativeFloat = 0.0
+    weight_decay: NonNegativeFloat = 0.0
     decay: Literal["all", "weights"] = "all"
 
 
-class Sdlm(Frozen):
+class Sdlm(FrozenModel):
     """One pattern at a time with second-order step sizes lr / (mu + h) (LeCun et al. 1998, Appendix C)."""
 
     name: Literal["sdlm"]
-    mu: Positive  # keeps steps bounded where the curvature h is small
-    samples: Count  # patterns from which h is estimated before every pass
+    mu: PositiveFloat  # keeps steps bounded where the curvature h is small
+    samples: PositiveInt  # patterns from which h is estimated before every pass
 
 
-class CrossEntropy(Frozen):
+class CrossEntropy(FrozenModel):
     """Softmax and negative log-likelihood, the mean over the batch."""
 
     name: Literal["cross-entropy"] = "cross-entropy"
 
 
-class MapLoss(Frozen):
+class MapLoss(FrozenModel):
     """LeCun et al. 1998, equation 9: the right class's penalty, and competition with the others."""
 
     name: Literal["map"]
-    j: Positive  # the constant that keeps classes already far away from being pushed further
-    divided_by: Positive  # the loss's unit, which decides how it compares with mu: 84 for a mean over the code
+    j: PositiveFloat  # the constant that keeps classes already far away from being pushed further
+    divided_by: (
+        PositiveFloat  # the loss's unit, which decides how it compares with mu: 84 for a mean over the code
+    )
 
 
-class Drops(Frozen):
+class LrDrops(FrozenModel):
     """Step-wise learning-rate drops: at certain updates, or every so many."""
 
     # updates, counted from 0, from which each factor holds
-    at: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
-    every: Count | None = None
-    factor: Positive | tuple[Positive, ...]  # one for all, or one each
+    at: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] | None = None
+    every: PositiveInt | None = None
+    factor: PositiveFloat | tuple[PositiveFloat, ...]  # one for all, or one each
 
     @model_validator(mode="after")
-    def _fits(self) -> "Drops":
+    def _fits(self) -> "LrDrops":
         if (self.at is None) == (self.every is None):
             raise ValueError("give either 'at' or 'every'")
         if self.at is None:
@@ -244,29 +248,31 @@ class Drops(Frozen):
         return self
 
 
-class Warmup(Frozen):
+class Warmup(FrozenModel):
     """A lower rate until the training error over 100 updates falls below a mark (ResNet-110)."""
 
-    lr: Positive
-    train_error_below_pct: Positive
+    lr: PositiveFloat
+    train_error_below_pct: PositiveFloat
 
 
-class Train(Frozen):
+class Train(FrozenModel):
     """How the network learns. `steps` are updates; `batch_size` is global, whatever the number of devices."""
 
-    steps: Count
-    batch_size: Count
-    lr: Positive  # learning rate at the first update
-    lr_drops: Drops | None = None
-    lr_end: NotNegative | None = None  # the rate falls in a straight line from `lr` to this after the last update
+    steps: PositiveInt
+    batch_size: PositiveInt
+    lr: PositiveFloat  # learning rate at the first update
+    lr_drops: LrDrops | None = None
+    lr_end: NonNegativeFloat | None = (
+        None  # the rate falls in a straight line from `lr` to this after the last update
+    )
     warmup: Warmup | None = None
     optimizer: Annotated[Sgd | RmsProp | Sdlm, Field(discriminator="name")]
     loss: Annotated[CrossEntropy | MapLoss, Field(discriminator="name")] = CrossEntropy()
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast, where the processor has it
-    channels_last: Flag = False
-    compile: Flag = False  # torch.compile: tens of seconds once, then faster steps
-    eval_every: Count | None = None  # updates between evaluations on test and validation; None: 40 in a run
-    log_every: Count | None = None  # updates over which a training error is averaged; None: 200 in a run
+    channels_last: StrictBool = False
+    compile: StrictBool = False  # torch.compile: tens of seconds once, then faster steps
+    eval_every: PositiveInt | None = None  # updates between evaluations on test and validation; None: 40 in a run
+    log_every: PositiveInt | None = None  # updates over which a training error is averaged; None: 200 in a run
 
     @model_validator(mode="after")
     def _fits(self) -> "Train":
@@ -286,7 +292,7 @@ class Train(Frozen):
         return self
 
 
-class Recipe(Frozen):
+class Recipe(FrozenModel):
     """Everything that decides a run's numbers but its seed."""
 
     model: Model

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from lightning_modules.names import nearest
 
-SHAPES = {  # kind of error -> what was expected, in YAML's words
+EXPECTED_TYPES = {  # kind of error -> what was expected, in YAML's words
     "model_type": "a map of keys",
     "model_attributes_type": "a map of keys",
     "dict_type": "a map of keys",
@@ -19,16 +19,18 @@ SHAPES = {  # kind of error -> what was expected, in YAML's words
     "string_type": "text (quote it)",
 }
 
-PLAIN = {  # kind of error -> the whole reason
+REASONS = {  # kind of error -> the whole reason
     "missing": "this key is required",
     "invalid_key": "a key must be text: quote it",
     "too_short": "should not be empty",
 }
 
 
-def explained(error: ValidationError, root: type[BaseModel], raw: Mapping[str, Any]) -> tuple[str, str]:
+def explain_validation_error(
+    error: ValidationError, root: type[BaseModel], raw: Mapping[str, Any]
+) -> tuple[str, str]:
     """The first mistake of a validation: its place in dotted keys, and the reason with the nearest right word."""
-    errors = [(one, *located(root, one["loc"])) for one in error.errors()]
+    errors = [(one, *locate(root, one["loc"])) for one in error.errors()]
     unknown = [one for one in errors if one[0]["type"] == "extra_forbidden"]  # often why another key is missing
     shallow = (unknown or errors)[0][1]
     inside = [one for one in unknown or errors if one[1][: len(shallow)] == shallow]
@@ -36,11 +38,11 @@ def explained(error: ValidationError, root: type[BaseModel], raw: Mapping[str, A
     kind, given = first["type"], first["input"]
     if path[-1:] == ["[key]"]:  # pydantic's name for the key itself, where a value's place is expected
         path, kind = path[:-1], "invalid_key"
-    where = named_place(path, raw)
-    if kind in PLAIN:
-        return where, PLAIN[kind]
+    where = dotted_path(path, raw)
+    if kind in REASONS:
+        return where, REASONS[kind]
     if kind == "extra_forbidden":
-        return where, f"unknown key{nearest(path[-1], keys_of(above))}"
+        return where, f"unknown key{nearest(path[-1], field_names(above))}"
     if kind == "literal_error" and isinstance(given, str):
         known = [word.strip(" '") for word in first["ctx"]["expected"].replace(" or ", ",").split(",")]
         return where, f"{given!r} is not one of {', '.join(known)}{hint(given, known)}"
@@ -51,19 +53,19 @@ def explained(error: ValidationError, root: type[BaseModel], raw: Mapping[str, A
         known = first["ctx"]["expected_tags"].replace("'", "").split(", ")
         return where, f"{named} {tag!r} is not one of {', '.join(known)}{hint(tag, known)}"
     should, message = "Input should be ", first["msg"].removeprefix("Value error, ")
-    if kind in SHAPES:
-        message = should + SHAPES[kind]
+    if kind in EXPECTED_TYPES:
+        message = should + EXPECTED_TYPES[kind]
     if message.startswith(should):
         message = f"should be {message.removeprefix(should)}, not {reprlib.repr(given)}"
     return where, message
 
 
-def sentence(error: ValidationError, root: type[BaseModel], raw: Mapping[str, Any]) -> str:
+def validation_message(error: ValidationError, root: type[BaseModel], raw: Mapping[str, Any]) -> str:
     """The first mistake of a validation as 'key: reason'."""
-    return ": ".join(part for part in explained(error, root, raw) if part)
+    return ": ".join(part for part in explain_validation_error(error, root, raw) if part)
 
 
-def located(root: Any, loc: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+def locate(root: Any, loc: Sequence[Any]) -> tuple[list[Any], list[Any]]:
     """An error's place in the document's own keys, and the types that the place above it may have.
 
     Pydantic also puts the name of a union's alternative into `loc`, which no document holds.
@@ -72,16 +74,16 @@ def located(root: Any, loc: Sequence[Any]) -> tuple[list[Any], list[Any]]:
     above, here = [], [root]
     for part in loc:
         if len(here) > 1:
-            here = [kind for kind in here if is_alternative(kind, part)]
+            here = [kind for kind in here if is_union_member(kind, part)]
             continue
         path.append(part)
-        above, here = here, [below for kind in here for below in types_below(kind, part)]
+        above, here = here, [below for kind in here for below in child_types(kind, part)]
         if not here:
             break
     return path, above
 
 
-def is_alternative(kind: Any, part: Any) -> bool:
+def is_union_member(kind: Any, part: Any) -> bool:
     """Whether `part` is pydantic's name for the alternative `kind` of a union."""
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         tags = [kind.model_fields[key].annotation for key in ("kind", "name") if key in kind.model_fields]
@@ -89,13 +91,13 @@ def is_alternative(kind: Any, part: Any) -> bool:
     return str(part).startswith(getattr(typing.get_origin(kind), "__name__", " "))
 
 
-def keys_of(kinds: Iterable[Any]) -> list[str]:
+def field_names(kinds: Iterable[Any]) -> list[str]:
     """The keys that a map of these types may have."""
     models = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
     return sorted({key for model in models for key in model.model_fields})
 
 
-def named_place(path: list[Any], raw: Mapping[str, Any]) -> str:
+def dotted_path(path: list[Any], raw: Mapping[str, Any]) -> str:
     """'claims.error-20.margin': the place in dotted keys, an item of a list by its id where it has one."""
     words, here = [], raw
     for part in path:
@@ -114,21 +116,21 @@ def hint(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def types_below(kind: Any, part: Any) -> list[Any]:
+def child_types(kind: Any, part: Any) -> list[Any]:
     """The types a value of type `kind` may have at a key or an index."""
     if isinstance(kind, type) and issubclass(kind, BaseModel):
-        return unwrapped(kind.model_fields[part].annotation) if part in kind.model_fields else []
+        return unwrap_annotation(kind.model_fields[part].annotation) if part in kind.model_fields else []
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is dict:
-        return unwrapped(args[1])
-    return unwrapped(args[0]) if origin is tuple else []
+        return unwrap_annotation(args[1])
+    return unwrap_annotation(args[0]) if origin is tuple else []
 
 
-def unwrapped(kind: Any) -> list[Any]:
+def unwrap_annotation(kind: Any) -> list[Any]:
     """A type without Annotated; its alternatives if it is a union, None left out."""
     origin = typing.get_origin(kind)
     if origin is Annotated:
-        return unwrapped(typing.get_args(kind)[0])
+        return unwrap_annotation(typing.get_args(kind)[0])
     if origin in (Union, types.UnionType):
-        return [one for arg in typing.get_args(kind) for one in unwrapped(arg)]
+        return [one for arg in typing.get_args(kind) for one in unwrap_annotation(arg)]
     return [] if kind is types.NoneType else [kind]

@@ -27,27 +27,27 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.declare.derived import CompressionStep
-from pipeline.derive.context import Bench, Done
+from pipeline.declare.derived import CompressionSpec
+from pipeline.derive.context import DerivedContext, DerivedResult
 
-MAGIC = b"RDC1"
+FILE_MAGIC = b"RDC1"
 
-Kind = Literal["conv", "fc"]
+LayerKind = Literal["conv", "fc"]
 
-FARTHEST: dict[Kind, int] = {"conv": 2**8, "fc": 2**5}  # distance between two stored weights
+MAX_GAP: dict[LayerKind, int] = {"conv": 2**8, "fc": 2**5}  # distance between two stored weights
 
 ROUNDS = 1000  # of k-means, at most
 
 OFFSETS = 2**20  # bits of a stream looked at at once, when decoding
 
 
-def layers_of(network: nn.Module) -> dict[str, Kind]:
+def layers_of(network: nn.Module) -> dict[str, LayerKind]:
     """The weights that are compressed, by name: parameters of two dimensions, or more in convolutions."""
     found = {name: value.dim() for name, value in network.named_parameters() if value.dim() > 1}
     return {name: "fc" if dimensions == 2 else "conv" for name, dimensions in found.items()}
 
 
-def pruned(weights: Mapping[str, Tensor], kinds: Mapping[str, Kind], density: float) -> dict[str, Tensor]:
+def pruned(weights: Mapping[str, Tensor], kinds: Mapping[str, LayerKind], density: float) -> dict[str, Tensor]:
     """A network's weights; in the layers `kinds` all but the largest are 0."""
     return {name: prune(value, density) if name in kinds else value.clone() for name, value in weights.items()}
 
@@ -60,7 +60,7 @@ def prune(value: Tensor, density: float) -> Tensor:
     return torch.zeros_like(flat).index_copy_(0, order, flat[order]).view_as(value)
 
 
-def shared(values: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+def share_weights(values: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
     """At most `most` values for float (N,) `values`, float32 and rising, and which of them each becomes (N,).
 
     k-means in one dimension (Lloyd), from evenly spaced values; sums are of sorted numbers in float64.
@@ -99,7 +99,7 @@ def code_lengths(counts: np.ndarray) -> np.ndarray:
     return lengths
 
 
-def codes(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def canonical_codes(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The canonical code: the symbols in its order, and their code words, uint64, the first bit foremost of 64."""
     symbols = np.lexsort((np.arange(len(lengths)), lengths))
     symbols = symbols[lengths[symbols] > 0]
@@ -107,9 +107,9 @@ def codes(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return symbols, np.concatenate([np.zeros(1, np.uint64), np.cumsum(steps, dtype=np.uint64)[:-1]])
 
 
-def encode(values: np.ndarray, lengths: np.ndarray) -> bytes:
+def huffman_encode(values: np.ndarray, lengths: np.ndarray) -> bytes:
     """Symbols as a stream of bits, filled up to a whole byte."""
-    symbols, words = codes(lengths)
+    symbols, words = canonical_codes(lengths)
     word = np.zeros(len(lengths), np.uint64)
     word[symbols] = words
     sizes, own = lengths[values].astype(np.int64), word[values]
@@ -121,9 +121,9 @@ def encode(values: np.ndarray, lengths: np.ndarray) -> bytes:
     return np.packbits(bits).tobytes()
 
 
-def decode(content: bytes, lengths: np.ndarray, number: int) -> np.ndarray:
+def huffman_decode(content: bytes, lengths: np.ndarray, number: int) -> np.ndarray:
     """The first `number` symbols of a stream; ValueError where it holds fewer."""
-    symbols, words = codes(lengths)
+    symbols, words = canonical_codes(lengths)
     sizes = lengths[symbols].astype(np.int64)
     longest = int(sizes.max(initial=1))
     bits = np.concatenate([np.unpackbits(np.frombuffer(content, np.uint8)), np.zeros(longest, np.uint8)])
@@ -149,7 +149,7 @@ def decode(content: bytes, lengths: np.ndarray, number: int) -> np.ndarray:
 
 
 def compress(
-    weights: Mapping[str, Tensor], kinds: Mapping[str, Kind], *, density: float, conv_bits: int, fc_bits: int
+    weights: Mapping[str, Tensor], kinds: Mapping[str, LayerKind], *, density: float, conv_bits: int, fc_bits: int
 ) -> bytes:
     """The file of a network, its layers `kinds` pruned, shared and coded; `decompress` gives what it means."""
     entries: list[dict[str, Any]] = []
@@ -160,7 +160,7 @@ def compress(
         entry: dict[str, Any] = {"name": name, "shape": list(array.shape), "kind": kind or ""}
         if kind:
             bits = conv_bits if kind == "conv" else fc_bits
-            coded = coded_layer(prune(value.float(), density).numpy().ravel(), bits, FARTHEST[kind])
+            coded = coded_layer(prune(value.float(), density).numpy().ravel(), bits, MAX_GAP[kind])
         else:
             entry["type"] = array.dtype.str
             coded = {"other": array.tobytes()}
@@ -170,7 +170,7 @@ def compress(
         entries.append(entry)
         parts += coded.values()
     header = json.dumps(entries, separators=(",", ":")).encode()
-    return b"".join([MAGIC, struct.pack("<I", len(header)), header, *parts])
+    return b"".join([FILE_MAGIC, struct.pack("<I", len(header)), header, *parts])
 
 
 def coded_layer(flat: np.ndarray, bits: int, farthest: int) -> dict[str, bytes]:
@@ -180,7 +180,7 @@ def coded_layer(flat: np.ndarray, bits: int, farthest: int) -> dict[str, bytes]:
         places = np.zeros(1, np.int64)
     distances = np.diff(places, prepend=-1)
     fillers = (distances - 1) // farthest  # zeros put before each weight
-    values, numbers = shared(flat[places], 2**bits - bool(fillers.any()))
+    values, numbers = share_weights(flat[places], 2**bits - bool(fillers.any()))
     if fillers.any():
         zero = int(np.searchsorted(values, 0.0))
         numbers = numbers + (numbers >= zero)
@@ -197,31 +197,31 @@ def coded_layer(flat: np.ndarray, bits: int, farthest: int) -> dict[str, bytes]:
         "codebook": values.astype("<f4").tobytes(),
         "index_table": tables[0].tobytes(),
         "position_table": tables[1].tobytes(),
-        "indices": encode(numbers, tables[0]),
-        "positions": encode(distances, tables[1]),
+        "indices": huffman_encode(numbers, tables[0]),
+        "positions": huffman_encode(distances, tables[1]),
     }
 
 
 def decompress(content: bytes) -> dict[str, Tensor]:
     """The network of a file; ValueError for what is none."""
     result = {}
-    for entry, parts in layers(content):
+    for entry, parts in read_layers(content):
         if not entry["kind"]:
             array = np.frombuffer(parts["other"], np.dtype(entry["type"])).reshape(entry["shape"])
             result[entry["name"]] = torch.from_numpy(array.copy())
             continue
         tables = [np.frombuffer(parts[name], np.uint8) for name in ("index_table", "position_table")]
-        numbers = decode(parts["indices"], tables[0], entry["number"])
-        distances = decode(parts["positions"], tables[1], entry["number"])
+        numbers = huffman_decode(parts["indices"], tables[0], entry["number"])
+        distances = huffman_decode(parts["positions"], tables[1], entry["number"])
         flat = np.zeros(math.prod(entry["shape"]), np.float32)
         flat[np.cumsum(distances) - 1] = np.frombuffer(parts["codebook"], "<f4")[numbers]
         result[entry["name"]] = torch.from_numpy(flat.reshape(entry["shape"]))
     return result
 
 
-def layers(content: bytes) -> list[tuple[dict[str, Any], dict[str, bytes]]]:
+def read_layers(content: bytes) -> list[tuple[dict[str, Any], dict[str, bytes]]]:
     """Of each tensor in a file: what is said of it, and its parts."""
-    if content[:4] != MAGIC:
+    if content[:4] != FILE_MAGIC:
         raise ValueError("this is no compressed network")
     (size,) = struct.unpack("<I", content[4:8])
     entries, at, found = json.loads(content[8 : 8 + size]), 8 + size, []
@@ -235,11 +235,11 @@ def layers(content: bytes) -> list[tuple[dict[str, Any], dict[str, bytes]]]:
     return found
 
 
-def sizes(content: bytes) -> dict[str, float]:
+def size_breakdown(content: bytes) -> dict[str, float]:
     """Bytes of a file, in all and by what they are for; and of the same network with 4 bytes a weight."""
     found = dict.fromkeys(("codebook", "table", "indices", "positions", "other"), 0)
     original = weights = 0
-    for entry, parts in layers(content):
+    for entry, parts in read_layers(content):
         for part, data in parts.items():
             found["table" if part.endswith("table") else part] += len(data)
         original += 4 * math.prod(entry["shape"]) if entry["kind"] else len(parts["other"])
@@ -253,10 +253,10 @@ def sizes(content: bytes) -> dict[str, float]:
     }
 
 
-def compress_one(bench: Bench) -> Done:
+def run_compression(bench: DerivedContext) -> DerivedResult:
     """Errors of the network as it was, pruned, and as decoded from the file; and the file's bytes."""
-    step, network = bench.step.step, bench.networks[0]
-    assert isinstance(step, CompressionStep)
+    step, network = bench.derived.spec, bench.networks[0]
+    assert isinstance(step, CompressionSpec)
     weights = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
     metrics = bench.errors([network], "original")
     kinds = layers_of(network)
@@ -264,6 +264,8 @@ def compress_one(bench: Bench) -> Done:
     metrics |= bench.errors([network], "pruned")
     content = compress(weights, kinds, density=step.density, conv_bits=step.conv_bits, fc_bits=step.fc_bits)
     network.load_state_dict(decompress(content))
-    metrics |= bench.errors([network]) | {f"compressed/{name}": value for name, value in sizes(content).items()}
+    metrics |= bench.errors([network]) | {
+        f"compressed/{name}": value for name, value in size_breakdown(content).items()
+    }
     ratio = metrics["compressed/original_bytes"] / metrics["compressed/bytes"]
-    return Done(metrics | {"compressed/ratio": ratio}, f"compressed {ratio:.1f} times", content)
+    return DerivedResult(metrics | {"compressed/ratio": ratio}, f"compressed {ratio:.1f} times", content)

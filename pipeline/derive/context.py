@@ -15,62 +15,62 @@ from torch import Tensor, nn
 
 from lightning_modules.networks import build
 from pipeline.common.errors import UserError
-from pipeline.data.batches import in_order
+from pipeline.data.batches import evaluation_batches
 from pipeline.data.images import ImageSet
 from pipeline.data.manifest import Manifest, manifest_of
-from pipeline.data.prefetch import Stopped
+from pipeline.data.prefetch import StopRequested
 from pipeline.data.shards import ShardSet
-from pipeline.declare.derived import TransferStep
-from pipeline.declare.protocol import read_protocol
-from pipeline.plan.expand import Run, Step
+from pipeline.declare.derived import TransferSpec
+from pipeline.declare.protocol import parse_protocol
+from pipeline.plan.expand import DerivedRun, Run
 from pipeline.track.record import FINISHED, Record
-from pipeline.track.run_folder import Judged, RunFolder
-from pipeline.train.evaluate import BATCH, Errors, Member, evaluate, evaluate_pictures
-from pipeline.train.inputs import Photographs, Small, Ways, supply
+from pipeline.track.run_folder import EvaluationCache, RunFolder
+from pipeline.train.evaluate import EVAL_BATCH, EnsembleMember, ErrorCounts, evaluate_batches, evaluate_samples
+from pipeline.train.inputs import InMemoryData, Metrics, ReadOptions, ShardedData, load_training_data
 from pipeline.train.process import has_bf16
 
-Images = ImageSet | ShardSet
-
-Metrics = dict[str, float]
+AnyImageSet = ImageSet | ShardSet
 
 
 @dataclass
-class Bench:
+class DerivedContext:
     """What a step works with."""
 
-    step: Step
-    images: Images
-    other: Images | None
-    kept: Judged
-    ways: Ways
+    derived: DerivedRun
+    images: AnyImageSet
+    other_images: AnyImageSet | None
+    kept: EvaluationCache
+    options: ReadOptions
     device: torch.device = field(
         default_factory=lambda: torch.device("cuda" if torch.cuda.is_available() else "cpu")
     )
     networks: list[nn.Module] = field(default_factory=list)  # one a member
-    supplies: list[Small | Photographs] = field(default_factory=list)
+    datasets: list[InMemoryData | ShardedData] = field(default_factory=list)
     identities: list[str] = field(default_factory=list)  # the members'
-    before: float = 0.0  # seconds that what is kept of an interrupted attempt took
+    earlier_seconds: float = 0.0  # seconds that what is kept of an interrupted attempt took
 
     @property
     def bf16(self) -> bool:
         """Whether networks answer in bf16: as they were judged when they ended, where all of them were so."""
-        if isinstance(self.step.step, TransferStep):
+        if isinstance(self.derived.spec, TransferSpec):
             return False
-        declared = {member.recipe.train.precision for member in self.step.members}
+        declared = {member.recipe.train.precision for member in self.derived.members}
         return declared == {"bf16"} and has_bf16(self.device.type)
 
     def load(self, members: Sequence[RunFolder]) -> None:
         """Networks and images of the members, in their order."""
         manifest = manifest_of(self.images)
-        made: dict[str, Small | Photographs] = {}
-        for run, folder in zip(self.step.members, members, strict=True):
-            self.identities.append(require(run, folder, manifest).identity)
+        made: dict[str, InMemoryData | ShardedData] = {}
+        for run, folder in zip(self.derived.members, members, strict=True):
+            self.identities.append(require_finished(run, folder, manifest).identity)
             data = run.recipe.data
             key = data.model_dump_json()
             if key not in made:
-                made[key] = supply(self.images, data, self.device, sha256=manifest.sha256, ways=self.ways)
-            self.supplies.append(made[key])
-            self.networks.append(network_of(run, folder, manifest).to(self.device))
+                made[key] = load_training_data(
+                    self.images, data, self.device, sha256=manifest.sha256, ways=self.options
+                )
+            self.datasets.append(made[key])
+            self.networks.append(load_network(run, folder, manifest).to(self.device))
 
     def errors(self, networks: Sequence[nn.Module], stage: str = "test", protocols: Sequence[str] = ()) -> Metrics:
         """Errors of the averaged answers of `networks`, one of each member, on the test part.
@@ -78,25 +78,25 @@ class Bench:
         Of photographs <stage>/<protocol>/... by every protocol, and <stage>/... by the first; without `protocols`
         those of the first member's recipe. Kept, so that an interrupted step does not measure them again.
         """
-        first = self.supplies[0]
-        if isinstance(first, Small):
-            return self.measured(f"{stage}/whole", partial(small_errors, self, networks)).metrics(stage)
+        first = self.datasets[0]
+        if isinstance(first, InMemoryData):
+            return self.measured(f"{stage}/whole", partial(in_memory_errors, self, networks)).metrics(stage)
         found: Metrics = {}
         names = protocols or first.data.test
         for name in names:
-            self.ways.tell(f"judging {len(first.test):,} test pictures by {name}")
+            self.options.report(f"judging {len(first.test):,} test pictures by {name}")
             errors = self.measured(f"{stage}/{name}", partial(self.photograph_errors, networks, name))
             found |= errors.metrics(f"{stage}/{name}") | (errors.metrics(stage) if name == names[0] else {})
         return found
 
-    def measured(self, name: str, measure: Callable[[], Errors]) -> Errors:
+    def measured(self, name: str, measure: Callable[[], ErrorCounts]) -> ErrorCounts:
         """What is kept under `name` of an interrupted attempt, or measured now and kept."""
         if kept := self.kept.read().get(name):
             seconds = kept.pop("seconds")
-            self.before += seconds
-            return Errors(int(kept["images"]), int(kept["wrong1"]), int(kept["wrong5"]), kept["loss"])
-        if self.ways.stop():
-            raise Stopped
+            self.earlier_seconds += seconds
+            return ErrorCounts(int(kept["images"]), int(kept["wrong1"]), int(kept["wrong5"]), kept["loss"])
+        if self.options.stop():
+            raise StopRequested
         began = time.monotonic()
         found = measure()
         seconds = time.monotonic() - began
@@ -104,32 +104,37 @@ class Bench:
         self.kept.add(name, counts | {"seconds": seconds})
         return found
 
-    def photograph_errors(self, networks: Sequence[nn.Module], protocol: str) -> Errors:
+    def photograph_errors(self, networks: Sequence[nn.Module], protocol: str) -> ErrorCounts:
         """Errors by one protocol on all pictures of the test part."""
-        first = self.supplies[0]
-        assert isinstance(first, Photographs)
-        return evaluate_pictures(
-            [Member(network, one.normaliser) for network, one in zip(networks, self.supplies, strict=True)],
+        first = self.datasets[0]
+        assert isinstance(first, ShardedData)
+        return evaluate_samples(
+            [
+                EnsembleMember(network, one.normaliser)
+                for network, one in zip(networks, self.datasets, strict=True)
+            ],
             first.test,
-            read_protocol(protocol),
+            parse_protocol(protocol),
             expected=len(first.test),
-            threads=self.ways.readers,
+            threads=self.options.readers,
             bf16=self.bf16,
             device=self.device,
-            stop=self.ways.stop,
+            stop=self.options.stop,
         )
 
 
-def small_errors(bench: Bench, networks: Sequence[nn.Module]) -> Errors:
+def in_memory_errors(bench: DerivedContext, networks: Sequence[nn.Module]) -> ErrorCounts:
     """Errors of the averaged answers on the small test images, whole."""
-    first = bench.supplies[0]
-    assert isinstance(first, Small)
-    batches = in_order(first.maker(first.test), first.test.labels, batch_size=BATCH)
-    network, loss = (networks[0], F.cross_entropy) if len(networks) == 1 else (Average(networks), F.nll_loss)
-    return evaluate(network, batches, loss, expected=len(first.test), bf16=bench.bf16)
+    first = bench.datasets[0]
+    assert isinstance(first, InMemoryData)
+    batches = evaluation_batches(first.maker(first.test), first.test.labels, batch_size=EVAL_BATCH)
+    network, loss = (
+        (networks[0], F.cross_entropy) if len(networks) == 1 else (AveragedNetworks(networks), F.nll_loss)
+    )
+    return evaluate_batches(network, batches, loss, expected=len(first.test), bf16=bench.bf16)
 
 
-class Average(nn.Module):
+class AveragedNetworks(nn.Module):
     """The logarithm of several networks' averaged soft-max answers: (N, C, H, W) -> (N, classes), float64."""
 
     def __init__(self, networks: Sequence[nn.Module]) -> None:
@@ -142,7 +147,7 @@ class Average(nn.Module):
 
 
 @dataclass(frozen=True)
-class Done:
+class DerivedResult:
     """What came of a step."""
 
     metrics: Metrics
@@ -151,7 +156,7 @@ class Done:
     status: Literal["finished", "not converged"] = "finished"
 
 
-def require(run: Run, folder: RunFolder, manifest: Manifest) -> Record:
+def require_finished(run: Run, folder: RunFolder, manifest: Manifest) -> Record:
     """The run's record; UserError unless it has ended well, on these images."""
     record = folder.result()
     if record is None:
@@ -163,7 +168,7 @@ def require(run: Run, folder: RunFolder, manifest: Manifest) -> Record:
     return record
 
 
-def network_of(run: Run, folder: RunFolder, manifest: Manifest) -> nn.Module:
+def load_network(run: Run, folder: RunFolder, manifest: Manifest) -> nn.Module:
     """The run's last model; UserError where its file is not here or damaged."""
     model = run.recipe.model
     if not folder.network_file.is_file():

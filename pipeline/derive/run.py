@@ -7,32 +7,32 @@ from pathlib import Path
 
 from pipeline.common.errors import UserError
 from pipeline.common.files import write_atomically
-from pipeline.common.provenance import commit, hardware, libraries, lock_hash
+from pipeline.common.provenance import commit, hardware_name, library_versions, lock_hash
 from pipeline.data.manifest import Manifest
-from pipeline.data.prefetch import Stopped
-from pipeline.derive.compression import compress_one
-from pipeline.derive.context import Bench, Done, Images
-from pipeline.derive.ensemble import judge_together
-from pipeline.derive.transfer import transfer_one
-from pipeline.plan.expand import Step
+from pipeline.data.prefetch import StopRequested
+from pipeline.derive.compression import run_compression
+from pipeline.derive.context import AnyImageSet, DerivedContext, DerivedResult
+from pipeline.derive.ensemble import run_ensemble
+from pipeline.derive.transfer import run_transfer
+from pipeline.plan.expand import DerivedRun
 from pipeline.track.record import Record
-from pipeline.track.run_folder import RunFolder, full_disk_named
-from pipeline.train.inputs import Ways, require_counted
+from pipeline.track.run_folder import RunFolder, explain_disk_errors
+from pipeline.train.inputs import ReadOptions, require_counts
 from pipeline.train.process import prepare_process
 
-COMPRESSED = "compressed.bin"  # in a compression's folder
+COMPRESSED_FILE = "compressed.bin"  # in a compression's folder
 
 
-def run_step(
-    step: Step,
+def make_derived(
+    step: DerivedRun,
     *,
     identity: str,
     folder: RunFolder,
     members: Sequence[RunFolder],
-    images: Images,
+    images: AnyImageSet,
     manifest: Manifest,
     code: str,
-    other: Images | None = None,
+    other: AnyImageSet | None = None,
     threads: int = 1,
     readers: int = 1,
     cache: Path | None = None,
@@ -44,15 +44,17 @@ def run_step(
     `images` are those its runs learnt from; `other` those that a transfer learns from. `manifest` is of what the
     step is judged on. UserError for a run that has not ended well, or whose network is not here.
     """
-    require_counted(images if other is None else other, manifest)
+    require_counts(images if other is None else other, manifest)
     prepare_process(threads)
     folder.path.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
-    bench = Bench(step, images, other, folder.judged(identity), Ways(readers, cache, warn, stop))
+    bench = DerivedContext(
+        step, images, other, folder.evaluation_cache(identity), ReadOptions(readers, cache, warn, stop)
+    )
     try:
         bench.load(members)
-        done = DO[step.step.kind](bench)
-    except Stopped:
+        done = HANDLERS[step.spec.kind](bench)
+    except StopRequested:
         return None
     except ValueError as error:  # networks, images and protocols that do not fit
         if isinstance(error, UserError):
@@ -77,22 +79,22 @@ def run_step(
         precision="bf16" if bench.bf16 else "fp32",
         compiled=False,
         threads=threads,
-        hardware=hardware(),
-        libraries=libraries(),
-        seconds=bench.before + time.monotonic() - began,
+        hardware=hardware_name(),
+        libraries=library_versions(),
+        seconds=bench.earlier_seconds + time.monotonic() - began,
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
         members=tuple(bench.identities),
     )
     if done.content is not None:
-        with full_disk_named(folder.path):
-            write_atomically(folder.path / COMPRESSED, done.content)
+        with explain_disk_errors(folder.path):
+            write_atomically(folder.path / COMPRESSED_FILE, done.content)
     folder.finish(record, None)
     return record
 
 
-DO: dict[str, Callable[[Bench], Done]] = {
-    "ensemble": judge_together,
-    "protocol": judge_together,
-    "transfer": transfer_one,
-    "compression": compress_one,
+HANDLERS: dict[str, Callable[[DerivedContext], DerivedResult]] = {
+    "ensemble": run_ensemble,
+    "protocol": run_ensemble,
+    "transfer": run_transfer,
+    "compression": run_compression,
 }

@@ -16,31 +16,31 @@ from torch import Tensor, nn
 
 from lightning_modules.errors import wrong_in_top
 from pipeline.common.errors import UserError
-from pipeline.data.batches import BatchMaker
+from pipeline.data.batches import BatchBuilder
 from pipeline.data.images import ImageSet
-from pipeline.data.prefetch import ahead, go_on, never
+from pipeline.data.prefetch import never_stop, prefetch, raise_if_stopped
 from pipeline.data.samples import Samples
 from pipeline.data.shards import ShardSet
-from pipeline.declare.derived import TransferStep
-from pipeline.declare.protocol import Protocol, read_protocol
-from pipeline.derive.context import Bench, Done
+from pipeline.declare.derived import TransferSpec
+from pipeline.declare.protocol import Protocol, parse_protocol
+from pipeline.derive.context import DerivedContext, DerivedResult
 from pipeline.train.evaluate import (
-    BATCH,
-    Errors,
-    Member,
-    evaluating,
+    EVAL_BATCH,
+    EnsembleMember,
+    ErrorCounts,
+    evaluation_mode,
     log_average,
-    pictures_at_once,
     require_count,
-    stacks,
+    samples_per_pass,
+    view_stacks,
 )
-from pipeline.train.inputs import Photographs, Small
+from pipeline.train.inputs import InMemoryData, ShardedData
 
 ITERATIONS = 2000  # of L-BFGS, at most
 
 
 @contextmanager
-def noting_features(network: nn.Module) -> Iterator[list[Tensor]]:
+def capture_features(network: nn.Module) -> Iterator[list[Tensor]]:
     """Within: whenever the network answers, what goes into its last full connection is added to the list."""
     last: list[Tensor] = []  # the input of the full connection that was reached last
     noted: list[Tensor] = []
@@ -63,35 +63,39 @@ def noting_features(network: nn.Module) -> Iterator[list[Tensor]]:
             hook.remove()
 
 
-def features_of_small(network: nn.Module, maker: BatchMaker, *, stop: Callable[[], bool] = never) -> Tensor:
+def in_memory_features(
+    network: nn.Module, maker: BatchBuilder, *, stop: Callable[[], bool] = never_stop
+) -> Tensor:
     """float32 (N, D): the features of all images of `maker`, in their order. Stopped once `stop()` is true."""
-    with evaluating(network), noting_features(network) as noted:
-        for some in torch.arange(len(maker)).split(BATCH):
-            go_on(stop)
+    with evaluation_mode(network), capture_features(network) as noted:
+        for some in torch.arange(len(maker)).split(EVAL_BATCH):
+            raise_if_stopped(stop)
             network(maker(some.to(maker.device)))
     features = torch.cat(noted)
     require_count(len(features), len(maker))
     return features
 
 
-def features_of_pictures(
-    member: Member,
+def sample_features(
+    member: EnsembleMember,
     samples: Samples,
     view: Protocol,
     *,
     threads: int,
     device: torch.device,
-    stop: Callable[[], bool] = never,
+    stop: Callable[[], bool] = never_stop,
 ) -> Tensor:
     """float32 (N, D): the features of all pictures, in their order, each seen by the one crop that `view` is."""
-    size = pictures_at_once(view)
+    size = samples_per_pass(view)
     jobs = [range(start, min(start + size, len(samples))) for start in range(0, len(samples), size)]
     found = []
-    work = ahead(jobs, lambda job: stacks(samples, view, job), threads=threads, depth=2 * threads, stop=stop)
-    with evaluating(member.network), closing(work) as ready:
+    work = prefetch(
+        jobs, lambda job: view_stacks(samples, view, job), threads=threads, depth=2 * threads, stop=stop
+    )
+    with evaluation_mode(member.network), closing(work) as ready:
         for job, shown in zip(jobs, ready, strict=True):
             order = [picture for stack in shown for picture in stack.pictures]
-            with noting_features(member.network) as noted:
+            with capture_features(member.network) as noted:
                 log_average(member, shown, view.name, bf16=False, device=device)
             features = torch.cat(noted)
             require_count(len(features), len(job))
@@ -99,8 +103,8 @@ def features_of_pictures(
     return torch.cat(found)
 
 
-def classify(
-    train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], *, c: float, stop: Callable[[], bool] = never
+def fit_linear_probe(
+    train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], *, c: float, stop: Callable[[], bool] = never_stop
 ) -> tuple[dict[str, float], str, bool]:
     """Metrics of a soft-max learnt of (features, labels), on others; what was done; whether it converged.
 
@@ -112,7 +116,7 @@ def classify(
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    go_on(stop)
+    raise_if_stopped(stop)
     learner = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=ITERATIONS))
     with warnings.catch_warnings():
         warnings.simplefilter("error", ConvergenceWarning)  # at the limit, or where L-BFGS finds no way on
@@ -129,7 +133,7 @@ def classify(
     labels = test[1]
     own = answers.gather(1, labels[:, None]).clamp(min=np.log(np.finfo(np.float64).tiny))
     wrong1, wrong5 = (int(wrong_in_top(answers, labels, k)) for k in (1, 5))
-    errors = Errors(len(labels), wrong1, wrong5, float(-own.mean()))
+    errors = ErrorCounts(len(labels), wrong1, wrong5, float(-own.mean()))
     wrong = (answers.argmax(1) != labels).double()
     by_class = [wrong[labels == label].mean() for label in labels.unique()]
     metrics = errors.metrics("test") | {"test/mean_class_error_pct": float(100 * torch.stack(by_class).mean())}
@@ -137,32 +141,32 @@ def classify(
     return metrics, f"{iterations} iterations on {train[0].shape[1]} features", True
 
 
-def transfer_one(bench: Bench) -> Done:
+def run_transfer(bench: DerivedContext) -> DerivedResult:
     """Errors of a linear classifier, on the other set's test part."""
-    step, first, other = bench.step.step, bench.supplies[0], bench.other
-    assert isinstance(step, TransferStep)
+    step, first, other = bench.derived.spec, bench.datasets[0], bench.other_images
+    assert isinstance(step, TransferSpec)
     seen: dict[str, tuple[Tensor, Tensor]] = {}  # part -> features and labels
     for part in ("train", "test"):
-        bench.ways.tell(f"taking features of {step.data}'s {part} part")
-        if isinstance(first, Small) and isinstance(other, ImageSet):
+        bench.options.report(f"taking features of {step.data}'s {part} part")
+        if isinstance(first, InMemoryData) and isinstance(other, ImageSet):
             images = getattr(other, part)
-            require_same_kind(step, first, other)
-            features = features_of_small(bench.networks[0], first.maker(images), stop=bench.ways.stop)
+            require_same_size(step, first, other)
+            features = in_memory_features(bench.networks[0], first.maker(images), stop=bench.options.stop)
             seen[part] = features, images.labels
-        elif isinstance(first, Photographs) and isinstance(other, ShardSet):
-            samples, view = getattr(other, part), read_protocol(step.view or "")
-            member = Member(bench.networks[0], first.normaliser)
-            features = features_of_pictures(
-                member, samples, view, threads=bench.ways.readers, device=bench.device, stop=bench.ways.stop
+        elif isinstance(first, ShardedData) and isinstance(other, ShardSet):
+            samples, view = getattr(other, part), parse_protocol(step.view or "")
+            member = EnsembleMember(bench.networks[0], first.normaliser)
+            features = sample_features(
+                member, samples, view, threads=bench.options.readers, device=bench.device, stop=bench.options.stop
             )
             seen[part] = features, samples.labels
         else:
-            raise UserError(f"{step.data} is not of the kind that {bench.step.members[0].variant} learnt from")
-    metrics, ended, converged = classify(seen["train"], seen["test"], c=step.c, stop=bench.ways.stop)
-    return Done(metrics, ended, status="finished" if converged else "not converged")
+            raise UserError(f"{step.data} is not of the kind that {bench.derived.members[0].variant} learnt from")
+    metrics, ended, converged = fit_linear_probe(seen["train"], seen["test"], c=step.c, stop=bench.options.stop)
+    return DerivedResult(metrics, ended, status="finished" if converged else "not converged")
 
 
-def require_same_kind(step: TransferStep, first: Small, other: ImageSet) -> None:
+def require_same_size(step: TransferSpec, first: InMemoryData, other: ImageSet) -> None:
     """UserError unless the other set's images have the size that the network learnt from."""
     ours, theirs = first.test.pixels.shape[1:], other.test.pixels.shape[1:]
     if ours != theirs:

@@ -6,16 +6,16 @@ from typing import Any
 
 from pipeline.common.paths import runs_folder
 from pipeline.declare.experiment import Experiment
-from pipeline.judge.counting import declarations
-from pipeline.judge.ledger import Entry, Lefts, ledger
+from pipeline.judge.counting import declarations_of
+from pipeline.judge.ledger import LedgerEntry, Unfinished, ledger
 from pipeline.track.mlflow_writer import Tracker, TrackingError
 from pipeline.track.record import Record
 from pipeline.track.run_folder import RunFolder
-from pipeline.track.sync import ended_here, sync_all
+from pipeline.track.sync import local_records_except, sync_all
 
 
 @dataclass(frozen=True)
-class Known:
+class FinishedRuns:
     """All ended runs that can be found."""
 
     records: list[Record]
@@ -23,32 +23,32 @@ class Known:
     trouble: str = ""  # why, or which run folder cannot be sent
 
 
-def known() -> Known:
+def collect_runs() -> FinishedRuns:
     """The runs ended here and those on the tracking server, after sending it what is unsent."""
     tracker = Tracker()
     try:
         tracked, trouble = sync_all(tracker)
     except TrackingError as error:
-        return Known(ended_here(but=()), None, str(error))
+        return FinishedRuns(local_records_except(but=()), None, str(error))
     there = {record.identity: record for record in tracked}
-    here = {record.identity: record for record in ended_here(but=there)}
-    return Known(list((here | there).values()), tracker, trouble)
+    here = {record.identity: record for record in local_records_except(but=there)}
+    return FinishedRuns(list((here | there).values()), tracker, trouble)
 
 
-def judged(
+def judge_experiments(
     experiments: Sequence[Experiment],
     records: Sequence[Record],
     scales: Sequence[str] = (),
-    left: Lefts | None = None,
-) -> list[Entry]:
+    left: Unfinished | None = None,
+) -> list[LedgerEntry]:
     """The ledger of several experiments; without `left`, what is known here of runs left unfinished is told."""
-    from pipeline.analyse.measure import measure
+    from pipeline.analyse.measure import measure_claim
 
-    known_left = lefts(experiments) if left is None else left
-    return [entry for one in experiments for entry in ledger(one, records, measure, scales, known_left)]
+    known_left = unfinished_runs(experiments) if left is None else left
+    return [entry for one in experiments for entry in ledger(one, records, measure_claim, scales, known_left)]
 
 
-def lefts(experiments: Sequence[Experiment]) -> dict[tuple[str, str, str, int], dict[str, str]]:
+def unfinished_runs(experiments: Sequence[Experiment]) -> dict[tuple[str, str, str, int], dict[str, str]]:
     """Why runs in this machine's or the cluster's folder were left unfinished: the latest word on each.
 
     Of what --set changed nothing is told, as it counts for no claim; nor of what is now declared otherwise.
@@ -57,7 +57,7 @@ def lefts(experiments: Sequence[Experiment]) -> dict[tuple[str, str, str, int], 
     found = {}
     for path in sorted(runs_folder().glob("*/left.json"), key=lambda path: path.stat().st_mtime):
         folder = RunFolder(path.parent)
-        left = folder.left()
+        left = folder.unfinished()
         if not left or folder.result_file.is_file() or not (path.parent / "run.json").is_file():
             continue
         try:
@@ -74,6 +74,6 @@ def lefts(experiments: Sequence[Experiment]) -> dict[tuple[str, str, str, int], 
 def is_declared(experiment: Experiment, run: Mapping[str, Any]) -> bool:
     """Whether what a folder describes is, recipe and all, what is declared now."""
     scale, name = run["scale"], run["variant"]
-    if scale not in experiment.scales or not (name in experiment.variants or name in experiment.steps):
+    if scale not in experiment.scales or not (name in experiment.variants or name in experiment.derived):
         return False
-    return run.get("declaration") in declarations(experiment, scale, name, {run["seed"]})
+    return run.get("declaration") in declarations_of(experiment, scale, name, {run["seed"]})

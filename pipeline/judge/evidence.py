@@ -28,7 +28,7 @@ class Evidence:
     members: tuple[str, ...] = ()  # of `runs`, those that are here only because a step is made of them
 
 
-def evidence_of(scale: str, records: ByVariant) -> Evidence:
+def make_evidence(scale: str, records: ByVariant) -> Evidence:
     """Where a verdict's numbers come from."""
     rows = [record for rows in records.values() for record in rows]
 

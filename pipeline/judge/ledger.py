@@ -18,8 +18,8 @@ from pipeline.declare.claims import (
 )
 from pipeline.declare.experiment import Experiment
 from pipeline.declare.recipe import PAPER_SCALE
-from pipeline.judge.counting import ByVariant, comparable, counted, variants_of
-from pipeline.judge.evidence import Evidence, evidence_of
+from pipeline.judge.counting import ByVariant, comparable_records, counted_records, variants_of
+from pipeline.judge.evidence import Evidence, make_evidence
 from pipeline.judge.statistics import LEVEL
 from pipeline.judge.verdict import (
     Outcome,
@@ -33,20 +33,20 @@ from pipeline.judge.verdict import (
     judge_ordering,
     judge_ratio,
 )
-from pipeline.plan.expand import runs_with, steps_with
+from pipeline.plan.expand import make_derived_runs, make_runs
 from pipeline.track.record import FINISHED, Record
 
 Measure = Callable[[str, Experiment, str | None], Any]  # metric, experiment, variant -> the exact value
 
-Trained = MetricClaim | BoundClaim | OrderingClaim | RatioClaim
+TrainedClaim = MetricClaim | BoundClaim | OrderingClaim | RatioClaim
 
-Lefts = Mapping[
+Unfinished = Mapping[
     tuple[str, str, str, int], Mapping[str, str]
 ]  # experiment, scale, variant, seed -> {"why", "text"}
 
 
 @dataclass(frozen=True)
-class Entry:
+class LedgerEntry:
     """One claim of the ledger, judged."""
 
     experiment: str
@@ -69,70 +69,70 @@ def ledger(
     records: Iterable[Record],
     measure: Measure,
     scales: Sequence[str] = (),
-    lefts: Lefts | None = None,
-) -> list[Entry]:
+    lefts: Unfinished | None = None,
+) -> list[LedgerEntry]:
     """Judge all claims of `experiment` from `records`, at `scales` only if any are given.
 
     `lefts` says why runs were left unfinished, where that is known.
     """
     rows = list(records)
     order = scales or sorted(experiment.scales, key=lambda scale: scale != PAPER_SCALE)
-    grouped = {scale: counted(experiment, scale, rows) for scale in order}
-    return [judge(claim, experiment, grouped, measure, lefts or {}) for claim in experiment.claims]
+    grouped = {scale: counted_records(experiment, scale, rows) for scale in order}
+    return [judge_claim(claim, experiment, grouped, measure, lefts or {}) for claim in experiment.claims]
 
 
-def judge(
+def judge_claim(
     claim: Claim,
     experiment: Experiment,
     grouped: dict[str, ByVariant],
     measure: Measure,
-    lefts: Lefts | None = None,
-) -> Entry:
+    lefts: Unfinished | None = None,
+) -> LedgerEntry:
     """One claim's entry: at paper scale if that can be judged, else at the first scale that can."""
 
-    def entry(verdict: Verdict, evidence: Evidence | None = None) -> Entry:
-        return Entry(experiment.name, claim, verdict, evidence)
+    def entry(verdict: Verdict, evidence: Evidence | None = None) -> LedgerEntry:
+        return LedgerEntry(experiment.name, claim, verdict, evidence)
 
     if isinstance(claim, OpenClaim):
         return entry(cannot_judge(Reason(claim.reason), claim.why))
     if isinstance(claim, ExactClaim):
         try:
-            return entry(judged_exactly(claim, experiment, measure))
+            return entry(judge_exact_claim(claim, experiment, measure))
         except UserError as error:
             said = str(error).removeprefix(f"{experiment.name}: ")
             raise UserError(f"{experiment.file}: claims.{claim.id}: {said}") from None
     judged = []
     for scale, by_variant in grouped.items():
-        records = comparable(claim, by_variant)
+        records = comparable_records(claim, by_variant)
         speaks = scale == PAPER_SCALE or isinstance(claim, OrderingClaim)
-        verdict = judged_at(scale, claim, experiment, records) if records else None
-        if speaks and (diverged := diverged_below(claim, experiment, by_variant)):
+        verdict = judge_at_scale(scale, claim, experiment, records) if records else None
+        if speaks and (diverged := diverged_members(claim, experiment, by_variant)):
             verdict = cannot_judge(Reason.DID_NOT_CONVERGE, diverged)
         elif speaks and not (verdict and verdict.reason is Reason.DID_NOT_CONVERGE):  # which is final
             verdict = left_unfinished(claim, experiment, scale, by_variant, lefts or {}) or verdict
         if verdict:
-            judged.append(entry(verdict, evidence_of(scale, records) if records else None))
+            judged.append(entry(verdict, make_evidence(scale, records) if records else None))
     for one in judged:
         told = one.verdict.outcome is not Outcome.CANNOT_JUDGE
         if told or one.verdict.reason is Reason.DID_NOT_CONVERGE:  # which no smaller scale can gloss over
             return one
-    return judged[0] if judged else entry(not_run(claim, experiment, grouped))
+    return judged[0] if judged else entry(not_run_verdict(claim, experiment, grouped))
 
 
-def judged_exactly(claim: ExactClaim, experiment: Experiment, measure: Measure) -> Verdict:
+def judge_exact_claim(claim: ExactClaim, experiment: Experiment, measure: Measure) -> Verdict:
     """The verdict of arithmetic: one value, or the ratio of two, compared with what is claimed.
 
     A claim that was not read in its source can be confirmed, but not used to say that the source is wrong.
     """
     value = measure(claim.metric, experiment, claim.of)
-    printed = said_by(claim.metric, experiment)
+    printed = printed_value(claim.metric, experiment)
     found = f"{printed.where[0].upper()}{printed.where[1:]} prints" if printed else "We measure"
     recalled = "memory" in (claim.confidence, printed and printed.confidence)
     if claim.over or claim.over_metric:
         below = measure(claim.over_metric or claim.metric, experiment, claim.over or claim.of)
         if not all(isinstance(side, int | float) for side in (value, below)) or not below:
             raise UserError(f"{value!r} / {below!r} is no ratio")
-        other = said_by(claim.over_metric or claim.metric, experiment)
+        other = printed_value(claim.over_metric or claim.metric, experiment)
         recalled = recalled or bool(other and other.confidence == "memory")
         aside = f" ({other.where})" if other else " (measured)" if printed else ""
         found = f"{found} {value:,} / {below:,}{aside} ="
@@ -150,9 +150,9 @@ def judged_exactly(claim: ExactClaim, experiment: Experiment, measure: Measure) 
     return verdict
 
 
-def diverged_below(claim: Trained, experiment: Experiment, by_variant: ByVariant) -> str:
+def diverged_members(claim: TrainedClaim, experiment: Experiment, by_variant: ByVariant) -> str:
     """Which runs that a claim's steps consume did not converge: every seed counts, so the others say nothing."""
-    steps = [experiment.steps[name] for name in variants_of(claim) if name in experiment.steps]
+    steps = [experiment.derived[name] for name in variants_of(claim) if name in experiment.derived]
     below = {variant for step in steps for variant in step.consumes}
     rows = [row for variant in sorted(below) for row in by_variant.get(variant, []) if row.status != FINISHED]
     what = ", ".join(f"{row.variant} seed {row.seed} ({row.ended})" for row in rows)
@@ -160,7 +160,7 @@ def diverged_below(claim: Trained, experiment: Experiment, by_variant: ByVariant
 
 
 def left_unfinished(
-    claim: Trained, experiment: Experiment, scale: str, by_variant: ByVariant, lefts: Lefts
+    claim: TrainedClaim, experiment: Experiment, scale: str, by_variant: ByVariant, lefts: Unfinished
 ) -> Verdict | None:
     """That a claim cannot be judged at a scale, where runs declared for it were left; a budget's end comes first.
 
@@ -171,7 +171,7 @@ def left_unfinished(
         for (of, at, variant, seed), left in sorted(lefts.items())
         if (of, at) == (experiment.name, scale)
     }
-    missing = missed(claim, experiment, scale, by_variant) if here else set()
+    missing = missing_runs(claim, experiment, scale, by_variant) if here else set()
     found: dict[tuple[bool, str, str], list[int]] = {}  # (not a budget's end, variant, why) -> seeds
     for (variant, seed), left in here.items():
         if (variant, seed) in missing:
@@ -188,11 +188,13 @@ def left_unfinished(
     return cannot_judge(
         Reason.NOT_RUN if min(found)[0] else Reason.OVER_BUDGET,
         f"every seed counts, and runs were left unfinished: {'; '.join(texts)};"
-        f" to go on: {command(experiment, scale)}",
+        f" to go on: {run_command(experiment, scale)}",
     )
 
 
-def missed(claim: Trained, experiment: Experiment, scale: str, by_variant: ByVariant) -> set[tuple[str, int]]:
+def missing_runs(
+    claim: TrainedClaim, experiment: Experiment, scale: str, by_variant: ByVariant
+) -> set[tuple[str, int]]:
     """Variant, or step, and seed of what is declared for a claim at a scale and has no record.
 
     Of a step that has none, the runs that it consumes too.
@@ -203,21 +205,21 @@ def missed(claim: Trained, experiment: Experiment, scale: str, by_variant: ByVar
         if name in experiment.variants:
             found |= {(name, seed) for seed in experiment.seeds_of(name, scale)}
             continue
-        needed = experiment.step(name, scale).consumes
-        runs = {one: runs_with(experiment, scale, one, experiment.seeds_of(one, scale)) for one in needed}
-        for step in steps_with(experiment, name, scale, runs):
+        needed = experiment.derived_spec(name, scale).consumes
+        runs = {one: make_runs(experiment, scale, one, experiment.seeds_of(one, scale)) for one in needed}
+        for step in make_derived_runs(experiment, name, scale, runs):
             if (name, step.seed) not in there:
                 found |= {(name, step.seed), *((member.variant, member.seed) for member in step.members)}
     return found - there
 
 
-def said_by(metric: str, experiment: Experiment) -> Printed | None:
+def printed_value(metric: str, experiment: Experiment) -> Printed | None:
     """What is printed and named by a printed/… metric; None for what is measured."""
     kind, _, name = metric.partition("/")
     return experiment.printed.get(name) if kind == "printed" else None
 
 
-def judged_at(scale: str, claim: Trained, experiment: Experiment, records: ByVariant) -> Verdict:
+def judge_at_scale(scale: str, claim: TrainedClaim, experiment: Experiment, records: ByVariant) -> Verdict:
     """The verdict of a trained claim from the records of one scale; a trend at most below paper scale."""
     first = next(iter(records.values()))[0]
     full = scale == PAPER_SCALE and all(
@@ -232,7 +234,7 @@ def judged_at(scale: str, claim: Trained, experiment: Experiment, records: ByVar
     if diverged:
         what = ", ".join(f"{r.variant} seed {r.seed} ({r.ended})" for r in diverged)
         return cannot_judge(Reason.DID_NOT_CONVERGE, f"every seed counts, and some did not converge: {what}")
-    for variant, metric in measured_by(claim):
+    for variant, metric in measured_sides(claim):
         for row in records[variant]:
             if metric not in row.metrics:
                 known = ", ".join(sorted(row.metrics))
@@ -240,14 +242,14 @@ def judged_at(scale: str, claim: Trained, experiment: Experiment, records: ByVar
                 return cannot_judge(Reason.NOT_RUN, why)
     verdict = compare(claim, records)
     if is_number and material:
-        verdict = departing(verdict, material)
+        verdict = as_departing(verdict, material)
     elif not full or material:
         what = f"at {scale} scale on {first.data}" if not full else "with a recipe that departs from the paper's"
         verdict = as_trend(verdict, what)
-    return replace(verdict, sentence=verdict.sentence + pooled(records))
+    return replace(verdict, sentence=verdict.sentence + mixed_device_batches(records))
 
 
-def pooled(records: ByVariant) -> str:
+def mixed_device_batches(records: ByVariant) -> str:
     """A sentence to add for variants whose runs were split differently over devices; "" where there are none.
 
     Batch normalisation averages over the images that a device sees at a time: their number is part of a recipe.
@@ -262,7 +264,7 @@ def pooled(records: ByVariant) -> str:
     return f" Counted together are runs whose batch normalisation saw different batches: {'; '.join(found)}."
 
 
-def departing(verdict: Verdict, departures: Sequence[Departure]) -> Verdict:
+def as_departing(verdict: Verdict, departures: Sequence[Departure]) -> Verdict:
     """What remains of a verdict on a number where the recipe is not the paper's: what was measured."""
     why = f"The recipe departs from the paper's: {' '.join(departure.what for departure in departures)}"
     if verdict.measured is not None and verdict.interval:
@@ -271,7 +273,7 @@ def departing(verdict: Verdict, departures: Sequence[Departure]) -> Verdict:
     return replace(verdict, outcome=Outcome.CANNOT_JUDGE, reason=Reason.RECIPE_DEPARTS, sentence=why)
 
 
-def compare(claim: Trained, records: ByVariant) -> Verdict:
+def compare(claim: TrainedClaim, records: ByVariant) -> Verdict:
     """The statistics a kind of claim asks for."""
 
     def values(variant: str, metric: str = claim.metric) -> dict[int, float]:
@@ -296,7 +298,7 @@ def compare(claim: Trained, records: ByVariant) -> Verdict:
     raise AssertionError(claim)
 
 
-def measured_by(claim: Trained) -> list[tuple[str, str]]:
+def measured_sides(claim: TrainedClaim) -> list[tuple[str, str]]:
     """Each side's variant, and the metric it is measured by."""
     if isinstance(claim, OrderingClaim):
         return [(claim.lhs, claim.metric), (claim.rhs, claim.rhs_metric or claim.metric)]
@@ -308,18 +310,18 @@ def first_values(records: ByVariant) -> list[Record]:
     return next(iter(records.values()))
 
 
-def not_run(claim: Claim, experiment: Experiment, grouped: dict[str, ByVariant]) -> Verdict:
+def not_run_verdict(claim: Claim, experiment: Experiment, grouped: dict[str, ByVariant]) -> Verdict:
     """Which variant is missing, and the command that would run it."""
     scale = next(iter(grouped))
     missing = [variant for variant in variants_of(claim) if variant not in grouped[scale]]
     return cannot_judge(
         Reason.NOT_RUN,
-        f"no finished runs; to run them: {command(experiment, scale, missing or variants_of(claim))}",
+        f"no finished runs; to run them: {run_command(experiment, scale, missing or variants_of(claim))}",
     )
 
 
-def command(experiment: Experiment, scale: str, names: Sequence[str] = ()) -> str:
+def run_command(experiment: Experiment, scale: str, names: Sequence[str] = ()) -> str:
     """The command that runs these variants, and those that these steps consume."""
-    of = [experiment.steps[name].consumes if name in experiment.steps else [name] for name in names]
+    of = [experiment.derived[name].consumes if name in experiment.derived else [name] for name in names]
     variants = dict.fromkeys(variant for several in of for variant in several)
     return " ".join([f"repro run {experiment.name} --scale {scale}", *(f"--variant {name}" for name in variants)])

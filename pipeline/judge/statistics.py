@@ -11,9 +11,9 @@ ALPHA = 0.05  # of each one-sided test
 
 LEVEL = 1 - 2 * ALPHA  # of every interval
 
-FEWEST_SEEDS = 3  # fewer say next to nothing about a spread
+MIN_SEEDS = 3  # fewer say next to nothing about a spread
 
-MOST_SEEDS = 100  # more are not suggested to anybody
+MAX_SUGGESTED_SEEDS = 100  # more are not suggested to anybody
 
 POWER = 0.8  # "probably enough" seeds: four times in five
 
@@ -31,7 +31,7 @@ def finite_test_set_noise(error_pct: float, images: int) -> float:
 
 
 @dataclass(frozen=True)
-class _Test:
+class IntervalTest:
     """Where the interval of an estimate lies with respect to a claimed region."""
 
     place: Literal["inside", "above", "below", "across"]
@@ -44,14 +44,14 @@ class _Test:
     enough: int | None  # "across": seeds that would probably decide; None: more than MOST_SEEDS
 
 
-def _test(
+def interval_test(
     values: Sequence[float],
     *,
     low: float = -math.inf,
     high: float = math.inf,
     k: float = 0.0,
     scale: float = 0.0,
-) -> _Test:
+) -> IntervalTest:
     """Test whether mu + k sigma of the normal population behind `values` lies in the region low..high.
 
     sqrt(n) (mean - (mu + k sigma)) / s follows a noncentral t with n - 1 degrees of freedom and
@@ -59,25 +59,25 @@ def _test(
     (a margin does); this matters only for values without spread. `scale` is the size of the numbers that the
     values are differences of, for telling a spread from rounding.
     """
-    n, mean = len(values), _mean(values)
+    n, mean = len(values), average(values)
     limits = [limit for limit in (low, high) if math.isfinite(limit)]
     rounding = ROUNDING * max(scale, *(abs(x) for x in (*values, *limits)))
     if max(values) - min(values) <= rounding:
         slack = rounding if len(limits) == 2 else -rounding
         place = _place(mean, mean, low - slack, high + slack)
-        return _Test(place, mean, mean, mean, None, None, n, None)
+        return IntervalTest(place, mean, mean, mean, None, None, n, None)
     spread = math.sqrt(math.fsum((x - mean) ** 2 for x in values) / (n - 1))
     error = spread / math.sqrt(n)
     df, nc = n - 1, -k * math.sqrt(n)
-    lower = mean - _quantile(1 - ALPHA, df, nc) * error
-    upper = mean - _quantile(ALPHA, df, nc) * error
+    lower = mean - t_quantile(1 - ALPHA, df, nc) * error
+    upper = mean - t_quantile(ALPHA, df, nc) * error
     estimate = mean + k * spread / _c4(n)
     place = _place(lower, upper, low, high)
     # one p per limit: how probable is an estimate as far inside, if the truth were at that limit?
-    p_low = _probability_below(-(mean - low) / error, df, -nc) if low in limits else 0.0
-    p_high = _probability_below((mean - high) / error, df, nc) if high in limits else 0.0
+    p_low = t_probability_below(-(mean - low) / error, df, -nc) if low in limits else 0.0
+    p_high = t_probability_below((mean - high) / error, df, nc) if high in limits else 0.0
     enough = _enough_seeds(n, estimate, spread, low, high, k) if place == "across" else None
-    return _Test(place, estimate, lower, upper, max(p_low, p_high), mean / spread, n, enough)
+    return IntervalTest(place, estimate, lower, upper, max(p_low, p_high), mean / spread, n, enough)
 
 
 def _place(lower: float, upper: float, low: float, high: float) -> Literal["inside", "above", "below", "across"]:
@@ -103,11 +103,11 @@ def _enough_seeds(n: int, estimate: float, spread: float, low: float, high: floa
 
     def power(seeds: int) -> float:
         error = spread * math.sqrt(1 / seeds + k * k / (2 * (seeds - 1)))
-        needed = _quantile(1 - ALPHA, seeds - 1, 0.0)
+        needed = t_quantile(1 - ALPHA, seeds - 1, 0.0)
         nearby = [d / error for d in distances if d < 30 * error]  # further off is certain
-        return 1 - sum(_probability_below(needed, seeds - 1, d) for d in nearby)
+        return 1 - sum(t_probability_below(needed, seeds - 1, d) for d in nearby)
 
-    more = range(n + 1, MOST_SEEDS + 1)
+    more = range(n + 1, MAX_SUGGESTED_SEEDS + 1)
     found = bisect_left(more, POWER, key=power)
     if found == len(more):
         return None
@@ -116,14 +116,14 @@ def _enough_seeds(n: int, estimate: float, spread: float, low: float, high: floa
 
 
 @cache
-def _quantile(probability: float, df: int, nc: float) -> float:
+def t_quantile(probability: float, df: int, nc: float) -> float:
     """Quantile of the noncentral t distribution; nc = 0 is Student's."""
     from scipy import special
 
     return float(special.nctdtrit(df, nc, probability) if nc else special.stdtrit(df, probability))
 
 
-def _probability_below(t: float, df: int, nc: float) -> float:
+def t_probability_below(t: float, df: int, nc: float) -> float:
     """P(T < t) for a noncentral t; nc = 0 is Student's."""
     from scipy import special
 
@@ -150,7 +150,7 @@ def _c4(n: int) -> float:
     return math.sqrt(2 / (n - 1)) * math.exp(math.lgamma(n / 2) - math.lgamma((n - 1) / 2))
 
 
-def _sigmas(statistic: str) -> float:
+def statistic_sigmas(statistic: str) -> float:
     """The k of mu + k sigma that a statistic estimates."""
     if statistic == "mean":
         return 0.0
@@ -160,5 +160,5 @@ def _sigmas(statistic: str) -> float:
     return -expected_best(int(draws)) if int(draws) > 1 else 0.0
 
 
-def _mean(values: Sequence[float]) -> float:
+def average(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)

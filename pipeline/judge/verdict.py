@@ -7,7 +7,16 @@ from enum import StrEnum
 from numbers import Integral, Real
 from typing import Literal, TypeGuard
 
-from pipeline.judge.statistics import FEWEST_SEEDS, LEVEL, MOST_SEEDS, ROUNDING, _mean, _sigmas, _Test, _test
+from pipeline.judge.statistics import (
+    LEVEL,
+    MAX_SUGGESTED_SEEDS,
+    MIN_SEEDS,
+    ROUNDING,
+    IntervalTest,
+    average,
+    interval_test,
+    statistic_sigmas,
+)
 
 
 class Outcome(StrEnum):
@@ -108,15 +117,15 @@ def judge_metric(
     """
     _require_number("claimed", claimed)
     _require_margin(margin, above_zero=True)
-    k = _sigmas(statistic)
+    k = statistic_sigmas(statistic)
     numbers = list(values.values())
-    unfit = _unfit(values, n=len(values), estimate=lambda: None if k else _mean(numbers))
+    unfit = _unfit(values, n=len(values), estimate=lambda: None if k else average(numbers))
     if unfit:
         return unfit
-    test = _test(numbers, low=claimed - margin, high=claimed + margin, k=k)
+    test = interval_test(numbers, low=claimed - margin, high=claimed + margin, k=k)
     return _conclude(
         test,
-        what=_described(statistic, "error", values),
+        what=_describe_estimate(statistic, "error", values),
         region=f"{_show(claimed)} ± {_show(margin)} %",
         unit=" %",
         below=Outcome.BETTER,
@@ -130,16 +139,16 @@ def judge_bound(
     _require_number("bound", bound)
     if op not in ("<", ">"):
         raise ValueError(f"unknown op {op!r} for a bound; use '<' or '>'")
-    k = _sigmas(statistic)
+    k = statistic_sigmas(statistic)
     numbers = list(values.values())
-    unfit = _unfit(values, n=len(values), estimate=lambda: None if k else _mean(numbers))
+    unfit = _unfit(values, n=len(values), estimate=lambda: None if k else average(numbers))
     if unfit:
         return unfit
     if op == "<":
-        test, region = _test(numbers, high=bound, k=k), f"less than {_show(bound)}"
+        test, region = interval_test(numbers, high=bound, k=k), f"less than {_show(bound)}"
     else:
-        test, region = _test(numbers, low=bound, k=k), f"more than {_show(bound)}"
-    return _conclude(test, what=_described(statistic, "value", values), region=region)
+        test, region = interval_test(numbers, low=bound, k=k), f"more than {_show(bound)}"
+    return _conclude(test, what=_describe_estimate(statistic, "value", values), region=region)
 
 
 def judge_ordering(
@@ -163,7 +172,7 @@ def judge_ordering(
     def differences() -> list[float]:
         return [a - b for a, b in pairs]
 
-    unfit = _unfit(lhs, rhs, n=len(pairs), estimate=lambda: _mean(differences()), aside=left_out)
+    unfit = _unfit(lhs, rhs, n=len(pairs), estimate=lambda: average(differences()), aside=left_out)
     if unfit:
         return unfit
     low, high, region = {
@@ -172,7 +181,7 @@ def judge_ordering(
         "<=": (-math.inf, margin, f"less than {_show(margin)}"),
         "~": (-margin, margin, f"0 ± {_show(margin)}"),
     }[op]
-    test = _test(differences(), low=low, high=high, scale=max(abs(x) for pair in pairs for x in pair))
+    test = interval_test(differences(), low=low, high=high, scale=max(abs(x) for pair in pairs for x in pair))
     what = f"The mean of {names[0]} minus {names[1]} over {len(pairs)} paired seeds"
     return _conclude(test, what=what, region=region, effect=test.mean_over_spread, aside=left_out)
 
@@ -199,11 +208,11 @@ def judge_ratio(lhs: Mapping[int, float], rhs: Mapping[int, float], *, claimed: 
     def logs() -> list[float]:
         return [math.log(a) - math.log(b) for a, b in pairs]
 
-    unfit = _unfit(lhs, rhs, n=len(pairs), estimate=lambda: math.exp(_mean(logs())), aside=left_out)
+    unfit = _unfit(lhs, rhs, n=len(pairs), estimate=lambda: math.exp(average(logs())), aside=left_out)
     if unfit:
         return unfit
     scale = max(1.0, *(abs(math.log(x)) for pair in pairs for x in pair))
-    test = _test(logs(), low=math.log(claimed - margin), high=math.log(claimed + margin), scale=scale)
+    test = interval_test(logs(), low=math.log(claimed - margin), high=math.log(claimed + margin), scale=scale)
     effect = test.mean_over_spread
     test = replace(test, estimate=math.exp(test.estimate), low=math.exp(test.low), high=math.exp(test.high))
     what = f"The mean ratio of left to right over {len(pairs)} paired seeds"
@@ -232,7 +241,7 @@ def cannot_judge(reason: Reason, sentence: str, n: int = 0) -> Verdict:
 
 
 def _conclude(
-    test: _Test,
+    test: IntervalTest,
     *,
     what: str,
     region: str,
@@ -254,7 +263,7 @@ def _conclude(
         outcome, why = Outcome.REPRODUCED, inside
     elif test.place == "across":
         outcome, reason = Outcome.CANNOT_JUDGE, Reason.UNDERPOWERED
-        more = f"about {test.enough} seeds" if test.enough else f"not even {MOST_SEEDS} seeds"
+        more = f"about {test.enough} seeds" if test.enough else f"not even {MAX_SUGGESTED_SEEDS} seeds"
         why = f"the interval lies partly elsewhere; with this spread {more} would probably be enough"
     else:
         outcome = below if test.place == "below" else Outcome.NOT_REPRODUCED
@@ -285,10 +294,10 @@ def _unfit(
     if bad:
         sentence = f"Every run counts, and {_listed(bad)}, so there is no estimate to compare with the claim."
         return cannot_judge(Reason.DID_NOT_CONVERGE, sentence, n)
-    if n >= FEWEST_SEEDS:
+    if n >= MIN_SEEDS:
         return None
     found = {0: "No seed is", 1: "Only 1 seed is"}.get(n, f"Only {n} seeds are")
-    sentence = f"{found} there to compare, and fewer than {FEWEST_SEEDS} say too little about the spread"
+    sentence = f"{found} there to compare, and fewer than {MIN_SEEDS} say too little about the spread"
     verdict = cannot_judge(Reason.UNDERPOWERED, f"{sentence}{aside}.", n)
     return replace(verdict, measured=estimate() if n else None)
 
@@ -361,7 +370,7 @@ def _shown(value: object) -> str:
     return _show(value)
 
 
-def _described(statistic: str, noun: str, values: Mapping[int, float]) -> str:
+def _describe_estimate(statistic: str, noun: str, values: Mapping[int, float]) -> str:
     """What an estimate is of, in words."""
     if statistic == "mean":
         return f"The mean {noun} of {len(values)} seeds"

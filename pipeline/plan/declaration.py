@@ -4,12 +4,12 @@ import hashlib
 from collections.abc import Iterable
 from typing import Any
 
-from pipeline.common.hashing import canonical
+from pipeline.common.hashing import canonical_json
 from pipeline.declare.recipe import Recipe
 
 # Settings younger than the first tracked runs: at these values they are left out of a declaration's hash, so that
 # the runs made before still are runs of the same recipe.
-YOUNGER: dict[str, Any] = {
+LATER_DEFAULTS: dict[str, Any] = {
     "train.optimizer.nesterov": False,
     "train.lr_drops.every": None,
     "train.lr_end": None,
@@ -18,9 +18,9 @@ YOUNGER: dict[str, Any] = {
 }
 
 
-def declared(recipe: Recipe, seeds: Iterable[int]) -> dict[int, str]:
+def declaration_hashes(recipe: Recipe, seeds: Iterable[int]) -> dict[int, str]:
     """`Run.declaration` of each seed: `digest` of {"recipe": ..., "seed": ...}; the recipe is written out once."""
-    text = canonical({"recipe": settled(recipe.model_dump(mode="json"))})
+    text = canonical_json({"recipe": without_later_defaults(recipe.model_dump(mode="json"))})
     begun = hashlib.sha256(f'{text[:-1]},"seed":'.encode())
     found = {}
     for seed in seeds:
@@ -30,10 +30,12 @@ def declared(recipe: Recipe, seeds: Iterable[int]) -> dict[int, str]:
     return found
 
 
-def settled(value: Any, path: str = "") -> Any:
+def without_later_defaults(value: Any, path: str = "") -> Any:
     """A dumped recipe without the younger settings that are at the value they always had."""
     if not isinstance(value, dict):
         return value
     named = {key: f"{path}.{key}".lstrip(".") for key in value}
-    kept = {key: v for key, v in value.items() if named[key] not in YOUNGER or v != YOUNGER[named[key]]}
-    return {key: settled(v, named[key]) for key, v in kept.items()}
+    kept = {
+        key: v for key, v in value.items() if named[key] not in LATER_DEFAULTS or v != LATER_DEFAULTS[named[key]]
+    }
+    return {key: without_later_defaults(v, named[key]) for key, v in kept.items()}

@@ -7,12 +7,12 @@ from typing import Any
 from lightning_modules.names import nearest
 from pipeline.common.errors import UserError
 from pipeline.common.hashing import digest
-from pipeline.declare.derived import AnyStep
+from pipeline.declare.derived import DerivedSpec
 from pipeline.declare.experiment import Experiment
 from pipeline.declare.recipe import Recipe
-from pipeline.plan.declaration import declared
+from pipeline.plan.declaration import declaration_hashes
 
-MOST_SEEDS = 1000
+MAX_SEEDS = 1000
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Run:
     @property
     def declaration(self) -> str:
         """Hash of the resolved recipe and the seed; the scale's name is not part of what is computed."""
-        return declared(self.recipe, [self.seed])[self.seed]
+        return declaration_hashes(self.recipe, [self.seed])[self.seed]
 
     @property
     def title(self) -> str:
@@ -38,14 +38,14 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Step:
+class DerivedRun:
     """Work on finished runs of one experiment at one scale."""
 
     experiment: str
     scale: str
     variant: str  # the step's name
     seed: int  # of the first of its runs
-    step: AnyStep
+    spec: DerivedSpec
     members: tuple[Run, ...]  # what it consumes
 
     @property
@@ -56,12 +56,12 @@ class Step:
     @property
     def declaration(self) -> str:
         """Hash of what is done, and of the declarations of its runs; what these are called is no part of it."""
-        done = self.step.model_dump(mode="json", exclude={"of", "members"})
+        done = self.spec.model_dump(mode="json", exclude={"of", "members"})
         own: dict[str, dict[int, str]] = {}  # of each variant's runs, whose recipe is one
         for first in self.members:
             if first.variant not in own:
                 seeds = [member.seed for member in self.members if member.variant == first.variant]
-                own[first.variant] = declared(first.recipe, seeds)
+                own[first.variant] = declaration_hashes(first.recipe, seeds)
         return digest({"step": done, "members": [own[member.variant][member.seed] for member in self.members]})
 
     @property
@@ -70,14 +70,14 @@ class Step:
         return f"{self.variant} seed {self.seed}"
 
 
-def plan(
+def plan_runs(
     experiment: Experiment,
     *,
     scale: str,
     variants: Sequence[str] = (),
     seeds: int | None = None,
     changes: Mapping[str, Any] | None = None,
-) -> list[Run | Step]:
+) -> list[Run | DerivedRun]:
     """The runs of `experiment` at `scale`: all its variants (or those named), its first `seeds` seeds; its steps.
 
     More seeds than declared continue the row: 0, 1, 2, … Ordered by seed first, so that an interrupted plan has
@@ -94,24 +94,24 @@ def plan(
     for variant in variants:
         if variant not in experiment.variants:
             raise UserError(f"{experiment.name} has no variant {variant!r}{nearest(variant, experiment.variants)}")
-    if seeds is not None and not 1 <= seeds <= MOST_SEEDS:
-        raise UserError(f"--seeds {seeds}: a number from 1 to {MOST_SEEDS} is needed")
+    if seeds is not None and not 1 <= seeds <= MAX_SEEDS:
+        raise UserError(f"--seeds {seeds}: a number from 1 to {MAX_SEEDS} is needed")
     chosen = tuple(dict.fromkeys(variants)) or experiment.variants_at(scale)
-    rows = {variant: seed_row(experiment.seeds_of(variant, scale), seeds) for variant in chosen}
-    runs = {variant: runs_with(experiment, scale, variant, rows[variant], changes) for variant in chosen}
-    steps: dict[int, list[Step]] = {}  # by the place in its row of the last seed that they need
-    for name in experiment.steps_at(scale, chosen):
-        for step in steps_with(experiment, name, scale, runs):
+    rows = {variant: seeds_for(experiment.seeds_of(variant, scale), seeds) for variant in chosen}
+    runs = {variant: make_runs(experiment, scale, variant, rows[variant], changes) for variant in chosen}
+    steps: dict[int, list[DerivedRun]] = {}  # by the place in its row of the last seed that they need
+    for name in experiment.derived_at(scale, chosen):
+        for step in make_derived_runs(experiment, name, scale, runs):
             last = max(rows[member.variant].index(member.seed) for member in step.members)
             steps.setdefault(last, []).append(step)
-    found: list[Run | Step] = []
+    found: list[Run | DerivedRun] = []
     for number in range(max(map(len, rows.values()))):
         found += [runs[variant][number] for variant in chosen if number < len(rows[variant])]
         found += steps.get(number, [])
     return found
 
 
-def seed_row(declared: Sequence[int], count: int | None) -> list[int]:
+def seeds_for(declared: Sequence[int], count: int | None) -> list[int]:
     """The first `count` seeds: those declared, and then 0, 1, 2, … without them; None: those declared."""
     return [seed_at(declared, place) for place in range(len(declared) if count is None else count)]
 
@@ -126,14 +126,14 @@ def seed_at(declared: Sequence[int], place: int) -> int:
     return seed
 
 
-def place_of(declared: Sequence[int], seed: int) -> int:
+def seed_index(declared: Sequence[int], seed: int) -> int:
     """Where a seed stands in it."""
     if seed in declared:
         return declared.index(seed)
     return len(declared) + seed - sum(known < seed for known in declared)
 
 
-def runs_with(
+def make_runs(
     experiment: Experiment,
     scale: str,
     variant: str,
@@ -146,14 +146,16 @@ def runs_with(
     return [Run(experiment.name, scale, variant, seed, recipe, changed) for seed in seeds]
 
 
-def steps_with(experiment: Experiment, name: str, scale: str, runs: Mapping[str, Sequence[Run]]) -> list[Step]:
+def make_derived_runs(
+    experiment: Experiment, name: str, scale: str, runs: Mapping[str, Sequence[Run]]
+) -> list[DerivedRun]:
     """As many steps `name` as `runs`, by variant, give: each of them consumes others, in their order."""
-    step = experiment.step(name, scale)
+    step = experiment.derived_spec(name, scale)
     needed = step.consumes
     first = min(needed)  # whatever the order in which they are written
     result = []
     for number in range(min(len(runs[variant]) // count for variant, count in needed.items())):
         members = {v: runs[v][number * count : (number + 1) * count] for v, count in needed.items()}
         in_order = tuple(run for variant in sorted(members) for run in members[variant])
-        result.append(Step(experiment.name, scale, name, members[first][0].seed, step, in_order))
+        result.append(DerivedRun(experiment.name, scale, name, members[first][0].seed, step, in_order))
     return result

@@ -1,74 +1,53 @@
 """Identities of runs: a hash of declaration, data manifest and training code."""
 
 import ast
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pipeline.common.hashing import bare_source, digest
+from pipeline.common.hashing import code_digest, digest
 from pipeline.common.paths import ROOT
-from pipeline.plan.expand import Run, Step
+from pipeline.plan.expand import DerivedRun, Run
 
-TRAINING = (
-    "pipeline/group.py",
-    "pipeline/train.py",
-    "pipeline/supply.py",
-    "pipeline/evaluate.py",
-    "pipeline/protocol.py",
-    *(
-        f"pipeline/data/{name}.py"
-        for name in (
-            "ahead",
-            "batches",
-            "colour",
-            "folders",
-            "images",
-            "jpeg",
-            "manifest",
-            "normalise",
-            "order",
-            "photographs",
-            "samples",
-            "shards",
-            "sources",
-            "statistics",
-            "store",
-            "views",
-        )
-    ),
-)
-
-STEPS = {  # kind of step -> the files that can change its numbers, but for those of its runs
-    "ensemble": ("pipeline/steps.py",),
-    "protocol": ("pipeline/steps.py",),
-    "transfer": ("pipeline/steps.py", "pipeline/steps_transfer.py"),
-    "compression": ("pipeline/steps.py", "pipeline/steps_compression.py"),
+# Code that can change the numbers of any run, as globs. `lightning_modules` is followed by its imports.
+TRAINING_CODE = ("pipeline/train/*.py", "pipeline/data/*.py", "pipeline/declare/protocol.py")
+DERIVED_CODE = {  # kind of derived run -> code that can change its numbers, beside that of its members
+    "ensemble": ("pipeline/derive/run.py", "pipeline/derive/context.py", "pipeline/derive/ensemble.py"),
+    "protocol": ("pipeline/derive/run.py", "pipeline/derive/context.py", "pipeline/derive/ensemble.py"),
+    "transfer": ("pipeline/derive/run.py", "pipeline/derive/context.py", "pipeline/derive/transfer.py"),
+    "compression": ("pipeline/derive/run.py", "pipeline/derive/context.py", "pipeline/derive/compression.py"),
 }
 
 
-def identity(run: Run | Step, *, manifest: str, code: str, members: Sequence[str] = ()) -> str:
-    """What a run is: its resolved declaration, its data and the code that can change its numbers (hash).
+def identity(run: Run | DerivedRun, *, manifest: str, code: str, members: Sequence[str] = ()) -> str:
+    """Return the identity of a run: the hash of its resolved declaration, its data and its code.
 
-    A step is that and the identities of its members. A run changed by --set never counts for a claim, so it must
-    not stand for a declared run of the same recipe.
+    The identity of a derived run includes those of its members. A run changed by --set never counts for a claim, so
+    it must not stand for a declared run of the same recipe.
     """
     departs: dict[str, Any] = {"departs": True} if run.changes else {}
     consumed = {"members": list(members)} if members else {}
     return digest({"declaration": run.declaration, "manifest": manifest, "code": code} | departs | consumed)
 
 
-def step_code(step: Step, codes: Sequence[str], root: Path = ROOT) -> str:
-    """Hash of the code that can change the numbers of a step: that of its runs, and its own."""
-    own = {file: bare_source(root / file) for file in STEPS[step.step.kind]}
-    return digest({"runs": list(codes), "step": own})
+def derived_code_hash(run: DerivedRun, codes: Sequence[str], root: Path = ROOT) -> str:
+    """Return the hash of the code that can change the numbers of a derived run: `codes` of its members, and its own.
+
+    Raises FileNotFoundError where an entry of DERIVED_CODE matches nothing.
+    """
+    return digest({"runs": list(codes), "derived": code_digest(matching_files(DERIVED_CODE[run.spec.kind], root))})
 
 
 def code_hash(network_file: Path, root: Path = ROOT) -> str:
-    """Hash of the code that can change the numbers of a run whose network is defined in `network_file`.
+    """Return the hash of the code that can change the numbers of a run whose network is in `network_file`.
 
-    That is the training path, the shared modules and the network's file with what it imports of
-    `lightning_modules`; not the other papers' files. A module which imports the network's file and holds no
-    paper's networks (LeNet-5's own way to learn) belongs to it. Comments, docstrings and layout do not count.
+    That is the code of TRAINING_CODE, `lightning_modules/classifier.py`, the network's file, and what these import
+    of `lightning_modules`; not the files of other papers. A module that imports the network's file and holds no
+    paper's networks (LeNet-5's optimizer) belongs to it. See `common.hashing.definitions` for what counts: the
+    definitions do, the files they are in do not.
+
+    Raises FileNotFoundError where an entry of TRAINING_CODE matches nothing.
     """
     root, network_file = root.resolve(), network_file.resolve()
     modules = root / "lightning_modules"
@@ -78,23 +57,40 @@ def code_hash(network_file: Path, root: Path = ROOT) -> str:
         for path in modules.glob("*.py")
         if path.stem not in ("networks", *papers) and network_file.stem in imported_modules(path)
     ]
-    files = {path for pattern in TRAINING for path in root.glob(pattern)}
+    files = set(matching_files(TRAINING_CODE, root))
     waiting = [network_file, modules / "classifier.py", *own]
     while waiting:
         path = waiting.pop()
         if path not in files:
             files.add(path)
             waiting += [modules / f"{name}.py" for name in imported_modules(path)]
-    parts = {str(path.relative_to(root)): bare_source(path) for path in sorted(files)}
-    return digest(parts)
+    return code_digest(files)
+
+
+def matching_files(patterns: Iterable[str], root: Path) -> list[Path]:
+    """Return the files that the globs match below `root`; FileNotFoundError for one that matches none."""
+    found = []
+    for pattern in patterns:
+        files = sorted(root.glob(pattern))
+        if not files:
+            raise FileNotFoundError(f"the list of training code names {pattern}, which matches no file in {root}")
+        found += files
+    return found
 
 
 def imported_modules(path: Path) -> set[str]:
-    """Names of the `lightning_modules` that `path` imports, but for those that change no number."""
+    """Return the names of the `lightning_modules` that `path` imports, but for those that change no number."""
+    about = path.stat()
+    return set(_imported_modules(path, about.st_mtime_ns, about.st_size))
+
+
+@lru_cache(maxsize=256)
+def _imported_modules(path: Path, _mtime: int, _size: int) -> frozenset[str]:
     names = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             names += [f"{node.module}.{alias.name}" for alias in node.names]
-    return {name.split(".")[1] for name in names if name.startswith("lightning_modules.")} - {"networks", "names"}
+    found = {name.split(".")[1] for name in names if name.startswith("lightning_modules.")}
+    return frozenset(found - {"networks", "names"})

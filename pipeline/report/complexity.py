@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import nn
 
-from pipeline.analyse.catalogue import Complexity
-from pipeline.analyse.network import Analysis
-from pipeline.analyse.tracing import POOLING, weighted
+from pipeline.analyse.catalogue import NetworkCost
+from pipeline.analyse.network import NetworkAnalysis
+from pipeline.analyse.tracing import POOLING, is_weighted_layer
 
 
-def layer_rows(found: Analysis) -> list[dict[str, Any]]:
+def layer_rows(found: NetworkAnalysis) -> list[dict[str, Any]]:
     """The network as its paper's table has it: a row for each of its parts, in order; the total comes last."""
     rows = []
     for name, part in found.network.named_children():
@@ -22,30 +22,30 @@ def layer_rows(found: Analysis) -> list[dict[str, Any]]:
             {
                 "layer": name,
                 "output": list(found.outputs[name].shape[1:]) if used else None,
-                "kernel": kernels(part),
+                "kernel": kernel_summary(part),
                 "parameters": found.count(name, "parameters"),
                 "multiply_adds": found.count(name, "multiply_adds") if used else 0,
                 "activations": found.count(name, "activations"),
-                "receptive_field": reach.field if reach and used and grows(part) else None,
+                "receptive_field": reach.field if reach and used and enlarges_field(part) else None,
             }
         )
     total = {what: found.measure(what) for what in ("parameters", "multiply_adds", "activations")}
     return [*rows, {"layer": "total", "output": None, "kernel": "", "receptive_field": None} | total]
 
 
-def grows(part: nn.Module) -> bool:
+def enlarges_field(part: nn.Module) -> bool:
     """Whether units of a layer, or of one within, see more than the units before."""
-    return any(weighted(m) or isinstance(m, POOLING) or hasattr(m, "window") for m in part.modules())
+    return any(is_weighted_layer(m) or isinstance(m, POOLING) or hasattr(m, "window") for m in part.modules())
 
 
-def kernels(part: nn.Module) -> str:
+def kernel_summary(part: nn.Module) -> str:
     """The windows within a part: "7x7/2", "3 x 1x1, 3 x 3x3"; "/2" is a stride, "g32" groups."""
-    words = [kernel(module) for module in part.modules()]
+    words = [kernel_text(module) for module in part.modules()]
     found = Counter(word for word in words if word)
     return ", ".join(f"{n} x {word}" if n > 1 else word for word, n in found.items())
 
 
-def kernel(module: nn.Module) -> str:
+def kernel_text(module: nn.Module) -> str:
     """The window of one layer; "" for what has none."""
     if hasattr(module, "window"):
         return f"sum {module.window}x{module.window}/{module.window}"
@@ -53,14 +53,14 @@ def kernel(module: nn.Module) -> str:
         return "global mean" if module.output_size in (1, (1, 1)) else f"mean to {module.output_size}"
     if not isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
         return ""
-    high, wide = pair(module.kernel_size)
-    stride = pair(module.stride or module.kernel_size)[0]
+    high, wide = as_pair(module.kernel_size)
+    stride = as_pair(module.stride or module.kernel_size)[0]
     kind = {nn.MaxPool2d: "max ", nn.AvgPool2d: "mean "}.get(type(module), "")
     groups = f" g{module.groups}" if isinstance(module, nn.Conv2d) and module.groups > 1 else ""
     return f"{kind}{high}x{wide}" + (f"/{stride}" if stride > 1 else "") + groups
 
 
-def pair(value: Any) -> tuple[int, int]:
+def as_pair(value: Any) -> tuple[int, int]:
     """3 -> (3, 3); (3, 1) as it is."""
     return (value, value) if isinstance(value, int) else tuple(value)
 
@@ -78,7 +78,7 @@ def layer_cells(row: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def complexity_cells(row: Complexity) -> dict[str, str]:
+def complexity_cells(row: NetworkCost) -> dict[str, str]:
     """One network, ready to show."""
     return {
         "network": row.name,
@@ -91,7 +91,7 @@ def complexity_cells(row: Complexity) -> dict[str, str]:
     }
 
 
-def chart_cells(row: Complexity) -> dict[str, str]:
+def chart_cells(row: NetworkCost) -> dict[str, str]:
     """One network of the chart, ready to show."""
     return {
         "network": row.name,

@@ -13,24 +13,24 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
-from pipeline.analyse.catalogue import Complexity
-from pipeline.common.errors import unwritable_named
+from pipeline.analyse.catalogue import NetworkCost
+from pipeline.common.errors import explain_write_errors
 from pipeline.common.files import write_atomically
 from pipeline.declare.experiment import Experiment
 
 Curve = Sequence[tuple[int, float]]  # (update, value)
-TRAIN, TEST = "train/top1_error_pct", "test/top1_error_pct"
-CURVES = (TRAIN, TEST)
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe and Ito
+TRAIN_ERROR, TEST_ERROR_METRIC = "train/top1_error_pct", "test/top1_error_pct"
+CURVES = (TRAIN_ERROR, TEST_ERROR_METRIC)
+CURVE_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe and Ito
 ACROSS = 8  # pictures in a row of a contact sheet
 POINTS = 40  # a training error is drawn as the mean over this many parts of a run
 
 
-def drawn(figure: Figure, path: Path, *, dpi: int) -> Path:
+def save_figure(figure: Figure, path: Path, *, dpi: int) -> Path:
     """Write `figure` to `path`, a PNG: whole or not at all; UserError names a folder that cannot be written."""
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=dpi, metadata={"Software": None})
-    with unwritable_named(path.parent):
+    with explain_write_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, picture.getvalue())
     return path
@@ -40,7 +40,7 @@ def error_curves(
     experiment: Experiment, scale: str, curves: Mapping[str, Mapping[str, Sequence[Curve]]], path: Path
 ) -> Path:
     """Write `curves_figure` to `path`, a PNG."""
-    return drawn(curves_figure(experiment, scale, curves), path, dpi=150)
+    return save_figure(curves_figure(experiment, scale, curves), path, dpi=150)
 
 
 def curves_figure(
@@ -62,8 +62,8 @@ def curves_figure(
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, max(len(panels), 1), sharey=True, squeeze=False)[0]
     for ax, (network, variants) in zip(axes, panels.items(), strict=False):
-        for colour, variant in zip(cycle(COLOURS), variants, strict=False):
-            draw(ax, curves[variant], colour, f"{variant}, {protocols[variant]}" if apart else variant)
+        for colour, variant in zip(cycle(CURVE_COLOURS), variants, strict=False):
+            plot_variant(ax, curves[variant], colour, f"{variant}, {protocols[variant]}" if apart else variant)
         ax.set_title(network.removesuffix("_cifar"), fontsize=11)
         ax.set_xlabel("updates")
         ax.xaxis.set_major_formatter("{x:,.0f}")
@@ -84,12 +84,12 @@ def curves_figure(
     return figure
 
 
-def draw(ax: Axes, curves: Mapping[str, Sequence[Curve]], colour: str, label: str) -> None:
+def plot_variant(ax: Axes, curves: Mapping[str, Sequence[Curve]], colour: str, label: str) -> None:
     """One variant: both errors, mean and range over seeds."""
-    named = TEST if any(curves.get(TEST, ())) else TRAIN
+    named = TEST_ERROR_METRIC if any(curves.get(TEST_ERROR_METRIC, ())) else TRAIN_ERROR
     for metric in CURVES:
         rows = [curve for curve in curves.get(metric, ()) if curve]
-        if metric == TRAIN and rows:
+        if metric == TRAIN_ERROR and rows:
             size = -(-max(len(curve) for curve in rows) // POINTS)
             rows = [binned(curve, size) for curve in rows]
         values: dict[int, list[float]] = {}  # of the seeds that came so far
@@ -100,7 +100,7 @@ def draw(ax: Axes, curves: Mapping[str, Sequence[Curve]], colour: str, label: st
             continue
         steps = sorted(values)
         mean, low, high = ([of(values[step]) for step in steps] for of in (fmean, min, max))
-        bold = metric == TEST
+        bold = metric == TEST_ERROR_METRIC
         style: dict[str, Any] = {"linewidth": 2.2} if bold else {"linewidth": 1.1, "linestyle": "--"}
         ax.plot(steps, mean, color=colour, label=label if metric == named else None, **style)
         ax.fill_between(steps, low, high, color=colour, alpha=0.12, linewidth=0)
@@ -112,12 +112,12 @@ def binned(curve: Curve, size: int) -> list[tuple[int, float]]:
     return [(part[-1][0], fmean(value for _, value in part)) for part in parts]
 
 
-def complexity_chart(rows: Sequence[Complexity], hardware: str, path: Path) -> Path:
+def complexity_chart(rows: Sequence[NetworkCost], hardware: str, path: Path) -> Path:
     """Write `complexity_figure` to `path`, a PNG."""
-    return drawn(complexity_figure(rows, hardware), path, dpi=150)
+    return save_figure(complexity_figure(rows, hardware), path, dpi=150)
 
 
-def complexity_figure(rows: Sequence[Complexity], hardware: str) -> Figure:
+def complexity_figure(rows: Sequence[NetworkCost], hardware: str) -> Figure:
     """The lecture's comparison, after arXiv:1605.07678: accuracy, operations, parameters, memory and time.
 
     Left: accuracy against operations, area of a disc = parameters. Right: memory and forward time of one image,
@@ -128,7 +128,7 @@ def complexity_figure(rows: Sequence[Complexity], hardware: str) -> Figure:
     FigureCanvasAgg(figure)
     discs, memory, time = figure.subplots(1, 3, width_ratios=[2.2, 1, 1])
     papers = list(dict.fromkeys(row.paper for row in shown))
-    colour = dict(zip(papers, cycle(COLOURS), strict=False))
+    colour = dict(zip(papers, cycle(CURVE_COLOURS), strict=False))
     for row in sorted(shown, key=lambda row: -row.parameters):  # small discs on top of large ones
         x, y = 2 * row.multiply_adds / 1e9, row.top1_pct
         discs.scatter(x, y, s=row.parameters / 1e6 * 12, color=colour[row.paper], alpha=0.55, linewidths=0)
@@ -167,7 +167,7 @@ def complexity_figure(rows: Sequence[Complexity], hardware: str) -> Figure:
 
 def contact_sheet(images: Sequence[Any], titles: Sequence[str], path: Path, *, heading: str = "") -> Path:
     """Write `contact_figure` to `path`, a PNG."""
-    return drawn(contact_figure(images, titles, heading), path, dpi=110)
+    return save_figure(contact_figure(images, titles, heading), path, dpi=110)
 
 
 def contact_figure(images: Sequence[Any], titles: Sequence[str], heading: str = "") -> Figure:
@@ -196,7 +196,7 @@ def contact_figure(images: Sequence[Any], titles: Sequence[str], heading: str = 
 
 def class_balance(counts: Mapping[str, Sequence[int]], path: Path, *, heading: str = "") -> Path:
     """Write `balance_figure` to `path`, a PNG."""
-    return drawn(balance_figure(counts, heading), path, dpi=110)
+    return save_figure(balance_figure(counts, heading), path, dpi=110)
 
 
 def balance_figure(counts: Mapping[str, Sequence[int]], heading: str = "") -> Figure:
@@ -204,7 +204,7 @@ def balance_figure(counts: Mapping[str, Sequence[int]], heading: str = "") -> Fi
     figure = Figure(figsize=(5.2 * max(len(counts), 1), 3.4), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, max(len(counts), 1), squeeze=False)[0]
-    for ax, colour, (split, values) in zip(panels, cycle(COLOURS), counts.items(), strict=False):
+    for ax, colour, (split, values) in zip(panels, cycle(CURVE_COLOURS), counts.items(), strict=False):
         sizes = sorted(values, reverse=True)
         ax.fill_between(
             range(len(sizes) + 1), [*sizes, sizes[-1]], step="post", color=colour, alpha=0.6, linewidth=0

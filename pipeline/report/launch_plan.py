@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
-from pipeline.cluster.launch import Group, Plan
+from pipeline.cluster.launch import LaunchPlan, VariantPlan
 from pipeline.common.words import duration, plural
 
-HEADS = ("variant", "runs", "devices", "images", "device time", "cost")
+COLUMNS = ("variant", "runs", "devices", "images", "device time", "cost")
 
 
-def cells(groups: Sequence[Group], price: float | None) -> list[dict[str, str]]:
+def plan_rows(groups: Sequence[VariantPlan], price: float | None) -> list[dict[str, str]]:
     """A row for each variant, ready to show."""
     rows = []
     for group in groups:
@@ -18,12 +18,12 @@ def cells(groups: Sequence[Group], price: float | None) -> list[dict[str, str]]:
         row = (group.variant, group.words, f"{group.devices}", f"{group.images:,}", time, cost)
         row = row if left else (group.variant, group.words, "", "", "", "")
         rows.append(
-            {head: cell for head, cell in zip(HEADS, row, strict=True) if head != "cost" or price is not None}
+            {head: cell for head, cell in zip(COLUMNS, row, strict=True) if head != "cost" or price is not None}
         )
     return rows
 
 
-def summary(made: Plan) -> list[str]:
+def plan_summary(made: LaunchPlan) -> list[str]:
     """Sentences after the tables: the totals, what they rest on, and the budget."""
     runs, finished = sum(g.runs for g in made.groups), sum(g.finished for g in made.groups)
     kinds = {kind: sum(g.runs for g in made.groups if g.kind == kind) for kind in ("run", "step")}
@@ -44,7 +44,7 @@ def summary(made: Plan) -> list[str]:
     said[0] += "."
     if made.shared:
         said.append(f"{made.shared:,} of them are asked for by an earlier launch too; each is done once.")
-    said += rests_on(made.groups)
+    said += estimate_sources(made.groups)
     if made.unmeasured and made.hours:
         said.append(f"Not measured yet: {', '.join(f'{g.experiment} {g.variant}' for g in made.unmeasured)}.")
     said += [f"Left out: {task.title}, as it {why}." for task, why in made.left_out]
@@ -52,11 +52,11 @@ def summary(made: Plan) -> list[str]:
         said.append(f"Left out, since they have no scale {made.asked.scale!r}: {', '.join(made.lacking)}.")
     budget = made.asked.max_device_hours
     if budget is not None and runs > finished:
-        said.append(budget_words(made, budget))
+        said.append(budget_text(made, budget))
     return said
 
 
-def rests_on(groups: Sequence[Group]) -> list[str]:
+def estimate_sources(groups: Sequence[VariantPlan]) -> list[str]:
     """On which runs the estimates rest, a sentence for each kind of them."""
     kinds: dict[tuple[int, str], list[str]] = {}
     for group in groups:
@@ -68,7 +68,7 @@ def rests_on(groups: Sequence[Group]) -> list[str]:
     ]
 
 
-def budget_words(made: Plan, budget: float) -> str:
+def budget_text(made: LaunchPlan, budget: float) -> str:
     """The estimate against --max-gpu-hours."""
     said = f"--max-gpu-hours {budget:g}: "
     if made.unmeasured and not made.hours:

@@ -8,15 +8,15 @@ from typing import Any
 from pipeline.common.errors import UserError
 from pipeline.declare.claims import MetricClaim
 from pipeline.declare.experiment import Experiment
-from pipeline.judge.counting import counted, runs_of
+from pipeline.judge.counting import counted_records, records_of
 from pipeline.judge.statistics import finite_test_set_noise
 from pipeline.track.record import FINISHED, Record
 
-TOP1, TOP5, TRAIN = "test/top1_error_pct", "test/top5_error_pct", "train/top1_error_pct"
+TOP1, TOP5, TRAIN_TOP1 = "test/top1_error_pct", "test/top5_error_pct", "train/top1_error_pct"
 
 
 @dataclass(frozen=True)
-class Row:
+class LeaderboardRow:
     """One network, trained with all its seeds at one scale on one data set. Errors in percent."""
 
     experiment: str
@@ -41,51 +41,53 @@ class Row:
         return asdict(self)
 
 
-def leaderboard(experiments: Iterable[Experiment], records: Sequence[Record]) -> list[Row]:
+def build_leaderboard(experiments: Iterable[Experiment], records: Sequence[Record]) -> list[LeaderboardRow]:
     """All rows, grouped by experiment, scale and data, the lowest error first.
 
     Runs that count for claims form a network's row; those changed by --set, one of their own, labelled.
     """
-    rows: list[Row] = []
+    rows: list[LeaderboardRow] = []
     for experiment in experiments:
         for scale in experiment.scales:
             found = [
-                row_of(experiment, scale, variant, good)
-                for variant, good in counted(experiment, scale, records).items()
+                make_row(experiment, scale, variant, good)
+                for variant, good in counted_records(experiment, scale, records).items()
             ]
             found += changed_rows(experiment, scale, records)
             rows += sorted(found, key=lambda row: (row.data, row.top1 is None, row.top1 or 0.0))
     return rows
 
 
-def changed_rows(experiment: Experiment, scale: str, records: Sequence[Record]) -> list[Row]:
+def changed_rows(experiment: Experiment, scale: str, records: Sequence[Record]) -> list[LeaderboardRow]:
     """The rows of runs changed by --set; not of a change or a variant that the declaration no longer allows."""
     here = [r for r in records if r.changes and (r.experiment, r.scale) == (experiment.name, scale)]
     result = []
-    for variant, label in dict.fromkeys((record.variant, label_of(record)) for record in here):
-        group = [record for record in here if (record.variant, label_of(record)) == (variant, label)]
+    for variant, label in dict.fromkeys((record.variant, changes_label(record)) for record in here):
+        group = [record for record in here if (record.variant, changes_label(record)) == (variant, label)]
         try:
-            rows = runs_of(experiment, scale, variant, group, group[0].changes)
+            rows = records_of(experiment, scale, variant, group, group[0].changes)
         except UserError:
             continue
         if rows:
-            result.append(row_of(experiment, scale, variant, rows, label))
+            result.append(make_row(experiment, scale, variant, rows, label))
     return result
 
 
-def label_of(record: Record) -> str:
+def changes_label(record: Record) -> str:
     """What --set changed: 'train.lr=0.05'."""
     return ", ".join(f"{key}={value}" for key, value in record.changes.items())
 
 
-def row_of(experiment: Experiment, scale: str, variant: str, records: Sequence[Record], departs: str = "") -> Row:
+def make_row(
+    experiment: Experiment, scale: str, variant: str, records: Sequence[Record], departs: str = ""
+) -> LeaderboardRow:
     """One row; the runs that did not converge are counted, and are in no mean."""
     good = [record.metrics for record in records if record.status == FINISHED]
     top1 = [metrics[TOP1] for metrics in good]
-    train = [metrics[TRAIN] for metrics in good if TRAIN in metrics]
+    train = [metrics[TRAIN_TOP1] for metrics in good if TRAIN_TOP1 in metrics]
     images = int(good[0]["test/images"]) if good else 0
     protocol = next(iter(experiment.protocols(variant, scale, records[0].changes)), "")
-    return Row(
+    return LeaderboardRow(
         experiment=experiment.name,
         variant=variant,
         scale=scale,
@@ -95,7 +97,7 @@ def row_of(experiment: Experiment, scale: str, variant: str, records: Sequence[R
         top1_std=stdev(top1) if len(good) > 1 else None,
         top5=fmean(metrics[TOP5] for metrics in good) if good else None,
         train=fmean(train) if train else None,
-        paper=published(experiment, variant, protocol),
+        paper=paper_error(experiment, variant, protocol),
         paper_data=experiment.paper_data(variant),
         noise=finite_test_set_noise(fmean(top1), images=images) if good else None,
         images=images,
@@ -105,7 +107,7 @@ def row_of(experiment: Experiment, scale: str, variant: str, records: Sequence[R
     )
 
 
-def published(experiment: Experiment, variant: str, protocol: str = "") -> float | None:
+def paper_error(experiment: Experiment, variant: str, protocol: str = "") -> float | None:
     """The paper's own mean top-1 error of a variant by this protocol, where it prints one."""
     metric = TOP1.replace("/", f"/{protocol}/") if protocol else TOP1
     for claim in experiment.claims:

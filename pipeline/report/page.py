@@ -6,13 +6,13 @@ from pathlib import Path
 
 from jinja2 import Environment
 
-from pipeline.common.errors import unwritable_named
+from pipeline.common.errors import explain_write_errors
 from pipeline.common.files import write_atomically
 from pipeline.declare.experiment import Experiment
-from pipeline.judge.ledger import Entry
+from pipeline.judge.ledger import LedgerEntry
 from pipeline.judge.verdict import Reason
-from pipeline.report.leaderboard import Row
-from pipeline.report.text import counts, leaderboard_cells, verdict_cells
+from pipeline.report.leaderboard import LeaderboardRow
+from pipeline.report.text import leaderboard_cells, outcome_counts, verdict_cells
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 CLASSES = {"✔": "good", "▲": "good", "✘": "bad", "!": "note", "–": "open"}
@@ -21,8 +21,8 @@ CLASSES = {"✔": "good", "▲": "good", "✘": "bad", "!": "note", "–": "open
 def write_page(
     experiment: Experiment,
     scale: str,
-    rows: Sequence[Row],
-    entries: Sequence[Entry],
+    rows: Sequence[LeaderboardRow],
+    entries: Sequence[LedgerEntry],
     figure: Path | None,
     path: Path,
 ) -> Path:
@@ -42,10 +42,10 @@ def write_page(
             rows=[leaderboard_cells(row) for row in rows],
             figure=base64.b64encode(figure.read_bytes()).decode() if figure else None,
             verdicts=[(row, CLASSES[row["verdict"][0]]) for row in verdicts],
-            counts=counts(entries),
+            counts=outcome_counts(entries),
         )
     )
-    with unwritable_named(path.parent):
+    with explain_write_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, html)
     return path

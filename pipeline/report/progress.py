@@ -15,8 +15,8 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 
 from pipeline.common.words import plural
-from pipeline.plan.expand import Run, Step
-from pipeline.report.describe import step_words
+from pipeline.plan.expand import DerivedRun, Run
+from pipeline.report.describe import derived_text
 from pipeline.schedule.local import Event
 from pipeline.schedule.task import Task
 from pipeline.track.record import FINISHED
@@ -26,7 +26,7 @@ TEST_ERROR = "test/top1_error_pct"
 LINE_SECONDS = 30.0  # between lines on progress where there is no terminal
 
 
-class Progress:
+class ProgressDisplay:
     """Bars or lines for a list of tasks; a context manager."""
 
     def __init__(self, tasks: Sequence[Task], console: Console, *, quietly: bool = False) -> None:
@@ -50,12 +50,12 @@ class Progress:
         self.bar_of: dict[str, TaskID] = {}
         self.last_line = time.monotonic()
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> "ProgressDisplay":
         """Start the bars."""
         self.bars.start()
         if self.before and not self.quietly:
             self.console.print(f"{self.before} of {len(self.tasks)} runs are finished already")
-        steps = sum(updates(task.run) for task in self.tasks if task.identity not in self.ended)
+        steps = sum(step_count(task.run) for task in self.tasks if task.identity not in self.ended)
         self.total = self.bars.add_task("all runs, updates", total=steps, speed="", visible=bool(steps))
         return self
 
@@ -67,9 +67,9 @@ class Progress:
         """Show an event."""
         run, name = event.task.run, event.task.identity
         if event.kind == "started" and name not in self.bar_of:
-            self.bar_of[name] = self.bars.add_task(run.title, total=updates(run) or None, speed="")
+            self.bar_of[name] = self.bars.add_task(run.title, total=step_count(run) or None, speed="")
             if not self.console.is_terminal:
-                self.say(f"{run.title}: {step_words(run.step) if isinstance(run, Step) else 'training'}")
+                self.say(f"{run.title}: {derived_text(run.spec) if isinstance(run, DerivedRun) else 'training'}")
         if event.kind == "stopping" and not self.stopping:
             self.stopping = True
             self.say("Stopping at the next step, with checkpoints; Ctrl-C once more ends at once", "yellow")
@@ -97,7 +97,7 @@ class Progress:
         done = 0.0
         for name, bar in self.bar_of.items():
             steps = self.bars.tasks[bar].total or 0
-            where = {} if name in self.ended else self.folders[name].progress()
+            where = {} if name in self.ended else self.folders[name].read_progress()
             step = steps if name in self.ended else where.get("step", 0)
             done += step
             speed = f"{where['images_per_second']:,.0f} images/s" if where.get("images_per_second") else ""
@@ -114,25 +114,25 @@ class Progress:
             self.bars.console.print(text, style=style, markup=False, soft_wrap=True)
 
 
-def updates(run: Run | Step) -> int:
+def step_count(run: Run | DerivedRun) -> int:
     """How many a run makes; a step makes none."""
     return run.recipe.train.steps if isinstance(run, Run) else 0
 
 
-def planned(tasks: Sequence[Task], console: Console) -> None:
+def plan_lines(tasks: Sequence[Task], console: Console) -> None:
     """What there is to do, a line a run or a step."""
     width = max(len(task.run.title) for task in tasks)
     left = 0
     for task in tasks:
         folder = RunFolder(task.folder)
-        steps = f"{updates(task.run):,}"
+        steps = f"{step_count(task.run):,}"
         checkpoint = folder.last_checkpoint(lambda _: None)
         left += not folder.result()
         state = f"to train, {steps} steps"
         if folder.result():
             state = "finished"
-        elif isinstance(task.run, Step):
-            state = f"to do when its runs have ended: {step_words(task.run.step)}"
+        elif isinstance(task.run, DerivedRun):
+            state = f"to do when its runs have ended: {derived_text(task.run.spec)}"
         elif checkpoint:
             state = f"to resume at step {checkpoint[0]:,} of {steps}"
         console.print(f"{task.run.title:<{width}}  {state}", soft_wrap=True)

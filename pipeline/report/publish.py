@@ -7,14 +7,14 @@ from typing import Any
 
 from pipeline.common.paths import report_folder, runs_folder
 from pipeline.declare.experiment import Experiment
-from pipeline.judge.collect import judged
-from pipeline.judge.counting import counted
-from pipeline.judge.ledger import Entry
-from pipeline.report.leaderboard import Row, leaderboard
+from pipeline.judge.collect import judge_experiments
+from pipeline.judge.counting import counted_records
+from pipeline.judge.ledger import LedgerEntry
+from pipeline.report.leaderboard import LeaderboardRow, build_leaderboard
 from pipeline.track.record import Record
 from pipeline.track.run_folder import RunFolder
 
-LONGEST_NOTE = 5000  # characters of a tag on an MLflow experiment
+MAX_NOTE_LENGTH = 5000  # characters of a tag on an MLflow experiment
 
 
 def curves_of(records: Sequence[Record], tracker: Any | None) -> dict[str, dict[str, list[Any]]]:
@@ -37,24 +37,26 @@ def curves_of(records: Sequence[Record], tracker: Any | None) -> dict[str, dict[
 
 
 @dataclass(frozen=True)
-class Report:
+class ExperimentReport:
     """What is shown and kept of an experiment at a scale."""
 
-    rows: list[Row]
-    entries: list[Entry]
+    rows: list[LeaderboardRow]
+    entries: list[LedgerEntry]
     figure: Path | None
     page: Path
 
 
-def report(experiment: Experiment, scale: str, records: Sequence[Record], tracker: Any | None) -> Report:
+def make_report(
+    experiment: Experiment, scale: str, records: Sequence[Record], tracker: Any | None
+) -> ExperimentReport:
     """Judge, rank and draw an experiment at one scale; write figure and page; publish them where possible."""
     from pipeline.report.figures import error_curves
     from pipeline.report.page import write_page
     from pipeline.report.text import leaderboard_cells, verdict_cells
 
-    here = [record for rows in counted(experiment, scale, records).values() for record in rows]
-    rows = [row for row in leaderboard([experiment], records) if row.scale == scale]
-    entries = judged([experiment], here, [scale])
+    here = [record for rows in counted_records(experiment, scale, records).values() for record in rows]
+    rows = [row for row in build_leaderboard([experiment], records) if row.scale == scale]
+    entries = judge_experiments([experiment], here, [scale])
     stem = f"{experiment.name.replace('/', '-')}-{scale}"
     curves = curves_of(here, tracker)
     figure = error_curves(experiment, scale, curves, report_folder() / f"{stem}.png") if curves else None
@@ -64,15 +66,17 @@ def report(experiment: Experiment, scale: str, records: Sequence[Record], tracke
             "leaderboard": [leaderboard_cells(row) for row in rows],
             "verdicts": [verdict_cells(entry) for entry in entries],
         }
-        note = note_of(experiment, scale, tables["leaderboard"], entries)
+        note = mlflow_note(experiment, scale, tables["leaderboard"], entries)
         files = [page, *([figure] if figure else [])]
         tracker.publish(experiment.name, scale, here, tables=tables, files=files, note=note)
-    return Report(rows, entries, figure, page)
+    return ExperimentReport(rows, entries, figure, page)
 
 
-def note_of(experiment: Experiment, scale: str, board: Sequence[dict[str, str]], entries: Sequence[Entry]) -> str:
+def mlflow_note(
+    experiment: Experiment, scale: str, board: Sequence[dict[str, str]], entries: Sequence[LedgerEntry]
+) -> str:
     """Leaderboard and the verdicts that rest on runs, as Markdown for MLflow, which holds so much and no more."""
-    from pipeline.report.text import counts, markdown, verdict_cells
+    from pipeline.report.text import markdown, outcome_counts, verdict_cells
 
     said = [verdict_cells(entry) for entry in entries if entry.evidence]
     for shown in range(len(said), -1, -1):
@@ -82,9 +86,9 @@ def note_of(experiment: Experiment, scale: str, board: Sequence[dict[str, str]],
                 f"Scale: {scale}. {experiment.scales[scale].why}",
                 markdown(board),
                 markdown(said[:shown], ("verdict", "claim", "says")),
-                f"All {len(entries)} claims: {counts(entries)}. With their evidence: verdicts.json.",
+                f"All {len(entries)} claims: {outcome_counts(entries)}. With their evidence: verdicts.json.",
             ]
         )
-        if len(note) <= LONGEST_NOTE:
+        if len(note) <= MAX_NOTE_LENGTH:
             break
-    return note[:LONGEST_NOTE]
+    return note[:MAX_NOTE_LENGTH]

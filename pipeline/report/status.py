@@ -10,24 +10,29 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.cluster.status import LOOK, STATES, Seen, Status, Summary
+from pipeline.cluster.status import NEEDS_ATTENTION, RUN_STATUS_NAMES, ClusterStatus, LaunchStatus, RunStatus
 from pipeline.common.words import duration, plural
 
 FEWEST_ROWS = 2  # for each kind of runs, whatever the height
 
 PIPED_ROWS = 60
 
-MOST_FOLDED = 5  # reasons
+MAX_FOLDED_REASONS = 5  # reasons
 
-COLOURS: dict[str, str] = {"training": "green", "failed": "red", "did not converge": "yellow", "stopped": "yellow"}
+STATUS_COLOURS: dict[str, str] = {
+    "training": "green",
+    "failed": "red",
+    "did not converge": "yellow",
+    "stopped": "yellow",
+}
 
 
-def shown(status: Status, *, rows: int) -> RenderableType:
+def render_status(status: ClusterStatus, *, rows: int) -> RenderableType:
     """All of it, with about so many lines for runs."""
-    parts: list[RenderableType] = [Text(line, style=style) for line, style in head(status)]
+    parts: list[RenderableType] = [Text(line, style=style) for line, style in cluster_lines(status)]
     for one in (one for one in status.launches if not one.over):
         parts += ["", *launch_lines(one, status.time)]
-    parts += tables(status, rows)
+    parts += run_tables(status, rows)
     past = [one for one in status.launches if one.over]
     if past:
         parts += ["", Text("ended launches", style="bold")]
@@ -38,7 +43,7 @@ def shown(status: Status, *, rows: int) -> RenderableType:
     return Group(*parts, *([""] if parts and said else []), *said)
 
 
-def head(status: Status) -> Iterator[tuple[str, str]]:
+def cluster_lines(status: ClusterStatus) -> Iterator[tuple[str, str]]:
     """Lines on the cluster, each with its style."""
     if status.alive and any(not one.over for one in status.launches):
         kind = {"GPU": "GPU", "CPU": "processor"}.get(status.devices.get("kind", ""), "device")
@@ -60,11 +65,11 @@ def head(status: Status) -> Iterator[tuple[str, str]]:
         yield f"Left out: {why}", "yellow"
 
 
-def launch_lines(one: Summary, now: float) -> Iterator[RenderableType]:
+def launch_lines(one: LaunchStatus, now: float) -> Iterator[RenderableType]:
     """A launch: what, by whom, when; how far it is, on what terms."""
     ago = duration(max(0.0, now - datetime.fromisoformat(one.created).timestamp()))
     yield Text.assemble((one.words, "bold"), f", by {one.by} {ago} ago")
-    states = [f"{one.counts[state]:,} {state}" for state in STATES if one.counts.get(state)]
+    states = [f"{one.counts[state]:,} {state}" for state in RUN_STATUS_NAMES if one.counts.get(state)]
     used = f"{one.spent:,.2f}" + (f" of {one.budget:g}" if one.budget else "")
     terms = [f"{used} device hours used"]
     terms += [f"{one.devices} devices a run"] if one.devices > 1 else []
@@ -73,11 +78,11 @@ def launch_lines(one: Summary, now: float) -> Iterator[RenderableType]:
     yield Padding(Text(f"{total}: {', '.join(states)}; {', '.join(terms)}"), (0, 0, 0, 2), expand=False)
 
 
-def tables(status: Status, rows: int) -> Iterator[RenderableType]:
+def run_tables(status: ClusterStatus, rows: int) -> Iterator[RenderableType]:
     """What is trained now; then what needs a look; then what waits: the first of each, the rest counted."""
     of = len({run.of for run in status.runs}) > 1  # else it is in the launch's line
-    here = {state: [run for run in status.runs if run.state == state] for state in STATES}
-    look = [run for state in LOOK for run in here[state]]
+    here = {state: [run for run in status.runs if run.state == state] for state in RUN_STATUS_NAMES}
+    look = [run for state in NEEDS_ATTENTION for run in here[state]]
     waiting = [*here["waiting"], *here["not begun"]]
     for_look = min(len(look), max(FEWEST_ROWS, rows // 3))
     for_waiting = min(len(waiting), max(FEWEST_ROWS, rows // 5))
@@ -89,18 +94,18 @@ def tables(status: Status, rows: int) -> Iterator[RenderableType]:
             table.add_row(*training_cells(run, of=of))
         yield ""
         yield table
-        yield from more(training[most:])
+        yield from folded_lines(training[most:])
     if look or waiting:
         table = new_table("not training", *(["of"] if of else []), "state", "why")
-        cut = len(look) > MOST_FOLDED  # the whole sentence is in the run's log
+        cut = len(look) > MAX_FOLDED_REASONS  # the whole sentence is in the run's log
         for run in [*look[:for_look], *waiting[:for_waiting]]:
             first = "".join(run.why.strip().splitlines()[:1])
             why = Text(first, no_wrap=cut, overflow="ellipsis" if cut else "fold")
-            state = Text(run.state, style=COLOURS.get(run.state, ""))
+            state = Text(run.state, style=STATUS_COLOURS.get(run.state, ""))
             table.add_row(escape(run.title), *([run.of] if of else []), state, why)
         yield ""
         yield table
-        yield from more([*look[for_look:], *waiting[for_waiting:]])
+        yield from folded_lines([*look[for_look:], *waiting[for_waiting:]])
 
 
 def new_table(first: str, *others: str) -> Table:
@@ -113,7 +118,7 @@ def new_table(first: str, *others: str) -> Table:
     return table
 
 
-def training_cells(run: Seen, *, of: bool) -> list[str]:
+def training_cells(run: RunStatus, *, of: bool) -> list[str]:
     """A run that is trained: how far, how fast, until when, where."""
     percent = f"{100 * run.step / run.steps:.0f}" if run.steps else ""
     speed = f"{run.images_per_second:,.0f}" if run.images_per_second else ""
@@ -124,15 +129,15 @@ def training_cells(run: Seen, *, of: bool) -> list[str]:
     return [escape(run.title), *([run.of] if of else []), step, percent, speed, left, escape(where)]
 
 
-def more(runs: Sequence[Seen]) -> Iterator[Text]:
+def folded_lines(runs: Sequence[RunStatus]) -> Iterator[Text]:
     """A line on runs that have none of their own."""
     counts = Counter(run.state for run in runs)
     if counts:
-        said = ", ".join(f"{counts[state]:,} {state}" for state in STATES if counts[state])
+        said = ", ".join(f"{counts[state]:,} {state}" for state in RUN_STATUS_NAMES if counts[state])
         yield Text(f"… and {said}", style="dim")
 
 
-def hints(status: Status) -> Iterator[str]:
+def hints(status: ClusterStatus) -> Iterator[str]:
     """What to do next."""
     states = Counter(run.state for run in status.runs)
     if not status.launches and not status.damaged:

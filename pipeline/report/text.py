@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pipeline.judge.ledger import Entry
+from pipeline.judge.ledger import LedgerEntry
 from pipeline.judge.statistics import finite_test_set_noise
 from pipeline.judge.verdict import Outcome, Verdict
-from pipeline.report.leaderboard import Row
+from pipeline.report.leaderboard import LeaderboardRow
 
 if TYPE_CHECKING:
     from pipeline.track.published_results import PublishedResult
@@ -22,7 +22,7 @@ MARKS = {
 }
 
 
-def leaderboard_cells(row: Row) -> dict[str, str]:
+def leaderboard_cells(row: LeaderboardRow) -> dict[str, str]:
     """One row of the leaderboard, ready to show."""
     spread = "" if row.top1_std is None else f" ± {row.top1_std:.2f}"
     seeds = f"{row.seeds}" + (f" (+{row.diverged} diverged)" if row.diverged else "")
@@ -58,14 +58,14 @@ def percent(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
-def paper_number(row: Row) -> str:
+def paper_number(row: LeaderboardRow) -> str:
     """The published error; with the data it is for, where ours were trained on other data."""
     if row.paper is None:
         return ""
     return f"{row.paper:g}" if row.data == row.paper_data else f"{row.paper:g} ({row.paper_data})"
 
 
-def verdict_cells(entry: Entry) -> dict[str, str]:
+def verdict_cells(entry: LedgerEntry) -> dict[str, str]:
     """One row of the ledger, ready to show."""
     claim, verdict = entry.claim, entry.verdict
     rule = getattr(claim, "rule", "")
@@ -76,36 +76,36 @@ def verdict_cells(entry: Entry) -> dict[str, str]:
         "claim": claim.id,
         "says": claim.says,
         "source": source,
-        "verdict": outcome(verdict),
+        "verdict": verdict_text(verdict),
         "evidence": verdict.sentence + (f" Counting rule: {rule.rstrip('.')}." if rule else ""),
-        "runs": where(entry),
+        "runs": runs_text(entry),
     }
 
 
-def outcome(verdict: Verdict) -> str:
+def verdict_text(verdict: Verdict) -> str:
     """'✔ reproduced', '– cannot judge: not-run'."""
     reason = f": {verdict.reason}" if verdict.reason else ""
     return f"{MARKS[verdict.outcome]} {verdict.outcome}{reason}"
 
 
-def where(entry: Entry) -> str:
+def runs_text(entry: LedgerEntry) -> str:
     """The runs behind a verdict, in few words."""
     if entry.evidence is None:
         return ""
     evidence = entry.evidence
-    commits = ", ".join(short(commit) for commit in evidence.commits)
+    commits = ", ".join(short_commit(commit) for commit in evidence.commits)
     below = f" (made of {len(evidence.members)} more)" if evidence.members else ""
     runs = f"{len(evidence.runs) - len(evidence.members)} runs{below}"
     return f"{evidence.scale} on {evidence.data}, {runs}, commit {commits}"
 
 
-def short(commit: str) -> str:
+def short_commit(commit: str) -> str:
     """The first 8 digits of a commit, keeping its "-dirty"."""
     digits, dash, dirty = commit.partition("-")
     return digits[:8] + dash + dirty
 
 
-def counts(entries: Sequence[Entry]) -> str:
+def outcome_counts(entries: Sequence[LedgerEntry]) -> str:
     """'12 reproduced, 2 erratum, 31 cannot judge', in a fixed order."""
     found = [(kind, sum(entry.verdict.outcome is kind for entry in entries)) for kind in Outcome]
     return ", ".join(f"{number} {kind}" for kind, number in found if number) or "no claims"

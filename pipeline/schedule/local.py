@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, Literal
 
-from pipeline.common.environment import cores
+from pipeline.common.environment import available_cpus
 from pipeline.common.errors import UserError
-from pipeline.plan.expand import Step
-from pipeline.schedule.execute import carry_out
+from pipeline.plan.expand import DerivedRun
+from pipeline.schedule.execute import execute_task
 from pipeline.schedule.task import Task
 from pipeline.track.record import FINISHED, Record
 from pipeline.track.run_folder import RunFolder
@@ -29,7 +29,7 @@ POLL_SECONDS = 0.25
 
 MOST_READERS = 16  # four times what a ResNet-50 on one GPU learns from
 
-Ending = Literal["ended", "stopped", "failed"]  # of all runs: every one ended, Ctrl-C came, some failed
+BatchOutcome = Literal["ended", "stopped", "failed"]  # of all runs: every one ended, Ctrl-C came, some failed
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def worker_count(runs: int, threads: int) -> int:
 
     if torch.cuda.is_available():
         return max(1, min(runs, torch.cuda.device_count()))
-    return max(1, min(runs, cores() // threads))
+    return max(1, min(runs, available_cpus() // threads))
 
 
 def run_all(
@@ -56,27 +56,27 @@ def run_all(
     *,
     workers: int,
     threads: int,
-    happened: Callable[[Event], None],
+    on_event: Callable[[Event], None],
     tick: Callable[[], None] = lambda: None,
-) -> Ending:
+) -> BatchOutcome:
     """Train all `tasks` and say how that went; a step waits for the runs that it needs.
 
     `happened` hears of every event, `tick` is called a few times a second. Ctrl-C (or SIGTERM) stops the runs at
     their next step, with checkpoints; a second one raises KeyboardInterrupt and ends the workers at once.
     """
     context = multiprocessing.get_context("spawn")
-    line = Line(tasks)
+    line = TaskQueue(tasks)
     kinds: set[str] = set()  # of the events
     readers = reader_count(workers)
     pool = [Worker(context, threads, readers, number) for number in range(workers)]
-    with interruptible() as interrupted:
+    with catch_interrupts() as interrupted:
         try:
             while True:
-                for event in line.hopeless():
-                    happened(event)
+                for event in line.unreachable():
+                    on_event(event)
                 for worker in pool:
                     if worker.task is None and not interrupted() and (task := line.next()):
-                        worker.give(task)
+                        worker.assign(task)
                 busy = [worker for worker in pool if worker.task is not None]
                 if not busy:
                     break
@@ -88,7 +88,7 @@ def run_all(
                 for event in events:
                     kinds.add(event.kind)
                     line.note(event)
-                    happened(event)
+                    on_event(event)
                 tick()
         finally:
             for worker in pool:
@@ -98,7 +98,7 @@ def run_all(
     return "failed" if "failed" in kinds else "ended"
 
 
-class Line:
+class TaskQueue:
     """Tasks in their order; each is handed out once what it needs has ended."""
 
     def __init__(self, tasks: Sequence[Task]) -> None:
@@ -108,9 +108,9 @@ class Line:
         for task in tasks:
             for need in task.needs:
                 if need not in self.open:
-                    self.ended(need, RunFolder(task.folder.parent / need).result())
+                    self.task_ended(need, RunFolder(task.folder.parent / need).result())
 
-    def ended(
+    def task_ended(
         self, identity: str, record: Record | None, why: str = "has not been trained on this machine"
     ) -> None:
         """It has ended with this record; with None, `why` there is none."""
@@ -123,10 +123,10 @@ class Line:
     def note(self, event: Event) -> None:
         """What happened to a task that was handed out."""
         if event.kind == "ended":
-            self.ended(event.task.identity, event.record)
+            self.task_ended(event.task.identity, event.record)
         elif event.kind == "failed":
             lines = event.text.strip().splitlines() or [""]
-            self.ended(event.task.identity, None, f"failed: {lines[-1]}")  # of a traceback what it ends with
+            self.task_ended(event.task.identity, None, f"failed: {lines[-1]}")  # of a traceback what it ends with
 
     def next(self) -> Task | None:
         """The first task that needs nothing any more, if there is one."""
@@ -135,18 +135,18 @@ class Line:
                 return self.waiting.pop(place)
         return None
 
-    def hopeless(self) -> list[Event]:
+    def unreachable(self) -> list[Event]:
         """The tasks that can never be done, taken out of the line; their folders say why."""
         found = [task for task in self.waiting if any(need in self.useless for need in task.needs)]
         for task in found:
             self.waiting.remove(task)
-            self.ended(task.identity, None, "could not be done")
-        return [left_out(task, self.useless) for task in found]
+            self.task_ended(task.identity, None, "could not be done")
+        return [mark_unreachable(task, self.useless) for task in found]
 
 
-def left_out(task: Task, useless: Mapping[str, str]) -> Event:
+def mark_unreachable(task: Task, useless: Mapping[str, str]) -> Event:
     """Leave a step in its folder as one that cannot be done: "needs resnet-56 seed 1, which did not converge"."""
-    assert isinstance(task.run, Step)
+    assert isinstance(task.run, DerivedRun)
     titles = [member.title for member in task.run.members]
     reasons = [
         f"{title}, which {useless[need]}"
@@ -157,12 +157,12 @@ def left_out(task: Task, useless: Mapping[str, str]) -> Event:
     text = f"needs {reasons[0]}{more}"
     folder = RunFolder(task.folder)
     folder.create(task.description())
-    folder.leave("failed", text)
+    folder.mark_unfinished("failed", text)
     return Event("left", task, text)
 
 
 @contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
+def catch_interrupts() -> Iterator[Callable[[], bool]]:
     """Within: whether Ctrl-C or SIGTERM came. It interrupts nothing by itself, but for a second one."""
     came: list[int] = []
 
@@ -185,7 +185,7 @@ def reader_count(workers: int) -> int:
 
     if not torch.cuda.is_available():
         return 1
-    return max(1, min(MOST_READERS, cores() // workers))
+    return max(1, min(MOST_READERS, available_cpus() // workers))
 
 
 class Worker:
@@ -201,7 +201,9 @@ class Worker:
         """A new process. It is born deaf to Ctrl-C, which a terminal sends to it too: the parent passes it on."""
         self.connection, other = self.context.Pipe()
         words = (other, self.threads, self.readers, self.number)
-        self.process = self.context.Process(target=work, args=words, name=f"repro-{self.number}", daemon=True)
+        self.process = self.context.Process(
+            target=worker_main, args=words, name=f"repro-{self.number}", daemon=True
+        )
         handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
             self.process.start()
@@ -209,7 +211,7 @@ class Worker:
             signal.signal(signal.SIGINT, handler)
         other.close()
 
-    def give(self, task: Task) -> None:
+    def assign(self, task: Task) -> None:
         """Hand over a run."""
         if self.process is None or not self.process.is_alive():
             self.close()
@@ -256,7 +258,7 @@ class Worker:
             self.process.join()
 
 
-def work(connection: Connection, threads: int, readers: int, number: int) -> None:
+def worker_main(connection: Connection, threads: int, readers: int, number: int) -> None:
     """A worker's life: train the runs that come through `connection` until it closes."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # says that there is no GPU
@@ -280,7 +282,7 @@ def work(connection: Connection, threads: int, readers: int, number: int) -> Non
                 connection.send((kind, text, record))
 
         try:
-            record = carry_out(task, threads=threads, readers=readers, stop=asked_to_stop, say=say)
+            record = execute_task(task, threads=threads, readers=readers, stop=asked_to_stop, say=say)
             say("ended" if record else "stopped", "" if record else "stopped; resumable", record)
         except UserError as error:
             say("failed", str(error))

@@ -3,40 +3,40 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pipeline.common.errors import unwritable_named
+from pipeline.common.errors import explain_write_errors
 from pipeline.common.paths import home, runs_folder
-from pipeline.schedule.local import Ending, Event, run_all, worker_count
+from pipeline.schedule.local import BatchOutcome, Event, run_all, worker_count
 from pipeline.schedule.task import Task
 from pipeline.track.record import Record
 from pipeline.track.run_folder import RunFolder
-from pipeline.track.sync import Syncing
+from pipeline.track.sync import BackgroundSync
 
 
 @dataclass(frozen=True)
-class Outcome:
+class JobOutcome:
     """What came of a job."""
 
-    ending: Ending
+    ending: BatchOutcome
     records: list[Record]  # of the runs asked for
     untracked: str = ""  # why the tracking server could not be used, if it could not
 
 
-def carry_out(
+def run_tasks(
     tasks: Sequence[Task],
     *,
     threads: int,
     happened: Callable[[Event], None],
     tick: Callable[[], None] = lambda: None,
-) -> Outcome:
+) -> JobOutcome:
     """Train what is not finished, track everything, and return all records."""
-    with unwritable_named(home()):
+    with explain_write_errors(home()):
         runs_folder().mkdir(parents=True, exist_ok=True)
-    syncing = Syncing()
-    found, missing = finished(tasks, syncing)
+    syncing = BackgroundSync()
+    found, missing = split_finished(tasks, syncing)
     for task in tasks:
         syncing.watch(task.folder)
     for task in missing:
-        RunFolder(task.folder).begin_anew()
+        RunFolder(task.folder).clear_unfinished()
     records = dict(found)
 
     def note(event: Event) -> None:
@@ -44,17 +44,17 @@ def carry_out(
             records[event.task.identity] = event.record
         happened(event)
 
-    ending: Ending = "ended"
+    ending: BatchOutcome = "ended"
     if missing:
         with syncing:
             workers = worker_count(len(missing), threads)
-            ending = run_all(missing, workers=workers, threads=threads, happened=note, tick=tick)
+            ending = run_all(missing, workers=workers, threads=threads, on_event=note, tick=tick)
     syncing.sync()
     ordered = [records[task.identity] for task in tasks if task.identity in records]
-    return Outcome(ending, ordered, syncing.trouble)
+    return JobOutcome(ending, ordered, syncing.trouble)
 
 
-def finished(tasks: Sequence[Task], syncing: Syncing) -> tuple[dict[str, Record], list[Task]]:
+def split_finished(tasks: Sequence[Task], syncing: BackgroundSync) -> tuple[dict[str, Record], list[Task]]:
     """Records of the tasks already ended, here or on the tracking server, and the tasks that are left."""
     found = {}
     for task in tasks:

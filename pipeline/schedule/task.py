@@ -9,19 +9,19 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter
 
 from pipeline.common.provenance import commit
-from pipeline.declare.derived import AnyStep
+from pipeline.declare.derived import DerivedSpec
 from pipeline.declare.recipe import Recipe
-from pipeline.plan.expand import Run, Step
-from pipeline.track.record import describe
+from pipeline.plan.expand import DerivedRun, Run
+from pipeline.track.record import describe_run
 
-STEP: TypeAdapter[AnyStep] = TypeAdapter(Annotated[AnyStep, Field(discriminator="kind")])
+DERIVED_SPEC: TypeAdapter[DerivedSpec] = TypeAdapter(Annotated[DerivedSpec, Field(discriminator="kind")])
 
 
 @dataclass(frozen=True)
 class Task:
     """A run to train, or a step to be done with runs that have ended."""
 
-    run: Run | Step
+    run: Run | DerivedRun
     identity: str
     code: str
     manifest: dict[str, Any]
@@ -36,7 +36,7 @@ class Task:
         return f"{self.run.experiment} {self.run.title}"
 
     @property
-    def together(self) -> bool:
+    def is_distributable(self) -> bool:
         """Whether several devices can train it at once; patterns that are learned one by one need one device."""
         return isinstance(self.run, Run) and self.run.recipe.train.optimizer.name != "sdlm"
 
@@ -44,7 +44,7 @@ class Task:
         """What the run is, for its folder and for tracking while it trains."""
         run = self.run
         if isinstance(run, Run):
-            return describe(run, self.identity, self.manifest)
+            return describe_run(run, self.identity, self.manifest)
         return {
             "identity": self.identity,
             "experiment": run.experiment,
@@ -53,7 +53,7 @@ class Task:
             "seed": run.seed,
             "changes": run.changes,
             "declaration": run.declaration,
-            "recipe": {"step": run.step.model_dump(mode="json")},
+            "recipe": {"derived": run.spec.model_dump(mode="json")},
             "needs": [
                 {"run": member.title, "identity": need}
                 for member, need in zip(run.members, self.needs, strict=True)
@@ -65,7 +65,7 @@ class Task:
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
         return {
-            "run": plain(self.run),
+            "run": run_to_dict(self.run),
             "identity": self.identity,
             "code": self.code,
             "manifest": self.manifest,
@@ -79,7 +79,7 @@ class Task:
     def from_dict(cls, raw: dict[str, Any]) -> "Task":
         """From `to_dict`'s."""
         return cls(
-            run=from_plain(raw["run"]),
+            run=run_from_dict(raw["run"]),
             identity=raw["identity"],
             code=raw["code"],
             manifest=raw["manifest"],
@@ -90,18 +90,19 @@ class Task:
         )
 
 
-def plain(run: Run | Step) -> dict[str, Any]:
+def run_to_dict(run: Run | DerivedRun) -> dict[str, Any]:
     """A run or a step as plain data, for JSON."""
     common = {"experiment": run.experiment, "scale": run.scale, "variant": run.variant, "seed": run.seed}
     if isinstance(run, Run):
         return common | {"recipe": run.recipe.model_dump(mode="json"), "changes": dict(run.changes)}
-    members = [plain(member) for member in run.members]
-    return common | {"step": run.step.model_dump(mode="json"), "members": members}
+    members = [run_to_dict(member) for member in run.members]
+    return common | {"derived": run.spec.model_dump(mode="json"), "members": members}
 
 
-def from_plain(raw: dict[str, Any]) -> Run | Step:
+def run_from_dict(raw: dict[str, Any]) -> Run | DerivedRun:
     """From `plain`'s."""
-    if "step" not in raw:
+    if "derived" not in raw:
         return Run(**raw | {"recipe": Recipe.model_validate(raw["recipe"])})
     members = tuple(Run(**one | {"recipe": Recipe.model_validate(one["recipe"])}) for one in raw["members"])
-    return Step(**raw | {"step": STEP.validate_python(raw["step"]), "members": members})
+    common = {key: raw[key] for key in ("experiment", "scale", "variant", "seed")}
+    return DerivedRun(**common, spec=DERIVED_SPEC.validate_python(raw["derived"]), members=members)

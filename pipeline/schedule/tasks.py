@@ -8,22 +8,22 @@ from typing import Any
 
 from pipeline.common.errors import UserError
 from pipeline.common.paths import data_folder, runs_folder
-from pipeline.declare.derived import TransferStep
-from pipeline.plan.expand import Run, Step
-from pipeline.plan.identity import code_hash, identity, step_code
+from pipeline.declare.derived import TransferSpec
+from pipeline.plan.expand import DerivedRun, Run
+from pipeline.plan.identity import code_hash, derived_code_hash, identity
 from pipeline.schedule.task import Task
 
 
-def tasks_for(runs: Iterable[Run | Step]) -> list[Task]:
+def make_tasks(runs: Iterable[Run | DerivedRun]) -> list[Task]:
     """The runs and steps with their identities: reads the data (for manifests) and the code (for its hashes).
 
     UserError for data that cannot be read and networks that cannot be built, before any worker starts.
     """
-    make = TaskMaker()
-    return [make.of_run(run) if isinstance(run, Run) else make.of_step(run) for run in runs]
+    make = TaskBuilder()
+    return [make.of_run(run) if isinstance(run, Run) else make.of_derived(run) for run in runs]
 
 
-class TaskMaker:
+class TaskBuilder:
     """Makes tasks; what several share is read and checked once."""
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class TaskMaker:
         from pipeline.data import manifest, sources
 
         if (name, photographs) not in self.sets:
-            images = sources.load(name, data_folder(), photographs=photographs)
+            images = sources.load_images(name, data_folder(), photographs=photographs)
             self.sets[name, photographs] = images, manifest.manifest_of(images)
         return self.sets[name, photographs]
 
@@ -51,34 +51,34 @@ class TaskMaker:
         data, network = run.recipe.data, run.recipe.model.name
         images, manifest = self.images(data.name, data.crop is not None)
         if (run.experiment, run.variant) not in self.checked:
-            check(run, images)
+            check_run(run, images)
             self.checked.add((run.experiment, run.variant))
         if network not in self.codes:
             self.codes[network] = code_hash(Path(inspect.getsourcefile(NETWORKS[network].build) or ""))
         code = self.codes[network]
-        self.runs[key] = task_of(run, identity(run, manifest=manifest.sha256, code=code), code, manifest)
+        self.runs[key] = make_task(run, identity(run, manifest=manifest.sha256, code=code), code, manifest)
         return self.runs[key]
 
-    def of_step(self, step: Step) -> Task:
+    def of_derived(self, step: DerivedRun) -> Task:
         """A step's task, which names those of its runs."""
         members = [self.of_run(member) for member in step.members]
         data = step.members[0].recipe.data
-        name = step.step.data if isinstance(step.step, TransferStep) else data.name
+        name = step.spec.data if isinstance(step.spec, TransferSpec) else data.name
         _, manifest = self.images(name, data.crop is not None)
-        code = step_code(step, [member.code for member in members])
+        code = derived_code_hash(step, [member.code for member in members])
         needs = tuple(member.identity for member in members)
         made = identity(step, manifest=manifest.sha256, code=code, members=needs)
-        return replace(task_of(step, made, code, manifest), needs=needs)
+        return replace(make_task(step, made, code, manifest), needs=needs)
 
 
-def task_of(run: Run | Step, name: str, code: str, manifest: Any) -> Task:
+def make_task(run: Run | DerivedRun, name: str, code: str, manifest: Any) -> Task:
     """The task of a run whose identity is `name`."""
-    from pipeline.data.manifest import to_dict
+    from pipeline.data.manifest import manifest_to_dict
 
-    return Task(run, name, code, to_dict(manifest), runs_folder() / name, data_folder())
+    return Task(run, name, code, manifest_to_dict(manifest), runs_folder() / name, data_folder())
 
 
-def check(run: Run, images: Any) -> None:
+def check_run(run: Run, images: Any) -> None:
     """UserError where the network cannot be built, the images not be split or padded, or the two do not fit.
 
     Without memory for weights, and on one image: what a worker would find out only after it has started.
@@ -86,11 +86,11 @@ def check(run: Run, images: Any) -> None:
     import torch
 
     from lightning_modules.networks import build
-    from pipeline.train.inputs import image_shape
+    from pipeline.train.inputs import input_shape
 
     model = run.recipe.model
     try:
-        shape = image_shape(images, run.recipe.data)
+        shape = input_shape(images, run.recipe.data)
         with torch.device("meta"), torch.no_grad():
             network = build(model.name, model.args, num_classes=len(images.classes), in_channels=shape[0])
             network.eval()(torch.zeros(1, *shape))

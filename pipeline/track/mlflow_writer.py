@@ -27,8 +27,17 @@ from pipeline.common.errors import UserError
 from pipeline.common.files import write_atomically
 from pipeline.common.hashing import digest
 from pipeline.common.paths import home, tracking_uri
-from pipeline.declare.protocol import PART
-from pipeline.track.mlflow_reader import ENDED, RECORD, SENT, Tracked, place, shown, tracked
+from pipeline.common.words import first_line
+from pipeline.declare.protocol import PART_PATTERN
+from pipeline.track.mlflow_reader import (
+    ENDED,
+    RECORD_TAG,
+    SENT_TAG,
+    TrackedRun,
+    read_tracked_runs,
+    redact,
+    server_key,
+)
 from pipeline.track.record import FINISHED, Record
 from pipeline.track.run_folder import RunFolder
 
@@ -44,9 +53,9 @@ os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # with 
 
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 
-BATCH = 900  # metrics in one request; MLflow's limit is 1,000
+LOG_BATCH_SIZE = 900  # metrics in one request; MLflow's limit is 1,000
 
-PAGE = 250  # runs in an answer: 1,000 take a busy server more than the ten seconds that it is given
+SEARCH_PAGE_SIZE = 250  # runs in an answer: 1,000 take a busy server more than the ten seconds that it is given
 
 LOCK_SECONDS = 10.0  # another process that sends the same folder is waited for so long
 
@@ -78,7 +87,7 @@ class Tracker:
         """MLflow's own. A database file is made where there is none, by one command at a time: in many steps."""
         from mlflow.tracking import MlflowClient
 
-        silence()
+        silence_mlflow()
         if "sqlite:" not in self.uri:
             return MlflowClient(self.uri)
         file = Path(self.uri.partition(":///")[2])
@@ -112,27 +121,32 @@ class Tracker:
             self.experiments[paper] = found.experiment_id
         return self.experiments[paper]
 
-    def one(self, paper: str, key: str, name: str, tags: Mapping[str, str]) -> "Run":
+    def find_run(self, paper: str, key: str, name: str, tags: Mapping[str, str]) -> "Run":
         """The run tagged `key` ("run:IDENTITY" or "parent:EXPERIMENT@SCALE"), made if it is not there.
 
         MLflow knows no unique tag. Two processes may make a run at the same moment, or one twice where the answer
         was lost; so it is looked for again after it was made, and of several, all keep the same one.
         """
-        found = self.all_of(paper, key)
+        found = self.runs_of_experiment(paper, key)
         if not found:
             self.client.create_run(self.experiment_id(paper), tags={**tags, "repro.key": key}, run_name=name)
-            found = self.all_of(paper, key)
+            found = self.runs_of_experiment(paper, key)
         for other in found[1:]:
             for child in self.search(paper, f"tags.`mlflow.parentRunId` = '{other.info.run_id}'"):
                 self.client.set_tag(child.info.run_id, "mlflow.parentRunId", found[0].info.run_id)
             self.client.delete_run(other.info.run_id)
         return found[0]
 
-    def all_of(self, paper: str, key: str) -> "list[Run]":
+    def runs_of_experiment(self, paper: str, key: str) -> "list[Run]":
         """All runs tagged `key`: one that has ended before others, then the first."""
 
         def rank(run: "Run") -> tuple[bool, bool, int, str]:
-            return SENT not in run.data.tags, RECORD not in run.data.tags, run.info.start_time, run.info.run_id
+            return (
+                SENT_TAG not in run.data.tags,
+                RECORD_TAG not in run.data.tags,
+                run.info.start_time,
+                run.info.run_id,
+            )
 
         return sorted(self.search(paper, f"tags.`repro.key` = '{key}'"), key=rank)
 
@@ -140,17 +154,19 @@ class Tracker:
         """A paper's runs that a condition holds for."""
         found, token = [], None
         while True:
-            page = self.client.search_runs([self.experiment_id(paper)], wanted, max_results=PAGE, page_token=token)
+            page = self.client.search_runs(
+                [self.experiment_id(paper)], wanted, max_results=SEARCH_PAGE_SIZE, page_token=token
+            )
             found += page
             token = page.token
             if not token:
                 return found
 
-    def parent(self, experiment: str, scale: str) -> str:
+    def parent_run(self, experiment: str, scale: str) -> str:
         """The parent run of an experiment at a scale, made if it is not there."""
         paper, _, file = experiment.partition("/")
         tags = {"repro.experiment": experiment, "repro.scale": scale}
-        return self.one(paper, f"parent:{experiment}@{scale}", f"{file} @ {scale}", tags).info.run_id
+        return self.find_run(paper, f"parent:{experiment}@{scale}", f"{file} @ {scale}", tags).info.run_id
 
     def sync(self, folder: RunFolder) -> bool:
         """Send what is new in a run's folder; a run left resumable is KILLED until it goes on.
@@ -168,7 +184,7 @@ class Tracker:
 
     def state(self, folder: RunFolder) -> dict[str, Any]:
         """What this server has of a folder: {"server", "run_id", "offset" in the journal, "status", "done"}."""
-        new = {"server": place(self.uri), "offset": 0}
+        new = {"server": server_key(self.uri), "offset": 0}
         try:
             state = json.loads((folder.path / "tracked.json").read_text(encoding="utf-8"))
             return state if (state["server"], type(state["offset"])) == (new["server"], int) else new
@@ -179,27 +195,27 @@ class Tracker:
         state = self.state(folder)
         if state.get("done"):
             return True
-        content = Content.of(folder, state["offset"])
+        content = FolderContent.of(folder, state["offset"])
         try:
             after = self.send(folder, content, state)
         except RefusedError:
             # The run was deleted, or the whole database: it is made anew. Or somebody told MLflow of the same data
             # set in the same moment, which it refuses to one of them.
             state = {"server": state["server"], "offset": 0}
-            after = self.send(folder, Content.of(folder, 0), state)
+            after = self.send(folder, FolderContent.of(folder, 0), state)
         if after != state:
             write_atomically(folder.path / "tracked.json", json.dumps(after))
         return bool(after.get("done"))
 
-    def send(self, folder: RunFolder, content: "Content", state: Mapping[str, Any]) -> dict[str, Any]:
+    def send(self, folder: RunFolder, content: "FolderContent", state: Mapping[str, Any]) -> dict[str, Any]:
         """Send what `state` says is not sent; returns the state after it. What is sent twice is there once."""
         from mlflow.entities import Metric
 
-        with named(self.uri):
+        with explain_mlflow_errors(self.uri):
             run_id = state.get("run_id")
             if not run_id:
-                run = self.child(content.what)
-                if SENT in run.data.tags:  # by another process, or before this folder's state was lost
+                run = self.child_run(content.what)
+                if SENT_TAG in run.data.tags:  # by another process, or before this folder's state was lost
                     return {**state, "run_id": run.info.run_id, "offset": content.end, "done": True}
                 run_id = run.info.run_id
             points = [
@@ -207,8 +223,8 @@ class Tracker:
                 for entry in content.entries
                 for key, value in entry["metrics"].items()
             ]
-            for start in range(0, len(points), BATCH):
-                self.client.log_batch(run_id, metrics=points[start : start + BATCH])
+            for start in range(0, len(points), LOG_BATCH_SIZE):
+                self.client.log_batch(run_id, metrics=points[start : start + LOG_BATCH_SIZE])
             after = {**state, "run_id": run_id, "offset": content.end}
             if content.record:
                 self.finish(run_id, content.record, folder, content.what)
@@ -218,7 +234,7 @@ class Tracker:
                 self.client.update_run(run_id, status=after["status"])
         return after
 
-    def child(self, what: Mapping[str, Any]) -> "Run":
+    def child_run(self, what: Mapping[str, Any]) -> "Run":
         """The MLflow run of a training: the one it had before, or a new one below its experiment's parent."""
         from mlflow.entities import Dataset, DatasetInput, Param
 
@@ -231,16 +247,16 @@ class Tracker:
             "repro.declaration": what["declaration"],
             "repro.manifest": what["manifest"]["sha256"],
             "repro.departs": json.dumps(what["changes"]) if what["changes"] else "no",
-            "mlflow.parentRunId": self.parent(what["experiment"], what["scale"]),
+            "mlflow.parentRunId": self.parent_run(what["experiment"], what["scale"]),
             "mlflow.source.git.commit": what.get("commit", "unknown"),
             "mlflow.source.name": "repro",
         }
         name = f"{what['variant']} seed {what['seed']}" + (" (departs)" if what["changes"] else "")
-        run = self.one(what["experiment"].partition("/")[0], f"run:{what['identity']}", name, tags)
-        if SENT in run.data.tags:
+        run = self.find_run(what["experiment"].partition("/")[0], f"run:{what['identity']}", name, tags)
+        if SENT_TAG in run.data.tags:
             return run
         # All that follows may be sent twice: a server may vanish between any two of these requests.
-        params = {"seed": what["seed"]} | flat(what["recipe"])
+        params = {"seed": what["seed"]} | flatten(what["recipe"])
         self.client.log_batch(run.info.run_id, params=[Param(k, str(v)[:500]) for k, v in params.items()])
         data = what["manifest"]
         profile = json.dumps({"train": data["train"], "test": data["test"]})
@@ -266,17 +282,17 @@ class Tracker:
         about |= {"world": str(record.world), "device_batch": str(record.device_batch)}  # 0: not known
         about |= {f"library.{name}": version for name, version in record.libraries.items()}
         tags = [RunTag(f"repro.{key}", value[:5000]) for key, value in about.items()]
-        tags.append(RunTag(RECORD, json.dumps(record.to_dict())))
+        tags.append(RunTag(RECORD_TAG, json.dumps(record.to_dict())))
         # Again: of two parents made at the same moment, all know by now which one is left.
-        tags.append(RunTag("mlflow.parentRunId", self.parent(what["experiment"], what["scale"])))
+        tags.append(RunTag("mlflow.parentRunId", self.parent_run(what["experiment"], what["scale"])))
         self.client.log_batch(run_id, metrics=[*metrics, Metric("seconds", record.seconds, when, 0)], tags=tags)
         self.client.set_terminated(run_id, "FINISHED" if record.status == FINISHED else "FAILED")
         for file in (folder.network_file, folder.journal_file):
             if file.is_file():  # a run that diverged has no model, and where that was soon, no journal
                 self.client.log_artifact(run_id, str(file))
-        self.client.set_tag(run_id, SENT, "all")
+        self.client.set_tag(run_id, SENT_TAG, "all")
 
-    def imported(self, result: Mapping[str, Any]) -> str:
+    def imported_run(self, result: Mapping[str, Any]) -> str:
         """The MLflow run of published weights on a data set: apart from all papers' runs, and no record of one.
 
         The same weights on the same data are the same run again.
@@ -285,53 +301,55 @@ class Tracker:
         key = f"published:{digest(same)}"
         about = {name: value for name, value in result.items() if isinstance(value, str) and value}
         protocol = result.get("protocol", "")
-        by_name = PART.match(protocol) is not None  # whole small images go by none, and are described in words
+        by_name = (
+            PART_PATTERN.match(protocol) is not None
+        )  # whole small images go by none, and are described in words
         parts = ["test", f"test/{protocol}"] if by_name else ["test"]
         values = {"top1_error_pct": result["top1"], "top5_error_pct": result["top5"], "images": result["images"]}
         from mlflow.entities import Metric, RunTag
 
-        with named(self.uri):
+        with explain_mlflow_errors(self.uri):
             name = f"{result['network']}, {IMPORTED}" + (f", {protocol}" if by_name else "")
-            run_id = self.one(IMPORTED, key, name, {"repro.kind": IMPORTED}).info.run_id
+            run_id = self.find_run(IMPORTED, key, name, {"repro.kind": IMPORTED}).info.run_id
             stamp = int(time.time() * 1000)
             points = [Metric(f"{part}/{k}", v, stamp, 0) for part in parts for k, v in values.items()]
             self.client.log_batch(run_id, metrics=points, tags=[RunTag(f"repro.{k}", v) for k, v in about.items()])
             self.client.set_terminated(run_id)
         return run_id
 
-    def ended(self) -> list[Tracked]:
+    def ended(self) -> list[TrackedRun]:
         """All ended runs of every paper."""
         try:
-            found = tracked(self.uri)
+            found = read_tracked_runs(self.uri)
         except OSError as error:
-            raise unusable(self.uri, error) from error
+            raise tracking_error(self.uri, error) from error
         if found is None:
-            with named(self.uri):
+            with explain_mlflow_errors(self.uri):
                 found = self.searched()
         return found
 
-    def searched(self) -> list[Tracked]:
+    def searched(self) -> list[TrackedRun]:
         """The same, by MLflow's own client."""
         from mlflow.entities import ViewType
 
         ids = [found.experiment_id for found in self.client.search_experiments(ViewType.ACTIVE_ONLY)]
         rows, token = [], None
         while True:
-            page = self.client.search_runs(ids, ENDED, max_results=PAGE, page_token=token)
+            page = self.client.search_runs(ids, ENDED, max_results=SEARCH_PAGE_SIZE, page_token=token)
             for run in page:
                 tags = run.data.tags
-                rows.append(Tracked(run.info.run_id, json.loads(tags[RECORD]), SENT in tags))
+                rows.append(TrackedRun(run.info.run_id, json.loads(tags[RECORD_TAG]), SENT_TAG in tags))
             token = page.token
             if not token:
                 return rows
 
     def records(self) -> list[Record]:
         """The records of all ended runs."""
-        return [record_of(row) for row in self.ended()]
+        return [record_from_run(row) for row in self.ended()]
 
     def curves(self, run_id: str, metric: str) -> list[tuple[int, float]]:
         """A tracked metric over the updates: (step, value), in order."""
-        with named(self.uri):
+        with explain_mlflow_errors(self.uri):
             return sorted((point.step, point.value) for point in self.client.get_metric_history(run_id, metric))
 
     def publish(
@@ -347,12 +365,12 @@ class Tracker:
         """Put aggregates over seeds, tables, figures and pages on the parent run; `note` where MLflow shows it."""
         from mlflow.entities import Metric
 
-        with named(self.uri):
-            parent = self.parent(experiment, scale)
+        with explain_mlflow_errors(self.uri):
+            parent = self.parent_run(experiment, scale)
             now = int(time.time() * 1000)
-            points = [Metric(key, value, now, 0) for key, value in aggregates(records).items()]
-            for start in range(0, len(points), BATCH):
-                self.client.log_batch(parent, metrics=points[start : start + BATCH])
+            points = [Metric(key, value, now, 0) for key, value in aggregate_metrics(records).items()]
+            for start in range(0, len(points), LOG_BATCH_SIZE):
+                self.client.log_batch(parent, metrics=points[start : start + LOG_BATCH_SIZE])
             for name, rows in tables.items():
                 columns = list(rows[0]) if rows else []
                 table = {"columns": columns, "data": [list(row.values()) for row in rows]}
@@ -370,7 +388,7 @@ class Tracker:
 
 
 @dataclass(frozen=True)
-class Content:
+class FolderContent:
     """What a run's folder holds that a tracking server is told."""
 
     what: Mapping[str, Any]
@@ -379,7 +397,7 @@ class Content:
     end: int  # to this one
 
     @classmethod
-    def of(cls, folder: RunFolder, offset: int) -> "Content":
+    def of(cls, folder: RunFolder, offset: int) -> "FolderContent":
         """UserError where the folder is damaged."""
         record = folder.result()  # before the journal, which it comes after
         try:
@@ -399,18 +417,18 @@ class Content:
         return cls(what, record, [entry for entry, _ in lines], lines[-1][1] if lines else offset)
 
 
-def record_of(row: Tracked) -> Record:
+def record_from_run(row: TrackedRun) -> Record:
     """A tracked run's record; UserError for one that is none."""
     try:
         return Record.from_dict({**row.record, "run_id": row.run_id})
     except TypeError as error:
         raise UserError(
-            f"MLflow's run {row.run_id} has a tag {RECORD} that is no record ({error}); delete that run"
+            f"MLflow's run {row.run_id} has a tag {RECORD_TAG} that is no record ({error}); delete that run"
         ) from None
 
 
 @contextmanager
-def named(uri: str) -> Iterator[None]:
+def explain_mlflow_errors(uri: str) -> Iterator[None]:
     """Within: whatever MLflow raises becomes one sentence that names the server, without its password.
 
     RefusedError where it is about one run, TrackingError where the server cannot be used.
@@ -423,16 +441,18 @@ def named(uri: str) -> Iterator[None]:
     except (MlflowException, SQLAlchemyError, OSError) as error:  # requests' are OSErrors
         ours = not str(error).startswith("API request")  # MLflow's own answer, not of something before it
         if ours and getattr(error, "error_code", "") in OF_ONE:
-            raise RefusedError(f"the tracking server {shown(uri)} refuses: {first_line(error)}") from error
-        raise unusable(uri, error) from error
+            raise RefusedError(
+                f"the tracking server {redact(uri)} refuses: {redact(first_line(error, 200))}"
+            ) from error
+        raise tracking_error(uri, error) from error
 
 
-def unusable(uri: str, error: Exception) -> TrackingError:
+def tracking_error(uri: str, error: Exception) -> TrackingError:
     """That a server cannot be used, and why."""
-    return TrackingError(f"the tracking server {shown(uri)} cannot be used: {reason(error)}")
+    return TrackingError(f"the tracking server {redact(uri)} cannot be used: {error_summary(error)}")
 
 
-def reason(error: BaseException) -> str:
+def error_summary(error: BaseException) -> str:
     """Why a server cannot be used, in a line: the first of MLflow's own, but for what has a better one."""
     from requests import ConnectionError, Timeout
 
@@ -441,7 +461,7 @@ def reason(error: BaseException) -> str:
         if isinstance(below, ConnectionError | Timeout):
             return "nothing answers there; start it, or unset MLFLOW_TRACKING_URI to track on this machine"
         below = below.__cause__ or below.__context__
-    said = first_line(error)
+    said = redact(first_line(error, 200))
     if "Invalid Host" in said:
         return "it does not answer to this name; start it with --allowed-hosts and the name"
     if getattr(error, "error_code", "") in ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED"):
@@ -451,12 +471,7 @@ def reason(error: BaseException) -> str:
     return said
 
 
-def first_line(error: BaseException) -> str:
-    """What an error says, in a line without passwords."""
-    return shown((str(error).strip() or repr(error)).splitlines()[0])[:200]
-
-
-def aggregates(records: Sequence[Record]) -> dict[str, float]:
+def aggregate_metrics(records: Sequence[Record]) -> dict[str, float]:
     """Mean, spread and number of seeds of every final metric, by variant: "resnet-20/test/top1_error_pct/mean"."""
     values: dict[str, list[float]] = {}
     for record in records:
@@ -472,18 +487,18 @@ def aggregates(records: Sequence[Record]) -> dict[str, float]:
     return result
 
 
-def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested maps as dotted keys: {"train": {"lr": 0.1}} -> {"train.lr": 0.1}."""
     result: dict[str, Any] = {}
     for key, value in nested.items():
         if isinstance(value, Mapping):
-            result |= flat(value, f"{prefix}{key}.")
+            result |= flatten(value, f"{prefix}{key}.")
         else:
             result[f"{prefix}{key}"] = value
     return result
 
 
-def silence() -> None:
+def silence_mlflow() -> None:
     """MLflow and the libraries below it say nothing on the terminal but errors."""
     for name in ("mlflow", "alembic", "sqlalchemy", "urllib3"):
         logging.getLogger(name).setLevel(logging.ERROR)

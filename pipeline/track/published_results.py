@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.common.errors import UserError, unwritable_named
+from pipeline.common.errors import UserError, explain_write_errors
 from pipeline.common.files import write_atomically
 from pipeline.common.hashing import digest
 from pipeline.common.paths import home
@@ -36,25 +36,25 @@ class PublishedResult:
         return asdict(self)
 
 
-def folder_of_results() -> Path:
+def published_results_folder() -> Path:
     """Where results on published weights are kept: apart from the runs."""
     return home() / "published"
 
 
-def keep(result: PublishedResult) -> Path:
+def save_result(result: PublishedResult) -> Path:
     """Write a result beside the earlier ones; the same weights on the same data and protocol replace."""
     same = {key: getattr(result, key) for key in ("network", "sha256", "data", "protocol", "images", "manifest")}
-    path = folder_of_results() / f"{digest(same)}.json"
-    with unwritable_named(path.parent):
+    path = published_results_folder() / f"{digest(same)}.json"
+    with explain_write_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(result.to_dict(), indent=1) + "\n")
     return path
 
 
-def results() -> list[PublishedResult]:
+def load_results() -> list[PublishedResult]:
     """All kept results, the lowest error first; UserError names a file that cannot be read."""
     found = []
-    for path in sorted(folder_of_results().glob("*.json")):
+    for path in sorted(published_results_folder().glob("*.json")):
         try:
             found.append(PublishedResult(**json.loads(path.read_text(encoding="utf-8"))))
         except (ValueError, TypeError) as error:

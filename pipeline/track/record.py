@@ -53,7 +53,7 @@ class Record:
         return cls(**kept | {"members": tuple(kept.get("members", ()))})  # JSON has lists only
 
 
-def describe(run: Run, identity: str, manifest: Mapping[str, Any]) -> dict[str, Any]:
+def describe_run(run: Run, identity: str, manifest: Mapping[str, Any]) -> dict[str, Any]:
     """What a run is, as plain data, for its folder and for tracking while it trains."""
     return {
         "identity": identity,

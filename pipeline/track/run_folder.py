@@ -27,15 +27,15 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-from pipeline.common.errors import UserError, unwritable_named
+from pipeline.common.errors import UserError, explain_write_errors
 from pipeline.common.files import file_hash, write_atomically
 from pipeline.track.record import Record
 
-CHECKPOINT = re.compile(r"step-(\d{10})-([0-9a-f]{16})\.ckpt")
+CHECKPOINT_NAME = re.compile(r"step-(\d{10})-([0-9a-f]{16})\.ckpt")
 
 CHECKPOINTS_KEPT = 2
 
-Left = Literal["over-budget", "cancelled", "failed"]
+UnfinishedReason = Literal["over-budget", "cancelled", "failed"]
 
 
 class RunFolder:
@@ -52,7 +52,7 @@ class RunFolder:
 
     def create(self, description: Mapping[str, Any]) -> None:
         """Make the folder, with what the run is."""
-        with full_disk_named(self.path):
+        with explain_disk_errors(self.path):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             write_atomically(self.path / "run.json", json.dumps(description, indent=1, sort_keys=True))
 
@@ -82,7 +82,7 @@ class RunFolder:
 
     def finish(self, record: Record, network: bytes | None) -> None:
         """Write the last model, if it converged, and then the record; the checkpoints have done their work."""
-        with full_disk_named(self.path):
+        with explain_disk_errors(self.path):
             if network is not None:
                 write_atomically(self.network_file, network)
             write_atomically(self.result_file, json.dumps(record.to_dict(), indent=1, sort_keys=True))
@@ -91,16 +91,16 @@ class RunFolder:
 
     # What is asked of it and what became of it, for processes that share nothing but this folder
 
-    def ask(self, why: str) -> None:
+    def request_stop(self, why: str) -> None:
         """Ask whatever trains it to stop at its next step, resumable."""
         self.path.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path / "stop", f"{why} {time.time():.3f}")
 
-    def asked(self) -> str:
+    def stop_reason(self) -> str:
         """Why it should stop, "" if nobody asked."""
-        return self.asked_when()[0]
+        return self.stop_request()[0]
 
-    def asked_when(self) -> tuple[str, float]:
+    def stop_request(self) -> tuple[str, float]:
         """Why it should stop, and when that was asked (seconds of the epoch)."""
         try:
             why, when = (self.path / "stop").read_text(encoding="utf-8").rsplit(" ", 1)
@@ -108,13 +108,13 @@ class RunFolder:
         except (OSError, ValueError):
             return "", 0.0
 
-    def leave(self, why: Left, text: str, asked: float | None = None) -> None:
+    def mark_unfinished(self, why: UnfinishedReason, text: str, asked: float | None = None) -> None:
         """Say why it is not finished, and answer whoever asked, at what time."""
-        when = asked or self.asked_when()[1] or time.time()
+        when = asked or self.stop_request()[1] or time.time()
         write_atomically(self.path / "left.json", json.dumps({"why": why, "text": text, "asked": when}))
         (self.path / "stop").unlink(missing_ok=True)
 
-    def left(self) -> dict[str, Any]:
+    def unfinished(self) -> dict[str, Any]:
         """{"why", "text", "asked"} of a run that was left unfinished, or {}."""
         try:
             found = json.loads((self.path / "left.json").read_text(encoding="utf-8"))
@@ -122,9 +122,9 @@ class RunFolder:
             return {}
         return found if isinstance(found, dict) and {"why", "text", "asked"} <= found.keys() else {}
 
-    def begin_anew(self) -> None:
+    def clear_unfinished(self) -> None:
         """Forget what was asked and why it was left: somebody wants it again."""
-        with full_disk_named(self.path):
+        with explain_disk_errors(self.path):
             for name in ("stop", "left.json"):
                 (self.path / name).unlink(missing_ok=True)
 
@@ -138,12 +138,12 @@ class RunFolder:
 
     # The journal
 
-    def append(self, entry: Mapping[str, Any]) -> None:
+    def append_journal(self, entry: Mapping[str, Any]) -> None:
         """Add one line to the journal: {"step", "time", "metrics"}."""
-        with full_disk_named(self.path), self.journal_file.open("ab") as file:
+        with explain_disk_errors(self.path), self.journal_file.open("ab") as file:
             file.write(json.dumps(entry).encode() + b"\n")
 
-    def mend_journal(self) -> int:
+    def repair_journal(self) -> int:
         """Drop a half-written last line; returns the last step reported, -1 for none."""
         if not self.journal_file.is_file():
             return -1
@@ -167,7 +167,7 @@ class RunFolder:
 
     # Progress
 
-    def report(self, step: int, images_per_second: float) -> None:
+    def write_progress(self, step: int, images_per_second: float) -> None:
         """Say where training is; a progress bar that cannot be written stops nothing."""
         where = {"host": socket.gethostname(), "pid": os.getpid()}
         text = json.dumps({"step": step, "images_per_second": images_per_second} | where)
@@ -176,7 +176,7 @@ class RunFolder:
         except OSError:
             return
 
-    def progress(self) -> dict[str, Any]:
+    def read_progress(self) -> dict[str, Any]:
         """The last report: {"step", "images_per_second", "host", "pid"}, or {}."""
         try:
             return json.loads((self.path / "progress.json").read_text(encoding="utf-8"))
@@ -187,7 +187,7 @@ class RunFolder:
 
     def save_checkpoint(self, step: int, save: Callable[[Path], None]) -> None:
         """Let `save` write a file, then put it in place whole; the newest two are kept."""
-        with full_disk_named(self.path):
+        with explain_disk_errors(self.path):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             beside = self.checkpoints / ".writing"  # one name, so that a killed process leaves one file at most
             try:
@@ -200,20 +200,20 @@ class RunFolder:
         for old in self.checkpoint_files()[CHECKPOINTS_KEPT:]:
             old.unlink(missing_ok=True)
 
-    def judged(self, checkpoint: str) -> "Judged":
+    def evaluation_cache(self, checkpoint: str) -> "EvaluationCache":
         """Errors of the model in the file `checkpoint`, kept while others are measured."""
-        return Judged(self.checkpoints / "judged.json", checkpoint)
+        return EvaluationCache(self.checkpoints / "judged.json", checkpoint)
 
     def checkpoint_files(self) -> list[Path]:
         """All checkpoints, the newest first, damaged ones included."""
-        found = [path for path in self.checkpoints.glob("*.ckpt") if CHECKPOINT.fullmatch(path.name)]
+        found = [path for path in self.checkpoints.glob("*.ckpt") if CHECKPOINT_NAME.fullmatch(path.name)]
         return sorted(found, reverse=True)
 
     def last_checkpoint(self, warn: Callable[[str], None]) -> tuple[int, Path] | None:
         """Step and file of the newest whole checkpoint; a damaged one is named through `warn` and passed over."""
         files = self.checkpoint_files()
         for path in files:
-            match = CHECKPOINT.fullmatch(path.name)
+            match = CHECKPOINT_NAME.fullmatch(path.name)
             if match and file_hash(path) == match[2]:
                 return int(match[1]), path
             instead = "starting from the first update" if path == files[-1] else "using the one before"
@@ -221,7 +221,7 @@ class RunFolder:
         return None
 
 
-class Judged:
+class EvaluationCache:
     """Errors of one model, in a file that ends with the checkpoints."""
 
     def __init__(self, file: Path, checkpoint: str) -> None:
@@ -238,14 +238,14 @@ class Judged:
     def add(self, name: str, errors: dict[str, float]) -> None:
         """Keep these too."""
         kept = {"checkpoint": self.checkpoint, "errors": self.read() | {name: errors}}
-        with full_disk_named(self.file.parent):
+        with explain_disk_errors(self.file.parent):
             self.file.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(self.file, json.dumps(kept))
 
 
-def full_disk_named(path: Path) -> AbstractContextManager[None]:
+def explain_disk_errors(path: Path) -> AbstractContextManager[None]:
     """Turn an operating system's refusal to write under `path` into a sentence."""
-    return unwritable_named(
+    return explain_write_errors(
         path,
         "nothing is lost: make room (or mend the folder) and start the same command again, which resumes",
     )

@@ -7,15 +7,15 @@ from pathlib import Path
 
 from pipeline.common.errors import UserError
 from pipeline.common.paths import runs_folder
-from pipeline.track.mlflow_reader import shown
-from pipeline.track.mlflow_writer import Tracker, TrackingError, record_of
+from pipeline.track.mlflow_reader import redact
+from pipeline.track.mlflow_writer import Tracker, TrackingError, record_from_run
 from pipeline.track.record import Record
 from pipeline.track.run_folder import RunFolder
 
 SYNC_SECONDS = 5.0
 
 
-class Syncing:
+class BackgroundSync:
     """Sends run folders to the tracking server from a thread of its own; trouble is kept, not raised."""
 
     def __init__(self) -> None:
@@ -59,16 +59,16 @@ class Syncing:
         self._slow = False
         with self._round:
             try:
-                done, wrong = send(self.tracker(), present(list(self._left.values())), stop)
+                done, wrong = send(self.tracker(), existing_folders(list(self._left.values())), stop)
             except TrackingError as error:
                 self.trouble = str(error)
                 self._slow = time.monotonic() - begun > SYNC_SECONDS
                 return
             for folder in done:
                 del self._left[folder.path]
-            self.trouble = several(wrong)
+            self.trouble = summarise_errors(wrong)
 
-    def __enter__(self) -> "Syncing":
+    def __enter__(self) -> "BackgroundSync":
         """Start the thread."""
         self._thread = threading.Thread(target=self._go_on, name="repro-tracking", daemon=True)
         self._thread.start()
@@ -85,17 +85,17 @@ class Syncing:
             try:
                 self._sync(self._over.is_set)
             except Exception as error:  # noqa: BLE001 - whatever it is, training goes on and tracking tries again
-                self.trouble = shown(f"tracking failed: {type(error).__name__}: {error}")
+                self.trouble = redact(f"tracking failed: {type(error).__name__}: {error}")
 
 
-def present(folders: Sequence[RunFolder]) -> list[RunFolder]:
+def existing_folders(folders: Sequence[RunFolder]) -> list[RunFolder]:
     """Those of the folders that hold a run: by a list of what is there, since most may wait for their turn."""
-    there = {parent: names_in(parent) for parent in {folder.path.parent for folder in folders}}
+    there = {parent: list_names(parent) for parent in {folder.path.parent for folder in folders}}
     named = [folder for folder in folders if folder.path.name in there[folder.path.parent]]
     return [folder for folder in named if (folder.path / "run.json").is_file()]
 
 
-def names_in(parent: Path) -> set[str]:
+def list_names(parent: Path) -> set[str]:
     """What a folder holds; nothing where there is none."""
     try:
         return {path.name for path in parent.iterdir()}
@@ -121,11 +121,11 @@ def send(
             raise
         except (UserError, OSError) as error:
             said = str(error) if isinstance(error, UserError) else f"{folder.path} is not tracked: {error}"
-            wrong.append(shown(said))
+            wrong.append(redact(said))
     return done, wrong
 
 
-def several(wrong: Sequence[str]) -> str:
+def summarise_errors(wrong: Sequence[str]) -> str:
     """The first of some sentences, and how many more there are."""
     more = f" (and {len(wrong) - 1} more like it)" if len(wrong) > 1 else ""
     return f"{wrong[0]}{more}" if wrong else ""
@@ -139,13 +139,13 @@ def sync_all(tracker: Tracker) -> tuple[list[Record], str]:
     """
     ended = tracker.ended()
     whole = {row.record.get("identity") for row in ended if row.sent}
-    names = sorted(names_in(runs_folder()) - whole)
-    done, wrong = send(tracker, present([RunFolder(runs_folder() / name) for name in names]))
-    return [record_of(row) for row in (tracker.ended() if done else ended)], several(wrong)
+    names = sorted(list_names(runs_folder()) - whole)
+    done, wrong = send(tracker, existing_folders([RunFolder(runs_folder() / name) for name in names]))
+    return [record_from_run(row) for row in (tracker.ended() if done else ended)], summarise_errors(wrong)
 
 
-def ended_here(but: Collection[str]) -> list[Record]:
+def local_records_except(but: Collection[str]) -> list[Record]:
     """The runs that ended on this machine, without those of the identities `but`."""
-    names = sorted(names_in(runs_folder()) - set(but))
+    names = sorted(list_names(runs_folder()) - set(but))
     found = [RunFolder(runs_folder() / name).result() for name in names]
     return [record for record in found if record]

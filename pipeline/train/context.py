@@ -7,16 +7,16 @@ from torch import Tensor
 
 from lightning_modules.classifier import Classifier
 from pipeline.common.errors import UserError
-from pipeline.data.batches import Feed
+from pipeline.data.batches import InMemoryFeed
 from pipeline.data.images import ImageSet
 from pipeline.data.manifest import Manifest
-from pipeline.data.order import key
-from pipeline.data.sharded_feed import PhotoFeed
+from pipeline.data.order import derive_seed
+from pipeline.data.sharded_feed import ShardedFeed
 from pipeline.data.shards import ShardSet
 from pipeline.declare.recipe import Train
 from pipeline.plan.expand import Run
 from pipeline.track.run_folder import RunFolder
-from pipeline.train.inputs import Small, Ways, supply
+from pipeline.train.inputs import InMemoryData, ReadOptions, load_training_data
 from pipeline.train.process import has_bf16, has_compiler
 
 EVALUATIONS, REPORTS = 40, 200  # in a run, unless declared
@@ -24,7 +24,7 @@ EVALUATIONS, REPORTS = 40, 200  # in a run, unless declared
 LARGEST_BLOCK = 500  # patterns handed over at once where each makes an update of its own
 
 
-class Job:
+class RunContext:
     """The parts of one run: its images, its network, and what is measured on them."""
 
     def __init__(
@@ -33,46 +33,48 @@ class Job:
         folder: RunFolder,
         images: ImageSet | ShardSet,
         manifest: Manifest,
-        ways: Ways | None = None,
+        ways: ReadOptions | None = None,
     ) -> None:
         self.run, self.folder = run, folder
         self.recipe, self.seed = run.recipe.train, run.seed
-        ways = ways or Ways()
+        ways = ways or ReadOptions()
         self.group = ways.group
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         bf16, compiled = self.recipe.precision == "bf16", self.recipe.compile
-        lacking = self.group.any(bf16 and not has_bf16(self.device), compiled and not has_compiler())  # some rank
+        lacking = self.group.any_rank(
+            bf16 and not has_bf16(self.device), compiled and not has_compiler()
+        )  # some rank
         self.bf16, self.compiled = bf16 and not lacking[0], compiled and not lacking[1]
         self.log_every = self.recipe.log_every or max(1, self.recipe.steps // REPORTS)
         self.eval_every = self.recipe.eval_every or max(1, self.recipe.steps // EVALUATIONS)
         device = torch.device(self.device)
-        self.supply = supply(images, run.recipe.data, device, sha256=manifest.sha256, ways=ways)
-        self.module = module_for(run, manifest, compiled=self.compiled)
-        self.module.parts = ways.parts
-        self.block = block_size(self.recipe, self.log_every, self.eval_every, self.supply.count)
+        self.training_data = load_training_data(images, run.recipe.data, device, sha256=manifest.sha256, ways=ways)
+        self.module = build_module(run, manifest, compiled=self.compiled)
+        self.module.parts = ways.accumulation_steps
+        self.block = block_size(self.recipe, self.log_every, self.eval_every, self.training_data.count)
 
-    def feed(self, start: int) -> Feed | PhotoFeed:
+    def feed(self, start: int) -> InMemoryFeed | ShardedFeed:
         """The training batches from update `start` to the last."""
-        return self.supply.feed(self.recipe, self.seed, start, self.block)
+        return self.training_data.feed(self.recipe, self.seed, start, self.block)
 
     def held_out_errors(self) -> dict[str, float]:
         """Errors, of rank 0's network as it is now, on the test set and on the validation set if there is one."""
-        self.group.same_buffers(self.module.network)
-        return self.supply.held_out(self.module.network, self.module.loss, bf16=self.bf16)
+        self.group.broadcast_buffers(self.module.network)
+        return self.training_data.held_out(self.module.network, self.module.loss, bf16=self.bf16)
 
     def final_metrics(self) -> dict[str, float]:
         """What is measured once, on the last model of rank 0."""
         self.module.to(self.device)  # a trainer leaves it on the CPU
-        self.group.same_buffers(self.module.network)
+        self.group.broadcast_buffers(self.module.network)
         newest = self.folder.checkpoint_files()[:1]
-        kept = self.folder.judged(newest[0].name if newest else "")
-        return self.supply.final(self.module.network, self.module.loss, bf16=self.bf16, kept=kept)
+        kept = self.folder.evaluation_cache(newest[0].name if newest else "")
+        return self.training_data.final(self.module.network, self.module.loss, bf16=self.bf16, kept=kept)
 
     def pass_patterns(self, number: int, count: int) -> tuple[Tensor, Tensor]:
         """`count` training images and labels drawn for pass `number`, for estimates made before it."""
-        if not isinstance(self.supply, Small):
+        if not isinstance(self.training_data, InMemoryData):
             raise UserError("optimizer 'sdlm' learns from small images in memory, not from photographs in shards")
-        return self.supply.patterns(self.seed, number, count)
+        return self.training_data.patterns(self.seed, number, count)
 
     def weights(self) -> dict[str, Tensor]:
         """The network's parameters and buffers, for safetensors."""
@@ -81,7 +83,7 @@ class Job:
         }
 
 
-def module_for(run: Run, manifest: Manifest, *, compiled: bool) -> Classifier:
+def build_module(run: Run, manifest: Manifest, *, compiled: bool) -> Classifier:
     """The run's LightningModule, initialised from its seed."""
     recipe = run.recipe.train
     kind: type[Classifier] = Classifier
@@ -89,7 +91,7 @@ def module_for(run: Run, manifest: Manifest, *, compiled: bool) -> Classifier:
         from lightning_modules.sdlm import OnlineClassifier
 
         kind = OnlineClassifier
-    torch.manual_seed(key(run.seed, "weights"))
+    torch.manual_seed(derive_seed(run.seed, "weights"))
     try:
         return kind(
             network=run.recipe.model.name,

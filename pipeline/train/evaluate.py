@@ -16,21 +16,21 @@ from lightning_modules.errors import wrong_in_top
 from lightning_modules.recipe import Batch
 from pipeline.common.errors import UserError
 from pipeline.data.jpeg import decode
-from pipeline.data.normalise import Normaliser, normalised
-from pipeline.data.prefetch import ahead, never
+from pipeline.data.normalise import Normaliser, normalise_crops
+from pipeline.data.prefetch import never_stop, prefetch
 from pipeline.data.samples import Samples
-from pipeline.data.views import Group, views
-from pipeline.declare.protocol import Part, Protocol
+from pipeline.data.views import ViewGroup, protocol_views
+from pipeline.declare.protocol import Protocol, ProtocolPart
 
-BATCH = 500  # images at a time: the same for all, since batches of other sizes may round differently
+EVAL_BATCH = 500  # images at a time: the same for all, since batches of other sizes may round differently
 
-VIEWS = 64  # of photographs, a network is shown at most so many at a time,
+EVAL_VIEWS = 64  # of photographs, a network is shown at most so many at a time,
 
-PIXELS = VIEWS * 256**2  # and of larger ones fewer: memory does not grow with the protocol
+EVAL_PIXELS = EVAL_VIEWS * 256**2  # and of larger ones fewer: memory does not grow with the protocol
 
 
 @dataclass(frozen=True)
-class Errors:
+class ErrorCounts:
     """How often the right class was not the best, or not among the best five."""
 
     images: int
@@ -50,7 +50,7 @@ class Errors:
         }
 
 
-def evaluate(
+def evaluate_batches(
     network: nn.Module,
     batches: Iterable[Batch],
     loss: Callable[[Tensor, Tensor], Tensor],
@@ -59,14 +59,14 @@ def evaluate(
     bf16: bool,
     rank: int = 0,
     world: int = 1,
-) -> Errors:
+) -> ErrorCounts:
     """Errors of `network` in evaluation mode over `batches`: the share of rank `rank` of `world` (see `together`).
 
     Refuses to answer unless, in a world of one rank, `expected` images came.
     """
     images = 0
     sums = torch.zeros(3, dtype=torch.float64)  # wrong in top 1, wrong in top 5, losses; read once, at the end
-    with evaluating(network):
+    with evaluation_mode(network):
         for _, pixels, labels in batches:
             with torch.autocast(pixels.device.type, dtype=torch.bfloat16, enabled=bf16):
                 scores = network(pixels)
@@ -77,7 +77,7 @@ def evaluate(
     if world == 1:
         require_count(images, expected)
     wrong1, wrong5, total = sums.tolist()
-    return Errors(images, int(wrong1), int(wrong5), total / images if images else 0.0, rank, world)
+    return ErrorCounts(images, int(wrong1), int(wrong5), total / images if images else 0.0, rank, world)
 
 
 def require_count(images: int, expected: int) -> None:
@@ -86,7 +86,7 @@ def require_count(images: int, expected: int) -> None:
         raise RuntimeError(f"{images} images were evaluated where the manifest counts {expected}: no result")
 
 
-def together(parts: Sequence[Errors], expected: int) -> Errors:
+def combine_counts(parts: Sequence[ErrorCounts], expected: int) -> ErrorCounts:
     """The errors on all images from those of each rank; RuntimeError unless every rank and image is there once."""
     worlds, ranks = {part.world for part in parts}, sorted(part.rank for part in parts)
     if len(worlds) != 1 or ranks != list(range(worlds.pop())):
@@ -95,11 +95,11 @@ def together(parts: Sequence[Errors], expected: int) -> Errors:
     images = sum(part.images for part in parts)
     require_count(images, expected)
     loss = math.fsum(part.loss * part.images for part in parts) / images
-    return Errors(images, sum(part.wrong1 for part in parts), sum(part.wrong5 for part in parts), loss)
+    return ErrorCounts(images, sum(part.wrong1 for part in parts), sum(part.wrong5 for part in parts), loss)
 
 
 @dataclass(frozen=True, eq=False)
-class Member:
+class EnsembleMember:
     """One network of an ensemble, and what its images are made of pixels by."""
 
     network: nn.Module
@@ -107,16 +107,16 @@ class Member:
 
 
 @dataclass(frozen=True, eq=False)
-class Stack:
+class ViewStack:
     """Views of several pictures that go through a network together: of one part and scale, and of one size."""
 
     pictures: list[int]  # their numbers within the job
-    groups: list[Group]  # one of each
+    groups: list[ViewGroup]  # one of each
     share: float  # of the scale in the whole protocol
 
 
-def evaluate_pictures(
-    members: Sequence[Member],
+def evaluate_samples(
+    members: Sequence[EnsembleMember],
     samples: Samples,
     protocol: Protocol,
     *,
@@ -126,8 +126,8 @@ def evaluate_pictures(
     device: str | torch.device,
     rank: int = 0,
     world: int = 1,
-    stop: Callable[[], bool] = never,
-) -> Errors:
+    stop: Callable[[], bool] = never_stop,
+) -> ErrorCounts:
     """Errors of the members' averaged answers to `samples`, each picture seen as `protocol` says.
 
     Answers are soft-max probabilities, averaged over the views of a scale, over scales, over parts and over
@@ -139,15 +139,15 @@ def evaluate_pictures(
     DataError names a broken picture; UserError says what to use instead where a network cannot read such views.
     """
     mine = range(rank, len(samples), world)
-    count = pictures_at_once(protocol)
+    count = samples_per_pass(protocol)
     jobs = [mine[first : first + count] for first in range(0, len(mine), count)]
     sums = torch.zeros(3, dtype=torch.float64, device=device)  # as in `evaluate`
     images = 0
     with ExitStack() as within:
         for member in members:
-            within.enter_context(evaluating(member.network))
-        work = ahead(
-            jobs, lambda job: stacks(samples, protocol, job), threads=threads, depth=2 * threads, stop=stop
+            within.enter_context(evaluation_mode(member.network))
+        work = prefetch(
+            jobs, lambda job: view_stacks(samples, protocol, job), threads=threads, depth=2 * threads, stop=stop
         )
         ready = within.enter_context(closing(work))  # no thread outlives this
         for job, found in zip(jobs, ready, strict=True):
@@ -160,42 +160,43 @@ def evaluate_pictures(
     wrong1, wrong5, total = sums.tolist()
     if world == 1:
         require_count(images, expected)
-    return Errors(images, int(wrong1), int(wrong5), total / images if images else 0.0, rank, world)
+    return ErrorCounts(images, int(wrong1), int(wrong5), total / images if images else 0.0, rank, world)
 
 
-def pictures_at_once(protocol: Protocol) -> int:
+def samples_per_pass(protocol: Protocol) -> int:
     """How many pictures make about as many views, or pixels, as a network is shown at a time."""
     pixels = sum(
-        part.views * (part.side or short * 1.25) ** 2 / len(part.shorts) for part, short in scales(protocol)
+        part.views * (part.side or short * 1.25) ** 2 / len(part.shorts)
+        for part, short in protocol_scales(protocol)
     )
-    return max(1, min(VIEWS // protocol.views, int(PIXELS / pixels)))
+    return max(1, min(EVAL_VIEWS // protocol.views, int(EVAL_PIXELS / pixels)))
 
 
-def scales(protocol: Protocol) -> Iterator[tuple[Part, int]]:
+def protocol_scales(protocol: Protocol) -> Iterator[tuple[ProtocolPart, int]]:
     """Each scale of each part."""
     return ((part, short) for part in protocol.parts for short in part.shorts)
 
 
-def stacks(samples: Samples, protocol: Protocol, indices: Sequence[int]) -> list[Stack]:
+def view_stacks(samples: Samples, protocol: Protocol, indices: Sequence[int]) -> list[ViewStack]:
     """The views of some pictures, those together that can go through a network together."""
     contents = samples.read(indices)
     if len(contents) != len(indices):
         raise RuntimeError(f"{len(contents)} pictures came where {len(indices)} were read: no result")
-    found: dict[tuple[int, ...], Stack] = {}
+    found: dict[tuple[int, ...], ViewStack] = {}
     for picture, (index, content) in enumerate(zip(indices, contents, strict=True)):
         image = decode(content, samples.where(index))
         for place, part in enumerate(protocol.parts):
-            for scale, group in enumerate(views(image, part)):
+            for scale, group in enumerate(protocol_views(image, part)):
                 key = (place, scale, *group.pixels.shape[1:3])
                 share = 1 / len(protocol.parts) / len(part.shorts)
-                stack = found.setdefault(key, Stack([], [], share))
+                stack = found.setdefault(key, ViewStack([], [], share))
                 stack.pictures.append(picture)
                 stack.groups.append(group)
     return list(found.values())
 
 
 def log_average(
-    member: Member, found: list[Stack], name: str, *, bf16: bool, device: str | torch.device
+    member: EnsembleMember, found: list[ViewStack], name: str, *, bf16: bool, device: str | torch.device
 ) -> Tensor:
     """log of a member's averaged probabilities, float64 (pictures, classes).
 
@@ -213,26 +214,30 @@ def log_average(
     return total
 
 
-def log_posteriors(member: Member, stack: Stack, name: str, *, bf16: bool, device: str | torch.device) -> Tensor:
+def log_posteriors(
+    member: EnsembleMember, stack: ViewStack, name: str, *, bf16: bool, device: str | torch.device
+) -> Tensor:
     """log of a network's probabilities for each view, and for its mirror image: (pictures, V, classes)."""
     first = stack.groups[0]
     pixels = torch.cat([group.pixels for group in stack.groups])
     corners = [group.corners for group in stack.groups if group.corners is not None]
     at = torch.cat(corners).to(device) if corners else None
-    step = max(1, min(VIEWS, PIXELS // (pixels.shape[1] * pixels.shape[2])) // (1 + first.mirror))
+    step = max(1, min(EVAL_VIEWS, EVAL_PIXELS // (pixels.shape[1] * pixels.shape[2])) // (1 + first.mirror))
     # A dense view may by chance have a mean image's size; like the others it has the mean colour taken out.
     normalise = member.normalise.one_colour() if first.dense else member.normalise
     logs = []
     for start in range(0, len(pixels), step):
         some = slice(start, start + step)
-        x = normalised(normalise, pixels[some].to(device), None if at is None else at[some], first.frame)
-        scores = shown(member.network, torch.cat([x, x.flip(3)]) if first.mirror else x, first.dense, name, bf16)
+        x = normalise_crops(normalise, pixels[some].to(device), None if at is None else at[some], first.frame)
+        scores = forward_scores(
+            member.network, torch.cat([x, x.flip(3)]) if first.mirror else x, first.dense, name, bf16
+        )
         logs.append(scores.double().log_softmax(1).unflatten(0, (1 + first.mirror, -1)))
     by_view = torch.cat(logs, 1).transpose(0, 1)  # (views, 1 or 2, classes)
     return by_view.reshape(len(stack.groups), -1, by_view.shape[-1])
 
 
-def shown(network: nn.Module, x: Tensor, dense: bool, name: str, bf16: bool) -> Tensor:
+def forward_scores(network: nn.Module, x: Tensor, dense: bool, name: str, bf16: bool) -> Tensor:
     """The scores of (N, 3, h, w); UserError where the network does not read such images.
 
     `dense`: by the network's own dense form. One without ends in an average over places and a linear layer: since
@@ -266,7 +271,7 @@ def response_std(network: nn.Module, batches: Iterable[Batch]) -> float | None:
 
     hooks = [layer.register_forward_hook(watch(i)) for i, layer in enumerate(layers)]
     try:
-        with evaluating(network):
+        with evaluation_mode(network):
             for _, pixels, _ in batches:
                 network(pixels)
     finally:
@@ -277,7 +282,7 @@ def response_std(network: nn.Module, batches: Iterable[Batch]) -> float | None:
 
 
 @contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
+def evaluation_mode(network: nn.Module) -> Iterator[None]:
     """Within: the network in evaluation mode, no gradients. After: its own mode again."""
     was_training = network.training
     network.eval()

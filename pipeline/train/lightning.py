@@ -10,10 +10,10 @@ from pytorch_lightning.plugins.environments import ClusterEnvironment
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
-from pipeline.train.ranks import Group
+from pipeline.train.ranks import RankGroup
 
 
-class Content(TorchCheckpointIO):
+class BufferedCheckpointIO(TorchCheckpointIO):
     """A checkpoint on its way from the trainer, which ranks wait in for each other, to a file.
 
     Lightning's own way is through the system's temporary folder; and on a full disk torch raises a RuntimeError
@@ -31,10 +31,10 @@ class Content(TorchCheckpointIO):
         del self.held
 
 
-class Ranks(ClusterEnvironment):
+class RankEnvironment(ClusterEnvironment):
     """What a trainer asks about processes that somebody else has started, with one device for each."""
 
-    def __init__(self, group: Group) -> None:
+    def __init__(self, group: RankGroup) -> None:
         super().__init__()
         self.group = group
 
@@ -69,7 +69,7 @@ class Ranks(ClusterEnvironment):
         """Nothing to set."""
 
 
-def mean_in_order(_state: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+def ordered_mean_hook(_state: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
     """The mean of some gradients over all ranks, which are added up in their order; for processors.
 
     There, an all-reduce adds in an order that depends on the place in the bucket, and after the first update of a

@@ -19,10 +19,10 @@ def prepare_process(threads: int) -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="pytorch_lightning.*")
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.*")  # of torch about its own parts
-    keep_pages()
+    tune_allocator()
 
 
-def keep_pages() -> None:
+def tune_allocator() -> None:
     """Stop glibc from handing memory back after every step: page faults cost up to 30 % of a step on a CPU.
 
     mallopt(3): M_MMAP_THRESHOLD -3, M_TRIM_THRESHOLD -1, M_TOP_PAD -2. Elsewhere than on glibc: nothing.

@@ -21,21 +21,21 @@ from pytorch_lightning.strategies import DDPStrategy
 
 from lightning_modules.classifier import NotConvergedError
 from pipeline.common.errors import UserError
-from pipeline.common.provenance import commit, hardware, libraries, lock_hash
+from pipeline.common.provenance import commit, hardware_name, library_versions, lock_hash
 from pipeline.data.images import ImageSet
-from pipeline.data.manifest import Manifest, to_dict
-from pipeline.data.prefetch import Stopped
+from pipeline.data.manifest import Manifest, manifest_to_dict
+from pipeline.data.prefetch import StopRequested
 from pipeline.data.shards import ShardSet
 from pipeline.declare.recipe import Train
 from pipeline.plan.expand import Run
-from pipeline.track.record import FINISHED, NOT_CONVERGED, Record, describe
+from pipeline.track.record import FINISHED, NOT_CONVERGED, Record, describe_run
 from pipeline.track.run_folder import RunFolder
-from pipeline.train.callback import Conductor
-from pipeline.train.context import Job
-from pipeline.train.inputs import Ways, require_counted
-from pipeline.train.lightning import Ranks
+from pipeline.train.callback import TrainingCallback
+from pipeline.train.context import RunContext
+from pipeline.train.inputs import ReadOptions, require_counts
+from pipeline.train.lightning import RankEnvironment
 from pipeline.train.process import prepare_process
-from pipeline.train.ranks import Group, current, groups
+from pipeline.train.ranks import RankGroup, current_ranks, micro_batches
 
 
 def train(
@@ -62,20 +62,20 @@ def train(
     Raises UserError for what a user can mend (a full disk, devices that cannot share the batch); a run whose loss
     is not finite ends with a record that says so.
     """
-    require_counted(images, manifest)
+    require_counts(images, manifest)
     prepare_process(threads)
-    group = current()
-    cut = cut_into(run.recipe.train, group, device_batch)
+    group = current_ranks()
+    cut = count_micro_batches(run.recipe.train, group, device_batch)
     tell = warn if group.rank == 0 else lambda _: None
-    group.led(lambda _: folder.create(describe(run, identity, to_dict(manifest))))
+    group.on_rank_zero(lambda _: folder.create(describe_run(run, identity, manifest_to_dict(manifest))))
     try:
-        ways = Ways(readers, cache, tell, stop, group, parts=cut // group.world)
-        job = Job(run, folder, images, manifest, ways)
-    except Stopped:
+        ways = ReadOptions(readers, cache, tell, stop, group, accumulation_steps=cut // group.world)
+        job = RunContext(run, folder, images, manifest, ways)
+    except StopRequested:
         return None
-    checkpoint = group.led(lambda _: folder.last_checkpoint(tell))
+    checkpoint = group.on_rank_zero(lambda _: folder.last_checkpoint(tell))
     start = checkpoint[0] if checkpoint else 0
-    conductor = Conductor(job, stop, start)
+    conductor = TrainingCallback(job, stop, start)
     trainer = pl.Trainer(
         accelerator="gpu" if job.device == "cuda" else "cpu",
         devices=[torch.cuda.current_device()] if job.device == "cuda" and group.world > 1 else 1,
@@ -86,7 +86,7 @@ def train(
         max_epochs=1,  # the feed is one long row of batches; it knows where to start and to end
         precision="bf16-mixed" if job.bf16 else "32-true",
         callbacks=[conductor],
-        plugins=[conductor.content, Ranks(group)],
+        plugins=[conductor.checkpoint_io, RankEnvironment(group)],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -97,7 +97,7 @@ def train(
     ended, status = f"{run.recipe.train.steps} steps", FINISHED
     try:
         # A generator has no length: Lightning would hold what is left against all batches since update 0.
-        with closing(iter(job.feed(start))) as batches, job.supply.training_goes_on():
+        with closing(iter(job.feed(start))) as batches, job.training_data.training_goes_on():
             trainer.fit(
                 job.module,
                 train_dataloaders=batches,
@@ -106,13 +106,13 @@ def train(
             )
     except NotConvergedError as error:
         ended, status = str(error), NOT_CONVERGED
-    except Stopped:
+    except StopRequested:
         return None
     if status == FINISHED and not conductor.finished:
         return None
     try:
         metrics = job.final_metrics() | conductor.last_window if status == FINISHED else {}
-    except Stopped:
+    except StopRequested:
         return None
     record = Record(  # of which rank 0's is kept
         identity=identity,
@@ -121,7 +121,7 @@ def train(
         variant=run.variant,
         seed=run.seed,
         status=status,  # type: ignore[arg-type]
-        ended=ended + conductor.changed(),
+        ended=ended + conductor.layout_changes(),
         changes=dict(run.changes),
         declaration=run.declaration,
         manifest=manifest.sha256[:16],
@@ -133,23 +133,23 @@ def train(
         precision="bf16" if job.bf16 else "fp32",
         compiled=job.compiled,
         threads=threads,
-        hardware=hardware(),
-        libraries=libraries(),
+        hardware=hardware_name(),
+        libraries=library_versions(),
         seconds=conductor.seconds(),
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
         world=group.world,
         device_batch=run.recipe.train.batch_size // cut,
     )
     weights = safetensors.torch.save(job.weights()) if status == FINISHED and group.rank == 0 else None
-    group.led(lambda _: folder.finish(record, weights))
-    return group.first(record)
+    group.on_rank_zero(lambda _: folder.finish(record, weights))
+    return group.broadcast(record)
 
 
-def cut_into(recipe: Train, group: Group, device_batch: int | None) -> int:
+def count_micro_batches(recipe: Train, group: RankGroup, device_batch: int | None) -> int:
     """Into how many groups of images a global batch is cut; UserError where `group` cannot share it like that."""
     if recipe.optimizer.name == "sdlm" and (group.world > 1 or device_batch is not None):
         raise UserError(
             "optimizer 'sdlm' learns from one pattern after the other, which cannot be shared or cut: train it on"
             " one device, and without a device batch"
         )
-    return groups(recipe.batch_size, group.world, device_batch)
+    return micro_batches(recipe.batch_size, group.world, device_batch)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pipeline.declare.experiment import Experiment
-from pipeline.declare.load import load
+from pipeline.declare.load import load_experiment
 from pipeline.track.record import Record
 from tests.support.made_up import made_up, print_to
 
@@ -64,7 +64,7 @@ def declare(tmp_path: Path) -> Callable[..., Experiment]:
         path = tmp_path / "experiments" / "toy" / "depth.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
-        return load("toy/depth", tmp_path / "experiments")
+        return load_experiment("toy/depth", tmp_path / "experiments")
 
     return load_changed
 

@@ -14,8 +14,8 @@ from typing import Any
 import psutil
 
 from pipeline.cluster import launches
-from pipeline.cluster.launches import Launch, Terms
-from pipeline.cluster.local_head import environment
+from pipeline.cluster.launches import Launch, LaunchTerms
+from pipeline.cluster.local_head import ray_environment
 from pipeline.common.paths import ROOT
 from pipeline.schedule.task import Task
 from pipeline.track.run_folder import RunFolder
@@ -70,11 +70,14 @@ class Place:
 
     def launch(self, tasks: Sequence[Task], **terms: Any) -> Launch:
         """A launch of these tasks, written down; nobody carries it out yet."""
-        return launches.new("a test", ROOT, Terms(**({"devices": 1} | terms)), tuple(tasks))
+        return launches.create_launch("a test", ROOT, LaunchTerms(**({"devices": 1} | terms)), tuple(tasks))
 
     def carry(self, *given: Launch) -> subprocess.Popen[bytes]:
         """What a job does: hand launches to the supervisor and follow them."""
-        inside = environment(self.home / "cluster" / "token") | {"RAY_ADDRESS": self.gcs(), "REPRO_INSIDE": "1"}
+        inside = ray_environment(self.home / "cluster" / "token") | {
+            "RAY_ADDRESS": self.gcs(),
+            "REPRO_INSIDE": "1",
+        }
         return self.repro("carry", *(one.id for one in given), env=inside)
 
     def end(self) -> None:
@@ -128,7 +131,7 @@ def small(seed: int = 0, steps: int = 200) -> Task:
 
 def step_of(task: Task) -> int:
     """The update that a run has reached, as it says itself."""
-    return int(RunFolder(task.folder).progress().get("step", 0))
+    return int(RunFolder(task.folder).read_progress().get("step", 0))
 
 
 def log_of(task: Task) -> str:
@@ -140,4 +143,4 @@ def log_of(task: Task) -> str:
 
 def trainer_of(task: Task) -> int:
     """The process that trains a run (of several, the first rank)."""
-    return int(RunFolder(task.folder).progress()["pid"])
+    return int(RunFolder(task.folder).read_progress()["pid"])

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import webdataset  # noqa: F401 - once, before the processes part
 
-from pipeline.data.prepare.originals import from_folders
-from pipeline.data.prepare.prepare import prepare
-from pipeline.data.store import Place
+from pipeline.data.prepare.originals import source_from_folders
+from pipeline.data.prepare.prepare import prepare_shards
+from pipeline.data.store import Store
 
 FINAL = re.compile(r"manifest\.json|[a-z].*\.(tar|npy|note)")
 STEPS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir")
@@ -48,7 +48,7 @@ def child(source: Path, out: Path, last: int | None) -> int:
             step += 1
 
     sys.addaudithook(watch)
-    prepare(from_folders(source), Place(str(out)), samples=4, workers=2)
+    prepare_shards(source_from_folders(source), Store(str(out)), samples=4, workers=2)
     os._exit(0)
 
 

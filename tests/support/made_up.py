@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pipeline.declare.experiment import Experiment
-from pipeline.plan.expand import plan
+from pipeline.plan.expand import plan_runs
 from pipeline.track.record import Record
 
 
@@ -16,7 +16,7 @@ def made_up(
 ) -> Record:
     """The record of a run that never was: trained as declared, or with `changes`."""
     changes = other.get("changes", {})
-    runs = plan(experiment, scale=scale, variants=[variant], seeds=max(seed + 1, 5), changes=changes)
+    runs = plan_runs(experiment, scale=scale, variants=[variant], seeds=max(seed + 1, 5), changes=changes)
     run = next(run for run in runs if run.seed == seed)
     fields: dict[str, Any] = {
         "identity": f"{variant}-{seed}-{scale}",

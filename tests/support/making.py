@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.data.shards import ShardSet, open_shards
-from pipeline.data.store import Place
+from pipeline.data.store import Store
 
 NAMES = ("ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen")
 
@@ -60,10 +60,10 @@ def prepared(
     short_side: int | None = None,
 ) -> ShardSet:
     """`photographs` in `folder/photographs`, made into shards of `samples` pictures in `folder/shards`."""
-    from pipeline.data.prepare.originals import from_folders
-    from pipeline.data.prepare.prepare import prepare
+    from pipeline.data.prepare.originals import source_from_folders
+    from pipeline.data.prepare.prepare import prepare_shards
 
-    originals = from_folders(photographs(folder / "photographs", classes, train, test, seed))
-    out = Place(str(folder / "shards"))
-    prepare(originals, out, short_side=short_side, samples=samples, workers=1)
+    originals = source_from_folders(photographs(folder / "photographs", classes, train, test, seed))
+    out = Store(str(folder / "shards"))
+    prepare_shards(originals, out, short_side=short_side, samples=samples, workers=1)
     return open_shards(out)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data import manifest, sources
-from pipeline.declare.load import load
-from pipeline.plan.expand import Run, plan
+from pipeline.declare.load import load_experiment
+from pipeline.plan.expand import Run, plan_runs
 from pipeline.plan.identity import identity
 from pipeline.schedule.task import Task
 from pipeline.track.record import Record
@@ -34,13 +34,15 @@ def a_run(
     changes: Mapping[str, Any] | None = None,
 ) -> Run:
     """One run of an experiment at smoke scale."""
-    runs = plan(load(experiment), scale="smoke", variants=[variant], seeds=seed + 1, changes=changes)
+    runs = plan_runs(
+        load_experiment(experiment), scale="smoke", variants=[variant], seeds=seed + 1, changes=changes
+    )
     return next(run for run in runs if run.seed == seed)
 
 
 @cache
 def images_of(name: str) -> Any:
-    return sources.load(name, NOWHERE)
+    return sources.load_images(name, NOWHERE)
 
 
 @cache
@@ -72,7 +74,7 @@ def a_task(root: Path, run: Run, data_root: Path = NOWHERE) -> Task:
     """A run for a worker process, with its folder below `root`."""
     found = manifest_of(run.recipe.data.name)
     name = identity(run, manifest=found.sha256, code=CODE)
-    return Task(run, name, CODE, manifest.to_dict(found), root / name, data_root)
+    return Task(run, name, CODE, manifest.manifest_to_dict(found), root / name, data_root)
 
 
 def weights(path: Path) -> bytes:

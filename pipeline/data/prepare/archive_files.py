@@ -13,29 +13,29 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.data.images import DataError
-from pipeline.data.prepare.originals import PARTS, visible
-from pipeline.data.shard_manifest import STRANGE
+from pipeline.data.prepare.originals import SPLIT_FOLDERS, visible_names
+from pipeline.data.shard_manifest import FORBIDDEN_MEMBERS
 
-TRAIN = "ILSVRC2012_img_train.tar"
+TRAIN_ARCHIVE = "ILSVRC2012_img_train.tar"
 
-VAL = "ILSVRC2012_img_val.tar"
+VAL_ARCHIVE = "ILSVRC2012_img_val.tar"
 
-DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
+DEVKIT_ARCHIVE = "ILSVRC2012_devkit_t12.tar.gz"
 
-MARK = "STAND-IN.json"
+STAND_IN_FILE = "STAND-IN.json"
 
-CHECKED = "archives.json"  # in the cache: the sums that were found
+CHECKSUM_CACHE = "archives.json"  # in the cache: the sums that were found
 
 WNIDS = Path(__file__).parent.with_name("imagenet_classes.txt")  # the thousand classes in order
 
-CHUNK = 1 << 23  # bytes read at once when summing
+HASH_CHUNK = 1 << 23  # bytes read at once when summing
 
-Progress = Callable[[int, int], None]  # bytes done, bytes in all
+HashProgress = Callable[[int, int], None]  # bytes done, bytes in all
 
 Span = tuple[str, int, int]  # a member's name, where its content begins in the outermost file, its bytes
 
 
-class Sum(BaseModel):
+class PublishedSum(BaseModel):
     """What an archive must be."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -43,7 +43,7 @@ class Sum(BaseModel):
     bytes: int | None = None  # None: not known
 
 
-class StandIn(BaseModel):
+class StandInSums(BaseModel):
     """STAND-IN.json: that these archives are not ImageNet's, how they were made, and what they must be."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -55,7 +55,7 @@ class StandIn(BaseModel):
     side: int  # pixels
     seed: int
     numbers: tuple[int, ...]  # the devkit's number of each class; meta.mat says the same
-    files: dict[str, Sum]  # empty for class folders
+    files: dict[str, PublishedSum]  # empty for class folders
 
     def to_json(self) -> str:
         """As it stands in the file."""
@@ -63,10 +63,10 @@ class StandIn(BaseModel):
 
 
 # md5 as in torchvision.datasets.imagenet.ARCHIVE_META; bytes as image-net.org sends them
-PUBLISHED = {
-    TRAIN: Sum(md5="1d675b47d978889d74fa0da5fadfb00e", bytes=147_897_477_120),
-    VAL: Sum(md5="29b22e2961454d5413ddabcf34fc5622", bytes=6_744_924_160),
-    DEVKIT: Sum(md5="fa75699e90414af021442c21a62c3abf"),
+PUBLISHED_SUMS = {
+    TRAIN_ARCHIVE: PublishedSum(md5="1d675b47d978889d74fa0da5fadfb00e", bytes=147_897_477_120),
+    VAL_ARCHIVE: PublishedSum(md5="29b22e2961454d5413ddabcf34fc5622", bytes=6_744_924_160),
+    DEVKIT_ARCHIVE: PublishedSum(md5="fa75699e90414af021442c21a62c3abf"),
 }
 
 
@@ -75,12 +75,12 @@ class Archives:
     """A folder with some of the three, and what they must be."""
 
     folder: Path
-    stand_in: StandIn | None
+    stand_in: StandInSums | None
 
     @property
-    def sums(self) -> dict[str, Sum]:
+    def sums(self) -> dict[str, PublishedSum]:
         """What each archive must be."""
-        return self.stand_in.files if self.stand_in else PUBLISHED
+        return self.stand_in.files if self.stand_in else PUBLISHED_SUMS
 
     @property
     def remedy(self) -> str:
@@ -104,7 +104,7 @@ class Archives:
 class Meter:
     """Bytes summed and listed so far."""
 
-    progress: Progress
+    progress: HashProgress
     total: int
     done: int = 0
 
@@ -114,16 +114,18 @@ class Meter:
         self.progress(self.done, self.total)
 
 
-def holds_archives(folder: Path) -> bool:
+def has_archives(folder: Path) -> bool:
     """Whether a folder is one for `from_ilsvrc`: pictures are in archives called as ImageNet's are, or nowhere.
 
     torchvision leaves the devkit beside the train/ and val/ that it unpacks.
     """
-    names = {entry.name for entry in visible(folder)}
-    return bool(names & {TRAIN, VAL}) or (DEVKIT in names and not names & PARTS.keys())
+    names = {entry.name for entry in visible_names(folder)}
+    return bool(names & {TRAIN_ARCHIVE, VAL_ARCHIVE}) or (
+        DEVKIT_ARCHIVE in names and not names & SPLIT_FOLDERS.keys()
+    )
 
 
-def thousand() -> list[str]:
+def imagenet_wnids() -> list[str]:
     """The wnids of the thousand classes, in the order of their labels: sorted, as torchvision has them."""
     return WNIDS.read_text(encoding="ascii").split()
 
@@ -133,7 +135,7 @@ def _check_size(archives: Archives, name: str) -> None:
     expected = archives.sums.get(name)
     if expected is None:
         raise DataError(
-            f"{archives.folder}: {MARK} does not know {name}; keep other archives in a folder of their own"
+            f"{archives.folder}: {STAND_IN_FILE} does not know {name}; keep other archives in a folder of their own"
         )
     size = archives.path(name).stat().st_size
     if expected.bytes not in (None, size):
@@ -151,14 +153,14 @@ def _md5(file: Path, cache: Path, meter: Meter) -> str:
     """The md5 of a file: remembered, if path, size and times are those that it was found for."""
     stat = file.stat()
     stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
-    key, notes = str(file.resolve()), cache / CHECKED
+    key, notes = str(file.resolve()), cache / CHECKSUM_CACHE
     known = _notes(notes).get(key)
     if isinstance(known, list) and known[:-1] == stamp and isinstance(known[-1], str):
         meter.add(stat.st_size)
         return known[-1]
     digest = hashlib.md5(usedforsecurity=False)
     with file.open("rb") as opened:
-        while chunk := opened.read(CHUNK):
+        while chunk := opened.read(HASH_CHUNK):
             digest.update(chunk)
             meter.add(len(chunk))
     temporary = notes.with_name(f".{notes.name}.{uuid.uuid4().hex}")
@@ -191,4 +193,6 @@ def _said(error: BaseException) -> str:
 def _check_kind(archives: Archives, where: str, member: tarfile.TarInfo) -> None:
     """Raise DataError unless a member is a regular file."""
     if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
-        raise archives.wrong(where, f"is {STRANGE.get(member.type, 'of an unknown kind')} where a file should be")
+        raise archives.wrong(
+            where, f"is {FORBIDDEN_MEMBERS.get(member.type, 'of an unknown kind')} where a file should be"
+        )

@@ -20,35 +20,37 @@ from pydantic import ValidationError
 
 from pipeline.data.images import DataError
 from pipeline.data.prepare.archive_files import (
-    DEVKIT,
-    MARK,
-    TRAIN,
-    VAL,
+    DEVKIT_ARCHIVE,
+    STAND_IN_FILE,
+    TRAIN_ARCHIVE,
+    VAL_ARCHIVE,
     Archives,
+    HashProgress,
     Meter,
-    Progress,
     Span,
-    StandIn,
+    StandInSums,
     _check_kind,
     _check_size,
     _check_sum,
     _said,
-    thousand,
+    imagenet_wnids,
 )
-from pipeline.data.prepare.devkit import Devkit, _devkit
-from pipeline.data.prepare.originals import LARGEST_PICTURE, Original, Originals
-from pipeline.declare.validation import sentence
+from pipeline.data.prepare.devkit import Devkit, read_devkit
+from pipeline.data.prepare.originals import MAX_IMAGE_BYTES, SourceImage, SourceSet
+from pipeline.declare.validation import validation_message
 
-PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # a file's name and nothing more: no folder, no way up
+PLAIN_FILE_NAME = re.compile(
+    r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
+)  # a file's name and nothing more: no folder, no way up
 
-VAL_PICTURE = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
+VAL_IMAGE_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
 
 STEM = 23  # letters of a picture's name at most: ILSVRC2012_val_00000001
 
-PICTURE = np.dtype([("label", "<i4"), ("stem", f"S{STEM}"), ("offset", "<u8"), ("size", "<u4")])
+ARCHIVE_ENTRY_DTYPE = np.dtype([("label", "<i4"), ("stem", f"S{STEM}"), ("offset", "<u8"), ("size", "<u4")])
 
 
-class Listed(Sequence[Original]):
+class ArchiveListing(Sequence[SourceImage]):
     """Pictures that lie in one archive; 1.3 million of them take 50 MB."""
 
     def __init__(self, file: Path, pictures: Sequence[np.ndarray]) -> None:
@@ -62,10 +64,10 @@ class Listed(Sequence[Original]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         label, stem, offset, size = self.rows[index].item()
-        return Original(label, stem.decode("ascii"), self.file, offset, size)
+        return SourceImage(label, stem.decode("ascii"), self.file, offset, size)
 
 
-def from_ilsvrc(folder: Path, *, cache: Path, progress: Progress | None = None) -> Originals:
+def source_from_archives(folder: Path, *, cache: Path, progress: HashProgress | None = None) -> SourceSet:
     """The pictures of the archives in `folder`: both splits, or only that whose archive is there.
 
     Sorted by class and by name, as they would be read from class folders. `cache`: a folder where sums that were
@@ -73,7 +75,7 @@ def from_ilsvrc(folder: Path, *, cache: Path, progress: Progress | None = None) 
     they are summed and when their pictures are listed.
     """
     if not folder.is_dir():
-        raise DataError(f"there is no folder {folder}; give the one that holds {TRAIN}")
+        raise DataError(f"there is no folder {folder}; give the one that holds {TRAIN_ARCHIVE}")
     try:
         archives = Archives(folder, _stand_in(folder))
         return _from_ilsvrc(archives, cache, progress or (lambda done, total: None))
@@ -83,32 +85,32 @@ def from_ilsvrc(folder: Path, *, cache: Path, progress: Progress | None = None) 
         ) from None
 
 
-def _from_ilsvrc(archives: Archives, cache: Path, progress: Progress) -> Originals:
+def _from_ilsvrc(archives: Archives, cache: Path, progress: HashProgress) -> SourceSet:
     folder = archives.folder
-    present = [name for name in (DEVKIT, VAL, TRAIN) if archives.has(name)]
-    if TRAIN not in present and VAL not in present:
+    present = [name for name in (DEVKIT_ARCHIVE, VAL_ARCHIVE, TRAIN_ARCHIVE) if archives.has(name)]
+    if TRAIN_ARCHIVE not in present and VAL_ARCHIVE not in present:
         raise DataError(
-            f"{folder} holds neither {TRAIN} nor {VAL}; download them from https://image-net.org,"
+            f"{folder} holds neither {TRAIN_ARCHIVE} nor {VAL_ARCHIVE}; download them from https://image-net.org,"
             " or make a stand-in with: repro data stand-in imagenet"
         )
-    if VAL in present and DEVKIT not in present:
+    if VAL_ARCHIVE in present and DEVKIT_ARCHIVE not in present:
         raise DataError(
-            f"{folder} holds {VAL} but not {DEVKIT}, which says what its pictures show; download that too,"
-            f" or move {VAL} away"
+            f"{folder} holds {VAL_ARCHIVE} but not {DEVKIT_ARCHIVE}, which says what its pictures show; download that too,"
+            f" or move {VAL_ARCHIVE} away"
         )
     for name in present:
         _check_size(archives, name)
     meter = Meter(progress, 2 * sum(archives.path(name).stat().st_size for name in present))
     for name in present:
         _check_sum(archives, name, cache, meter)
-    devkit = _devkit(archives, meter) if DEVKIT in present else None
-    splits: dict[str, Sequence[Original]] = {}
+    devkit = read_devkit(archives, meter) if DEVKIT_ARCHIVE in present else None
+    splits: dict[str, Sequence[SourceImage]] = {}
     classes = devkit.classes if devkit else ()
-    if TRAIN in present:
+    if TRAIN_ARCHIVE in present:
         classes, splits["train"] = _train(archives, devkit, meter)
-    if devkit and VAL in present:
+    if devkit and VAL_ARCHIVE in present:
         splits["test"] = _val(archives, devkit, meter)
-    return Originals(
+    return SourceSet(
         name="imagenet-standin" if archives.stand_in else "imagenet",
         source=_source(archives, splits),
         classes=classes,
@@ -116,29 +118,31 @@ def _from_ilsvrc(archives: Archives, cache: Path, progress: Progress) -> Origina
     )
 
 
-def _source(archives: Archives, splits: dict[str, Sequence[Original]]) -> str:
+def _source(archives: Archives, splits: dict[str, Sequence[SourceImage]]) -> str:
     parts = []
     if "train" in splits:
-        parts.append(TRAIN)
+        parts.append(TRAIN_ARCHIVE)
     if "test" in splits:
         parts.append(
-            f"{VAL} with the classes of {DEVKIT} (the {len(splits['test']):,} validation images are the test part)"
+            f"{VAL_ARCHIVE} with the classes of {DEVKIT_ARCHIVE} (the {len(splits['test']):,} validation images are the test part)"
         )
     made = archives.stand_in
     begins = f"a stand-in for ILSVRC-2012, generated with seed {made.seed}" if made else "ILSVRC-2012"
     return f"{begins}: {' and '.join(parts)}"
 
 
-def _stand_in(folder: Path) -> StandIn | None:
+def _stand_in(folder: Path) -> StandInSums | None:
     """What STAND-IN.json says, if there is one."""
-    file = folder / MARK
+    file = folder / STAND_IN_FILE
     if not file.exists():
         return None
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
-        found = StandIn.model_validate_json(json.dumps(raw))
+        found = StandInSums.model_validate_json(json.dumps(raw))
     except ValidationError as error:
-        raise DataError(f"{file}: {sentence(error, StandIn, raw)}; make the stand-in again") from None
+        raise DataError(
+            f"{file}: {validation_message(error, StandInSums, raw)}; make the stand-in again"
+        ) from None
     except (OSError, ValueError) as error:
         raise DataError(f"{file} cannot be read ({error}); make the stand-in again") from None
     if len(found.numbers) != found.classes:
@@ -149,67 +153,72 @@ def _stand_in(folder: Path) -> StandIn | None:
     return found
 
 
-def _train(archives: Archives, devkit: Devkit | None, meter: Meter) -> tuple[tuple[str, ...], Listed]:
+def _train(archives: Archives, devkit: Devkit | None, meter: Meter) -> tuple[tuple[str, ...], ArchiveListing]:
     """The classes, and every training picture, in the order of classes and names."""
-    path = archives.path(TRAIN)
+    path = archives.path(TRAIN_ARCHIVE)
     size, pictures = path.stat().st_size, []
-    known = set(devkit.classes if devkit else thousand())
+    known = set(devkit.classes if devkit else imagenet_wnids())
     with path.open("rb") as opened:
         tars: dict[str, tuple[int, int]] = {}
-        for name, offset, length in _members(archives, opened.fileno(), 0, size, TRAIN):
+        for name, offset, length in _members(archives, opened.fileno(), 0, size, TRAIN_ARCHIVE):
             wnid = name.removesuffix(".tar")
             if wnid == name or wnid not in known:
-                raise archives.wrong(f"{TRAIN}, {name}", f"is not the tar file of one of the {len(known)} classes")
+                raise archives.wrong(
+                    f"{TRAIN_ARCHIVE}, {name}", f"is not the tar file of one of the {len(known)} classes"
+                )
             if wnid in tars:
-                raise archives.wrong(f"{TRAIN}, {name}", "is there twice")
+                raise archives.wrong(f"{TRAIN_ARCHIVE}, {name}", "is there twice")
             tars[wnid] = offset, length
         if not tars:
-            raise archives.wrong(TRAIN, "holds no classes")
+            raise archives.wrong(TRAIN_ARCHIVE, "holds no classes")
         classes = devkit.classes if devkit else tuple(sorted(tars))
         for label, wnid in enumerate(classes):
             if wnid not in tars:
-                raise archives.wrong(TRAIN, f"has no pictures of class {wnid}, which {DEVKIT} knows")
+                raise archives.wrong(
+                    TRAIN_ARCHIVE, f"has no pictures of class {wnid}, which {DEVKIT_ARCHIVE} knows"
+                )
             offset, length = tars[wnid]
-            where = f"{TRAIN}, {wnid}.tar"
-            inside = _pictures(archives, opened.fileno(), offset, offset + length, where, f"{wnid}_")
+            where = f"{TRAIN_ARCHIVE}, {wnid}.tar"
+            inside = _images_in_tar(archives, opened.fileno(), offset, offset + length, where, f"{wnid}_")
             pictures.append(_rows(inside, [label] * len(inside)))
             meter.add(length)
     meter.add(size - sum(length for _, length in tars.values()))
-    return classes, Listed(path, pictures)
+    return classes, ArchiveListing(path, pictures)
 
 
-def _val(archives: Archives, devkit: Devkit, meter: Meter) -> Listed:
+def _val(archives: Archives, devkit: Devkit, meter: Meter) -> ArchiveListing:
     """Every validation picture, in the order of classes and names."""
-    path = archives.path(VAL)
+    path = archives.path(VAL_ARCHIVE)
     size = path.stat().st_size
     with path.open("rb") as opened:
-        found = _pictures(archives, opened.fileno(), 0, size, VAL, "ILSVRC2012_val_")
+        found = _images_in_tar(archives, opened.fileno(), 0, size, VAL_ARCHIVE, "ILSVRC2012_val_")
     if len(found) != len(devkit.truth):
         raise archives.wrong(
-            VAL, f"holds {len(found):,} pictures, but {DEVKIT} says of {len(devkit.truth):,} what they show"
+            VAL_ARCHIVE,
+            f"holds {len(found):,} pictures, but {DEVKIT_ARCHIVE} says of {len(devkit.truth):,} what they show",
         )
     for number, (name, _, _) in enumerate(found, start=1):
-        numbered = VAL_PICTURE.fullmatch(name)
+        numbered = VAL_IMAGE_NAME.fullmatch(name)
         if not numbered or int(numbered[1]) != number:  # they are sorted, so one that is missing is noticed here
-            raise archives.wrong(f"{VAL}, {name}", f"is where ILSVRC2012_val_{number:08}.JPEG should be")
+            raise archives.wrong(f"{VAL_ARCHIVE}, {name}", f"is where ILSVRC2012_val_{number:08}.JPEG should be")
     meter.add(size)
     rows = _rows(found, devkit.truth)
-    return Listed(path, [rows[np.argsort(rows["label"], kind="stable")]])  # within a class by name
+    return ArchiveListing(path, [rows[np.argsort(rows["label"], kind="stable")]])  # within a class by name
 
 
 def _rows(pictures: Sequence[Span], labels: Sequence[int]) -> np.ndarray:
     """Pictures and their labels as rows of PICTURE."""
     stems = [(label, name[:-5], begin, size) for label, (name, begin, size) in zip(labels, pictures, strict=True)]
-    return np.array(stems, PICTURE)
+    return np.array(stems, ARCHIVE_ENTRY_DTYPE)
 
 
-def _pictures(archives: Archives, file: int, begin: int, end: int, where: str, prefix: str) -> list[Span]:
+def _images_in_tar(archives: Archives, file: int, begin: int, end: int, where: str, prefix: str) -> list[Span]:
     """The pictures of one tar file, sorted by name; each is called as `prefix` says."""
     found: dict[str, Span] = {}
     for name, offset, size in _members(archives, file, begin, end, where):
         if not name.startswith(prefix) or not name.endswith(".JPEG") or len(name) == len(prefix) + 5:
             raise archives.wrong(f"{where}, {name}", f"should be called {prefix}... .JPEG")
-        if size > LARGEST_PICTURE:
+        if size > MAX_IMAGE_BYTES:
             raise archives.wrong(f"{where}, {name}", f"has {size:,} bytes, far more than a picture")
         if len(name) > STEM + 5:
             raise archives.wrong(f"{where}, {name}", "has a name that is too long")
@@ -236,7 +245,7 @@ def _members(archives: Archives, file: int, begin: int, end: int, where: str) ->
             raise archives.wrong(where, what) from None
         name = f"{where}, {head.name!r}"
         _check_kind(archives, name, head)
-        if not PLAIN.fullmatch(head.name):
+        if not PLAIN_FILE_NAME.fullmatch(head.name):
             raise archives.wrong(name, "has a name that could lead elsewhere")
         at += tarfile.BLOCKSIZE
         if head.size <= 0:

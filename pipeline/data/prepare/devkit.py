@@ -10,7 +10,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.data.images import DataError
-from pipeline.data.prepare.archive_files import DEVKIT, MARK, Archives, Meter, _check_kind, _said, thousand
+from pipeline.data.prepare.archive_files import (
+    DEVKIT_ARCHIVE,
+    STAND_IN_FILE,
+    Archives,
+    Meter,
+    _check_kind,
+    _said,
+    imagenet_wnids,
+)
 
 META = "ILSVRC2012_devkit_t12/data/meta.mat"
 
@@ -27,27 +35,27 @@ class Devkit:
     truth: tuple[int, ...]  # of validation picture i + 1: its label
 
 
-def _devkit(archives: Archives, meter: Meter) -> Devkit:
+def read_devkit(archives: Archives, meter: Meter) -> Devkit:
     """The classes and the validation pictures' labels. The devkit's own numbers (ILSVRC2012_ID, 1 to 1000) follow
     another order than labels do, so each goes through its wnid."""
     files = _devkit_files(archives)
     wnids = _wnids(archives, files[META])
-    classes = tuple(wnid for wnid in thousand() if wnid in wnids.values())
+    classes = tuple(wnid for wnid in imagenet_wnids() if wnid in wnids.values())
     label = {number: classes.index(wnid) for number, wnid in wnids.items()}
     try:
         lines = files[TRUTH].decode("ascii").splitlines()
     except UnicodeDecodeError:
-        raise archives.wrong(f"{DEVKIT}, {_short(TRUTH)}", "is no list of numbers") from None
+        raise archives.wrong(f"{DEVKIT_ARCHIVE}, {_short(TRUTH)}", "is no list of numbers") from None
     truth = []
     for place, line in enumerate(lines, start=1):
         number = int(line) if re.fullmatch(r"\s*\d{1,9}\s*", line) else None
         if number not in label:
             raise archives.wrong(
-                f"{DEVKIT}, {_short(TRUTH)}, line {place}:",
+                f"{DEVKIT_ARCHIVE}, {_short(TRUTH)}, line {place}:",
                 f"{line[:40]!r} is not the number of one of the {len(classes)} classes",
             )
         truth.append(label[number])
-    meter.add(archives.path(DEVKIT).stat().st_size)
+    meter.add(archives.path(DEVKIT_ARCHIVE).stat().st_size)
     return Devkit(classes, tuple(truth))
 
 
@@ -55,15 +63,15 @@ def _devkit_files(archives: Archives) -> dict[str, bytes]:
     """The two files that are needed; the others are not touched."""
     found: dict[str, bytes] = {}
     try:
-        with gzip.open(archives.path(DEVKIT)) as zipped:
+        with gzip.open(archives.path(DEVKIT_ARCHIVE)) as zipped:
             content = zipped.read(LARGEST_DEVKIT + 1)
         if len(content) > LARGEST_DEVKIT:
-            raise archives.wrong(DEVKIT, f"unpacks to more than {LARGEST_DEVKIT:,} bytes")
+            raise archives.wrong(DEVKIT_ARCHIVE, f"unpacks to more than {LARGEST_DEVKIT:,} bytes")
         with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
             for member in archive:
                 if member.name not in (META, TRUTH):
                     continue
-                where = f"{DEVKIT}, {_short(member.name)}"
+                where = f"{DEVKIT_ARCHIVE}, {_short(member.name)}"
                 _check_kind(archives, where, member)
                 if member.name in found:
                     raise archives.wrong(where, "is there twice")
@@ -72,10 +80,10 @@ def _devkit_files(archives: Archives) -> dict[str, bytes]:
     except DataError:
         raise
     except (tarfile.TarError, OSError, EOFError, ValueError, zlib.error) as error:
-        raise archives.wrong(DEVKIT, f"cannot be read ({_said(error)})") from None
+        raise archives.wrong(DEVKIT_ARCHIVE, f"cannot be read ({_said(error)})") from None
     for name in (META, TRUTH):
         if name not in found:
-            raise archives.wrong(DEVKIT, f"lacks {_short(name)}")
+            raise archives.wrong(DEVKIT_ARCHIVE, f"lacks {_short(name)}")
     return found
 
 
@@ -86,11 +94,11 @@ def _wnids(archives: Archives, content: bytes) -> dict[int, str]:
     Of a stand-in, STAND-IN.json is believed.
     """
     if archives.stand_in:
-        leaves = list(zip(archives.stand_in.numbers, thousand()[: archives.stand_in.classes], strict=True))
-        where = MARK
+        leaves = list(zip(archives.stand_in.numbers, imagenet_wnids()[: archives.stand_in.classes], strict=True))
+        where = STAND_IN_FILE
     else:
-        leaves, where = _leaves(archives, content), f"{DEVKIT}, {_short(META)}"
-    known = set(thousand())
+        leaves, where = _leaves(archives, content), f"{DEVKIT_ARCHIVE}, {_short(META)}"
+    known = set(imagenet_wnids())
     for number, wnid in leaves:
         if wnid not in known:
             raise archives.wrong(where, f"numbers {wnid[:40]!r} as {number}, which is none of the thousand")
@@ -110,7 +118,9 @@ def _leaves(archives: Archives, content: bytes) -> list[tuple[int, str]]:
         synsets = np.atleast_1d(loaded["synsets"])
         return [(int(row["ILSVRC2012_ID"]), str(row["WNID"])) for row in synsets if int(row["num_children"]) == 0]
     except (MatReadError, OSError, ValueError, TypeError, KeyError, IndexError, NotImplementedError) as error:
-        raise archives.wrong(f"{DEVKIT}, {_short(META)}", f"is no list of synsets ({_said(error)})") from None
+        raise archives.wrong(
+            f"{DEVKIT_ARCHIVE}, {_short(META)}", f"is no list of synsets ({_said(error)})"
+        ) from None
 
 
 def _short(name: str) -> str:

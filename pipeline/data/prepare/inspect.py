@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.data.jpeg import decode
-from pipeline.data.order import generator
+from pipeline.data.order import seeded_generator
 from pipeline.data.shards import ShardSet, ShardSplit
 
 
@@ -27,7 +27,7 @@ class SplitSummary:
 
 
 @dataclass(frozen=True)
-class Summary:
+class SetSummary:
     """A prepared set in numbers."""
 
     name: str
@@ -43,10 +43,10 @@ class Summary:
         return asdict(self)
 
 
-def summary(shards: ShardSet) -> Summary:
+def summarise(shards: ShardSet) -> SetSummary:
     """Counts and sizes, from manifest and index: no picture is opened."""
     manifest, said = shards.manifest, shards.manifest.resized
-    return Summary(
+    return SetSummary(
         name=manifest.name,
         source=manifest.source,
         classes=len(manifest.classes),
@@ -59,7 +59,7 @@ def summary(shards: ShardSet) -> Summary:
     )
 
 
-def words(found: Summary) -> list[str]:
+def summary_lines(found: SetSummary) -> list[str]:
     """Balance and sizes of each split, a line each."""
     lines = []
     for name, split in found.splits.items():
@@ -88,13 +88,13 @@ def _spread(values: np.ndarray) -> tuple[int, float, int]:
     return int(values.min()), float(np.median(values)), int(values.max())
 
 
-def some_pictures(shards: ShardSet, count: int = 48, seed: int = 0) -> tuple[list[np.ndarray], list[str]]:
+def sample_images(shards: ShardSet, count: int = 48, seed: int = 0) -> tuple[list[np.ndarray], list[str]]:
     """Pictures for a contact sheet and their classes, sorted by class: the same for the same seed.
 
     Of the training part, if there is one. uint8 (H, W, 3) each, thinned to fewer than 640 pixels a side.
     """
     split = shards.splits.get("train") or shards.test
-    chosen = spread_out(split.labels, count, seed)
+    chosen = sample_indices(split.labels, count, seed)
     images = []
     for number, content in zip(chosen, split.read(chosen), strict=True):
         image = decode(content, split.where(number))
@@ -103,12 +103,12 @@ def some_pictures(shards: ShardSet, count: int = 48, seed: int = 0) -> tuple[lis
     return images, [shards.classes[int(split.labels[number])] for number in chosen]
 
 
-def spread_out(labels: Tensor, count: int, seed: int) -> list[int]:
+def sample_indices(labels: Tensor, count: int, seed: int) -> list[int]:
     """Numbers of `count` samples drawn at random, from as many classes as there are, sorted by class.
 
     A class comes a second time only when all others came once, as far as they reach.
     """
-    drawn = torch.randperm(len(labels), generator=generator(seed, "contact sheet"))
+    drawn = torch.randperm(len(labels), generator=seeded_generator(seed, "contact sheet"))
     by_class = drawn[labels[drawn].argsort(stable=True)]
     sizes = torch.bincount(labels)
     starts = sizes.cumsum(0) - sizes

@@ -23,51 +23,60 @@ import numpy as np
 
 from pipeline.data import jpeg
 from pipeline.data.images import DataError
-from pipeline.data.prepare.originals import Drawn, Original, Originals, picture_kind
+from pipeline.data.prepare.originals import InMemorySourceImage, SourceImage, SourceSet, image_kind
 from pipeline.data.prepare.workspace import (
     QUALITY,
     TEMPORARY,
-    Job,
-    Plan,
-    begin,
-    clean,
-    clear,
-    deliver,
-    header_of,
-    note_of,
-    on_disk,
+    ShardJob,
+    ShardPlan,
+    clean_stem,
+    deliver_file,
+    explain_os_errors,
+    make_note,
+    open_workspace,
+    plan_header,
+    prepare_output,
     read_note,
     refuse_another,
-    workshop,
+    remove_notes,
 )
-from pipeline.data.shard_cache import sha256_of
-from pipeline.data.shard_manifest import MANIFEST, Shard, ShardManifest, Split, content_hash, sample_digest
-from pipeline.data.shards import RECORD, open_shards
-from pipeline.data.store import MissingError, Place
+from pipeline.data.shard_cache import file_sha256
+from pipeline.data.shard_manifest import (
+    MANIFEST_NAME,
+    ShardInfo,
+    ShardManifest,
+    SplitManifest,
+    content_hash,
+    sample_digest,
+)
+from pipeline.data.shards import INDEX_DTYPE, open_shards
+from pipeline.data.store import MissingFileError, Store
 
 ORDER = 'a fixed permutation of the source\'s order: torch.randperm(n, generator=generator(0, "shards"))'
 
 SAMPLES = 1000  # a shard: some 100 MB of photographs
 
-NAMED = 20  # broken pictures; where there are so many, no more are looked for
+NAMED_ERRORS = 20  # broken pictures; where there are so many, no more are looked for
 
 SHOWN = 3  # of them all is said, of the others where they are
 
-LARGEST = 65_500  # pixels a side: what libjpeg writes
+MAX_SHARD_BYTES = 65_500  # pixels a side: what libjpeg writes
 
-BLOCK = 512  # bytes: what tar rounds up to
+TAR_BLOCK = 512  # bytes: what tar rounds up to
 
-Progress = Callable[[int, int], None]  # pictures made, and to be made, by this call; by any thread, one at a time
+PrepareProgress = Callable[
+    [int, int], None
+]  # pictures made, and to be made, by this call; by any thread, one at a time
 
 
-def prepare(
-    originals: Originals,
-    out: Place,
+def prepare_shards(
+    originals: SourceSet,
+    out: Store,
     *,
     short_side: int | None = None,
     samples: int = SAMPLES,
     workers: int = 1,
-    progress: Progress = lambda done, total: None,
+    progress: PrepareProgress = lambda done, total: None,
     warn: Callable[[str], None] = lambda _: None,
 ) -> ShardManifest:
     """Make the shards of `originals` at `out`, going on from what an earlier call left there.
@@ -90,22 +99,28 @@ def prepare(
             )
     if short_side:  # other data, under another name: never taken for the source's own
         originals = replace(originals, name=f"{originals.name}-short{short_side}")
-    plan = Plan(originals, short_side, samples)
-    with workshop(out) as (bench, notes):
-        manifest = finished(plan, out)
+    plan = ShardPlan(originals, short_side, samples)
+    with open_workspace(out) as (bench, notes):
+        manifest = finished_manifest(plan, out)
         if manifest is None:
-            still = begin(plan, out, bench, notes, warn)
-            Making(plan, out, bench, notes, still, progress).all(workers)
-            manifest = conclude(plan, out, bench, still)
-        clear(bench, notes, workers)
+            still = prepare_output(plan, out, bench, notes, warn)
+            ShardMaking(plan, out, bench, notes, still, progress).all(workers)
+            manifest = write_manifest(plan, out, bench, still)
+        remove_notes(bench, notes, workers)
     return manifest
 
 
-class Making:
+class ShardMaking:
     """Making all shards: what the threads share."""
 
     def __init__(
-        self, plan: Plan, out: Place, bench: Path, notes: Place, still: Callable[[], None], progress: Progress
+        self,
+        plan: ShardPlan,
+        out: Store,
+        bench: Path,
+        notes: Store,
+        still: Callable[[], None],
+        progress: PrepareProgress,
     ) -> None:
         self.plan, self.out, self.bench, self.notes = plan, out, bench, notes
         self.still, self.progress = still, progress
@@ -117,12 +132,12 @@ class Making:
 
     def all(self, workers: int) -> None:
         """Every shard; DataError when it is over if pictures could not be used: they are named together."""
-        run(self.plan.jobs(), self.one, workers, self.stop)
+        run_threads(self.plan.jobs(), self.one, workers, self.stop)
         if self.broken:
-            raise DataError(together(sorted({*self.broken})))
+            raise DataError(join_errors(sorted({*self.broken})))
         self.progress(self.total, self.total)
 
-    def one(self, job: Job) -> None:
+    def one(self, job: ShardJob) -> None:
         """Make a shard, unless it is noted as made; quietly nothing once `stop` is set."""
         if self.stop.is_set():
             return
@@ -133,19 +148,19 @@ class Making:
             return
         file = self.bench / f"{job.name}{TEMPORARY}"
         try:
-            with on_disk(self.bench):
+            with explain_os_errors(self.bench):
                 note = self.write(job, file, plan)
             if note is not None:
                 self.still()
                 self.out.put(file, job.name)
                 self.still()
-                deliver(note, self.bench, self.notes, job.note)
+                deliver_file(note, self.bench, self.notes, job.note)
                 if not self.notes.local:
-                    deliver(note, self.bench, Place(str(self.bench)), job.note)
+                    deliver_file(note, self.bench, Store(str(self.bench)), job.note)
         finally:
             file.unlink(missing_ok=True)
 
-    def is_made(self, job: Job, plan: str) -> bool:
+    def is_made(self, job: ShardJob, plan: str) -> bool:
         """Whether the shard is there, of the right size, and noted as made of these pictures."""
         file = self.bench / job.note
         if not self.notes.local and self.notes.exists(job.note):
@@ -153,11 +168,11 @@ class Making:
         noted = read_note(file)
         if noted is None or noted.plan != plan:
             return False
-        return size_at(self.out, job.name) == noted.shard.bytes
+        return size_of(self.out, job.name) == noted.shard.bytes
 
-    def write(self, job: Job, file: Path, plan: str) -> bytes | None:
+    def write(self, job: ShardJob, file: Path, plan: str) -> bytes | None:
         """The shard as `file`, on the disk; its note. None if it was stopped, or a picture could not be used."""
-        rows = np.zeros(len(job.originals), RECORD)
+        rows = np.zeros(len(job.originals), INDEX_DTYPE)
         digests = bytearray()
         whole = True
         with file.open("wb") as stream, shard_writer(stream) as writer:
@@ -165,26 +180,26 @@ class Making:
                 if self.stop.is_set():
                     return None
                 try:
-                    content, kind, height, width = ready(original, self.plan.short_side)
+                    content, kind, height, width = encode_for_shard(original, self.plan.short_side)
                 except DataError as error:
                     self.trouble(original.where, error)
                     whole = False
                     continue
                 begin = writer.tarstream.offset
-                name = f"{job.first + i:08d}-{clean(original.stem)}"
+                name = f"{job.first + i:08d}-{clean_stem(original.stem)}"
                 writer.write({"__key__": name, "cls": str(original.label).encode(), kind: content})
                 end = writer.tarstream.offset
-                image = end - begin - -(-len(content) // BLOCK) * BLOCK
+                image = end - begin - -(-len(content) // TAR_BLOCK) * TAR_BLOCK
                 rows[i] = (job.number, begin, end - begin, 0, image, len(content), original.label, height, width)
                 digests += sample_digest(original.label, content)
                 self.tick(1)
-        return note_of(plan, job.name, file, rows, bytes(digests)) if whole else None
+        return make_note(plan, job.name, file, rows, bytes(digests)) if whole else None
 
     def trouble(self, where: str, error: DataError) -> None:
         """Remember a picture that cannot be used."""
         with self.lock:
             self.broken.append((where, str(error)))
-            if len(self.broken) >= NAMED:
+            if len(self.broken) >= NAMED_ERRORS:
                 self.stop.set()
 
     def tick(self, count: int) -> None:
@@ -196,17 +211,19 @@ class Making:
                 self.progress(self.done, self.total)
 
 
-def together(broken: Sequence[tuple[str, str]]) -> str:
+def join_errors(broken: Sequence[tuple[str, str]]) -> str:
     """One sentence of where pictures are and what is wrong with each."""
     if len(broken) == 1:
         return broken[0][1]
-    least = "at least " if len(broken) >= NAMED else ""
+    least = "at least " if len(broken) >= NAMED_ERRORS else ""
     texts = [text for _, text in broken[:SHOWN]]
     others = [f"nor can {', '.join(where for where, _ in broken[SHOWN:])}"] if broken[SHOWN:] else []
     return f"{least}{len(broken)} pictures cannot be used: {'; '.join(texts + others)}"
 
 
-def run(jobs: Iterable[Job], work: Callable[[Job], None], workers: int, stop: threading.Event) -> None:
+def run_threads(
+    jobs: Iterable[ShardJob], work: Callable[[ShardJob], None], workers: int, stop: threading.Event
+) -> None:
     """`work` on every job, by threads. What one raises, or Ctrl-C, stops them all within a picture."""
     waiting: set[Future[None]] = set()
     with ThreadPoolExecutor(workers, "prepare") as pool:
@@ -228,7 +245,7 @@ def run(jobs: Iterable[Job], work: Callable[[Job], None], workers: int, stop: th
             raise
 
 
-class Sink:
+class CancellableStream:
     """A stream that can be told to swallow what comes: a tar file given up still writes its end."""
 
     def __init__(self, stream: Any) -> None:
@@ -244,7 +261,7 @@ def shard_writer(stream: Any) -> Iterator[Any]:
     """WebDataset's TarWriter on an open file, without time or user; at the end the file is on the disk."""
     from webdataset import TarWriter
 
-    sink = Sink(stream)
+    sink = CancellableStream(stream)
     writer = TarWriter(sink, encoder=False, mtime=0, user="repro", group="repro", mode=0o444)
     try:
         yield writer
@@ -257,25 +274,25 @@ def shard_writer(stream: Any) -> Iterator[Any]:
         raise
 
 
-def ready(original: Original, short: int | None) -> tuple[bytes, str, int, int]:
+def encode_for_shard(original: SourceImage, short: int | None) -> tuple[bytes, str, int, int]:
     """A picture's file as it goes into the shard, its kind, height and width; DataError names a broken one."""
     content = original.read()
     pixels = jpeg.decode(content, original.where)
-    kind = picture_kind(content)
+    kind = image_kind(content)
     if kind is None:
         raise DataError(f"{original.where} is neither a JPEG nor a PNG; convert it to one of these, or remove it")
     height, width = pixels.shape[:2]
     if short and min(height, width) != short:
-        height, width = jpeg.short_side(height, width, short)
-        if max(height, width) > LARGEST or height * width > jpeg.LARGEST:
+        height, width = jpeg.size_for_short_side(height, width, short)
+        if max(height, width) > MAX_SHARD_BYTES or height * width > jpeg.MAX_PIXELS:
             raise DataError(
                 f"{original.where} would become {width} x {height} pixels, too many to be read again; remove it"
             )
-        content, kind = resized(pixels, height, width), "jpg"
+        content, kind = encode_resized(pixels, height, width), "jpg"
     return content, kind, height, width
 
 
-def resized(pixels: np.ndarray, height: int, width: int) -> bytes:
+def encode_resized(pixels: np.ndarray, height: int, width: int) -> bytes:
     """uint8 (H, W, 3) -> a JPEG of that size."""
     from PIL import Image
 
@@ -285,10 +302,10 @@ def resized(pixels: np.ndarray, height: int, width: int) -> bytes:
     return stream.getvalue()
 
 
-def conclude(plan: Plan, out: Place, bench: Path, still: Callable[[], None]) -> ShardManifest:
+def write_manifest(plan: ShardPlan, out: Store, bench: Path, still: Callable[[], None]) -> ShardManifest:
     """Write the indexes and, last, the manifest."""
     still()
-    splits: dict[Any, Split] = {name: joined(plan, name, out, bench) for name in plan.splits()}
+    splits: dict[Any, SplitManifest] = {name: join_split(plan, name, out, bench) for name in plan.splits()}
     still()
     manifest = ShardManifest(
         format=1,
@@ -300,25 +317,29 @@ def conclude(plan: Plan, out: Place, bench: Path, still: Callable[[], None]) -> 
         splits=splits,
         sha256=content_hash(plan.originals.classes, plan.resized, splits),
     )
-    deliver(manifest.to_json().encode(), bench, out, MANIFEST)
+    deliver_file(manifest.to_json().encode(), bench, out, MANIFEST_NAME)
     return manifest
 
 
-def joined(plan: Plan, split: str, out: Place, bench: Path) -> Split:
+def join_split(plan: ShardPlan, split: str, out: Store, bench: Path) -> SplitManifest:
     """A split from its notes, one after the other; its index goes to `out`."""
     count = len(plan.originals.splits[split])
-    shards: list[Shard] = []
+    shards: list[ShardInfo] = []
     per_class = np.zeros(len(plan.originals.classes), np.int64)
     content = hashlib.sha256()
     index = f"{split}.index.npy"
     file = bench / f"{index}{TEMPORARY}"
     try:
-        with on_disk(bench):
+        with explain_os_errors(bench):
             with file.open("wb") as stream:
-                shape = {"descr": np.lib.format.dtype_to_descr(RECORD), "fortran_order": False, "shape": (count,)}
+                shape = {
+                    "descr": np.lib.format.dtype_to_descr(INDEX_DTYPE),
+                    "fortran_order": False,
+                    "shape": (count,),
+                }
                 np.lib.format.write_array_header_1_0(stream, shape)
                 for number in range(plan.shards(split)):
-                    noted = read_note(bench / Job(split, number, 0, ()).note)
+                    noted = read_note(bench / ShardJob(split, number, 0, ()).note)
                     if noted is None:
                         raise OSError(f"the note of shard {number} of {split} is damaged")
                     shards.append(noted.shard)
@@ -327,11 +348,11 @@ def joined(plan: Plan, split: str, out: Place, bench: Path) -> Split:
                     stream.write(noted.rows.tobytes())
                 stream.flush()
                 os.fsync(stream.fileno())
-            found = sha256_of(file)
+            found = file_sha256(file)
         out.put(file, index)
     finally:
         file.unlink(missing_ok=True)
-    return Split(
+    return SplitManifest(
         samples=count,
         per_class=tuple(per_class.tolist()),
         sha256=content.hexdigest(),
@@ -341,49 +362,49 @@ def joined(plan: Plan, split: str, out: Place, bench: Path) -> Split:
     )
 
 
-def finished(plan: Plan, out: Place) -> ShardManifest | None:
+def finished_manifest(plan: ShardPlan, out: Store) -> ShardManifest | None:
     """The manifest that is at `out`, if there is one; DataError if it is not of this plan and these pictures.
 
     Without reading a picture: by classes, counts, labels, and the files' sizes and times.
     """
-    if not out.exists(MANIFEST):
+    if not out.exists(MANIFEST_NAME):
         return None
     there = open_shards(out)
-    refuse_another(header_of(there.manifest), plan.header(), out, "a finished set", "that")
-    written = out.modified(MANIFEST) * 1e9
+    refuse_another(plan_header(there.manifest), plan.header(), out, "a finished set", "that")
+    written = out.modified(MANIFEST_NAME) * 1e9
     for name in plan.splits():
         labels, sizes = (np.array(there.splits[name].index[key]) for key in ("label", "bytes"))
         content = hashlib.sha256()
         for label, size, one in zip(labels, sizes, plan.in_order(name), strict=True):
             length, changed = one.facts()
             same = one.label == label and (plan.short_side is not None or length == size)
-            if isinstance(one, Drawn):
+            if isinstance(one, InMemorySourceImage):
                 content.update(sample_digest(one.label, one.read()))
             elif changed > written:
                 same = False
             if not same:
-                raise changed_since(out, one.where)
-        drawn = isinstance(plan.originals.splits[name][0], Drawn) and plan.short_side is None
+                raise source_changed(out, one.where)
+        drawn = isinstance(plan.originals.splits[name][0], InMemorySourceImage) and plan.short_side is None
         if drawn and content.hexdigest() != there.splits[name].split.sha256:
-            raise changed_since(out, f"the {name} part of {plan.originals.name}")
+            raise source_changed(out, f"the {name} part of {plan.originals.name}")
         for shard in there.splits[name].split.shards:
-            if size_at(out, shard.name) != shard.bytes:
+            if size_of(out, shard.name) != shard.bytes:
                 raise DataError(
-                    f"{out} holds a finished set whose {shard.name} is damaged; remove {MANIFEST} and the shards,"
+                    f"{out} holds a finished set whose {shard.name} is damaged; remove {MANIFEST_NAME} and the shards,"
                     " and start again"
                 )
     return there.manifest
 
 
-def size_at(out: Place, name: str) -> int | None:
+def size_of(out: Store, name: str) -> int | None:
     """A file's bytes; None where there is no such file."""
     try:
         return out.size(name)
-    except MissingError:
+    except MissingFileError:
         return None
 
 
-def changed_since(out: Place, what: str) -> DataError:
+def source_changed(out: Store, what: str) -> DataError:
     """For a set that was finished from other pictures."""
     return DataError(
         f"{out} holds a finished set, but {what} was changed since; use another folder, or remove that"

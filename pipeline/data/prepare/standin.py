@@ -27,22 +27,30 @@ import numpy as np
 import torch
 
 from pipeline.data.images import DataError
-from pipeline.data.order import generator
-from pipeline.data.prefetch import ahead
-from pipeline.data.prepare.archive_files import DEVKIT, MARK, TRAIN, VAL, StandIn, Sum, thousand
+from pipeline.data.order import seeded_generator
+from pipeline.data.prefetch import prefetch
+from pipeline.data.prepare.archive_files import (
+    DEVKIT_ARCHIVE,
+    STAND_IN_FILE,
+    TRAIN_ARCHIVE,
+    VAL_ARCHIVE,
+    PublishedSum,
+    StandInSums,
+    imagenet_wnids,
+)
 from pipeline.data.prepare.devkit import META, TRUTH
 
 README = "ILSVRC2012_devkit_t12/readme.txt"
 
-WHAT = "generated pictures in the layout of ILSVRC-2012; not ImageNet"
+DESCRIPTION = "generated pictures in the layout of ILSVRC-2012; not ImageNet"
 
 EVERY = 200  # of so many pictures one is grey, one CMYK, one a PNG file
 
-QUALITY = 90  # of a JPEG
+STAND_IN_JPEG_QUALITY = 90  # of a JPEG
 
 SPOT = 8  # pixels: the ground's spots
 
-CONTRAST = 56  # of 255: from a texture's mean to either of its colours
+STAND_IN_CONTRAST = 56  # of 255: from a texture's mean to either of its colours
 
 PALETTES = (  # in which channels the two colours of a texture differ, and which way
     *((1, 1, 1), (1, -1, 0), (1, 0, -1), (0, 1, -1), (1, 1, -1)),
@@ -53,7 +61,7 @@ LIMITS = {"classes": (1, 1000), "train": (1, 10_000), "test": (1, 10_000), "side
 
 
 @dataclass(frozen=True)
-class Picture:
+class DrawnImage:
     """One picture to be drawn."""
 
     seed: int
@@ -87,10 +95,10 @@ def make_standin(
     out = out.resolve()
     temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
     order = torch.randperm(
-        classes, generator=generator(seed, "stand-in", "numbers")
+        classes, generator=seeded_generator(seed, "stand-in", "numbers")
     )  # the real one has its own too
     numbers = tuple((order + 1).tolist())
-    plan = StandIn(format=1, what=WHAT, seed=seed, numbers=numbers, files={}, **asked)
+    plan = StandInSums(format=1, what=DESCRIPTION, seed=seed, numbers=numbers, files={}, **asked)
     say = progress or (lambda done, total: None)
     try:
         _check_room(out)
@@ -99,7 +107,7 @@ def make_standin(
             plan = _write_archives(temporary, plan, say)
         else:
             _write_folders(temporary, plan, say)
-        (temporary / MARK).write_text(plan.to_json(), encoding="utf-8", newline="\n")
+        (temporary / STAND_IN_FILE).write_text(plan.to_json(), encoding="utf-8", newline="\n")
         _check_room(out)
         temporary.replace(out)
     except OSError as error:
@@ -122,33 +130,33 @@ def _check_room(out: Path) -> None:
         raise DataError(f"{out} is there already and is no folder; choose another place for the stand-in")
 
 
-def _write_archives(folder: Path, plan: StandIn, progress: Callable[[int, int], None]) -> StandIn:
+def _write_archives(folder: Path, plan: StandInSums, progress: Callable[[int, int], None]) -> StandInSums:
     """The three archives; returns the plan with their sums."""
-    wnids = thousand()[: plan.classes]
-    with _new_tar(folder / TRAIN) as outer:
-        for label, pictures in groupby(_drawn(plan, "train", progress), lambda drawn: drawn[0].label):
+    wnids = imagenet_wnids()[: plan.classes]
+    with _new_tar(folder / TRAIN_ARCHIVE) as outer:
+        for label, pictures in groupby(_drawn_images(plan, "train", progress), lambda drawn: drawn[0].label):
             content = io.BytesIO()
             with tarfile.open(fileobj=content, mode="w", format=tarfile.USTAR_FORMAT) as inner:
                 for picture, picture_bytes in pictures:
                     _add(inner, picture.name, picture_bytes)
             _add(outer, f"{wnids[label]}.tar", content.getvalue())
-    with _new_tar(folder / VAL) as archive:
-        for picture, picture_bytes in _drawn(plan, "test", progress):
+    with _new_tar(folder / VAL_ARCHIVE) as archive:
+        for picture, picture_bytes in _drawn_images(plan, "test", progress):
             _add(archive, picture.name, picture_bytes)
-    (folder / DEVKIT).write_bytes(_gzip(_devkit(plan, wnids)))
+    (folder / DEVKIT_ARCHIVE).write_bytes(_gzip(_devkit_archive(plan, wnids)))
     sums = {}
-    for name in (TRAIN, VAL, DEVKIT):
+    for name in (TRAIN_ARCHIVE, VAL_ARCHIVE, DEVKIT_ARCHIVE):
         with (folder / name).open("rb") as opened:
             digest = hashlib.file_digest(opened, lambda: hashlib.md5(usedforsecurity=False))
-        sums[name] = Sum(md5=digest.hexdigest(), bytes=(folder / name).stat().st_size)
+        sums[name] = PublishedSum(md5=digest.hexdigest(), bytes=(folder / name).stat().st_size)
     return plan.model_copy(update={"files": sums})
 
 
-def _write_folders(folder: Path, plan: StandIn, progress: Callable[[int, int], None]) -> None:
+def _write_folders(folder: Path, plan: StandInSums, progress: Callable[[int, int], None]) -> None:
     """train/<wnid>/*.JPEG and val/<wnid>/*.JPEG: the same pictures as in the archives."""
-    wnids = thousand()
+    wnids = imagenet_wnids()
     for split, name in (("train", "train"), ("test", "val")):
-        for picture, content in _drawn(plan, split, progress):
+        for picture, content in _drawn_images(plan, split, progress):
             file = folder / name / wnids[picture.label] / picture.name
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(content)
@@ -175,12 +183,12 @@ def _gzip(content: bytes) -> bytes:
     return head + b"".join(stored) + struct.pack("<II", zlib.crc32(content), len(content) & 0xFFFFFFFF)
 
 
-def _devkit(plan: StandIn, wnids: list[str]) -> bytes:
+def _devkit_archive(plan: StandInSums, wnids: list[str]) -> bytes:
     """A tar file with what torchvision and we read of the devkit."""
     truth = "".join(f"{plan.numbers[label]}\n" for label in mixed_labels(plan))
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-        _add(archive, README, f"{WHAT}\n".encode())
+        _add(archive, README, f"{DESCRIPTION}\n".encode())
         _add(archive, META, _meta(wnids, plan.numbers))
         _add(archive, TRUTH, truth.encode())
     return content.getvalue()
@@ -193,12 +201,12 @@ def _meta(wnids: list[str], numbers: Sequence[int]) -> bytes:
     fields = ("ILSVRC2012_ID", "WNID", "words", "gloss", "num_children", "children", "wordnet_height")
     nothing = np.zeros((1, 0), np.uint16)
     rows: list[tuple[Any, ...]] = [
-        (np.uint16(mine), wnid, f"stand-in {wnid}", WHAT, np.uint16(0), nothing, np.uint16(0))
+        (np.uint16(mine), wnid, f"stand-in {wnid}", DESCRIPTION, np.uint16(0), nothing, np.uint16(0))
         for mine, wnid in sorted(zip(numbers, wnids, strict=True))
     ]
     above = np.uint16(len(wnids) + 1)
     below = np.arange(1, len(wnids) + 1, dtype=np.uint16)
-    rows.append((above, "n00001740", "entity", WHAT, np.uint16(len(wnids)), below, np.uint16(1)))
+    rows.append((above, "n00001740", "entity", DESCRIPTION, np.uint16(len(wnids)), below, np.uint16(1)))
     synsets = np.empty((len(rows), 1), dtype=[(field, object) for field in fields])
     for index, row in enumerate(rows):
         synsets[index, 0] = row
@@ -207,53 +215,59 @@ def _meta(wnids: list[str], numbers: Sequence[int]) -> bytes:
     return b"MATLAB 5.0 MAT-file".ljust(116) + content.getvalue()[116:]  # scipy writes the time into these bytes
 
 
-def mixed_labels(plan: StandIn) -> list[int]:
+def mixed_labels(plan: StandInSums) -> list[int]:
     """Of each validation picture its label, in the order of the pictures' numbers: mixed."""
-    mixed = torch.randperm(plan.classes * plan.test, generator=generator(plan.seed, "stand-in", "test"))
+    mixed = torch.randperm(plan.classes * plan.test, generator=seeded_generator(plan.seed, "stand-in", "test"))
     return (mixed % plan.classes).tolist()
 
 
-def _drawn(plan: StandIn, split: str, progress: Callable[[int, int], None]) -> Iterator[tuple[Picture, bytes]]:
+def _drawn_images(
+    plan: StandInSums, split: str, progress: Callable[[int, int], None]
+) -> Iterator[tuple[DrawnImage, bytes]]:
     """Every picture of a split, in order, with its file."""
     total = plan.classes * (plan.train + plan.test)
     done = plan.classes * plan.train if split == "test" else 0
-    jobs = _pictures(plan, split)
-    for drawn in ahead(jobs, lambda picture: (picture, encode(picture)), threads=os.cpu_count() or 1, depth=64):
+    jobs = _planned_images(plan, split)
+    for drawn in prefetch(
+        jobs, lambda picture: (picture, encode_image(picture)), threads=os.cpu_count() or 1, depth=64
+    ):
         done += 1
         progress(done, total)
         yield drawn
 
 
-def _pictures(plan: StandIn, split: str) -> Iterator[Picture]:
+def _planned_images(plan: StandInSums, split: str) -> Iterator[DrawnImage]:
     """What there is to draw."""
     if split == "train":
-        for label, wnid in enumerate(thousand()[: plan.classes]):
+        for label, wnid in enumerate(imagenet_wnids()[: plan.classes]):
             for i in range(plan.train):
                 number, name = label * plan.train + i, f"{wnid}_{18 + 37 * i}.JPEG"
-                yield Picture(plan.seed, split, number, label, name, plan.side)
+                yield DrawnImage(plan.seed, split, number, label, name, plan.side)
     else:
         for number, label in enumerate(mixed_labels(plan)):
             name = f"ILSVRC2012_val_{number + 1:08}.JPEG"
-            yield Picture(plan.seed, split, number, label, name, plan.side)
+            yield DrawnImage(plan.seed, split, number, label, name, plan.side)
 
 
-def encode(picture: Picture) -> bytes:
+def encode_image(picture: DrawnImage) -> bytes:
     """A picture's file: JPEG, but for one of EVERY that is grey, one in CMYK, one that is a PNG file."""
     from PIL import Image
 
-    image = Image.fromarray(draw(picture))
+    image = Image.fromarray(draw_image(picture))
     kind = {0: "grey", 1: "CMYK", 2: "PNG"}.get(picture.number % EVERY, "RGB")
     content = io.BytesIO()
     if kind == "PNG":
         image.save(content, "PNG", compress_level=0)
     else:
-        image.convert({"grey": "L", "CMYK": "CMYK"}.get(kind, "RGB")).save(content, "JPEG", quality=QUALITY)
+        image.convert({"grey": "L", "CMYK": "CMYK"}.get(kind, "RGB")).save(
+            content, "JPEG", quality=STAND_IN_JPEG_QUALITY
+        )
     return content.getvalue()
 
 
-def draw(picture: Picture) -> np.ndarray:
+def draw_image(picture: DrawnImage) -> np.ndarray:
     """The pixels, uint8 (H, W, 3)."""
-    source = generator(picture.seed, "stand-in", picture.split, picture.number)
+    source = seeded_generator(picture.seed, "stand-in", picture.split, picture.number)
     drawn = iter(torch.randint(1 << 30, (16,), generator=source).tolist())
 
     def between(low: int, high: int) -> int:
@@ -265,28 +279,28 @@ def draw(picture: Picture) -> np.ndarray:
     radius = short * between(28, 42) // 100
     top, left = (size // 2 + between(-short // 10, short // 10) for size in (height, width))
     ground = [between(56, 200) for _ in range(3)]
-    colours = [between(CONTRAST + 16, 239 - CONTRAST) for _ in range(3)]
+    colours = [between(STAND_IN_CONTRAST + 16, 239 - STAND_IN_CONTRAST) for _ in range(3)]
     phase = between(0, 1000)
 
     spots = torch.randint(-32, 33, (-(-height // SPOT), -(-width // SPOT), 3), generator=source).numpy()
     pixels = np.array(ground) + spots.repeat(SPOT, axis=0).repeat(SPOT, axis=1)[:height, :width]
     y, x = np.arange(height)[:, None] - top, np.arange(width)[None, :] - left
-    shape, kind, palette = looks(picture.label)
-    light = texture(kind, y, x, radius, phase)[..., None]
-    inside = np.broadcast_to(outline(shape, y, x, radius), (height, width))
-    difference = CONTRAST * np.array(PALETTES[palette])
+    shape, kind, palette = class_appearance(picture.label)
+    light = texture_mask(kind, y, x, radius, phase)[..., None]
+    inside = np.broadcast_to(shape_mask(shape, y, x, radius), (height, width))
+    difference = STAND_IN_CONTRAST * np.array(PALETTES[palette])
     filled = np.array(colours) + np.where(light, difference, -difference)
     return np.where(inside[..., None], filled, pixels).astype(np.uint8)
 
 
-def looks(label: int) -> tuple[int, int, int]:
+def class_appearance(label: int) -> tuple[int, int, int]:
     """Which of ten shapes, textures and palettes a class has: no two of a thousand the same, and of the first ten
     no two share even one."""
     ones, tens, hundreds = label % 10, label // 10 % 10, label // 100
     return ones, (ones + tens) % 10, (ones + hundreds) % 10
 
 
-def outline(shape: int, y: np.ndarray, x: np.ndarray, radius: int) -> np.ndarray:
+def shape_mask(shape: int, y: np.ndarray, x: np.ndarray, radius: int) -> np.ndarray:
     """bool (H, W): what lies within a shape about row 0, column 0. `y` (H, 1), `x` (1, W), in pixels."""
     far, near, square = np.maximum(abs(x), abs(y)), np.minimum(abs(x), abs(y)), x * x + y * y
     third, block = radius // 3, radius * 4 // 5
@@ -311,7 +325,7 @@ def outline(shape: int, y: np.ndarray, x: np.ndarray, radius: int) -> np.ndarray
     return (far <= block) & (abs(x) >= third)  # two bars
 
 
-def texture(kind: int, y: np.ndarray, x: np.ndarray, radius: int, phase: int) -> np.ndarray:
+def texture_mask(kind: int, y: np.ndarray, x: np.ndarray, radius: int, phase: int) -> np.ndarray:
     """bool (H, W): where a texture has its one colour; five patterns, each coarse and fine."""
     stripe = max(2, radius // (3 if kind < 5 else 7))  # pixels
     rows, columns = np.broadcast_arrays(y, x)

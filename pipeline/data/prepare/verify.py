@@ -15,48 +15,48 @@ import numpy as np
 
 from pipeline.data.images import DataError
 from pipeline.data.jpeg import decode
-from pipeline.data.prefetch import ahead
-from pipeline.data.prepare.originals import shown
-from pipeline.data.shard_manifest import MANIFEST, STRANGE, Shard, read_manifest, sample_digest
+from pipeline.data.prefetch import prefetch
+from pipeline.data.prepare.originals import printable
+from pipeline.data.shard_manifest import FORBIDDEN_MEMBERS, MANIFEST_NAME, ShardInfo, read_manifest, sample_digest
 from pipeline.data.shards import open_index
-from pipeline.data.store import MissingError, Place, scratch
+from pipeline.data.store import MissingFileError, Store, scratch_folder
 
-BLOCK = 512  # bytes: tar's unit
+TAR_BLOCK_SIZE = 512  # bytes: tar's unit
 
-PIECE = 2**20  # bytes read at once beyond the last sample
+SCAN_CHUNK = 2**20  # bytes read at once beyond the last sample
 
 MAGIC, MAGIC_AT = b"ustar", 257  # in a tar header
 
 MEMBER = re.compile(r"(\d{8,})-([A-Za-z0-9_-]{0,60})\.(cls|jpg|png)")
 
-PLAIN = (tarfile.REGTYPE, tarfile.AREGTYPE)
+PRINTABLE = (tarfile.REGTYPE, tarfile.AREGTYPE)
 
-NAMED = 5  # that many of a kind are named in one sentence
+MAX_LISTED_SAMPLES = 5  # that many of a kind are named in one sentence
 
-MEND = "restore it, or prepare the set anew"
+REPAIR_HINT = "restore it, or prepare the set anew"
 
 
 @dataclass(frozen=True)
-class Part:
+class ShardCheck:
     """One shard to check."""
 
     split: str
-    shard: Shard
+    shard: ShardInfo
     first: int  # number of its first sample within the split
     rows: np.ndarray | None  # of the index (shards.RECORD); None where that is damaged itself
 
 
 @dataclass(frozen=True)
-class Checked:
+class ShardReport:
     """What was found in one shard."""
 
-    part: Part
+    part: ShardCheck
     faults: list[str]
     digests: bytes  # sample_digest of each sample; without meaning if there are faults
 
 
-def verify(
-    where: Place, *, threads: int, decoding: bool = True, progress: Callable[[int, int], None] | None = None
+def verify_shards(
+    where: Store, *, threads: int, decoding: bool = True, progress: Callable[[int, int], None] | None = None
 ) -> list[str]:
     """All that is wrong with the set at `where`, each in one sentence; empty if it is whole.
 
@@ -67,7 +67,7 @@ def verify(
     """
     manifest = read_manifest(where)
     if not where.local:
-        scratch()  # is there one?
+        scratch_folder()  # is there one?
     faults, parts = [], []
     for name, split in manifest.splits.items():
         index = None
@@ -79,19 +79,25 @@ def verify(
         for number, shard in enumerate(split.shards):
             rows = None if index is None else index[first : first + shard.samples]
             if rows is not None and not _covers(rows, number, shard):
-                faults.append(f"{where}/{split.index} does not say where the samples of {shard.name} are; {MEND}")
+                faults.append(
+                    f"{where}/{split.index} does not say where the samples of {shard.name} are; {REPAIR_HINT}"
+                )
                 rows = None
-            parts.append(Part(name, shard, first, rows))
+            parts.append(ShardCheck(name, shard, first, rows))
             first += shard.samples
-    expected = {MANIFEST, *(split.index for split in manifest.splits.values()), *(one.shard.name for one in parts)}
+    expected = {
+        MANIFEST_NAME,
+        *(split.index for split in manifest.splits.values()),
+        *(one.shard.name for one in parts),
+    }
     strange = [name for name in where.names(folders=True) if name not in expected]
-    faults += [f"{where}/{shown(name)} is not part of the set; remove it" for name in strange]
+    faults += [f"{where}/{printable(name)} is not part of the set; remove it" for name in strange]
 
     content = {str(name): hashlib.sha256() for name in manifest.splits}
     clean = {one.split: one.rows is not None for one in reversed(parts)}
     done, total = 0, sum(split.bytes for split in manifest.splits.values())
     classes = len(manifest.classes)
-    for found in ahead(
+    for found in prefetch(
         parts, lambda part: _check(where, part, classes, decoding), threads=threads, depth=2 * threads
     ):
         faults += found.faults
@@ -103,12 +109,12 @@ def verify(
     for name, split in manifest.splits.items():
         if clean[name] and content[name].hexdigest() != split.sha256:
             faults.append(
-                f"{where}/{MANIFEST}: the sha256 of {name!r} is not that of its pictures and labels; {MEND}"
+                f"{where}/{MANIFEST_NAME}: the sha256 of {name!r} is not that of its pictures and labels; {REPAIR_HINT}"
             )
     return faults
 
 
-def _covers(rows: np.ndarray, number: int, shard: Shard) -> bool:
+def _covers(rows: np.ndarray, number: int, shard: ShardInfo) -> bool:
     """Whether an index's rows are of this shard, and cover it without gap or overlap."""
     ends = rows["offset"] + rows["size"]
     return (
@@ -120,33 +126,33 @@ def _covers(rows: np.ndarray, number: int, shard: Shard) -> bool:
     )
 
 
-def _check(where: Place, part: Part, classes: int, decoding: bool) -> Checked:
+def _check(where: Store, part: ShardCheck, classes: int, decoding: bool) -> ShardReport:
     """One shard, start to end."""
     shown = f"{where}/{part.shard.name}"
     try:
         with _at_hand(where, part.shard.name) as file:
             return _examine(file, part, shown, classes, decoding)
-    except MissingError:
-        return Checked(part, [f"{shown} is missing; {MEND}"], b"")
+    except MissingFileError:
+        return ShardReport(part, [f"{shown} is missing; {REPAIR_HINT}"], b"")
     except DataError as error:
-        return Checked(part, [str(error)], b"")
+        return ShardReport(part, [str(error)], b"")
 
 
 @contextlib.contextmanager
-def _at_hand(where: Place, name: str) -> Iterator[Path]:
+def _at_hand(where: Store, name: str) -> Iterator[Path]:
     """A file on this machine: itself, or a copy that goes away."""
     if where.local:
         with where.trouble(name):
             if not (where.local / name).is_file():
-                raise MissingError(f"there is no {where}/{name}")
+                raise MissingFileError(f"there is no {where}/{name}")
             yield where.local / name
         return
-    with tempfile.TemporaryDirectory(prefix="repro-verify-", dir=scratch()) as folder:
+    with tempfile.TemporaryDirectory(prefix="repro-verify-", dir=scratch_folder()) as folder:
         where.fetch(name, Path(folder) / name)
         yield Path(folder) / name
 
 
-def _examine(file: Path, part: Part, shown: str, classes: int, decoding: bool) -> Checked:
+def _examine(file: Path, part: ShardCheck, shown: str, classes: int, decoding: bool) -> ShardReport:
     """A shard's sums, and its samples one after the other; why it differs, where it does."""
     whole, digests, odd, bad = hashlib.sha256(), bytearray(), [], []
     rows = [] if part.rows is None else part.rows.tolist()
@@ -161,18 +167,18 @@ def _examine(file: Path, part: Part, shown: str, classes: int, decoding: bool) -
             if decoding and not problem:
                 problem = _undecodable(record, row, f"sample {number}")
             if problem:
-                odd.append(f"{shown}, sample {number} {problem}; {MEND}")
+                odd.append(f"{shown}, sample {number} {problem}; {REPAIR_HINT}")
             digests += sample_digest(row[6], record[row[4] : row[4] + row[5]])
-        while piece := opened.read(PIECE):
+        while piece := opened.read(SCAN_CHUNK):
             whole.update(piece)
     found = file.stat().st_size
     if bad or found != part.shard.bytes or whole.hexdigest() != part.shard.sha256:
         why = "; ".join(_reasons(file, part, bad, found))
-        odd.insert(0, f"{shown} is damaged: {why}; {MEND}")
+        odd.insert(0, f"{shown} is damaged: {why}; {REPAIR_HINT}")
     elif part.rows is None:
         strange = [_stranger(header) for _, header in _headers(file)]
-        odd += [f"{shown} has {name}; {MEND}" for name in strange if name]
-    return Checked(part, odd, bytes(digests))
+        odd += [f"{shown} has {name}; {REPAIR_HINT}" for name in strange if name]
+    return ShardReport(part, odd, bytes(digests))
 
 
 def _problem(record: bytes, number: int, row: Sequence[int], *, last: bool) -> str | None:
@@ -181,7 +187,7 @@ def _problem(record: bytes, number: int, row: Sequence[int], *, last: bool) -> s
     at, members = 0, {}
     for _ in range(2):
         try:
-            header = tarfile.TarInfo.frombuf(record[at : at + BLOCK], "utf-8", "surrogateescape")
+            header = tarfile.TarInfo.frombuf(record[at : at + TAR_BLOCK_SIZE], "utf-8", "surrogateescape")
         except tarfile.HeaderError:
             return "has no tar header where a member begins"
         strange = _stranger(header)
@@ -193,10 +199,10 @@ def _problem(record: bytes, number: int, row: Sequence[int], *, last: bool) -> s
             return f"has the member {header.name!r} of another one"
         members["cls" if found[3] == "cls" else "picture"] = (
             header.name.rpartition(".")[0],
-            at + BLOCK,
+            at + TAR_BLOCK_SIZE,
             header.size,
         )
-        at += BLOCK + -(-header.size // BLOCK) * BLOCK
+        at += TAR_BLOCK_SIZE + -(-header.size // TAR_BLOCK_SIZE) * TAR_BLOCK_SIZE
     if len(members) != 2 or members["cls"][0] != members["picture"][0]:
         return "has not one label and one picture"
     if members["picture"][1:] != (image, length):
@@ -212,8 +218,8 @@ def _problem(record: bytes, number: int, row: Sequence[int], *, last: bool) -> s
 def _stranger(header: tarfile.TarInfo) -> str | None:
     """What a member is that no shard may have, in words; None if it is one of the two kinds."""
     name = repr(header.name)
-    if header.type not in PLAIN:
-        kind = STRANGE.get(header.type, "of an unknown kind")
+    if header.type not in PRINTABLE:
+        kind = FORBIDDEN_MEMBERS.get(header.type, "of an unknown kind")
         return f"the member {name}, {kind}: only plain files belong in shards"
     if header.name.startswith("/") or ".." in header.name.split("/"):
         return f"the member {name}, an absolute or climbing name"
@@ -246,12 +252,14 @@ def _headers(file: Path) -> Iterator[tuple[int, tarfile.TarInfo]]:
                 with contextlib.suppress(tarfile.HeaderError):
                     yield (
                         begin,
-                        tarfile.TarInfo.frombuf(content[begin : begin + BLOCK], "utf-8", "surrogateescape"),
+                        tarfile.TarInfo.frombuf(
+                            content[begin : begin + TAR_BLOCK_SIZE], "utf-8", "surrogateescape"
+                        ),
                     )
             at = content.find(MAGIC, at + 1)
 
 
-def _reasons(file: Path, part: Part, bad: Sequence[int], size: int) -> list[str]:
+def _reasons(file: Path, part: ShardCheck, bad: Sequence[int], size: int) -> list[str]:
     """Why a shard is not the one that the manifest lists, as far as can be seen; at least one reason.
 
     `bad`: numbers of the samples that are not what they should be at their place.
@@ -287,7 +295,7 @@ def _reasons(file: Path, part: Part, bad: Sequence[int], size: int) -> list[str]
         groups["missing"] = [number for number in range(part.first, last) if number not in members]
     reasons += [f"{_numbers(numbers)} {state}" for state, numbers in groups.items() if numbers]
     if reasons:
-        return reasons[: 2 * NAMED]
+        return reasons[: 2 * MAX_LISTED_SAMPLES]
     return ["its bytes are not those that the manifest lists"]
 
 
@@ -314,7 +322,7 @@ def _state(
     begin = members["cls"][0]
     seek(begin)
     record = read(length)
-    said = record[BLOCK : BLOCK + len(str(label))]
+    said = record[TAR_BLOCK_SIZE : TAR_BLOCK_SIZE + len(str(label))]
     if said != str(label).encode():
         return f"changed (label {_text(said)} where the index says {label})"
     if _undecodable(record, row, ""):
@@ -331,8 +339,8 @@ def _numbers(numbers: Sequence[int]) -> str:
         else:
             spans.append([number, number])
     words = [str(a) if a == b else f"{a}{' to ' if b > a + 1 else ', '}{b}" for a, b in spans]
-    more = sum(b - a + 1 for a, b in spans[NAMED:])
-    shown = ", ".join(words[:NAMED]) + (f" and {more} more" if more else "")
+    more = sum(b - a + 1 for a, b in spans[MAX_LISTED_SAMPLES:])
+    shown = ", ".join(words[:MAX_LISTED_SAMPLES]) + (f" and {more} more" if more else "")
     return f"sample {shown} is" if len(numbers) == 1 else f"samples {shown} are"
 
 

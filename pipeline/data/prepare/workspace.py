@@ -23,35 +23,35 @@ import numpy as np
 import torch
 
 from pipeline.data.images import DataError
-from pipeline.data.order import generator
-from pipeline.data.prepare.originals import Original, Originals
-from pipeline.data.shard_manifest import MANIFEST, SPLITS, Resized, Shard, ShardManifest
-from pipeline.data.shards import RECORD
-from pipeline.data.store import MissingError, Place, scratch
+from pipeline.data.order import seeded_generator
+from pipeline.data.prepare.originals import SourceImage, SourceSet
+from pipeline.data.shard_manifest import MANIFEST_NAME, SPLITS, ResizeInfo, ShardInfo, ShardManifest
+from pipeline.data.shards import INDEX_DTYPE
+from pipeline.data.store import MissingFileError, Store, scratch_folder
 
 QUALITY = 95  # of resized JPEGs
 
 NOTES, PLAN, LOCK, TRIAL = "preparing", "plan.json", "lock", "trial"
 
-BY = "by"  # in the plan on a server: which call goes on with it
+CREATED_BY = "by"  # in the plan on a server: which call goes on with it
 
 LEFTOVER = re.compile(r"\.[a-z.\d-]+\.[0-9a-f]{32}")  # Place.put's own names, left by a kill
 
-SHARD = re.compile(r"(train|test)-\d{5,}\.tar")
+SHARD_NAME = re.compile(r"(train|test)-\d{5,}\.tar")
 
-NOTE, TEMPORARY = ".note", ".tmp"
+NOTE_SUFFIX, TEMPORARY = ".note", ".tmp"
 
 VERSION = 1  # of how shards are made: it rises when that changes, so that a half-made set never mixes both
 
 
 @dataclass(frozen=True)
-class Job:
+class ShardJob:
     """One shard to make."""
 
     split: str
     number: int  # of the shard
     first: int  # number of its first sample
-    originals: Sequence[Original]
+    originals: Sequence[SourceImage]
 
     @property
     def name(self) -> str:
@@ -61,7 +61,7 @@ class Job:
     @property
     def note(self) -> str:
         """The file that says it is finished."""
-        return f"{self.name}{NOTE}"
+        return f"{self.name}{NOTE_SUFFIX}"
 
     def fingerprint(self, short_side: int | None) -> str:
         """What the shard depends on; it changes when a picture's file does."""
@@ -71,41 +71,41 @@ class Job:
                 facts = str(one.facts())
             except DataError:
                 facts = "gone"  # named when it is read
-            digest.update(f"\0{one.label} {clean(one.stem)} {one.offset} {facts}".encode())
+            digest.update(f"\0{one.label} {clean_stem(one.stem)} {one.offset} {facts}".encode())
         return digest.hexdigest()
 
 
 @dataclass(frozen=True)
-class Plan:
+class ShardPlan:
     """What a call makes."""
 
-    originals: Originals
+    originals: SourceSet
     short_side: int | None
     samples: int
 
     @property
-    def resized(self) -> Resized | None:
+    def resized(self) -> ResizeInfo | None:
         """As the manifest says it."""
-        return Resized(short_side=self.short_side, quality=QUALITY) if self.short_side else None
+        return ResizeInfo(short_side=self.short_side, quality=QUALITY) if self.short_side else None
 
     @property
     def total(self) -> int:
         """Pictures."""
         return sum(map(len, self.originals.splits.values()))
 
-    def in_order(self, split: str) -> Iterator[Original]:
+    def in_order(self, split: str) -> Iterator[SourceImage]:
         """A split's pictures as they follow each other in the shards."""
         pictures = self.originals.splits[split]
-        for index in torch.randperm(len(pictures), generator=generator(0, "shards")).numpy():
+        for index in torch.randperm(len(pictures), generator=seeded_generator(0, "shards")).numpy():
             yield pictures[int(index)]
 
-    def jobs(self) -> Iterator[Job]:
+    def jobs(self) -> Iterator[ShardJob]:
         """Every shard, one after the other."""
         for split in self.splits():
             pictures = self.in_order(split)
             for number in range(self.shards(split)):
                 here = list(itertools.islice(pictures, self.samples))
-                yield Job(split, number, number * self.samples, here)
+                yield ShardJob(split, number, number * self.samples, here)
 
     def splits(self) -> list[str]:
         """Those that there are."""
@@ -134,7 +134,7 @@ class Plan:
         return list(counts) == self.splits() and header == same
 
 
-def header_of(manifest: ShardManifest) -> dict[str, Any]:
+def plan_header(manifest: ShardManifest) -> dict[str, Any]:
     """Plan.header of the plan that a finished set was made by."""
     return {
         "short side": manifest.resized.short_side if manifest.resized else None,
@@ -147,18 +147,22 @@ def header_of(manifest: ShardManifest) -> dict[str, Any]:
     }
 
 
-def refuse_another(there: dict[str, Any], wanted: dict[str, Any], out: Place, what: str, those: str) -> None:
+def refuse_another(there: dict[str, Any], wanted: dict[str, Any], out: Store, what: str, those: str) -> None:
     """DataError if the two headers differ, naming the first difference. `those`: what lies in the way."""
     for key, new in wanted.items():
         old = there.get(key)
         if old != new:
-            differs = f"other {key}" if key == "classes" else f"{key} {said(old)}, where {said(new)} is asked for"
+            differs = (
+                f"other {key}"
+                if key == "classes"
+                else f"{key} {format_value(old)}, where {format_value(new)} is asked for"
+            )
             raise DataError(
                 f"{out} holds {what} of another kind ({differs}); use another folder, or remove {those}"
             )
 
 
-def said(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A header's value in words: '21 train + 12 test'."""
     if isinstance(value, dict):
         return " + ".join(f"{count} {name}" for name, count in value.items())
@@ -172,13 +176,13 @@ def resizing(short: int | None) -> str:
     return f"{short} {QUALITY} {PIL.__version__}" if short else ""
 
 
-def clean(stem: str) -> str:
+def clean_stem(stem: str) -> str:
     """A name's stem as a tar member's: no dot, where WebDataset ends the key, and no more than fits."""
     return re.sub(r"[^A-Za-z0-9_-]+", "_", stem)[:60]
 
 
 @contextlib.contextmanager
-def workshop(out: Place) -> Iterator[tuple[Path, Place]]:
+def open_workspace(out: Store) -> Iterator[tuple[Path, Store]]:
     """A folder on this machine to work in, and the place of the notes; nobody else's meanwhile.
 
     For a local `out` both are its `.preparing/`, on the same disk. For a server the folder is a private one below
@@ -190,13 +194,13 @@ def workshop(out: Place) -> Iterator[tuple[Path, Place]]:
         raise DataError(f"{out}: http is for reading; write to a folder or to s3://")
     if out.local:
         bench = out.local / f".{NOTES}"
-        notes = Place(str(bench))
+        notes = Store(str(bench))
     else:
         key = hashlib.sha256(out.address.encode()).hexdigest()[:16]
-        bench = scratch() / f"repro-prepare-{os.getuid()}" / key
-        notes = Place(f"{out.address}/{NOTES}")
+        bench = scratch_folder() / f"repro-prepare-{os.getuid()}" / key
+        notes = Store(f"{out.address}/{NOTES}")
     lock = bench / LOCK
-    with on_disk(out.local or bench):
+    with explain_os_errors(out.local or bench):
         if out.local and out.local.exists() and not out.local.is_dir():
             raise DataError(f"{out} is a file; give a folder")
         if not out.local:
@@ -212,8 +216,8 @@ def workshop(out: Place) -> Iterator[tuple[Path, Place]]:
             raise DataError(f"another command is preparing into {out}; wait for it to end") from None
     try:
         if out.local:
-            with on_disk(bench):
-                foreign(out, out.local)
+            with explain_os_errors(bench):
+                refuse_foreign_files(out, out.local)
         yield bench, notes
     finally:
         with contextlib.suppress(OSError):
@@ -224,10 +228,10 @@ def workshop(out: Place) -> Iterator[tuple[Path, Place]]:
         holder.release()
 
 
-def foreign(out: Place, folder: Path) -> None:
+def refuse_foreign_files(out: Store, folder: Path) -> None:
     """DataError if a folder holds what was not prepared there."""
-    known = {f".{NOTES}", MANIFEST}
-    begun = (folder / f".{NOTES}" / PLAN).is_file() or (folder / MANIFEST).is_file()
+    known = {f".{NOTES}", MANIFEST_NAME}
+    begun = (folder / f".{NOTES}" / PLAN).is_file() or (folder / MANIFEST_NAME).is_file()
     strange = [path.name for path in folder.iterdir() if path.name not in known]
     if strange and not begun:
         raise DataError(
@@ -235,16 +239,16 @@ def foreign(out: Place, folder: Path) -> None:
         )
 
 
-def writable(out: Place) -> None:
+def check_writable(out: Store) -> None:
     """DataError now, and not after hours of reading, where `out` is taken or cannot be written."""
-    with workshop(out) as (bench, notes):
-        if not out.local and not out.exists(MANIFEST):
-            planned(out, notes)
-            first(b"", out, bench, notes, TRIAL)
+    with open_workspace(out) as (bench, notes):
+        if not out.local and not out.exists(MANIFEST_NAME):
+            read_plan(out, notes)
+            deliver_first(b"", out, bench, notes, TRIAL)
             notes.remove(TRIAL)
 
 
-def planned(out: Place, notes: Place) -> dict[str, Any] | None:
+def read_plan(out: Store, notes: Store) -> dict[str, Any] | None:
     """The plan that is written down at `out`, if any; DataError where none is, and a server holds other files."""
     if notes.exists(PLAN):
         return dict(json.loads(notes.read(PLAN)))  # written whole or not at all
@@ -253,23 +257,23 @@ def planned(out: Place, notes: Place) -> dict[str, Any] | None:
     return None
 
 
-def begin(
-    plan: Plan, out: Place, bench: Path, notes: Place, warn: Callable[[str], None] = lambda _: None
+def prepare_output(
+    plan: ShardPlan, out: Store, bench: Path, notes: Store, warn: Callable[[str], None] = lambda _: None
 ) -> Callable[[], None]:
     """Make sure that what lies at `out` is of this plan, sweep up after a kill, and write the plan down.
 
     A folder's lock keeps others out. On a server the last to begin goes on: what is returned raises DataError
     where that is another call.
     """
-    header, there = plan.header(), planned(out, notes)
-    by = (there or {}).pop(BY, None)
+    header, there = plan.header(), read_plan(out, notes)
+    by = (there or {}).pop(CREATED_BY, None)
     changed = there not in (None, header)
-    if there and changed and (by or any(name.endswith(NOTE) for name in notes.names())):
+    if there and changed and (by or any(name.endswith(NOTE_SUFFIX) for name in notes.names())):
         if not plan.is_like(there):
             refuse_another(there, header, out, "a set half made", f"{notes} and the shards")
-        before, now = said(there["pictures"]), said(header["pictures"])
+        before, now = format_value(there["pictures"]), format_value(header["pictures"])
         warn(f"{out} was half made of other pictures ({before}, and now {now}); it is begun anew")
-    with on_disk(bench):
+    with explain_os_errors(bench):
         for path in bench.iterdir():
             kept = notes.local or path.name == LOCK  # of a server's notes, copies are made
             if path.suffix == TEMPORARY or LEFTOVER.fullmatch(path.name) or not kept:
@@ -279,16 +283,16 @@ def begin(
                 path.unlink()
     if changed:
         for name in notes.names():
-            if name.endswith(NOTE):
+            if name.endswith(NOTE_SUFFIX):
                 notes.remove(name)
-        for name in filter(SHARD.fullmatch, out.names()):
+        for name in filter(SHARD_NAME.fullmatch, out.names()):
             out.remove(name)
-    mine = json.dumps(header if notes.local else header | {BY: uuid.uuid4().hex}).encode()
+    mine = json.dumps(header if notes.local else header | {CREATED_BY: uuid.uuid4().hex}).encode()
     if changed or there is None or not notes.local:
-        first(mine, out, bench, notes, PLAN)
+        deliver_first(mine, out, bench, notes, PLAN)
 
     def still() -> None:
-        with contextlib.suppress(MissingError):
+        with contextlib.suppress(MissingFileError):
             if notes.local or notes.read(PLAN) == mine:
                 return
         raise DataError(
@@ -299,18 +303,18 @@ def begin(
     return still
 
 
-def first(content: bytes, out: Place, bench: Path, notes: Place, name: str) -> None:
+def deliver_first(content: bytes, out: Store, bench: Path, notes: Store, name: str) -> None:
     """`deliver` what is written before anything else."""
     try:
-        deliver(content, bench, notes, name)
-    except MissingError:
+        deliver_file(content, bench, notes, name)
+    except MissingFileError:
         raise DataError(f"{out} cannot be written: there is no such bucket; create it first") from None
 
 
-def deliver(content: bytes, bench: Path, where: Place, name: str) -> None:
+def deliver_file(content: bytes, bench: Path, where: Store, name: str) -> None:
     """Write a small file whole or not at all."""
     file = bench / f"{name}{TEMPORARY}"
-    with on_disk(bench):
+    with explain_os_errors(bench):
         try:
             with file.open("wb") as stream:
                 stream.write(content)
@@ -323,7 +327,7 @@ def deliver(content: bytes, bench: Path, where: Place, name: str) -> None:
     file.unlink(missing_ok=True)
 
 
-def clear(bench: Path, notes: Place, workers: int) -> None:
+def remove_notes(bench: Path, notes: Store, workers: int) -> None:
     """Remove the notes of a finished set: the plan last, so that a kill meanwhile leaves nothing strange."""
     if not notes.local:
         names = [name for name in notes.names() if name != PLAN]
@@ -336,7 +340,7 @@ def clear(bench: Path, notes: Place, workers: int) -> None:
 
 
 @contextlib.contextmanager
-def on_disk(path: Path) -> Iterator[None]:
+def explain_os_errors(path: Path) -> Iterator[None]:
     """Within: what the file system raises becomes one sentence."""
     try:
         yield
@@ -349,16 +353,16 @@ def on_disk(path: Path) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Noted:
+class ShardNote:
     """A finished shard."""
 
     plan: str  # Job.fingerprint
-    shard: Shard
+    shard: ShardInfo
     rows: np.ndarray  # of the index
     digests: bytes  # sample_digest of each
 
 
-def note_of(plan: str, name: str, file: Path, rows: np.ndarray, digests: bytes) -> bytes:
+def make_note(plan: str, name: str, file: Path, rows: np.ndarray, digests: bytes) -> bytes:
     """The note of a shard that is now read back from the disk."""
     length = file.stat().st_size
     rows["size"][-1] = length - rows["offset"][-1]  # the last record takes the tar's end
@@ -377,15 +381,15 @@ def note_of(plan: str, name: str, file: Path, rows: np.ndarray, digests: bytes) 
     return json.dumps(head).encode() + b"\n" + content
 
 
-def read_note(file: Path) -> Noted | None:
+def read_note(file: Path) -> ShardNote | None:
     """A note; None if there is none, or a damaged one."""
     try:
         line, _, content = file.read_bytes().partition(b"\n")
         head = json.loads(line)
         if hashlib.sha256(content).hexdigest() != head["sha256"]:
             return None
-        shard = Shard.model_validate(head["shard"])
+        shard = ShardInfo.model_validate(head["shard"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    cut = shard.samples * RECORD.itemsize
-    return Noted(head["plan"], shard, np.frombuffer(content[:cut], RECORD), content[cut:])
+    cut = shard.samples * INDEX_DTYPE.itemsize
+    return ShardNote(head["plan"], shard, np.frombuffer(content[:cut], INDEX_DTYPE), content[cut:])

@@ -7,11 +7,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_modules.layers import PadShortcut
 from lightning_modules.resnet import resnet_cifar
-from pipeline.analyse.measure import image_shape, measure
-from pipeline.analyse.network import Analysis
+from pipeline.analyse.measure import measure_claim, published_image_shape
+from pipeline.analyse.network import NetworkAnalysis
 from pipeline.common.errors import UserError
-from pipeline.declare.load import load
-from pipeline.declare.recipe import Drops
+from pipeline.declare.load import load_experiment
+from pipeline.declare.recipe import LrDrops
 
 # arXiv:1512.03385, Table 6 prints 0.27, 0.46, 0.66, 0.85, 1.7 and 19.4 million; exact from section 4.2:
 # convolutions without bias, batch-norm's scale and shift, fc with bias.
@@ -20,22 +20,22 @@ PARAMETERS = {20: 269_722, 32: 464_154, 44: 658_586, 56: 853_018, 110: 1_727_962
 
 @pytest.fixture(scope="module")
 def depth():
-    return load("resnet/cifar10_depth")
+    return load_experiment("resnet/cifar10_depth")
 
 
 @pytest.fixture(scope="module")
 def small():
-    return Analysis(resnet_cifar(depth=20), (3, 32, 32))
+    return NetworkAnalysis(resnet_cifar(depth=20), (3, 32, 32))
 
 
 @pytest.mark.parametrize(("layers", "count"), PARAMETERS.items())
 def test_parameters(depth, layers, count):
-    assert measure("model/parameters", depth, f"resnet-{layers}") == count
+    assert measure_claim("model/parameters", depth, f"resnet-{layers}") == count
 
 
 @pytest.mark.parametrize("layers", [20, 56])
 def test_plain_nets_have_the_same(depth, layers):
-    assert measure("model/parameters", depth, f"plain-{layers}") == PARAMETERS[layers]
+    assert measure_claim("model/parameters", depth, f"plain-{layers}") == PARAMETERS[layers]
 
 
 def multiply_adds_by_hand(layers):
@@ -51,7 +51,7 @@ def multiply_adds_by_hand(layers):
 
 @pytest.mark.parametrize("layers", [20, 56, 110])
 def test_multiply_adds(depth, layers):
-    assert measure("model/multiply_adds", depth, f"resnet-{layers}") == multiply_adds_by_hand(layers)
+    assert measure_claim("model/multiply_adds", depth, f"resnet-{layers}") == multiply_adds_by_hand(layers)
 
 
 def test_multiply_adds_of_resnet_20_are_40_million():
@@ -60,11 +60,11 @@ def test_multiply_adds_of_resnet_20_are_40_million():
 
 @pytest.mark.parametrize("layers", [20, 56, 110])
 def test_depth_is_6n_plus_2(depth, layers):
-    assert measure("model/depth", depth, f"resnet-{layers}") == layers
+    assert measure_claim("model/depth", depth, f"resnet-{layers}") == layers
 
 
 def test_projection_shortcuts_are_no_depth():
-    assert Analysis(resnet_cifar(depth=20, shortcut="C"), (3, 32, 32)).measure("depth") == 20
+    assert NetworkAnalysis(resnet_cifar(depth=20, shortcut="C"), (3, 32, 32)).measure("depth") == 20
 
 
 def test_every_convolution_is_batch_normalised(small):
@@ -77,7 +77,9 @@ def test_every_convolution_is_batch_normalised(small):
 def test_init_gain_is_he_initialisations_2(depth):
     # the variance of n normal draws has a relative standard error of sqrt(2 / n), n the convolutions' weights
     weights = PARAMETERS[56] - 650 - 2 * (16 * 19 + 32 * 18 + 64 * 18)
-    assert measure("model/init_gain", depth, "resnet-56") == pytest.approx(2, abs=4 * 2 * (2 / weights) ** 0.5)
+    assert measure_claim("model/init_gain", depth, "resnet-56") == pytest.approx(
+        2, abs=4 * 2 * (2 / weights) ** 0.5
+    )
 
 
 def test_init_gain_sees_another_initialisation():
@@ -85,7 +87,7 @@ def test_init_gain_sees_another_initialisation():
     for module in network.modules():
         if isinstance(module, torch.nn.Conv2d):
             torch.nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
-    assert Analysis(network, (3, 32, 32)).measure("init_gain") == pytest.approx(1, abs=0.05)
+    assert NetworkAnalysis(network, (3, 32, 32)).measure("init_gain") == pytest.approx(1, abs=0.05)
 
 
 @pytest.mark.parametrize(
@@ -117,9 +119,9 @@ def test_connections_are_multiply_adds_and_the_biases(small):
 
 
 def test_recipe_settings(depth):
-    assert measure("recipe/train.lr_drops.at", depth, "resnet-20") == [32000, 48000]
-    assert measure("recipe/train.warmup.lr", depth, "resnet-110") == 0.01
-    assert measure("recipe/train.warmup", depth, "resnet-20") is None
+    assert measure_claim("recipe/train.lr_drops.at", depth, "resnet-20") == [32000, 48000]
+    assert measure_claim("recipe/train.warmup.lr", depth, "resnet-110") == 0.01
+    assert measure_claim("recipe/train.warmup", depth, "resnet-20") is None
 
 
 def test_measuring_draws_nothing_from_the_callers_random_numbers(declare):
@@ -127,9 +129,9 @@ def test_measuring_draws_nothing_from_the_callers_random_numbers(declare):
     torch.manual_seed(1)
     expected = torch.rand(3)
     torch.manual_seed(1)
-    first = measure("model/init_gain", declared, "plain-20")
+    first = measure_claim("model/init_gain", declared, "plain-20")
     assert torch.equal(torch.rand(3), expected)
-    assert measure("model/init_gain", declared, "plain-20") == first
+    assert measure_claim("model/init_gain", declared, "plain-20") == first
 
 
 # --- fields, paths, sums: against a small network by hand -------------------------------------------------
@@ -162,7 +164,7 @@ class Branches(nn.Module):
 def branches():
     with torch.device("meta"):
         network = Branches()
-    return Analysis(network, (3, 32, 32), Branches)
+    return NetworkAnalysis(network, (3, 32, 32), Branches)
 
 
 @pytest.mark.parametrize(
@@ -234,16 +236,16 @@ def test_initial_weights_are_those_of_the_seed(branches):
 
 def test_epochs_are_updates_of_so_many_images(declare):
     declared = declare()
-    assert measure("recipe/epochs", declared, "plain-20") == 163.84  # 64,000 x 128 / 50,000
-    assert measure("recipe/drop_epochs", declared, "plain-20") == [81.92, 122.88]
-    train = declared.train.model_copy(update={"lr_drops": Drops(every=15625, factor=0.1)})
+    assert measure_claim("recipe/epochs", declared, "plain-20") == 163.84  # 64,000 x 128 / 50,000
+    assert measure_claim("recipe/drop_epochs", declared, "plain-20") == [81.92, 122.88]
+    train = declared.train.model_copy(update={"lr_drops": LrDrops(every=15625, factor=0.1)})
     every = declared.model_copy(update={"train": train})
-    assert measure("recipe/drop_epochs", every, "plain-20") == 40.0
+    assert measure_claim("recipe/drop_epochs", every, "plain-20") == 40.0
 
 
 def test_what_is_printed_is_read_from_the_declaration(declare):
     declared = declare("claims:", "printed: {error: {value: 14.8, where: Table 3}}\nclaims:")
-    assert measure("printed/error", declared, None) == 14.8
+    assert measure_claim("printed/error", declared, None) == 14.8
 
 
 # --- mistakes ----------------------------------------------------------------------------------------------
@@ -282,7 +284,7 @@ def test_what_is_printed_is_read_from_the_declaration(declare):
 )
 def test_an_unknown_metric_or_layer_names_the_known_ones(depth, metric, words):
     with pytest.raises(UserError) as caught:
-        measure(metric, depth, "resnet-20")
+        measure_claim(metric, depth, "resnet-20")
     assert words in str(caught.value)
 
 
@@ -302,7 +304,7 @@ def test_an_unknown_metric_or_layer_names_the_known_ones(depth, metric, words):
         (
             "plain_cifar, depth: 20",
             "plain_cifar, depth: 21",
-            "depth 21 is not 6n + 2 (section 4.2); the nearest that are: 20, 26",
+            "depth 21 is not 6n + 2 (section 4.2); the nearest valid depths are 20 and 26",
         ),
         (
             "name: cifar10,",
@@ -313,10 +315,10 @@ def test_an_unknown_metric_or_layer_names_the_known_ones(depth, metric, words):
 )
 def test_a_network_that_cannot_be_built_is_the_authors_mistake(declare, old, new, words):
     with pytest.raises(UserError) as caught:
-        measure("model/parameters", declare(old, new), "plain-20")
+        measure_claim("model/parameters", declare(old, new), "plain-20")
     assert words in str(caught.value)
 
 
 def test_padding_decides_the_image(declare):
     padded = declare("name: cifar10,", "name: mnist, pad_to: 32,")
-    assert image_shape(padded.recipe("plain-20", "paper")) == (1, 32, 32)
+    assert published_image_shape(padded.recipe("plain-20", "paper")) == (1, 32, 32)

@@ -2,13 +2,13 @@
 
 import torch
 
-from pipeline.analyse.catalogue import find
+from pipeline.analyse.catalogue import find_network
 from pipeline.analyse.timing import forward_times
-from pipeline.declare.load import all_experiments
+from pipeline.declare.load import load_all
 
 
 def test_times_are_positive_and_draw_nothing():
-    named = find("lenet5", all_experiments())
+    named = find_network("lenet5", load_all())
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)

@@ -16,18 +16,18 @@ from rich.console import Console
 from pipeline.cli import cluster as cli_cluster
 from pipeline.cli import terminal
 from pipeline.cluster import jobs, launches, local_head, node
-from pipeline.cluster.local_head import Cluster
+from pipeline.cluster.local_head import ClusterAddress
 from pipeline.common.errors import UserError
-from pipeline.declare.load import load
-from pipeline.judge.collect import Known
+from pipeline.declare.load import load_experiment
+from pipeline.judge.collect import FinishedRuns
 from pipeline.plan.identity import code_hash
 from pipeline.track.run_folder import RunFolder
 from tests.support.made_up import made_up
 
 RESNET = "resnet/cifar10_depth"
 SMOKE = ("launch", RESNET, "--scale", "smoke")
-HERE = Cluster("127.0.0.1:6379", "http://127.0.0.1:8265", "token", 17)
-FAR = Cluster("", "http://far:8265", "")
+HERE = ClusterAddress("127.0.0.1:6379", "http://127.0.0.1:8265", "token", 17)
+FAR = ClusterAddress("", "http://far:8265", "")
 CODE_HASH = cache(code_hash)  # half a second, the same for all tests
 
 
@@ -37,7 +37,7 @@ class Fake:
     def __init__(self) -> None:
         self.asked: list[tuple] = []
         self.says, self.code = "started\n", 0
-        self.here: Cluster | None = HERE
+        self.here: ClusterAddress | None = HERE
 
     def at(self, address):
         self.asked.append(("at", address))
@@ -75,12 +75,12 @@ def fake(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     for name in ("at", "submit", "follow"):
         monkeypatch.setattr(jobs, name, getattr(made, name))
-    monkeypatch.setattr(local_head, "here", lambda: made.here)
-    monkeypatch.setattr(local_head, "start_here", made.start_here)
-    monkeypatch.setattr(cli_cluster, "evidence", lambda: Known([], None))
+    monkeypatch.setattr(local_head, "find_local_cluster", lambda: made.here)
+    monkeypatch.setattr(local_head, "ensure_local_cluster", made.start_here)
+    monkeypatch.setattr(cli_cluster, "collect_with_warnings", lambda: FinishedRuns([], None))
     monkeypatch.setattr("pipeline.schedule.tasks.code_hash", CODE_HASH)
-    monkeypatch.setattr(cli_cluster, "ASK_SECONDS", 0.0)
-    monkeypatch.setattr(cli_cluster, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(cli_cluster, "REMOTE_REFRESH_SECONDS", 0.0)
+    monkeypatch.setattr(cli_cluster, "REFRESH_SECONDS", 0.0)
     here = types.ModuleType("pipeline.schedule.cluster")
     here.hand_over = made.hand_over
     monkeypatch.setitem(sys.modules, "pipeline.schedule.cluster", here)
@@ -89,7 +89,7 @@ def fake(monkeypatch):
 
 @pytest.fixture
 def inside(monkeypatch):
-    monkeypatch.setenv(jobs.INSIDE, "1")
+    monkeypatch.setenv(jobs.INSIDE_VARIABLE, "1")
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def launched(command, fake):
     """A launch of six runs, written down by the command itself."""
     code, _, err = command(*SMOKE)
     assert (code, err) == (0, "")
-    (one,) = launches.every()
+    (one,) = launches.all_launches()
     fake.asked.clear()
     return one
 
@@ -106,7 +106,7 @@ def finish(task) -> None:
     folder = RunFolder(task.folder)
     folder.create({})
     run = task.run
-    made = made_up(load(RESNET), run.variant, run.seed, 50.0, scale="smoke", identity=task.identity)
+    made = made_up(load_experiment(RESNET), run.variant, run.seed, 50.0, scale="smoke", identity=task.identity)
     folder.finish(made, None)
 
 
@@ -132,9 +132,9 @@ def test_a_dry_run_shows_the_plan_and_begins_nothing(command, fake, tmp_path):
 def test_a_launch_is_written_down_and_one_job_carries_it(command, fake, tmp_path):
     code, out, err = command(*SMOKE, "--gpus-per-run", "2", "--max-gpu-hours", "3", "--max-concurrent", "4")
     assert (code, err) == (0, "")
-    (one,) = launches.every()
+    (one,) = launches.all_launches()
     assert one.words == "resnet/cifar10_depth at smoke"
-    assert one.terms == launches.Terms(2, 3.0, 4)
+    assert one.terms == launches.LaunchTerms(2, 3.0, 4)
     assert len(one.tasks) == 6
     copy = tmp_path / "code" / one.code.rpartition("/")[2]
     assert fake.asked == [("submit", HERE, ["carry", one.id], copy, None)]
@@ -160,23 +160,23 @@ def test_a_cluster_that_does_not_start_leaves_nothing_written(command, fake, mon
     def refuse(*, tell):
         raise UserError("Ray did not start")
 
-    monkeypatch.setattr(local_head, "start_here", refuse)
+    monkeypatch.setattr(local_head, "ensure_local_cluster", refuse)
     assert command(*SMOKE)[::2] == (2, "error: Ray did not start\n")
-    assert list(launches.every()) == []
+    assert list(launches.all_launches()) == []
 
 
 def test_a_job_that_is_not_taken_leaves_a_launch_to_resume(command, monkeypatch):
     def refuse(*_, **__):
         raise UserError("the cluster did not take the job: it is full")
 
-    monkeypatch.setattr(jobs, "submit", refuse)
+    monkeypatch.setattr(jobs, "submit_job", refuse)
     code, _, err = command(*SMOKE)
     assert code == 2
     assert err == (
         "error: the cluster did not take the job: it is full; what was asked is written down, and repro resume"
         " begins it\n"
     )
-    assert len(list(launches.unfinished())) == 1
+    assert len(list(launches.unfinished_launches())) == 1
 
 
 def test_failed_runs_are_the_exit_code(command, fake):
@@ -209,16 +209,16 @@ def test_what_is_finished_already_is_not_launched(command, fake, launched):
     ]
     assert "3 runs, all finished" in out
     assert fake.asked == []
-    assert [one.id for one in launches.every()] == [launched.id]
+    assert [one.id for one in launches.all_launches()] == [launched.id]
 
 
 def test_what_only_the_tracking_server_knows_to_be_finished_is_not_trained_again(command, launched, monkeypatch):
     first = launched.tasks[0]
-    tracked = made_up(load(RESNET), "plain-20", 0, 50.0, scale="smoke", identity=first.identity)
-    monkeypatch.setattr(cli_cluster, "evidence", lambda: Known([tracked], None))
+    tracked = made_up(load_experiment(RESNET), "plain-20", 0, 50.0, scale="smoke", identity=first.identity)
+    monkeypatch.setattr(cli_cluster, "collect_with_warnings", lambda: FinishedRuns([tracked], None))
     _, out, _ = command(*SMOKE)
     assert "6 runs, 1 finished, 5 to do" in out
-    *_, newest = launches.every()
+    *_, newest = launches.all_launches()
     assert [task.identity for task in newest.tasks] == [task.identity for task in launched.tasks[1:]]
 
 
@@ -226,14 +226,14 @@ def test_what_an_earlier_launch_wants_too_is_said(command, launched):
     assert (
         "6 of them are asked for by an earlier launch too; each is done once.\n" in command(*SMOKE, "--dry-run")[1]
     )
-    launches.end(launched.id)
+    launches.mark_ended(launched.id)
     assert "an earlier launch" not in command(*SMOKE, "--dry-run")[1]
 
 
 def test_inside_the_cluster_the_launch_is_handed_over_without_another_job(command, fake, inside):
     code, out, err = command(*SMOKE, "--address", "http://far:8265")
     assert (code, err) == (0, "")
-    (one,) = launches.every()
+    (one,) = launches.all_launches()
     assert fake.asked == [("hand over", [one.id])]
     assert "resnet [x] started\n" in out
 
@@ -250,7 +250,7 @@ def test_with_an_address_the_same_words_and_the_code_are_sent(command, fake, tmp
     )
     assert code is None
     assert upload.parent == tmp_path / "code"
-    assert list(launches.every()) == []
+    assert list(launches.all_launches()) == []
 
 
 def test_rays_own_variable_is_an_address_too(command, fake, monkeypatch):
@@ -388,7 +388,7 @@ def test_cancelling_one_run_and_then_all(command, launched):
         0,
         f"{RESNET} plain-20 seed 0: will not be trained\nLaunched again, they go on where they stopped.\n",
     )
-    assert RunFolder(launched.tasks[0].folder).left()["why"] == "cancelled"
+    assert RunFolder(launched.tasks[0].folder).unfinished()["why"] == "cancelled"
     _, out, _ = command("cancel", "all")
     assert out.startswith("5 runs that waited will not be trained\n")
     assert launches.is_over(launched.id)
@@ -398,10 +398,10 @@ def test_cancelling_one_run_and_then_all(command, launched):
 def test_what_is_trained_is_asked_to_stop(command, launched):
     folder = RunFolder(launched.tasks[1].folder)
     folder.create({})
-    folder.report(3, 10.0)
+    folder.write_progress(3, 10.0)
     _, out, _ = command("cancel", "resnet-20/0")
     assert out.startswith(f"{RESNET} resnet-20 seed 0: asked to stop at its next step, resumable\n")
-    assert folder.asked() == "cancelled"
+    assert folder.stop_reason() == "cancelled"
 
 
 def test_a_run_that_ended_is_not_cancelled(command, launched):
@@ -422,7 +422,7 @@ def test_cancelling_far_away_is_a_job(command, fake):
 
 
 def test_resuming_carries_every_launch_on_by_its_own_code(command, fake, launched):
-    second = launches.new("again", launched.code, launches.Terms(1), launched.tasks)
+    second = launches.create_launch("again", launched.code, launches.LaunchTerms(1), launched.tasks)
     code, out, err = command("resume")
     assert (code, err) == (0, "")
     (job,) = fake.submitted
@@ -432,22 +432,22 @@ def test_resuming_carries_every_launch_on_by_its_own_code(command, fake, launche
 
 
 def test_what_was_cancelled_or_is_at_its_budgets_end_stays_so(command, fake, launched):
-    launches.leave(launched.tasks[0], "cancelled", "x")
+    launches.mark_unfinished(launched.tasks[0], "cancelled", "x")
     for task in launched.tasks[1:3]:
-        launches.leave(task, "over-budget", "x")
+        launches.mark_unfinished(task, "over-budget", "x")
     _, out, _ = command("resume")
     assert out.splitlines()[:2] == [
         "1 run stays cancelled; to try anew, launch again.",
         "2 runs stay at their budget's end; to try anew, launch again.",
     ]
     assert len(fake.submitted) == 1
-    assert RunFolder(launched.tasks[0].folder).left()["why"] == "cancelled"
+    assert RunFolder(launched.tasks[0].folder).unfinished()["why"] == "cancelled"
 
 
 def test_where_nothing_is_left_no_cluster_is_started(command, fake, launched):
     fake.here = None
     for task in launched.tasks:
-        launches.leave(task, "failed", "x")
+        launches.mark_unfinished(task, "failed", "x")
     assert command("resume")[1].splitlines() == [
         "6 runs stay failed; to try anew, launch again.",
         "There is nothing to resume.",
@@ -457,8 +457,8 @@ def test_where_nothing_is_left_no_cluster_is_started(command, fake, launched):
 
 def test_a_launch_that_ended_at_its_budget_is_not_forgotten(command, fake, launched):
     for task in launched.tasks:
-        launches.leave(task, "over-budget", "x")
-    launches.end(launched.id)
+        launches.mark_unfinished(task, "over-budget", "x")
+    launches.mark_ended(launched.id)
     assert command("resume")[1].splitlines() == [
         "6 runs stay at their budget's end; to try anew, launch again.",
         "There is nothing to resume.",
@@ -467,7 +467,7 @@ def test_a_launch_that_ended_at_its_budget_is_not_forgotten(command, fake, launc
 
 def test_resuming_on_other_devices(command, fake, launched, tmp_path):
     assert command("resume", "--gpus-per-run", "2")[0] == 0
-    assert [one.terms.devices for one in launches.every()] == [2]
+    assert [one.terms.devices for one in launches.all_launches()] == [2]
     code, _, err = command("resume", "--gpus-per-run", "3")
     assert code == 2
     assert "cannot be shared equally by 3 devices" in err
@@ -492,9 +492,9 @@ def test_resuming_inside_hands_over(command, fake, launched, inside):
 
 def test_a_retry_hears_that_runs_failed_but_not_of_what_was_cancelled(command, launched):
     for task in launched.tasks:
-        launches.leave(task, "cancelled", "x")
+        launches.mark_unfinished(task, "cancelled", "x")
     assert command("resume")[0] == 0
-    launches.leave(launched.tasks[0], "failed", "x")
+    launches.mark_unfinished(launched.tasks[0], "failed", "x")
     assert command("resume")[0] == 1
 
 
@@ -502,7 +502,7 @@ def test_a_retry_hears_that_runs_failed_but_not_of_what_was_cancelled(command, l
 
 
 def test_a_damaged_launch_is_named_and_the_others_go_on(command, fake, launched):
-    path = launches.folder() / "20000101-000000-000000-dead.json"
+    path = launches.launches_folder() / "20000101-000000-000000-dead.json"
     path.write_text('{"id": "2000', encoding="utf-8")
     said = f"Left out: {path} cannot be read as a launch: it is damaged, or another version wrote it; "
     for words in (("logs", "plain-20/0"), (*SMOKE, "--dry-run"), ("resume",), ("cancel", "plain-20/0")):
@@ -528,7 +528,7 @@ def test_a_damaged_launch_is_named_and_the_others_go_on(command, fake, launched)
 
 def test_a_node_is_a_head_or_joins_one(command, monkeypatch):
     served = []
-    monkeypatch.setattr(node, "serve", lambda **words: served.append(words) or 0, raising=False)
+    monkeypatch.setattr(node, "run_node", lambda **words: served.append(words) or 0, raising=False)
     assert command("node", "--head", "--cpus", "2", "--until-idle", "60")[0] == 0
     assert command("node", "--address", "head:6379", "--listen", "10.0.0.2", "--grace", "5")[0] == 0
     common = {"cpus": None, "gpus": None, "until_idle": None}

@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.cli import data as cli_data
 from pipeline.cli import terminal
-from pipeline.data.shard_manifest import sealed
+from pipeline.data.shard_manifest import with_checksum
 from tests.support.making import photographs
 
 STAND_IN = ("--classes", 3, "--train", 5, "--test", 3)
@@ -87,10 +87,10 @@ def test_inspecting_counts_and_draws(command, shards, tmp_path):
 
 def test_a_small_set_goes_into_shards_and_comes_back_the_same(command, tmp_path):
     from pipeline.data.manifest import manifest_of
-    from pipeline.data.sources import load
+    from pipeline.data.sources import load_images
 
     assert command("data", "prepare", "noise", "--out", tmp_path / "noise")[0] == 0
-    back, own = load("noise", tmp_path), load("noise", tmp_path / "nowhere")
+    back, own = load_images("noise", tmp_path), load_images("noise", tmp_path / "nowhere")
     assert manifest_of(back).sha256 == manifest_of(own).sha256
 
 
@@ -170,7 +170,7 @@ def test_shards_are_not_written_among_the_pictures(command, tmp_path):
 
 def test_where_the_shards_go_is_tried_before_the_source_is_read(command, tmp_path, monkeypatch):
     photographs(tmp_path / "mine", train=1, test=1)
-    monkeypatch.setattr("pipeline.cli.data.found_in", lambda *_: pytest.fail("read"))
+    monkeypatch.setattr("pipeline.cli.data.open_source", lambda *_: pytest.fail("read"))
     code, _, err = command("data", "prepare", tmp_path / "mine", "--out", tmp_path)
     assert (code, "holds other files (mine)" in err) == (2, True)
 
@@ -191,7 +191,7 @@ def test_a_set_of_strangers_is_shown_as_it_is_and_warns_of_nothing(command, tmp_
     assert command("data", "prepare", tmp_path / "mine", "--out", tmp_path / "s")[0] == 0
     file = tmp_path / "s" / "manifest.json"
     values = json.loads(file.read_text()) | {"name": called.replace("/", ""), "source": "\x1b[31mred\x07"}
-    file.write_text(sealed(values))
+    file.write_text(with_checksum(values))
     code, out, err = command("data", "inspect", tmp_path / "s")
     assert (code, err) == (0, "")
     head, row = out.splitlines()[:2]
@@ -204,7 +204,7 @@ def test_a_log_tells_the_time_left(monkeypatch, capsys):
     now = [0.0]
     monkeypatch.setattr(cli_data.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(cli_data, "err", terminal.console(stderr=True))
-    lines = cli_data.Lines("pictures", "images")
+    lines = cli_data.LogProgress("pictures", "images")
     for second, done in ((0, 0), (30, 300), (60, 4_500), (90, 5_000)):
         now[0] = second
         lines.tick(done, 9_000)

@@ -143,7 +143,7 @@ MISTAKES = [
     ((*SMOKE, "--set", "train.lr=abc"), "train.lr"),
     ((*SMOKE, "--set", "train.stepz=9"), "did you mean 'steps'?"),
     ((*SMOKE, "--set", "data.name=digts"), "did you mean 'digits'?"),
-    ((*SMOKE, "--set", "model.depth=21"), "the nearest that are: 20, 26"),
+    ((*SMOKE, "--set", "model.depth=21"), "the nearest valid depths are 20 and 26"),
     ((*SMOKE, "--set", "model.name=resnet_cifr"), "did you mean 'resnet_cifar'?"),
 ]
 

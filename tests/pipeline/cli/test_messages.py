@@ -13,10 +13,10 @@ from rich.console import Console
 
 from pipeline.cli import main, tables
 from pipeline.common.errors import UserError
-from pipeline.declare.load import load, names
-from pipeline.judge.collect import Known, judged
-from pipeline.schedule.reproduce import Outcome
-from pipeline.track.published_results import PublishedResult, keep
+from pipeline.declare.load import experiment_names, load_experiment
+from pipeline.judge.collect import FinishedRuns, judge_experiments
+from pipeline.schedule.reproduce import JobOutcome
+from pipeline.track.published_results import PublishedResult, save_result
 from tests.support.made_up import made_up, print_to
 
 RESNET = "resnet/cifar10_depth"
@@ -28,7 +28,7 @@ def known(monkeypatch):
     """Let the commands find these records, and a server that cannot be used if there is `trouble`."""
 
     def find(*records, trouble=""):
-        monkeypatch.setattr("pipeline.judge.collect.known", lambda: Known(list(records), None, trouble))
+        monkeypatch.setattr("pipeline.judge.collect.collect_runs", lambda: FinishedRuns(list(records), None, trouble))
 
     find()
     return find
@@ -49,7 +49,7 @@ def terminal(monkeypatch, command):
 
 
 def row(variant, errors, **other):
-    return [made_up(load(RESNET), variant, seed, error, **other) for seed, error in enumerate(errors)]
+    return [made_up(load_experiment(RESNET), variant, seed, error, **other) for seed, error in enumerate(errors)]
 
 
 AGREES = [8.6, 8.7, 8.8, 8.9, 8.75]
@@ -73,7 +73,7 @@ def test_list_says_what_each_asks_and_how_to_go_on(command):
     assert (code, err) == (0, "")
     lines = out.splitlines()
     at = lines.index(RESNET)
-    assert lines[at + 1] == "  Do deeper plain networks train worse, and do residual ones not?"
+    assert lines[at + 1] == "  Do deeper plain networks train worse, while deeper residual networks do not?"
     assert re.fullmatch(r"  12 variants, \d+ claims; scales: paper, paper-45k, gpu, laptop, smoke", lines[at + 2])
     assert lines[-1] == "More of one: repro show EXPERIMENT"
 
@@ -92,7 +92,7 @@ def test_show_has_recipe_variants_scales_claims_and_departures(command, known):
         assert words in out
     for head in ("recipe", "variants", "scales", "departures from the paper"):
         assert f"\n{head}\n" in out
-    declared = load(RESNET)
+    declared = load_experiment(RESNET)
     assert all(f"  {claim.id}: " in out for claim in declared.claims)
     assert all(f"  {name}" in out for name in (*declared.variants, *declared.scales))
 
@@ -101,7 +101,7 @@ def test_verify_exits_1_where_a_claim_is_not_reproduced(command, known):
     known(*row("resnet-20", DIFFERS))
     code, out, _ = command("verify", RESNET)
     assert code == 1
-    assert "✘ not reproduced  error-20\n    ResNet-20 reaches 8.75 % (Table 6)\n" in out
+    assert "✘ not reproduced  error-20\n    ResNet-20 has a test error of 8.75 % (Table 6)\n" in out
     assert "    Runs: paper on cifar10, 5 runs, commit " in out
 
 
@@ -122,8 +122,8 @@ def test_claims_without_runs_are_one_list_with_the_command_that_runs_them(comman
 
 def test_verify_without_a_name_judges_every_experiment(command, known):
     _, out, _ = command("verify")
-    assert out.startswith(f"{names()[0]}\n")
-    assert all(f"\n{name}\n" in out for name in names()[1:])
+    assert out.startswith(f"{experiment_names()[0]}\n")
+    assert all(f"\n{name}\n" in out for name in experiment_names()[1:])
 
 
 def test_leaderboard_ranks_with_the_paper_s_number_beside(command, known):
@@ -198,7 +198,7 @@ def test_after_training_claims_that_need_paper_scale_are_one_line(capsys):
     records = row("resnet-20", [50.0, 60.0, 70.0], scale="smoke") + row(
         "plain-20", [80.0, 90.0, 85.0], scale="smoke"
     )
-    entries = judged([load(RESNET)], records, ["smoke"])
+    entries = judge_experiments([load_experiment(RESNET)], records, ["smoke"])
     tables.print_outcome(entries, RESNET)
     out = capsys.readouterr().out
     assert "not-run" not in out
@@ -213,7 +213,7 @@ def trained(monkeypatch):
 
     def end(ending, *records, untracked=""):
         monkeypatch.setattr(
-            "pipeline.schedule.reproduce.carry_out", lambda *_, **__: Outcome(ending, list(records), untracked)
+            "pipeline.schedule.reproduce.run_tasks", lambda *_, **__: JobOutcome(ending, list(records), untracked)
         )
 
     return end
@@ -252,7 +252,7 @@ def test_a_second_ctrl_c_ends_at_once_with_a_line_too(command, monkeypatch):
     def pressed(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pipeline.schedule.reproduce.carry_out", pressed)
+    monkeypatch.setattr("pipeline.schedule.reproduce.run_tasks", pressed)
     code, out, err = command(*SMOKE)
     assert (code, out) == (130, "")
     assert err == "Ended at once. The same command goes on from the last checkpoints.\n"
@@ -342,19 +342,19 @@ def test_a_reader_that_has_had_enough_hears_nothing():
 def test_threads_from_one_on(monkeypatch, count):
     monkeypatch.setenv("OMP_NUM_THREADS", count)
     with pytest.raises(UserError, match=f"OMP_NUM_THREADS is '{count}'; a number from 1 on is needed"):
-        main.threads()
+        main.thread_count()
 
 
 def test_threads_are_one_unless_asked(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert main.threads() == 1
+    assert main.thread_count() == 1
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert main.threads() == 3
+    assert main.thread_count() == 3
 
 
 def test_changes_are_yaml():
     words = ["train.lr=1e-3", "train.lr_drops.at=[3, 4]", "data.name=noise", "train.compile=true", "a=b=c"]
-    assert main.parsed(words) == {
+    assert main.parse_changes(words) == {
         "train.lr": 0.001,
         "train.lr_drops.at": [3, 4],
         "data.name": "noise",
@@ -396,7 +396,7 @@ def test_analyse_takes_other_arguments(command):
         (("analyse", "resnt-20"), "there is no network 'resnt-20'; did you mean 'resnet-20'?"),
         (
             ("analyse", "resnet-20", "--set", "depth=21"),
-            "depth 21 is not 6n + 2 (section 4.2); the nearest that are: 20, 26",
+            "depth 21 is not 6n + 2 (section 4.2); the nearest valid depths are 20 and 26",
         ),
         (("analyse", "resnet-20", "--set", "dept=20"), "has no argument 'dept'; did you mean 'depth'?"),
         (
@@ -439,10 +439,10 @@ def test_a_mistake_about_a_network_is_one_sentence(command, words, said):
 
 
 def test_analyse_shows_all_networks_and_draws_the_comparison(command, monkeypatch, tmp_path):
-    shown = [load("resnet/cifar10_depth"), load("complexity/architecture")]
+    shown = [load_experiment("resnet/cifar10_depth"), load_experiment("complexity/architecture")]
     few = {name: v for name, v in shown[1].variants.items() if name in ("alexnet", "resnet-18")}
     shown[1] = shown[1].model_copy(update={"variants": few})
-    monkeypatch.setattr("pipeline.declare.load.all_experiments", lambda: shown)
+    monkeypatch.setattr("pipeline.declare.load.load_all", lambda: shown)
     monkeypatch.setattr("pipeline.analyse.timing.forward_times", lambda named: (0.01, 0.02, 0.03))
     code, out, _ = command("analyse")
     assert code == 0
@@ -459,7 +459,7 @@ def test_analyse_shows_all_networks_and_draws_the_comparison(command, monkeypatc
 
 def test_published_weights_are_a_labelled_row_and_no_evidence(command, known, monkeypatch, tmp_path):
     about = ("resnet-50", "torchvision X", "00", "stride 2 elsewhere", "val", "one crop")
-    keep(PublishedResult(*about, 50000, 23.85, 7.13, 23.87, 3, "hardware", "commit", "today"))
+    save_result(PublishedResult(*about, 50000, 23.85, 7.13, 23.87, 3, "hardware", "commit", "today"))
     code, out, _ = command("leaderboard")
     assert code == 0
     assert "published weights on val: imported, not trained here, and no reproduction\n" in out

@@ -193,12 +193,12 @@ def test_at_a_budget_s_end_runs_stop_resumable_and_a_larger_budget_goes_on(place
     carried = place.carry(launch)
     assert carried.wait(120) == 0, said(carried)  # as it was asked
     for task in tasks:
-        left = RunFolder(task.folder).left()
+        left = RunFolder(task.folder).unfinished()
         assert left["why"] == "over-budget"
         assert "0.00222" in left["text"]
     assert RunFolder(tasks[0].folder).checkpoint_files()
-    assert 8 <= 3600 * launches.spent(launch.id) < 20
-    RunFolder(tasks[1].folder).begin_anew()
+    assert 8 <= 3600 * launches.hours_used(launch.id) < 20
+    RunFolder(tasks[1].folder).clear_unfinished()
     again = place.carry(place.launch(tasks[1:]))
     assert again.wait(120) == 0, said(again)
     assert finished(tasks[1])
@@ -211,9 +211,9 @@ def test_a_cancelled_run_stops_resumable_and_the_others_go_on(place):
     carried = place.carry(place.launch(tasks))
     until(lambda: step_of(tasks[0]) > 5, "the first run trains")
     for task in tasks[:2]:
-        RunFolder(task.folder).ask("cancelled")
+        RunFolder(task.folder).request_stop("cancelled")
     assert carried.wait(120) == 0, said(carried)  # as it was asked
-    assert [RunFolder(task.folder).left().get("why") for task in tasks] == ["cancelled", "cancelled", None]
+    assert [RunFolder(task.folder).unfinished().get("why") for task in tasks] == ["cancelled", "cancelled", None]
     assert RunFolder(tasks[0].folder).checkpoint_files()
     assert finished(tasks[2])
     assert "resumable" in said(carried)

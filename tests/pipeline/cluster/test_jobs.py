@@ -15,11 +15,11 @@ from ray.exceptions import AuthenticationError, RaySystemError
 from ray.job_submission import JobStatus
 
 from pipeline.cluster import jobs
-from pipeline.cluster.local_head import Cluster, environment
+from pipeline.cluster.local_head import ClusterAddress, ray_environment
 from pipeline.common.errors import UserError
 
-HERE = Cluster("127.0.0.1:1", "http://127.0.0.1:2", "", pid=3)
-FAR = Cluster("", "http://far:8265", "")
+HERE = ClusterAddress("127.0.0.1:1", "http://127.0.0.1:2", "", pid=3)
+FAR = ClusterAddress("", "http://far:8265", "")
 REQUEST = SimpleNamespace(real_url="http://far:8265/api/jobs/7/logs/tail")
 RAYS = "2026-01-02 03:04:05,678\tINFO job_manager.py:568 -- Runtime env is set up.\n"
 LOGGED = "[2026-01-02 03:04:05,678 I 12 34] logging.cc:303: Set log level\n"
@@ -37,8 +37,8 @@ BROKEN = [
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """No waiting; and what a client puts into the environment is taken out again."""
-    monkeypatch.setattr(jobs, "BETWEEN", 0.0)
-    for name in environment(Path("token")):
+    monkeypatch.setattr(jobs, "RETRY_SECONDS", 0.0)
+    for name in ray_environment(Path("token")):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
 
@@ -89,8 +89,8 @@ def followed(monkeypatch) -> Callable:
 
     def follow(*words, **more):
         api, written = Api(*words, **more), []
-        monkeypatch.setattr(jobs, "client", lambda cluster: api)
-        return jobs.follow(FAR, "7", written.append), written, api
+        monkeypatch.setattr(jobs, "job_client", lambda cluster: api)
+        return jobs.follow_job(FAR, "7", written.append), written, api
 
     return follow
 
@@ -145,18 +145,18 @@ def test_the_exit_code_is_the_jobs(followed, last, code):
 
 @pytest.mark.parametrize("error", BROKEN, ids=lambda error: type(error).__name__)
 def test_an_api_that_is_away_for_less_than_all_tries_is_waited_for(followed, error):
-    away = [error] * (jobs.TRIES - 1)
+    away = [error] * (jobs.CONNECT_RETRIES - 1)
     assert followed([[error]], [*away, RUNS, *away, WELL], "one\n")[:2] == (0, ["one\n"])
 
 
 @pytest.mark.parametrize("error", BROKEN, ids=lambda error: type(error).__name__)
 def test_an_api_that_is_gone_for_good_is_one_sentence_after_all_that_was_said(monkeypatch, error):
     api, written = Api([["one\ntw", error]], [error]), []
-    monkeypatch.setattr(jobs, "client", lambda cluster: api)
+    monkeypatch.setattr(jobs, "job_client", lambda cluster: api)
     with pytest.raises(UserError, match="http://far:8265 does not answer any more") as said:
-        jobs.follow(FAR, "7", written.append)
+        jobs.follow_job(FAR, "7", written.append)
     assert "\n" not in str(said.value)
-    assert (written, api.asked) == (["one\n", "tw"], jobs.TRIES)
+    assert (written, api.asked) == (["one\n", "tw"], jobs.CONNECT_RETRIES)
 
 
 def test_an_interrupt_ends_the_following(followed):
@@ -173,8 +173,8 @@ def submitted(monkeypatch) -> Callable:
 
     def submit(cluster, words, **more):
         api = Api()
-        monkeypatch.setattr(jobs, "client", lambda cluster: api)
-        assert jobs.submit(cluster, words, **more) == "job-1"
+        monkeypatch.setattr(jobs, "job_client", lambda cluster: api)
+        assert jobs.submit_job(cluster, words, **more) == "job-1"
         return api.words
 
     return submit
@@ -198,7 +198,7 @@ def test_the_job_knows_that_it_is_one_and_gets_nothing_of_the_environment(submit
     for cluster in (FAR, HERE):
         for where in ({}, {"code": tmp_path}, {"upload": tmp_path}):
             sent = submitted(cluster, ["status"], **where)
-            assert sent["runtime_env"]["env_vars"][jobs.INSIDE] == "1"
+            assert sent["runtime_env"]["env_vars"][jobs.INSIDE_VARIABLE] == "1"
             assert "pw-" not in repr(sent)
     own = {"REPRO_HOME", "REPRO_DATA"}
     assert own <= set(submitted(HERE, [])["runtime_env"]["env_vars"])
@@ -207,9 +207,9 @@ def test_the_job_knows_that_it_is_one_and_gets_nothing_of_the_environment(submit
 
 @pytest.mark.parametrize("error", BROKEN, ids=lambda error: type(error).__name__)
 def test_a_job_that_is_not_taken_is_one_sentence(monkeypatch, error):
-    monkeypatch.setattr(jobs, "client", lambda cluster: Api(taken=error))
+    monkeypatch.setattr(jobs, "job_client", lambda cluster: Api(taken=error))
     with pytest.raises(UserError, match="http://far:8265 did not take the job") as said:
-        jobs.submit(FAR, ["status"])
+        jobs.submit_job(FAR, ["status"])
     assert "\n" not in str(said.value)
 
 
@@ -245,7 +245,7 @@ def answering():
 def refused(address):
     """The sentence that an address gets."""
     with pytest.raises(UserError) as said:
-        jobs.at(address)
+        jobs.cluster_at(address)
     assert "\n" not in str(said.value)
     return str(said.value)
 
@@ -320,10 +320,10 @@ def test_a_cluster_that_answers_is_used(monkeypatch, tmp_path):
     token.touch(0o600)
     token.write_text("right", encoding="utf-8")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
-    assert jobs.at("http://far:8265/") == Cluster("", "http://far:8265", str(token))
+    assert jobs.cluster_at("http://far:8265/") == ClusterAddress("", "http://far:8265", str(token))
 
 
 def test_a_token_that_stops_being_good_while_a_job_is_followed_is_asked_for(monkeypatch):
-    monkeypatch.setattr(jobs, "client", lambda cluster: Api([], [AuthenticationError("no")]))
+    monkeypatch.setattr(jobs, "job_client", lambda cluster: Api([], [AuthenticationError("no")]))
     with pytest.raises(UserError, match="asks for its token"):
-        jobs.follow(FAR, "7", print)
+        jobs.follow_job(FAR, "7", print)

@@ -26,8 +26,8 @@ from filelock import FileLock
 
 from pipeline.cluster import launches, local_head, node, ports, token
 from pipeline.cluster import ports as sockets
-from pipeline.cluster.local_head import Cluster
-from pipeline.cluster.processes import leaving, training_here, trainings
+from pipeline.cluster.local_head import ClusterAddress
+from pipeline.cluster.processes import node_is_draining, register_training, training_pids
 from pipeline.common.errors import UserError
 from pipeline.common.paths import ROOT
 
@@ -50,7 +50,7 @@ def home(tmp_path, monkeypatch):
     monkeypatch.setenv("REPRO_HOME", str(tmp_path))
     for name in ("RAY_AUTH_TOKEN_PATH", "RAY_AUTH_TOKEN", "REPRO_NODE", "RAY_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
-    token.folder().mkdir()
+    token.cluster_folder().mkdir()
     return tmp_path
 
 
@@ -58,11 +58,11 @@ def home(tmp_path, monkeypatch):
 
 
 def test_the_token_is_made_once_and_is_long(home):
-    path = token.token_file()
+    path = token.ensure_token_file()
     text = path.read_text()
     assert path == home / "cluster" / "token"
     assert len(bytes.fromhex(text)) == 32
-    assert token.token_file().read_text() == text
+    assert token.ensure_token_file().read_text() == text
     assert [file.name for file in path.parent.iterdir()] == ["token"]  # nothing half-written beside it
 
 
@@ -77,7 +77,7 @@ def test_the_token_is_its_owners_alone_from_its_first_moment(home, monkeypatch):
     monkeypatch.setattr(os, "fdopen", looked_at)
     before = os.umask(0)  # the most generous user
     try:
-        path = token.token_file()
+        path = token.ensure_token_file()
     finally:
         os.umask(before)
     assert seen == [("0o600", 0)]
@@ -86,47 +86,47 @@ def test_the_token_is_its_owners_alone_from_its_first_moment(home, monkeypatch):
 
 def test_many_at_once_get_the_same_token(home):
     with ThreadPoolExecutor(16) as pool:
-        made = {path.read_text() for path in pool.map(lambda _: token.token_file(), range(64))}
+        made = {path.read_text() for path in pool.map(lambda _: token.ensure_token_file(), range(64))}
     assert len(made) == 1
     assert len(next(iter(made))) == 64
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o640, 0o604, 0o666, 0o660])
 def test_a_token_that_others_can_read_is_refused_in_a_sentence_without_it(home, mode):
-    path = token.token_file()
+    path = token.ensure_token_file()
     path.chmod(mode)
     with pytest.raises(UserError, match="other users of this machine can read the cluster's token") as refused:
-        token.token_file()
+        token.ensure_token_file()
     assert str(path) in str(refused.value)
     assert "chmod 600" in str(refused.value)
     assert path.read_text() not in str(refused.value)
     path.chmod(0o600)
-    assert token.token_file() == path
+    assert token.ensure_token_file() == path
 
 
 def test_an_empty_token_is_refused(home):
-    token.token_file().write_text("\n")
+    token.ensure_token_file().write_text("\n")
     with pytest.raises(UserError, match="there is no token in it"):
-        token.token_file()
+        token.ensure_token_file()
 
 
 def test_a_token_named_in_the_environment_is_used(home, monkeypatch):
     path = home / "elsewhere"
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(path))
     with pytest.raises(UserError, match=r"cannot be read from .*elsewhere: no such file"):
-        token.guarded(token.token_path())
-    assert token.token_file() == path
-    assert not (token.folder() / "token").exists()
+        token.check_token_file(token.token_path())
+    assert token.ensure_token_file() == path
+    assert not (token.cluster_folder() / "token").exists()
 
 
 def test_the_environment_names_the_token_and_holds_none(home):
-    words = local_head.environment(token.token_file())
+    words = local_head.ray_environment(token.ensure_token_file())
     assert words["RAY_AUTH_MODE"] == "token"
     assert words["RAY_AUTH_TOKEN_PATH"] == str(home / "cluster" / "token")
     assert words["RAY_AUTH_TOKEN"] == ""  # one of another cluster would come before the file
-    assert token.token_file().read_text() not in words.values()
-    assert not {key for key in local_head.environment(None) if "AUTH" in key}
-    assert "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER" not in local_head.environment(None, loopback=False)
+    assert token.ensure_token_file().read_text() not in words.values()
+    assert not {key for key in local_head.ray_environment(None) if "AUTH" in key}
+    assert "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER" not in local_head.ray_environment(None, loopback=False)
 
 
 # --- how a head is found -----------------------------------------------------------------------------------
@@ -158,8 +158,10 @@ def written(home, dashboard):
     """A head that is this very process, written down, with `changes` to what node.json says."""
 
     def write(**changes):
-        node.write_down(Cluster("127.0.0.1:1", dashboard, str(token.token_file()), os.getpid()))
-        path = token.folder() / "node.json"
+        node.write_cluster_file(
+            ClusterAddress("127.0.0.1:1", dashboard, str(token.ensure_token_file()), os.getpid())
+        )
+        path = token.cluster_folder() / "node.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
     return write
@@ -167,28 +169,30 @@ def written(home, dashboard):
 
 def test_a_head_that_lives_and_answers_is_found(written, dashboard, home):
     written()
-    assert local_head.here() == Cluster("127.0.0.1:1", dashboard, str(home / "cluster/token"), os.getpid())
+    assert local_head.find_local_cluster() == ClusterAddress(
+        "127.0.0.1:1", dashboard, str(home / "cluster/token"), os.getpid()
+    )
 
 
 def test_the_token_goes_through_no_proxy(written, monkeypatch):
     written()
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("no_proxy", "")
-    assert local_head.here()
+    assert local_head.find_local_cluster()
 
 
 def test_no_head_no_cluster(home):
-    assert local_head.here() is None
+    assert local_head.find_local_cluster() is None
 
 
 def test_a_process_that_got_the_number_of_a_head_that_died_is_not_believed(written):
     written(began=psutil.Process().create_time() - 60)
-    assert local_head.here() is None
+    assert local_head.find_local_cluster() is None
 
 
 def test_a_head_of_another_machine_is_not_here(written):
     written(host="another")
-    assert local_head.here() is None
+    assert local_head.find_local_cluster() is None
 
 
 def test_a_head_that_died_is_not_here(written):
@@ -196,24 +200,24 @@ def test_a_head_that_died_is_not_here(written):
     began = psutil.Process(child.pid).create_time()
     time.sleep(0.1)
     written(pid=child.pid, began=began)  # dead, and not buried
-    assert local_head.here() is None
+    assert local_head.find_local_cluster() is None
     child.wait()
-    assert local_head.here() is None
+    assert local_head.find_local_cluster() is None
 
 
 def test_a_head_that_does_not_answer_or_not_to_us_is_not_used(written, home):
     written(dashboard="http://127.0.0.1:9")
-    assert local_head.here() is None
+    assert local_head.find_local_cluster() is None
     written()
     (home / "other").write_text("0" * 64)
     written(token_file=str(home / "other"))
-    assert local_head.here() is None
+    assert local_head.find_local_cluster() is None
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "null", '{"pid": 1}', "\x00"])
 def test_a_damaged_node_json_is_no_head(home, text):
-    (token.folder() / "node.json").write_text(text)
-    assert local_head.here() is None
+    (token.cluster_folder() / "node.json").write_text(text)
+    assert local_head.find_local_cluster() is None
 
 
 # --- of processes that train -------------------------------------------------------------------------------
@@ -230,19 +234,19 @@ def place(home, monkeypatch):
 
 
 def test_outside_a_node_nothing_leaves_and_nothing_is_registered(home):
-    assert not leaving()
-    with training_here():
+    assert not node_is_draining()
+    with register_training():
         assert list(home.rglob("training")) == []
 
 
 def test_the_wish_to_end_is_seen_within_a_quarter_of_a_second(place):
-    assert not leaving()
+    assert not node_is_draining()
     (place / "leaving").touch()
     before = time.monotonic()
-    while not leaving():
+    while not node_is_draining():
         time.sleep(0.01)
     assert time.monotonic() - before < 0.4
-    assert leaving()
+    assert node_is_draining()
 
 
 def test_asking_often_looks_seldom(place, monkeypatch):
@@ -251,31 +255,31 @@ def test_asking_often_looks_seldom(place, monkeypatch):
     monkeypatch.setattr(Path, "exists", lambda path: (looks.append(path), exists(path))[1])
     before = time.monotonic()
     for _ in range(20_000):
-        leaving()
+        node_is_draining()
     assert len(looks) <= 2 + (time.monotonic() - before) / 0.25
 
 
 def test_who_trains_is_registered_while_it_does(place):
-    assert trainings(place) == []
-    with training_here():
-        assert trainings(place) == [os.getpid()]
-    assert trainings(place) == []
-    with pytest.raises(RuntimeError), training_here():
+    assert training_pids(place) == []
+    with register_training():
+        assert training_pids(place) == [os.getpid()]
+    assert training_pids(place) == []
+    with pytest.raises(RuntimeError), register_training():
         raise RuntimeError
-    assert trainings(place) == []
+    assert training_pids(place) == []
 
 
 def test_a_training_that_was_killed_does_not_count_nor_one_with_its_number(place):
     code = "import time; from pipeline.schedule.node import training_here\nwith training_here(): time.sleep(600)"
     child = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
-    wait_for(lambda: trainings(place) == [child.pid])
+    wait_for(lambda: training_pids(place) == [child.pid])
     child.kill()
     wait_for(lambda: psutil.Process(child.pid).status() == psutil.STATUS_ZOMBIE)
-    assert trainings(place) == []
+    assert training_pids(place) == []
     child.wait()
-    assert trainings(place) == []
+    assert training_pids(place) == []
     (place / "training" / str(os.getpid())).write_text(repr(psutil.Process().create_time() - 60))
-    assert trainings(place) == []
+    assert training_pids(place) == []
 
 
 def wait_for(true, seconds=30.0):
@@ -293,7 +297,7 @@ def refused(**words):
     usual = {"head": True, "address": None, "listen": "127.0.0.1"}
     usual |= {"cpus": 1, "gpus": 0, "grace": 1.0, "until_idle": None}
     with pytest.raises(UserError) as error:
-        node.serve(**usual | words)
+        node.run_node(**usual | words)
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -331,7 +335,7 @@ def test_to_join_one_needs_the_heads_token_and_none_is_made(home):
         said = refused(head=False, address=f"127.0.0.1:{server.getsockname()[1]}")
     assert "the cluster's token cannot be read" in said
     assert "copy the head's there" in said
-    assert list(token.folder().iterdir()) == []
+    assert list(token.cluster_folder().iterdir()) == []
 
 
 def test_an_address_of_another_machine_cannot_be_listened_on(home):
@@ -349,7 +353,7 @@ def test_a_second_head_of_a_home_is_refused(written, dashboard):
 
 def test_a_head_that_cannot_be_reached_is_not_doubled(home, monkeypatch):
     monkeypatch.setattr(node, "ENDING_SECONDS", (-2.0, 0.0, 0.1))
-    with FileLock(token.folder() / "head.lock"):
+    with FileLock(token.cluster_folder() / "head.lock"):
         assert refused().startswith(f"another head of the home {home} runs")
 
 
@@ -358,56 +362,56 @@ def test_taken_ports_are_avoided_on_this_machine_and_named_beyond_it(home, monke
         taken = first.getsockname()[1], second.getsockname()[1]
         monkeypatch.setattr(node, "GCS_PORT", taken[0])
         monkeypatch.setattr(node, "DASHBOARD_PORT", taken[1])
-        gcs, pages = ports.ports("127.0.0.1", alone=True, again=False)
+        gcs, pages = ports.choose_ports("127.0.0.1", alone=True, again=False)
         assert gcs == 0
         assert pages not in (0, *taken)
         with pytest.raises(UserError, match=f"port {taken[0]} of 127.0.0.1, .*, is taken"):
-            ports.ports("127.0.0.1", alone=False, again=False)
-    assert ports.ports("127.0.0.1", alone=True, again=False) == taken
-    assert ports.ports("127.0.0.1", alone=False, again=False) == taken
+            ports.choose_ports("127.0.0.1", alone=False, again=False)
+    assert ports.choose_ports("127.0.0.1", alone=True, again=False) == taken
+    assert ports.choose_ports("127.0.0.1", alone=False, again=False) == taken
 
 
 # --- idleness ----------------------------------------------------------------------------------------------
 
 
 def test_a_head_takes_leave_unless_somebody_wants_it(home):
-    (token.folder() / "node.json").touch()
-    (token.folder() / "wanted").touch()
-    assert not node.farewell(60.0)  # wanted a moment ago
-    os.utime(token.folder() / "wanted", (0, 0))
-    with FileLock(token.folder() / "start.lock"):
-        assert not node.farewell(60.0)  # somebody is about to
-    assert (token.folder() / "node.json").exists()
-    assert node.farewell(60.0)
-    assert not (token.folder() / "node.json").exists()
+    (token.cluster_folder() / "node.json").touch()
+    (token.cluster_folder() / "wanted").touch()
+    assert not node.idle_shutdown(60.0)  # wanted a moment ago
+    os.utime(token.cluster_folder() / "wanted", (0, 0))
+    with FileLock(token.cluster_folder() / "start.lock"):
+        assert not node.idle_shutdown(60.0)  # somebody is about to
+    assert (token.cluster_folder() / "node.json").exists()
+    assert node.idle_shutdown(60.0)
+    assert not (token.cluster_folder() / "node.json").exists()
 
 
 def test_a_launch_that_has_not_ended_and_a_training_are_needs(home, place, monkeypatch):
-    monkeypatch.setattr(node, "control_process", lambda *words: None)
-    one = node.Node(place, token.token_file(), alone=True)
-    assert not one.needed()
-    with training_here():
-        assert one.needed()
-    launches.folder().mkdir()
-    (launches.folder() / "20260101.json").touch()
-    assert not one.needed()  # nobody sees to it: it may be damaged, or wait for repro resume
+    monkeypatch.setattr(node, "prctl", lambda *words: None)
+    one = node.RayNode(place, token.ensure_token_file(), alone=True)
+    assert not one.is_needed()
+    with register_training():
+        assert one.is_needed()
+    launches.launches_folder().mkdir()
+    (launches.launches_folder() / "20260101.json").touch()
+    assert not one.is_needed()  # nobody sees to it: it may be damaged, or wait for repro resume
     (home / "cluster" / "state.json").touch()  # as a supervisor does every second
-    assert one.needed()
-    launches.end("20260101")
-    assert not one.needed()
+    assert one.is_needed()
+    launches.mark_ended("20260101")
+    assert not one.is_needed()
 
 
 # --- what its processes open later -------------------------------------------------------------------------
 
 
 def test_a_door_opened_to_other_machines_is_told_once(home, place, monkeypatch):
-    monkeypatch.setattr(node, "control_process", lambda *words: None)
-    one, alive = node.Node(place, token.token_file(), alone=True), [psutil.Process()]
+    monkeypatch.setattr(node, "prctl", lambda *words: None)
+    one, alive = node.RayNode(place, token.ensure_token_file(), alone=True), [psutil.Process()]
     with socket.create_server(("127.0.0.1", 0)):
-        assert one.new_doors(alive) == []
+        assert one.new_reachable_sockets(alive) == []
         with socket.create_server(("0.0.0.0", 0)) as server:
-            assert [door.port for door in one.new_doors(alive)] == [server.getsockname()[1]]
-            assert one.new_doors(alive) == []
+            assert [door.port for door in one.new_reachable_sockets(alive)] == [server.getsockname()[1]]
+            assert one.new_reachable_sockets(alive) == []
 
 
 # --- the life of a head ------------------------------------------------------------------------------------
@@ -452,7 +456,7 @@ def ready(process, home, word="nothing listens beyond"):
 
 def cluster_of(home):
     raw = json.loads((home / "cluster" / "node.json").read_text())
-    return Cluster(raw["gcs"], raw["dashboard"], raw["token_file"], raw["pid"])
+    return ClusterAddress(raw["gcs"], raw["dashboard"], raw["token_file"], raw["pid"])
 
 
 def place_of(process):
@@ -504,10 +508,10 @@ with training_here():
 class Life:
     """What was seen of a head from its beginning to its end."""
 
-    cluster: Cluster
+    cluster: ClusterAddress
     token: str
     tree: set[psutil.Process] = field(default_factory=set)
-    doors: list[sockets.Listening] = field(default_factory=list)
+    doors: list[sockets.ListeningSocket] = field(default_factory=list)
     statuses: dict[str, int] = field(default_factory=dict)
     commands: str = ""
     written: str = ""
@@ -543,9 +547,9 @@ def life(tmp_path_factory):
             life.statuses["wrong"], _ = answer(jobs, secrets.token_hex(32), body=job)
             life.statuses["pages without"], _ = answer(f"{cluster.dashboard}/api/version")
             life.statuses["with"], _ = answer(jobs, token, body=job)
-            wait_for(lambda: trainings(life.place), 60)
+            wait_for(lambda: training_pids(life.place), 60)
             life.tree = set(psutil.Process(process.pid).children(recursive=True))
-            life.doors = sockets.audit([process.pid, *(one.pid for one in life.tree)])
+            life.doors = sockets.listening_sockets([process.pid, *(one.pid for one in life.tree)])
             for door in life.doors:
                 life.statuses[f"job at {door.port}"] = run_at(door.port)
             for one in [psutil.Process(process.pid), *life.tree]:
@@ -559,7 +563,7 @@ def life(tmp_path_factory):
             life.ended = time.time()
             stubborn = int((home / "stubborn").read_text())
             assert stubborn in {one.pid for one in life.tree}
-            life.survivors = [str(one) for one in life.tree if node.lives(one)]
+            life.survivors = [str(one) for one in life.tree if node.is_alive(one)]
             life.innocents = [one.poll() is None for one in innocents]
             life.left = sorted(path.name for path in (home / "cluster").iterdir())
             life.saw, life.checkpoint = (float((home / name).read_text()) for name in ("saw", "checkpoint"))
@@ -659,11 +663,11 @@ def test_a_node_joins_on_loopback_and_leaves_the_head_alone(running, tmp_path):
     with serving(tmp_path, head=False, address=cluster_of(home).gcs) as process:
         ready(process, tmp_path)
         tree = psutil.Process(process.pid).children(recursive=True)
-        assert {one.address for one in sockets.audit(one.pid for one in tree)} == {"127.0.0.1"}
+        assert {one.address for one in sockets.listening_sockets(one.pid for one in tree)} == {"127.0.0.1"}
         assert not (tmp_path / "cluster" / "node.json").exists()
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
-    assert [one for one in tree if node.lives(one)] == []
+    assert [one for one in tree if node.is_alive(one)] == []
     cluster = cluster_of(home)
     assert head.poll() is None
     assert answer(f"{cluster.dashboard}/api/version", Path(cluster.token_file).read_text())[0] == 200
@@ -697,7 +701,7 @@ def test_a_node_whose_ray_died_ends_with_a_sentence(tmp_path, part):
         assert part in parts
         assert f"what it said is in {place}/ray/session_latest/logs\n" in said(tmp_path)
         assert list((place / "ray" / "session_latest" / "logs").iterdir())
-        assert [one for one in tree if node.lives(one)] == []
+        assert [one for one in tree if node.is_alive(one)] == []
         assert not (tmp_path / "cluster" / "node.json").exists()
     finally:
         shutil.rmtree(place)
@@ -711,7 +715,7 @@ def test_whatever_ends_the_command_ends_ray(tmp_path):
         tree = psutil.Process(process.pid).children(recursive=True)
         process.kill()
         process.wait()
-        wait_for(lambda: not [one for one in tree if node.lives(one)], 90)
+        wait_for(lambda: not [one for one in tree if node.is_alive(one)], 90)
     shutil.rmtree(place)
 
 
@@ -730,21 +734,21 @@ def test_two_at_once_start_one_cluster_which_outlives_them_and_ends_when_idle(tm
     ]
     told = {one.communicate(timeout=120)[0] for one in both}
     assert len(told) == 1
-    cluster = Cluster(**json.loads(told.pop()))
+    cluster = ClusterAddress(**json.loads(told.pop()))
     head = psutil.Process(cluster.pid)
     assert os.getsid(cluster.pid) == cluster.pid  # a session of its own: no terminal ends it
     assert answer(f"{cluster.dashboard}/api/version", Path(cluster.token_file).read_text())[0] == 200
     tree = [head, *head.children(recursive=True)]
-    wait_for(lambda: not [one for one in tree if node.lives(one)], 60)
+    wait_for(lambda: not [one for one in tree if node.is_alive(one)], 60)
     assert "nobody has needed this cluster for 4 s" in (tmp_path / "cluster" / "node.log").read_text()
     assert not (tmp_path / "cluster" / "node.json").exists()
 
 
 def test_why_no_cluster_could_be_started_is_said(home):
-    token.token_file().chmod(0o644)
+    token.ensure_token_file().chmod(0o644)
     told = []
     with pytest.raises(
         UserError, match=r"could be started on this machine: .*other users of this machine can read"
     ):
-        local_head.start_here(tell=told.append)
+        local_head.ensure_local_cluster(tell=told.append)
     assert told == ["starting a Ray cluster on this machine"]

@@ -7,7 +7,16 @@ import sys
 
 import pytest
 
-from pipeline.cluster.ports import Listening, audit, beyond_loopback, is_loopback, kind, plain, sentences, where
+from pipeline.cluster.ports import (
+    ListeningSocket,
+    audit_lines,
+    format_endpoint,
+    is_loopback,
+    listening_sockets,
+    plain_address,
+    process_kind,
+    reachable_sockets,
+)
 
 
 @pytest.fixture
@@ -28,7 +37,7 @@ def door():
 
 
 def mine():
-    return {(one.address, one.port) for one in audit([os.getpid()])}
+    return {(one.address, one.port) for one in listening_sockets([os.getpid()])}
 
 
 def test_what_listens_is_found_and_what_does_not_is_not(door):
@@ -42,17 +51,17 @@ def test_what_listens_is_found_and_what_does_not_is_not(door):
 
 def test_a_socket_on_all_networks_is_beyond_this_machine(door):
     inner, outer = door("127.0.0.1"), door("0.0.0.0")
-    found = [one for one in audit([os.getpid()]) if one.port in (inner, outer)]
-    assert [one.port for one in beyond_loopback(found)] == [outer]
-    assert sentences(found)[-1] == (
+    found = [one for one in listening_sockets([os.getpid()]) if one.port in (inner, outer)]
+    assert [one.port for one in reachable_sockets(found)] == [outer]
+    assert audit_lines(found)[-1] == (
         "1 of 2 sockets can be reached from other machines, 1 of them on every network this machine is in"
     )
 
 
 def test_an_ipv6_socket_that_listens_on_an_ipv4_address_is_shown_as_that(door):
     port = door("::ffff:127.0.0.1", socket.AF_INET6)  # as gRPC does
-    [one] = [one for one in audit([os.getpid()]) if one.port == port]
-    assert (one.address, beyond_loopback([one])) == ("127.0.0.1", [])
+    [one] = [one for one in listening_sockets([os.getpid()]) if one.port == port]
+    assert (one.address, reachable_sockets([one])) == ("127.0.0.1", [])
 
 
 def test_the_doors_of_a_child_are_seen_and_a_shared_one_is_told_once(door):
@@ -66,10 +75,10 @@ def test_the_doors_of_a_child_are_seen_and_a_shared_one_is_told_once(door):
     )
     with child:
         theirs = int(child.stdout.readline())
-        found = audit([os.getpid(), child.pid, os.getpid()])
+        found = listening_sockets([os.getpid(), child.pid, os.getpid()])
         assert sorted(one.port for one in found if one.port in (port, theirs)) == sorted([port, theirs])
         child.stdin.close()
-    assert audit([child.pid]) == []  # it has ended
+    assert listening_sockets([child.pid]) == []  # it has ended
 
 
 @pytest.mark.parametrize(
@@ -87,7 +96,7 @@ def test_the_doors_of_a_child_are_seen_and_a_shared_one_is_told_once(door):
     ],
 )
 def test_only_loopback_is_this_machine(address, shown, inside):
-    assert (plain(address), is_loopback(address)) == (shown, inside)
+    assert (plain_address(address), is_loopback(address)) == (shown, inside)
 
 
 def test_a_name_is_this_machine_only_if_all_its_addresses_are(monkeypatch):
@@ -116,20 +125,20 @@ def test_a_name_is_this_machine_only_if_all_its_addresses_are(monkeypatch):
     ],
 )
 def test_a_process_is_named_for_a_person(command, what):
-    assert kind(command) == what
+    assert process_kind(command) == what
 
 
 def test_the_audit_in_words():
     found = [
-        Listening("127.0.0.1", 8265, "python", "dashboard and job API"),
-        Listening("::1", 80, "x", "x"),
+        ListeningSocket("127.0.0.1", 8265, "python", "dashboard and job API"),
+        ListeningSocket("::1", 80, "x", "x"),
     ]
-    assert sentences(found) == [
+    assert audit_lines(found) == [
         "  dashboard and job API  127.0.0.1:8265",
         "  x                      [::1]:80",
         "nothing listens beyond this machine",
     ]
-    assert sentences([])[-1] == "nothing listens beyond this machine"
-    outside = Listening("10.0.0.7", 6379, "gcs_server", "GCS")
-    assert sentences([*found, outside])[-1] == "1 of 3 sockets can be reached from other machines"
-    assert where(outside) == "10.0.0.7:6379"
+    assert audit_lines([])[-1] == "nothing listens beyond this machine"
+    outside = ListeningSocket("10.0.0.7", 6379, "gcs_server", "GCS")
+    assert audit_lines([*found, outside])[-1] == "1 of 3 sockets can be reached from other machines"
+    assert format_endpoint(outside) == "10.0.0.7:6379"

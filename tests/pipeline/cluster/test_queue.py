@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from pipeline.cluster.queue import Item, Queue
+from pipeline.cluster.queue import Queue, QueueItem
 
 HOUR = 3600.0
 
 
 def item(name, devices=1, needs=()):
-    return Item(name, f"net-{name} seed 0", devices, tuple(needs))
+    return QueueItem(name, f"net-{name} seed 0", devices, tuple(needs))
 
 
 def items(names, devices=1):

@@ -10,10 +10,10 @@ import pytest
 import ray
 
 from pipeline.cluster import launches, supervisor
-from pipeline.cluster.launch import begin
-from pipeline.cluster.launch import cancel as cancel_these
-from pipeline.cluster.launches import Terms
-from pipeline.cluster.supervisor import STRIKES, Supervisor
+from pipeline.cluster.launch import cancel_runs as cancel_these
+from pipeline.cluster.launch import start_launch
+from pipeline.cluster.launches import LaunchTerms
+from pipeline.cluster.supervisor import MAX_FAILURES, Supervisor
 from pipeline.common.paths import ROOT
 from pipeline.track.run_folder import RunFolder
 from tests.support.real_runs import a_run, a_task
@@ -58,7 +58,7 @@ class Place:
         (home / "cluster").mkdir(parents=True)
         monkeypatch.setattr(supervisor, "ray", self.ray)
         monkeypatch.setattr(supervisor.threading, "Thread", lambda **_: SimpleNamespace(start=lambda: None))
-        monkeypatch.setattr(supervisor, "surroundings", lambda launch: {})
+        monkeypatch.setattr(supervisor, "worker_environment", lambda launch: {})
         monkeypatch.setattr(Supervisor, "_train", self.train)
         self.keeper = Supervisor()
         self.keeper.troubles = []
@@ -72,15 +72,15 @@ class Place:
         return a_task(self.home / "runs", a_run(seed=seed))
 
     def launch(self, tasks, **terms):
-        found = launches.new("a test", ROOT, Terms(**({"devices": 1} | terms)), tuple(tasks))
-        self.keeper.take(found.id)
+        found = launches.create_launch("a test", ROOT, LaunchTerms(**({"devices": 1} | terms)), tuple(tasks))
+        self.keeper.add_launch(found.id)
         return found
 
     def again(self, tasks, **terms):
         """What `repro launch` does when it is asked for the same again."""
-        asked = SimpleNamespace(title="again", terms=Terms(1, **terms))
-        found = begin(SimpleNamespace(todo=tasks, tasks=tasks, asked=asked, left_out=()), ROOT)
-        self.keeper.take(found.id)
+        asked = SimpleNamespace(title="again", terms=LaunchTerms(1, **terms))
+        found = start_launch(SimpleNamespace(todo=tasks, tasks=tasks, asked=asked, left_out=()), ROOT)
+        self.keeper.add_launch(found.id)
         return found
 
     def turns(self, count=3):
@@ -100,7 +100,7 @@ class Place:
         return self.keeper.queue.state(task.identity)
 
     def told(self, launch):
-        return self.keeper.told(launch.id, 0)[0]
+        return self.keeper.news_since(launch.id, 0)[0]
 
 
 @pytest.fixture
@@ -119,12 +119,12 @@ def test_what_ends_on_a_full_disk_is_written_down_when_there_is_room_again(place
     place.turns()
     place.answer(task, "failed", "cannot write", 0.0)
     with monkeypatch.context() as patched:
-        patched.setattr(launches, "leave", full)
+        patched.setattr(launches, "mark_unfinished", full)
         place.turns()
         assert place.keeper.troubles == ["[Errno 28] No space left on device"]
         assert not launches.is_over(launch.id)
     place.turns()
-    assert RunFolder(task.folder).left()["why"] == "failed"
+    assert RunFolder(task.folder).unfinished()["why"] == "failed"
     assert launches.is_over(launch.id)
     assert sum("failed: cannot write" in line for line in place.told(launch)) == 1
 
@@ -132,7 +132,7 @@ def test_what_ends_on_a_full_disk_is_written_down_when_there_is_room_again(place
 def test_a_run_that_could_not_be_started_is_started_the_next_turn_and_no_other_is_lost(place, monkeypatch):
     tasks = [place.task(seed) for seed in (0, 1)]
     place.launch(tasks)
-    real, calls = RunFolder.begin_anew, []
+    real, calls = RunFolder.clear_unfinished, []
 
     def once(folder):
         calls.append(folder)
@@ -140,7 +140,7 @@ def test_a_run_that_could_not_be_started_is_started_the_next_turn_and_no_other_i
             raise OSError(errno.ESTALE, "Stale file handle")
         real(folder)
 
-    monkeypatch.setattr(RunFolder, "begin_anew", once)
+    monkeypatch.setattr(RunFolder, "clear_unfinished", once)
     place.turns(1)
     assert place.running() == [1]
     place.turns()
@@ -152,14 +152,14 @@ def test_a_request_to_stop_at_a_budget_s_end_is_repeated_until_it_is_there(place
     launch = place.launch([task], max_device_hours=1e-9)
     place.turns(1)
     with monkeypatch.context() as patched:
-        patched.setattr(RunFolder, "ask", full)
+        patched.setattr(RunFolder, "request_stop", full)
         place.turns()
-    assert RunFolder(task.folder).asked() == ""
+    assert RunFolder(task.folder).stop_reason() == ""
     place.turns(1)
-    assert RunFolder(task.folder).asked() == "over-budget"
-    place.answer(task, "stopped", *RunFolder(task.folder).asked_when())
+    assert RunFolder(task.folder).stop_reason() == "over-budget"
+    place.answer(task, "stopped", *RunFolder(task.folder).stop_request())
     place.turns()
-    left = RunFolder(task.folder).left()
+    left = RunFolder(task.folder).unfinished()
     assert (left["why"], launches.is_over(launch.id)) == ("over-budget", True)
     assert "budget of 1e-09 device hours is used up" in left["text"]
 
@@ -170,14 +170,14 @@ def test_cancelled_and_launched_again_before_that_was_written_down_is_trained(pl
     place.turns()
     cancel_these([first], None, supervised=True, training={task.identity})
     place.turns()
-    why, when = RunFolder(task.folder).asked_when()
+    why, when = RunFolder(task.folder).stop_request()
     second = place.again([task])  # while the process writes its checkpoint
     place.answer(task, "stopped", why, when)
     place.turns()
     assert place.running() == [0]
     assert launches.is_over(first.id)
     assert not launches.is_over(second.id)
-    assert RunFolder(task.folder).left() == {}
+    assert RunFolder(task.folder).unfinished() == {}
 
 
 def test_a_second_launch_s_run_can_be_cancelled_too(place):
@@ -190,11 +190,11 @@ def test_a_second_launch_s_run_can_be_cancelled_too(place):
     place.turns()
     cancel_these([first, second], None, supervised=True, training={task.identity})
     place.turns()
-    place.answer(task, "stopped", *RunFolder(task.folder).asked_when())
+    place.answer(task, "stopped", *RunFolder(task.folder).stop_request())
     place.turns()
     assert place.running() == []
     assert launches.is_over(second.id)
-    assert RunFolder(task.folder).left()["why"] == "cancelled"
+    assert RunFolder(task.folder).unfinished()["why"] == "cancelled"
 
 
 def test_what_a_preempted_node_gives_back_does_not_go_to_the_same_process(place):
@@ -212,17 +212,17 @@ def test_a_run_that_dies_without_progress_fails_after_three_times_but_not_for_lo
     task = place.task()
     launch = place.launch([task])
     lost = ray.exceptions.NodeDiedError("the node")
-    for _ in range(STRIKES + 2):
+    for _ in range(MAX_FAILURES + 2):
         place.turns()
         place.answer(task, lost)
         place.turns()
     assert place.state(task) == "running"
-    for _ in range(STRIKES):
+    for _ in range(MAX_FAILURES):
         place.turns()
         place.answer(task, ray.exceptions.WorkerCrashedError())
         place.turns()
     assert place.state(task) == "failed"
-    assert f"died {STRIKES} times in a row" in place.told(launch)[-1]
+    assert f"died {MAX_FAILURES} times in a row" in place.told(launch)[-1]
 
 
 def test_once_there_were_gpus_nothing_is_trained_on_processors(place):
@@ -251,14 +251,14 @@ def test_a_damaged_result_fails_its_run_and_no_other(place):
     place.answer(tasks[0], "ended", "", 0.0)
     place.turns()
     assert place.state(tasks[0]) == "failed"
-    assert "is not a run's record" in folder.left()["text"]
+    assert "is not a run's record" in folder.unfinished()["text"]
     assert place.running() == [1]
 
 
 def test_a_launch_that_cannot_be_read_holds_up_no_other(place):
     task = place.task()
-    launches.folder().mkdir(parents=True, exist_ok=True)
-    (launches.folder() / "00000000-damaged.json").write_text("{", encoding="utf-8")
+    launches.launches_folder().mkdir(parents=True, exist_ok=True)
+    (launches.launches_folder() / "00000000-damaged.json").write_text("{", encoding="utf-8")
     place.keeper.take("00000000-damaged")
     place.launch([task])
     place.turns()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.common import paths
-from pipeline.common.environment import number_named
+from pipeline.common.environment import env_number
 from pipeline.common.errors import UserError
 from pipeline.common.paths import data_folder, home, report_folder, runs_folder, tracking_uri
 
@@ -72,11 +72,11 @@ def test_a_folder_of_nobody_is_a_mistake(monkeypatch, variable, folder):
 def test_a_number_that_is_none_is_a_mistake(monkeypatch, said):
     monkeypatch.setenv("REPRO_CHECKPOINT_SECONDS", said)
     with pytest.raises(UserError, match=f"^REPRO_CHECKPOINT_SECONDS is '{said}'; a number from 0 on is needed$"):
-        number_named("REPRO_CHECKPOINT_SECONDS", 60)
+        env_number("REPRO_CHECKPOINT_SECONDS", 60)
 
 
 def test_a_number_is_what_is_said_or_what_is_usual(monkeypatch):
     monkeypatch.setenv("REPRO_CHECKPOINT_SECONDS", "0")
-    assert number_named("REPRO_CHECKPOINT_SECONDS", 60) == 0
+    assert env_number("REPRO_CHECKPOINT_SECONDS", 60) == 0
     monkeypatch.delenv("REPRO_CHECKPOINT_SECONDS")
-    assert number_named("REPRO_CHECKPOINT_SECONDS", 60) == 60
+    assert env_number("REPRO_CHECKPOINT_SECONDS", 60) == 60

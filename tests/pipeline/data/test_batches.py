@@ -12,8 +12,8 @@ import torch
 
 import pipeline
 from pipeline.data import batches
-from pipeline.data.batches import Batch, BatchMaker, Feed, in_order, shares
-from pipeline.data.images import DataError, Images
+from pipeline.data.batches import Batch, BatchBuilder, InMemoryFeed, evaluation_batches, rank_slices
+from pipeline.data.images import DataError, LabelledImages
 from pipeline.data.normalise import NORMALISERS, fit_normaliser, whitened
 from pipeline.data.order import batch_indices, permutation
 
@@ -21,11 +21,11 @@ from pipeline.data.order import batch_indices, permutation
 def some(n=40, height=8, width=6, channels=3, seed=0):
     draw = torch.Generator().manual_seed(seed)
     pixels = torch.randint(0, 256, (n, height, width, channels), dtype=torch.uint8, generator=draw)
-    return Images(pixels, torch.randint(0, 10, (n,), generator=draw))
+    return LabelledImages(pixels, torch.randint(0, 10, (n,), generator=draw))
 
 
 def maker_of(images, name="per-pixel-mean", **options):
-    return BatchMaker(images, normalise=fit_normaliser(name, images), **options)
+    return BatchBuilder(images, normalise=fit_normaliser(name, images), **options)
 
 
 def nhwc(batch):
@@ -48,16 +48,16 @@ def test_images_are_normalised_as_fitted(name):
 
 def test_the_mean_is_the_training_part_s():
     training, test = some(seed=0), some(seed=1)
-    made = BatchMaker(test, normalise=fit_normaliser("per-pixel-mean", training))(torch.arange(40))
+    made = BatchBuilder(test, normalise=fit_normaliser("per-pixel-mean", training))(torch.arange(40))
     mean = training.pixels.numpy().mean(0) / 255
     np.testing.assert_allclose(nhwc(made), test.pixels.numpy() / 255 - mean, atol=1e-6)
 
 
 def test_normaliser_of_another_size_is_refused():
     with pytest.raises(DataError, match="fitted on 8 x 6 x 3 images and these are 9 x 6 x 3; fit it on"):
-        BatchMaker(some(height=9), normalise=fit_normaliser("per-pixel-mean", some()))
+        BatchBuilder(some(height=9), normalise=fit_normaliser("per-pixel-mean", some()))
     with pytest.raises(DataError, match="fitted on 8 x 6 x 3 images and these are 8 x 6 x 1"):
-        BatchMaker(some(channels=1), normalise=fit_normaliser("per-channel", some()))
+        BatchBuilder(some(channels=1), normalise=fit_normaliser("per-channel", some()))
 
 
 # The batch itself.
@@ -150,7 +150,7 @@ def test_an_image_with_fewer_pixels_than_are_reflected_is_refused():
 
 def test_padding_comes_after_mean_subtraction():
     """White images minus their mean are 0 everywhere; a border padded before would be -1."""
-    white = Images(torch.full((4, 8, 8, 3), 255, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64))
+    white = LabelledImages(torch.full((4, 8, 8, 3), 255, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64))
     maker = maker_of(white, augment=("pad4-crop",))
     assert maker(torch.arange(4), maker.draw(0, 0, 4)).abs().max() < 1e-6
 
@@ -188,8 +188,8 @@ def test_images_are_distorted_before_they_are_whitened():
     maker = maker_of(images, "gcn-zca", augment=("distort",))
     draws = maker.draw(0, 0, 40)
     pixels = maker_of(images, "scale", augment=("distort",))(torch.arange(40), draws) * 255
-    moved = Images(pixels.permute(0, 2, 3, 1).round().to(torch.uint8), images.labels)
-    expected = BatchMaker(moved, normalise=fit_normaliser("gcn-zca", images))(torch.arange(40))
+    moved = LabelledImages(pixels.permute(0, 2, 3, 1).round().to(torch.uint8), images.labels)
+    expected = BatchBuilder(moved, normalise=fit_normaliser("gcn-zca", images))(torch.arange(40))
     np.testing.assert_array_equal(nhwc(maker(torch.arange(40), draws)), nhwc(expected))
 
 
@@ -206,7 +206,9 @@ def test_a_whitened_image_is_the_same_bits_in_any_share(augment):
 
 def test_every_offset_and_both_flips_occur_equally_often():
     pixels = torch.arange(81, dtype=torch.uint8).reshape(1, 9, 9, 1)  # the centre tells the offset
-    maker = maker_of(Images(pixels, torch.zeros(1, dtype=torch.int64)), "scale", augment=("pad4-crop", "flip"))
+    maker = maker_of(
+        LabelledImages(pixels, torch.zeros(1, dtype=torch.int64)), "scale", augment=("pad4-crop", "flip")
+    )
     made = maker(torch.zeros(8100, dtype=torch.int64), maker.draw(0, 0, 8100))
     centres = (made[:, 0, 4, 4] * 255).round().long()
     counts = torch.bincount(centres, minlength=81)
@@ -261,7 +263,7 @@ def distorted(pixels, **draws):
     """One (H, W) image distorted with the given draws, 0.5 (no change) for the others."""
     names = ("chosen", "right", "down", "size", "squeeze", "shear")
     row = [0.5, 0.5, 0.5] + [draws.get(name, 0.5) for name in names]
-    images = Images(torch.as_tensor(pixels, dtype=torch.uint8)[None, :, :, None], torch.zeros(1))
+    images = LabelledImages(torch.as_tensor(pixels, dtype=torch.uint8)[None, :, :, None], torch.zeros(1))
     made = maker_of(images, "scale", augment=("distort",))(
         torch.tensor([0]), torch.tensor([row], dtype=torch.float64)
     )
@@ -314,7 +316,7 @@ def test_distortion_shears_rows_horizontally():
 
 
 def test_distorted_background_stays_background():
-    maker = maker_of(Images(torch.zeros(8, 28, 28, 1, dtype=torch.uint8), torch.zeros(8)), "lecun98",
+    maker = maker_of(LabelledImages(torch.zeros(8, 28, 28, 1, dtype=torch.uint8), torch.zeros(8)), "lecun98",
                      augment=("distort",), pad_to=32)  # fmt: skip
     made = maker(torch.arange(8), maker.draw(0, 0, 8))
     assert torch.allclose(made, torch.tensor(-0.1))
@@ -335,7 +337,7 @@ ALL = ("pad2-crop", "flip", "distort")
 
 def feed(images, **options):
     defaults = {"seed": 1, "batch_size": 8, "start_step": 0, "stop_step": 12}
-    return Feed(maker_of(images, augment=ALL), images.labels, **(defaults | options))
+    return InMemoryFeed(maker_of(images, augment=ALL), images.labels, **(defaults | options))
 
 
 def test_batches_are_those_of_the_order():
@@ -350,8 +352,10 @@ def test_batches_are_those_of_the_order():
 
 def test_an_epoch_has_each_image_once_also_when_batches_straddle():
     pixels = torch.arange(10, dtype=torch.uint8).reshape(10, 1, 1, 1)
-    images = Images(pixels, torch.arange(10))
-    feeding = Feed(maker_of(images, "scale"), images.labels, seed=0, batch_size=4, start_step=0, stop_step=5)
+    images = LabelledImages(pixels, torch.arange(10))
+    feeding = InMemoryFeed(
+        maker_of(images, "scale"), images.labels, seed=0, batch_size=4, start_step=0, stop_step=5
+    )
     seen = torch.cat([batch.labels for batch in feeding])
     assert torch.equal(seen, torch.cat([permutation(0, 0, 10), permutation(0, 1, 10)]))
     assert torch.equal((torch.cat([batch.images.flatten() for batch in feeding]) * 255).round().long(), seen)
@@ -386,10 +390,10 @@ def test_groups_of_a_batch_are_the_same_images_on_any_number_of_ranks(world, par
 
 
 def test_parts_of_a_rank_are_its_groups_one_after_the_other():
-    assert shares(20, 1, 2, 2) == [slice(1, None, 4), slice(3, None, 4)]
-    assert shares(20, 0, 1, 1) == [slice(0, None, 1)]
+    assert rank_slices(20, 1, 2, 2) == [slice(1, None, 4), slice(3, None, 4)]
+    assert rank_slices(20, 0, 1, 1) == [slice(0, None, 1)]
     with pytest.raises(DataError, match="20 cannot be shared equally by 8 ranks"):
-        shares(20, 1, 2, 4)
+        rank_slices(20, 1, 2, 4)
 
 
 @pytest.mark.parametrize("block", [2, 5, 100])
@@ -461,20 +465,20 @@ def test_batch_size_that_ranks_cannot_share_names_the_possible_ones():
 def test_labels_of_other_images_are_refused(count):
     images = some()
     with pytest.raises(DataError, match=f"40 images with {count} labels cannot be fed"):
-        Feed(maker_of(images), images.labels[:count], seed=0, batch_size=8, start_step=0, stop_step=1)
+        InMemoryFeed(maker_of(images), images.labels[:count], seed=0, batch_size=8, start_step=0, stop_step=1)
     with pytest.raises(DataError, match=f"40 images with {count} labels cannot be fed"):
-        list(in_order(maker_of(images), images.labels[:count], batch_size=8))
+        list(evaluation_batches(maker_of(images), images.labels[:count], batch_size=8))
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 @pytest.mark.parametrize("batch_size", [8, 13, 39, 100])
 def test_evaluation_has_each_image_once_on_any_number_of_ranks(world, batch_size):
-    images = Images(some().pixels, torch.arange(40))  # the label is the image's number
+    images = LabelledImages(some().pixels, torch.arange(40))  # the label is the image's number
     maker = maker_of(images, augment=ALL)
     plain = maker(torch.arange(40))
     seen = []
     for rank in range(world):
-        for batch in in_order(maker, images.labels, batch_size=batch_size, rank=rank, world=world):
+        for batch in evaluation_batches(maker, images.labels, batch_size=batch_size, rank=rank, world=world):
             assert isinstance(batch, Batch)
             assert 0 < len(batch.labels) <= batch_size
             assert torch.equal(batch.images, plain[batch.labels])  # not augmented
@@ -491,11 +495,15 @@ def test_evaluation_has_each_of_so_many_images_once(count, batch_size, world):
     seen = [
         batch.labels
         for rank in range(world)
-        for batch in in_order(maker, numbers, batch_size=batch_size, rank=rank, world=world)
+        for batch in evaluation_batches(maker, numbers, batch_size=batch_size, rank=rank, world=world)
     ]
     assert torch.equal(torch.cat(seen).sort().values, numbers)
 
 
 def test_last_evaluation_batch_is_smaller():
     images = some()
-    assert [len(batch.labels) for batch in in_order(maker_of(images), images.labels, batch_size=16)] == [16, 16, 8]
+    assert [len(batch.labels) for batch in evaluation_batches(maker_of(images), images.labels, batch_size=16)] == [
+        16,
+        16,
+        8,
+    ]

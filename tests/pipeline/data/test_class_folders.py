@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data.class_folders import WNIDS, ClassFolders
+from pipeline.data.class_folders import WNIDS_FILE, ClassFolders
 from pipeline.data.images import DataError
 
 
@@ -32,7 +32,7 @@ def test_each_picture_comes_once_class_by_class(folder):
 
 
 def test_some_of_ilsvrcs_classes_keep_their_numbers(tmp_path):
-    wnids = WNIDS.read_text(encoding="ascii").split()
+    wnids = WNIDS_FILE.read_text(encoding="ascii").split()
     assert (len(wnids), wnids[0], wnids[999]) == (1000, "n01440764", "n15075141")  # tench, toilet paper
     assert wnids == sorted(set(wnids))
     for number in (999, 7):

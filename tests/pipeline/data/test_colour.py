@@ -9,9 +9,9 @@ import torch
 from PIL import Image, ImageEnhance
 from torchvision.transforms.v2 import functional as F
 
-from pipeline.data.colour import ORDERS, ColourPCA, PhotoMaker, flip, pca_colour, photometric
+from pipeline.data.colour import ORDERS, ColourPCA, CropBatchBuilder, pca_colour, photometric, random_flip
 from pipeline.data.images import DataError
-from pipeline.data.normalise import Normaliser, normalised
+from pipeline.data.normalise import Normaliser, normalise_crops
 
 PLAIN = Normaliser("scale", torch.full((3,), 1 / 255), torch.zeros(3), 0.0)
 LARGEST = float(np.nextafter(1.0, 0.0))
@@ -30,7 +30,7 @@ def turned(seed=0):
 
 
 def maker_of(augment=(), **options):
-    return PhotoMaker(**({"normalise": PLAIN, "augment": augment, "pca": turned()} | options))
+    return CropBatchBuilder(**({"normalise": PLAIN, "augment": augment, "pca": turned()} | options))
 
 
 def row(order=(0, 1, 2), brightness=1.0, contrast=1.0, colour=1.0):
@@ -157,14 +157,14 @@ def test_given_pixels_are_not_changed():
 
 def test_flip_mirrors_where_the_draw_is_below_a_half():
     x = torch.arange(4 * 3 * 2 * 5.0).view(4, 3, 2, 5)
-    made = flip(x.clone(), torch.tensor([0.0, 0.5, 0.499999, LARGEST], dtype=torch.float64))
+    made = random_flip(x.clone(), torch.tensor([0.0, 0.5, 0.499999, LARGEST], dtype=torch.float64))
     assert torch.equal(made, torch.stack([x[0].flip(2), x[1], x[2].flip(2), x[3]]))
 
 
 def test_flip_of_none_and_of_all():
     x = torch.rand(3, 3, 4, 5)
-    assert torch.equal(flip(x.clone(), torch.ones(3)), x)
-    assert torch.equal(flip(x.clone(), torch.zeros(3)), x.flip(3))
+    assert torch.equal(random_flip(x.clone(), torch.ones(3)), x)
+    assert torch.equal(random_flip(x.clone(), torch.zeros(3)), x.flip(3))
 
 
 # The batch.
@@ -196,8 +196,8 @@ def test_batches_are_float32_in_channels_last_format(augment):
 
 def test_without_draws_pictures_are_only_normalised():
     maker = maker_of(ALL)
-    assert torch.equal(maker(some()), normalised(PLAIN, some()))
-    assert not torch.equal(maker(some(), draws=maker.draw(0, 0, 6)), normalised(PLAIN, some()))
+    assert torch.equal(maker(some()), normalise_crops(PLAIN, some()))
+    assert not torch.equal(maker(some(), draws=maker.draw(0, 0, 6)), normalise_crops(PLAIN, some()))
 
 
 @pytest.mark.parametrize("augment", [("flip",), ("pca-colour",), ("photometric",)])

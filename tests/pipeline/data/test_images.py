@@ -5,7 +5,7 @@ import hashlib
 import pytest
 import torch
 
-from pipeline.data.images import Images, fingerprint, in_canonical_order
+from pipeline.data.images import LabelledImages, fingerprint, in_canonical_order
 
 CLASSES = ("a", "b", "c")
 
@@ -13,13 +13,13 @@ CLASSES = ("a", "b", "c")
 def some(n=20, seed=0):
     draw = torch.Generator().manual_seed(seed)
     pixels = torch.randint(0, 256, (n, 4, 4, 3), dtype=torch.uint8, generator=draw)
-    return Images(pixels, torch.randint(0, 3, (n,), generator=draw))
+    return LabelledImages(pixels, torch.randint(0, 3, (n,), generator=draw))
 
 
 def test_canonical_order_forgets_the_order_of_arrival():
     images, shuffle = some(), torch.randperm(20, generator=torch.Generator().manual_seed(1))
     first = in_canonical_order(images)
-    second = in_canonical_order(Images(images.pixels[shuffle], images.labels[shuffle]))
+    second = in_canonical_order(LabelledImages(images.pixels[shuffle], images.labels[shuffle]))
     assert torch.equal(first.pixels, second.pixels)
     assert torch.equal(first.labels, second.labels)
     assert not torch.equal(first.pixels, images.pixels)
@@ -36,28 +36,28 @@ def test_canonical_order_sorts_by_sha256_of_label_and_pixels():
 
 def test_duplicates_are_kept():
     images = some(3)
-    twice = Images(torch.cat([images.pixels, images.pixels]), torch.cat([images.labels, images.labels]))
+    twice = LabelledImages(torch.cat([images.pixels, images.pixels]), torch.cat([images.labels, images.labels]))
     assert len(in_canonical_order(twice)) == 6
 
 
 def one_pixel(images):
     pixels = images.pixels.clone()
     pixels[7, 1, 2, 0] ^= 1
-    return Images(pixels, images.labels)
+    return LabelledImages(pixels, images.labels)
 
 
 def one_label(images):
     labels = images.labels.clone()
     labels[7] = (labels[7] + 1) % 3
-    return Images(images.pixels, labels)
+    return LabelledImages(images.pixels, labels)
 
 
 def one_shape(images):  # the same bytes in the same order
-    return Images(images.pixels.reshape(20, 2, 8, 3), images.labels)
+    return LabelledImages(images.pixels.reshape(20, 2, 8, 3), images.labels)
 
 
 def one_less(images):
-    return Images(images.pixels[:-1], images.labels[:-1])
+    return LabelledImages(images.pixels[:-1], images.labels[:-1])
 
 
 @pytest.mark.parametrize("change", [one_pixel, one_label, one_shape, one_less])
@@ -77,5 +77,5 @@ def test_fingerprint_sees_names_and_which_split():
 
 def test_fingerprint_does_not_depend_on_memory_layout():
     train, test = some(seed=0), some(seed=1)
-    strided = Images(train.pixels.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2), train.labels)
+    strided = LabelledImages(train.pixels.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2), train.labels)
     assert fingerprint(CLASSES, strided, test) == fingerprint(CLASSES, train, test)

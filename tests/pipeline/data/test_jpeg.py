@@ -14,7 +14,7 @@ from PIL import Image
 
 from pipeline.data import jpeg
 from pipeline.data.images import DataError
-from pipeline.data.jpeg import LARGEST, decode, resize, short_side
+from pipeline.data.jpeg import MAX_PIXELS, decode, resize, size_for_short_side
 from tests.support.making import picture
 
 WHERE = "train-00003.tar, sample 17"
@@ -188,11 +188,11 @@ BOMBS = {
 @pytest.mark.filterwarnings("error")  # and what it was comes back
 @pytest.mark.parametrize("bomb", BOMBS)
 def test_a_header_that_claims_too_much_is_refused_before_memory_is_taken(bomb):
-    refused(BOMBS[bomb], f"more than {LARGEST:,}")  # also where Pillow's warning is an error, as in these tests
+    refused(BOMBS[bomb], f"more than {MAX_PIXELS:,}")  # also where Pillow's warning is an error, as in these tests
     warnings.simplefilter("ignore")
     tracemalloc.start()
     try:
-        refused(BOMBS[bomb], "pixels", f"more than {LARGEST:,}", "resize or remove it")
+        refused(BOMBS[bomb], "pixels", f"more than {MAX_PIXELS:,}", "resize or remove it")
         assert tracemalloc.get_traced_memory()[1] < 5e6
     finally:
         tracemalloc.stop()
@@ -202,12 +202,12 @@ def test_pillow_does_not_warn_of_what_is_refused(monkeypatch):
     jpeg._pillow.cache_clear()  # as in a process that has decoded nothing yet
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        refused(BOMBS["PNG a little too large"], f"more than {LARGEST:,}")
+        refused(BOMBS["PNG a little too large"], f"more than {MAX_PIXELS:,}")
     assert said == []
 
 
 def test_the_bound_is_where_pillow_begins_to_warn():
-    assert LARGEST == Image.MAX_IMAGE_PIXELS
+    assert MAX_PIXELS == Image.MAX_IMAGE_PIXELS
 
 
 # --- resizing ----------------------------------------------------------------------------------------------
@@ -238,7 +238,7 @@ def test_a_thin_picture_is_not_resized_to_more_than_memory_holds():
     with pytest.raises(
         DataError, match="2 x 8000 pixels would become one of 256 x 1024000, more than 89,478,485; ta"
     ):
-        resize(np.zeros((2, 8000, 3), np.uint8), (0, 0, 2, 8000), short_side(2, 8000, 256))
+        resize(np.zeros((2, 8000, 3), np.uint8), (0, 0, 2, 8000), size_for_short_side(2, 8000, 256))
 
 
 def test_resizing_without_antialiasing_would_be_noticed():
@@ -262,7 +262,7 @@ def test_resizing_without_antialiasing_would_be_noticed():
     ],
 )
 def test_short_side_rounds_the_long_one_down(height, width, short, size):
-    assert short_side(height, width, short) == size
+    assert size_for_short_side(height, width, short) == size
 
 
 def test_short_side_is_torchvisions():
@@ -270,4 +270,4 @@ def test_short_side_is_torchvisions():
 
     for height, width in [(375, 500), (500, 333), (17, 400), (640, 427), (97, 131)]:
         found = theirs(torch.zeros(3, height, width), 256, antialias=True)
-        assert tuple(found.shape[1:]) == short_side(height, width, 256)
+        assert tuple(found.shape[1:]) == size_for_short_side(height, width, 256)

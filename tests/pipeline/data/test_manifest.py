@@ -7,14 +7,14 @@ import re
 import pytest
 import torch
 
-from pipeline.data.images import DataError, Images
-from pipeline.data.manifest import from_dict, manifest_of, split, to_dict
-from pipeline.data.sources import load
+from pipeline.data.images import DataError, LabelledImages
+from pipeline.data.manifest import manifest_from_dict, manifest_of, manifest_to_dict, train_val_split
+from pipeline.data.sources import load_images
 
 
 @pytest.fixture(scope="module")
 def noise(tmp_path_factory):
-    return load("noise", tmp_path_factory.mktemp("data"))
+    return load_images("noise", tmp_path_factory.mktemp("data"))
 
 
 def test_manifest_counts_everything(noise):
@@ -26,13 +26,13 @@ def test_manifest_counts_everything(noise):
 
 
 def test_classes_without_images_are_counted_too(noise):
-    few = Images(noise.test.pixels[noise.test.labels < 8], noise.test.labels[noise.test.labels < 8])
+    few = LabelledImages(noise.test.pixels[noise.test.labels < 8], noise.test.labels[noise.test.labels < 8])
     assert manifest_of(dataclasses.replace(noise, test=few)).per_class["test"] == [10] * 8 + [0, 0]
 
 
 def test_manifest_survives_json(noise):
     manifest = manifest_of(noise)
-    assert from_dict(json.loads(json.dumps(to_dict(manifest)))) == manifest
+    assert manifest_from_dict(json.loads(json.dumps(manifest_to_dict(manifest)))) == manifest
 
 
 def test_source_is_not_part_of_the_hash(noise):
@@ -44,15 +44,15 @@ def test_one_flipped_bit_changes_the_hash(noise, part):
     images = getattr(noise, part)
     pixels = images.pixels.clone()
     pixels[3, 2, 1, 0] ^= 1
-    changed = dataclasses.replace(noise, **{part: Images(pixels, images.labels)})
+    changed = dataclasses.replace(noise, **{part: LabelledImages(pixels, images.labels)})
     assert manifest_of(changed).sha256 != manifest_of(noise).sha256
 
 
 def test_incomplete_manifest_is_refused(noise):
-    values = to_dict(manifest_of(noise))
+    values = manifest_to_dict(manifest_of(noise))
     del values["sha256"]
     with pytest.raises(DataError, match=r"missing: sha256; unknown: size"):
-        from_dict(values | {"size": 3})
+        manifest_from_dict(values | {"size": 3})
 
 
 def rows(images):
@@ -63,27 +63,29 @@ def rows(images):
 
 
 def test_split_is_disjoint_and_complete(noise):
-    training, validation = split(noise.train, train_count=None, val_count=50)
+    training, validation = train_val_split(noise.train, train_count=None, val_count=50)
     assert (len(training), len(validation)) == (150, 50)
     assert rows(training) | rows(validation) == rows(noise.train)
     assert not rows(training) & rows(validation)
 
 
 def test_split_is_fixed_and_depends_on_its_seed(noise):
-    first, again, other = (split(noise.train, train_count=100, val_count=50, seed=s)[1] for s in (0, 0, 1))
+    first, again, other = (
+        train_val_split(noise.train, train_count=100, val_count=50, seed=s)[1] for s in (0, 0, 1)
+    )
     assert torch.equal(first.pixels, again.pixels)
     assert rows(first) != rows(other)
 
 
 def test_neither_part_moves_when_the_other_changes_size(noise):
-    training, validation = split(noise.train, train_count=100, val_count=50)
-    assert rows(split(noise.train, train_count=20, val_count=50)[1]) == rows(validation)
-    assert rows(split(noise.train, train_count=100, val_count=10)[0]) == rows(training)
-    assert rows(split(noise.train, train_count=20, val_count=50)[0]) < rows(training)
+    training, validation = train_val_split(noise.train, train_count=100, val_count=50)
+    assert rows(train_val_split(noise.train, train_count=20, val_count=50)[1]) == rows(validation)
+    assert rows(train_val_split(noise.train, train_count=100, val_count=10)[0]) == rows(training)
+    assert rows(train_val_split(noise.train, train_count=20, val_count=50)[0]) < rows(training)
 
 
 def test_everything_may_be_training(noise):
-    training, validation = split(noise.train, train_count=None, val_count=0)
+    training, validation = train_val_split(noise.train, train_count=None, val_count=0)
     assert torch.equal(training.pixels, noise.train.pixels)
     assert len(validation) == 0
 
@@ -101,4 +103,4 @@ def test_everything_may_be_training(noise):
 )  # fmt: skip
 def test_impossible_counts_name_the_possible_ones(noise, train_count, val_count, text):
     with pytest.raises(DataError, match=re.escape(text)):
-        split(noise.train, train_count=train_count, val_count=val_count)
+        train_val_split(noise.train, train_count=train_count, val_count=val_count)

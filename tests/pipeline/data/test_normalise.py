@@ -6,26 +6,26 @@ import scipy.linalg
 import torch
 
 from pipeline.data import normalise
-from pipeline.data.images import DataError, Images
-from pipeline.data.normalise import Normaliser, contrast_normalised, fit_normaliser, normalised, whitened
+from pipeline.data.images import DataError, LabelledImages
+from pipeline.data.normalise import Normaliser, contrast_normalised, fit_normaliser, normalise_crops, whitened
 
 
 def some(n=40, height=8, width=6, channels=3, seed=0):
     draw = torch.Generator().manual_seed(seed)
     pixels = torch.randint(0, 256, (n, height, width, channels), dtype=torch.uint8, generator=draw)
-    return Images(pixels, torch.randint(0, 10, (n,), generator=draw))
+    return LabelledImages(pixels, torch.randint(0, 10, (n,), generator=draw))
 
 
 def natural(n=200, side=8, seed=0):
     """Images as photographs are: neighbours are alike, and contrasts differ."""
     draw = np.random.default_rng(seed)
     x = draw.normal(size=(n, side, side, 3)).cumsum(1).cumsum(2) * draw.uniform(2, 20, (n, 1, 1, 1)) + 128
-    return Images(torch.from_numpy(x.clip(0, 255).astype(np.uint8)), torch.zeros(n, dtype=torch.int64))
+    return LabelledImages(torch.from_numpy(x.clip(0, 255).astype(np.uint8)), torch.zeros(n, dtype=torch.int64))
 
 
 def applied(name, images):
     """The images normalised by their own statistics; float64 (N, H, W, C)."""
-    return normalised(fit_normaliser(name, images), images.pixels).permute(0, 2, 3, 1).double().numpy()
+    return normalise_crops(fit_normaliser(name, images), images.pixels).permute(0, 2, 3, 1).double().numpy()
 
 
 def test_per_pixel_mean_subtracts_the_mean_image():
@@ -55,13 +55,13 @@ def test_raw_mean_colour_is_subtracted_from_raw_pixels():
 
 def test_lecun98_gives_the_paper_s_levels():
     pixels = torch.tensor([0, 255], dtype=torch.uint8).reshape(2, 1, 1, 1)
-    made = applied("lecun98", Images(pixels, torch.zeros(2, dtype=torch.int64)))
+    made = applied("lecun98", LabelledImages(pixels, torch.zeros(2, dtype=torch.int64)))
     np.testing.assert_allclose(made.flatten(), [-0.1, 1.175], atol=1e-6)
 
 
 def test_constant_channel_cannot_be_divided_by_its_deviation():
     with pytest.raises(DataError, match="one channel never varies; use 'per-pixel-mean' or 'scale'"):
-        fit_normaliser("per-channel", Images(torch.zeros(2, 4, 4, 1, dtype=torch.uint8), torch.zeros(2)))
+        fit_normaliser("per-channel", LabelledImages(torch.zeros(2, 4, 4, 1, dtype=torch.uint8), torch.zeros(2)))
 
 
 def test_unknown_normaliser_names_the_nearest_one():
@@ -127,7 +127,7 @@ def test_whitening_keeps_the_picture_where_it_was():
 def test_whitened_sums_are_exact():
     """Bits are enough for 55 * 1/sqrt(0.1) with 45 bits behind it, and for a block's products when fitting."""
     assert 55 / 0.1**0.5 * 2 ** (normalise.IMAGE_BITS + normalise.MATRIX_BITS) < 2**53
-    assert normalise.BLOCK * (55 * 2**normalise.FIT_BITS + 1) ** 2 < 2**53
+    assert normalise.WHITENING_BLOCK * (55 * 2**normalise.FIT_BITS + 1) ** 2 < 2**53
     fitted, images = fit_normaliser("gcn-zca", natural()), natural(5, seed=1)
     x = (contrast_normalised(images.pixels.flatten(1)) * 2**normalise.IMAGE_BITS).round()
     exact = np.array(x.tolist(), dtype=object).astype(int) @ fitted.whitening.long().numpy().astype(object)
@@ -137,14 +137,14 @@ def test_whitened_sums_are_exact():
 
 def test_whitening_is_fitted_in_blocks(monkeypatch):
     whole = fit_normaliser("gcn-zca", natural())
-    monkeypatch.setattr(normalise, "BLOCK", 64)
+    monkeypatch.setattr(normalise, "WHITENING_BLOCK", 64)
     blocks = fit_normaliser("gcn-zca", natural())
     assert torch.equal(whole.whitening, blocks.whitening)
     assert torch.equal(whole.shift, blocks.shift)
 
 
 def test_whitening_of_large_images_is_refused_before_it_takes_the_memory():
-    images = Images(torch.zeros(1, 224, 224, 3, dtype=torch.uint8), torch.zeros(1))
+    images = LabelledImages(torch.zeros(1, 224, 224, 3, dtype=torch.uint8), torch.zeros(1))
     with pytest.raises(DataError, match="needs a matrix of 150528 x 150528 numbers for images of 224 x 224 x 3"):
         fit_normaliser("gcn-zca", images)
 
@@ -191,14 +191,14 @@ def photographs(n=7, height=6, width=6, seed=0):
 
 def test_pixels_of_the_frame_s_size_lose_the_whole_mean_image():
     fitted, x = fitted_on(6), photographs()
-    made = normalised(fitted, x, torch.full((7, 2), 3), 6).permute(0, 2, 3, 1).numpy()
+    made = normalise_crops(fitted, x, torch.full((7, 2), 3), 6).permute(0, 2, 3, 1).numpy()
     np.testing.assert_allclose(made, x.numpy() / 255 - fitted.shift.numpy(), atol=1e-6)
 
 
 def test_a_crop_loses_its_own_window_of_the_mean_image():
     fitted, x = fitted_on(9), photographs(height=6, width=5)
     corners = torch.tensor([[0, 0], [3, 4], [0, 4], [3, 0], [1, 2], [2, 1], [1, 1]])
-    made = normalised(fitted, x, corners, 9).permute(0, 2, 3, 1).numpy()
+    made = normalise_crops(fitted, x, corners, 9).permute(0, 2, 3, 1).numpy()
     for i, (row, column) in enumerate(corners.tolist()):
         window = fitted.shift[row : row + 6, column : column + 5].numpy()
         np.testing.assert_allclose(made[i], x[i].numpy() / 255 - window, atol=1e-6)
@@ -207,7 +207,7 @@ def test_a_crop_loses_its_own_window_of_the_mean_image():
 @pytest.mark.parametrize(("corners", "frame"), [(None, None), (torch.zeros(7, 2, dtype=torch.int64), 8)])
 def test_what_has_no_place_in_the_mean_image_loses_its_mean_colour(corners, frame):
     fitted, x = fitted_on(9), photographs(height=12, width=5)
-    made = normalised(fitted, x, corners, frame).permute(0, 2, 3, 1).numpy()
+    made = normalise_crops(fitted, x, corners, frame).permute(0, 2, 3, 1).numpy()
     np.testing.assert_allclose(made, x.numpy() / 255 - fitted.shift.numpy().mean((0, 1)), atol=1e-6)
 
 
@@ -217,9 +217,9 @@ def test_photographs_come_as_float32_in_channels_last_format_and_stay_what_they_
     x = photographs() if kind == "uint8" else photographs().float()
     x = x.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1) if kind == "planes" else x
     before = x.clone()
-    made = normalised(fitted, x, torch.zeros(7, 2, dtype=torch.int64), 9)
+    made = normalise_crops(fitted, x, torch.zeros(7, 2, dtype=torch.int64), 9)
     assert made.shape == (7, 3, 6, 6)
     assert made.dtype == torch.float32
     assert made.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(x, before)
-    assert torch.equal(made, normalised(fitted, photographs(), torch.zeros(7, 2, dtype=torch.int64), 9))
+    assert torch.equal(made, normalise_crops(fitted, photographs(), torch.zeros(7, 2, dtype=torch.int64), 9))

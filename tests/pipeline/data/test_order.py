@@ -9,24 +9,24 @@ import pytest
 import torch
 
 import pipeline
-from pipeline.data.order import batch_indices, generator, key, permutation, positions
+from pipeline.data.order import batch_indices, derive_seed, epoch_stream, permutation, seeded_generator
 
 
 def test_key_is_the_top_63_bits_of_a_sha256():
     digest = hashlib.sha256(b'[7, "augment", 3]').digest()
-    assert key(7, "augment", 3) == int.from_bytes(digest, "big") >> (256 - 63)
+    assert derive_seed(7, "augment", 3) == int.from_bytes(digest, "big") >> (256 - 63)
 
 
 def test_keys_differ_wherever_arguments_do():
     arguments = [(0,), (1,), (0, "a"), (0, "b"), (0, "a", 1), (0, "a", "1"), (0, "a1"), (0, "a", 1, ""), (-1,)]
-    assert len({key(*each) for each in arguments}) == len(arguments)
-    assert all(0 <= key(*each) < 2**63 for each in arguments)
+    assert len({derive_seed(*each) for each in arguments}) == len(arguments)
+    assert all(0 <= derive_seed(*each) < 2**63 for each in arguments)
 
 
 def test_generators_are_fresh_and_independent():
-    first, again = (torch.rand(4, generator=generator(0, "a", 1)) for _ in range(2))
+    first, again = (torch.rand(4, generator=seeded_generator(0, "a", 1)) for _ in range(2))
     assert torch.equal(first, again)
-    assert not torch.equal(first, torch.rand(4, generator=generator(0, "a", 2)))
+    assert not torch.equal(first, torch.rand(4, generator=seeded_generator(0, "a", 2)))
 
 
 def test_permutations_are_permutations_and_differ():
@@ -61,7 +61,7 @@ def test_changing_a_batch_does_not_change_the_next_look():
     before = batch_indices(0, 1, 3, 10).clone()
     batch_indices(0, 1, 3, 10).zero_()
     assert torch.equal(batch_indices(0, 1, 3, 10), before)
-    positions(0, 0, 10, 10).zero_()
+    epoch_stream(0, 0, 10, 10).zero_()
     assert torch.equal(batch_indices(0, 1, 3, 10), before)
 
 
@@ -69,4 +69,4 @@ def test_a_fresh_process_draws_the_same():
     code = "from pipeline.data.order import *; print(key(3, 'x', 1), batch_indices(3, 7, 4, 10).tolist())"
     home = Path(pipeline.__file__).parents[1]
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=home)
-    assert run.stdout.strip() == f"{key(3, 'x', 1)} {batch_indices(3, 7, 4, 10).tolist()}"
+    assert run.stdout.strip() == f"{derive_seed(3, 'x', 1)} {batch_indices(3, 7, 4, 10).tolist()}"

@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from pipeline.data.prefetch import ahead
+from pipeline.data.prefetch import prefetch
 
 
 def readers():
@@ -25,13 +25,13 @@ def test_results_come_in_the_jobs_order(threads):
         time.sleep(0.002 * (n % 3))
         return n * n
 
-    assert list(ahead(range(30), work, threads=threads, depth=4)) == [n * n for n in range(30)]
-    assert list(ahead([], work, threads=threads, depth=4)) == []
+    assert list(prefetch(range(30), work, threads=threads, depth=4)) == [n * n for n in range(30)]
+    assert list(prefetch([], work, threads=threads, depth=4)) == []
 
 
 def test_without_threads_nothing_is_done_before_it_is_asked_for():
     done = []
-    results = ahead(range(9), done.append, threads=0, depth=4)
+    results = prefetch(range(9), done.append, threads=0, depth=4)
     next(results)
     next(results)
     assert done == [0, 1]
@@ -39,7 +39,7 @@ def test_without_threads_nothing_is_done_before_it_is_asked_for():
 
 def test_no_more_than_depth_results_wait():
     begun = []
-    results = ahead(range(100), begun.append, threads=2, depth=4)
+    results = prefetch(range(100), begun.append, threads=2, depth=4)
     for taken in range(1, 6):
         next(results)
         time.sleep(0.02)  # as long as they like
@@ -55,7 +55,7 @@ def test_jobs_are_drawn_no_further_than_needed():
             drawn.append(n)
             yield n
 
-    results = ahead(jobs(), abs, threads=2, depth=4)
+    results = prefetch(jobs(), abs, threads=2, depth=4)
     next(results)
     assert len(drawn) == 5
     results.close()
@@ -71,7 +71,7 @@ def test_a_failure_comes_out_at_its_turn_and_ends_the_rest(threads):
             raise OSError("the fourth")
         return n
 
-    results, got = ahead(range(1000), work, threads=threads, depth=4), []
+    results, got = prefetch(range(1000), work, threads=threads, depth=4), []
     with pytest.raises(OSError, match="the fourth"):
         got.extend(results)
     assert len(begun) <= 3 + 1 + 4 + 1
@@ -84,16 +84,16 @@ def test_a_failure_of_the_jobs_themselves_comes_out():
         raise OSError("no more jobs")
 
     with pytest.raises(OSError, match="no more jobs"):
-        list(ahead(jobs(), abs, threads=2, depth=4))
+        list(prefetch(jobs(), abs, threads=2, depth=4))
 
 
 def test_a_caller_that_stops_leaves_no_thread():
-    results = ahead(range(1000), lambda n: time.sleep(0.001), threads=3, depth=4)
+    results = prefetch(range(1000), lambda n: time.sleep(0.001), threads=3, depth=4)
     next(results)
     assert len(readers()) > 0
     results.close()
     assert readers() == []
-    results = ahead(range(1000), lambda n: time.sleep(0.001), threads=3, depth=4)
+    results = prefetch(range(1000), lambda n: time.sleep(0.001), threads=3, depth=4)
     next(results)
     del results
     assert readers() == []
@@ -106,7 +106,7 @@ def test_what_waits_is_not_begun_when_the_caller_stops():
         begun.append(n)
         time.sleep(0.05)
 
-    results = ahead(range(100), work, threads=1, depth=8)
+    results = prefetch(range(100), work, threads=1, depth=8)
     next(results)
     results.close()
     assert len(begun) <= 3
@@ -116,7 +116,7 @@ def test_readers_use_one_thread_each_and_the_callers_number_stays():
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        results = ahead(range(8), lambda n: torch.get_num_threads(), threads=2, depth=2)
+        results = prefetch(range(8), lambda n: torch.get_num_threads(), threads=2, depth=2)
         seen = [next(results)]
         assert torch.get_num_threads() == 2  # while they run
         seen += results

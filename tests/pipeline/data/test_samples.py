@@ -2,7 +2,7 @@
 
 import torch
 
-from pipeline.data.samples import Chosen
+from pipeline.data.samples import SampleSubset
 
 
 class Ten:
@@ -22,7 +22,7 @@ class Ten:
 
 
 def test_the_chosen_are_numbered_anew():
-    chosen = Chosen(Ten(), torch.tensor([7, 2, 9]))
+    chosen = SampleSubset(Ten(), torch.tensor([7, 2, 9]))
     assert len(chosen) == 3
     assert chosen.labels.tolist() == [70, 20, 90]
     assert chosen.read([2, 0, 0]) == [b"picture 9", b"picture 7", b"picture 7"]
@@ -31,7 +31,7 @@ def test_the_chosen_are_numbered_anew():
 
 
 def test_chosen_of_chosen():
-    twice = Chosen(Chosen(Ten(), torch.tensor([7, 2, 9])), torch.tensor([2, 1]))
+    twice = SampleSubset(SampleSubset(Ten(), torch.tensor([7, 2, 9])), torch.tensor([2, 1]))
     assert twice.read([0, 1]) == [b"picture 9", b"picture 2"]
     assert twice.labels.tolist() == [90, 20]
     assert twice.where(0) == "sample 9"

@@ -14,18 +14,18 @@ import torch
 from PIL import Image
 
 from pipeline.data import sharded_feed
-from pipeline.data.colour import ColourPCA, PhotoMaker, pca_colour, photometric
-from pipeline.data.crops import Cut, cropped, part_of_area, piece
+from pipeline.data.colour import ColourPCA, CropBatchBuilder, pca_colour, photometric
+from pipeline.data.crops import CropSpec, area_crop, crop_box, crop_image
 from pipeline.data.images import DataError
 from pipeline.data.normalise import Normaliser
-from pipeline.data.order import batch_indices, generator, permutation
-from pipeline.data.sharded_feed import PhotoFeed
+from pipeline.data.order import batch_indices, permutation, seeded_generator
+from pipeline.data.sharded_feed import ShardedFeed
 from tests.support.making import picture, prepared
 
-RESNET = Cut(16, (20, 30), None, False, None, None, "bilinear")
-ALEXNET = Cut(16, (24, 24), 24, False, None, None, "bilinear")
-ZFNET = Cut(16, (24, 24), 24, True, None, None, "bilinear")
-GOOGLENET = Cut(16, None, None, False, (0.08, 1.0), (3 / 4, 4 / 3), "bilinear")
+RESNET = CropSpec(16, (20, 30), None, False, None, None, "bilinear")
+ALEXNET = CropSpec(16, (24, 24), 24, False, None, None, "bilinear")
+ZFNET = CropSpec(16, (24, 24), 24, True, None, None, "bilinear")
+GOOGLENET = CropSpec(16, None, None, False, (0.08, 1.0), (3 / 4, 4 / 3), "bilinear")
 CUTS = {"resnet": RESNET, "alexnet": ALEXNET, "zfnet": ZFNET, "googlenet": GOOGLENET}
 PLAIN = Normaliser("scale", scale=torch.full((3,), 1 / 255), shift=torch.zeros(3), outside=0.0)
 
@@ -59,8 +59,8 @@ def few():
 def feed(
     samples, cut=RESNET, *, start=0, stop=6, batch=12, threads=0, rank=0, world=1, parts=1, augment=("flip",)
 ):
-    maker = PhotoMaker(normalise=PLAIN, augment=augment)
-    return PhotoFeed(
+    maker = CropBatchBuilder(normalise=PLAIN, augment=augment)
+    return ShardedFeed(
         samples,
         maker,
         cut,
@@ -112,7 +112,7 @@ def test_ranks_share_the_same_global_batches(few, world):
 
 @pytest.mark.parametrize(("world", "parts"), [(1, 3), (3, 1), (2, 3), (1, 6), (1, 12)])
 def test_groups_of_a_batch_are_the_same_pictures_on_any_number_of_ranks(few, world, parts, monkeypatch):
-    monkeypatch.setattr(sharded_feed, "CHUNK", 3)
+    monkeypatch.setattr(sharded_feed, "CROP_CHUNK", 3)
     shares, count = [list(feed(few, rank=rank, world=world, parts=parts)) for rank in range(world)], world * parts
     assert all(len(share) == len(feed(few, world=world, parts=parts)) == 6 * parts for share in shares)
     for step, whole in enumerate(feed(few)):
@@ -166,10 +166,10 @@ def test_a_batch_is_what_pillow_makes_of_each_picture(few, step):
     mean = Normaliser("raw-mean-image", torch.ones(3), torch.rand(40, 40, 3, generator=draw) * 255, 0.0)
     vectors = torch.linalg.qr(torch.rand(3, 3, dtype=torch.float64, generator=draw)).Q
     pca = ColourPCA(torch.tensor([0.9, 0.5, 0.2], dtype=torch.float64), vectors)
-    maker = PhotoMaker(normalise=mean, augment=("flip", "pca-colour", "photometric"), pca=pca)
-    cut = Cut(32, (40, 40), 40, False, None, None, "bilinear")
-    [batch] = PhotoFeed(few, maker, cut, seed=3, batch_size=12, start_step=step, stop_step=step + 1, threads=0)
-    drawn = torch.rand(12, 16, dtype=torch.float64, generator=generator(3, "augment", step))
+    maker = CropBatchBuilder(normalise=mean, augment=("flip", "pca-colour", "photometric"), pca=pca)
+    cut = CropSpec(32, (40, 40), 40, False, None, None, "bilinear")
+    [batch] = ShardedFeed(few, maker, cut, seed=3, batch_size=12, start_step=step, stop_step=step + 1, threads=0)
+    drawn = torch.rand(12, 16, dtype=torch.float64, generator=seeded_generator(3, "augment", step))
     order = torch.cat([permutation(3, epoch, 23) for epoch in range(3)])[12 * step : 12 * step + 12]
     for made, number, row in zip(batch.images, order.tolist(), drawn, strict=True):
         whole = Image.open(io.BytesIO(few.contents[number]))
@@ -194,7 +194,7 @@ def draws(count):
 
 
 def test_short_sides_are_uniform_over_whole_numbers():
-    shorts = [min(piece(RESNET, 40, 60, draw).size) for draw in draws(4400)]
+    shorts = [min(crop_box(RESNET, 40, 60, draw).size) for draw in draws(4400)]
     counts = np.bincount(shorts)[20:]
     assert len(counts) == 11  # 20 to 30, both ends
     assert counts.min() > 320  # of 400: four deviations
@@ -202,27 +202,27 @@ def test_short_sides_are_uniform_over_whole_numbers():
 
 
 def test_crops_reach_every_place_of_the_resized_picture_and_none_beyond():
-    places = {piece(ALEXNET, 24, 24, draw).crop for draw in draws(3000)}
+    places = {crop_box(ALEXNET, 24, 24, draw).crop for draw in draws(3000)}
     assert places == {(row, column) for row in range(9) for column in range(9)}  # 24 - 16 + 1
 
 
 def test_crops_of_the_centre_never_leave_it_and_say_where_in_it_they_are():
     for draw in draws(300):
-        found = piece(ALEXNET, 48, 96, draw)
+        found = crop_box(ALEXNET, 48, 96, draw)
         assert found.size == (24, 48)
         assert (found.crop[0], found.crop[1] - 12) == found.corner  # the central 24 of 48 begins at 12
         assert 0 <= min(found.corner) <= max(found.corner) <= 8
 
 
 def test_five_places_are_the_corners_and_the_centre():
-    found = [piece(ZFNET, 24, 24, draw).corner for draw in draws(1000)]
+    found = [crop_box(ZFNET, 24, 24, draw).corner for draw in draws(1000)]
     assert set(found) == {(0, 0), (0, 8), (8, 0), (8, 8), (4, 4)}
     assert min(map(found.count, set(found))) > 150  # of 200
 
 
 def test_areas_and_aspects_are_within_the_papers_ranges():
     height, width = 375, 500
-    boxes = [piece(GOOGLENET, height, width, draw).box for draw in draws(4000)]
+    boxes = [crop_box(GOOGLENET, height, width, draw).box for draw in draws(4000)]
     areas = np.array([tall * wide / (height * width) for _, _, tall, wide in boxes])
     aspects = np.array([wide / tall for _, _, tall, wide in boxes])
     assert 0.079 < areas.min() < 0.1
@@ -240,7 +240,7 @@ def test_a_part_is_distributed_as_torchvisions():
     torch.manual_seed(0)
     image = torch.empty(3, 375, 500)
     theirs = [RandomResizedCrop.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(3000)]
-    ours = [piece(GOOGLENET, 375, 500, draw).box for draw in draws(3000)]
+    ours = [crop_box(GOOGLENET, 375, 500, draw).box for draw in draws(3000)]
     for values in (lambda b: b[0], lambda b: b[1], lambda b: b[2] * b[3], lambda b: b[3] / b[2]):
         from scipy.stats import ks_2samp
 
@@ -248,9 +248,9 @@ def test_a_part_is_distributed_as_torchvisions():
 
 
 def test_a_picture_that_no_part_fits_gives_its_middle():
-    assert part_of_area(10, 100, (0.9, 1.0), (3 / 4, 4 / 3), lambda: 0.5) == (0, 43, 10, 13)
-    assert part_of_area(100, 10, (0.9, 1.0), (3 / 4, 4 / 3), lambda: 0.5) == (43, 0, 13, 10)
-    assert part_of_area(1, 1, (0.08, 1.0), (3 / 4, 4 / 3), lambda: 0.0) == (0, 0, 1, 1)
+    assert area_crop(10, 100, (0.9, 1.0), (3 / 4, 4 / 3), lambda: 0.5) == (0, 43, 10, 13)
+    assert area_crop(100, 10, (0.9, 1.0), (3 / 4, 4 / 3), lambda: 0.5) == (43, 0, 13, 10)
+    assert area_crop(1, 1, (0.08, 1.0), (3 / 4, 4 / 3), lambda: 0.0) == (0, 0, 1, 1)
 
 
 @pytest.mark.parametrize("cut", CUTS.values(), ids=CUTS)
@@ -258,7 +258,7 @@ def test_a_picture_that_no_part_fits_gives_its_middle():
 def test_a_picture_of_any_size_gives_a_whole_crop(cut, size):
     image = picture(0, height=size[0], width=size[1])
     for draw in draws(20):
-        pixels, _ = cropped(cut, image, draw)
+        pixels, _ = crop_image(cut, image, draw)
         assert pixels.shape == (16, 16, 3)
         assert pixels.dtype == torch.uint8
 
@@ -266,11 +266,11 @@ def test_a_picture_of_any_size_gives_a_whole_crop(cut, size):
 def test_a_crop_is_pillows_resize_and_a_cut():
     image = picture(1, height=90, width=140)
     for draw in draws(10):
-        found = piece(RESNET, 90, 140, draw)
+        found = crop_box(RESNET, 90, 140, draw)
         resized = Image.fromarray(image).resize(found.size[::-1], Image.Resampling.BILINEAR)
         row, column = found.crop
         theirs = np.asarray(resized)[row : row + 16, column : column + 16].astype(int)
-        ours = cropped(RESNET, image, draw)[0].numpy().astype(int)
+        ours = crop_image(RESNET, image, draw)[0].numpy().astype(int)
         assert np.abs(ours - theirs).max() <= 1
         assert np.abs(ours - theirs).mean() < 0.2
 

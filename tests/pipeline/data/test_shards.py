@@ -14,10 +14,10 @@ import pytest
 
 from pipeline.data import store
 from pipeline.data.images import DataError
-from pipeline.data.shard_cache import Cache
-from pipeline.data.shard_manifest import MANIFEST, read_manifest, sealed
+from pipeline.data.shard_cache import ShardCache
+from pipeline.data.shard_manifest import MANIFEST_NAME, read_manifest, with_checksum
 from pipeline.data.shards import ShardSet, open_shards
-from pipeline.data.store import MissingError, place
+from pipeline.data.store import MissingFileError, open_store
 from tests.support.making import prepared
 from tests.support.servers import Dying, Whole, s3_server, serve, use_s3
 
@@ -91,15 +91,15 @@ def test_a_missing_part_is_named(shards):
 
 def test_no_manifest(tmp_path):
     refused(lambda: open_shards(tmp_path), f"there is no {tmp_path}/manifest.json", "repro data prepare")
-    refused(lambda: open_shards(tmp_path / "x"), "there is no", kind=MissingError)
+    refused(lambda: open_shards(tmp_path / "x"), "there is no", kind=MissingFileError)
 
 
 def changed(folder, change):
     """Write the manifest anew after `change` of its values."""
-    file = folder / MANIFEST
+    file = folder / MANIFEST_NAME
     values = json.loads(file.read_text())
     change(values)
-    file.write_text(sealed(values))
+    file.write_text(with_checksum(values))
 
 
 MISTAKES = {
@@ -137,12 +137,12 @@ def test_a_changed_manifest_is_refused(shards, mistake):
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff\xfe", b"[" * 100_000, b"null", b'{"format": 1}'])
 def test_what_is_no_manifest_is_refused(shards, content):
-    (shards.place.local / MANIFEST).write_bytes(content)
+    (shards.place.local / MANIFEST_NAME).write_bytes(content)
     refused(lambda: open_shards(shards.place), f"{shards.place}/manifest.json")
 
 
 def test_the_manifest_reads_as_it_was_written(shards):
-    assert read_manifest(shards.place).to_json() == (shards.place.local / MANIFEST).read_text()
+    assert read_manifest(shards.place).to_json() == (shards.place.local / MANIFEST_NAME).read_text()
 
 
 # --- the index ---------------------------------------------------------------------------------------------
@@ -222,7 +222,7 @@ def test_http_gives_the_same_bytes(shards):
 def test_s3_gives_the_same_bytes(shards, monkeypatch, tmp_path):
     with s3_server() as address:
         use_s3(monkeypatch, address)
-        there = place("s3://bucket/sets/one")
+        there = open_store("s3://bucket/sets/one")
         for file in shards.place.local.glob("*.*"):
             there.put(shutil.copyfile(file, tmp_path / "copy"), file.name)
         assert everything(open_shards("s3://bucket/sets/one").train) == everything(shards.train)
@@ -250,7 +250,7 @@ def test_damage_far_away_is_named(shards):
 
 def cached(shards, address, folder, limit=10**9):
     """The training part far away, with a cache of its own, and the cache."""
-    cache = Cache(folder, limit, place(address), shards.manifest.sha256[:16])
+    cache = ShardCache(folder, limit, open_store(address), shards.manifest.sha256[:16])
     far = open_shards(address)
     return type(far.train)(far.place, "train", far.train.split, far.train.index, cache), cache
 
@@ -348,15 +348,15 @@ def test_a_damaged_shard_does_not_get_into_the_cache(shards, tmp_path):
 
 
 def test_a_copy_that_breaks_off_leaves_nothing_half(shards, tmp_path):
-    cache = Cache(tmp_path / "cache", 10**9, place("http://nowhere.invalid"), "one")
+    cache = ShardCache(tmp_path / "cache", 10**9, open_store("http://nowhere.invalid"), "one")
     with serve(shards.place.local, Dying) as address:
-        cache.source = place(address)
+        cache.source = open_store(address)
         refused(lambda: cache.fill(shards.train.split.shards), f"{address}/{NAMES[0]}")
     assert kept(tmp_path / "cache") == []
     for name in (f".{NAMES[0]}.copied", f"..{NAMES[0]}.copied.0123", f".{NAMES[1]}.4567"):  # after a kill
         (cache.folder / name).write_bytes(b"half")
     with serve(shards.place.local) as address:
-        cache.source = place(address)
+        cache.source = open_store(address)
         cache.fill(shards.train.split.shards)
     assert kept(tmp_path / "cache") == NAMES
 
@@ -423,7 +423,7 @@ def test_a_wrong_size_of_the_cache_is_named(shards, monkeypatch, value):
 
 def test_a_cache_that_cannot_be_written_is_named(shards, tmp_path):
     (tmp_path / "cache").write_bytes(b"a file")
-    cache = Cache(tmp_path / "cache", 10**9, place("http://nowhere.invalid"), "one")
+    cache = ShardCache(tmp_path / "cache", 10**9, open_store("http://nowhere.invalid"), "one")
     message = refused(lambda: cache.fill(shards.train.split.shards), str(tmp_path / "cache"))
     assert re.search("exists|Not a directory", message)
 

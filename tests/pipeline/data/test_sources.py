@@ -19,7 +19,7 @@ from torchvision import datasets
 
 from pipeline.data import sources
 from pipeline.data.images import DataError, fingerprint
-from pipeline.data.sources import load
+from pipeline.data.sources import load_images
 
 N_TRAIN, N_TEST = 30, 10
 
@@ -60,7 +60,7 @@ def multiset(pixels, labels):
 
 def refused(name, root, *texts):
     with pytest.raises(DataError) as caught:
-        load(name, root)
+        load_images(name, root)
     message = str(caught.value)
     assert "\n" not in message
     for text in texts:
@@ -71,7 +71,7 @@ def refused(name, root, *texts):
 def test_digits_counts_and_pixels(tmp_path):
     from sklearn.datasets import load_digits
 
-    images, bunch = load("digits", tmp_path), load_digits()
+    images, bunch = load_images("digits", tmp_path), load_digits()
     assert (len(images.train), len(images.test)) == (1437, 360)
     assert images.train.pixels.shape[1:] == (8, 8, 1)
     assert (int(images.train.pixels.min()), int(images.train.pixels.max())) == (0, 255)
@@ -82,11 +82,11 @@ def test_digits_counts_and_pixels(tmp_path):
 
 
 def test_noise_is_the_same_every_time(tmp_path):
-    assert sha256_of(load("noise", tmp_path)) == sha256_of(load("noise", tmp_path))
+    assert sha256_of(load_images("noise", tmp_path)) == sha256_of(load_images("noise", tmp_path))
 
 
 def test_noise_is_learnable_by_the_nearest_prototype(tmp_path):
-    images = load("noise", tmp_path)
+    images = load_images("noise", tmp_path)
     assert (len(images.train), len(images.test)) == (200, 100)
     assert images.train.pixels.shape[1:] == (16, 16, 3)
     train, test = images.train.pixels.float().flatten(1), images.test.pixels.float().flatten(1)
@@ -95,7 +95,7 @@ def test_noise_is_learnable_by_the_nearest_prototype(tmp_path):
 
 
 def test_noise_is_not_trivially_clean(tmp_path):
-    train = load("noise", tmp_path).train
+    train = load_images("noise", tmp_path).train
     same_class = train.pixels[train.labels == 0].float()
     assert same_class.std(0).mean() > 20  # of 255
 
@@ -104,7 +104,7 @@ def test_noise_is_not_trivially_clean(tmp_path):
 def test_idx_files_are_read_by_torchvision(tmp_path, monkeypatch, name, folder):
     written = write_idx(tmp_path / folder / "raw")
     monkeypatch.setattr(sources, "_checked_mnist", lambda images, where: images)
-    images = load(name, tmp_path)
+    images = load_images(name, tmp_path)
     assert images.source == f"torchvision.datasets.{folder}"
     for part, (pixels, labels) in ((images.train, written["train"]), (images.test, written["test"])):
         assert part.pixels.dtype == torch.uint8
@@ -117,7 +117,7 @@ def test_mnist_is_the_same_set_from_png_folders_and_from_its_archive(tmp_path, m
     written = write_idx(tmp_path / "archive" / "MNIST" / "raw")
     write_png(tmp_path / "png" / "mnist", written)
     monkeypatch.setattr(sources, "_checked_mnist", lambda images, where: images)
-    archive, png = load("mnist", tmp_path / "archive"), load("mnist", tmp_path / "png")
+    archive, png = load_images("mnist", tmp_path / "archive"), load_images("mnist", tmp_path / "png")
     assert archive.classes == png.classes == tuple("0123456789")
     assert archive.source != png.source
     for one, other in ((archive.train, png.train), (archive.test, png.test)):
@@ -130,9 +130,9 @@ def test_mnist_folder_with_the_right_content_is_accepted(tmp_path, monkeypatch):
     write_png(tmp_path / "mnist", written)
     with monkeypatch.context() as patch:
         patch.setattr(sources, "_checked_mnist", lambda images, where: images)
-        expected = sha256_of(load("mnist", tmp_path / "archive"))
+        expected = sha256_of(load_images("mnist", tmp_path / "archive"))
     monkeypatch.setattr(sources, "MNIST_SHA256", expected)
-    assert sha256_of(load("mnist", tmp_path)) == expected
+    assert sha256_of(load_images("mnist", tmp_path)) == expected
 
 
 def test_mnist_folder_with_other_content_is_refused(tmp_path):
@@ -200,7 +200,7 @@ def write_cifar(root, monkeypatch, kind, label_key):
 )
 def test_cifar_pickles_are_read_by_torchvision(tmp_path, monkeypatch, name, class_name, label_key):
     written = write_cifar(tmp_path, monkeypatch, getattr(datasets, class_name), label_key)
-    images = load(name, tmp_path)
+    images = load_images(name, tmp_path)
     assert images.train.pixels.shape == (100 if name == "cifar10" else 20, 32, 32, 3)
     assert images.train.pixels.is_contiguous()
     assert images.classes == tuple(f"c{index}" for index in range(10))
@@ -217,7 +217,7 @@ def test_cifar_archive_put_there_by_hand_is_unpacked(tmp_path, monkeypatch):
         archive.add(made / datasets.CIFAR10.base_folder, arcname=datasets.CIFAR10.base_folder)
     md5 = hashlib.md5((root / datasets.CIFAR10.filename).read_bytes()).hexdigest()
     monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", md5)
-    assert len(load("cifar10", root).train) == 100
+    assert len(load_images("cifar10", root).train) == 100
 
 
 def test_mnist_files_put_there_by_hand_are_unpacked(tmp_path, monkeypatch):
@@ -230,7 +230,7 @@ def test_mnist_files_put_there_by_hand_are_unpacked(tmp_path, monkeypatch):
         (raw / file).write_bytes(content)
         sums.append((file, hashlib.md5(content).hexdigest()))
     monkeypatch.setattr(datasets.FashionMNIST, "resources", sums)
-    assert len(load("fashion-mnist", tmp_path / "root").train) == N_TRAIN
+    assert len(load_images("fashion-mnist", tmp_path / "root").train) == N_TRAIN
 
 
 @pytest.mark.parametrize(
@@ -278,7 +278,7 @@ class Response:
 
 def test_any_other_name_is_a_folder(tmp_path):
     write_png(tmp_path / "shapes", write_idx(tmp_path / "raw"))
-    images = load("shapes", tmp_path)
+    images = load_images("shapes", tmp_path)
     assert (images.name, len(images.train), len(images.test)) == ("shapes", N_TRAIN, N_TEST)
 
 
@@ -298,7 +298,7 @@ def test_unknown_name_near_to_nothing_lists_all(tmp_path):
 def test_a_name_that_no_prepared_set_can_have_is_said_so(tmp_path):
     for name in ("My Photos", "_x", "\u732b"):
         with pytest.raises(DataError, match=f"^'{name}' cannot be the name of a prepared set; use the one that"):
-            load(name, tmp_path, photographs=True)
+            load_images(name, tmp_path, photographs=True)
 
 
 @pytest.mark.parametrize("name", ["", ".cache", "../outside", "a/b", "a\\b"])

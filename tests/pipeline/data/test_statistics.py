@@ -12,19 +12,19 @@ import torch
 from PIL import Image
 
 from pipeline.data import statistics
-from pipeline.data.images import DataError, Images
-from pipeline.data.jpeg import decode, resize, short_side
+from pipeline.data.images import DataError, LabelledImages
+from pipeline.data.jpeg import decode, resize, size_for_short_side
 from pipeline.data.normalise import fit_normaliser
-from pipeline.data.prefetch import Stopped
+from pipeline.data.prefetch import StopRequested
 from pipeline.data.statistics import (
     Frame,
-    Statistics,
-    fit_small,
-    frame_of,
+    PixelStatistics,
+    extract_frame,
+    fit_in_memory_normaliser,
     frame_sums,
-    framed,
+    pixel_statistics,
     principal_colours,
-    statistics_of,
+    statistics_frame,
 )
 from pipeline.declare.recipe import Crop
 
@@ -32,11 +32,11 @@ CROP = Crop(side=12, short=20, centre=16)
 
 
 def fit_photographs(name, samples, crop, **options):
-    return statistics.fit_photographs(name, statistics_of(samples, crop, **options))
+    return statistics.fit_sharded_normaliser(name, pixel_statistics(samples, crop, **options))
 
 
 def colour_pca(samples, crop, **options):
-    return principal_colours(statistics_of(samples, crop, **options))
+    return principal_colours(pixel_statistics(samples, crop, **options))
 
 
 FITTED = ("per-pixel-mean", "per-channel", "raw-mean-image", "raw-mean-colour")
@@ -79,7 +79,7 @@ def frames(samples, frame):
     found = []
     for index, content in enumerate(samples.files):
         image = decode(content, samples.where(index))
-        tall, wide = short_side(*image.shape[:2], frame.short)
+        tall, wide = size_for_short_side(*image.shape[:2], frame.short)
         whole = resize(image, (0, 0, *image.shape[:2]), (tall, wide), frame.interpolation).numpy()
         top, left = round((tall - frame.side) / 2), round((wide - frame.side) / 2)
         found.append(whole[top : top + frame.side, left : left + frame.side])
@@ -104,30 +104,35 @@ def same(one, other):
     ],
 )
 def test_the_frame_is_the_middle_of_the_recipe_s_smallest_picture(crop, short, side):
-    assert frame_of(crop) == Frame(short, side, "bilinear")
+    assert statistics_frame(crop) == Frame(short, side, "bilinear")
 
 
 def test_a_frame_is_resized_as_declared():
-    assert frame_of(Crop(side=8, short=9, interpolation="bicubic")).interpolation == "bicubic"
+    assert statistics_frame(Crop(side=8, short=9, interpolation="bicubic")).interpolation == "bicubic"
 
 
 def test_the_middle_of_a_picture_is_framed():
     """Columns number themselves: of 40 x 20 pixels at short side 20, the middle 16 are columns 12 to 27."""
     image = np.tile(np.arange(40, dtype=np.uint8)[None, :, None], (20, 1, 3))
-    made = framed(image, Frame(20, 16, "bilinear"))
+    made = extract_frame(image, Frame(20, 16, "bilinear"))
     assert made.shape == (16, 16, 3)
     assert (made == np.arange(12, 28)[None, :, None]).all()
-    assert (framed(image.transpose(1, 0, 2), Frame(20, 16, "bilinear")) == np.arange(12, 28)[:, None, None]).all()
+    assert (
+        extract_frame(image.transpose(1, 0, 2), Frame(20, 16, "bilinear")) == np.arange(12, 28)[:, None, None]
+    ).all()
 
 
 def test_a_small_picture_is_enlarged_to_its_frame():
-    assert framed(np.full((3, 5, 3), 77, np.uint8), Frame(20, 16, "bilinear")).tolist() == [[[77] * 3] * 16] * 16
+    assert (
+        extract_frame(np.full((3, 5, 3), 77, np.uint8), Frame(20, 16, "bilinear")).tolist()
+        == [[[77] * 3] * 16] * 16
+    )
 
 
 # Sums.
 
 
-@pytest.mark.parametrize("frame", [frame_of(CROP), Frame(64, 60, "bicubic")])
+@pytest.mark.parametrize("frame", [statistics_frame(CROP), Frame(64, 60, "bicubic")])
 def test_sums_are_those_of_a_slow_loop(frame):
     samples = pictures()
     found, slow = frame_sums(samples, frame, threads=0), frames(samples, frame).astype(object)
@@ -141,9 +146,9 @@ def test_sums_are_those_of_a_slow_loop(frame):
 @pytest.mark.parametrize("chunk", [1, 3, 100])
 def test_any_number_of_threads_gives_the_same_sums(monkeypatch, threads, chunk):
     samples = pictures()
-    one = frame_sums(samples, frame_of(CROP), threads=0)
-    monkeypatch.setattr(statistics, "CHUNK", chunk)
-    other = frame_sums(samples, frame_of(CROP), threads=threads)
+    one = frame_sums(samples, statistics_frame(CROP), threads=0)
+    monkeypatch.setattr(statistics, "SUM_CHUNK", chunk)
+    other = frame_sums(samples, statistics_frame(CROP), threads=threads)
     assert (one.count, one.total.tolist(), one.products.tolist()) == (
         other.count, other.total.tolist(), other.products.tolist()
     )  # fmt: skip
@@ -153,7 +158,7 @@ def test_ten_million_white_frames_of_256_do_not_overflow():
     count, side = 10**7, 256
     products = count * side**2 * 255**2
     assert products < 2**63
-    white = Statistics(
+    white = PixelStatistics(
         count, torch.full((side, side, 3), 255 * count), torch.full((3, 3), products, dtype=torch.int64)
     )
     assert white.colours == ([Fraction(255)] * 3, [[Fraction(0)] * 3] * 3)
@@ -161,23 +166,23 @@ def test_ten_million_white_frames_of_256_do_not_overflow():
 
 @pytest.mark.parametrize("threads", [0, 2])
 def test_it_ends_when_asked_to(monkeypatch, threads):
-    monkeypatch.setattr(statistics, "CHUNK", 4)
+    monkeypatch.setattr(statistics, "SUM_CHUNK", 4)
     asked = iter([False, True])
-    with pytest.raises(Stopped):
-        frame_sums(pictures(), frame_of(CROP), threads=threads, stop=lambda: next(asked))
+    with pytest.raises(StopRequested):
+        frame_sums(pictures(), statistics_frame(CROP), threads=threads, stop=lambda: next(asked))
 
 
 def test_a_long_wait_is_told_and_only_then(tmp_path):
     told = []
     for _ in range(2):
-        statistics_of(pictures(), CROP, threads=0, cache=tmp_path, key="abc", tell=told.append)
+        pixel_statistics(pictures(), CROP, threads=0, cache=tmp_path, key="abc", tell=told.append)
     assert told == ["going once through 11 pictures, for their mean and their colours"]
 
 
 def test_other_code_makes_another_file(tmp_path, monkeypatch):
     fitted(tmp_path)
     statistics._code.cache_clear()
-    monkeypatch.setattr(statistics, "bare_source", lambda file: f"changed {file.name}")
+    monkeypatch.setattr(statistics, "code_digest", lambda files: "changed")
     fitted(tmp_path)
     statistics._code.cache_clear()
     assert len(list(tmp_path.glob("*.safetensors"))) == 2
@@ -187,7 +192,7 @@ def test_a_broken_picture_is_named():
     samples = pictures()
     samples.files[7] = samples.files[7][:200]
     with pytest.raises(DataError, match="picture 7 is no readable picture"):
-        frame_sums(samples, frame_of(CROP), threads=2)
+        frame_sums(samples, statistics_frame(CROP), threads=2)
 
 
 # What is made of them.
@@ -197,8 +202,8 @@ def test_a_broken_picture_is_named():
 def test_photographs_are_fitted_as_their_frames_would_be(name):
     """A second opinion: the frames as a small set in memory."""
     samples = pictures()
-    pixels = torch.from_numpy(frames(samples, frame_of(CROP)))
-    expected = fit_normaliser(name, Images(pixels, samples.labels))
+    pixels = torch.from_numpy(frames(samples, statistics_frame(CROP)))
+    expected = fit_normaliser(name, LabelledImages(pixels, samples.labels))
     found = fit_photographs(name, samples, CROP, threads=0, cache=None, key="")
     assert (found.name, found.outside, found.whitening) == (name, 0.0, None)
     torch.testing.assert_close(found.scale, expected.scale, rtol=1e-6, atol=0)
@@ -210,11 +215,11 @@ def test_a_normalisation_that_is_not_for_photographs_is_refused(name):
     with pytest.raises(
         DataError, match=f"'{name}' is for small images of one size; for photographs use one of per-"
     ):
-        statistics.fit_photographs(name, None)
+        statistics.fit_sharded_normaliser(name, None)
 
 
 def test_scale_needs_no_statistics():
-    found = statistics.fit_photographs("scale", None)
+    found = statistics.fit_sharded_normaliser("scale", None)
     assert (found.scale * 255).tolist() == pytest.approx([1, 1, 1])
     assert found.shift.tolist() == [0, 0, 0]
 
@@ -228,7 +233,7 @@ def test_photographs_of_one_colour_cannot_be_divided_by_its_deviation():
 
 def test_principal_colours_are_numpy_s():
     samples = pictures()
-    pixels = frames(samples, frame_of(CROP)).reshape(-1, 3) / 255
+    pixels = frames(samples, statistics_frame(CROP)).reshape(-1, 3) / 255
     values, vectors = np.linalg.eigh(np.cov(pixels.T, bias=True))
     found = colour_pca(samples, CROP, threads=0, cache=None, key="")
     np.testing.assert_allclose(found.values, values[::-1], rtol=1e-9)
@@ -246,7 +251,7 @@ def test_principal_colours_fall_and_have_one_sign():
 def test_greys_have_one_principal_colour():
     """Of black and white pixels in equal number: variance 1/4 in each colour, so 3/4 along grey, 0 elsewhere."""
     total = torch.full((2, 2, 3), 255)  # two pictures: one black, one white
-    found = principal_colours(Statistics(2, total, torch.full((3, 3), 4 * 255**2)))
+    found = principal_colours(PixelStatistics(2, total, torch.full((3, 3), 4 * 255**2)))
     np.testing.assert_allclose(found.values, [0.75, 0, 0], atol=1e-15)
     np.testing.assert_allclose(found.vectors[:, 0], [3**-0.5] * 3, atol=1e-15)
 
@@ -380,14 +385,14 @@ def test_two_at_once_read_the_pictures_once(tmp_path):
 def small(count=60):
     draw = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (count, 5, 4, 3), dtype=torch.uint8, generator=draw)
-    return Images(pixels, torch.zeros(count))
+    return LabelledImages(pixels, torch.zeros(count))
 
 
 def test_whitening_is_kept_whole_in_a_cache(tmp_path, monkeypatch):
     expected = fit_normaliser("gcn-zca", small())
-    first = fit_small("gcn-zca", small(), cache=tmp_path, key="abc")
+    first = fit_in_memory_normaliser("gcn-zca", small(), cache=tmp_path, key="abc")
     monkeypatch.setattr(statistics, "fit_normaliser", None)
-    for made in (first, fit_small("gcn-zca", small(), cache=tmp_path, key="abc")):
+    for made in (first, fit_in_memory_normaliser("gcn-zca", small(), cache=tmp_path, key="abc")):
         assert (made.name, made.outside) == ("gcn-zca", 0.0)
         assert same(made, expected)
         assert torch.equal(made.whitening, expected.whitening)
@@ -395,13 +400,13 @@ def test_whitening_is_kept_whole_in_a_cache(tmp_path, monkeypatch):
 
 
 def test_whitening_of_other_images_is_another_file(tmp_path):
-    fit_small("gcn-zca", small(), cache=tmp_path, key="abc")
-    made = fit_small("gcn-zca", small(50), cache=tmp_path, key="abd")
+    fit_in_memory_normaliser("gcn-zca", small(), cache=tmp_path, key="abc")
+    made = fit_in_memory_normaliser("gcn-zca", small(50), cache=tmp_path, key="abd")
     assert torch.equal(made.whitening, fit_normaliser("gcn-zca", small(50)).whitening)
     assert len(list(tmp_path.glob("*.safetensors"))) == 2
 
 
 @pytest.mark.parametrize("name", ["per-pixel-mean", "lecun98", "scale"])
 def test_what_is_quickly_fitted_is_not_kept(tmp_path, name):
-    assert same(fit_small(name, small(), cache=tmp_path, key="abc"), fit_normaliser(name, small()))
+    assert same(fit_in_memory_normaliser(name, small(), cache=tmp_path, key="abc"), fit_normaliser(name, small()))
     assert not list(tmp_path.iterdir())

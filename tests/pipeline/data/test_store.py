@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.data import store
 from pipeline.data.images import DataError
-from pipeline.data.store import MissingError, Place, place
+from pipeline.data.store import MissingFileError, Store, open_store
 from tests.support.servers import (
     KEY,
     SECRET,
@@ -52,7 +52,7 @@ def s3():
 def bucket(s3, monkeypatch, folder):
     """s3://bucket/set, with what `folder` holds."""
     use_s3(monkeypatch, s3)
-    there = place("s3://bucket/set/")
+    there = open_store("s3://bucket/set/")
     for file in folder.iterdir():
         copy = shutil.copyfile(file, folder.parent / "copy")
         there.put(copy, file.name)
@@ -61,7 +61,7 @@ def bucket(s3, monkeypatch, folder):
 
 def secretly(address, query=""):
     """The same address with a password, and a signature in the query."""
-    return place(address.replace("//", f"//user:{PASSWORD}@") + f"?X-Amz-Signature={SIGNATURE}{query}")
+    return open_store(address.replace("//", f"//user:{PASSWORD}@") + f"?X-Amz-Signature={SIGNATURE}{query}")
 
 
 def refused(call, *said, kind=DataError):
@@ -90,8 +90,8 @@ def behaves(here):
         CONTENT[3:8],
     ]
     assert here.ranges([]) == []
-    refused(lambda: here.read("b.tar"), f"{here}/b.tar", "there is no", kind=MissingError)
-    refused(lambda: here.ranges([("a.tar", 0, 1), ("b.tar", 0, 1)]), f"{here}/b.tar", kind=MissingError)
+    refused(lambda: here.read("b.tar"), f"{here}/b.tar", "there is no", kind=MissingFileError)
+    refused(lambda: here.ranges([("a.tar", 0, 1), ("b.tar", 0, 1)]), f"{here}/b.tar", kind=MissingFileError)
 
 
 def short_beyond_the_end(here):
@@ -107,24 +107,24 @@ def short_beyond_the_end(here):
 
 
 def test_a_folder(folder):
-    here = place(folder)
+    here = open_store(folder)
     behaves(here)
     short_beyond_the_end(here)
     (folder / "below").mkdir()
     assert here.names() == ["a.tar", "empty"]
     assert here.names(folders=True) == ["a.tar", "below", "empty"]
-    assert place(folder / "nothing").names() == []
+    assert open_store(folder / "nothing").names() == []
 
 
 def test_a_file_gone_from_a_folder_is_to_be_restored_and_one_from_a_server_looked_for(folder):
     lost = f"there is no {folder}/b.tar; restore it, or mend the path"
-    assert refused(lambda: place(folder).read("b.tar"), kind=MissingError) == lost
+    assert refused(lambda: open_store(folder).read("b.tar"), kind=MissingFileError) == lost
     with serve(folder) as address:
-        refused(lambda: place(address).read("b.tar"), "; check the address", kind=MissingError)
+        refused(lambda: open_store(address).read("b.tar"), "; check the address", kind=MissingFileError)
 
 
 def test_put_and_remove_in_a_folder(folder, tmp_path):
-    here = place(tmp_path / "new" / "one")
+    here = open_store(tmp_path / "new" / "one")
     here.put(shutil.copyfile(folder / "a.tar", tmp_path / "x"), "b.tar")
     assert here.read("b.tar") == CONTENT
     here.put(shutil.copyfile(folder / "empty", tmp_path / "x"), "b.tar")
@@ -139,16 +139,16 @@ def test_put_to_another_disk_copies(folder, tmp_path, monkeypatch):
         raise OSError(18, "Invalid cross-device link")
 
     monkeypatch.setattr("pathlib.Path.rename", rename)
-    place(tmp_path / "new").put(folder / "a.tar", "b.tar")
+    open_store(tmp_path / "new").put(folder / "a.tar", "b.tar")
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["b.tar"]
     assert (tmp_path / "new" / "b.tar").read_bytes() == CONTENT
 
 
 def test_a_copy_is_whole_or_not_there(folder, tmp_path):
     target = tmp_path / "new" / "a.tar"
-    refused(lambda: place(folder).fetch("nothing", target), "there is no", kind=MissingError)
+    refused(lambda: open_store(folder).fetch("nothing", target), "there is no", kind=MissingFileError)
     assert list((tmp_path / "new").iterdir()) == []
-    place(folder).fetch("a.tar", target)
+    open_store(folder).fetch("a.tar", target)
     assert target.read_bytes() == CONTENT
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["a.tar"]
 
@@ -158,7 +158,7 @@ def test_a_full_disk_is_said_to_be_this_machines(folder, tmp_path, far):
     resource = pytest.importorskip("resource")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     with serve(folder) as address:
-        here = place(address if far else folder)
+        here = open_store(address if far else folder)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # the kernel's own error, with a smaller disk
         try:
             refused(
@@ -172,7 +172,7 @@ def test_a_full_disk_is_said_to_be_this_machines(folder, tmp_path, far):
 @pytest.mark.skipif(os.getuid() == 0, reason="root may read everything")
 def test_a_folder_without_permission(folder):  # pragma: no cover
     (folder / "a.tar").chmod(0)
-    refused(lambda: place(folder).read("a.tar"), "permissions")
+    refused(lambda: open_store(folder).read("a.tar"), "permissions")
 
 
 def test_permission_errors_of_a_folder(folder, monkeypatch):
@@ -180,15 +180,15 @@ def test_permission_errors_of_a_folder(folder, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("pathlib.Path.read_bytes", read)
-    refused(lambda: place(folder).read("a.tar"), f"{folder}/a.tar", "check its permissions")
+    refused(lambda: open_store(folder).read("a.tar"), f"{folder}/a.tar", "check its permissions")
 
 
-@pytest.mark.parametrize(("kind", "call"), [("is_file", Place.exists), ("iterdir", lambda here, _: here.names())])
+@pytest.mark.parametrize(("kind", "call"), [("is_file", Store.exists), ("iterdir", lambda here, _: here.names())])
 def test_a_folder_that_may_not_be_looked_into(folder, monkeypatch, kind, call):
     def look(self):
         raise PermissionError(13, "Permission denied")
 
-    here = place(folder)
+    here = open_store(folder)
     monkeypatch.setattr(f"pathlib.Path.{kind}", look)
     refused(lambda: call(here, "a.tar"), f"{folder}", "check its permissions")
 
@@ -205,7 +205,7 @@ def test_a_folder_that_may_not_be_looked_into(folder, monkeypatch, kind, call):
 def test_a_path_that_leads_nowhere(tmp_path, monkeypatch, path, said):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "loop").symlink_to("loop")
-    refused(lambda: place(path), path, said)
+    refused(lambda: open_store(path), path, said)
 
 
 def test_a_path_below_a_folder_that_may_not_be_entered(tmp_path, monkeypatch):
@@ -213,7 +213,7 @@ def test_a_path_below_a_folder_that_may_not_be_entered(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("pathlib.Path.stat", stat)
-    refused(lambda: place(tmp_path / "x"), f"{tmp_path}/x may not be used: check its permissions")
+    refused(lambda: open_store(tmp_path / "x"), f"{tmp_path}/x may not be used: check its permissions")
 
 
 # --- addresses ---------------------------------------------------------------------------------------------
@@ -245,7 +245,7 @@ def test_a_path_below_a_folder_that_may_not_be_entered(tmp_path, monkeypatch):
     ],
 )
 def test_other_addresses_are_refused_without_repeating_them(address):
-    refused(lambda: place(address))
+    refused(lambda: open_store(address))
 
 
 @pytest.mark.parametrize(
@@ -260,7 +260,7 @@ def test_other_addresses_are_refused_without_repeating_them(address):
     ],
 )
 def test_addresses(address, local, shown):
-    here = place(address)
+    here = open_store(address)
     assert (here.local and str(here.local)) == local
     assert str(here) == here.shown == shown
     assert PASSWORD not in repr(here)
@@ -268,13 +268,13 @@ def test_addresses(address, local, shown):
 
 
 def test_a_query_stays_behind_the_files_name():
-    assert place("https://host/set/?sig=1").path("a.tar") == "https://host/set/a.tar?sig=1"
-    assert place("https://host").path("a.tar") == "https://host/a.tar"
+    assert open_store("https://host/set/?sig=1").path("a.tar") == "https://host/set/a.tar?sig=1"
+    assert open_store("https://host").path("a.tar") == "https://host/a.tar"
 
 
 def test_a_place_is_pickled_without_its_connections(folder):
     with serve(folder) as address:
-        here = place(address)
+        here = open_store(address)
         here.read("a.tar")
         again = pickle.loads(pickle.dumps(here))
         assert again == here
@@ -292,7 +292,7 @@ def test_http(folder):
 
 
 def test_http_cannot_be_written_to(folder):
-    refused(lambda: place("http://host/x").put(folder / "a.tar", "b.tar"), "http is for reading", "s3://")
+    refused(lambda: open_store("http://host/x").put(folder / "a.tar", "b.tar"), "http is for reading", "s3://")
 
 
 def test_a_server_without_ranges_is_refused_before_it_sends_everything(folder):
@@ -314,9 +314,9 @@ def test_a_server_that_dies_in_the_middle(folder, tmp_path):
 
 def test_a_server_that_stumbles_is_asked_again(folder):
     with serve(folder, Stumbling) as address:
-        assert place(address).ranges([("a.tar", 3, 5)]) == [CONTENT[3:8]]
+        assert open_store(address).ranges([("a.tar", 3, 5)]) == [CONTENT[3:8]]
     with serve(folder, Stumbling) as address:
-        assert place(address).read("a.tar") == CONTENT
+        assert open_store(address).read("a.tar") == CONTENT
 
 
 def test_a_server_that_stays_away_is_said_to(folder, monkeypatch):
@@ -347,7 +347,7 @@ def test_a_server_that_refuses(folder):
 
 def test_threads_share_a_place(folder):
     with serve(folder) as address:
-        here, found = place(address), []
+        here, found = open_store(address), []
         threads = [
             threading.Thread(target=lambda: found.append(here.ranges([("a.tar", 7, 9)] * 5))) for _ in range(6)
         ]
@@ -362,7 +362,7 @@ def test_threads_share_a_place(folder):
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # that is what is tried
 def test_a_place_works_after_a_fork(folder):
     with serve(folder) as address:
-        here = place(address)
+        here = open_store(address)
         here.read("a.tar")
         read, write = os.pipe()
         child = os.fork()
@@ -383,8 +383,8 @@ def test_s3(bucket, tmp_path):
     behaves(bucket)
     short_beyond_the_end(bucket)
     assert bucket.names() == ["a.tar", "empty"]
-    assert place("s3://bucket/nothing").names() == []
-    assert place("s3://bucket").names(folders=True) == ["set"]
+    assert open_store("s3://bucket/nothing").names() == []
+    assert open_store("s3://bucket").names(folders=True) == ["set"]
     bucket.fetch("a.tar", tmp_path / "new" / "a.tar")
     assert (tmp_path / "new" / "a.tar").read_bytes() == CONTENT
     bucket.remove("empty")
@@ -393,7 +393,7 @@ def test_s3(bucket, tmp_path):
 
 
 def test_s3_sees_what_another_process_wrote(bucket, folder):
-    other = Place(bucket.address)
+    other = Store(bucket.address)
     assert other.names() == ["a.tar", "empty"]
     bucket.remove("empty")
     assert other.names() == ["a.tar"]
@@ -401,21 +401,21 @@ def test_s3_sees_what_another_process_wrote(bucket, folder):
 
 
 def test_no_such_bucket(bucket, folder):
-    missing = place("s3://no-such-bucket/set")
-    refused(lambda: missing.read("a.tar"), "there is no s3://no-such-bucket/set/a.tar", kind=MissingError)
+    missing = open_store("s3://no-such-bucket/set")
+    refused(lambda: missing.read("a.tar"), "there is no s3://no-such-bucket/set/a.tar", kind=MissingFileError)
     refused(lambda: missing.put(folder / "a.tar", "a.tar"), "there is no s3://no-such-bucket/set/a.tar")
 
 
 def test_no_credentials(bucket, monkeypatch):
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    refused(lambda: place("s3://bucket/set").read("a.tar"), "no credentials", "AWS_ACCESS_KEY_ID")
+    refused(lambda: open_store("s3://bucket/set").read("a.tar"), "no credentials", "AWS_ACCESS_KEY_ID")
 
 
 def test_a_bucket_that_refuses(folder, monkeypatch):
     with serve(folder, Refusing) as address:
         use_s3(monkeypatch, address)
-        here = place("s3://bucket/set")
+        here = open_store("s3://bucket/set")
         for call in (here.exists, here.read, lambda name: here.ranges([(name, 0, 1)]), lambda _: here.names()):
             refused(lambda call=call: call("a.tar"), "s3://bucket/set", "refuses access", "credentials")
         refused(lambda: here.put(folder / "a.tar", "b.tar"), "refuses access")
@@ -426,7 +426,7 @@ def test_no_s3_server(folder, monkeypatch):
         pass
     use_s3(monkeypatch, address)
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    message = refused(lambda: place("s3://bucket/set").read("a.tar"), "s3://bucket/set/a.tar", "connection")
+    message = refused(lambda: open_store("s3://bucket/set").read("a.tar"), "s3://bucket/set/a.tar", "connection")
     assert re.search("could not be used|refused", message)
 
 
@@ -451,7 +451,7 @@ def aws(monkeypatch):
         monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
         for name, value in values.items():
             monkeypatch.setenv(name, value)
-        return place("s3://bucket/set")
+        return open_store("s3://bucket/set")
 
     return settings
 
@@ -502,13 +502,14 @@ def test_a_configuration_file_of_aws_that_cannot_be_read(aws, tmp_path):
 def test_what_is_no_buckets_name_is_said_to_be_none(aws):
     aws()
     refused(
-        lambda: place("s3://Bad_Bucket!/x").read("a"), "s3://Bad_Bucket!/x/a: 'Bad_Bucket!' is no bucket's name"
+        lambda: open_store("s3://Bad_Bucket!/x").read("a"),
+        "s3://Bad_Bucket!/x/a: 'Bad_Bucket!' is no bucket's name",
     )
 
 
 def test_a_mistake_of_ours_is_no_mistake_of_the_user():
     for where in ("folder", "http://host/x"):
-        with pytest.raises(ValueError, match=r"^ours$") as caught, place(where).trouble("a"):
+        with pytest.raises(ValueError, match=r"^ours$") as caught, open_store(where).trouble("a"):
             raise ValueError("ours")
         assert caught.type is ValueError
 

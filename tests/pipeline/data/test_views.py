@@ -8,8 +8,8 @@ import torch
 import torchvision.transforms.functional as second_opinion
 
 from pipeline.data import views as under_test
-from pipeline.data.views import grid, squares, views
-from pipeline.declare.protocol import read_protocol
+from pipeline.data.views import grid, protocol_views, squares
+from pipeline.declare.protocol import parse_protocol
 from tests.support import by_pillow
 
 SIZES = [(48, 60), (60, 48), (50, 50), (32, 32), (300, 200), (7, 20), (20, 7), (400, 9), (9, 400), (1, 1), (1, 30)]
@@ -17,7 +17,7 @@ SIZES = [(48, 60), (60, 48), (50, 50), (32, 32), (300, 200), (7, 20), (20, 7), (
 
 def shown(pixels, name):
     """Each part of a protocol: its groups."""
-    return [views(pixels, part) for part in read_protocol(name).parts]
+    return [protocol_views(pixels, part) for part in parse_protocol(name).parts]
 
 
 def difference(pixels, name):
@@ -128,7 +128,7 @@ def test_dense_shows_the_whole_picture_and_its_mirror_image_once_at_each_scale()
 @pytest.mark.parametrize("name", by_pillow.PROTOCOLS)
 def test_views_and_mirror_images_are_as_many_as_the_protocol_counts(name):
     groups = [group for part in shown(by_pillow.picture(44, 70), name) for group in part]
-    assert sum(len(group.pixels) * (1 + group.mirror) for group in groups) == read_protocol(name).views
+    assert sum(len(group.pixels) * (1 + group.mirror) for group in groups) == parse_protocol(name).views
 
 
 def test_the_picture_is_not_changed_and_may_be_read_only():

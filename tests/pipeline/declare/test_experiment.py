@@ -6,8 +6,8 @@ from pydantic import ValidationError
 
 from pipeline.common.errors import UserError
 from pipeline.declare.experiment import DeclarationError
-from pipeline.declare.layers import changed, merged
-from pipeline.declare.load import load, names
+from pipeline.declare.layers import describe_changes, merge_layers
+from pipeline.declare.load import experiment_names, load_experiment
 from pipeline.declare.yaml_loader import Loader
 
 # ruff: noqa: E501 - a mistake a line reads as the table it is
@@ -134,24 +134,24 @@ def test_a_file_that_is_no_map_is_refused(tmp_path, text):
     (tmp_path / "toy").mkdir()
     (tmp_path / "toy/depth.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(DeclarationError, match=r"^toy/depth\.yaml: an experiment is a map of keys \(paper, data"):
-        load("toy/depth", tmp_path)
+        load_experiment("toy/depth", tmp_path)
 
 
 def test_a_file_that_is_not_utf8_is_refused(tmp_path):
     (tmp_path / "toy").mkdir()
     (tmp_path / "toy/depth.yaml").write_bytes(b"question: \xff\n")
     with pytest.raises(DeclarationError, match=r"not readable as YAML: 'utf-8' codec"):
-        load("toy/depth", tmp_path)
+        load_experiment("toy/depth", tmp_path)
 
 
 def test_an_unknown_experiment_names_the_nearest_one(experiment, tmp_path):
     with pytest.raises(UserError, match=r"no experiment 'toy/dept'; did you mean 'toy/depth'\?"):
-        load("toy/dept", tmp_path / "experiments")
-    assert names(tmp_path / "experiments") == ["toy/depth"]
+        load_experiment("toy/dept", tmp_path / "experiments")
+    assert experiment_names(tmp_path / "experiments") == ["toy/depth"]
 
 
 def test_a_path_is_loaded_as_its_name_is(experiment, tmp_path):
-    assert load(str(tmp_path / "experiments/toy/depth.yaml")) == experiment
+    assert load_experiment(str(tmp_path / "experiments/toy/depth.yaml")) == experiment
     assert experiment.name == "toy/depth"
     assert experiment.folder == "toy"
 
@@ -219,19 +219,22 @@ def test_a_nested_map_keeps_what_the_layer_above_does_not_name(experiment):
 
 def test_a_map_that_names_another_thing_replaces():
     below = {"optimizer": {"name": "sgd", "momentum": 0.9}, "lr": 1}
-    assert merged(below, {"optimizer": {"name": "sdlm", "mu": 0.02}})["optimizer"] == {"name": "sdlm", "mu": 0.02}
-    assert merged(below, {"optimizer": {"name": "sgd", "decay": "all"}})["optimizer"]["momentum"] == 0.9
-    assert merged(below, {"optimizer": {"decay": "all"}})["optimizer"] == {
+    assert merge_layers(below, {"optimizer": {"name": "sdlm", "mu": 0.02}})["optimizer"] == {
+        "name": "sdlm",
+        "mu": 0.02,
+    }
+    assert merge_layers(below, {"optimizer": {"name": "sgd", "decay": "all"}})["optimizer"]["momentum"] == 0.9
+    assert merge_layers(below, {"optimizer": {"decay": "all"}})["optimizer"] == {
         "name": "sgd",
         "momentum": 0.9,
         "decay": "all",
     }
-    assert merged(below, {"optimizer": None, "lr": 2}) == {"optimizer": None, "lr": 2}
+    assert merge_layers(below, {"optimizer": None, "lr": 2}) == {"optimizer": None, "lr": 2}
 
 
 def test_merging_leaves_its_layers_alone():
     below, above = {"a": {"x": 1}}, {"b": {"y": {"z": 2}}}
-    result = merged(below, above)
+    result = merge_layers(below, above)
     result["a"]["x"] = result["b"]["y"]["z"] = 99
     assert (below, above) == ({"a": {"x": 1}}, {"b": {"y": {"z": 2}}})
 
@@ -349,7 +352,7 @@ def test_a_declaration_that_was_wrong_before_the_changes_is_blamed_itself(experi
     ],
 )
 def test_the_changes_nearest_to_a_mistake_are_named(key, changes, said):
-    assert changed(key, changes) == said
+    assert describe_changes(key, changes) == said
 
 
 @pytest.mark.parametrize(
@@ -450,7 +453,7 @@ def arithmetic(tmp_path):
         path.parent.mkdir(exist_ok=True)
         assert old in ARITHMETIC
         path.write_text(ARITHMETIC.replace(old, new, 1) if old else ARITHMETIC, encoding="utf-8")
-        return load("toy/architecture", tmp_path)
+        return load_experiment("toy/architecture", tmp_path)
 
     return load_changed
 
@@ -497,7 +500,7 @@ def test_a_trained_claim_needs_scales(arithmetic):
 
 # --- steps -------------------------------------------------------------------------------------------------
 
-STEPS = """steps:
+STEPS = """derived:
   three: {kind: ensemble, members: {plain-20: 2, plain-32: 1}}
   small: {kind: compression, of: resnet-20, density: 0.5, conv_bits: 8, fc_bits: 5}
   else: {kind: transfer, of: plain-32, data: cifar100, c: 1.0}
@@ -528,19 +531,19 @@ def test_steps_know_what_they_consume(declare):
 
 
 WRONG_STEPS = {
-    "kind": ("{kind: compression", "{kind: compresion", "steps.small: kind 'compresion' is not one of ensemble, protocol, transfer, compression; did you mean 'compression'?"),
-    "no kind": ("{kind: compression, ", "{", "steps.small: the key 'kind' is required"),
-    "unknown key": ("density: 0.5", "densty: 0.5", "steps.small.densty: unknown key; did you mean 'density'?"),
-    "density": ("density: 0.5", "density: 1.5", "steps.small.density: should be less than or equal to 1, not 1.5"),
-    "bits": ("conv_bits: 8", "conv_bits: 9", "steps.small.conv_bits: should be less than or equal to 8, not 9"),
-    "one network": ("members: {plain-20: 2, plain-32: 1}", "members: {plain-20: 1}", "steps.three: an ensemble has at least two networks"),
-    "nobody": ("of: resnet-20", "of: resnet-2", "steps.small: unknown variant 'resnet-2'; did you mean 'resnet-20'?"),
-    "a variant's name": ("  three:", "  plain-32:", "steps.plain-32: a variant is called so; give the step another name"),
-    "protocols": ("plain-32: 1}", "plain-32: 1}, test: [dense-of-256]", "steps.three (at paper scale): test protocols are for photographs, and its runs learn from small images, shown whole"),
-    "protocol": ("kind: compression, of: resnet-20, density: 0.5, conv_bits: 8, fc_bits: 5", "kind: protocol, of: resnet-20, test: [dense-of-256]", "steps.small (at paper scale): test protocols are for photographs, and its runs learn from small images, shown whole"),
-    "no such protocol": ("kind: compression, of: resnet-20, density: 0.5, conv_bits: 8, fc_bits: 5", "kind: protocol, of: resnet-20, test: [dense]", "steps.small.test.0: 'dense' is no test protocol; such names are 1-crop-224-of-256, 10-crop-224-of-256, 144-crop-224-of-256-288-320-352, dense-of-256-384-512"),
-    "many views": ("c: 1.0", "c: 1.0, view: 10-crop-224-of-256", "steps.else: 'view' should be a single crop, such as 1-crop-224-of-256, not 10-crop-224-of-256"),
-    "too few seeds": ("plain-20: 2", "plain-20: 6", "steps.three: 6 networks of plain-20 need 6 seeds, and at paper scale there are 5; give variants.plain-20.seeds, or fewer networks in scales.paper.steps.three"),
+    "kind": ("{kind: compression", "{kind: compresion", "derived.small: kind 'compresion' is not one of ensemble, protocol, transfer, compression; did you mean 'compression'?"),
+    "no kind": ("{kind: compression, ", "{", "derived.small: the key 'kind' is required"),
+    "unknown key": ("density: 0.5", "densty: 0.5", "derived.small.densty: unknown key; did you mean 'density'?"),
+    "density": ("density: 0.5", "density: 1.5", "derived.small.density: should be less than or equal to 1, not 1.5"),
+    "bits": ("conv_bits: 8", "conv_bits: 9", "derived.small.conv_bits: should be less than or equal to 8, not 9"),
+    "one network": ("members: {plain-20: 2, plain-32: 1}", "members: {plain-20: 1}", "derived.three: an ensemble has at least two networks"),
+    "nobody": ("of: resnet-20", "of: resnet-2", "derived.small: unknown variant 'resnet-2'; did you mean 'resnet-20'?"),
+    "a variant's name": ("  three:", "  plain-32:", "derived.plain-32: a variant has this name; give the derived run another"),
+    "protocols": ("plain-32: 1}", "plain-32: 1}, test: [dense-of-256]", "derived.three (at paper scale): test protocols are for photographs, and its runs learn from small images, shown whole"),
+    "protocol": ("kind: compression, of: resnet-20, density: 0.5, conv_bits: 8, fc_bits: 5", "kind: protocol, of: resnet-20, test: [dense-of-256]", "derived.small (at paper scale): test protocols are for photographs, and its runs learn from small images, shown whole"),
+    "no such protocol": ("kind: compression, of: resnet-20, density: 0.5, conv_bits: 8, fc_bits: 5", "kind: protocol, of: resnet-20, test: [dense]", "derived.small.test.0: 'dense' is no test protocol; such names are 1-crop-224-of-256, 10-crop-224-of-256, 144-crop-224-of-256-288-320-352, dense-of-256-384-512"),
+    "many views": ("c: 1.0", "c: 1.0, view: 10-crop-224-of-256", "derived.else: 'view' should be a single crop, such as 1-crop-224-of-256, not 10-crop-224-of-256"),
+    "too few seeds": ("plain-20: 2", "plain-20: 6", "derived.three: 6 networks of plain-20 need 6 seeds, and at paper scale there are 5; give variants.plain-20.seeds, or fewer networks in scales.paper.derived.three"),
 }  # fmt: skip
 
 
@@ -552,7 +555,7 @@ def test_a_mistake_in_a_step_is_one_sentence(declare, old, new, sentence):
 
 
 def test_a_scale_may_change_a_step(declare):
-    smaller = "  smoke:\n    steps: {small: {density: 0.1}}\n"
+    smaller = "  smoke:\n    derived: {small: {density: 0.1}}\n"
     declared = declare("scales:\n", STEPS, "  smoke:\n", smaller)
     assert (declared.step("small", "paper").density, declared.step("small", "smoke").density) == (0.5, 0.1)
     assert declared.step("small", "smoke").conv_bits == 8
@@ -561,21 +564,21 @@ def test_a_scale_may_change_a_step(declare):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ("{smal: {density: 0.1}}", "scales.smoke.steps: unknown step 'smal'; did you mean 'small'?"),
+        ("{smal: {density: 0.1}}", "scales.smoke.derived: unknown derived run 'smal'; did you mean 'small'?"),
         (
             "{small: {density: 2.0}}",
-            "scales.smoke.steps.small.density: should be less than or equal to 1, not 2.0",
+            "scales.smoke.derived.small.density: should be less than or equal to 1, not 2.0",
         ),
         (
             "{small: {of: resnt-20}}",
-            "scales.smoke.steps.small: unknown variant 'resnt-20'; did you mean 'resnet-20'?",
+            "scales.smoke.derived.small: unknown variant 'resnt-20'; did you mean 'resnet-20'?",
         ),
-        ("{small: {kind: protocol}}", "scales.smoke.steps.small.kind: 'protocol' is not one of compression"),
+        ("{small: {kind: protocol}}", "scales.smoke.derived.small.kind: 'protocol' is not one of compression"),
     ],
 )
 def test_a_mistake_of_a_scale_in_a_step_is_one_sentence(declare, change, sentence):
     with pytest.raises(DeclarationError) as caught:
-        declare("scales:\n", STEPS, "  smoke:\n", f"  smoke:\n    steps: {change}\n")
+        declare("scales:\n", STEPS, "  smoke:\n", f"  smoke:\n    derived: {change}\n")
     assert str(caught.value) == f"toy/depth.yaml: {sentence}"
 
 
@@ -587,7 +590,7 @@ def test_a_variant_may_have_more_seeds_than_the_others(declare):
         "scales:\n",
         STEPS.replace("plain-20: 2", "plain-20: 8"),
         "  laptop:\n",
-        "  laptop:\n    steps: {three: {members: {plain-20: 5}}}\n    seeds: [0, 1, 2, 3, 4]\n",
+        "  laptop:\n    derived: {three: {members: {plain-20: 5}}}\n    seeds: [0, 1, 2, 3, 4]\n",
     )
     assert declared.seeds_of("plain-20", "paper") == tuple(range(8))
     assert declared.seeds_of("plain-32", "paper") == (0, 1, 2, 3, 4)
@@ -605,7 +608,7 @@ def test_a_claim_may_be_of_a_step_but_arithmetic_may_not(declare):
 
 
 def test_photographs_are_judged_by_their_runs_protocols_unless_a_step_names_others(declare):
-    two = "steps:\n  two: {kind: ensemble, members: {plain-20: 1, plain-32: 1}}\n  other: {kind: protocol, of: plain-20, test: [dense-of-384]}\nscales:\n"
+    two = "derived:\n  two: {kind: ensemble, members: {plain-20: 1, plain-32: 1}}\n  other: {kind: protocol, of: plain-20, test: [dense-of-384]}\nscales:\n"
     declared = declare(*PHOTOGRAPHS, "scales:\n", two)
     assert [declared.protocols(name, "paper") for name in ("two", "other", "plain-20")] == [
         ("dense-of-256",), ("dense-of-384",), ("dense-of-256",)
@@ -613,7 +616,7 @@ def test_photographs_are_judged_by_their_runs_protocols_unless_a_step_names_othe
     own = "plain-32: {data: {test: [dense-of-384]}, model:"
     with pytest.raises(
         DeclarationError,
-        match=r"steps.two \(at paper scale\): its runs are judged by different protocols; say in 'test' which",
+        match=r"derived.two \(at paper scale\): its runs are judged by different protocols; say in 'test' which",
     ):
         declare(*PHOTOGRAPHS, "scales:\n", two, "plain-32: {model:", own)
     told = declare(
@@ -654,7 +657,7 @@ def test_a_number_of_photographs_is_one_by_a_protocol_that_they_are_judged_by(de
 
 
 def test_a_step_measures_what_its_kind_does(declare):
-    steps = """steps:
+    steps = """derived:
   both: {kind: ensemble, members: {plain-20: 1, plain-32: 1}}
   more: {kind: protocol, of: plain-20, test: [dense-of-256]}
   else: {kind: transfer, of: plain-32, data: places, c: 1.0, view: 1-crop-224-of-256}
@@ -675,7 +678,7 @@ scales:
 
 
 def test_features_of_photographs_need_a_view(declare):
-    step = "steps:\n  else: {kind: transfer, of: plain-32, data: places, c: 1.0}\nscales:\n"
+    step = "derived:\n  else: {kind: transfer, of: plain-32, data: places, c: 1.0}\nscales:\n"
     with pytest.raises(DeclarationError, match="features of photographs need a 'view', such as 1-crop-224-of-256"):
         declare(*PHOTOGRAPHS, "scales:\n", step)
     declared = declare(*PHOTOGRAPHS, "scales:\n", step.replace("c: 1.0", "c: 1.0, view: 1-crop-224-of-256"))
@@ -683,6 +686,6 @@ def test_features_of_photographs_need_a_view(declare):
 
 
 def test_an_ensemble_is_shown_small_images_in_one_way(declare):
-    two = "steps:\n  two: {kind: ensemble, members: {plain-20: 1, plain-32: 1}}\nscales:\n"
+    two = "derived:\n  two: {kind: ensemble, members: {plain-20: 1, plain-32: 1}}\nscales:\n"
     with pytest.raises(DeclarationError, match="its runs are shown cifar10 in different ways"):
         declare("scales:\n", two, "plain-32: {model:", "plain-32: {data: {normalise: scale}, model:")

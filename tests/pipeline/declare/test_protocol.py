@@ -5,11 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.common.errors import UserError
-from pipeline.declare.protocol import EXAMPLES, Part, read_protocol
+from pipeline.declare.protocol import PROTOCOL_EXAMPLES, ProtocolPart, parse_protocol
 
 
 def part(kind, side, shorts, square=False, interpolation="bilinear"):
-    return Part(kind, side, shorts, square, interpolation)
+    return ProtocolPart(kind, side, shorts, square, interpolation)
 
 
 @pytest.mark.parametrize(
@@ -33,12 +33,12 @@ def part(kind, side, shorts, square=False, interpolation="bilinear"):
     ],
 )
 def test_a_name_says_the_whole_protocol(name, parts, views):
-    found = read_protocol(name)
+    found = parse_protocol(name)
     assert (found.name, list(found.parts), found.views) == (name, parts, views)
 
 
 def test_examples_in_messages_are_protocols():
-    assert [read_protocol(name).views for name in EXAMPLES.split(", ")] == [1, 10, 144, 6]
+    assert [parse_protocol(name).views for name in PROTOCOL_EXAMPLES.split(", ")] == [1, 10, 144, 6]
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_examples_in_messages_are_protocols():
 )
 def test_what_is_no_protocol_is_refused_in_one_sentence(name, words):
     with pytest.raises(UserError, match=words) as refused:
-        read_protocol(name)
+        parse_protocol(name)
     assert "\n" not in str(refused.value)
 
 
@@ -82,6 +82,6 @@ def test_every_part_has_one_name(kind, side, shorts, square, interpolation):
     name = (
         f"{words}-of-{'square-' * square}{'-'.join(map(str, shorts))}{'-bicubic' * (interpolation == 'bicubic')}"
     )
-    found = read_protocol(name)
+    found = parse_protocol(name)
     assert found.parts == (part(kind, None if kind == "dense" else side, shorts, square, interpolation),)
     assert found.views == each * len(shorts)

@@ -6,7 +6,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.common.errors import UserError
-from pipeline.declare.validation import hint, sentence
+from pipeline.declare.validation import hint, validation_message
 
 
 class Strict(BaseModel):
@@ -40,7 +40,7 @@ def said(**keys: object) -> str:
     raw = {"title": "x"} | keys
     with pytest.raises(ValidationError) as caught:
         Drawing.model_validate(raw)
-    return sentence(caught.value, Drawing, raw)
+    return validation_message(caught.value, Drawing, raw)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_an_unknown_key_is_named_before_the_missing_one_it_stands_for():
     raw = {"titel": "x"}
     with pytest.raises(ValidationError) as caught:
         Drawing.model_validate(raw)
-    assert sentence(caught.value, Drawing, raw) == "titel: unknown key; did you mean 'title'?"
+    assert validation_message(caught.value, Drawing, raw) == "titel: unknown key; did you mean 'title'?"
 
 
 def test_a_long_value_is_cut():

@@ -13,19 +13,19 @@ from torch import nn
 
 from lightning_modules.networks import build
 from pipeline.derive.compression import (
-    FARTHEST,
+    MAX_GAP,
     code_lengths,
     coded_layer,
     compress,
-    decode,
     decompress,
-    encode,
-    layers,
+    huffman_decode,
+    huffman_encode,
     layers_of,
     prune,
     pruned,
-    shared,
-    sizes,
+    read_layers,
+    share_weights,
+    size_breakdown,
 )
 
 
@@ -74,7 +74,7 @@ def test_fixed_codes_are_no_layer():
 
 def test_weights_around_two_values_share_these():
     values = np.array([0.9, 1.0, 1.1, -2.1, -2.0, -1.9], np.float32)
-    centres, numbers = shared(values, 2)
+    centres, numbers = share_weights(values, 2)
     assert centres == pytest.approx([-2.0, 1.0])
     assert numbers.tolist() == [1, 1, 1, 0, 0, 0]
 
@@ -96,7 +96,7 @@ def lloyd(values, centres):
 @pytest.mark.parametrize("bits", [1, 2, 3, 4])
 def test_it_is_k_means_from_evenly_spaced_values(bits):
     values = np.random.default_rng(bits).normal(size=200)
-    centres, numbers = shared(values, 2**bits)
+    centres, numbers = share_weights(values, 2**bits)
     expected = lloyd(values.tolist(), np.linspace(values.min(), values.max(), 2**bits).tolist())
     assert centres == pytest.approx(expected, abs=1e-6)
     nearest = np.abs(values[:, None] - centres[None]).argmin(1)
@@ -104,7 +104,7 @@ def test_it_is_k_means_from_evenly_spaced_values(bits):
 
 
 def test_no_more_values_than_there_are_weights():
-    centres, numbers = shared(np.array([3.0, 3.0, 5.0]), 256)
+    centres, numbers = share_weights(np.array([3.0, 3.0, 5.0]), 256)
     assert (centres.tolist(), numbers.tolist()) == ([3.0, 5.0], [0, 0, 1])
 
 
@@ -121,7 +121,7 @@ def test_code_lengths_are_those_of_the_textbook():
 
 def test_a_symbol_alone_takes_a_bit_each_time():
     assert code_lengths(np.array([0, 7, 0])).tolist() == [0, 1, 0]
-    assert len(encode(np.ones(9, np.int64), code_lengths(np.array([0, 9])))) == 2
+    assert len(huffman_encode(np.ones(9, np.int64), code_lengths(np.array([0, 9])))) == 2
 
 
 @settings(max_examples=60, deadline=None)
@@ -129,8 +129,8 @@ def test_a_symbol_alone_takes_a_bit_each_time():
 def test_a_stream_gives_back_its_symbols(values):
     stream = np.array(values)
     lengths = code_lengths(np.bincount(stream))
-    content = encode(stream, lengths)
-    assert decode(content, lengths, len(stream)).tolist() == values
+    content = huffman_encode(stream, lengths)
+    assert huffman_decode(content, lengths, len(stream)).tolist() == values
     bits = sum(int(lengths[symbol]) * n for symbol, n in Counter(values).items())
     assert len(content) == -(-bits // 8)
     entropy = -sum(n * math.log2(n / len(values)) for n in Counter(values).values())
@@ -142,14 +142,14 @@ def test_a_long_stream_is_decoded_in_pieces(monkeypatch):
     stream = np.random.default_rng(0).geometric(0.3, 5000)  # some codes are longer than a piece
     lengths = code_lengths(np.bincount(stream))
     assert lengths.max() > 8
-    assert np.array_equal(decode(encode(stream, lengths), lengths, len(stream)), stream)
+    assert np.array_equal(huffman_decode(huffman_encode(stream, lengths), lengths, len(stream)), stream)
 
 
 def test_a_stream_that_was_cut_is_noticed():
     stream = np.random.default_rng(0).integers(0, 9, 500)
     lengths = code_lengths(np.bincount(stream))
     with pytest.raises(ValueError, match=r"a stream of 500 symbols ends after \d+"):
-        decode(encode(stream, lengths)[:-20], lengths, 500)
+        huffman_decode(huffman_encode(stream, lengths)[:-20], lengths, 500)
 
 
 # --- the file ----------------------------------------------------------------------------------------------
@@ -165,7 +165,7 @@ def meant(weights, kinds, density, bits):
         flat = prune(value, density).numpy().ravel()
         kept = np.flatnonzero(flat)
         gaps = np.diff(kept, prepend=-1)
-        centres, numbers = shared(flat[kept], 2**bits - bool((gaps > FARTHEST[kinds[name]]).any()))
+        centres, numbers = share_weights(flat[kept], 2**bits - bool((gaps > MAX_GAP[kinds[name]]).any()))
         flat = np.zeros_like(flat)
         flat[kept] = centres[numbers]
         result[name] = torch.from_numpy(flat.reshape(value.shape))
@@ -217,7 +217,7 @@ def test_a_layer_of_zeros_stays_one():
 def test_every_byte_is_counted():
     network, weights = network_weights()
     content = compress(weights, layers_of(network), density=0.33, conv_bits=8, fc_bits=5)
-    found = sizes(content)
+    found = size_breakdown(content)
     parts = ("codebook", "table", "indices", "positions", "other", "header")
     assert sum(found[f"{part}_bytes"] for part in parts) == found["bytes"] == len(content)
     numbers = sum(value.numel() * value.element_size() for value in weights.values())
@@ -225,7 +225,7 @@ def test_every_byte_is_counted():
     assert found["other_bytes"] == sum(
         value.numel() * value.element_size() for name, value in weights.items() if name not in layers_of(network)
     )
-    for entry, held in layers(content):
+    for entry, held in read_layers(content):
         assert entry["name"] in weights
         if entry["kind"]:
             assert len(held["codebook"]) <= 4 * 256
@@ -235,7 +235,7 @@ def test_a_third_of_the_weights_at_8_bits_take_less_than_a_sixth():
     """8 bits of 32 for a third of them is a twelfth; positions take about as much (SqueezeNet: 4.8 to 0.66 MB)."""
     network, weights = network_weights()
     content = compress(weights, layers_of(network), density=0.33, conv_bits=8, fc_bits=8)
-    assert 4 < sizes(content)["original_bytes"] / len(content) < 12
+    assert 4 < size_breakdown(content)["original_bytes"] / len(content) < 12
 
 
 @pytest.mark.parametrize(

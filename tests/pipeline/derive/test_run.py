@@ -13,25 +13,32 @@ from safetensors.torch import load_file, save
 from lightning_modules.networks import build
 from pipeline.common.errors import UserError
 from pipeline.data import manifest, sources
-from pipeline.data.batches import BatchMaker
+from pipeline.data.batches import BatchBuilder
 from pipeline.data.normalise import fit_normaliser
-from pipeline.declare.derived import ERRORS, TRANSFERRED, CompressionStep, EnsembleStep, ProtocolStep, TransferStep
-from pipeline.declare.load import load
-from pipeline.declare.protocol import read_protocol
+from pipeline.declare.derived import (
+    ERROR_METRICS,
+    TRANSFER_METRICS,
+    CompressionSpec,
+    EnsembleSpec,
+    ProtocolSpec,
+    TransferSpec,
+)
+from pipeline.declare.load import load_experiment
+from pipeline.declare.protocol import parse_protocol
 from pipeline.derive.compression import decompress
-from pipeline.derive.context import Average, network_of
-from pipeline.derive.run import COMPRESSED, run_step
-from pipeline.plan.expand import Step, plan
+from pipeline.derive.context import AveragedNetworks, load_network
+from pipeline.derive.run import COMPRESSED_FILE, make_derived
+from pipeline.plan.expand import DerivedRun, plan_runs
 from pipeline.track.record import Record
 from pipeline.track.run_folder import RunFolder
-from pipeline.train.evaluate import Errors, Member, evaluate_pictures
-from pipeline.train.inputs import Ways, supply
+from pipeline.train.evaluate import EnsembleMember, ErrorCounts, evaluate_samples
+from pipeline.train.inputs import ReadOptions, load_training_data
 from pipeline.train.train import train
 from tests.support import real_runs
 from tests.support.making import prepared
 from tests.support.real_runs import CODE, images_of, train_in
 
-ENSEMBLE = EnsembleStep(kind="ensemble", members={"resnet-20": 3})
+ENSEMBLE = EnsembleSpec(kind="ensemble", members={"resnet-20": 3})
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +56,13 @@ def folders(runs, tmp_path_factory):
 
 
 def step_of(kind, runs):
-    return Step(runs[0].experiment, runs[0].scale, "it", runs[0].seed, kind, tuple(runs))
+    return DerivedRun(runs[0].experiment, runs[0].scale, "it", runs[0].seed, kind, tuple(runs))
 
 
 def done(path, step, folders, images=None, **other):
     images = images or images_of("noise")
     counted = other.pop("manifest", None) or manifest.manifest_of(images)
-    return run_step(
+    return make_derived(
         step,
         identity="id",
         folder=RunFolder(path),
@@ -76,7 +83,7 @@ def network(folder, run):
 
 def scores_of(networks, images, trained_on):
     """Each network's scores of all images: (networks, N, classes)."""
-    maker = BatchMaker(images, normalise=fit_normaliser("per-pixel-mean", trained_on))
+    maker = BatchBuilder(images, normalise=fit_normaliser("per-pixel-mean", trained_on))
     with torch.inference_mode():
         pixels = maker(torch.arange(len(images)))
         return torch.stack([one(pixels) for one in networks])
@@ -86,7 +93,7 @@ def scores_of(networks, images, trained_on):
 
 
 def test_what_a_run_can_be_claimed_of_is_what_it_measures(folders):
-    measured = load(real_runs.RESNET).measured("resnet-20", named=True)
+    measured = load_experiment(real_runs.RESNET).measured("resnet-20", named=True)
     assert set(folders[0].result().metrics) == set(measured)
 
 
@@ -149,7 +156,7 @@ def test_probabilities_are_averaged_and_not_scores():
             return self.scores.expand(len(x), -1)
 
     # one is nearly sure of class 0; two lean, with larger scores in all, towards class 1
-    average = Average([Says(0.0, -9.0), Says(10.0, 10.5), Says(10.0, 10.5)])(torch.zeros(1, 1))
+    average = AveragedNetworks([Says(0.0, -9.0), Says(10.0, 10.5), Says(10.0, 10.5)])(torch.zeros(1, 1))
     half = 1 / (1 + math.exp(-0.5))
     expected = (1 / (1 + math.exp(-9)) + 2 * (1 - half)) / 3
     assert float(average.exp()[0, 0]) == pytest.approx(expected)
@@ -203,7 +210,7 @@ def test_images_that_changed_since_are_refused(runs, folders, tmp_path):
 
 
 def test_a_loaded_network_is_the_one_that_was_judged(runs, folders):
-    loaded = network_of(runs[0], folders[0], manifest.manifest_of(images_of("noise")))
+    loaded = load_network(runs[0], folders[0], manifest.manifest_of(images_of("noise")))
     images = images_of("noise")
     [scores] = scores_of([loaded.eval()], images.test, images.train)
     wrong = int((scores.argmax(1) != images.test.labels).sum())
@@ -220,14 +227,14 @@ def test_asked_to_stop_it_leaves_no_record(runs, folders, tmp_path):
 
 def test_what_was_measured_before_it_stopped_is_not_measured_again(runs, folders, tmp_path, monkeypatch):
     step = step_of(
-        CompressionStep(kind="compression", of="resnet-20", density=0.5, conv_bits=4, fc_bits=4), runs[:1]
+        CompressionSpec(kind="compression", of="resnet-20", density=0.5, conv_bits=4, fc_bits=4), runs[:1]
     )
     asked = iter([False, True])
     assert done(tmp_path, step, folders[:1], stop=lambda: next(asked)) is None
     whole = done(tmp_path / "whole", step, folders[:1])
     counted = []
     monkeypatch.setattr(
-        "pipeline.derive.context.evaluate", lambda *_, **__: counted.append(1) or Errors(100, 7, 3, 0.5)
+        "pipeline.derive.context.evaluate_batches", lambda *_, **__: counted.append(1) or ErrorCounts(100, 7, 3, 0.5)
     )
     resumed = done(tmp_path, step, folders[:1])
     assert len(counted) == 2  # pruned and compressed; the original was measured before
@@ -240,10 +247,10 @@ def test_what_was_measured_before_it_stopped_is_not_measured_again(runs, folders
 
 def test_a_compression_is_judged_by_what_its_file_holds(runs, folders, tmp_path):
     step = step_of(
-        CompressionStep(kind="compression", of="resnet-20", density=0.3, conv_bits=4, fc_bits=3), runs[:1]
+        CompressionSpec(kind="compression", of="resnet-20", density=0.3, conv_bits=4, fc_bits=3), runs[:1]
     )
     record = done(tmp_path, step, folders[:1])
-    content = (tmp_path / COMPRESSED).read_bytes()
+    content = (tmp_path / COMPRESSED_FILE).read_bytes()
     decoded = network(folders[0], runs[0])
     decoded.load_state_dict(decompress(content))
     images = images_of("noise")
@@ -264,15 +271,15 @@ def test_lenet_5_is_compressed_with_its_codes_untouched(runs, folders, tmp_path)
     torch.manual_seed(0)
     made = build("lenet5", {}, num_classes=10, in_channels=1)
     folder = made_up_folder(tmp_path / "run", made, folders[0].result(), manifest.manifest_of(images))
-    step = step_of(load(real_runs.LENET).step("lenet5-compressed", "smoke"), [run])
+    step = step_of(load_experiment(real_runs.LENET).derived_spec("lenet5-compressed", "smoke"), [run])
     record = done(tmp_path / "step", step, [folder], images=images)
-    decoded = decompress((tmp_path / "step" / COMPRESSED).read_bytes())
+    decoded = decompress((tmp_path / "step" / COMPRESSED_FILE).read_bytes())
     before = made.state_dict()
     [codes] = [name for name in before if name.endswith("codes")]
     assert torch.equal(decoded[codes], before[codes])
     assert int((decoded["f6.weight"] != 0).sum()) == 120 * 84 / 2
     assert record.metrics["compressed/ratio"] > 4
-    assert set(record.metrics) == set(load(real_runs.LENET).measured("lenet5-compressed", named=True))
+    assert set(record.metrics) == set(load_experiment(real_runs.LENET).measured("lenet5-compressed", named=True))
     assert record.metrics["test/images"] == 360
 
 
@@ -286,7 +293,7 @@ def made_up_folder(path, network, record, counted):
 
 # --- transfer ----------------------------------------------------------------------------------------------
 
-TRANSFER = TransferStep(kind="transfer", of="resnet-20", data="shades", c=1.0)
+TRANSFER = TransferSpec(kind="transfer", of="resnet-20", data="shades", c=1.0)
 
 
 def shades(root, size=16, each=12):
@@ -299,7 +306,7 @@ def shades(root, size=16, each=12):
             for number in range(each):
                 pixels = np.clip(grey + draw.integers(-25, 26, (size, size, 3)), 0, 255).astype(np.uint8)
                 Image.fromarray(pixels).save(folder / f"{number}.png")
-    return sources.load("shades", root)
+    return sources.load_images("shades", root)
 
 
 def test_a_linear_classifier_learns_another_set_from_the_features(runs, folders, tmp_path):
@@ -311,7 +318,7 @@ def test_a_linear_classifier_learns_another_set_from_the_features(runs, folders,
     assert record.metrics["test/images"] == 36
     assert record.metrics["test/top1_error_pct"] < 34  # of 67 by guessing
     assert record.metrics["features"] == 64  # below ResNet-20's full connection
-    assert set(record.metrics) == {*TRANSFERRED, *(f"test/{error}" for error in ERRORS)}
+    assert set(record.metrics) == {*TRANSFER_METRICS, *(f"test/{error}" for error in ERROR_METRICS)}
     assert record.ended.endswith("iterations on 64 features")
     assert record.status == "finished"
 
@@ -353,8 +360,8 @@ def photographs(tmp_path_factory):
     shards = prepared(root, classes=2, train=5, test=4)
     runs = [
         run
-        for run in plan(load("resnet/imagenet"), scale="stand-in", seeds=2, changes=CHANGES)
-        if not isinstance(run, Step)
+        for run in plan_runs(load_experiment("resnet/imagenet"), scale="stand-in", seeds=2, changes=CHANGES)
+        if not isinstance(run, DerivedRun)
     ]
     folders = [RunFolder(root / f"run{run.seed}") for run in runs]
     for run, folder in zip(runs, folders, strict=True):
@@ -366,7 +373,7 @@ def photographs(tmp_path_factory):
 def test_a_run_is_judged_by_other_protocols(photographs, tmp_path):
     shards, runs, folders = photographs
     step = step_of(
-        ProtocolStep(kind="protocol", of="resnet-18-a", test=("10-crop-64-of-72", "1-crop-64-of-72")), runs[:1]
+        ProtocolSpec(kind="protocol", of="resnet-18-a", test=("10-crop-64-of-72", "1-crop-64-of-72")), runs[:1]
     )
     record = done(tmp_path, step, folders[:1], images=shards)
     before = folders[0].result().metrics
@@ -379,7 +386,7 @@ def test_a_run_is_judged_by_other_protocols(photographs, tmp_path):
 
 def test_an_ensemble_of_photographs_is_judged_as_its_members_are(photographs, tmp_path):
     shards, runs, folders = photographs
-    step = step_of(EnsembleStep(kind="ensemble", members={"resnet-18-a": 2}), runs)
+    step = step_of(EnsembleSpec(kind="ensemble", members={"resnet-18-a": 2}), runs)
     record = done(tmp_path, step, folders, images=shards)
     losses = [folder.result().metrics["test/loss"] for folder in folders]
     assert losses[0] != losses[1]
@@ -391,20 +398,20 @@ def test_an_ensemble_of_photographs_is_judged_as_its_members_are(photographs, tm
 def test_each_network_of_an_ensemble_sees_photographs_normalised_as_it_learnt_from_them(photographs, tmp_path):
     shards, runs, folders = photographs
     changes = CHANGES | {"data.normalise": "scale"}
-    other, *_ = plan(load("resnet/imagenet"), scale="stand-in", seeds=1, changes=changes)
-    step = step_of(EnsembleStep(kind="ensemble", members={"resnet-18-a": 2}), [runs[0], other])
+    other, *_ = plan_runs(load_experiment("resnet/imagenet"), scale="stand-in", seeds=1, changes=changes)
+    step = step_of(EnsembleSpec(kind="ensemble", members={"resnet-18-a": 2}), [runs[0], other])
     record = done(tmp_path, step, folders[:1] * 2, images=shards)
     counted = manifest.manifest_of(shards)
-    network = network_of(runs[0], folders[0], counted)
+    network = load_network(runs[0], folders[0], counted)
     of_each = [
-        supply(shards, run.recipe.data, torch.device("cpu"), sha256="x", ways=Ways()).normaliser
+        load_training_data(shards, run.recipe.data, torch.device("cpu"), sha256="x", ways=ReadOptions()).normaliser
         for run in (runs[0], other)
     ]
     assert [one.name for one in of_each] == ["per-pixel-mean", "scale"]
-    expected = evaluate_pictures(
-        [Member(network, one) for one in of_each],
+    expected = evaluate_samples(
+        [EnsembleMember(network, one) for one in of_each],
         shards.test,
-        read_protocol("1-crop-64-of-72"),
+        parse_protocol("1-crop-64-of-72"),
         expected=8,
         threads=0,
         bf16=False,
@@ -416,7 +423,7 @@ def test_each_network_of_an_ensemble_sees_photographs_normalised_as_it_learnt_fr
 
 def test_features_of_photographs_are_taken_from_one_crop(photographs, tmp_path):
     shards, runs, folders = photographs
-    kind = TransferStep(kind="transfer", of="resnet-18-a", data="mine", c=1.0, view="1-crop-64-of-72")
+    kind = TransferSpec(kind="transfer", of="resnet-18-a", data="mine", c=1.0, view="1-crop-64-of-72")
     other = prepared(tmp_path / "other", classes=2, train=6, test=3, seed=5)
     counted = manifest.manifest_of(other)
     record = done(
@@ -429,10 +436,10 @@ def test_features_of_photographs_are_taken_from_one_crop(photographs, tmp_path):
 def test_a_protocol_that_the_network_cannot_read_is_told(photographs, tmp_path):
     shards, _, _ = photographs
     changes = {key: value for key, value in CHANGES.items() if key != "data.test"}
-    run, *_ = plan(load("googlenet/imagenet"), scale="stand-in", seeds=1, changes=changes)
+    run, *_ = plan_runs(load_experiment("googlenet/imagenet"), scale="stand-in", seeds=1, changes=changes)
     network = build("googlenet", {}, num_classes=2, in_channels=3)
     counted = manifest.manifest_of(shards)
     folder = made_up_folder(tmp_path / "run", network, photographs[2][0].result(), counted)
-    step = step_of(ProtocolStep(kind="protocol", of="googlenet-with-aux", test=("1-crop-64-of-72",)), [run])
+    step = step_of(ProtocolSpec(kind="protocol", of="googlenet-with-aux", test=("1-crop-64-of-72",)), [run])
     with pytest.raises(UserError, match=r"test protocol '1-crop-64-of-72' does not fit: .*googlenet reads"):
         done(tmp_path / "step", step, [folder], images=shards)

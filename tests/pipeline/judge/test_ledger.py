@@ -8,9 +8,9 @@ import pytest
 
 from pipeline.common.errors import UserError
 from pipeline.declare.claims import ExactClaim, Printed
-from pipeline.judge.counting import counted
-from pipeline.judge.ledger import judge, judged_exactly, ledger
-from pipeline.plan.expand import plan
+from pipeline.judge.counting import counted_records
+from pipeline.judge.ledger import judge_claim, judge_exact_claim, ledger
+from pipeline.plan.expand import plan_runs
 from tests.support.made_up import made_up
 
 PLAIN, DEEP = [9.4, 9.5, 9.6, 9.5, 9.5], [10.4, 10.5, 10.6, 10.4, 10.6]  # means 9.5 and 10.5: a ratio of 1.105
@@ -232,7 +232,7 @@ def test_a_run_of_an_old_declaration_does_not_count(declare, both):
 def test_runs_of_different_code_or_data_are_not_mixed(experiment, row_of_seeds, field):
     old = row_of_seeds(experiment, "plain-20", [20.0, 20.1, 19.9], **{field: "old"})
     new = row_of_seeds(experiment, "plain-20", PLAIN, **{field: "new"})
-    (found,) = counted(experiment, "paper", [*old, *new]).values()
+    (found,) = counted_records(experiment, "paper", [*old, *new]).values()
     assert [getattr(one, field) for one in found] == ["new"] * 5  # the most seeds
     assert judged(experiment, [*old, *new])["error"].verdict.measured == pytest.approx(9.5)
 
@@ -241,20 +241,20 @@ def test_of_as_many_seeds_the_latest_kind_counts(experiment, row_of_seeds):
     old = row_of_seeds(experiment, "plain-20", PLAIN, code="old", finished="2026-01-01T00:00:00+00:00")
     new = row_of_seeds(experiment, "plain-20", DEEP, code="new", finished="2026-01-02T00:00:00+00:00")
     for records in ([*old, *new], [*new, *old]):
-        (found,) = counted(experiment, "paper", records).values()
+        (found,) = counted_records(experiment, "paper", records).values()
         assert {one.code for one in found} == {"new"}
 
 
 def test_a_seed_that_ran_twice_counts_once_the_first_time(experiment, record):
     first = record(experiment, "plain-20", 0, 9.0, finished="2026-01-01T00:00:00+00:00", hardware="here")
     again = record(experiment, "plain-20", 0, 5.0, finished="2026-01-02T00:00:00+00:00", hardware="there")
-    (found,) = counted(experiment, "paper", [again, first]).values()
+    (found,) = counted_records(experiment, "paper", [again, first]).values()
     assert [one.hardware for one in found] == ["here"]
 
 
 def test_seeds_that_were_not_declared_beforehand_do_not_count_at_paper_scale(experiment, record):
     asked_for = [record(experiment, "plain-20", seed, 9.5) for seed in range(7)]
-    (found,) = counted(experiment, "paper", asked_for).values()
+    (found,) = counted_records(experiment, "paper", asked_for).values()
     assert [one.seed for one in found] == [0, 1, 2, 3, 4]
 
 
@@ -394,28 +394,30 @@ def measured(metric, experiment, variant):
 )
 def test_arithmetic_judges_ratios_sides_and_what_is_printed(experiment, claim, outcome, words):
     declared = experiment.model_copy(update={"printed": {"error": Printed(value=14.8, where="table 3")}})
-    verdict = judged_exactly(claim, declared, measured)
+    verdict = judge_exact_claim(claim, declared, measured)
     assert verdict.outcome == outcome
     assert words in verdict.sentence
 
 
 def test_a_number_from_memory_can_be_confirmed_but_not_called_wrong(experiment):
     wrong = exact(claimed=900, corrected=700, confidence="memory")
-    verdict = judged_exactly(wrong, experiment, measured)
+    verdict = judge_exact_claim(wrong, experiment, measured)
     assert (verdict.outcome, verdict.reason) == ("cannot judge", "protocol-unspecified")
     assert verdict.sentence.endswith(
         "The claimed value was recalled and not read again, so the error may be ours."
     )
-    assert judged_exactly(exact(claimed=900, confidence="memory"), experiment, measured).outcome == "cannot judge"
-    assert judged_exactly(exact(claimed=700, confidence="memory"), experiment, measured).outcome == "reproduced"
-    read = judged_exactly(exact(claimed=900, confidence="figure"), experiment, measured)
+    assert (
+        judge_exact_claim(exact(claimed=900, confidence="memory"), experiment, measured).outcome == "cannot judge"
+    )
+    assert judge_exact_claim(exact(claimed=700, confidence="memory"), experiment, measured).outcome == "reproduced"
+    read = judge_exact_claim(exact(claimed=900, confidence="figure"), experiment, measured)
     assert read.outcome == "not reproduced"
 
 
 def test_each_side_of_a_ratio_says_where_it_is_from(experiment):
     declared = experiment.model_copy(update={"printed": {"error": Printed(value=14.8, where="Table 3")}})
     claim = exact(metric="printed/error", over_metric="model/parameters", claimed=0.02114, margin=1e-5)
-    said = judged_exactly(claim, declared, lambda metric, *_: 14.8 if "printed" in metric else 700).sentence
+    said = judge_exact_claim(claim, declared, lambda metric, *_: 14.8 if "printed" in metric else 700).sentence
     assert said.startswith("Table 3 prints 14.8 / 700 (measured) = 0.0211429, which agrees")
 
 
@@ -423,7 +425,7 @@ def test_what_is_printed_but_was_recalled_calls_nobody_wrong(experiment):
     printed = {"error": Printed(value=14.8, where="Table 3", confidence="memory")}
     declared = experiment.model_copy(update={"printed": printed})
     said = exact(of=None, metric="printed/error", claimed=11.7, corrected=14.8)
-    assert judged_exactly(said, declared, measured).outcome == "cannot judge"
+    assert judge_exact_claim(said, declared, measured).outcome == "cannot judge"
 
 
 @pytest.mark.parametrize(
@@ -432,7 +434,7 @@ def test_what_is_printed_but_was_recalled_calls_nobody_wrong(experiment):
 )
 def test_what_cannot_be_divided_is_the_authors_mistake(experiment, claim):
     with pytest.raises(UserError, match=r"^toy/depth.yaml: claims.x: 700 / .* is no ratio$"):
-        judge(claim, experiment, {}, measured)
+        judge_claim(claim, experiment, {}, measured)
 
 
 # --- one network by two protocols ---------------------------------------------------------------------------
@@ -470,7 +472,7 @@ def test_nothing_is_compared_with_itself(declare):
 
 # --- steps -------------------------------------------------------------------------------------------------
 
-STEPS = """steps:
+STEPS = """derived:
   pair: {kind: ensemble, members: {plain-20: 2}}
   small: {kind: compression, of: plain-20, density: 0.5, conv_bits: 8, fc_bits: 5}
 scales:
@@ -483,7 +485,7 @@ SIX = ("seeds: [0, 1, 2, 3, 4]", "seeds: [0, 1, 2, 3, 4, 5]")
 def step_records(experiment, name, errors, *, scale="paper", **other):
     """Records of steps that never were, one for each error."""
     seeds = other.pop("seeds", None)
-    steps = [one for one in plan(experiment, scale=scale, seeds=seeds) if one.variant == name]
+    steps = [one for one in plan_runs(experiment, scale=scale, seeds=seeds) if one.variant == name]
     one = made_up(experiment, "plain-20", 0, 0.0, scale=scale)
     return [
         replace(one, variant=name, seed=step.seed, identity=f"{name}-{step.seed}", declaration=step.declaration,
@@ -536,7 +538,7 @@ def test_at_paper_scale_only_steps_of_the_seeds_declared_beforehand_count(declar
     assert len(records) == 8
     assert judged(declared, records)["error"].evidence.seeds == (0, 1, 2, 3, 4)
     laptop = step_records(declared, "small", [1.0] * 8, scale="laptop", seeds=8)
-    assert len(counted(declared, "laptop", laptop)["small"]) == 8
+    assert len(counted_records(declared, "laptop", laptop)["small"]) == 8
 
 
 def test_a_step_is_compared_with_a_network_by_the_seed_of_its_first(declare, row_of_seeds):

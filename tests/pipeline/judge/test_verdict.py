@@ -163,7 +163,7 @@ def test_interval_of_the_mean_has_the_table_s_quantile(n, t):
 def test_interval_of_mu_plus_k_sigma_matches_the_tolerance_factors(n, factor):
     # one-sided normal tolerance limits, 95 % of the population at 95 % confidence (Odeh and Owen 1980)
     values = [float(x) for x in range(n)]
-    upper = statistics._test(values, high=0.0, k=1.644854).high
+    upper = statistics.interval_test(values, high=0.0, k=1.644854).high
     assert (upper - np.mean(values)) / np.std(values, ddof=1) == pytest.approx(factor, abs=6e-4)
 
 
@@ -172,7 +172,7 @@ def test_interval_of_mu_plus_k_sigma_matches_the_tolerance_factors(n, factor):
 def test_noncentral_quantiles_invert_the_defining_integral(n, draws):
     df, nc = n - 1, expected_best(draws) * math.sqrt(n)
     for probability in (0.05, 0.95):
-        q = statistics._quantile(probability, df, nc)
+        q = statistics.t_quantile(probability, df, nc)
 
         def below(chi, q=q):
             return stats.norm.cdf(q * chi / math.sqrt(df) - nc) * stats.chi.pdf(chi, df)
@@ -401,7 +401,7 @@ def test_the_best_of_n_is_estimated_without_bias_from_more_or_fewer_seeds(n, sta
 
 
 def test_fault_normal_quantiles_for_so_few_seeds_are_caught(monkeypatch):
-    monkeypatch.setattr(statistics, "_quantile", lambda probability, *_: 1.645 if probability > 0.5 else -1.645)
+    monkeypatch.setattr(statistics, "t_quantile", lambda probability, *_: 1.645 if probability > 0.5 else -1.645)
     assert false_reproduced_of_means(3) > AT_MOST
 
 
@@ -411,23 +411,23 @@ def test_fault_a_level_of_ten_percent_is_caught(monkeypatch):
 
 
 def test_fault_the_estimate_alone_inside_the_margin_is_caught(monkeypatch):
-    monkeypatch.setattr(statistics, "_quantile", lambda *_: 0.0)
+    monkeypatch.setattr(statistics, "t_quantile", lambda *_: 0.0)
     assert false_reproduced_of_means() > AT_MOST
 
 
 def test_fault_a_best_judged_by_the_interval_of_the_mean_is_caught(monkeypatch):
-    original = statistics._quantile
-    monkeypatch.setattr(statistics, "_quantile", lambda probability, df, _: original(probability, df, 0.0))
+    original = statistics.t_quantile
+    monkeypatch.setattr(statistics, "t_quantile", lambda probability, df, _: original(probability, df, 0.0))
     assert false_reproduced_of_bests(side=-1) > AT_MOST
 
 
 def test_fault_a_best_with_its_uncertain_spread_ignored_is_caught(monkeypatch):
-    original = statistics._quantile
+    original = statistics.t_quantile
 
     def shifted(probability: float, df: int, nc: float) -> float:
         return original(probability, df, 0.0) + nc
 
-    monkeypatch.setattr(statistics, "_quantile", shifted)
+    monkeypatch.setattr(statistics, "t_quantile", shifted)
     assert max(false_reproduced_of_bests(side=side) for side in (1, -1)) > AT_MOST
 
 

@@ -6,13 +6,13 @@ from torch import nn
 
 from lightning_modules.lenet5 import lenet5
 from lightning_modules.resnet import resnet_cifar
-from pipeline.analyse.catalogue import Complexity
-from pipeline.analyse.network import Analysis
+from pipeline.analyse.catalogue import NetworkCost
+from pipeline.analyse.network import NetworkAnalysis
 from pipeline.report.complexity import (
     chart_cells,
     complexity_cells,
-    kernel,
-    kernels,
+    kernel_summary,
+    kernel_text,
     layer_cells,
     layer_rows,
     milliseconds,
@@ -21,7 +21,7 @@ from pipeline.report.complexity import (
 
 def test_a_networks_rows_are_its_papers_table():
     """LeCun et al. 1998, section II-B: maps, and parameters that add up to 60,000."""
-    rows = layer_rows(Analysis(lenet5(), (1, 32, 32)))
+    rows = layer_rows(NetworkAnalysis(lenet5(), (1, 32, 32)))
     assert [row["layer"] for row in rows] == ["c1", "s2", "c3", "s4", "c5", "f6", "output", "total"]
     assert [row["output"] for row in rows[:4]] == [[6, 28, 28], [6, 14, 14], [16, 10, 10], [16, 5, 5]]
     assert [row["parameters"] for row in rows] == [156, 12, 1516, 32, 48120, 10164, 0, 60000]
@@ -30,7 +30,7 @@ def test_a_networks_rows_are_its_papers_table():
 
 
 def test_the_rows_add_up_to_the_total():
-    rows = layer_rows(Analysis(resnet_cifar(depth=20), (3, 32, 32)))
+    rows = layer_rows(NetworkAnalysis(resnet_cifar(depth=20), (3, 32, 32)))
     for what in ("parameters", "multiply_adds", "activations"):
         assert sum(row[what] for row in rows[:-1]) == rows[-1][what]
     by_name = {row["layer"]: row for row in rows}
@@ -43,7 +43,7 @@ def test_a_part_that_is_not_used_when_evaluating_costs_nothing_but_its_parameter
     network = nn.Sequential(nn.Conv2d(3, 4, 3))
     network.aux = nn.Linear(4, 4)
     network.forward = lambda x: network[0](x)
-    row = layer_rows(Analysis(network, (3, 8, 8)))[1]
+    row = layer_rows(NetworkAnalysis(network, (3, 8, 8)))[1]
     assert (row["layer"], row["output"], row["multiply_adds"], row["parameters"]) == ("aux", None, 0, 20)
 
 
@@ -62,14 +62,16 @@ def test_a_part_that_is_not_used_when_evaluating_costs_nothing_but_its_parameter
     ],
 )
 def test_windows_in_words(module, words):
-    assert kernel(module) == words
+    assert kernel_text(module) == words
 
 
 def test_equal_windows_are_counted():
-    assert kernels(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 1))) == "2 x 1x1, 3x3"
+    assert (
+        kernel_summary(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 1))) == "2 x 1x1, 3x3"
+    )
 
 
-def row(**changes) -> Complexity:
+def row(**changes) -> NetworkCost:
     base = {
         "name": "alexnet",
         "paper": "alexnet",
@@ -82,7 +84,7 @@ def row(**changes) -> Complexity:
         "top1_pct": 54.5,
         "forward_s": (0.030, 0.020, 0.025),
     }
-    return Complexity(**(base | changes))
+    return NetworkCost(**(base | changes))
 
 
 def test_one_network_in_words():
@@ -122,4 +124,6 @@ def test_cells_show_nothing_for_nothing():
 def test_on_meta_tensors_the_rows_are_the_same():
     with torch.device("meta"):
         network = resnet_cifar(depth=8)
-    assert layer_rows(Analysis(network, (3, 32, 32))) == layer_rows(Analysis(resnet_cifar(depth=8), (3, 32, 32)))
+    assert layer_rows(NetworkAnalysis(network, (3, 32, 32))) == layer_rows(
+        NetworkAnalysis(resnet_cifar(depth=8), (3, 32, 32))
+    )

@@ -7,34 +7,34 @@ import io
 import pytest
 from rich.console import Console
 
-from pipeline.analyse.measure import analysis
-from pipeline.declare.derived import CompressionStep, EnsembleStep, ProtocolStep, TransferStep
+from pipeline.analyse.measure import analysis_of
+from pipeline.declare.derived import CompressionSpec, EnsembleSpec, ProtocolSpec, TransferSpec
 from pipeline.declare.experiment import Experiment
-from pipeline.declare.load import load, names
-from pipeline.declare.recipe import Crop, Drops
-from pipeline.plan.expand import plan
+from pipeline.declare.load import experiment_names, load_experiment
+from pipeline.declare.recipe import Crop, LrDrops
+from pipeline.plan.expand import plan_runs
 from pipeline.report.describe import (
-    crop_words,
-    describe,
-    drop_words,
-    multiply_adds,
-    own_words,
-    step_words,
-    words,
-    work,
+    crop_text,
+    derived_text,
+    lr_drops_text,
+    override_text,
+    print_experiment,
+    settings_text,
+    training_multiply_adds,
+    work_text,
 )
 
 
 def test_settings_in_words():
-    assert words({"depth": 20, "warmup": {"lr": 0.01, "below": 80.0}, "augment": ["flip", "distort"]}) == (
+    assert settings_text({"depth": 20, "warmup": {"lr": 0.01, "below": 80.0}, "augment": ["flip", "distort"]}) == (
         "depth 20, warmup.lr 0.01, warmup.below 80.0, augment flip/distort"
     )
-    assert words({}, start="; ") == ""
-    assert words({"a": 1}, start="; ") == "; a 1"
+    assert settings_text({}, start="; ") == ""
+    assert settings_text({"a": 1}, start="; ") == "; a 1"
 
 
 def test_an_empty_list_is_said_to_be_one():
-    assert words({"augment": []}) == "augment none"
+    assert settings_text({"augment": []}) == "augment none"
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_an_empty_list_is_said_to_be_one():
     ],
 )
 def test_crops_in_words(crop, said):
-    assert crop_words(Crop(**crop)) == said
+    assert crop_text(Crop(**crop)) == said
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_crops_in_words(crop, said):
 )
 def test_what_a_variant_or_a_scale_sets_anew(data, train, said):
     given = copy.deepcopy((data, train))
-    assert own_words(data, train) == said
+    assert override_text(data, train) == said
     assert (data, train) == given
 
 
@@ -93,7 +93,7 @@ def shown():
 
     def lines(experiment):
         out = Console(file=io.StringIO(), width=1000)
-        describe(experiment, [], out, lambda text, indent=0: out.print(text, markup=False, soft_wrap=True))
+        print_experiment(experiment, [], out, lambda text, indent=0: out.print(text, markup=False, soft_wrap=True))
         return out.file.getvalue().splitlines()
 
     return lines
@@ -130,17 +130,22 @@ def test_small_images_are_shown_without_a_crop(experiment: Experiment, shown):
 
 
 def test_every_experiment_of_photographs_says_how_they_are_cropped_and_judged(shown):
-    with_crops = [one for one in map(load, names()) if one.data.crop and one.train]
+    with_crops = [one for one in map(load_experiment, experiment_names()) if one.data.crop and one.train]
     assert len(with_crops) >= 5  # of AlexNet, ZFNet, GoogLeNet, VGG, ResNet
     for one in with_crops:
         lines = shown(one)
-        assert f"learns from {crop_words(one.data.crop)}" in lines
+        assert f"learns from {crop_text(one.data.crop)}" in lines
         assert any(line.startswith(f"tested by {one.data.test[0]} (also while training)") for line in lines)
 
 
 def test_drops_in_words():
-    assert drop_words(Drops(at=(5, 32000), factor=0.1)) == "times 0.1 from update 5, times 0.1 from update 32,000"
-    assert drop_words(Drops(at=(5, 6), factor=(0.4, 0.5))) == "times 0.4 from update 5, times 0.5 from update 6"
+    assert (
+        lr_drops_text(LrDrops(at=(5, 32000), factor=0.1))
+        == "times 0.1 from update 5, times 0.1 from update 32,000"
+    )
+    assert (
+        lr_drops_text(LrDrops(at=(5, 6), factor=(0.4, 0.5))) == "times 0.4 from update 5, times 0.5 from update 6"
+    )
 
 
 @pytest.mark.parametrize(
@@ -152,49 +157,53 @@ def test_drops_in_words():
     ],
 )
 def test_work_is_three_passes_of_the_analysed_network_over_every_image(experiment, variant, scale):
-    run = plan(load(experiment), scale=scale, variants=[variant], seeds=1)[0]
+    run = plan_runs(load_experiment(experiment), scale=scale, variants=[variant], seeds=1)[0]
     train = run.recipe.train
-    assert multiply_adds(run) == 3 * analysis(run.recipe).multiply_adds * train.batch_size * train.steps
+    assert (
+        training_multiply_adds(run) == 3 * analysis_of(run.recipe).multiply_adds * train.batch_size * train.steps
+    )
 
 
 def test_work_of_a_scale(experiment: Experiment):
-    assert work(experiment, "smoke", []).startswith("6 runs (2 variants x 3 seeds), 72 updates, ")
+    assert work_text(experiment, "smoke", []).startswith("6 runs (2 variants x 3 seeds), 72 updates, ")
 
 
 def test_work_names_hardware_once_runs_have_shown_it(experiment: Experiment, row_of_seeds):
     records = row_of_seeds(experiment, "plain-20", [9.0, 9.1, 9.2], scale="smoke")
     records = [dataclasses.replace(one, seconds=float(s)) for one, s in zip(records, (1, 2000, 3000), strict=True)]
-    assert work(experiment, "smoke", records).endswith("; measured: 2,000 s a run in the median of 3 on one core")
+    assert work_text(experiment, "smoke", records).endswith(
+        "; measured: 2,000 s a run in the median of 3 on one core"
+    )
 
 
 @pytest.mark.parametrize(
     ("step", "said"),
     [
-        (EnsembleStep(kind="ensemble", members={"a": 5, "b": 1}), "5 a + b averaged"),
+        (EnsembleSpec(kind="ensemble", members={"a": 5, "b": 1}), "5 a + b averaged"),
         (
-            EnsembleStep(kind="ensemble", members={"a": 2}, test=("dense-of-256",)),
+            EnsembleSpec(kind="ensemble", members={"a": 2}, test=("dense-of-256",)),
             "2 a averaged, tested by dense-of-256",
         ),
-        (ProtocolStep(kind="protocol", of="a", test=("dense-of-256",)), "a tested by dense-of-256"),
+        (ProtocolSpec(kind="protocol", of="a", test=("dense-of-256",)), "a tested by dense-of-256"),
         (
-            CompressionStep(kind="compression", of="a", density=0.33, conv_bits=8, fc_bits=5),
+            CompressionSpec(kind="compression", of="a", density=0.33, conv_bits=8, fc_bits=5),
             "a compressed: 33 % of the weights, 8 bits in convolutions and 5 in full connections",
         ),
-        (TransferStep(kind="transfer", of="a", data="b", c=0.5), "features of a for b, soft-max with C 0.5"),
+        (TransferSpec(kind="transfer", of="a", data="b", c=0.5), "features of a for b, soft-max with C 0.5"),
     ],
 )
 def test_steps_in_words(step, said):
-    assert step_words(step) == said
+    assert derived_text(step) == said
 
 
 def test_steps_are_shown_and_counted_as_work(declare, shown):
-    two = "steps:\n  two: {kind: ensemble, members: {plain-20: 2}}\nscales:\n"
+    two = "derived:\n  two: {kind: ensemble, members: {plain-20: 2}}\nscales:\n"
     more = "plain-20: {seeds: [0, 1, 2, 3, 4, 5], model:"
     declared = declare("scales:\n", two, "plain-20: {model:", more)
     text = shown(declared)
     assert text[text.index("steps, when their runs have ended") + 1] == "two  2 plain-20 averaged"
     assert "plain-20   plain_cifar depth 20; 6 seeds" in text
-    assert work(declared, "smoke", []).startswith("6 runs (2 variants x 3 seeds), 72 updates, 1 step, ")
-    assert work(declared, "paper", []).startswith(
+    assert work_text(declared, "smoke", []).startswith("6 runs (2 variants x 3 seeds), 72 updates, 1 step, ")
+    assert work_text(declared, "paper", []).startswith(
         "16 runs (3 variants x seeds as declared), 1,024,000 updates, 3 steps"
     )

@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 
-from pipeline.analyse.catalogue import Complexity
+from pipeline.analyse.catalogue import NetworkCost
 from pipeline.common.errors import UserError
-from pipeline.declare.load import load
+from pipeline.declare.load import load_experiment
 from pipeline.report.figures import (
-    COLOURS,
+    CURVE_COLOURS,
     CURVES,
     POINTS,
-    TEST,
-    TRAIN,
+    TEST_ERROR_METRIC,
+    TRAIN_ERROR,
     binned,
     class_balance,
     complexity_chart,
@@ -30,8 +30,8 @@ def curve(level, steps=STEPS):
 
 def both(level, seeds=3, steps=STEPS):
     return {
-        TRAIN: [curve(level + i, steps) for i in range(seeds)],
-        TEST: [curve(level + 2 + i, steps) for i in range(seeds)],
+        TRAIN_ERROR: [curve(level + i, steps) for i in range(seeds)],
+        TEST_ERROR_METRIC: [curve(level + 2 + i, steps) for i in range(seeds)],
     }
 
 
@@ -56,7 +56,9 @@ def test_one_panel_a_network_one_colour_a_variant_both_line_styles(experiment):
 
 
 def test_the_line_is_the_mean_and_the_band_the_range(experiment):
-    figure = curves_figure(experiment, "paper", {"plain-20": {TEST: [[(10, 4.0)], [(10, 6.0)], [(10, 5.6)]]}})
+    figure = curves_figure(
+        experiment, "paper", {"plain-20": {TEST_ERROR_METRIC: [[(10, 4.0)], [(10, 6.0)], [(10, 5.6)]]}}
+    )
     (line,) = figure.axes[0].get_lines()
     assert line.get_xydata().tolist() == [[10, pytest.approx(5.2)]]
     (band,) = figure.axes[0].collections
@@ -66,7 +68,9 @@ def test_the_line_is_the_mean_and_the_band_the_range(experiment):
 
 def test_a_seed_that_diverged_is_drawn_as_far_as_it_came(experiment):
     short = [(100, 30.0), (200, 90.0)]
-    figure = curves_figure(experiment, "paper", {"plain-20": {TEST: [[(s, 10.0) for s in STEPS], short]}})
+    figure = curves_figure(
+        experiment, "paper", {"plain-20": {TEST_ERROR_METRIC: [[(s, 10.0) for s in STEPS], short]}}
+    )
     (line,) = figure.axes[0].get_lines()
     drawn = dict(line.get_xydata().tolist())
     assert (drawn[100], drawn[200], drawn[300]) == (20.0, 50.0, 10.0)
@@ -74,14 +78,14 @@ def test_a_seed_that_diverged_is_drawn_as_far_as_it_came(experiment):
 
 
 def test_a_variant_without_an_evaluation_yet_is_drawn_by_its_training_error(experiment):
-    figure = curves_figure(experiment, "paper", {"plain-20": {TRAIN: [curve(3)]}, "plain-32": both(4)})
+    figure = curves_figure(experiment, "paper", {"plain-20": {TRAIN_ERROR: [curve(3)]}, "plain-32": both(4)})
     assert (len(lines(figure.axes[0], "--")), len(lines(figure.axes[0], "-"))) == (2, 1)
     assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["plain-20", "plain-32"]
 
 
 def test_the_protocol_by_which_photographs_were_judged_is_said():
     """In the title; where the variants' protocols differ, beside each of them."""
-    vgg, curves = load("vgg/imagenet"), {"vgg-16": both(20)}
+    vgg, curves = load_experiment("vgg/imagenet"), {"vgg-16": both(20)}
     figure = curves_figure(vgg, "paper", curves)
     assert figure.get_suptitle().startswith("vgg/imagenet at paper scale on imagenet, dense-of-256:\n")
     figure = curves_figure(vgg, "paper", curves | {"vgg-16-384": both(10)})
@@ -97,7 +101,7 @@ def test_different_numbers_of_seeds_are_both_said(experiment):
 
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_the_title_of_one_panel_is_not_cut_off(seeds):
-    long = load("resnet/imagenet")
+    long = load_experiment("resnet/imagenet")
     figure = curves_figure(long, "stand-in", {"resnet-18-a": both(1, seeds=seeds)})
     figure.canvas.draw()
     edges = figure._suptitle.get_window_extent()
@@ -106,10 +110,10 @@ def test_the_title_of_one_panel_is_not_cut_off(seeds):
 
 
 def test_no_variant_is_left_out_where_colours_run_out(declare):
-    many = 3 * len(COLOURS) + 2
+    many = 3 * len(CURVE_COLOURS) + 2
     more = "".join(f"  more-{i}: {{model: {{name: plain_cifar, depth: 20}}}}\n" for i in range(many))
     declared = declare("variants:\n", f"variants:\n{more}")
-    figure = curves_figure(declared, "paper", {f"more-{i}": {TEST: [curve(i)]} for i in range(many)})
+    figure = curves_figure(declared, "paper", {f"more-{i}": {TEST_ERROR_METRIC: [curve(i)]} for i in range(many)})
     assert len(lines(figure.axes[0], "-")) == many
 
 
@@ -123,7 +127,7 @@ def test_the_figure_is_written_and_twice_the_same(experiment, tmp_path):
 
 def test_long_training_curves_are_drawn_as_means_of_equal_parts(experiment):
     steps = range(1, 20 * POINTS + 1)
-    figure = curves_figure(experiment, "paper", {"plain-20": {TRAIN: [[(s, float(s)) for s in steps]]}})
+    figure = curves_figure(experiment, "paper", {"plain-20": {TRAIN_ERROR: [[(s, float(s)) for s in steps]]}})
     (line,) = figure.axes[0].get_lines()
     assert len(line.get_xdata()) == POINTS
     assert line.get_xydata()[0].tolist() == [20, 10.5]  # the mean of 1 to 20, at the last of them
@@ -142,7 +146,7 @@ def test_the_curves_asked_for_are_those_drawn():
 
 
 def cost(name, top1, *, paper="x", millions=10, giga=1.0, times=(0.02, 0.01, 0.04)):
-    return Complexity(
+    return NetworkCost(
         name=name,
         paper=paper,
         image=(3, 224, 224),

@@ -6,8 +6,8 @@ from statistics import fmean, stdev
 
 import pytest
 
-from pipeline.plan.expand import plan
-from pipeline.report.leaderboard import leaderboard, published
+from pipeline.plan.expand import plan_runs
+from pipeline.report.leaderboard import build_leaderboard, paper_error
 
 PLAIN, DEEP = [9.4, 9.5, 9.9], [10.4, 10.5, 10.6]
 
@@ -19,7 +19,7 @@ def only(rows):
 
 def test_the_lowest_error_is_first(experiment, row_of_seeds):
     records = [*row_of_seeds(experiment, "plain-20", DEEP), *row_of_seeds(experiment, "plain-32", PLAIN)]
-    assert [row.variant for row in leaderboard([experiment], records)] == ["plain-32", "plain-20"]
+    assert [row.variant for row in build_leaderboard([experiment], records)] == ["plain-32", "plain-20"]
 
 
 def test_scales_are_ranked_each_by_itself(experiment, row_of_seeds):
@@ -28,14 +28,14 @@ def test_scales_are_ranked_each_by_itself(experiment, row_of_seeds):
         *row_of_seeds(experiment, "plain-20", PLAIN),
         *row_of_seeds(experiment, "plain-32", [2.0, 2.0], scale="laptop"),
     ]
-    rows = leaderboard([experiment], records)
+    rows = build_leaderboard([experiment], records)
     assert [(row.scale, row.variant) for row in rows] == [
         ("paper", "plain-20"), ("laptop", "plain-20"), ("laptop", "plain-32"),
     ]  # fmt: skip
 
 
 def test_mean_and_spread_are_over_the_seeds(experiment, row_of_seeds):
-    row = only(leaderboard([experiment], row_of_seeds(experiment, "plain-20", PLAIN)))
+    row = only(build_leaderboard([experiment], row_of_seeds(experiment, "plain-20", PLAIN)))
     assert row.top1 == pytest.approx(fmean(PLAIN)) == pytest.approx(9.6)
     assert row.top1_std == pytest.approx(stdev(PLAIN)) == pytest.approx((0.07) ** 0.5)  # (.04 + .01 + .09) / 2
     assert row.top5 == pytest.approx(0.96)
@@ -45,7 +45,7 @@ def test_mean_and_spread_are_over_the_seeds(experiment, row_of_seeds):
 
 
 def test_one_seed_has_no_spread(experiment, row_of_seeds):
-    assert only(leaderboard([experiment], row_of_seeds(experiment, "plain-20", [9.5]))).top1_std is None
+    assert only(build_leaderboard([experiment], row_of_seeds(experiment, "plain-20", [9.5]))).top1_std is None
 
 
 def test_a_diverged_seed_is_counted_and_in_no_mean(experiment, row_of_seeds, record):
@@ -53,21 +53,21 @@ def test_a_diverged_seed_is_counted_and_in_no_mean(experiment, row_of_seeds, rec
         *row_of_seeds(experiment, "plain-20", [9.0, 10.0]),
         record(experiment, "plain-20", 2, 0.0, status="not converged", metrics={}),
     ]
-    row = only(leaderboard([experiment], records))
+    row = only(build_leaderboard([experiment], records))
     assert (row.top1, row.seeds, row.diverged) == (9.5, 2, 1)
 
 
 def test_a_network_of_which_no_seed_converged_is_last_and_not_left_out(experiment, row_of_seeds):
     gone = row_of_seeds(experiment, "plain-20", [0.0, 0.0], status="not converged", metrics={})
-    rows = leaderboard([experiment], [*gone, *row_of_seeds(experiment, "plain-32", [99.0])])
+    rows = build_leaderboard([experiment], [*gone, *row_of_seeds(experiment, "plain-32", [99.0])])
     assert [row.variant for row in rows] == ["plain-32", "plain-20"]
     assert (rows[1].top1, rows[1].top5, rows[1].noise, rows[1].seeds, rows[1].diverged) == (None, None, None, 0, 2)
 
 
 def test_the_papers_number_comes_with_the_data_it_is_for(experiment, row_of_seeds):
-    row = only(leaderboard([experiment], row_of_seeds(experiment, "plain-20", PLAIN, scale="laptop")))
+    row = only(build_leaderboard([experiment], row_of_seeds(experiment, "plain-20", PLAIN, scale="laptop")))
     assert (row.paper, row.paper_data, row.data) == (9.5, "cifar10", "digits")
-    assert only(leaderboard([experiment], row_of_seeds(experiment, "plain-32", PLAIN))).paper is None
+    assert only(build_leaderboard([experiment], row_of_seeds(experiment, "plain-32", PLAIN))).paper is None
 
 
 @pytest.mark.parametrize(
@@ -79,8 +79,8 @@ def test_the_papers_number_comes_with_the_data_it_is_for(experiment, row_of_seed
     ],
 )
 def test_only_the_papers_own_mean_top_1_error_is_its_number(declare, old, new):
-    assert published(declare(), "plain-20") == 9.5
-    assert published(declare(old, new), "plain-20") is None
+    assert paper_error(declare(), "plain-20") == 9.5
+    assert paper_error(declare(old, new), "plain-20") is None
 
 
 def test_runs_changed_by_set_have_a_row_of_their_own_labelled(experiment, row_of_seeds):
@@ -89,7 +89,7 @@ def test_runs_changed_by_set_have_a_row_of_their_own_labelled(experiment, row_of
         *row_of_seeds(experiment, "plain-20", PLAIN),
         *row_of_seeds(experiment, "plain-20", [1.0, 1.0], changes=changes),
     ]
-    rows = leaderboard([experiment], records)
+    rows = build_leaderboard([experiment], records)
     assert [(row.departs, row.top1) for row in rows] == [
         ("train.lr=0.05, train.batch_size=64", 1.0),
         ("", pytest.approx(9.6)),
@@ -102,7 +102,7 @@ def test_each_change_has_its_row_and_of_one_kind_only(experiment, row_of_seeds):
         *row_of_seeds(experiment, "plain-20", [2.0], changes={"train.lr": 0.05}, code="old"),
         *row_of_seeds(experiment, "plain-20", [3.0], changes={"train.lr": 0.2}),
     ]
-    rows = leaderboard([experiment], records)
+    rows = build_leaderboard([experiment], records)
     assert [(row.departs, row.top1) for row in rows] == [("train.lr=0.05", 1.0), ("train.lr=0.2", 3.0)]
 
 
@@ -112,7 +112,7 @@ def test_changed_runs_of_an_old_declaration_or_a_setting_no_longer_there_have_no
         *row_of_seeds(old, "plain-20", [1.0], changes={"train.lr": 0.05}),
         *row_of_seeds(old, "plain-20", [1.0], changes={"train.optimizer.momentum": 0.5}),
     ]
-    assert len(leaderboard([old], records)) == 2
+    assert len(build_leaderboard([old], records)) == 2
     # ours learns one pattern at a time now, which knows no momentum
     online = "{name: sdlm, mu: 0.02, samples: 5}\n  loss: {name: map, j: 1.0, divided_by: 1.0}"
     new = declare(
@@ -123,26 +123,26 @@ def test_changed_runs_of_an_old_declaration_or_a_setting_no_longer_there_have_no
         "train: {warmup: {lr: 0.01, train_error_below_pct: 80.0}}",
         "train: {}",
     )
-    assert leaderboard([new], records) == []
+    assert build_leaderboard([new], records) == []
 
 
 def test_a_row_is_plain_data(experiment, row_of_seeds):
-    (row,) = leaderboard([experiment], row_of_seeds(experiment, "plain-20", PLAIN))
+    (row,) = build_leaderboard([experiment], row_of_seeds(experiment, "plain-20", PLAIN))
     assert json.loads(json.dumps(row.to_dict()))["variant"] == "plain-20"
 
 
 def test_without_runs_there_are_no_rows(experiment):
-    assert leaderboard([experiment], []) == []
+    assert build_leaderboard([experiment], []) == []
 
 
 def test_a_step_has_a_row_among_the_networks(declare, row_of_seeds):
-    two = "steps:\n  two: {kind: ensemble, members: {plain-20: 2}}\nscales:\n"
+    two = "derived:\n  two: {kind: ensemble, members: {plain-20: 2}}\nscales:\n"
     claimed = "of: plain-20, metric: test/top1_error_pct"
     declared = declare("scales:\n", two, claimed, "of: two, metric: test/top1_error_pct")
     alone = row_of_seeds(declared, "plain-20", PLAIN)
-    steps = [one for one in plan(declared, scale="paper") if one.variant == "two"]
+    steps = [one for one in plan_runs(declared, scale="paper") if one.variant == "two"]
     done = [replace(alone[0], variant="two", seed=one.seed, declaration=one.declaration) for one in steps]
-    rows = leaderboard(
+    rows = build_leaderboard(
         [declared], [*alone, *(replace(one, metrics=one.metrics | {"test/top1_error_pct": 8.5}) for one in done)]
     )
     assert [(row.variant, row.top1, row.seeds, row.paper, row.protocol) for row in rows] == [

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.common.errors import UserError
 from pipeline.judge.ledger import ledger
-from pipeline.report.leaderboard import leaderboard
+from pipeline.report.leaderboard import build_leaderboard
 from pipeline.report.page import CLASSES, write_page
 from pipeline.report.text import MARKS
 
@@ -40,7 +40,7 @@ def page(experiment, row_of_seeds, tmp_path):
                 *row_of_seeds(experiment, "plain-32", [10.4, 10.5, 10.6], changes={"model.depth": "<script>"}),
             ]
         entries = ledger(experiment, records, lambda *_: 1e-4)
-        rows = leaderboard([experiment], records)
+        rows = build_leaderboard([experiment], records)
         path = write_page(experiment, "paper", rows, entries, figure, tmp_path / "new" / "page.html")
         return path.read_text(encoding="utf-8")
 

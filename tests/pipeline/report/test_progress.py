@@ -8,9 +8,9 @@ import pytest
 from rich.console import Console
 
 from pipeline.declare.experiment import Experiment
-from pipeline.plan.expand import plan
+from pipeline.plan.expand import plan_runs
 from pipeline.report import progress
-from pipeline.report.progress import Progress, planned
+from pipeline.report.progress import ProgressDisplay, plan_lines
 from pipeline.schedule.local import Event
 from pipeline.schedule.task import Task
 from pipeline.track.run_folder import RunFolder
@@ -18,7 +18,7 @@ from pipeline.track.run_folder import RunFolder
 
 @pytest.fixture
 def tasks(experiment: Experiment, tmp_path: Path) -> list[Task]:
-    runs = plan(experiment, scale="smoke", seeds=1)
+    runs = plan_runs(experiment, scale="smoke", seeds=1)
     return [Task(run, run.variant, "code", {}, tmp_path / run.variant, tmp_path) for run in runs]
 
 
@@ -29,7 +29,7 @@ def console(*, terminal: bool = False) -> tuple[Console, io.StringIO]:
 
 def lines(tasks, *events, quietly=False):
     shown, file = console()
-    with Progress(tasks, shown, quietly=quietly) as seen:
+    with ProgressDisplay(tasks, shown, quietly=quietly) as seen:
         for event in events:
             seen.happened(event)
     return file.getvalue().splitlines()
@@ -75,16 +75,16 @@ def test_a_line_on_progress_now_and_then(tasks, monkeypatch):
     monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
     folder = RunFolder(tasks[0].folder)
     folder.create({})
-    folder.report(6, 100.0)
+    folder.write_progress(6, 100.0)
     assert "25 % of all updates" in lines(tasks, Event("started", tasks[0]))
 
 
 def test_on_a_terminal_there_is_a_bar_a_run_with_its_speed_and_nothing_stays(tasks):
     folder = RunFolder(tasks[0].folder)
     folder.create({})
-    folder.report(6, 1234.5)
+    folder.write_progress(6, 1234.5)
     shown, file = console(terminal=True)
-    with Progress(tasks, shown) as seen:
+    with ProgressDisplay(tasks, shown) as seen:
         seen.happened(Event("started", tasks[0]))
         seen.tick()
         seen.bars.refresh()
@@ -102,7 +102,7 @@ def test_what_is_finished_is_said_at_the_start(tasks, experiment, record):
 
 def test_a_plan_says_what_is_finished_resumes_or_begins(tasks, experiment, record):
     shown, file = console()
-    planned(tasks, shown)
+    plan_lines(tasks, shown)
     assert file.getvalue().splitlines() == [
         "plain-20 seed 0   to train, 12 steps",
         "resnet-20 seed 0  to train, 12 steps",
@@ -113,13 +113,13 @@ def test_a_plan_says_what_is_finished_resumes_or_begins(tasks, experiment, recor
     RunFolder(tasks[0].folder).finish(record(experiment, "plain-20", 0, 9.5), None)
     RunFolder(tasks[1].folder).save_checkpoint(7, lambda path: path.write_text(json.dumps("weights")))
     shown, file = console()
-    planned(tasks, shown)
+    plan_lines(tasks, shown)
     assert file.getvalue().splitlines() == [
         "plain-20 seed 0   finished",
         "resnet-20 seed 0  to resume at step 7 of 12",
         "2 runs, 1 finished, 1 to train",
     ]
-    planned(tasks[:1], shown)
+    plan_lines(tasks[:1], shown)
     assert file.getvalue().endswith("1 run, 1 finished, 0 to train\n")
 
 
@@ -129,8 +129,8 @@ def test_a_plan_says_what_is_finished_resumes_or_begins(tasks, experiment, recor
 @pytest.fixture
 def with_step(declare, tmp_path):
     """Two runs and the ensemble of them."""
-    two = "steps:\n  two: {kind: ensemble, members: {plain-20: 2}}\nscales:\n"
-    runs = plan(declare("scales:\n", two), scale="smoke", variants=["plain-20"], seeds=2)
+    two = "derived:\n  two: {kind: ensemble, members: {plain-20: 2}}\nscales:\n"
+    runs = plan_runs(declare("scales:\n", two), scale="smoke", variants=["plain-20"], seeds=2)
     names = [f"{run.variant}-{run.seed}" for run in runs]
     needs = [(), (), tuple(names[:2])]
     return [
@@ -155,7 +155,7 @@ def test_a_step_has_lines_as_a_run_has(with_step, experiment, record):
 
 def test_a_step_has_a_bar_without_an_end_and_adds_nothing_to_all_updates(with_step):
     shown, _ = console(terminal=True)
-    with Progress(with_step, shown) as seen:
+    with ProgressDisplay(with_step, shown) as seen:
         seen.happened(Event("started", with_step[2]))
         bar = seen.bars.tasks[seen.bar_of[with_step[2].identity]]
         assert (bar.total, bar.visible) == (None, True)
@@ -164,7 +164,7 @@ def test_a_step_has_a_bar_without_an_end_and_adds_nothing_to_all_updates(with_st
 
 def test_a_plan_tells_steps_and_what_they_are(with_step):
     shown, file = console()
-    planned(with_step, shown)
+    plan_lines(with_step, shown)
     assert file.getvalue().splitlines() == [
         "plain-20 seed 0  to train, 12 steps",
         "plain-20 seed 1  to train, 12 steps",

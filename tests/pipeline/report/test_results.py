@@ -7,9 +7,9 @@ import pytest
 
 from pipeline.common.errors import UserError
 from pipeline.common.paths import runs_folder
-from pipeline.declare.load import load
-from pipeline.judge.collect import lefts
-from pipeline.plan.expand import plan
+from pipeline.declare.load import load_experiment
+from pipeline.judge.collect import unfinished_runs
+from pipeline.plan.expand import plan_runs
 from pipeline.report import results as module
 from pipeline.report.results import readme_block, results_text, write_results
 from pipeline.track.record import Record
@@ -73,7 +73,7 @@ def test_departures_belong_to_the_paper_scale(experiment, records):
 
 
 def test_networks_judged_by_different_protocols_are_not_ranked_together(row_of_seeds):
-    vgg = load("vgg/imagenet")
+    vgg = load_experiment("vgg/imagenet")
     errors = {"vgg-16": [27.0], "vgg-16-384": [26.8], "vgg-13": [28.0]}
     records = [record for name, found in errors.items() for record in row_of_seeds(vgg, name, found)]
     lines = readme_block([vgg], records).splitlines()
@@ -165,10 +165,10 @@ def test_smoke_is_the_only_scale_left_out():
 
 
 def test_steps_are_told_with_what_they_are(declare, row_of_seeds):
-    two = "steps:\n  two: {kind: ensemble, members: {plain-20: 2}}\nscales:\n"
+    two = "derived:\n  two: {kind: ensemble, members: {plain-20: 2}}\nscales:\n"
     declared = declare("scales:\n", two)
     alone = row_of_seeds(declared, "plain-20", [9.4, 9.5, 9.6])
-    steps = [one for one in plan(declared, scale="paper") if one.variant == "two"]
+    steps = [one for one in plan_runs(declared, scale="paper") if one.variant == "two"]
     own = {"variant": "two", "seconds": 1.0, "commit": "c0ffee00", "code": "of-steps", "members": ("a", "b")}
     done = [replace(alone[0], seed=one.seed, declaration=one.declaration, **own) for one in steps]
     assert len(done) == 2
@@ -186,9 +186,9 @@ def test_steps_are_told_with_what_they_are(declare, row_of_seeds):
 def test_what_is_kept_on_this_machine_of_runs_left_unfinished_is_no_part_of_it(experiment, records):
     before = results_text([experiment], records[:9], {})
     folder = RunFolder(runs_folder() / "left")
-    [first, *_] = plan(experiment, scale="paper", variants=["plain-20"], seeds=4)[3:]
+    [first, *_] = plan_runs(experiment, scale="paper", variants=["plain-20"], seeds=4)[3:]
     run = {"experiment": "toy/depth", "scale": "paper", "variant": "plain-20", "seed": 3, "changes": {}}
     folder.create(run | {"declaration": first.declaration})
-    folder.leave("over-budget", "spent")
-    assert len(lefts([experiment])) == 1
+    folder.mark_unfinished("over-budget", "spent")
+    assert len(unfinished_runs([experiment])) == 1
     assert results_text([experiment], records[:9], {}) == before

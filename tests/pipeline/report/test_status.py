@@ -11,13 +11,21 @@ import pytest
 from rich.console import Console
 
 from pipeline.cluster import launches, local_head, status
-from pipeline.cluster.launches import Terms
-from pipeline.cluster.local_head import Cluster
-from pipeline.cluster.status import Reader, Seen, Status, ended, find, history, outcome
+from pipeline.cluster.launches import LaunchTerms
+from pipeline.cluster.local_head import ClusterAddress
+from pipeline.cluster.status import (
+    ClusterStatus,
+    RunStatus,
+    StatusReader,
+    find_run,
+    result_status,
+    run_history,
+    run_outcome,
+)
 from pipeline.common.errors import UserError
 from pipeline.declare.experiment import Experiment
-from pipeline.plan.expand import plan
-from pipeline.report.status import shown
+from pipeline.plan.expand import plan_runs
+from pipeline.report.status import render_status
 from pipeline.schedule.task import Task
 from pipeline.track.run_folder import RunFolder
 
@@ -26,7 +34,7 @@ from pipeline.track.run_folder import RunFolder
 def home(monkeypatch, tmp_path):
     """A home without a cluster."""
     monkeypatch.setenv("REPRO_HOME", str(tmp_path))
-    monkeypatch.setattr(local_head, "here", lambda: None)
+    monkeypatch.setattr(local_head, "find_local_cluster", lambda: None)
     return tmp_path
 
 
@@ -37,14 +45,14 @@ def tasks(experiment: Experiment, home: Path) -> list[Task]:
 
 
 def made(experiment: Experiment, home: Path, scale: str, code: str = "") -> list[Task]:
-    runs = plan(experiment, scale=scale)
+    runs = plan_runs(experiment, scale=scale)
     names = [f"{number:04x}{scale}{code}{run.variant}" for number, run in enumerate(runs)]
     pairs = zip(runs, names, strict=True)
     return [Task(run, name, "code", {"sha256": "0"}, home / "runs" / name, home) for run, name in pairs]
 
 
-def launched(tasks: Sequence[Task], terms: Terms | None = None, words: str = "toy/depth at smoke"):
-    return launches.new(words, Path("code"), terms or Terms(1), tuple(tasks))
+def launched(tasks: Sequence[Task], terms: LaunchTerms | None = None, words: str = "toy/depth at smoke"):
+    return launches.create_launch(words, Path("code"), terms or LaunchTerms(1), tuple(tasks))
 
 
 def heard(home: Path, runs: dict | None = None, *, ago: float = 0.0, **other) -> None:
@@ -65,15 +73,15 @@ def checkpoint(task: Task, step: int) -> None:
     RunFolder(task.folder).save_checkpoint(step, lambda path: path.write_bytes(b"weights"))
 
 
-def run(seen: Status, task: Task) -> Seen:
+def run(seen: ClusterStatus, task: Task) -> RunStatus:
     (found,) = (one for one in seen.runs if one.identity == task.identity)
     return found
 
 
-def lines(seen: Status, *, width: int = 100, rows: int = 30) -> list[str]:
+def lines(seen: ClusterStatus, *, width: int = 100, rows: int = 30) -> list[str]:
     file = io.StringIO()
     console = Console(file=file, width=width, force_terminal=True, no_color=True, highlight=False)
-    console.print(shown(seen, rows=rows))
+    console.print(render_status(seen, rows=rows))
     text = file.getvalue()
     for escape in ("\x1b[0m", "\x1b[1m", "\x1b[2m"):
         text = text.replace(escape, "")
@@ -89,15 +97,15 @@ def test_every_state_that_a_run_can_be_in(home, tasks, experiment, record):
     finish(plain0, record, experiment)
     finish(resnet0, record, experiment, status="not converged", ended="the loss became nan at step 3")
     RunFolder(plain1.folder).create({})
-    RunFolder(plain1.folder).report(3, 64.0)
-    launches.leave(resnet1, "failed", "the disk is full")
-    launches.leave(plain2, "over-budget", "the launch's budget is used up")
+    RunFolder(plain1.folder).write_progress(3, 64.0)
+    launches.mark_unfinished(resnet1, "failed", "the disk is full")
+    launches.mark_unfinished(plain2, "over-budget", "the launch's budget is used up")
     said = {
         plain1.identity: {"state": "running", "node": "gpu-7", "attempt": 2, "since": "2026-01-01"},
         resnet2.identity: {"state": "waiting", "why": "8 of 2 free devices"},
     }
     heard(home, said)
-    seen = Reader().status()
+    seen = StatusReader().status()
     assert [one.state for one in seen.runs] == [
         "finished",
         "did not converge",
@@ -115,14 +123,14 @@ def test_every_state_that_a_run_can_be_in(home, tasks, experiment, record):
     assert training.seconds_left == (12 - 3) * 128 / 64.0
     assert seen.launches[0].counts == dict.fromkeys([one.state for one in seen.runs], 1)
     assert seen.alive
-    assert Status.from_dict(json.loads(json.dumps(seen.to_dict()))) == seen
+    assert ClusterStatus.from_dict(json.loads(json.dumps(seen.to_dict()))) == seen
 
 
 def test_without_a_supervisor_what_is_left_can_be_resumed(home, tasks):
     launched(tasks)
     checkpoint(tasks[0], 7)
-    heard(home, {tasks[1].identity: {"state": "running"}}, ago=status.STALE + 1)
-    seen = Reader().status()
+    heard(home, {tasks[1].identity: {"state": "running"}}, ago=status.STALE_SECONDS + 1)
+    seen = StatusReader().status()
     assert not seen.alive
     assert (run(seen, tasks[0]).state, run(seen, tasks[0]).why) == ("stopped", "at step 7 of 12")
     assert run(seen, tasks[1]).state == "not begun"
@@ -132,9 +140,9 @@ def test_without_a_supervisor_what_is_left_can_be_resumed(home, tasks):
 
 
 def test_a_cluster_whose_supervisor_is_silent_is_said_to_be_so(monkeypatch, home, tasks):
-    monkeypatch.setattr(local_head, "here", lambda: Cluster("127.0.0.1:1", "http://127.0.0.1:8265", "", 1))
+    monkeypatch.setattr(local_head, "find_local_cluster", lambda: ClusterAddress("127.0.0.1:1", "http://127.0.0.1:8265", "", 1))
     launched(tasks)
-    said = lines(Reader().status())
+    said = lines(StatusReader().status())
     assert said[0] == (
         "A cluster runs on this machine (its pages: http://127.0.0.1:8265), but nothing is supervised on it"
     )
@@ -145,20 +153,20 @@ def test_a_run_that_some_other_command_trains_is_seen(tasks):
     launched(tasks)
     folder = RunFolder(tasks[0].folder)
     folder.create({})
-    folder.report(5, 10.0)
-    assert run(Reader().status(), tasks[0]).state == "training"
-    before = time.time() - status.BEATS - 5
+    folder.write_progress(5, 10.0)
+    assert run(StatusReader().status(), tasks[0]).state == "training"
+    before = time.time() - status.HEARTBEAT_LIMIT - 5
     os.utime(folder.path / "progress.json", (before, before))
-    assert run(Reader().status(), tasks[0]).state == "not begun"
+    assert run(StatusReader().status(), tasks[0]).state == "not begun"
 
 
 def test_a_run_asked_to_stop_says_so(home, tasks):
     launched(tasks)
     for task in tasks[:2]:
-        RunFolder(task.folder).ask("cancelled")
-    RunFolder(tasks[0].folder).report(5, 10.0)
+        RunFolder(task.folder).request_stop("cancelled")
+    RunFolder(tasks[0].folder).write_progress(5, 10.0)
     heard(home, {tasks[0].identity: {"state": "running"}, tasks[1].identity: {"state": "waiting"}})
-    seen = Reader().status()
+    seen = StatusReader().status()
     assert (run(seen, tasks[0]).state, run(seen, tasks[0]).why) == ("training", "asked to stop: cancelled")
     assert (run(seen, tasks[1]).state, run(seen, tasks[1]).why) == ("waiting", "asked to stop: cancelled")
 
@@ -167,7 +175,7 @@ def test_a_damaged_result_is_that_runs_trouble_alone(tasks):
     launched(tasks)
     RunFolder(tasks[0].folder).create({})
     RunFolder(tasks[0].folder).result_file.write_text("{", encoding="utf-8")
-    seen = Reader().status()
+    seen = StatusReader().status()
     assert run(seen, tasks[0]).state == "failed"
     assert "is not a run's record" in run(seen, tasks[0]).why
 
@@ -176,13 +184,13 @@ def test_folders_are_found_below_this_home_wherever_the_cluster_has_it(home, tas
     elsewhere = [Task(t.run, t.identity, t.code, t.manifest, Path("/far/runs") / t.identity, home) for t in tasks]
     launched(elsewhere)
     finish(tasks[0], record, experiment)
-    assert Reader().status().launches[0].counts == {"finished": 1, "not begun": 5}
+    assert StatusReader().status().launches[0].counts == {"finished": 1, "not begun": 5}
 
 
 def test_a_run_of_two_launches_is_listed_once(tasks):
     launched(tasks)
     launched(tasks[:2])
-    seen = Reader().status()
+    seen = StatusReader().status()
     assert len(seen.runs) == 6
     assert [sum(one.counts.values()) for one in seen.launches] == [6, 2]
 
@@ -191,23 +199,23 @@ def test_a_half_written_state_is_no_state(home, tasks):
     launched(tasks)
     (home / "cluster").mkdir()
     (home / "cluster" / "state.json").write_text('{"time": 17', encoding="utf-8")
-    assert Reader().status().heard is None
+    assert StatusReader().status().heard is None
 
 
 # --- the screen --------------------------------------------------------------------------------------------
 
 
 def test_the_screen_says_what_is_trained_then_what_needs_a_look_then_what_waits(home, tasks):
-    first = launched(tasks, Terms(2, 10.0, 4))
-    launches.spend(first.id, 1.234)
+    first = launched(tasks, LaunchTerms(2, 10.0, 4))
+    launches.record_hours(first.id, 1.234)
     folder = RunFolder(tasks[0].folder)
     folder.create({})
-    folder.report(3, 64.0)
-    launches.leave(tasks[1], "failed", "the [disk] is full")
+    folder.write_progress(3, 64.0)
+    launches.mark_unfinished(tasks[1], "failed", "the [disk] is full")
     waits = {"state": "waiting", "why": "behind 3 others"}
     said = {task.identity: waits for task in tasks[2:]}
     heard(home, {tasks[0].identity: {"state": "running", "node": "gpu-7", "attempt": 2}, **said})
-    shown_lines = lines(Reader().status())
+    shown_lines = lines(StatusReader().status())
     assert shown_lines[0] == "The cluster is at work: 2 of 8 GPUs free"
     assert shown_lines[2].startswith("toy/depth at smoke, by ")
     assert shown_lines[2].endswith(" 0 s ago") or shown_lines[2].endswith(" 1 s ago")
@@ -241,7 +249,7 @@ def test_the_screen_says_what_is_trained_then_what_needs_a_look_then_what_waits(
 def test_runs_of_several_experiments_say_which(home, experiment, tasks):
     launched(tasks[:1])
     launched(made(experiment, home, "laptop")[:1], words="toy/depth at laptop")
-    said = lines(Reader().status())
+    said = lines(StatusReader().status())
     assert [line.split()[3] for line in said if "plain-20 seed 0" in line] == [
         "toy/depth@smoke",
         "toy/depth@laptop",
@@ -254,9 +262,9 @@ def test_hundreds_of_runs_fit_a_screen(home, declare):
     launched(tasks)
     running = {task.identity: {"state": "running", "node": "n"} for task in tasks[:100]}
     for task in tasks[100:200]:
-        launches.leave(task, "failed", "a long story " * 20)
+        launches.mark_unfinished(task, "failed", "a long story " * 20)
     heard(home, running)
-    seen = Reader().status()
+    seen = StatusReader().status()
     assert len(seen.runs) == 510
     for rows in (10, 20, 40):
         said = lines(seen, width=80, rows=rows)
@@ -270,8 +278,8 @@ def test_hundreds_of_runs_fit_a_screen(home, declare):
 
 def test_launches_that_ended_take_two_lines_each_and_the_newest_are_shown(tasks):
     for number in range(5):
-        launches.end(launched(tasks, words=f"number {number}").id)
-    seen = Reader().status()
+        launches.mark_ended(launched(tasks, words=f"number {number}").id)
+    seen = StatusReader().status()
     said = lines(seen)
     assert seen.runs == []
     assert said[0] == ""
@@ -282,13 +290,15 @@ def test_launches_that_ended_take_two_lines_each_and_the_newest_are_shown(tasks)
 
 
 def test_where_nothing_was_launched_the_first_step_is_named():
-    assert lines(Reader().status()) == ["Nothing was launched yet; start with: repro launch EXPERIMENT --dry-run"]
+    assert lines(StatusReader().status()) == [
+        "Nothing was launched yet; start with: repro launch EXPERIMENT --dry-run"
+    ]
 
 
 def test_trouble_is_said(home, tasks):
     launched(tasks)
     heard(home, trouble="the tracking server does not answer")
-    assert "Trouble: the tracking server does not answer" in lines(Reader().status())
+    assert "Trouble: the tracking server does not answer" in lines(StatusReader().status())
 
 
 # --- ten thousand runs -------------------------------------------------------------------------------------
@@ -296,12 +306,12 @@ def test_trouble_is_said(home, tasks):
 
 def test_ten_thousand_runs_are_seen_in_two_seconds_and_what_ended_is_read_once(home, declare, record, monkeypatch):
     many = declare("seeds: [0, 1, 2, 3, 4]", f"seeds: {list(range(1000))}")
-    runs = [run for run in plan(many, scale="paper") for _ in range(4)][:10_000]
+    runs = [run for run in plan_runs(many, scale="paper") for _ in range(4)][:10_000]
     names = [f"{number:016x}" for number in range(len(runs))]
     first = launched([Task(runs[0], names[0], "code", {}, home, home)])
     raw = first.to_dict()
     raw["tasks"] = [raw["tasks"][0] | {"identity": name} for name in names]
-    (launches.folder() / f"{first.id}.json").write_text(json.dumps(raw), encoding="utf-8")
+    (launches.launches_folder() / f"{first.id}.json").write_text(json.dumps(raw), encoding="utf-8")
     result = home / "result.json"
     result.write_text(json.dumps(record(many, "plain-20", 0, 9.5, scale="paper").to_dict()), encoding="utf-8")
     for name in names[:5000]:
@@ -309,8 +319,8 @@ def test_ten_thousand_runs_are_seen_in_two_seconds_and_what_ended_is_read_once(h
         (home / "runs" / name / "result.json").hardlink_to(result)
     heard(home, {name: {"state": "waiting", "why": "behind others"} for name in names[5000:]})
     read = []
-    monkeypatch.setattr(status, "ended", lambda place: read.append(place) or ended(place))
-    reader = Reader()
+    monkeypatch.setattr(status, "result_status", lambda place: read.append(place) or result_status(place))
+    reader = StatusReader()
     seconds = []
     for _ in range(2):
         before = time.process_time()
@@ -324,36 +334,36 @@ def test_ten_thousand_runs_are_seen_in_two_seconds_and_what_ended_is_read_once(h
 # --- one run -----------------------------------------------------------------------------------------------
 
 
-def asked() -> list[status.Outline]:
-    reader = Reader()
+def asked() -> list[status.LaunchOutline]:
+    reader = StatusReader()
     return [reader.outline(name) for name in reader.names()]
 
 
 @pytest.mark.parametrize("text", ["resnet-20 seed 1", "resnet-20/1", "resnet-20  seed 1", "0003smoke", "0003"])
 def test_a_run_is_found_by_variant_and_seed_or_the_first_digits(tasks, text):
     launched(tasks)
-    assert find(text, asked()).identity == tasks[3].identity
+    assert find_run(text, asked()).identity == tasks[3].identity
 
 
 def test_a_name_of_several_runs_lists_them(home, experiment, tasks):
     launched(tasks)
     launched(made(experiment, home, "laptop"))
     with pytest.raises(UserError) as caught:
-        find("plain-20/0", asked())
+        find_run("plain-20/0", asked())
     assert str(caught.value) == (
         "'plain-20/0' may be 0000smok (toy/depth@smoke, plain-20 seed 0) or 0000lapt (toy/depth@laptop, plain-20"
         " seed 0); give the digits of the one that is meant"
     )
     with pytest.raises(UserError, match=r"'0000' may be .*; give the digits"):
-        find("0000", asked())
+        find_run("0000", asked())
 
 
 def test_of_runs_that_differ_in_their_code_alone_the_last_launched_is_meant(home, experiment, tasks):
     launched(tasks)
     newer = made(experiment, home, "smoke", code="b")
     launched(newer)
-    assert find("plain-20/0", asked()).identity == newer[0].identity
-    assert find(tasks[0].identity, asked()).identity == tasks[0].identity
+    assert find_run("plain-20/0", asked()).identity == newer[0].identity
+    assert find_run(tasks[0].identity, asked()).identity == tasks[0].identity
 
 
 @pytest.mark.parametrize(
@@ -366,13 +376,13 @@ def test_of_runs_that_differ_in_their_code_alone_the_last_launched_is_meant(home
 def test_a_run_that_is_not_there_is_a_sentence(tasks, text, said):
     launched(tasks)
     with pytest.raises(UserError) as caught:
-        find(text, asked())
+        find_run(text, asked())
     assert str(caught.value).startswith(said)
 
 
 def test_where_nothing_was_launched_no_run_is_found():
     with pytest.raises(UserError, match="there is no launched run 'x', and none at all"):
-        find("x", asked())
+        find_run("x", asked())
 
 
 def test_a_history_is_log_and_measurements_in_the_order_of_time(tasks):
@@ -386,9 +396,11 @@ def test_a_history_is_log_and_measurements_in_the_order_of_time(tasks):
         + stamp.format(5, "goes on from step 4")
     )
     second = 1_795_456_800  # 2026-11-23 18:00:00 UTC
-    folder.append({"step": 400, "time": second + 3.9, "metrics": {"train/loss": 1.234567, "test/top1": 40.1}})
-    folder.append({"step": 1800, "time": second + 9, "metrics": {"train/loss": 1.0}})
-    assert history(tasks[0].identity) == [
+    folder.append_journal(
+        {"step": 400, "time": second + 3.9, "metrics": {"train/loss": 1.234567, "test/top1": 40.1}}
+    )
+    folder.append_journal({"step": 1800, "time": second + 9, "metrics": {"train/loss": 1.0}})
+    assert run_history(tasks[0].identity) == [
         "2026-11-23 18:00:01 started",
         "2026-11-23 18:00:03 step 400: test/top1 40.1, train/loss 1.23457",
         "2026-11-23 18:00:03 noted",
@@ -399,8 +411,8 @@ def test_a_history_is_log_and_measurements_in_the_order_of_time(tasks):
 
 
 def test_an_outcome_is_a_result_or_why_it_was_left(tasks, experiment, record):
-    assert outcome(tasks[0].identity) == ""
+    assert run_outcome(tasks[0].identity) == ""
     finish(tasks[0], record, experiment)
-    assert outcome(tasks[0].identity) == "finished: test error 9.50 %"
-    launches.leave(tasks[1], "cancelled", "cancelled by repro cancel")
-    assert outcome(tasks[1].identity) == "cancelled: cancelled by repro cancel"
+    assert run_outcome(tasks[0].identity) == "finished: test error 9.50 %"
+    launches.mark_unfinished(tasks[1], "cancelled", "cancelled by repro cancel")
+    assert run_outcome(tasks[1].identity) == "cancelled: cancelled by repro cancel"

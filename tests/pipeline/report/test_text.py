@@ -6,8 +6,16 @@ import pytest
 
 from pipeline.judge.ledger import ledger
 from pipeline.judge.verdict import Outcome
-from pipeline.report.leaderboard import leaderboard
-from pipeline.report.text import MARKS, counts, leaderboard_cells, markdown, short, verdict_cells, where
+from pipeline.report.leaderboard import build_leaderboard
+from pipeline.report.text import (
+    MARKS,
+    leaderboard_cells,
+    markdown,
+    outcome_counts,
+    runs_text,
+    short_commit,
+    verdict_cells,
+)
 
 
 @pytest.fixture
@@ -23,7 +31,7 @@ def entries(experiment, row_of_seeds):
 
 
 def cells_of(experiment, records):
-    return [leaderboard_cells(row) for row in leaderboard([experiment], records)]
+    return [leaderboard_cells(row) for row in build_leaderboard([experiment], records)]
 
 
 def test_a_row_of_the_leaderboard(experiment, row_of_seeds):
@@ -43,7 +51,7 @@ def test_a_row_of_the_leaderboard(experiment, row_of_seeds):
 
 
 def test_photographs_are_shown_with_their_protocol(experiment, row_of_seeds):
-    (row,) = leaderboard([experiment], row_of_seeds(experiment, "plain-20", [9.5]))
+    (row,) = build_leaderboard([experiment], row_of_seeds(experiment, "plain-20", [9.5]))
     shown = leaderboard_cells(replace(row, data="imagenet", protocol="10-crop-224-of-256"))
     assert shown["data"] == "imagenet, 10-crop-224-of-256"
 
@@ -84,14 +92,14 @@ def test_the_counting_rule_is_shown_with_the_arithmetic(declare):
 
 
 def test_a_verdict_names_its_runs(entries):
-    assert where(entries["size"]) == ""
-    assert where(entries["error"]) == "paper on cifar10, 3 runs, commit 01234567"
-    assert where(entries["deeper"]) == "paper on cifar10, 6 runs, commit ffffffff-dirty, 01234567"
+    assert runs_text(entries["size"]) == ""
+    assert runs_text(entries["error"]) == "paper on cifar10, 3 runs, commit 01234567"
+    assert runs_text(entries["deeper"]) == "paper on cifar10, 6 runs, commit ffffffff-dirty, 01234567"
 
 
 def test_networks_that_steps_are_made_of_are_counted_apart(entries):
     evidence = replace(entries["error"].evidence, runs=("a", "b", "c", "d"), members=("c", "d"))
-    said = where(replace(entries["error"], evidence=evidence))
+    said = runs_text(replace(entries["error"], evidence=evidence))
     assert said == "paper on cifar10, 2 runs (made of 2 more), commit 01234567"
 
 
@@ -104,13 +112,13 @@ def test_every_outcome_has_a_mark():
     [("0123456789abcdef", "01234567"), ("0123456789abcdef-dirty", "01234567-dirty"), ("unknown", "unknown")],
 )
 def test_a_short_commit_keeps_its_dirt(commit, said):
-    assert short(commit) == said
+    assert short_commit(commit) == said
 
 
 def test_counts_are_in_a_fixed_order(entries):
     both_ways = [list(entries.values()), list(reversed(entries.values()))]
-    assert {counts(some) for some in both_ways} == {"5 reproduced, 1 erratum, 1 cannot judge"}
-    assert counts([]) == "no claims"
+    assert {outcome_counts(some) for some in both_ways} == {"5 reproduced, 1 erratum, 1 cannot judge"}
+    assert outcome_counts([]) == "no claims"
 
 
 def test_a_markdown_table():

@@ -14,8 +14,8 @@ from PIL import Image
 
 from pipeline.common.errors import UserError
 from pipeline.data import manifest, sources
-from pipeline.declare.derived import EnsembleStep, TransferStep
-from pipeline.plan.expand import Step
+from pipeline.declare.derived import EnsembleSpec, TransferSpec
+from pipeline.plan.expand import DerivedRun
 from pipeline.plan.identity import identity
 from pipeline.schedule import execute, local
 from pipeline.schedule.local import run_all, worker_count
@@ -57,7 +57,7 @@ def go(tasks, workers=2, happened=lambda event: None, tick=lambda: None):
         events.append(event)
         happened(event)
 
-    ending = run_all(tasks, workers=workers, threads=1, happened=hear, tick=tick)
+    ending = run_all(tasks, workers=workers, threads=1, on_event=hear, tick=tick)
     return ending, events
 
 
@@ -96,7 +96,7 @@ def test_what_is_finished_is_not_trained_again(tmp_path):
 def pid_of(task):
     """The process that trains it, once it does."""
     for _ in range(300):
-        pid = RunFolder(task.folder).progress().get("pid")
+        pid = RunFolder(task.folder).read_progress().get("pid")
         if pid:
             return pid
         time.sleep(0.1)
@@ -135,7 +135,7 @@ def test_a_second_call_finishes_what_a_killed_worker_left(tmp_path, monkeypatch)
         "pipeline.train.callback.CHECKPOINT_SECONDS", 0.0
     )  # in this process; the worker has its own
     train_in_part = in_the_background(kill_in_the_middle)
-    monkeypatch.setattr(local, "work", often_saving)
+    monkeypatch.setattr(local, "worker_main", often_saving)
     ending, _ = go([task])
     train_in_part.join()
     assert ending == "failed"
@@ -147,7 +147,7 @@ def test_a_second_call_finishes_what_a_killed_worker_left(tmp_path, monkeypatch)
     assert curves(task.folder) == curves(tmp_path / "here")
 
 
-WORK = local.work
+WORK = local.worker_main
 
 
 def often_saving(*words):
@@ -197,7 +197,7 @@ def test_ctrl_c_leaves_checkpoints_and_the_next_call_ends_with_the_same_bits(tmp
     pressed = []
 
     def press(_event=None):
-        going = [task for task in tasks if RunFolder(task.folder).progress()]
+        going = [task for task in tasks if RunFolder(task.folder).read_progress()]
         if len(going) == 2 and not pressed:
             pressed.append(True)
             os.kill(os.getpid(), signal.SIGINT)
@@ -258,7 +258,7 @@ def lives(pid):
 
 
 def run_in_a_parent(task):
-    run_all([task], workers=1, threads=1, happened=lambda _: None)
+    run_all([task], workers=1, threads=1, on_event=lambda _: None)
 
 
 def class_folders(root):
@@ -275,7 +275,7 @@ def test_a_user_s_mistake_in_one_run_does_not_stop_the_others(tmp_path):
     data = tmp_path / "data"
     class_folders(data)
     run = a_run(changes={"data.name": "shades", "data.augment": [], "train.batch_size": 4})
-    found = manifest.to_dict(manifest.manifest_of(sources.load("shades", data)))
+    found = manifest.manifest_to_dict(manifest.manifest_of(sources.load_images("shades", data)))
     broken = Task(run, "broken", "code", found, tmp_path / "runs" / "broken", data)
     (data / "shades/train/dark/3.png").write_bytes(b"not a picture")
     good = [a_task(tmp_path / "runs", a_run(seed=seed)) for seed in (0, 1)]
@@ -292,12 +292,12 @@ def test_data_that_changed_since_the_run_was_named_is_refused(tmp_path):
     data = tmp_path / "data"
     class_folders(data)
     run = a_run(changes={"data.name": "shades", "data.augment": [], "train.batch_size": 4})
-    found = manifest.to_dict(manifest.manifest_of(sources.load("shades", data)))
+    found = manifest.manifest_to_dict(manifest.manifest_of(sources.load_images("shades", data)))
     (data / "shades/train/dark/3.png").unlink()
     task = Task(run, "changed", "code", found, tmp_path / "runs" / "changed", data)
-    execute.images_of.cache_clear()
+    execute.load_cached_images.cache_clear()
     with pytest.raises(UserError, match=r"shades: the images changed since the command began; start it again"):
-        execute.train_task(task, threads=1, stop=lambda: False, say=lambda *_: None)
+        execute.execute_run(task, threads=1, stop=lambda: False, say=lambda *_: None)
 
 
 def test_an_error_of_ours_is_shown_whole_and_the_others_go_on(tmp_path):
@@ -333,7 +333,7 @@ def test_each_worker_has_a_gpu_of_its_own_among_those_allowed(monkeypatch, visib
     monkeypatch.setattr(local.signal, "signal", lambda *_: None)
     ours, theirs = PROCESSES.Pipe()
     ours.close()
-    local.work(theirs, 1, 1, number)
+    local.worker_main(theirs, 1, 1, number)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == expected
     theirs.close()
 
@@ -349,7 +349,7 @@ def test_nothing_is_imported_for_training_before_there_is_a_run():
 )
 def test_workers_share_the_cores_to_read_photographs(monkeypatch, gpus, cores, workers, readers):
     monkeypatch.setattr("torch.cuda.is_available", lambda: gpus > 0)
-    monkeypatch.setattr(local, "cores", lambda: cores)
+    monkeypatch.setattr(local, "available_cpus", lambda: cores)
     assert local.reader_count(workers) == readers
 
 
@@ -358,9 +358,9 @@ def test_workers_share_the_cores_to_read_photographs(monkeypatch, gpus, cores, w
 
 def a_step(root, tasks, kind=None):
     """The task of a step that consumes the runs of other tasks."""
-    kind = kind or EnsembleStep(kind="ensemble", members={tasks[0].run.variant: len(tasks)})
+    kind = kind or EnsembleSpec(kind="ensemble", members={tasks[0].run.variant: len(tasks)})
     runs = tuple(task.run for task in tasks)
-    step = Step(runs[0].experiment, runs[0].scale, "together", runs[0].seed, kind, runs)
+    step = DerivedRun(runs[0].experiment, runs[0].scale, "together", runs[0].seed, kind, runs)
     needs = tuple(task.identity for task in tasks)
     name = identity(step, manifest="m", code="code", members=needs)
     return replace(tasks[0], run=step, identity=name, folder=root / name, needs=needs)
@@ -407,7 +407,7 @@ def test_a_run_that_did_not_converge_leaves_its_step_undone_with_the_reason_and_
     said = next(event.text for event in events if event.kind == "left")
     assert said.startswith("needs resnet-20 seed 0, which did not converge: the loss became")
     folder = RunFolder(steps[0].folder)
-    left = folder.left()
+    left = folder.unfinished()
     assert (left["why"], left["text"]) == ("failed", said)
     assert folder.description()["variant"] == "together"
     assert folder.result() is None
@@ -421,7 +421,7 @@ def test_a_run_that_failed_leaves_its_step_undone(tmp_path):
     assert ending == "failed"
     assert kinds(events, good) == ["started", "ended"]
     assert kinds(events, step) == ["left"]
-    assert RunFolder(step.folder).left()["text"] == (
+    assert RunFolder(step.folder).unfinished()["text"] == (
         "needs resnet-20 seed 0, which failed: noise: the images changed since the command began; start it again"
     )
 
@@ -444,7 +444,7 @@ def test_ctrl_c_leaves_the_steps_for_the_next_time(tmp_path):
 
     ending, events = go([*tasks, step], happened=press)
     assert (ending, kinds(events, step)) == ("stopped", [])
-    assert RunFolder(step.folder).left() == {}
+    assert RunFolder(step.folder).unfinished() == {}
 
 
 def test_two_commands_do_a_step_once(tmp_path):
@@ -452,25 +452,27 @@ def test_two_commands_do_a_step_once(tmp_path):
     go(tasks)
     step = a_step(tmp_path, tasks)
     said = []
-    assert execute.carry_out(step, threads=1, stop=lambda: False, say=lambda *words: said.append(words))
+    assert execute.execute_task(step, threads=1, stop=lambda: False, say=lambda *words: said.append(words))
     assert [words[0] for words in said] == ["started"]
     lock = FileLock(RunFolder(step.folder).lock_file)
     with lock:  # as another would hold it
-        assert execute.carry_out(step, threads=1, stop=lambda: True, say=lambda *words: said.append(words)) is None
+        assert (
+            execute.execute_task(step, threads=1, stop=lambda: True, say=lambda *words: said.append(words)) is None
+        )
     assert said[1:] == [("waiting", "another repro command trains it already; waiting for its result")]
-    record = execute.carry_out(step, threads=1, stop=lambda: False, say=pytest.fail)
+    record = execute.execute_task(step, threads=1, stop=lambda: False, say=pytest.fail)
     assert record == RunFolder(step.folder).result()
 
 
 def test_a_transfers_set_that_changed_is_refused(tmp_path):
     task = a_task(tmp_path / "runs", a_run())
-    kind = TransferStep(kind="transfer", of="resnet-20", data="shades", c=1.0)
+    kind = TransferSpec(kind="transfer", of="resnet-20", data="shades", c=1.0)
     data = tmp_path / "data"
     class_folders(data)
     step = replace(a_step(tmp_path / "runs", [task], kind), data_root=data)
-    execute.images_of.cache_clear()
+    execute.load_cached_images.cache_clear()
     with pytest.raises(UserError, match=r"shades: the images changed since the command began; start it again"):
-        execute.carry_out(step, threads=1, stop=lambda: False, say=lambda *_: None)
+        execute.execute_task(step, threads=1, stop=lambda: False, say=lambda *_: None)
 
 
 def test_a_task_of_a_step_is_plain_data_too(tmp_path):
@@ -478,6 +480,6 @@ def test_a_task_of_a_step_is_plain_data_too(tmp_path):
     again = Task.from_dict(json.loads(json.dumps(step.to_dict())))
     assert again == step
     assert (again.run.declaration, again.run.changes) == (step.run.declaration, {"train.lr": 0.05})
-    assert not again.together
+    assert not again.is_distributable
     run = a_task(tmp_path, a_run())
     assert Task.from_dict(json.loads(json.dumps(run.to_dict()))) == run

@@ -23,7 +23,7 @@ from pipeline.common.errors import UserError
 from pipeline.track import sync as module
 from pipeline.track.mlflow_writer import RefusedError, Tracker, TrackingError
 from pipeline.track.run_folder import RunFolder
-from pipeline.track.sync import Syncing, sync_all
+from pipeline.track.sync import BackgroundSync, sync_all
 from tests.support.mlflow_servers import (
     GONE,
     HANGS,
@@ -136,7 +136,7 @@ def test_training_goes_on_while_the_server_is_away_and_all_arrives_once_in_order
     home, server, client, monkeypatch
 ):
     monkeypatch.setattr(module, "SYNC_SECONDS", 0.05)
-    path, syncing = home / "runs" / "x", Syncing()
+    path, syncing = home / "runs" / "x", BackgroundSync()
     syncing.watch(path)
     worker = PROCESSES.Process(target=train_on, args=(path, STEPS))
     worker.start()
@@ -316,7 +316,7 @@ def test_commands_that_find_nothing_at_the_same_moment_keep_one_parent(
 
 def test_the_same_run_sent_from_two_homes_at_the_same_moment_is_one(home, server, client, trained, monkeypatch):
     """Of two machines that share nothing but the server, and trained the same run."""
-    Tracker().parent("resnet/cifar10_depth", "smoke")
+    Tracker().parent_run("resnet/cifar10_depth", "smoke")
     folders = [placed(home / one, trained, "a") for one in ("first", "second")]
     barrier, trackers = threading.Barrier(2), [Tracker(), Tracker()]
     for tracker in trackers:
@@ -438,7 +438,7 @@ def test_a_password_is_written_and_printed_nowhere(home, server, client, trained
     caplog.set_level(0)
     folder = placed(home, trained)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri.replace("//", "//me:hunter2@"))
-    syncing = Syncing()
+    syncing = BackgroundSync()
     syncing.watch(folder.path)
     syncing.sync()
     assert syncing.trouble == ""
@@ -470,7 +470,7 @@ def test_an_mlflow_server_killed_while_a_run_trains(home, client, monkeypatch, a
     port, database = free_port(), home.parent / "mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
     monkeypatch.setattr(module, "SYNC_SECONDS", 0.5)
-    path, syncing = home / "runs" / "x", Syncing()
+    path, syncing = home / "runs" / "x", BackgroundSync()
     syncing.watch(path)
     with process(database, port) as server:
         worker = PROCESSES.Process(target=train_on, args=(path, steps))

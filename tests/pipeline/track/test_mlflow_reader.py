@@ -17,7 +17,7 @@ from mlflow.tracking import MlflowClient
 
 from pipeline.common.paths import runs_folder
 from pipeline.track import mlflow_reader as reading
-from pipeline.track.mlflow_reader import RECORD, SENT, Kept, place, shown, tracked
+from pipeline.track.mlflow_reader import RECORD_TAG, SENT_TAG, RecordCache, read_tracked_runs, redact, server_key
 from pipeline.track.mlflow_writer import Tracker, TrackingError
 from tests.support.mlflow_servers import Server, empty_database
 
@@ -37,8 +37,8 @@ def home(tmp_path, monkeypatch, empty):
     for name in [name for name in os.environ if name.startswith("MLFLOW_TRACKING_")]:
         monkeypatch.delenv(name)
     (tmp_path / "mlflow.db").write_bytes(empty)
-    monkeypatch.setattr(reading, "SHORT_PAGE", 2)
-    monkeypatch.setattr(reading, "PAGE", 4)
+    monkeypatch.setattr(reading, "FIRST_PAGE_SIZE", 2)
+    monkeypatch.setattr(reading, "PAGE_SIZE", 4)
     return tmp_path
 
 
@@ -64,7 +64,7 @@ def ended(home, client):
         found = client.get_experiment_by_name(paper)
         place = found.experiment_id if found else client.create_experiment(paper)
         made = [(uuid.uuid4().hex, number) for number in numbers]
-        tags = [(RECORD, json.dumps({"identity": f"{paper}-{n}", **more}), name) for name, n in made]
+        tags = [(RECORD_TAG, json.dumps({"identity": f"{paper}-{n}", **more}), name) for name, n in made]
         with contextlib.closing(sqlite3.connect(home / "mlflow.db")) as base, base:  # a tenth of the client's time
             base.executemany(
                 "INSERT INTO runs (run_uuid, name, user_id, status, start_time, end_time, lifecycle_stage,"
@@ -73,7 +73,7 @@ def ended(home, client):
                 [(name, status, at + n, at + 1000 * n, int(place)) for name, n in made],
             )
             base.executemany("INSERT INTO tags (key, value, run_uuid) VALUES (?, ?, ?)", tags)
-            base.executemany(f"INSERT INTO tags VALUES ('{SENT}', 'all', ?)", [(name,) for name, _ in made])
+            base.executemany(f"INSERT INTO tags VALUES ('{SENT_TAG}', 'all', ?)", [(name,) for name, _ in made])
         return [name for name, _ in made]
 
     return end
@@ -86,7 +86,7 @@ def by_client(home) -> dict[str, str]:
 
 
 def seen(uri) -> dict[str, str]:
-    found = tracked(uri)
+    found = read_tracked_runs(uri)
     assert found is not None
     assert len({row.run_id for row in found}) == len(found)  # each once
     return {row.run_id: row.record["identity"] for row in found}
@@ -105,7 +105,7 @@ def runs_read(server) -> int:
 def test_a_file_is_read_as_mlflow_reads_it(home, client, ended):
     ended(range(7))
     ended(range(2), paper="vgg", status="FAILED")
-    running = client.create_run(client.get_experiment_by_name("vgg").experiment_id, tags={RECORD: "{}"})
+    running = client.create_run(client.get_experiment_by_name("vgg").experiment_id, tags={RECORD_TAG: "{}"})
     client.delete_run(ended([9])[0])
     ended(range(3), paper="alexnet")
     client.delete_experiment(client.get_experiment_by_name("alexnet").experiment_id)
@@ -117,25 +117,25 @@ def test_a_file_is_read_as_mlflow_reads_it(home, client, ended):
 
 def test_whether_all_files_are_there_is_known(home, client, ended, server):
     whole, lacking = ended(range(2))
-    client.delete_tag(lacking, SENT)
+    client.delete_tag(lacking, SENT_TAG)
     for uri in (f"sqlite:///{home / 'mlflow.db'}", server.uri):
-        assert {row.run_id: row.sent for row in tracked(uri)} == {whole: True, lacking: False}
+        assert {row.run_id: row.sent for row in read_tracked_runs(uri)} == {whole: True, lacking: False}
 
 
 def test_no_file_has_no_records_and_is_not_made(tmp_path):
-    assert tracked(f"sqlite:///{tmp_path / 'none.db'}") == []
+    assert read_tracked_runs(f"sqlite:///{tmp_path / 'none.db'}") == []
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("content", [b"", b"no database at all" * 100])
 def test_a_file_that_is_not_mlflow_s_is_left_to_its_client(tmp_path, content):
     (tmp_path / "x.db").write_bytes(content)
-    assert tracked(f"sqlite:///{tmp_path / 'x.db'}") is None
+    assert read_tracked_runs(f"sqlite:///{tmp_path / 'x.db'}") is None
 
 
 @pytest.mark.parametrize("uri", ["postgresql://h/d", "databricks", "sqlite:///x.db?timeout=9", "file:///x"])
 def test_other_stores_are_left_to_mlflow_s_client(uri):
-    assert tracked(uri) is None
+    assert read_tracked_runs(uri) is None
 
 
 def test_where_more_is_set_than_is_understood_here_mlflow_s_client_is_asked(home, server, ended, monkeypatch):
@@ -143,7 +143,7 @@ def test_where_more_is_set_than_is_understood_here_mlflow_s_client_is_asked(home
     for name in ("MLFLOW_TRACKING_INSECURE_TLS", "MLFLOW_TRACKING_AWS_SIGV4", "MLFLOW_WORKSPACE"):
         with monkeypatch.context() as inner:
             inner.setenv(name, "false")
-            assert tracked(server.uri) is None
+            assert read_tracked_runs(server.uri) is None
     monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", "/nowhere.pem")
     assert len(Tracker(server.uri).ended()) == 2
 
@@ -240,9 +240,9 @@ def test_a_deleted_experiment_s_runs_are_gone_and_back_when_it_is_restored(home,
 def test_a_run_that_was_trained_and_ended_again_has_its_new_record(home, client, ended, server):
     runs = ended(range(10))
     seen(server.uri)
-    client.set_tag(runs[2], RECORD, json.dumps({"identity": "resnet-2", "seconds": 9}))
+    client.set_tag(runs[2], RECORD_TAG, json.dumps({"identity": "resnet-2", "seconds": 9}))
     client.set_terminated(runs[2], "FINISHED", 1_700_000_100_000)
-    [again] = [row for row in tracked(server.uri) if row.run_id == runs[2]]
+    [again] = [row for row in read_tracked_runs(server.uri) if row.run_id == runs[2]]
     assert again.record["seconds"] == 9
 
 
@@ -261,7 +261,7 @@ def test_another_database_behind_the_same_address_is_noticed(home, client, ended
         direct = MlflowClient(f"sqlite:///{home / 'other' / 'mlflow.db'}")
         place = direct.create_experiment("resnet")
         for number in range(5):
-            run = direct.create_run(place, tags={RECORD: json.dumps({"identity": f"new-{number}"})})
+            run = direct.create_run(place, tags={RECORD_TAG: json.dumps({"identity": f"new-{number}"})})
             direct.set_terminated(run.info.run_id)
         found = seen(other.uri)
     finally:
@@ -327,7 +327,7 @@ def test_a_home_that_cannot_be_written_only_costs_time(home, ended, server):
     ended(range(2))
     Path(os.environ["REPRO_HOME"]).write_text("a file, where a folder should be")
     assert len(seen(server.uri)) == 2
-    assert Kept(place(server.uri)).read() == {}
+    assert RecordCache(server_key(server.uri)).read() == {}
 
 
 # Who asks, and what is said
@@ -351,7 +351,7 @@ def test_name_and_password_are_those_of_mlflow_s_client(home, server, monkeypatc
         return app(environ, start_response)
 
     server.app = listen
-    tracked(server.uri)
+    read_tracked_runs(server.uri)
     mine = set(heard)
     heard.clear()
     Tracker(server.uri).searched()
@@ -361,12 +361,12 @@ def test_name_and_password_are_those_of_mlflow_s_client(home, server, monkeypatc
 @pytest.mark.parametrize("status", [401, 403, 404, 500])
 def test_what_a_server_refuses_is_left_to_mlflow_s_client_to_explain(home, server, status):
     server.fault = lambda path: status
-    assert tracked(server.uri) is None
+    assert read_tracked_runs(server.uri) is None
 
 
 def test_a_page_of_something_else_is_left_to_mlflow_s_client(home, server):
     server.app = lambda environ, start: (start("200 OK", [("Content-Type", "text/html")]), [b"<html>hello"])[1]
-    assert tracked(server.uri) is None
+    assert read_tracked_runs(server.uri) is None
     with pytest.raises(TrackingError, match="not in a valid JSON format"):
         Tracker(server.uri).ended()
 
@@ -384,18 +384,18 @@ def test_a_page_of_something_else_is_left_to_mlflow_s_client(home, server):
     ],
 )
 def test_an_address_is_shown_without_its_password(text, said):
-    assert shown(text) == said
+    assert redact(text) == said
 
 
 def test_a_password_in_the_environment_is_never_shown(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hunter2")
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "t0ken")
-    assert shown("with hunter2 and t0ken") == "with *** and ***"
+    assert redact("with hunter2 and t0ken") == "with *** and ***"
 
 
 def test_a_server_is_the_same_whoever_asks():
-    assert place("https://me:p@ss@h:1/x/?token=y") == place("https://h:1/x") == "https://h:1/x"
-    assert place("https://h:1/x") != place("https://h:2/x")
+    assert server_key("https://me:p@ss@h:1/x/?token=y") == server_key("https://h:1/x") == "https://h:1/x"
+    assert server_key("https://h:1/x") != server_key("https://h:2/x")
 
 
 def test_reading_loads_neither_mlflow_nor_torch(home, ended, server):

@@ -11,14 +11,14 @@ import pytest
 from mlflow.entities import ViewType
 from mlflow.tracking import MlflowClient
 
-from pipeline.declare.load import load
-from pipeline.judge.collect import known
-from pipeline.report.publish import note_of, report
+from pipeline.declare.load import load_experiment
+from pipeline.judge.collect import collect_runs
+from pipeline.report.publish import make_report, mlflow_note
 from pipeline.schedule import execute, local
-from pipeline.schedule.reproduce import carry_out
+from pipeline.schedule.reproduce import run_tasks
 from pipeline.track import mlflow_writer as tracking
-from pipeline.track.mlflow_reader import shown
-from pipeline.track.mlflow_writer import Tracker, TrackingError, aggregates, flat
+from pipeline.track.mlflow_reader import redact
+from pipeline.track.mlflow_writer import Tracker, TrackingError, aggregate_metrics, flatten
 from pipeline.track.record import Record
 from pipeline.track.run_folder import RunFolder
 from tests.support.real_runs import RESNET, a_run, a_task, curves, manifest_of, stop_after, train_in
@@ -30,7 +30,7 @@ NOBODY = "http://127.0.0.1:9"  # the discard port: nothing listens there
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory):
     """MLflow's tables, made once: it takes seconds."""
-    tracking.silence()
+    tracking.silence_mlflow()
     path = tmp_path_factory.mktemp("mlflow") / "empty.db"
     assert Tracker(f"sqlite:///{path}").client
     return path.read_bytes()
@@ -141,7 +141,7 @@ def test_records_come_back_as_they_were_with_mlflow_s_run_id(home, client, train
 
 
 def test_records_of_many_pages_all_come(home, trained, monkeypatch):
-    monkeypatch.setattr(tracking, "PAGE", 2)
+    monkeypatch.setattr(tracking, "SEARCH_PAGE_SIZE", 2)
     tracker = Tracker()
     for number in range(5):
         files = dict(trained)
@@ -277,8 +277,8 @@ def test_what_to_do_about_a_server_that_is_away_is_said():
 
 
 def test_an_address_is_shown_without_its_password():
-    assert shown("https://me:p@ss/w@host/x") == "https://***@host/x"
-    assert shown("sqlite:////a/b.db") == "sqlite:////a/b.db"
+    assert redact("https://me:p@ss/w@host/x") == "https://***@host/x"
+    assert redact("sqlite:////a/b.db") == "sqlite:////a/b.db"
 
 
 def test_a_folder_that_is_not_there_is_made(tmp_path, monkeypatch):
@@ -290,7 +290,7 @@ def test_a_folder_that_is_not_there_is_made(tmp_path, monkeypatch):
 def in_this_process(tasks, *, workers, threads, happened, tick):
     """As `run_all`, without processes."""
     for task in tasks:
-        record = execute.train_task(
+        record = execute.execute_run(
             task,
             threads=threads,
             stop=lambda: False,
@@ -305,15 +305,15 @@ def test_training_goes_on_with_the_server_away_and_is_sent_when_it_is_back(home,
     monkeypatch.setattr("pipeline.schedule.reproduce.run_all", in_this_process)
     task = a_task(home / "runs", a_run())
     monkeypatch.setenv("MLFLOW_TRACKING_URI", NOBODY)
-    came = carry_out([task], threads=1, happened=lambda _: None)
+    came = run_tasks([task], threads=1, happened=lambda _: None)
     assert came.ending == "ended"
     assert "nothing answers there" in came.untracked
     assert [record.status for record in came.records] == ["finished"]
-    away = known()
+    away = collect_runs()
     assert (away.tracker, [record.identity for record in away.records]) == (None, [task.identity])
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    back = known()
+    back = collect_runs()
     assert [bool(record.run_id) for record in back.records] == [True]
     _, [child] = runs_of(client)
     assert child.info.status == "FINISHED"
@@ -328,16 +328,16 @@ def test_what_is_tracked_elsewhere_is_not_trained_again(home, trained, monkeypat
     folder.path.rename(home / "elsewhere")
     monkeypatch.setattr("pipeline.schedule.reproduce.run_all", lambda *_, **__: pytest.fail("trained again"))
     task = replace(a_task(home / "runs", a_run()), identity=identity)
-    came = carry_out([task], threads=1, happened=lambda _: None)
+    came = run_tasks([task], threads=1, happened=lambda _: None)
     assert [replace(record, run_id="") for record in came.records] == [found]
     assert not folder.path.exists()
 
 
 def test_runs_whose_database_was_deleted_still_count(home, trained):
     placed(home, trained)
-    [before] = known().records
+    [before] = collect_runs().records
     (home / "mlflow.db").unlink()
-    [after] = known().records
+    [after] = collect_runs().records
     assert replace(after, run_id="") == replace(before, run_id="")
 
 
@@ -348,7 +348,7 @@ def test_publish_puts_aggregates_tables_figure_page_and_note_on_the_parent(home,
     folder = placed(home, trained)
     tracker = Tracker()
     tracker.sync(folder)
-    made = report(load(RESNET), "smoke", tracker.records(), tracker)
+    made = make_report(load_experiment(RESNET), "smoke", tracker.records(), tracker)
     [parent], _ = runs_of(client)
     assert parent.info.status == "FINISHED"
     record = folder.result()
@@ -377,10 +377,10 @@ def test_a_note_is_no_longer_than_mlflow_keeps(home, client, trained):
     """MLflow cuts a run's tag after 8,000 characters, in silence; an experiment's may be refused after 5,000."""
     tracker = Tracker()
     tracker.sync(placed(home, trained))
-    made = report(load(RESNET), "smoke", tracker.records(), tracker)
+    made = make_report(load_experiment(RESNET), "smoke", tracker.records(), tracker)
     board = [{"network": "n" * 60, "top-1 error %": "9"}] * 20
     entries = [entry for entry in made.entries if entry.evidence] * 40
-    note = note_of(load(RESNET), "smoke", board, entries)
+    note = mlflow_note(load_experiment(RESNET), "smoke", board, entries)
     assert 4000 < len(note) <= 5000
     assert note.endswith(". With their evidence: verdicts.json.")
 
@@ -389,12 +389,12 @@ def test_a_report_made_twice_keeps_one_parent(home, client, trained):
     tracker = Tracker()
     tracker.sync(placed(home, trained))
     for _ in range(2):
-        report(load(RESNET), "smoke", tracker.records(), tracker)
+        make_report(load_experiment(RESNET), "smoke", tracker.records(), tracker)
     assert len(runs_of(client)[0]) == 1
 
 
 def test_aggregates_are_mean_spread_and_number_of_seeds(experiment, row_of_seeds):
-    found = aggregates(row_of_seeds(experiment, "plain-20", [9.0, 10.0, 11.0]))
+    found = aggregate_metrics(row_of_seeds(experiment, "plain-20", [9.0, 10.0, 11.0]))
     assert found["plain-20/test/top1_error_pct/mean"] == 10.0
     assert found["plain-20/test/top1_error_pct/std"] == 1.0
     assert found["plain-20/test/top1_error_pct/seeds"] == 3.0
@@ -402,11 +402,11 @@ def test_aggregates_are_mean_spread_and_number_of_seeds(experiment, row_of_seeds
 
 def test_aggregates_leave_out_what_is_not_finite_and_no_spread_of_one(experiment, record):
     one: Record = record(experiment, "plain-20", 0, 9.5, metrics={"test/loss": float("inf"), "a": 1.0})
-    assert aggregates([one]) == {"plain-20/a/mean": 1.0, "plain-20/a/seeds": 1.0}
+    assert aggregate_metrics([one]) == {"plain-20/a/mean": 1.0, "plain-20/a/seeds": 1.0}
 
 
 def test_flat_makes_dotted_keys():
-    assert flat({"train": {"lr": 0.1, "drops": {"at": [1]}}, "x": 2}) == {
+    assert flatten({"train": {"lr": 0.1, "drops": {"at": [1]}}, "x": 2}) == {
         "train.lr": 0.1,
         "train.drops.at": [1],
         "x": 2,
@@ -435,9 +435,9 @@ OF_OTHERS = {
 
 def test_published_weights_are_a_run_of_their_own_and_no_record(home, client):
     tracker = Tracker()
-    first = tracker.imported(OF_OTHERS)
-    assert tracker.imported(OF_OTHERS) == first  # the same again is the same run
-    assert tracker.imported(OF_OTHERS | {"data": "other"}) != first
+    first = tracker.imported_run(OF_OTHERS)
+    assert tracker.imported_run(OF_OTHERS) == first  # the same again is the same run
+    assert tracker.imported_run(OF_OTHERS | {"data": "other"}) != first
     run = client.get_run(first)
     assert client.get_experiment(run.info.experiment_id).name == "published weights"
     assert run.info.status == "FINISHED"
@@ -449,7 +449,7 @@ def test_published_weights_are_a_run_of_their_own_and_no_record(home, client):
 def test_published_weights_by_several_protocols_are_told_apart(home, client):
     names, metrics = [], set()
     for protocol in ("1-crop-224-of-256", "10-crop-224-of-256"):
-        run = client.get_run(Tracker().imported(OF_OTHERS | {"protocol": protocol}))
+        run = client.get_run(Tracker().imported_run(OF_OTHERS | {"protocol": protocol}))
         names.append(run.info.run_name)
         assert run.data.metrics[f"test/{protocol}/top1_error_pct"] == 23.85
         metrics |= set(run.data.metrics)
@@ -460,7 +460,7 @@ def test_published_weights_by_several_protocols_are_told_apart(home, client):
 def test_a_server_that_is_away_is_a_tracking_error(home, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", NOBODY)
     with pytest.raises(TrackingError, match=r"127\.0\.0\.1:9"):
-        Tracker().imported(OF_OTHERS)
+        Tracker().imported_run(OF_OTHERS)
 
 
 def test_a_database_is_there_whole_or_not_at_all(tmp_path, monkeypatch):

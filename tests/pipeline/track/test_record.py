@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from pipeline.common import provenance
-from pipeline.common.provenance import commit, git, hardware, libraries, lock_hash
+from pipeline.common.provenance import commit, git, hardware_name, library_versions, lock_hash
 from pipeline.track.record import Record
 
 
@@ -92,9 +92,9 @@ def test_the_lock_is_the_files_hash_or_that_of_what_is_installed(checkout):
 
 
 def test_the_libraries_that_compute_are_named_with_their_versions():
-    assert {"python", "torch", "torchvision", "pytorch-lightning", "numpy"} == set(libraries())
-    assert all(version[0].isdigit() for version in libraries().values())
+    assert {"python", "torch", "torchvision", "pytorch-lightning", "numpy"} == set(library_versions())
+    assert all(version[0].isdigit() for version in library_versions().values())
 
 
 def test_the_hardware_has_a_name():
-    assert hardware().strip(" ,")
+    assert hardware_name().strip(" ,")

@@ -266,17 +266,17 @@ def test_a_disk_full_at_the_very_end_loses_nothing(tmp_path, tiny_disk):
 
 def test_a_request_to_stop_is_heard_by_whoever_has_the_folder_until_it_is_answered(tmp_path):
     folder = RunFolder(tmp_path / "run")
-    assert (folder.asked(), folder.left()) == ("", {})
-    folder.ask("cancelled")
-    assert RunFolder(tmp_path / "run").asked() == "cancelled"
-    folder.leave("cancelled", "cancelled by a test")
-    assert folder.asked() == ""
-    left = folder.left()
+    assert (folder.stop_reason(), folder.unfinished()) == ("", {})
+    folder.request_stop("cancelled")
+    assert RunFolder(tmp_path / "run").stop_reason() == "cancelled"
+    folder.mark_unfinished("cancelled", "cancelled by a test")
+    assert folder.stop_reason() == ""
+    left = folder.unfinished()
     assert (left["why"], left["text"]) == ("cancelled", "cancelled by a test")
     assert abs(left["asked"] - time.time()) < 60
-    folder.begin_anew()
-    assert (folder.asked(), folder.left()) == ("", {})
-    folder.begin_anew()  # nothing to forget
+    folder.clear_unfinished()
+    assert (folder.stop_reason(), folder.unfinished()) == ("", {})
+    folder.clear_unfinished()  # nothing to forget
 
 
 def test_every_line_of_a_log_has_its_time(tmp_path):

@@ -11,7 +11,7 @@ from mlflow.tracking import MlflowClient
 from pipeline.track import sync as module
 from pipeline.track.mlflow_writer import Tracker, TrackingError
 from pipeline.track.run_folder import RunFolder
-from pipeline.track.sync import Syncing, ended_here, several, sync_all
+from pipeline.track.sync import BackgroundSync, local_records_except, summarise_errors, sync_all
 from tests.support.mlflow_servers import HANGS, Server, empty_database
 from tests.support.real_runs import a_run, stop_after, train_in
 
@@ -76,7 +76,7 @@ class Stub:
 
 
 def test_a_folder_that_comes_later_is_sent_when_it_is_there(home, place):
-    syncing = Syncing()
+    syncing = BackgroundSync()
     syncing.watch(home / "runs" / "a")
     syncing.sync()
     assert (syncing.trouble, tracked_identities()) == ("", [])
@@ -89,7 +89,7 @@ def test_a_folder_that_comes_later_is_sent_when_it_is_there(home, place):
 
 
 def test_what_is_sent_for_good_is_not_looked_at_again(home, place):
-    syncing = Syncing()
+    syncing = BackgroundSync()
     syncing._tracker = Stub()
     for name in ("a", "b"):
         syncing.watch(place(name))
@@ -101,7 +101,7 @@ def test_what_is_sent_for_good_is_not_looked_at_again(home, place):
 
 
 def test_a_run_that_goes_on_later_is_sent_to_its_end(home):
-    path, syncing, run = home / "runs" / "x", Syncing(), a_run()
+    path, syncing, run = home / "runs" / "x", BackgroundSync(), a_run()
     syncing.watch(path)
     client = MlflowClient(f"sqlite:///{home / 'mlflow.db'}")
 
@@ -121,7 +121,7 @@ def test_a_run_that_goes_on_later_is_sent_to_its_end(home):
 
 
 def test_ten_thousand_waiting_folders_are_not_asked_one_by_one(home, place, monkeypatch):
-    syncing = Syncing()
+    syncing = BackgroundSync()
     syncing._tracker = Stub()
     for number in range(10_000):
         syncing.watch(home / "runs" / f"waiting-{number}")
@@ -160,7 +160,7 @@ def test_a_folder_without_anything_new_costs_no_request_and_no_write(home):
     ],
 )
 def test_a_damaged_folder_is_named_and_the_others_are_sent(home, place, file, content, says):
-    syncing = Syncing()
+    syncing = BackgroundSync()
     for name in ("a", "b", "c"):
         syncing.watch(place(name, damaged={file: content} if name == "b" else None))
     syncing.sync()
@@ -174,7 +174,7 @@ def test_a_damaged_folder_is_named_and_the_others_are_sent(home, place, file, co
 
 
 def test_a_run_that_the_server_refuses_does_not_stop_the_others(home, place):
-    syncing = Syncing()
+    syncing = BackgroundSync()
     for name in ("a", "b", "c"):
         other = {"experiment": "x" * 600 + "/y"} if name == "b" else {}  # MLflow takes no such name
         syncing.watch(place(name, **other))
@@ -185,13 +185,13 @@ def test_a_run_that_the_server_refuses_does_not_stop_the_others(home, place):
 
 
 def test_of_several_troubles_the_first_is_told_and_how_many_more():
-    assert several([]) == ""
-    assert several(["one"]) == "one"
-    assert several(["one", "two", "three"]) == "one (and 2 more like it)"
+    assert summarise_errors([]) == ""
+    assert summarise_errors(["one"]) == "one"
+    assert summarise_errors(["one", "two", "three"]) == "one (and 2 more like it)"
 
 
 def test_a_folder_of_a_step_which_trains_nothing_is_sent_too(home, place):
-    syncing = Syncing()
+    syncing = BackgroundSync()
     syncing.watch(place("s", recipe={"kind": "ensemble", "members": ["a", "b"]}))
     syncing.sync()
     assert (syncing.trouble, tracked_identities()) == ("", ["s"])
@@ -201,7 +201,7 @@ def test_a_folder_of_a_step_which_trains_nothing_is_sent_too(home, place):
 
 
 def test_a_server_that_is_away_is_asked_once_a_round(home, place):
-    syncing = Syncing()
+    syncing = BackgroundSync()
     syncing._tracker = Stub(TrackingError("the tracking server x cannot be used: nothing answers there"))
     for number in range(5):
         syncing.watch(place(str(number)))
@@ -216,7 +216,7 @@ def test_a_server_that_is_away_is_asked_once_a_round(home, place):
 
 def test_whatever_goes_wrong_the_thread_goes_on(home, place, monkeypatch):
     monkeypatch.setattr(module, "SYNC_SECONDS", 0.01)
-    syncing = Syncing()
+    syncing = BackgroundSync()
     syncing._tracker = Stub(RuntimeError("a mistake of ours"))
     syncing.watch(place("a"))
     with syncing:
@@ -231,7 +231,7 @@ def test_passwords_are_taken_out_of_whatever_went_wrong(home, place, monkeypatch
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hunter2")
     said = "postgresql://me:pa@ss@host/db and hunter2 and http://host/?token=abc"
     for error in (RuntimeError(said), OSError(said)):  # of a round, and of one folder
-        syncing = Syncing()
+        syncing = BackgroundSync()
         syncing._tracker = Stub(error)
         syncing.watch(place("a"))
         with syncing:
@@ -249,7 +249,7 @@ def test_the_thread_ends_after_the_folder_that_is_being_sent(home, place, monkey
             go_on.wait(10)
             return super().sync(folder)
 
-    syncing = Syncing()
+    syncing = BackgroundSync()
     syncing._tracker = Slow()
     for number in range(5):
         syncing.watch(place(str(number)))
@@ -269,7 +269,7 @@ def test_a_server_that_hangs_is_waited_for_once_however_many_folders_wait(home, 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
     server.fault = lambda path: HANGS
     try:
-        syncing = Syncing()
+        syncing = BackgroundSync()
         for number in range(20):
             syncing.watch(place(str(number)))
         with syncing:
@@ -327,13 +327,13 @@ def test_what_is_wrong_with_a_folder_is_said_beside_the_records(home, place):
 
 
 def test_runs_that_ended_here_are_read_but_for_those_known(home, place):
-    assert ended_here(but=()) == []
+    assert local_records_except(but=()) == []
     for name in ("a", "b", "c"):
         place(name)
     (home / "runs" / "c" / "result.json").unlink()
-    assert [record.identity for record in ended_here(but=())] == ["a", "b"]
+    assert [record.identity for record in local_records_except(but=())] == ["a", "b"]
     place("a", damaged={"result.json": b"{"})  # is not opened
-    assert [record.identity for record in ended_here(but={"a"})] == ["b"]
+    assert [record.identity for record in local_records_except(but={"a"})] == ["b"]
 
 
 def until(holds, seconds=20.0):

@@ -12,12 +12,20 @@ from torch import nn
 
 from lightning_modules.networks import build
 from pipeline.common.errors import UserError
-from pipeline.data.batches import BatchMaker, in_order
-from pipeline.data.images import DataError, Images
+from pipeline.data.batches import BatchBuilder, evaluation_batches
+from pipeline.data.images import DataError, LabelledImages
 from pipeline.data.normalise import Normaliser, fit_normaliser
-from pipeline.declare.protocol import read_protocol
+from pipeline.declare.protocol import parse_protocol
 from pipeline.train import evaluate as under_test
-from pipeline.train.evaluate import VIEWS, Errors, Member, evaluate, evaluate_pictures, response_std, together
+from pipeline.train.evaluate import (
+    EVAL_VIEWS,
+    EnsembleMember,
+    ErrorCounts,
+    combine_counts,
+    evaluate_batches,
+    evaluate_samples,
+    response_std,
+)
 from tests.support import by_pillow
 
 
@@ -51,11 +59,13 @@ def network():
 def some(count=43, classes=10):
     draw = torch.Generator().manual_seed(1)
     pixels = torch.randint(0, 256, (count, 8, 8, 3), dtype=torch.uint8, generator=draw)
-    return Images(pixels, torch.randint(0, classes, (count,), generator=draw))
+    return LabelledImages(pixels, torch.randint(0, classes, (count,), generator=draw))
 
 
 def batches(images, size):
-    return in_order(BatchMaker(images, normalise=fit_normaliser("scale", images)), images.labels, batch_size=size)
+    return evaluation_batches(
+        BatchBuilder(images, normalise=fit_normaliser("scale", images)), images.labels, batch_size=size
+    )
 
 
 def by_hand(network, images):
@@ -77,7 +87,7 @@ def by_hand(network, images):
 def test_errors_are_those_of_a_loop_over_single_images(network, size):
     images = some()
     wrong1, wrong5, loss = by_hand(network, images)
-    found = evaluate(network, batches(images, size), F.cross_entropy, expected=43, bf16=False)
+    found = evaluate_batches(network, batches(images, size), F.cross_entropy, expected=43, bf16=False)
     assert (found.images, found.wrong1, found.wrong5) == (43, wrong1, wrong5)
     assert 0 < wrong5 < wrong1 < 43
     assert found.loss == pytest.approx(loss, rel=1e-5)
@@ -91,14 +101,14 @@ def test_errors_are_those_of_a_loop_over_single_images(network, size):
 
 def test_each_image_is_seen_once_and_the_last_batch_is_smaller(network):
     network.batches.clear()
-    evaluate(network, batches(some(43), 10), F.cross_entropy, expected=43, bf16=False)
+    evaluate_batches(network, batches(some(43), 10), F.cross_entropy, expected=43, bf16=False)
     assert network.batches == [10, 10, 10, 10, 3]
 
 
 @pytest.mark.parametrize("expected", [42, 44])
 def test_a_count_that_is_not_the_manifest_s_is_no_result(network, expected):
     with pytest.raises(RuntimeError, match=f"43 images were evaluated where the manifest counts {expected}"):
-        evaluate(network, batches(some(43), 10), F.cross_entropy, expected=expected, bf16=False)
+        evaluate_batches(network, batches(some(43), 10), F.cross_entropy, expected=expected, bf16=False)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -107,7 +117,7 @@ def test_the_network_s_mode_and_statistics_are_as_before_also_after_a_refusal(ne
     network.train(training)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     try:
-        evaluate(network, batches(some(43), 10), F.cross_entropy, expected=expected, bf16=False)
+        evaluate_batches(network, batches(some(43), 10), F.cross_entropy, expected=expected, bf16=False)
     except RuntimeError:
         assert expected == 44
     assert {module.training for module in network.modules()} == {training}
@@ -122,7 +132,7 @@ def test_scores_in_bf16_are_judged_in_fp32(network):
         dtypes.append(scores.dtype)
         return F.cross_entropy(scores, labels)
 
-    evaluate(network, batches(some(43), 43), loss, expected=43, bf16=True)
+    evaluate_batches(network, batches(some(43), 43), loss, expected=43, bf16=True)
     assert dtypes == [torch.float32]
 
 
@@ -205,10 +215,10 @@ def photographs():
 
 
 def judged(members, samples, name, *, threads=0, bf16=False, expected=None, **share):
-    return evaluate_pictures(
+    return evaluate_samples(
         members,
         samples,
-        read_protocol(name),
+        parse_protocol(name),
         expected=len(samples) if expected is None else expected,
         threads=threads,
         bf16=bf16,
@@ -236,7 +246,7 @@ def test_every_protocol_is_a_loop_over_single_views(photographs, name, mean):
     pictures, samples = photographs
     network = Placed()
     wrong1, wrong5, loss = by_hand_pictures([(network, mean)], pictures, samples.labels, name)
-    found = judged([Member(network, mean_subtracted(mean))], samples, name)
+    found = judged([EnsembleMember(network, mean_subtracted(mean))], samples, name)
     assert (found.images, found.wrong1, found.wrong5) == (14, wrong1, wrong5)
     assert found.loss == pytest.approx(loss, rel=5e-4)  # Pillow's pixels differ a little
     assert 0 < wrong5 < wrong1 < 14
@@ -245,7 +255,7 @@ def test_every_protocol_is_a_loop_over_single_views(photographs, name, mean):
 def test_a_dense_view_that_has_a_mean_images_size_by_chance_has_its_mean_colour_taken_out():
     samples = Files([by_pillow.png(by_pillow.picture(side, side, seed=side)) for side in (32, 40)], [1, 2])
     image, colour = (
-        judged([Member(Placed(), mean_subtracted(mean))], samples, "dense-of-32").loss
+        judged([EnsembleMember(Placed(), mean_subtracted(mean))], samples, "dense-of-32").loss
         for mean in (IMAGE, IMAGE.mean((0, 1)))
     )
     assert image == pytest.approx(colour, rel=1e-6)
@@ -256,7 +266,7 @@ def test_an_ensemble_averages_its_networks_each_with_its_own_mean(photographs, n
     pictures, samples = photographs
     networks = [(Placed(1), COLOUR), (Placed(2), IMAGE)]
     expected = by_hand_pictures(networks, pictures, samples.labels, name)
-    members = [Member(network, mean_subtracted(mean)) for network, mean in networks]
+    members = [EnsembleMember(network, mean_subtracted(mean)) for network, mean in networks]
     found = judged(members, samples, name)
     assert (found.wrong1, found.wrong5, found.loss) == (*expected[:2], pytest.approx(expected[2], rel=5e-4))
     assert judged(members[::-1], samples, name).loss == pytest.approx(found.loss, rel=1e-12)
@@ -281,8 +291,8 @@ def by_views(samples, protocol, indices):
     return [replace(stack, share=2 * len(stack.groups[0].pixels) / protocol.views) for stack in found]
 
 
-under_test_views, under_test_normalised = under_test.views, under_test.normalised
-under_test_stacks = under_test.stacks
+under_test_views, under_test_normalised = under_test.protocol_views, under_test.normalise_crops
+under_test_stacks = under_test.view_stacks
 
 
 @pytest.mark.parametrize(
@@ -297,7 +307,7 @@ under_test_stacks = under_test.stacks
 )
 def test_a_fault_would_show(monkeypatch, photographs, name, function, fault):
     _, samples = photographs
-    members = [Member(Placed(), mean_subtracted(IMAGE))]
+    members = [EnsembleMember(Placed(), mean_subtracted(IMAGE))]
     right = judged(members, samples, name).loss
     monkeypatch.setattr(under_test, function, fault)
     assert judged(members, samples, name).loss != pytest.approx(right, rel=3e-3)
@@ -307,10 +317,10 @@ def test_a_fault_would_show(monkeypatch, photographs, name, function, fault):
 def test_a_network_is_really_shown_as_many_views_as_the_name_says_and_few_at_a_time(photographs, name):
     _, samples = photographs
     network = Placed()
-    judged([Member(network, mean_subtracted(COLOUR))], samples, name)
-    assert sum(map(len, network.seen)) == read_protocol(name).views * len(samples)
-    assert max(map(len, network.seen)) <= VIEWS == 64
-    if read_protocol(name).views < 10 and "dense" not in name:  # pictures share a batch
+    judged([EnsembleMember(network, mean_subtracted(COLOUR))], samples, name)
+    assert sum(map(len, network.seen)) == parse_protocol(name).views * len(samples)
+    assert max(map(len, network.seen)) <= EVAL_VIEWS == 64
+    if parse_protocol(name).views < 10 and "dense" not in name:  # pictures share a batch
         assert len(network.seen) == 1
 
 
@@ -318,7 +328,7 @@ def test_a_network_is_really_shown_as_many_views_as_the_name_says_and_few_at_a_t
 def test_views_of_a_picture_are_all_different_and_half_of_them_mirror_images(name, views):
     network = Placed()
     samples = Files([by_pillow.png(by_pillow.picture(100, 90))], [0])
-    judged([Member(network, mean_subtracted(COLOUR))], samples, name)
+    judged([EnsembleMember(network, mean_subtracted(COLOUR))], samples, name)
     shown = torch.cat(network.seen)
     assert len(shown) == len(torch.unique(shown, dim=0)) == views
     assert torch.equal(torch.unique(shown, dim=0), torch.unique(shown.flip(3), dim=0))
@@ -326,21 +336,21 @@ def test_views_of_a_picture_are_all_different_and_half_of_them_mirror_images(nam
 
 def test_larger_views_are_shown_fewer_at_a_time(monkeypatch, photographs):
     _, samples = photographs
-    monkeypatch.setattr(under_test, "PIXELS", 10 * 24**2)
+    monkeypatch.setattr(under_test, "EVAL_PIXELS", 10 * 24**2)
     network = Placed()
-    whole = judged([Member(network, mean_subtracted(COLOUR))], samples, "50-crop-24-of-32")
+    whole = judged([EnsembleMember(network, mean_subtracted(COLOUR))], samples, "50-crop-24-of-32")
     assert max(map(len, network.seen)) == 10
     monkeypatch.undo()
-    assert judged([Member(network, mean_subtracted(COLOUR))], samples, "50-crop-24-of-32").loss == pytest.approx(
-        whole.loss, rel=1e-6
-    )
+    assert judged(
+        [EnsembleMember(network, mean_subtracted(COLOUR))], samples, "50-crop-24-of-32"
+    ).loss == pytest.approx(whole.loss, rel=1e-6)
     assert max(map(len, network.seen)) == 50
 
 
 @pytest.mark.parametrize("name", ["1-crop-24-of-32", "144-crop-24-of-32-36-40-44", "dense-of-24-37"])
 def test_the_numbers_are_the_same_bits_for_any_number_of_threads(photographs, name):
     _, samples = photographs
-    members = [Member(Placed(), mean_subtracted(COLOUR))]
+    members = [EnsembleMember(Placed(), mean_subtracted(COLOUR))]
     assert len({judged(members, samples, name, threads=threads) for threads in (0, 1, 2, 5)}) == 1
 
 
@@ -368,7 +378,7 @@ def numbered(count):
 
 def by_ranks(samples, world, threads):
     network = Numbers()
-    member = Member(network, fit_normaliser("scale", some(1)))
+    member = EnsembleMember(network, fit_normaliser("scale", some(1)))
     parts = [
         judged([member], samples, "1-crop-4-of-8", threads=threads, rank=rank, world=world)
         for rank in range(world)
@@ -380,13 +390,13 @@ def by_ranks(samples, world, threads):
 @pytest.mark.parametrize("batch", [1, 7, 64])
 @pytest.mark.parametrize("count", [1, 7, 499])
 def test_each_picture_is_counted_once_on_any_number_of_ranks_and_threads(monkeypatch, count, batch, world):
-    monkeypatch.setattr(under_test, "VIEWS", batch)
+    monkeypatch.setattr(under_test, "EVAL_VIEWS", batch)
     samples = numbered(count)
     for threads in (0, 2):
         parts, seen = by_ranks(samples, world, threads)
         assert sorted(seen) == list(range(count))
         assert [part.images for part in parts] == [len(range(rank, count, world)) for rank in range(world)]
-        found = together(parts, count)
+        found = combine_counts(parts, count)
         wrong = len(range(0, count, 7))
         assert (found.images, found.wrong1, found.wrong5) == (count, wrong, wrong)  # the others tie, and are wrong
         right_one, wrong_one = math.log(math.e + 9) - 1, math.log(math.e + 9)
@@ -398,17 +408,17 @@ def test_each_picture_is_counted_once_on_any_number_of_ranks_and_threads(monkeyp
 @pytest.mark.parametrize("threads", [0, 2])
 @pytest.mark.parametrize("batch", [1, 7, 64])
 def test_each_of_10_000_pictures_is_counted_once(monkeypatch, world, threads, batch):
-    monkeypatch.setattr(under_test, "VIEWS", batch)
+    monkeypatch.setattr(under_test, "EVAL_VIEWS", batch)
     parts, seen = by_ranks(numbered(10_000), world, threads)
     assert sorted(seen) == list(range(10_000))
-    assert together(parts, 10_000).wrong1 == len(range(0, 10_000, 7))
+    assert combine_counts(parts, 10_000).wrong1 == len(range(0, 10_000, 7))
 
 
 @pytest.mark.parametrize("expected", [13, 15])
 def test_pictures_that_are_not_the_manifests_are_no_result(photographs, expected):
     _, samples = photographs
     with pytest.raises(RuntimeError, match=f"14 images were evaluated where the manifest counts {expected}"):
-        judged([Member(Placed(), mean_subtracted(COLOUR))], samples, "1-crop-24-of-32", expected=expected)
+        judged([EnsembleMember(Placed(), mean_subtracted(COLOUR))], samples, "1-crop-24-of-32", expected=expected)
 
 
 @pytest.mark.parametrize("threads", [0, 2])
@@ -417,41 +427,41 @@ def test_a_picture_that_was_not_read_or_was_read_twice_is_no_result(monkeypatch,
     _, samples = photographs
     monkeypatch.setattr(samples, "read", lambda indices: change([samples.contents[i] for i in indices]))
     with pytest.raises(RuntimeError, match=r"1[35] pictures came where 14 were read: no result"):
-        judged([Member(Placed(), mean_subtracted(COLOUR))], samples, "1-crop-24-of-32", threads=threads)
+        judged([EnsembleMember(Placed(), mean_subtracted(COLOUR))], samples, "1-crop-24-of-32", threads=threads)
 
 
 def test_ranks_together_are_refused_when_one_is_missing_or_counted_twice():
     parts, _ = by_ranks(numbered(8), 2, 0)
-    assert together(parts, 8).images == together(parts[::-1], 8).images == 8
+    assert combine_counts(parts, 8).images == combine_counts(parts[::-1], 8).images == 8
     for wrong in ([parts[0]], [parts[0], parts[0]], [*parts, parts[1]], []):  # two of four are eight, too
         with pytest.raises(RuntimeError, match=r"should be all there, each of them once: no result"):
-            together(wrong, 8)
+            combine_counts(wrong, 8)
     with pytest.raises(RuntimeError, match=r"here 0 of 2, 0 of 3"):
-        together([Errors(4, 0, 0, 0.1, 0, 2), Errors(4, 0, 0, 0.1, 0, 3)], 8)
+        combine_counts([ErrorCounts(4, 0, 0, 0.1, 0, 2), ErrorCounts(4, 0, 0, 0.1, 0, 3)], 8)
     for expected in (7, 9):
         with pytest.raises(RuntimeError, match=f"8 images were evaluated where the manifest counts {expected}"):
-            together(parts, expected)
+            combine_counts(parts, expected)
 
 
 def test_a_rank_without_a_picture_has_no_share_in_the_errors():
     parts, _ = by_ranks(numbered(1), 3, 0)
     assert [part.images for part in parts] == [1, 0, 0]
-    assert together(parts, 1) == replace(parts[0], rank=0, world=1)
+    assert combine_counts(parts, 1) == replace(parts[0], rank=0, world=1)
 
 
 def test_together_weighs_each_ranks_loss_by_its_images():
-    found = together([Errors(3, 1, 0, 2.0, 0, 2), Errors(1, 1, 1, 4.0, 1, 2)], 4)
-    assert found == Errors(4, 2, 1, (3 * 2.0 + 4.0) / 4)
+    found = combine_counts([ErrorCounts(3, 1, 0, 2.0, 0, 2), ErrorCounts(1, 1, 1, 4.0, 1, 2)], 4)
+    assert found == ErrorCounts(4, 2, 1, (3 * 2.0 + 4.0) / 4)
 
 
 @pytest.mark.parametrize("world", [2, 3, 50])
 def test_small_images_too_are_judged_by_ranks_together(network, world):
     images = some(43)
-    maker = BatchMaker(images, normalise=fit_normaliser("scale", images))
+    maker = BatchBuilder(images, normalise=fit_normaliser("scale", images))
     parts = [
-        evaluate(
+        evaluate_batches(
             network,
-            in_order(maker, images.labels, batch_size=10, rank=rank, world=world),
+            evaluation_batches(maker, images.labels, batch_size=10, rank=rank, world=world),
             F.cross_entropy,
             expected=43,
             bf16=False,
@@ -461,8 +471,8 @@ def test_small_images_too_are_judged_by_ranks_together(network, world):
         for rank in range(world)
     ]
     assert [part.images for part in parts[40:]] == [0] * len(parts[40:])  # no batch of 10 has so many places
-    whole = evaluate(network, batches(images, 43), F.cross_entropy, expected=43, bf16=False)
-    found = together(parts, 43)
+    whole = evaluate_batches(network, batches(images, 43), F.cross_entropy, expected=43, bf16=False)
+    found = combine_counts(parts, 43)
     assert (found.images, found.wrong1, found.wrong5) == (43, whole.wrong1, whole.wrong5)
     assert found.loss == pytest.approx(whole.loss)
 
@@ -480,7 +490,7 @@ def test_a_broken_picture_is_named_and_not_skipped(threads):
     samples = Files([whole] * 70 + [whole[: len(whole) // 2]] + [whole] * 29, [0] * 100)
     network = Placed()
     with pytest.raises(DataError, match=r"^test\.tar, sample 70 is no readable picture") as refused:
-        judged([Member(network, mean_subtracted(COLOUR))], samples, "1-crop-24-of-32", threads=threads)
+        judged([EnsembleMember(network, mean_subtracted(COLOUR))], samples, "1-crop-24-of-32", threads=threads)
     assert refused.value.__traceback__  # held, and yet nothing of it runs on
     assert readers() == []
     assert not network.fc.weight.grad
@@ -498,7 +508,10 @@ def test_networks_are_in_their_own_mode_again_also_after_a_refusal(photographs, 
         )
     try:
         judged(
-            [Member(n, mean_subtracted(COLOUR)) for n in networks], samples, "1-crop-24-of-32", expected=expected
+            [EnsembleMember(n, mean_subtracted(COLOUR)) for n in networks],
+            samples,
+            "1-crop-24-of-32",
+            expected=expected,
         )
     except RuntimeError:
         assert expected == 15
@@ -517,7 +530,7 @@ class WithAuxiliary(Placed):
 def test_auxiliary_classifiers_have_no_part_in_it(photographs):
     _, samples = photographs
     found = [
-        judged([Member(kind().train(), mean_subtracted(COLOUR))], samples, "10-crop-24-of-32")
+        judged([EnsembleMember(kind().train(), mean_subtracted(COLOUR))], samples, "10-crop-24-of-32")
         for kind in (Placed, WithAuxiliary)
     ]
     assert found[0] == found[1]
@@ -560,7 +573,7 @@ def test_a_network_that_cannot_read_such_views_says_what_can_be_used(name, args,
     network = build(name, args, num_classes=10, in_channels=3)
     samples = Files([by_pillow.png(by_pillow.picture(24, 36))], [0])
     with pytest.raises(UserError, match=words) as refused:
-        judged([Member(network, mean_subtracted(COLOUR))], samples, protocol, threads=2)
+        judged([EnsembleMember(network, mean_subtracted(COLOUR))], samples, protocol, threads=2)
     assert "\n" not in str(refused.value)
     assert readers() == []
 
@@ -584,7 +597,7 @@ def test_a_network_that_is_quite_sure_has_a_finite_loss_and_its_fifth_best_class
         label = int(scores.argsort(descending=True)[place])
         assert scores.softmax(0)[label] == 0
         samples = Files([by_pillow.png(pixels)], [label])
-        found = judged([Member(network, mean_subtracted(COLOUR))], samples, "1-crop-33-of-33")
+        found = judged([EnsembleMember(network, mean_subtracted(COLOUR))], samples, "1-crop-33-of-33")
         assert (found.wrong1, found.wrong5) == (1, int(place >= 5))
         assert found.loss == pytest.approx(float(scores.max() - scores[label]), rel=1e-4)
 
@@ -594,9 +607,9 @@ def test_in_bf16_the_network_computes_and_the_probabilities_do_not(photographs):
     dtypes = set()
     network = Placed()
     network.fc.register_forward_hook(lambda _module, _inputs, scores: dtypes.add(scores.dtype))
-    found = judged([Member(network, mean_subtracted(COLOUR))], samples, "10-crop-24-of-32", bf16=True)
+    found = judged([EnsembleMember(network, mean_subtracted(COLOUR))], samples, "10-crop-24-of-32", bf16=True)
     assert dtypes == {torch.bfloat16}
-    plain = judged([Member(network, mean_subtracted(COLOUR))], samples, "10-crop-24-of-32")
+    plain = judged([EnsembleMember(network, mean_subtracted(COLOUR))], samples, "10-crop-24-of-32")
     assert plain.loss != found.loss == pytest.approx(plain.loss, rel=0.02)  # bfloat16 has three digits
 
 
@@ -605,15 +618,15 @@ def test_probabilities_of_bf16_scores_are_not_rounded_to_bf16():
     scores = []
     network.fc.register_forward_hook(lambda _module, _inputs, output: scores.append(output.double()))
     samples = Files([by_pillow.png(by_pillow.picture(33, 33))], [3])
-    found = judged([Member(network, mean_subtracted(COLOUR))], samples, "10-crop-24-of-33", bf16=True)
+    found = judged([EnsembleMember(network, mean_subtracted(COLOUR))], samples, "10-crop-24-of-33", bf16=True)
     assert found.loss == pytest.approx(-math.log(scores[0].softmax(1).mean(0)[3]), rel=1e-12)
 
 
 def test_single_crops_are_what_evaluate_says_of_the_same_images(network):
     images = some()
     samples = Files([by_pillow.png(pixels.numpy()) for pixels in images.pixels], images.labels)
-    expected = evaluate(network, batches(images, 43), F.cross_entropy, expected=43, bf16=False)
-    found = judged([Member(network, fit_normaliser("scale", images))], samples, "1-crop-8-of-8")
+    expected = evaluate_batches(network, batches(images, 43), F.cross_entropy, expected=43, bf16=False)
+    found = judged([EnsembleMember(network, fit_normaliser("scale", images))], samples, "1-crop-8-of-8")
     assert (found.wrong1, found.wrong5) == (expected.wrong1, expected.wrong5)
     assert found.loss == pytest.approx(expected.loss, rel=1e-6)
 

@@ -11,22 +11,22 @@ import torch
 
 from pipeline.common.errors import UserError
 from pipeline.data import manifest, sources, statistics
-from pipeline.data.batches import BatchMaker
-from pipeline.data.colour import PhotoMaker
-from pipeline.data.crops import Cut
+from pipeline.data.batches import BatchBuilder
+from pipeline.data.colour import CropBatchBuilder
+from pipeline.data.crops import CropSpec
 from pipeline.data.images import DataError
 from pipeline.data.normalise import fit_normaliser
 from pipeline.data.order import batch_indices
-from pipeline.data.shard_manifest import sealed
-from pipeline.data.sharded_feed import PhotoFeed
-from pipeline.declare.load import load
+from pipeline.data.shard_manifest import with_checksum
+from pipeline.data.sharded_feed import ShardedFeed
+from pipeline.declare.load import load_experiment
 from pipeline.declare.recipe import Crop, Data
-from pipeline.derive.published_weights import photographs
-from pipeline.plan.expand import plan
+from pipeline.derive.published_weights import labelled_samples
+from pipeline.plan.expand import plan_runs
 from pipeline.plan.identity import identity
 from pipeline.track.run_folder import RunFolder
-from pipeline.train.inputs import Ways, cut_of, image_shape, require_counted, supply
-from pipeline.train.ranks import current
+from pipeline.train.inputs import ReadOptions, crop_spec, input_shape, load_training_data, require_counts
+from pipeline.train.ranks import current_ranks
 from pipeline.train.train import train
 from tests.support.making import prepared
 from tests.support.rank_processes import Ranks
@@ -76,11 +76,11 @@ def toy(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(toy):
-    return plan(load(str(toy)), scale="paper", variants=["resnet-18"])[0]
+    return plan_runs(load_experiment(str(toy)), scale="paper", variants=["resnet-18"])[0]
 
 
 def train_in(path: Path, run, root: Path, **options):
-    images = sources.load(run.recipe.data.name, root, photographs=True)
+    images = sources.load_images(run.recipe.data.name, root, photographs=True)
     found = manifest.manifest_of(images)
     return train(
         run,
@@ -106,7 +106,7 @@ def test_every_protocol_has_its_own_metric_and_counts_every_picture(whole, run, 
         assert record.metrics[f"test/{protocol}/images"] == 12
         assert record.metrics[f"val/{protocol}/images"] == 5
         assert 0 <= record.metrics[f"test/{protocol}/top5_error_pct"] <= 100
-    assert set(load(str(toy)).measured("resnet-18", named=False)) == set(record.metrics)
+    assert set(load_experiment(str(toy)).measured("resnet-18", named=False)) == set(record.metrics)
     first = run.recipe.data.test[0]
     for name in ("top1_error_pct", "top5_error_pct", "loss", "images"):
         assert record.metrics[f"test/{name}"] == record.metrics[f"test/{first}/{name}"]
@@ -141,7 +141,7 @@ def test_a_run_stopped_while_it_reads_or_judges_goes_on_there(whole, run, root, 
         asked += 1
         return asked >= moment
 
-    monkeypatch.setattr(statistics, "CHUNK", 8)
+    monkeypatch.setattr(statistics, "SUM_CHUNK", 8)
     told = []
     assert train_in(tmp_path / "run", run, root, cache=tmp_path / "cache", stop=stop, warn=told.append) is None
     record = train_in(tmp_path / "run", run, root, cache=tmp_path / "cache", warn=told.append)
@@ -163,10 +163,10 @@ def pair(tmp_path_factory):
 def trained_on_ranks(path, run, root, cache, moment=None):
     """Train on both ranks; the second alone is asked to stop, from the `moment`-th time on that it looks."""
     asked, told = itertools.count(1), []
-    statistics.CHUNK = 8
+    statistics.SUM_CHUNK = 8
 
     def stop():
-        return moment is not None and current().rank == 1 and next(asked) >= moment
+        return moment is not None and current_ranks().rank == 1 and next(asked) >= moment
 
     return train_in(path, run, root, cache=cache, stop=stop, warn=told.append), told
 
@@ -210,20 +210,20 @@ def test_ranks_of_which_one_is_stopped_go_on_to_the_same_bits(pair, whole_of_ran
 
 def test_errors_kept_are_those_of_the_same_model(tmp_path):
     folder = RunFolder(tmp_path)
-    folder.judged("a").add("test/x", {"test/loss": 1.0})
-    folder.judged("a").add("test/y", {"test/loss": 2.0})
-    assert set(folder.judged("a").read()) == {"test/x", "test/y"}
-    assert folder.judged("b").read() == {}
+    folder.evaluation_cache("a").add("test/x", {"test/loss": 1.0})
+    folder.evaluation_cache("a").add("test/y", {"test/loss": 2.0})
+    assert set(folder.evaluation_cache("a").read()) == {"test/x", "test/y"}
+    assert folder.evaluation_cache("b").read() == {}
     (tmp_path / "checkpoints" / "judged.json").write_text("{")
-    assert folder.judged("a").read() == {}
+    assert folder.evaluation_cache("a").read() == {}
 
 
 def test_statistics_are_of_the_pictures_trained_on_and_kept(whole, run, root, monkeypatch):
-    images = sources.load(run.recipe.data.name, root, photographs=True)
+    images = sources.load_images(run.recipe.data.name, root, photographs=True)
     crop = run.recipe.data.crop
     assert len(list((root / ".cache").rglob("*.safetensors"))) == 1
-    part, _ = manifest.chosen(images.train, train_count=None, val_count=5)
-    fresh = statistics.statistics_of(part, crop, threads=0, cache=None, key="")
+    part, _ = manifest.sample_split(images.train, train_count=None, val_count=5)
+    fresh = statistics.pixel_statistics(part, crop, threads=0, cache=None, key="")
     assert fresh.count == 16
 
     def nothing(*_):
@@ -231,26 +231,26 @@ def test_statistics_are_of_the_pictures_trained_on_and_kept(whole, run, root, mo
 
     monkeypatch.setattr(type(images.train), "read", nothing)
     key = f"{images.manifest.sha256} None 5"
-    again = statistics.statistics_of(part, crop, threads=0, cache=root / ".cache", key=key)
+    again = statistics.pixel_statistics(part, crop, threads=0, cache=root / ".cache", key=key)
     assert again.total.equal(fresh.total)
 
 
 def test_the_manifest_of_shards_is_the_runs_manifest(run, root):
-    images = sources.load(run.recipe.data.name, root, photographs=True)
+    images = sources.load_images(run.recipe.data.name, root, photographs=True)
     found = manifest.manifest_of(images)
     assert (found.train, found.test, found.image) == (21, 12, (3, 0, 0))
     assert found.per_class == {"train": [7, 7, 7], "test": [4, 4, 4]}
     assert found.sha256 == images.manifest.sha256
-    assert manifest.from_dict(manifest.to_dict(found)) == found
+    assert manifest.manifest_from_dict(manifest.manifest_to_dict(found)) == found
 
 
 def test_a_part_held_out_is_never_trained_on(root, run):
-    images = sources.load(run.recipe.data.name, root, photographs=True)
-    training_part, validation = manifest.chosen(images.train, train_count=10, val_count=5)
+    images = sources.load_images(run.recipe.data.name, root, photographs=True)
+    training_part, validation = manifest.sample_split(images.train, train_count=10, val_count=5)
     seen = {training_part.where(i) for i in range(10)} & {validation.where(i) for i in range(5)}
     assert not seen
     assert (len(training_part), len(validation)) == (10, 5)
-    everything, nothing = manifest.chosen(images.train, train_count=None, val_count=0)
+    everything, nothing = manifest.sample_split(images.train, train_count=None, val_count=0)
     assert everything is images.train
     assert len(nothing) == 0
 
@@ -259,18 +259,18 @@ def test_a_part_held_out_is_never_trained_on(root, run):
 
 
 def test_photographs_are_fed_as_declared(root, run):
-    images, data = sources.load(run.recipe.data.name, root, photographs=True), run.recipe.data
-    made = supply(images, data, torch.device("cpu"), sha256="x", ways=Ways())
+    images, data = sources.load_images(run.recipe.data.name, root, photographs=True), run.recipe.data
+    made = load_training_data(images, data, torch.device("cpu"), sha256="x", ways=ReadOptions())
     batch = next(iter(made.feed(run.recipe.train, 3, 2, 1)))
-    part, _ = manifest.chosen(images.train, train_count=None, val_count=5)
-    found = statistics.statistics_of(part, data.crop, threads=0, cache=None, key="")
-    maker = PhotoMaker(
-        normalise=statistics.fit_photographs("raw-mean-image", found),
+    part, _ = manifest.sample_split(images.train, train_count=None, val_count=5)
+    found = statistics.pixel_statistics(part, data.crop, threads=0, cache=None, key="")
+    maker = CropBatchBuilder(
+        normalise=statistics.fit_sharded_normaliser("raw-mean-image", found),
         augment=("flip", "pca-colour", "photometric"),
         pca=statistics.principal_colours(found),
     )
-    cut = Cut(32, (36, 44), None, False, None, None, "bilinear")
-    [expected] = PhotoFeed(part, maker, cut, seed=3, batch_size=4, start_step=2, stop_step=3, threads=0)
+    cut = CropSpec(32, (36, 44), None, False, None, None, "bilinear")
+    [expected] = ShardedFeed(part, maker, cut, seed=3, batch_size=4, start_step=2, stop_step=3, threads=0)
     assert batch.images.equal(expected.images)
     assert batch.labels.equal(expected.labels)
 
@@ -278,30 +278,30 @@ def test_photographs_are_fed_as_declared(root, run):
 @pytest.mark.parametrize(
     ("declared", "cut"),
     [
-        ({"side": 32, "short": 36}, Cut(32, (36, 36), None, False, None, None, "bilinear")),
-        ({"side": 32, "short": (36, 44)}, Cut(32, (36, 44), None, False, None, None, "bilinear")),
+        ({"side": 32, "short": 36}, CropSpec(32, (36, 36), None, False, None, None, "bilinear")),
+        ({"side": 32, "short": (36, 44)}, CropSpec(32, (36, 44), None, False, None, None, "bilinear")),
         (
             {"side": 32, "short": 36, "centre": 34, "at": "five", "interpolation": "bicubic"},
-            Cut(32, (36, 36), 34, True, None, None, "bicubic"),
+            CropSpec(32, (36, 36), 34, True, None, None, "bicubic"),
         ),
         (
             {"side": 32, "area": (0.1, 1.0), "aspect": (0.5, 2.0)},
-            Cut(32, None, None, False, (0.1, 1.0), (0.5, 2.0), "bilinear"),
+            CropSpec(32, None, None, False, (0.1, 1.0), (0.5, 2.0), "bilinear"),
         ),
     ],
 )
 def test_a_crop_is_cut_as_declared(declared, cut):
-    assert cut_of(Crop(**declared)) == cut
+    assert crop_spec(Crop(**declared)) == cut
 
 
 def test_small_images_are_fed_as_declared_by_statistics_of_those_trained_on(run):
-    images, augment = sources.load("noise", Path("nowhere")), ("pad2-crop", "flip")
+    images, augment = sources.load_images("noise", Path("nowhere")), ("pad2-crop", "flip")
     data = Data(name="noise", val=120, pad_to=20, normalise="per-channel", augment=augment)
-    made = supply(images, data, torch.device("cpu"), sha256="x", ways=Ways())
+    made = load_training_data(images, data, torch.device("cpu"), sha256="x", ways=ReadOptions())
     batch = next(iter(made.feed(run.recipe.train, 3, 2, 1)))
-    training, held_out = manifest.split(images.train, train_count=None, val_count=120)
+    training, held_out = manifest.train_val_split(images.train, train_count=None, val_count=120)
     assert len(held_out) == 120
-    maker = BatchMaker(training, normalise=fit_normaliser("per-channel", training), augment=augment, pad_to=20)
+    maker = BatchBuilder(training, normalise=fit_normaliser("per-channel", training), augment=augment, pad_to=20)
     indices = batch_indices(3, 2, 4, len(training))
     assert batch.images.equal(maker(indices, maker.draw(3, 2, 4)))
     assert batch.labels.equal(training.labels[indices])
@@ -319,8 +319,8 @@ def test_photographs_held_out_are_judged_by_the_first_protocol(root, run):
 
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten(), torch.nn.Linear(12, 3))
-    images = sources.load(run.recipe.data.name, root, photographs=True)
-    made = supply(images, run.recipe.data, torch.device("cpu"), sha256="x", ways=Ways())
+    images = sources.load_images(run.recipe.data.name, root, photographs=True)
+    made = load_training_data(images, run.recipe.data, torch.device("cpu"), sha256="x", ways=ReadOptions())
     now = made.held_out(network, torch.nn.functional.cross_entropy, bf16=False)
     every = made.final(network, torch.nn.functional.cross_entropy, bf16=False, kept=Nothing())
     assert now == {key: value for key, value in every.items() if key.count("/") == 1}
@@ -332,12 +332,12 @@ def test_photographs_held_out_are_judged_by_the_first_protocol(root, run):
 
 @pytest.mark.parametrize("part", ["train", "test"])
 def test_as_many_images_are_there_as_the_manifest_counts(root, run, part):
-    images = sources.load(run.recipe.data.name, root, photographs=True)
+    images = sources.load_images(run.recipe.data.name, root, photographs=True)
     counted = manifest.manifest_of(images)
-    require_counted(images, counted)
+    require_counts(images, counted)
     here = getattr(counted, part)
     with pytest.raises(DataError, match=rf"^photographs holds {here} {part} images where its manifest counts 9; "):
-        require_counted(images, replace(counted, **{part: 9}))
+        require_counts(images, replace(counted, **{part: 9}))
 
 
 # --- data and recipe that do not belong together ---------------------------------------------------------------
@@ -346,33 +346,33 @@ CROP = {"crop": {"side": 32, "short": 36}, "test": ["1-crop-32-of-36"]}
 
 
 def test_photographs_without_a_crop_are_refused(root, run):
-    images = sources.load(run.recipe.data.name, root, photographs=True)
+    images = sources.load_images(run.recipe.data.name, root, photographs=True)
     with pytest.raises(
         UserError, match=r"holds photographs of many sizes; say in data.crop how they become squares"
     ):
-        image_shape(images, Data(name="x"))
+        input_shape(images, Data(name="x"))
     with pytest.raises(DataError, match=r"holds pictures of many sizes, .* say in data.crop"):
-        sources.load(run.recipe.data.name, root)  # into memory, as a recipe without a crop asks for
+        sources.load_images(run.recipe.data.name, root)  # into memory, as a recipe without a crop asks for
 
 
 def test_small_images_with_a_crop_are_refused():
     with pytest.raises(UserError, match=r"data.crop is for photographs in shards, and noise is a set of small"):
-        image_shape(sources.load("noise", Path("nowhere")), Data(name="noise", **CROP))
+        input_shape(sources.load_images("noise", Path("nowhere")), Data(name="noise", **CROP))
 
 
 def test_a_normalisation_of_small_images_is_refused(root, run):
-    images = sources.load(run.recipe.data.name, root, photographs=True)
+    images = sources.load_images(run.recipe.data.name, root, photographs=True)
     with pytest.raises(
         DataError, match=r"normalisation 'gcn-zca' is for small images of one size; for photographs"
     ):
-        image_shape(images, Data(name="x", normalise="gcn-zca", **CROP))
+        input_shape(images, Data(name="x", normalise="gcn-zca", **CROP))
 
 
 def test_a_set_that_is_not_there_says_how_to_make_it(tmp_path):
     with pytest.raises(
         DataError, match=r"there are none in \S+imagenet; make them with: repro data prepare SOURCE"
     ):
-        sources.load("imagenet", tmp_path, photographs=True)
+        sources.load_images("imagenet", tmp_path, photographs=True)
 
 
 def test_shards_under_another_name_are_refused(root, run):
@@ -380,7 +380,7 @@ def test_shards_under_another_name_are_refused(root, run):
     with pytest.raises(
         DataError, match=r"the shards in \S+ are of 'photographs'; put them into a folder of that name"
     ):
-        sources.load("pictures", root, photographs=True)
+        sources.load_images("pictures", root, photographs=True)
 
 
 def test_a_set_called_imagenet_has_its_counts(root, run, tmp_path):
@@ -388,11 +388,11 @@ def test_a_set_called_imagenet_has_its_counts(root, run, tmp_path):
     folder = tmp_path / "imagenet"
     shutil.copytree(root / run.recipe.data.name, folder)
     said = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(sealed(said | {"name": "imagenet"}))
+    (folder / "manifest.json").write_text(with_checksum(said | {"name": "imagenet"}))
     with pytest.raises(DataError, match=r"is not ImageNet: 21 \+ 12 pictures, where ILSVRC-2012 has 1281167 for"):
-        sources.load("imagenet", tmp_path, photographs=True)
+        sources.load_images("imagenet", tmp_path, photographs=True)
     with pytest.raises(DataError, match=r"is not ImageNet"):
-        photographs(str(folder), 3)
+        labelled_samples(str(folder), 3)
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pipeline.common.errors import UserError
-from pipeline.data.prefetch import Stopped, go_on
-from pipeline.train.ranks import ALONE, Group, current, divisors, groups
+from pipeline.data.prefetch import StopRequested, raise_if_stopped
+from pipeline.train.ranks import SINGLE_RANK, RankGroup, current_ranks, divisors, micro_batches
 from tests.support.rank_processes import Ranks
 
 # --- into how many groups a batch is cut -----------------------------------------------------------------------
@@ -32,16 +32,16 @@ from tests.support.rank_processes import Ranks
     ],
 )
 def test_a_batch_is_cut_into_as_few_groups_as_fit(batch, world, device_batch, count):
-    assert groups(batch, world, device_batch) == count
+    assert micro_batches(batch, world, device_batch) == count
 
 
 @given(batch=st.integers(1, 300), world=st.integers(1, 20), device_batch=st.none() | st.integers(1, 300))
 def test_groups_are_equal_shared_equally_small_enough_and_the_fewest(batch, world, device_batch):
     if batch % world:
         with pytest.raises(UserError, match="cannot be shared equally"):
-            groups(batch, world, device_batch)
+            micro_batches(batch, world, device_batch)
         return
-    count = groups(batch, world, device_batch)
+    count = micro_batches(batch, world, device_batch)
 
     def fits(n):
         return batch % n == 0 and n % world == 0 and batch // n <= (device_batch or batch)
@@ -52,7 +52,7 @@ def test_groups_are_equal_shared_equally_small_enough_and_the_fewest(batch, worl
 
 def test_devices_that_cannot_share_a_batch_are_told_which_could():
     with pytest.raises(UserError) as refused:
-        groups(20, 3, 4)
+        micro_batches(20, 3, 4)
     assert str(refused.value) == (
         "a batch of 20 images cannot be shared equally by 3 devices; use 1, 2, 4, 5, 10 or 20 devices, with a"
         " device batch of 20, 10, 5, 4, 2 or 1"
@@ -62,7 +62,7 @@ def test_devices_that_cannot_share_a_batch_are_told_which_could():
 @pytest.mark.parametrize("device_batch", [0, -1])
 def test_a_device_batch_of_nothing_is_told_what_could_be(device_batch):
     with pytest.raises(UserError) as refused:
-        groups(20, 2, device_batch)
+        micro_batches(20, 2, device_batch)
     assert str(refused.value) == (
         f"a device batch of {device_batch} images cannot be; a batch of 20 on 2 devices goes through each of them"
         " by 1, 2, 5 or 10"
@@ -77,16 +77,16 @@ def test_divisors():
 
 
 def test_a_process_by_itself_is_a_group_of_one():
-    assert current() == ALONE == Group(0, 1)
+    assert current_ranks() == SINGLE_RANK == RankGroup(0, 1)
 
 
 def test_alone_all_is_as_if_there_were_no_group():
     network = nn.BatchNorm1d(3)
-    ALONE.same_buffers(network)
-    assert ALONE.gathered("x") == ["x"]
-    assert ALONE.first("x") == "x"
-    assert ALONE.any(True, False) == (True, False)
-    for together in (ALONE.each, ALONE.led):
+    SINGLE_RANK.broadcast_buffers(network)
+    assert SINGLE_RANK.all_gather("x") == ["x"]
+    assert SINGLE_RANK.broadcast("x") == "x"
+    assert SINGLE_RANK.any_rank(True, False) == (True, False)
+    for together in (SINGLE_RANK.on_all_ranks, SINGLE_RANK.on_rank_zero):
         assert together(lambda stop: stop(), lambda: "asked") == "asked"
         with pytest.raises(ZeroDivisionError):
             together(lambda _: 1 // 0)
@@ -103,13 +103,13 @@ def ranks(tmp_path_factory):
 
 
 def test_they_know_who_they_are(ranks):
-    assert ranks.run(current) == [Group(0, 3), Group(1, 3), Group(2, 3)]
+    assert ranks.run(current_ranks) == [RankGroup(0, 3), RankGroup(1, 3), RankGroup(2, 3)]
 
 
 def told():
-    group = current()
+    group = current_ranks()
     name = f"rank {group.rank}"
-    return group.gathered(name), group.first(name), group.any(False, group.rank == 2, True)
+    return group.all_gather(name), group.broadcast(name), group.any_rank(False, group.rank == 2, True)
 
 
 def test_values_and_flags_are_heard_by_all(ranks):
@@ -118,12 +118,12 @@ def test_values_and_flags_are_heard_by_all(ranks):
 
 
 def averages():
-    group = current()
+    group = current_ranks()
     network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     with torch.no_grad():
         network[0].weight.fill_(group.rank)
     network(torch.full((4, 2), float(group.rank)) * torch.arange(4.0)[:, None])
-    group.same_buffers(network)
+    group.broadcast_buffers(network)
     return network[0].weight[0, 0].item(), [buffer.tolist() for buffer in network.buffers()]
 
 
@@ -135,8 +135,8 @@ def test_buffers_become_those_of_the_first_and_parameters_do_not(ranks):
 
 def led_by_the_first():
     done = []
-    group = current()
-    said = group.led(lambda _: done.append(group.rank) or f"by {group.rank}")
+    group = current_ranks()
+    said = group.on_rank_zero(lambda _: done.append(group.rank) or f"by {group.rank}")
     return said, done
 
 
@@ -149,28 +149,28 @@ def full_disk(_stop):
 
 
 def led_astray():
-    return current().led(full_disk)
+    return current_ranks().on_rank_zero(full_disk)
 
 
 def test_what_the_first_cannot_do_is_told_to_all(ranks):
     for error in ranks.run(led_astray):
         assert isinstance(error, UserError)
         assert str(error) == "cannot write to /runs: no space left on device"
-    assert ranks.run(current)[1] == Group(1, 3)  # and they go on
+    assert ranks.run(current_ranks)[1] == RankGroup(1, 3)  # and they go on
 
 
 def uneven(pieces):
     """Each rank has another number of pieces of work, and asks before each whether to go on."""
-    group, done = current(), 0
+    group, done = current_ranks(), 0
 
     def act(stop):
         nonlocal done
         for _ in range(pieces[group.rank]):
-            go_on(stop)
+            raise_if_stopped(stop)
             done += 1
         return done
 
-    return group.each(act)
+    return group.on_all_ranks(act)
 
 
 @pytest.mark.parametrize("pieces", [(3, 3, 3), (0, 5, 1), (4, 0, 0)])
@@ -180,11 +180,11 @@ def test_ranks_may_have_more_to_do_than_others(ranks, pieces):
 
 def long_work(asked, way):
     """Long work, which one rank alone is asked to end after a tenth of a second."""
-    group, begun = current(), time.monotonic()
+    group, begun = current_ranks(), time.monotonic()
 
     def act(stop):
         while True:
-            go_on(stop)
+            raise_if_stopped(stop)
             time.sleep(0.01)
 
     def stop():
@@ -192,7 +192,7 @@ def long_work(asked, way):
 
     try:
         return getattr(group, way)(act, stop)
-    except Stopped:
+    except StopRequested:
         return time.monotonic() - begun
 
 
@@ -203,16 +203,16 @@ def test_work_ends_on_all_ranks_when_one_is_asked_to_stop_also_one_that_only_wai
 
 
 def one_fails(failing):
-    group = current()
+    group = current_ranks()
 
     def act(stop):
         for piece in range(100):
-            go_on(stop)
+            raise_if_stopped(stop)
             if group.rank == failing and piece == 3:
                 raise UserError("test.tar, sample 70 is no readable picture")
             time.sleep(0.001)
 
-    return group.each(act)
+    return group.on_all_ranks(act)
 
 
 @pytest.mark.parametrize("failing", [0, 2])

@@ -12,8 +12,8 @@ from pipeline.common.errors import UserError
 from pipeline.declare.recipe import Warmup
 from pipeline.track.run_folder import RunFolder
 from pipeline.train import context
-from pipeline.train.context import Job, block_size
-from pipeline.train.lightning import Content
+from pipeline.train.context import RunContext, block_size
+from pipeline.train.lightning import BufferedCheckpointIO
 from tests.support.real_runs import (
     LENET,
     PROCESSES,
@@ -71,7 +71,7 @@ def test_the_record_s_errors_are_those_of_the_network_kept(whole, tmp_path):
     import safetensors.torch
 
     record, path = whole
-    job = Job(a_run(), RunFolder(tmp_path), images_of("noise"), manifest_of("noise"))
+    job = RunContext(a_run(), RunFolder(tmp_path), images_of("noise"), manifest_of("noise"))
     job.module.network.load_state_dict(safetensors.torch.load(weights(path)))
     assert job.final_metrics() == {key: v for key, v in record.metrics.items() if not key.startswith("train/")}
 
@@ -168,7 +168,7 @@ def test_a_checkpoint_that_does_not_say_how_updates_were_made_is_resumed(tmp_pat
     held = torch.load(path, weights_only=True)
     state = held["callbacks"]["Conductor"]
     held["callbacks"]["Conductor"] = {"seconds": state["seconds"]}
-    content = Content()
+    content = BufferedCheckpointIO()
     content.save_checkpoint(held, "")
     RunFolder(tmp_path).save_checkpoint(6, content.write)
     path.unlink()
@@ -291,7 +291,7 @@ def test_it_reports_at_the_last_step_too(tmp_path):
 
 def test_reports_unless_declared_are_200_in_a_run_and_evaluations_40(tmp_path):
     run = a_run(changes={"train.steps": 4000, "train.log_every": None, "train.eval_every": None})
-    job = Job(run, RunFolder(tmp_path), images_of("noise"), manifest_of("noise"))
+    job = RunContext(run, RunFolder(tmp_path), images_of("noise"), manifest_of("noise"))
     assert (job.log_every, job.eval_every) == (20, 100)
 
 

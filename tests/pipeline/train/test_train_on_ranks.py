@@ -13,12 +13,12 @@ import torch.distributed as dist
 from filelock import FileLock
 
 from pipeline.common.errors import UserError
-from pipeline.schedule.execute import train_task
+from pipeline.schedule.execute import execute_run
 from pipeline.track.run_folder import RunFolder
 from pipeline.train import context, lightning
-from pipeline.train.lightning import mean_in_order
-from pipeline.train.ranks import ALONE, Group, current
-from pipeline.train.train import cut_into
+from pipeline.train.lightning import ordered_mean_hook
+from pipeline.train.ranks import SINGLE_RANK, RankGroup, current_ranks
+from pipeline.train.train import count_micro_batches
 from tests.support.rank_processes import Ranks
 from tests.support.real_runs import (
     LENET,
@@ -46,7 +46,7 @@ def pair(tmp_path_factory):
 
 def trained(path, run, device_batch=None, after=None, by=0):
     """Train on all ranks; rank `by`, and no other, is asked to stop after so many updates."""
-    asked = after is not None and current().rank == by
+    asked = after is not None and current_ranks().rank == by
     return train_in(path, run, device_batch=device_batch, stop=stop_after(after) if asked else lambda: False)
 
 
@@ -135,7 +135,7 @@ def test_two_ranks_make_one_record_that_counts_every_image_once(whole):
 
 def test_the_record_s_errors_are_those_of_the_network_kept(whole, tmp_path):
     record, path = whole
-    job = context.Job(a_run(), RunFolder(tmp_path), images_of("noise"), manifest_of("noise"))
+    job = context.RunContext(a_run(), RunFolder(tmp_path), images_of("noise"), manifest_of("noise"))
     job.module.network.load_state_dict(safetensors.torch.load(weights(path)))
     for name, value in job.final_metrics().items():  # in batches of another size, which round differently
         assert record.metrics[name] == pytest.approx(value, rel=1e-5), name
@@ -187,13 +187,13 @@ def counted(path, run, device_batch):
 
     def counting(state, bucket):
         travelled.append(bucket.index())
-        return mean_in_order(state, bucket)
+        return ordered_mean_hook(state, bucket)
 
-    lightning.mean_in_order, kept = counting, lightning.mean_in_order
+    lightning.ordered_mean_hook, kept = counting, lightning.ordered_mean_hook
     try:
         trained(path, run, device_batch)
     finally:
-        lightning.mean_in_order = kept
+        lightning.ordered_mean_hook = kept
     return travelled.count(0)
 
 
@@ -266,7 +266,7 @@ def test_a_rank_killed_ends_the_other_soon_and_a_new_pair_goes_on_to_the_same_bi
     for number in range(2):
         ranks = Ranks(tmp_path / str(number), 2)
         try:
-            ranks.run(current)  # they are up
+            ranks.run(current_ranks)  # they are up
             ranks.begin(checkpointing, path, a_run())
             time.sleep(draw.uniform(0.5, 1.5))
             ranks.lose(lost)
@@ -298,8 +298,8 @@ def summed():
             return self.content
 
     expected = ((every[0] + every[1]) + every[2]) / 3
-    ordered = mean_in_order(None, Bucket(values)).wait()
-    turned = mean_in_order(None, Bucket(values.flip(0))).wait()
+    ordered = ordered_mean_hook(None, Bucket(values)).wait()
+    turned = ordered_mean_hook(None, Bucket(values.flip(0))).wait()
     reduced, reduced_turned = values.clone(), values.flip(0).clone()
     dist.all_reduce(reduced)
     dist.all_reduce(reduced_turned)
@@ -331,7 +331,7 @@ def test_three_ranks_resume_to_the_same_bits(three, tmp_path):
 
 def poisoned(path, run, step, rank, device_batch=None):
     """One rank's images of one update are not numbers; what came of it, and in how many seconds."""
-    group, feed = current(), context.Job.feed
+    group, feed = current_ranks(), context.RunContext.feed
 
     def with_poison(self, start):
         for batch in feed(self, start):
@@ -339,12 +339,12 @@ def poisoned(path, run, step, rank, device_batch=None):
                 batch.images[0].fill_(math.nan)
             yield batch
 
-    context.Job.feed = with_poison
+    context.RunContext.feed = with_poison
     begun = time.monotonic()
     try:
         return train_in(path, run, device_batch=device_batch), time.monotonic() - begun
     finally:
-        context.Job.feed = feed
+        context.RunContext.feed = feed
 
 
 @pytest.mark.parametrize(
@@ -372,7 +372,7 @@ def on_a_full_disk(path, run, method):
         raise UserError("cannot write to runs: no space left on device")
 
     kept = getattr(RunFolder, method)
-    if current().rank == 0:
+    if current_ranks().rank == 0:
         setattr(RunFolder, method, full)
     try:
         return trained(path, run, None, 3)
@@ -403,8 +403,8 @@ def test_one_pattern_at_a_time_is_for_one_device(device_batch):
     with pytest.raises(
         UserError, match=r"'sdlm' learns from one pattern after the other, .* train it on one device"
     ):
-        cut_into(recipe, ALONE if device_batch else Group(0, 2), device_batch)
-    assert cut_into(recipe, ALONE, None) == 1
+        count_micro_batches(recipe, SINGLE_RANK if device_batch else RankGroup(0, 2), device_batch)
+    assert count_micro_batches(recipe, SINGLE_RANK, None) == 1
 
 
 # --- a task, its lock and its result ---------------------------------------------------------------------------
@@ -415,9 +415,9 @@ def carried_out(task, asked=None):
     said, begun = [], time.monotonic()
 
     def stop():
-        return current().rank == asked and time.monotonic() - begun > 0.2
+        return current_ranks().rank == asked and time.monotonic() - begun > 0.2
 
-    return train_task(task, threads=1, stop=stop, say=lambda *words: said.append(words[0])), said
+    return execute_run(task, threads=1, stop=stop, say=lambda *words: said.append(words[0])), said
 
 
 def test_a_task_is_trained_once_and_its_result_is_known_to_all(pair, tmp_path):
@@ -440,7 +440,7 @@ def test_a_task_that_another_process_trains_is_waited_for_until_any_rank_is_aske
 
 def changed_on(rank, task):
     """One rank's data are others."""
-    if current().rank == rank:
+    if current_ranks().rank == rank:
         task = dataclasses.replace(task, manifest=task.manifest | {"sha256": "other"})
     return carried_out(task)
 

@@ -16,8 +16,15 @@ from scipy.io import savemat
 
 from pipeline.data.images import DataError
 from pipeline.data.prepare import archive_files, archives, devkit
-from pipeline.data.prepare.archive_files import DEVKIT, MARK, TRAIN, VAL, holds_archives, thousand
-from pipeline.data.prepare.archives import from_ilsvrc
+from pipeline.data.prepare.archive_files import (
+    DEVKIT_ARCHIVE,
+    STAND_IN_FILE,
+    TRAIN_ARCHIVE,
+    VAL_ARCHIVE,
+    has_archives,
+    imagenet_wnids,
+)
+from pipeline.data.prepare.archives import source_from_archives
 from pipeline.data.prepare.devkit import META, TRUTH
 from pipeline.data.prepare.standin import make_standin
 
@@ -39,7 +46,7 @@ def folder(made, tmp_path):
 
 
 def read(folder, **options):
-    return from_ilsvrc(folder, cache=folder.parent / "cache", **options)
+    return source_from_archives(folder, cache=folder.parent / "cache", **options)
 
 
 def refused(folder, *texts):
@@ -58,18 +65,23 @@ def md5(file):
 
 def sums_anew(folder):
     """STAND-IN.json as if the archives had been made as they are now: what is wrong inside must then be seen."""
-    said = json.loads((folder / MARK).read_text())
+    said = json.loads((folder / STAND_IN_FILE).read_text())
     said["files"] = {
-        name: {"md5": md5(folder / name)} for name in (TRAIN, VAL, DEVKIT) if (folder / name).exists()
+        name: {"md5": md5(folder / name)}
+        for name in (TRAIN_ARCHIVE, VAL_ARCHIVE, DEVKIT_ARCHIVE)
+        if (folder / name).exists()
     }
-    (folder / MARK).write_text(json.dumps(said))
+    (folder / STAND_IN_FILE).write_text(json.dumps(said))
 
 
 def publish(folder, monkeypatch):
     """As if these were the published archives, whatever is in them."""
-    sums = {name: archive_files.Sum(md5=md5(folder / name)) for name in (TRAIN, VAL, DEVKIT)}
-    monkeypatch.setattr(archive_files, "PUBLISHED", sums)
-    (folder / MARK).unlink()
+    sums = {
+        name: archive_files.PublishedSum(md5=md5(folder / name))
+        for name in (TRAIN_ARCHIVE, VAL_ARCHIVE, DEVKIT_ARCHIVE)
+    }
+    monkeypatch.setattr(archive_files, "PUBLISHED_SUMS", sums)
+    (folder / STAND_IN_FILE).unlink()
 
 
 def members(content):
@@ -96,7 +108,7 @@ def special(name, kind, target=""):
 
 def change(folder, name, how):
     """Rewrite an archive: `how` takes its members and returns them changed."""
-    zipped = name == DEVKIT
+    zipped = name == DEVKIT_ARCHIVE
     content = (folder / name).read_bytes()
     content = tar(how(members(gzip.decompress(content) if zipped else content)))
     (folder / name).write_bytes(gzip.compress(content) if zipped else content)
@@ -109,13 +121,15 @@ def change_class(folder, how, *, wnid=CLASSES[1]):
     def outer(files):
         return [(m.name, tar(how(members(inside))) if m.name == f"{wnid}.tar" else inside) for m, inside in files]
 
-    change(folder, TRAIN, outer)
+    change(folder, TRAIN_ARCHIVE, outer)
 
 
 def change_file(folder, name, how):
     """Rewrite a file of the devkit."""
     change(
-        folder, DEVKIT, lambda files: [(m.name, how(inside) if m.name == name else inside) for m, inside in files]
+        folder,
+        DEVKIT_ARCHIVE,
+        lambda files: [(m.name, how(inside) if m.name == name else inside) for m, inside in files],
     )
 
 
@@ -125,9 +139,9 @@ def change_file(folder, name, how):
 def test_the_pictures_are_read_where_they_lie(folder):
     before = {path.name: md5(path) for path in folder.iterdir()}
     found = read(folder)
-    inner = {m.name: inside for m, inside in members((folder / TRAIN).read_bytes())}
+    inner = {m.name: inside for m, inside in members((folder / TRAIN_ARCHIVE).read_bytes())}
     expected = {m.name: inside for wnid in CLASSES for m, inside in members(inner[f"{wnid}.tar"])}
-    expected |= {m.name: inside for m, inside in members((folder / VAL).read_bytes())}
+    expected |= {m.name: inside for m, inside in members((folder / VAL_ARCHIVE).read_bytes())}
     pictures = [*found.splits["train"], *found.splits["test"]]
     assert {f"{one.stem}.JPEG": one.read() for one in pictures} == expected
     assert len(pictures) == 4 * (3 + 2)
@@ -142,14 +156,14 @@ def test_the_classes_are_imagenets_own_in_its_order(folder):
 
 
 def test_the_thousand_are_in_order():
-    assert len(thousand()) == 1000
-    assert thousand()[:4] == CLASSES
-    assert thousand() == sorted(thousand())
+    assert len(imagenet_wnids()) == 1000
+    assert imagenet_wnids()[:4] == CLASSES
+    assert imagenet_wnids() == sorted(imagenet_wnids())
 
 
 def test_a_message_names_archive_and_picture(folder):
     one = read(folder).splits["train"][0]
-    assert TRAIN in one.where
+    assert TRAIN_ARCHIVE in one.where
     assert CLASSES[0] in one.where
 
 
@@ -158,13 +172,13 @@ def test_a_message_names_archive_and_picture(folder):
 def test_torchvision_reads_the_same(folder, tmp_path, monkeypatch, as_published):
     from torchvision.datasets import imagenet
 
-    for name in (TRAIN, VAL, DEVKIT):
+    for name in (TRAIN_ARCHIVE, VAL_ARCHIVE, DEVKIT_ARCHIVE):
         (tmp_path / "theirs").mkdir(exist_ok=True)
         shutil.copy(folder / name, tmp_path / "theirs")
     their = {
-        "train": (TRAIN, md5(folder / TRAIN)),
-        "val": (VAL, md5(folder / VAL)),
-        "devkit": (DEVKIT, md5(folder / DEVKIT)),
+        "train": (TRAIN_ARCHIVE, md5(folder / TRAIN_ARCHIVE)),
+        "val": (VAL_ARCHIVE, md5(folder / VAL_ARCHIVE)),
+        "devkit": (DEVKIT_ARCHIVE, md5(folder / DEVKIT_ARCHIVE)),
     }
     monkeypatch.setattr(imagenet, "ARCHIVE_META", their)
     if as_published:
@@ -182,7 +196,7 @@ def test_torchvision_reads_the_same(folder, tmp_path, monkeypatch, as_published)
 def test_the_sums_are_those_that_torchvision_publishes():
     from torchvision.datasets.imagenet import ARCHIVE_META
 
-    assert {name: one.md5 for name, one in archive_files.PUBLISHED.items()} == dict(ARCHIVE_META.values())
+    assert {name: one.md5 for name, one in archive_files.PUBLISHED_SUMS.items()} == dict(ARCHIVE_META.values())
 
 
 def meta(rows, **others):
@@ -224,7 +238,7 @@ def test_1_3_million_pictures_fit_into_memory_and_go_to_other_processes(folder):
 
 
 def test_the_training_pictures_alone_are_one_split(folder):
-    for name in (VAL, DEVKIT):
+    for name in (VAL_ARCHIVE, DEVKIT_ARCHIVE):
         (folder / name).unlink()
     found = read(folder)
     assert list(found.splits) == ["train"]
@@ -232,7 +246,7 @@ def test_the_training_pictures_alone_are_one_split(folder):
 
 
 def test_the_validation_pictures_alone_are_one_split(folder):
-    (folder / TRAIN).unlink()
+    (folder / TRAIN_ARCHIVE).unlink()
     found = read(folder)
     assert list(found.splits) == ["test"]
     assert found.classes == tuple(CLASSES)
@@ -247,10 +261,10 @@ def test_the_source_says_that_the_test_part_is_the_validation_images(folder):
 @pytest.mark.parametrize(
     ("gone", "texts"),
     [
-        ([DEVKIT], [f"holds {VAL} but not {DEVKIT}"]),
-        ([TRAIN, VAL], ["holds neither", "image-net.org"]),
-        ([TRAIN, VAL, DEVKIT], ["holds neither", "image-net.org"]),
-        ([TRAIN, VAL, DEVKIT, MARK], ["holds neither", "image-net.org"]),
+        ([DEVKIT_ARCHIVE], [f"holds {VAL_ARCHIVE} but not {DEVKIT_ARCHIVE}"]),
+        ([TRAIN_ARCHIVE, VAL_ARCHIVE], ["holds neither", "image-net.org"]),
+        ([TRAIN_ARCHIVE, VAL_ARCHIVE, DEVKIT_ARCHIVE], ["holds neither", "image-net.org"]),
+        ([TRAIN_ARCHIVE, VAL_ARCHIVE, DEVKIT_ARCHIVE, STAND_IN_FILE], ["holds neither", "image-net.org"]),
     ],
 )
 def test_an_archive_that_is_missing_is_named(folder, gone, texts):
@@ -264,14 +278,14 @@ def test_a_folder_that_is_not_there_is_named(tmp_path):
 
 
 def test_archives_are_known_by_their_names(folder, tmp_path):
-    assert holds_archives(folder)
-    assert not holds_archives(tmp_path)
-    for name in (TRAIN, VAL):
+    assert has_archives(folder)
+    assert not has_archives(tmp_path)
+    for name in (TRAIN_ARCHIVE, VAL_ARCHIVE):
         (folder / name).unlink()
-    assert holds_archives(folder)
-    refused(folder, f"holds neither {TRAIN} nor {VAL}")
+    assert has_archives(folder)
+    refused(folder, f"holds neither {TRAIN_ARCHIVE} nor {VAL_ARCHIVE}")
     (folder / "val").mkdir()  # torchvision leaves the devkit beside what it unpacked
-    assert not holds_archives(folder)
+    assert not has_archives(folder)
 
 
 def test_a_folder_that_may_not_be_read_is_one_sentence(folder, monkeypatch):
@@ -280,7 +294,7 @@ def test_a_folder_that_may_not_be_read_is_one_sentence(folder, monkeypatch):
 
     monkeypatch.setattr(os, "scandir", scandir)
     with pytest.raises(DataError, match=r"ilsvrc cannot be read \(Permission denied\); check its permissions"):
-        holds_archives(folder)
+        has_archives(folder)
 
 
 def test_an_archive_that_may_not_be_read_is_named(folder, monkeypatch):
@@ -288,7 +302,7 @@ def test_an_archive_that_may_not_be_read_is_named(folder, monkeypatch):
         raise PermissionError(13, "Permission denied", str(file))
 
     monkeypatch.setattr(archive_files, "_md5", md5)
-    refused(folder, f"{folder / DEVKIT} cannot be read (Permission denied); mend that")
+    refused(folder, f"{folder / DEVKIT_ARCHIVE} cannot be read (Permission denied); mend that")
 
 
 # --- ImageNet, and what is not --------------------------------------------------------------------------------
@@ -301,17 +315,19 @@ def test_a_stand_in_is_never_called_imagenet(folder):
 
 
 def test_other_archives_called_as_imagenets_are_refused(folder):
-    (folder / MARK).unlink()
-    refused(folder, f"{VAL} has", "6,744,924,160", "download it again from https://image-net.org")
-    (folder / VAL).unlink()
-    refused(folder, f"{TRAIN} has", "147,897,477,120")
+    (folder / STAND_IN_FILE).unlink()
+    refused(folder, f"{VAL_ARCHIVE} has", "6,744,924,160", "download it again from https://image-net.org")
+    (folder / VAL_ARCHIVE).unlink()
+    refused(folder, f"{TRAIN_ARCHIVE} has", "147,897,477,120")
 
 
 def test_a_devkit_with_another_sum_than_the_published_is_refused(folder, monkeypatch):
-    devkit = archive_files.PUBLISHED[DEVKIT]
+    devkit = archive_files.PUBLISHED_SUMS[DEVKIT_ARCHIVE]
     publish(folder, monkeypatch)
-    monkeypatch.setitem(archive_files.PUBLISHED, DEVKIT, devkit)
-    refused(folder, f"{DEVKIT} is damaged or another file", "it should be fa75699e90414af021442c21a62c3abf")
+    monkeypatch.setitem(archive_files.PUBLISHED_SUMS, DEVKIT_ARCHIVE, devkit)
+    refused(
+        folder, f"{DEVKIT_ARCHIVE} is damaged or another file", "it should be fa75699e90414af021442c21a62c3abf"
+    )
 
 
 def test_archives_with_the_published_sums_are_imagenet(folder, monkeypatch):
@@ -322,10 +338,10 @@ def test_archives_with_the_published_sums_are_imagenet(folder, monkeypatch):
 
 
 def test_a_file_that_the_stand_in_does_not_know_is_refused(folder):
-    said = json.loads((folder / MARK).read_text())
-    del said["files"][TRAIN]
-    (folder / MARK).write_text(json.dumps(said))
-    refused(folder, f"{MARK} does not know {TRAIN}")
+    said = json.loads((folder / STAND_IN_FILE).read_text())
+    del said["files"][TRAIN_ARCHIVE]
+    (folder / STAND_IN_FILE).write_text(json.dumps(said))
+    refused(folder, f"{STAND_IN_FILE} does not know {TRAIN_ARCHIVE}")
 
 
 @pytest.mark.parametrize(
@@ -333,14 +349,14 @@ def test_a_file_that_the_stand_in_does_not_know_is_refused(folder):
     [("{", "cannot be read"), ("{}", "required"), ("[]", ""), ('{"format": 1, "nmae": 2}', "nmae"), ("\xff", "")],
 )
 def test_a_damaged_stand_in_json_is_named(folder, content, text):
-    (folder / MARK).write_text(content, encoding="latin-1")
-    refused(folder, MARK, text)
+    (folder / STAND_IN_FILE).write_text(content, encoding="latin-1")
+    refused(folder, STAND_IN_FILE, text)
 
 
 # --- sums ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [TRAIN, VAL, DEVKIT])
+@pytest.mark.parametrize("name", [TRAIN_ARCHIVE, VAL_ARCHIVE, DEVKIT_ARCHIVE])
 @pytest.mark.parametrize("where", [0.0, 0.1, 0.5, 0.9, 1.0])
 def test_one_flipped_bit_anywhere_is_noticed(folder, name, where):
     content = bytearray((folder / name).read_bytes())
@@ -350,7 +366,7 @@ def test_one_flipped_bit_anywhere_is_noticed(folder, name, where):
     refused(folder, name, f"its md5 is {md5(folder / name)} where it should be {expected}")
 
 
-@pytest.mark.parametrize("name", [TRAIN, VAL, DEVKIT])
+@pytest.mark.parametrize("name", [TRAIN_ARCHIVE, VAL_ARCHIVE, DEVKIT_ARCHIVE])
 def test_an_archive_that_was_not_downloaded_to_its_end_is_noticed_before_it_is_summed(folder, name):
     content = (folder / name).read_bytes()
     (folder / name).write_bytes(content[:-1])
@@ -367,16 +383,18 @@ def test_sums_are_found_once_and_remembered(folder, monkeypatch):
     again = read(folder)
     for split in ("train", "test"):
         assert list(again.splits[split]) == list(found.splits[split])
-    (folder / VAL).touch()
+    (folder / VAL_ARCHIVE).touch()
     with pytest.raises(AssertionError, match="summed"):
         read(folder)
 
 
-@pytest.mark.parametrize("gone", [[], [TRAIN], [VAL, DEVKIT]])
+@pytest.mark.parametrize("gone", [[], [TRAIN_ARCHIVE], [VAL_ARCHIVE, DEVKIT_ARCHIVE]])
 def test_progress_ends_where_it_should(folder, gone):
     for name in gone:
         (folder / name).unlink()
-    size = sum((folder / name).stat().st_size for name in (TRAIN, VAL, DEVKIT) if name not in gone)
+    size = sum(
+        (folder / name).stat().st_size for name in (TRAIN_ARCHIVE, VAL_ARCHIVE, DEVKIT_ARCHIVE) if name not in gone
+    )
     for _ in range(2):  # the second time the sums are known
         said = []
         read(folder, progress=lambda done, total, said=said: said.append((done, total)))
@@ -387,18 +405,18 @@ def test_progress_ends_where_it_should(folder, gone):
 
 def test_a_file_that_changed_is_summed_again_though_its_size_and_date_are_the_same(folder):
     read(folder)
-    before = (folder / TRAIN).stat()
-    content = bytearray((folder / TRAIN).read_bytes())
+    before = (folder / TRAIN_ARCHIVE).stat()
+    content = bytearray((folder / TRAIN_ARCHIVE).read_bytes())
     content[3 * BLOCK + 100] ^= 1  # within a picture
-    (folder / TRAIN).write_bytes(content)
-    os.utime(folder / TRAIN, ns=(before.st_atime_ns, before.st_mtime_ns))
-    refused(folder, TRAIN, "md5")
+    (folder / TRAIN_ARCHIVE).write_bytes(content)
+    os.utime(folder / TRAIN_ARCHIVE, ns=(before.st_atime_ns, before.st_mtime_ns))
+    refused(folder, TRAIN_ARCHIVE, "md5")
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"x": 1}', "\x00"])
 def test_a_damaged_memory_of_sums_is_made_anew(folder, content):
     found = list(read(folder).splits["train"])
-    notes = folder.parent / "cache" / archive_files.CHECKED
+    notes = folder.parent / "cache" / archive_files.CHECKSUM_CACHE
     whole = json.loads(notes.read_text())
     notes.write_text(content)
     assert list(read(folder).splits["train"]) == found
@@ -437,8 +455,8 @@ AWAY = [
 @pytest.mark.parametrize(("kind", "words"), LINKS)
 def test_anything_but_a_regular_file_is_refused(folder, made, tmp_path, kind, words):
     change_class(folder, lambda files: [*files, special(f"{CLASSES[1]}_9.JPEG", kind, PICTURE)])
-    refused(folder, f"{TRAIN}, {CLASSES[1]}.tar, '{CLASSES[1]}_9.JPEG", words)
-    for name in (TRAIN, VAL):
+    refused(folder, f"{TRAIN_ARCHIVE}, {CLASSES[1]}.tar, '{CLASSES[1]}_9.JPEG", words)
+    for name in (TRAIN_ARCHIVE, VAL_ARCHIVE):
         other = shutil.copytree(made, tmp_path / name)
         change(other, name, lambda files: [special("x", kind, "/etc/passwd"), *files])
         refused(other, name, words)
@@ -447,8 +465,8 @@ def test_anything_but_a_regular_file_is_refused(folder, made, tmp_path, kind, wo
 @pytest.mark.parametrize("name", AWAY)
 def test_a_name_that_leads_elsewhere_is_refused(folder, made, tmp_path, name):
     change_class(folder, lambda files: [*files, (name, b"x")])
-    refused(folder, f"{TRAIN}, {CLASSES[1]}.tar", repr(name), "could lead elsewhere")
-    for archive in (TRAIN, VAL):
+    refused(folder, f"{TRAIN_ARCHIVE}, {CLASSES[1]}.tar", repr(name), "could lead elsewhere")
+    for archive in (TRAIN_ARCHIVE, VAL_ARCHIVE):
         other = shutil.copytree(made, tmp_path / archive)
         change(other, archive, lambda files: [*files, (name, b"x")])
         refused(other, archive, repr(name), "could lead elsewhere")
@@ -471,12 +489,12 @@ def test_a_name_that_leads_elsewhere_is_refused(folder, made, tmp_path, name):
 )
 def test_a_training_picture_out_of_place_is_named(folder, how, words):
     change_class(folder, how)
-    refused(folder, f"{TRAIN}, {CLASSES[1]}.tar", words, "make the stand-in again")
+    refused(folder, f"{TRAIN_ARCHIVE}, {CLASSES[1]}.tar", words, "make the stand-in again")
 
 
 def test_a_picture_larger_than_any_is_refused(folder, monkeypatch):
-    monkeypatch.setattr(archives, "LARGEST_PICTURE", 10)
-    refused(folder, f"{TRAIN}, {CLASSES[0]}.tar, {CLASSES[0]}_18.JPEG has", "far more than a picture")
+    monkeypatch.setattr(archives, "MAX_IMAGE_BYTES", 10)
+    refused(folder, f"{TRAIN_ARCHIVE}, {CLASSES[0]}.tar, {CLASSES[0]}_18.JPEG has", "far more than a picture")
 
 
 @pytest.mark.parametrize(
@@ -498,22 +516,22 @@ def test_a_picture_larger_than_any_is_refused(folder, monkeypatch):
     ],
 )
 def test_a_class_out_of_place_is_named(folder, how, words):
-    change(folder, TRAIN, how)
-    refused(folder, TRAIN, words)
+    change(folder, TRAIN_ARCHIVE, how)
+    refused(folder, TRAIN_ARCHIVE, words)
 
 
 def test_an_unknown_class_is_refused_without_a_devkit_too(folder):
-    for name in (VAL, DEVKIT):
+    for name in (VAL_ARCHIVE, DEVKIT_ARCHIVE):
         (folder / name).unlink()
-    change(folder, TRAIN, lambda files: [*files, ("n00000001.tar", b"x")])
+    change(folder, TRAIN_ARCHIVE, lambda files: [*files, ("n00000001.tar", b"x")])
     refused(folder, "n00000001.tar is not the tar file of one of the 1000 classes")
 
 
 def test_training_pictures_of_no_class_are_refused(folder):
-    for name in (VAL, DEVKIT):
+    for name in (VAL_ARCHIVE, DEVKIT_ARCHIVE):
         (folder / name).unlink()
-    change(folder, TRAIN, lambda files: [])
-    refused(folder, TRAIN, "holds no classes")
+    change(folder, TRAIN_ARCHIVE, lambda files: [])
+    refused(folder, TRAIN_ARCHIVE, "holds no classes")
 
 
 @pytest.mark.parametrize("left", [0.3, 0.5, 0.99])
@@ -523,11 +541,11 @@ def test_a_class_that_is_cut_off_is_named(folder, left):
     def cut(inside):
         return inside[: int(left * len(inside.rstrip(b"\0"))) // BLOCK * BLOCK]  # zeros are its end
 
-    change(folder, TRAIN, lambda files: [(m.name, cut(inside)) for m, inside in files])
-    refused(folder, f"{TRAIN}, {CLASSES[0]}.tar", "is cut off")
+    change(folder, TRAIN_ARCHIVE, lambda files: [(m.name, cut(inside)) for m, inside in files])
+    refused(folder, f"{TRAIN_ARCHIVE}, {CLASSES[0]}.tar", "is cut off")
 
 
-@pytest.mark.parametrize("name", [TRAIN, VAL])
+@pytest.mark.parametrize("name", [TRAIN_ARCHIVE, VAL_ARCHIVE])
 @pytest.mark.parametrize("left", [0, 100, 512, 0.3, 0.8])
 def test_an_archive_that_is_cut_off_is_named(folder, name, left):
     content = (folder / name).read_bytes().rstrip(b"\0")
@@ -537,11 +555,11 @@ def test_an_archive_that_is_cut_off_is_named(folder, name, left):
 
 
 def test_a_damaged_header_is_named(folder):
-    content = bytearray((folder / VAL).read_bytes())
+    content = bytearray((folder / VAL_ARCHIVE).read_bytes())
     content[5] ^= 1
-    (folder / VAL).write_bytes(content)
+    (folder / VAL_ARCHIVE).write_bytes(content)
     sums_anew(folder)
-    refused(folder, f"{VAL} is damaged at byte 0")
+    refused(folder, f"{VAL_ARCHIVE} is damaged at byte 0")
 
 
 def test_a_negative_size_is_refused(folder):
@@ -551,9 +569,9 @@ def test_a_negative_size_is_refused(folder):
     block[124:136] = b"\xff" * 12  # -1
     block[148:156] = b" " * 8
     block[148:156] = b"%06o\0 " % sum(block)
-    (folder / VAL).write_bytes(bytes(block) + bytes(1024))
+    (folder / VAL_ARCHIVE).write_bytes(bytes(block) + bytes(1024))
     sums_anew(folder)
-    refused(folder, VAL, "is empty")
+    refused(folder, VAL_ARCHIVE, "is empty")
 
 
 @pytest.mark.parametrize(
@@ -571,13 +589,13 @@ def test_a_negative_size_is_refused(folder):
     ],
 )
 def test_a_validation_picture_out_of_place_is_named(folder, how, words):
-    change(folder, VAL, how)
-    refused(folder, VAL, words)
+    change(folder, VAL_ARCHIVE, how)
+    refused(folder, VAL_ARCHIVE, words)
 
 
 def test_the_order_of_the_validation_pictures_in_their_archive_does_not_matter(folder):
     before = [(one.stem, one.label, one.read()) for one in read(folder).splits["test"]]
-    change(folder, VAL, lambda files: files[::-1])
+    change(folder, VAL_ARCHIVE, lambda files: files[::-1])
     assert [(one.stem, one.label, one.read()) for one in read(folder).splits["test"]] == before
 
 
@@ -587,7 +605,7 @@ def test_the_order_of_the_validation_pictures_in_their_archive_does_not_matter(f
 @pytest.mark.parametrize(
     ("truth", "words"),
     [
-        (b"1\n2\n3\n4\n1\n2\n3\n", f"holds 8 pictures, but {DEVKIT} says of 7 what they show"),
+        (b"1\n2\n3\n4\n1\n2\n3\n", f"holds 8 pictures, but {DEVKIT_ARCHIVE} says of 7 what they show"),
         (b"1\n2\n3\n4\n1\n2\n3\n4\n4\n", "says of 9"),
         (b"", "says of 0"),
         (b"1\n2\n0\n4\n1\n2\n3\n4\n", "line 3: '0' is not the number of one of the 4 classes"),
@@ -624,7 +642,7 @@ GOOD = [(1, CLASSES[0], 0), (2, CLASSES[1], 0), (3, CLASSES[2], 0), (4, CLASSES[
 def test_a_wrong_list_of_synsets_is_named(folder, monkeypatch, content, words):
     change_file(folder, META, lambda old: content)
     publish(folder, monkeypatch)
-    refused(folder, f"{DEVKIT}, data/meta.mat", words)
+    refused(folder, f"{DEVKIT_ARCHIVE}, data/meta.mat", words)
 
 
 @pytest.mark.parametrize("synsets", [np.arange(5.0), np.array(["a"]), {"WNID": "n01440764"}, [[1, "x"]]])
@@ -633,7 +651,7 @@ def test_what_is_no_array_of_structs_is_refused(folder, monkeypatch, synsets):
     savemat(content, {"synsets": synsets})
     change_file(folder, META, lambda old: content.getvalue())
     publish(folder, monkeypatch)
-    refused(folder, f"{DEVKIT}, data/meta.mat", "is no list of synsets")
+    refused(folder, f"{DEVKIT_ARCHIVE}, data/meta.mat", "is no list of synsets")
 
 
 def test_only_the_published_meta_mat_is_opened(folder, monkeypatch):
@@ -646,8 +664,8 @@ def test_only_the_published_meta_mat_is_opened(folder, monkeypatch):
     assert len(read(folder).splits["test"]) == 8  # a stand-in's is not opened
     publish(folder, monkeypatch)
     with monkeypatch.context() as another:
-        another.setitem(archive_files.PUBLISHED, DEVKIT, archive_files.Sum(md5="0" * 32))
-        refused(folder, f"{DEVKIT} is damaged or another file")  # nor is one with another sum
+        another.setitem(archive_files.PUBLISHED_SUMS, DEVKIT_ARCHIVE, archive_files.PublishedSum(md5="0" * 32))
+        refused(folder, f"{DEVKIT_ARCHIVE} is damaged or another file")  # nor is one with another sum
     with pytest.raises(AssertionError, match="opened"):
         read(folder)
 
@@ -661,9 +679,9 @@ def test_only_the_published_meta_mat_is_opened(folder, monkeypatch):
     ],
 )
 def test_wrong_numbers_of_a_stand_in_are_named(folder, numbers, words):
-    said = json.loads((folder / MARK).read_text())
-    (folder / MARK).write_text(json.dumps(said | {"numbers": numbers}))
-    refused(folder, MARK, words)
+    said = json.loads((folder / STAND_IN_FILE).read_text())
+    (folder / STAND_IN_FILE).write_text(json.dumps(said | {"numbers": numbers}))
+    refused(folder, STAND_IN_FILE, words)
 
 
 @pytest.mark.parametrize(
@@ -682,13 +700,13 @@ def test_wrong_numbers_of_a_stand_in_are_named(folder, numbers, words):
     ],
 )
 def test_a_devkit_without_what_is_needed_is_named(folder, how, words):
-    change(folder, DEVKIT, how)
-    refused(folder, DEVKIT, words)
+    change(folder, DEVKIT_ARCHIVE, how)
+    refused(folder, DEVKIT_ARCHIVE, words)
 
 
 def test_a_devkit_that_unpacks_to_more_than_any_is_refused(folder, monkeypatch):
     monkeypatch.setattr(devkit, "LARGEST_DEVKIT", 1000)
-    refused(folder, DEVKIT, "unpacks to more than 1,000 bytes")
+    refused(folder, DEVKIT_ARCHIVE, "unpacks to more than 1,000 bytes")
 
 
 @pytest.mark.parametrize(
@@ -697,20 +715,20 @@ def test_a_devkit_that_unpacks_to_more_than_any_is_refused(folder, monkeypatch):
     ids=["empty", "no gzip", "no tar", "cut off"],  # gzip writes the time: made-up names would differ by process
 )
 def test_a_devkit_that_is_no_archive_is_named(folder, content):
-    (folder / DEVKIT).write_bytes(content)
+    (folder / DEVKIT_ARCHIVE).write_bytes(content)
     sums_anew(folder)
-    refused(folder, DEVKIT)
+    refused(folder, DEVKIT_ARCHIVE)
 
 
 @pytest.mark.parametrize("left", [0.1, 0.5, 0.9])
 def test_a_devkit_that_is_cut_off_is_named(folder, left):
-    content = (folder / DEVKIT).read_bytes()
-    (folder / DEVKIT).write_bytes(content[: int(left * len(content))])
+    content = (folder / DEVKIT_ARCHIVE).read_bytes()
+    (folder / DEVKIT_ARCHIVE).write_bytes(content[: int(left * len(content))])
     sums_anew(folder)
-    refused(folder, DEVKIT)
+    refused(folder, DEVKIT_ARCHIVE)
 
 
 def test_a_devkit_that_knows_more_classes_than_there_are_pictures_of_is_refused(folder, monkeypatch):
     change_file(folder, META, lambda old: meta([*GOOD, (5, "n01494475", 0)]))
     publish(folder, monkeypatch)
-    refused(folder, f"{TRAIN} has no pictures of class n01494475, which {DEVKIT} knows")
+    refused(folder, f"{TRAIN_ARCHIVE} has no pictures of class n01494475, which {DEVKIT_ARCHIVE} knows")

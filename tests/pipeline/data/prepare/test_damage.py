@@ -13,8 +13,8 @@ import pytest
 
 from pipeline.data.images import DataError
 from pipeline.data.jpeg import decode
-from pipeline.data.prepare.verify import verify
-from pipeline.data.shard_manifest import MANIFEST, sealed
+from pipeline.data.prepare.verify import verify_shards
+from pipeline.data.shard_manifest import MANIFEST_NAME, with_checksum
 from pipeline.data.shards import open_shards
 from tests.support.making import prepared
 
@@ -28,7 +28,7 @@ def made(tmp_path_factory):
 
 
 def faults(shards, **options):
-    return verify(shards.place, threads=0, **options)
+    return verify_shards(shards.place, threads=0, **options)
 
 
 def named(shards, *said, shard=SHARD):
@@ -297,10 +297,10 @@ def forged(shards, change):
     file = io.BytesIO()
     np.save(file, index)
     (folder / "train.index.npy").write_bytes(file.getvalue())
-    values = json.loads((folder / MANIFEST).read_text())
+    values = json.loads((folder / MANIFEST_NAME).read_text())
     values["splits"]["train"]["index_sha256"] = hashlib.sha256(file.getvalue()).hexdigest()
     values["splits"]["train"]["shards"][1].update(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
-    (folder / MANIFEST).write_text(sealed(values))
+    (folder / MANIFEST_NAME).write_text(with_checksum(values))
 
 
 def renamed(name, kind=tarfile.REGTYPE, member=1):
@@ -388,9 +388,9 @@ def with_index(shards, change):
     file = io.BytesIO()
     np.save(file, index)
     (shards.place.local / "train.index.npy").write_bytes(file.getvalue())
-    values = json.loads((shards.place.local / MANIFEST).read_text())
+    values = json.loads((shards.place.local / MANIFEST_NAME).read_text())
     values["splits"]["train"]["index_sha256"] = hashlib.sha256(file.getvalue()).hexdigest()
-    (shards.place.local / MANIFEST).write_text(sealed(values))
+    (shards.place.local / MANIFEST_NAME).write_text(with_checksum(values))
 
 
 @pytest.mark.parametrize(
@@ -417,15 +417,15 @@ def test_bytes_hidden_behind_the_last_member_are_found(shards):
         row["crc32"] = zlib.crc32(content[row["offset"] :])
 
     with_index(shards, change)
-    values = json.loads((shards.place.local / MANIFEST).read_text())
+    values = json.loads((shards.place.local / MANIFEST_NAME).read_text())
     values["splits"]["train"]["shards"][1]["sha256"] = hashlib.sha256(content).hexdigest()
-    (shards.place.local / MANIFEST).write_text(sealed(values))
-    (fault,) = verify(shards.place, threads=0)
+    (shards.place.local / MANIFEST_NAME).write_text(with_checksum(values))
+    (fault,) = verify_shards(shards.place, threads=0)
     assert f"{SHARD}, sample 7 is followed by bytes of no member" in fault
 
 
 def test_a_shard_whose_sum_alone_differs_is_named(shards):
-    values = json.loads((shards.place.local / MANIFEST).read_text())
+    values = json.loads((shards.place.local / MANIFEST_NAME).read_text())
     values["splits"]["train"]["shards"][1]["sha256"] = "0" * 64
-    (shards.place.local / MANIFEST).write_text(sealed(values))
+    (shards.place.local / MANIFEST_NAME).write_text(with_checksum(values))
     named(shards, "its bytes are not those that the manifest lists")

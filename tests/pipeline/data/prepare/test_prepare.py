@@ -25,15 +25,15 @@ import webdataset
 from PIL import Image
 
 from pipeline.data.images import DataError, fingerprint
-from pipeline.data.order import generator
+from pipeline.data.order import seeded_generator
 from pipeline.data.prepare import prepare as module
-from pipeline.data.prepare.originals import Originals, from_folders, from_small_set
-from pipeline.data.prepare.prepare import prepare
-from pipeline.data.prepare.workspace import writable
-from pipeline.data.shard_manifest import MANIFEST
+from pipeline.data.prepare.originals import SourceSet, source_from_folders, source_from_named_set
+from pipeline.data.prepare.prepare import prepare_shards
+from pipeline.data.prepare.workspace import check_writable
+from pipeline.data.shard_manifest import MANIFEST_NAME
 from pipeline.data.shards import open_shards
-from pipeline.data.sources import from_shards, load
-from pipeline.data.store import Place, place
+from pipeline.data.sources import decode_shards, load_images
+from pipeline.data.store import Store, open_store
 from tests.support.making import photograph, photographs, picture, prepared
 
 SECRET = "wJalrXUtnFEMI-K7MDENG-bPxRfiCYEXAMPLEKEY"
@@ -47,11 +47,11 @@ def source(tmp_path_factory):
 
 @pytest.fixture
 def out(tmp_path):
-    return Place(str(tmp_path / "shards"))
+    return Store(str(tmp_path / "shards"))
 
 
 def make(source, out, **other):
-    return prepare(from_folders(source), out, **({"samples": 4} | other))
+    return prepare_shards(source_from_folders(source), out, **({"samples": 4} | other))
 
 
 def sums(folder):
@@ -83,7 +83,7 @@ def test_the_manifest_counts_what_was_given(source, out):
     assert [shard.samples for shard in made.splits["train"].shards] == [4, 4, 2]
     assert [shard.name for shard in made.splits["test"].shards] == ["test-00000.tar", "test-00001.tar"]
     assert sorted(sums(out)) == sorted(
-        [MANIFEST, "train.index.npy", "test.index.npy"]
+        [MANIFEST_NAME, "train.index.npy", "test.index.npy"]
         + [shard.name for split in made.splits.values() for shard in split.shards]
     )
     for split in made.splits.values():
@@ -95,7 +95,7 @@ def test_the_manifest_counts_what_was_given(source, out):
 def test_the_content_is_hashed_as_shards_say(source, out):
     made = make(source, out)
     files = sorted((source / "train").rglob("*.jpg"))
-    order = torch.randperm(10, generator=generator(0, "shards")).tolist()
+    order = torch.randperm(10, generator=seeded_generator(0, "shards")).tolist()
     whole = hashlib.sha256()
     for number in order:
         label = 0 if files[number].parent.name == "ant" else 1
@@ -108,7 +108,7 @@ def test_every_file_is_read_back_in_the_order_that_the_manifest_names(source, ou
     opened = open_shards(out)
     for name, count in (("train", 10), ("test", 6)):
         files = sorted((source / name).rglob("*.jpg"))
-        order = torch.randperm(count, generator=generator(0, "shards")).tolist()
+        order = torch.randperm(count, generator=seeded_generator(0, "shards")).tolist()
         assert opened.splits[name].read(range(count)) == [files[number].read_bytes() for number in order]
         labels = [0 if files[number].parent.name == "ant" else 1 for number in order]
         assert opened.splits[name].labels.tolist() == labels
@@ -139,7 +139,7 @@ def test_webdataset_streams_the_same_samples(source, out):
     assert [one["jpg"] for one in streamed] == opened.read(range(10))
     assert [int(one["cls"]) for one in streamed] == opened.labels.tolist()
     files = sorted((source / "train").rglob("*.jpg"))
-    order = torch.randperm(10, generator=generator(0, "shards")).tolist()
+    order = torch.randperm(10, generator=seeded_generator(0, "shards")).tolist()
     assert [one["__key__"] for one in streamed] == [
         f"{i:08d}-{files[number].stem}" for i, number in enumerate(order)
     ]
@@ -170,7 +170,7 @@ def test_names_that_do_not_fit_a_tar_are_cleaned_and_a_png_is_called_so(tmp_path
 
 
 def test_a_set_may_have_one_part_only(source, out):
-    made = prepare(from_folders(source, "test"), out, samples=4)
+    made = prepare_shards(source_from_folders(source, "test"), out, samples=4)
     assert set(made.splits) == {"test"}
     with pytest.raises(DataError, match="has no train part"):
         open_shards(out).train  # noqa: B018
@@ -184,16 +184,16 @@ def test_threads_places_and_times_do_not_enter(source, out, tmp_path):
     moved = copied(source, tmp_path / "far" / "animals")
     for path in moved.rglob("*"):
         os.utime(path, (1, 1))
-    other = Place(str(tmp_path / "elsewhere" / "deep"))
+    other = Store(str(tmp_path / "elsewhere" / "deep"))
     make(moved, other, workers=3)
     assert sums(out) == sums(other)
 
 
 def test_the_number_of_samples_in_a_shard_does_not_change_the_identity(source, out, tmp_path):
-    few, many = make(source, out, samples=3), make(source, Place(str(tmp_path / "many")), samples=100)
+    few, many = make(source, out, samples=3), make(source, Store(str(tmp_path / "many")), samples=100)
     assert few.sha256 == many.sha256
     assert [split.sha256 for split in few.splits.values()] == [split.sha256 for split in many.splits.values()]
-    resized = make(source, Place(str(tmp_path / "resized")), short_side=16)
+    resized = make(source, Store(str(tmp_path / "resized")), short_side=16)
     assert resized.sha256 != few.sha256
 
 
@@ -208,7 +208,7 @@ def test_killed_at_any_step_it_leaves_nothing_half_made_and_goes_on_to_the_same_
 
 
 def test_what_is_finished_is_not_made_again(source, out, monkeypatch):
-    write, left = module.Making.write, [3]
+    write, left = module.ShardMaking.write, [3]
 
     def fails_later(self, job, file, plan):
         if not left[0]:
@@ -216,11 +216,11 @@ def test_what_is_finished_is_not_made_again(source, out, monkeypatch):
         left[0] -= 1
         return write(self, job, file, plan)
 
-    monkeypatch.setattr(module.Making, "write", fails_later)
+    monkeypatch.setattr(module.ShardMaking, "write", fails_later)
     refused("No space left on device", source, out)
     before = sums(out)
     assert [name for name in before if name.endswith(".tar")] != []
-    assert MANIFEST not in before
+    assert MANIFEST_NAME not in before
     left[0], told = 2, []  # of five shards, two are left
     make(source, out, progress=lambda done, total: told.append((done, total)))
     assert left == [0]
@@ -235,7 +235,7 @@ def test_a_shard_that_is_not_as_noted_is_made_again(source, out, tmp_path, damag
     expected = sums(out) if make(source, out) else {}
     shutil.rmtree(out.local)
     mine = copied(source, tmp_path / "mine" / "animals")
-    monkeypatch.setattr(module, "conclude", lambda *_: pytest.fail("stop here"))
+    monkeypatch.setattr(module, "write_manifest", lambda *_: pytest.fail("stop here"))
     with pytest.raises(pytest.fail.Exception):
         make(mine, out)
     monkeypatch.undo()
@@ -248,9 +248,9 @@ def test_a_shard_that_is_not_as_noted_is_made_again(source, out, tmp_path, damag
         file = next((mine / "train" / "bee").iterdir())
         photograph(file, 12345)
     made = []
-    write = module.Making.write
+    write = module.ShardMaking.write
     monkeypatch.setattr(
-        module.Making, "write", lambda self, job, *rest: made.append(job) or write(self, job, *rest)
+        module.ShardMaking, "write", lambda self, job, *rest: made.append(job) or write(self, job, *rest)
     )
     make(mine, out)
     assert len(made) == 1
@@ -274,11 +274,13 @@ def test_ctrl_c_ends_the_threads_at_once_and_what_is_finished_stays(source, out,
             signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
         time.sleep(0.1)
 
-    many = Originals("many", "", ("ant", "bee"), {"train": list(from_folders(source).splits["train"]) * 500})
+    many = SourceSet(
+        "many", "", ("ant", "bee"), {"train": list(source_from_folders(source).splits["train"]) * 500}
+    )
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is deaf to it
     try:
         with pytest.raises(KeyboardInterrupt):
-            prepare(many, out, samples=2500, workers=2, progress=interrupt)
+            prepare_shards(many, out, samples=2500, workers=2, progress=interrupt)
     finally:
         signal.signal(signal.SIGINT, before)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("prepare")]
@@ -287,7 +289,7 @@ def test_ctrl_c_ends_the_threads_at_once_and_what_is_finished_stays(source, out,
 
 
 def test_a_full_disk_is_one_sentence_and_the_same_call_goes_on_afterwards(source, out, tmp_path):
-    make(source, Place(str(tmp_path / "whole")))
+    make(source, Store(str(tmp_path / "whole")))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, hard))  # the kernel refuses longer files
     try:
@@ -300,9 +302,9 @@ def test_a_full_disk_is_one_sentence_and_the_same_call_goes_on_afterwards(source
     assert sums(out) == sums(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("name", ["train-00001.tar", "train.index.npy", MANIFEST, "test-00000.tar.note"])
+@pytest.mark.parametrize("name", ["train-00001.tar", "train.index.npy", MANIFEST_NAME, "test-00000.tar.note"])
 def test_no_room_for_any_of_the_files_is_one_sentence(source, out, tmp_path, monkeypatch, name):
-    make(source, Place(str(tmp_path / "whole")))
+    make(source, Store(str(tmp_path / "whole")))
     fsync = os.fsync
 
     def full(file):
@@ -319,7 +321,7 @@ def test_no_room_for_any_of_the_files_is_one_sentence(source, out, tmp_path, mon
 
 
 def test_a_mistake_of_ours_is_not_swallowed(source, out, monkeypatch):
-    monkeypatch.setattr(module, "ready", lambda *_: 1 / 0)
+    monkeypatch.setattr(module, "encode_for_shard", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         make(source, out, workers=2)
 
@@ -338,7 +340,7 @@ def test_shards_are_not_thought_of_long_before_they_are_made():
         most.append(len(drawn) - len(done))
         done.append(number)
 
-    module.run(jobs(), work, 2, threading.Event())
+    module.run_threads(jobs(), work, 2, threading.Event())
     assert sorted(done) == list(range(50))
     assert max(most) <= 4  # two in work, one waiting, one counted late
 
@@ -357,14 +359,14 @@ def test_broken_pictures_are_named_together_and_once_restored_only_their_shard_i
     )
     assert said.startswith("2 pictures cannot be used: ")
     assert f"; {files[0]} is no readable picture (" in said
-    assert MANIFEST not in sums(out)
+    assert MANIFEST_NAME not in sums(out)
     for file, content in zip(files, contents, strict=True):
         file.write_bytes(content)
     before = {name: (out.local / name).stat().st_mtime_ns for name in out.names()}
     make(mine, out)
     assert len(before) == 3  # of five shards
     assert {name: (out.local / name).stat().st_mtime_ns for name in before} == before
-    make(source, Place(str(tmp_path / "whole")))
+    make(source, Store(str(tmp_path / "whole")))
     assert sums(out) == sums(tmp_path / "whole")
 
 
@@ -390,12 +392,12 @@ def test_pictures_removed_since_a_set_was_half_made_are_told_and_it_is_begun_ane
     assert told == [
         f"{out} was half made of other pictures (10 train + 6 test, and now 9 train + 6 test); it is begun anew"
     ]
-    make(folder, Place(str(tmp_path / "whole")), samples=2)
+    make(folder, Store(str(tmp_path / "whole")), samples=2)
     assert sums(out) == sums(tmp_path / "whole")
 
 
 def test_a_file_of_the_users_own_in_a_half_made_set_stays(tmp_path, source, out, monkeypatch):
-    monkeypatch.setattr(module, "conclude", lambda *_: pytest.fail("stop here"))
+    monkeypatch.setattr(module, "write_manifest", lambda *_: pytest.fail("stop here"))
     with pytest.raises(pytest.fail.Exception):
         make(source, out)
     monkeypatch.undo()
@@ -417,10 +419,10 @@ def test_an_empty_file_and_one_that_is_gone_are_named(source, out, tmp_path):
     file = mine / "train" / "bee" / "bee_00004.jpg"
     file.write_bytes(b"")
     refused(f"{file} is no readable picture (0 bytes", mine, out)
-    originals = from_folders(mine)
+    originals = source_from_folders(mine)
     file.unlink()
     with pytest.raises(DataError, match="No such file or directory"):
-        prepare(originals, out, samples=4)
+        prepare_shards(originals, out, samples=4)
 
 
 @pytest.mark.parametrize(
@@ -434,11 +436,13 @@ def test_an_empty_file_and_one_that_is_gone_are_named(source, out, tmp_path):
 )
 def test_another_set_in_the_same_folder_is_refused(source, out, monkeypatch, options, text):
     def another():
-        originals = from_folders(source, options.get("split"))
+        originals = source_from_folders(source, options.get("split"))
         originals = dataclasses.replace(originals, name=options.get("name", "animals"))
-        return prepare(originals, out, short_side=options.get("short_side"), samples=options.get("samples", 4))
+        return prepare_shards(
+            originals, out, short_side=options.get("short_side"), samples=options.get("samples", 4)
+        )
 
-    monkeypatch.setattr(module, "conclude", lambda *_: pytest.fail("stop here"))
+    monkeypatch.setattr(module, "write_manifest", lambda *_: pytest.fail("stop here"))
     with pytest.raises(pytest.fail.Exception):
         make(source, out)
     monkeypatch.undo()
@@ -457,14 +461,14 @@ def test_another_set_in_the_same_folder_is_refused(source, out, monkeypatch, opt
 
 
 def test_where_nothing_was_finished_another_set_may_be_made(source, out, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "deliver", lambda *_: pytest.fail("stop before the first note"))
+    monkeypatch.setattr(module, "deliver_file", lambda *_: pytest.fail("stop before the first note"))
     with pytest.raises(pytest.fail.Exception):
         make(source, out)
     monkeypatch.undo()
     assert (out.local / "train-00000.tar").is_file()
     (out.local / f".train-00001.tar.{'a' * 32}").write_bytes(b"as Place.put leaves it when killed")
     make(source, out, samples=50)
-    make(source, Place(str(tmp_path / "whole")), samples=50)
+    make(source, Store(str(tmp_path / "whole")), samples=50)
     assert sums(out) == sums(tmp_path / "whole")
 
 
@@ -490,7 +494,7 @@ def test_a_picture_changed_since_is_noticed(source, out, tmp_path, resize):
     make(mine, out, short_side=resize)
     file = mine / "test" / "ant" / "ant_00001.jpg"
     photograph(file, 99)
-    later = (out.local / MANIFEST).stat().st_mtime + 5
+    later = (out.local / MANIFEST_NAME).stat().st_mtime + 5
     os.utime(file, (later, later))
     refused(
         f"holds a finished set, but {file} was changed since; use another folder", mine, out, short_side=resize
@@ -520,17 +524,17 @@ def test_a_folder_with_other_files_is_left_alone(source, out, tmp_path):
     refused("holds other files (thesis.txt); use an empty folder", source, out)
     assert sums(out) == {"thesis.txt": hashlib.sha256(b"mine").hexdigest()}
     assert not (out.local / ".preparing").exists()
-    refused("is a file; give a folder", source, Place(str(out.local / "thesis.txt")))
-    refused("cannot be written (Not a directory)", source, Place(str(out.local / "thesis.txt" / "below")))
+    refused("is a file; give a folder", source, Store(str(out.local / "thesis.txt")))
+    refused("cannot be written (Not a directory)", source, Store(str(out.local / "thesis.txt" / "below")))
 
 
 def test_what_is_refused_leaves_no_folder_behind(tmp_path, out):
     with pytest.raises(DataError, match="use numbers from 1"):
-        prepare(Originals("x", "", ("a",), {"train": []}), out, samples=0)
+        prepare_shards(SourceSet("x", "", ("a",), {"train": []}), out, samples=0)
     with pytest.raises(DataError, match="x has no pictures in its train part"):
-        prepare(Originals("x", "", ("a",), {"train": []}), out)
+        prepare_shards(SourceSet("x", "", ("a",), {"train": []}), out)
     with pytest.raises(DataError, match="http is for reading"):
-        prepare(from_small_set("noise", tmp_path), place("http://user:pw@127.0.0.1:1/x"))
+        prepare_shards(source_from_named_set("noise", tmp_path), open_store("http://user:pw@127.0.0.1:1/x"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -606,22 +610,22 @@ def test_a_picture_that_would_be_too_large_to_be_read_again_is_named(
 
 @pytest.mark.parametrize("name", ["noise", "digits"])
 def test_a_small_set_comes_back_from_its_shards_without_loss(tmp_path, out, name):
-    images = load(name, tmp_path)
-    made = prepare(from_small_set(name, tmp_path), out, samples=500)
+    images = load_images(name, tmp_path)
+    made = prepare_shards(source_from_named_set(name, tmp_path), out, samples=500)
     assert (made.name, made.source) == (name, images.source)
-    again = from_shards(open_shards(out))
+    again = decode_shards(open_shards(out))
     assert fingerprint(again.classes, again.train, again.test) == fingerprint(
         images.classes, images.train, images.test
     )
-    assert prepare(from_small_set(name, tmp_path), out, samples=500) == made
+    assert prepare_shards(source_from_named_set(name, tmp_path), out, samples=500) == made
 
 
 def test_a_small_set_with_a_changed_pixel_is_another(tmp_path, out):
-    originals = from_small_set("noise", tmp_path)
-    prepare(originals, out)
+    originals = source_from_named_set("noise", tmp_path)
+    prepare_shards(originals, out)
     originals.splits["test"].images.pixels[3, 0, 0, 0] ^= 1
     with pytest.raises(DataError, match="but the test part of noise was changed since"):
-        prepare(originals, out)
+        prepare_shards(originals, out)
 
 
 def test_the_helper_of_other_tests_makes_whole_sets(tmp_path):
@@ -676,7 +680,7 @@ def objects(client):
 
 
 def test_on_s3_lie_the_same_bytes_as_in_a_folder(source, out, s3, tmp_path):
-    far = place("s3://shop/sets/animals")
+    far = open_store("s3://shop/sets/animals")
     made = make(source, far, workers=2)
     assert make(source, out) == made
     expected = {f"sets/animals/{path.name}": path.read_bytes() for path in out.local.iterdir()}
@@ -687,23 +691,23 @@ def test_on_s3_lie_the_same_bytes_as_in_a_folder(source, out, s3, tmp_path):
 
 
 def test_on_s3_too_what_is_finished_is_not_made_again(source, out, s3, tmp_path, monkeypatch):
-    far = place("s3://shop/animals")
-    put = Place.put
+    far = open_store("s3://shop/animals")
+    put = Store.put
 
     def dies(self, file, name):
         if name == "test-00000.tar":
             raise KeyboardInterrupt
         put(self, file, name)
 
-    monkeypatch.setattr(Place, "put", dies)
+    monkeypatch.setattr(Store, "put", dies)
     with pytest.raises(KeyboardInterrupt):
         make(source, far)
-    monkeypatch.setattr(Place, "put", put)
-    assert f"animals/{MANIFEST}" not in objects(s3)
+    monkeypatch.setattr(Store, "put", put)
+    assert f"animals/{MANIFEST_NAME}" not in objects(s3)
     shutil.rmtree(next(tmp_path.glob("repro-prepare-*")))  # as on another machine
-    made, write = [], module.Making.write
+    made, write = [], module.ShardMaking.write
     monkeypatch.setattr(
-        module.Making, "write", lambda self, job, *rest: made.append(job.name) or write(self, job, *rest)
+        module.ShardMaking, "write", lambda self, job, *rest: made.append(job.name) or write(self, job, *rest)
     )
     make(source, far)
     assert "train-00000.tar" not in made
@@ -716,29 +720,29 @@ def test_on_s3_too_what_is_finished_is_not_made_again(source, out, s3, tmp_path,
 def test_of_two_machines_that_prepare_at_one_address_the_last_goes_on_and_the_first_is_told(
     source, s3, tmp_path, monkeypatch, same
 ):
-    far, put, failed = place("s3://shop/animals"), Place.put, []
+    far, put, failed = open_store("s3://shop/animals"), Store.put, []
     theirs = source if same else photographs(tmp_path / "other", classes=2, train=5, test=3, seed=1)
-    originals = dataclasses.replace(from_folders(theirs), name="animals")
+    originals = dataclasses.replace(source_from_folders(theirs), name="animals")
 
     def late(self, file, name):
         """When the first has written its first note, another machine begins, and ends."""
         put(self, file, name)
         if name.endswith(".note"):
-            monkeypatch.setattr(Place, "put", put)
+            monkeypatch.setattr(Store, "put", put)
             monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "elsewhere"))
-            failed.append(prepare(originals, far, samples=4))
+            failed.append(prepare_shards(originals, far, samples=4))
 
     (tmp_path / "elsewhere").mkdir()
-    monkeypatch.setattr(Place, "put", late)
+    monkeypatch.setattr(Store, "put", late)
     refused("another command has begun to prepare into s3://shop/animals and goes on there", source, far)
     assert [one.splits["train"].samples for one in failed] == [10]
-    prepare(originals, Place(str(tmp_path / "whole")), samples=4)
+    prepare_shards(originals, Store(str(tmp_path / "whole")), samples=4)
     assert objects(s3) == {f"animals/{path.name}": path.read_bytes() for path in (tmp_path / "whole").iterdir()}
 
 
 def test_the_plan_of_another_set_on_a_server_is_left_alone(source, s3, tmp_path, monkeypatch):
-    far = place("s3://shop/animals")
-    monkeypatch.setattr(module.Making, "all", lambda *_: pytest.fail("stop before the first shard"))
+    far = open_store("s3://shop/animals")
+    monkeypatch.setattr(module.ShardMaking, "all", lambda *_: pytest.fail("stop before the first shard"))
     with pytest.raises(pytest.fail.Exception):
         make(source, far)
     before = objects(s3)
@@ -749,39 +753,43 @@ def test_the_plan_of_another_set_on_a_server_is_left_alone(source, s3, tmp_path,
 
 
 def test_whether_an_address_can_be_written_is_known_before_anything_is_read(s3, out, monkeypatch, tmp_path):
-    writable(place("s3://shop/new"))
-    writable(out)
+    check_writable(open_store("s3://shop/new"))
+    check_writable(out)
     assert objects(s3) == {}
     assert not out.local.exists()
     with pytest.raises(DataError, match="s3://nowhere/x cannot be written: there is no such bucket"):
-        writable(place("s3://nowhere/x"))
+        check_writable(open_store("s3://nowhere/x"))
     out.local.write_text("a file")
     with pytest.raises(DataError, match="is a file; give a folder"):
-        writable(out)
+        check_writable(out)
 
     def none():
         raise FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
 
     monkeypatch.setattr("tempfile.gettempdir", none)
     with pytest.raises(DataError, match="no folder for temporary files can be written to"):
-        writable(place("s3://shop/new"))
+        check_writable(open_store("s3://shop/new"))
 
 
 def test_a_folder_that_a_console_made_in_a_bucket_is_empty(source, s3):
     s3.put_object(Bucket="shop", Key="marked/", Body=b"")
-    assert make(source, place("s3://shop/marked")).splits["train"].samples == 10
+    assert make(source, open_store("s3://shop/marked")).splits["train"].samples == 10
 
 
 def test_a_prefix_with_other_objects_is_left_alone(source, s3):
     s3.put_object(Bucket="shop", Key="photos/thesis.txt", Body=b"mine")
     refused(
-        "s3://shop/photos holds other files (thesis.txt); use another address", source, place("s3://shop/photos")
+        "s3://shop/photos holds other files (thesis.txt); use another address",
+        source,
+        open_store("s3://shop/photos"),
     )
     assert set(objects(s3)) == {"photos/thesis.txt"}
 
 
 def test_a_bucket_that_is_not_there_is_one_sentence(source, s3):
-    said = refused("s3://nowhere/x cannot be written: there is no such bucket", source, place("s3://nowhere/x"))
+    said = refused(
+        "s3://nowhere/x cannot be written: there is no such bucket", source, open_store("s3://nowhere/x")
+    )
     assert SECRET not in said
 
 
@@ -791,7 +799,7 @@ def test_without_credentials_the_sentence_says_which_to_set(source, s3, monkeypa
     refused(
         "no credentials for S3 were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
         source,
-        place("s3://shop/x"),
+        open_store("s3://shop/x"),
     )
 
 
@@ -820,7 +828,7 @@ def test_a_bucket_that_refuses_is_one_sentence_without_the_secret(source, monkey
         thread.start()
         try:
             aws(monkeypatch, f"http://127.0.0.1:{refusing.server_port}", tmp_path)
-            said = refused("s3://shop/x", source, place("s3://shop/x"))
+            said = refused("s3://shop/x", source, open_store("s3://shop/x"))
         finally:
             refusing.shutdown()
             thread.join()

@@ -14,11 +14,24 @@ from PIL import Image
 from pipeline.data.images import DataError
 from pipeline.data.jpeg import decode
 from pipeline.data.prepare import standin
-from pipeline.data.prepare.archive_files import DEVKIT, MARK, TRAIN, VAL, thousand
-from pipeline.data.prepare.archives import from_ilsvrc
+from pipeline.data.prepare.archive_files import (
+    DEVKIT_ARCHIVE,
+    STAND_IN_FILE,
+    TRAIN_ARCHIVE,
+    VAL_ARCHIVE,
+    imagenet_wnids,
+)
+from pipeline.data.prepare.archives import source_from_archives
 from pipeline.data.prepare.devkit import META, TRUTH
-from pipeline.data.prepare.originals import from_folders
-from pipeline.data.prepare.standin import EVERY, Picture, draw, encode, looks, make_standin
+from pipeline.data.prepare.originals import source_from_folders
+from pipeline.data.prepare.standin import (
+    EVERY,
+    DrawnImage,
+    class_appearance,
+    draw_image,
+    encode_image,
+    make_standin,
+)
 
 SMALL = {"classes": 3, "train": 3, "test": 2, "side": 32}
 # sha256 of the pixels of the first 20 pictures of `drawn` below, joined; it changes only with what is drawn. Anew:
@@ -35,7 +48,9 @@ def contents(folder):
 def drawn(split, each, *, classes=10, side=48):
     """Some pictures of ten classes, that many of each, as make_standin numbers them."""
     return [
-        Picture(0, split, label * each + i, label, "x.JPEG", side) for label in range(classes) for i in range(each)
+        DrawnImage(0, split, label * each + i, label, "x.JPEG", side)
+        for label in range(classes)
+        for i in range(each)
     ]
 
 
@@ -59,7 +74,7 @@ def test_another_seed_makes_another(tmp_path):
 
 
 def test_its_pixels_are_the_same_on_every_machine():
-    pixels = b"".join(draw(one).tobytes() for one in drawn("train", 2)[:20])
+    pixels = b"".join(draw_image(one).tobytes() for one in drawn("train", 2)[:20])
     assert hashlib.sha256(pixels).hexdigest() == PIXELS
 
 
@@ -69,13 +84,15 @@ def test_neither_time_nor_user_enters(tmp_path, monkeypatch):
     monkeypatch.setattr("time.asctime", lambda *args: "another day")
     make_standin(tmp_path / "later", **SMALL)
     assert contents(tmp_path / "now") == contents(tmp_path / "later")
-    with tarfile.open(tmp_path / "now" / TRAIN) as archive:
+    with tarfile.open(tmp_path / "now" / TRAIN_ARCHIVE) as archive:
         assert {(one.mtime, one.uid, one.gid, one.uname, one.gname) for one in archive} == {(0, 0, 0, "", "")}
 
 
 def test_the_devkit_is_a_gzip_file_for_others_too(tmp_path):
     make_standin(tmp_path / "set", **SMALL)
-    with tarfile.open(fileobj=io.BytesIO(gzip.decompress((tmp_path / "set" / DEVKIT).read_bytes()))) as archive:
+    with tarfile.open(
+        fileobj=io.BytesIO(gzip.decompress((tmp_path / "set" / DEVKIT_ARCHIVE).read_bytes()))
+    ) as archive:
         assert archive.getnames()[1:] == [META, TRUTH]
 
 
@@ -91,21 +108,21 @@ def test_gzip_without_compression_unpacks(size):
 def test_both_layouts_hold_the_same_pictures(tmp_path):
     make_standin(tmp_path / "archives", **SMALL)
     make_standin(tmp_path / "folders", **SMALL, layout="folders")
-    found = from_ilsvrc(tmp_path / "archives", cache=tmp_path / "cache")
+    found = source_from_archives(tmp_path / "archives", cache=tmp_path / "cache")
     expected = {}
     for split, name in (("train", "train"), ("test", "val")):
         for one in found.splits[split]:
             expected[f"{name}/{found.classes[one.label]}/{one.stem}.JPEG"] = one.read()
     files = contents(tmp_path / "folders")
-    assert json.loads(files.pop(MARK))["files"] == {}
+    assert json.loads(files.pop(STAND_IN_FILE))["files"] == {}
     assert files == expected
 
 
 def test_class_folders_and_archives_are_listed_in_the_same_order(tmp_path):
     make_standin(tmp_path / "archives", **SMALL)
     make_standin(tmp_path / "folders", **SMALL, layout="folders")
-    one = from_ilsvrc(tmp_path / "archives", cache=tmp_path / "cache")
-    two = from_folders(tmp_path / "folders")
+    one = source_from_archives(tmp_path / "archives", cache=tmp_path / "cache")
+    two = source_from_folders(tmp_path / "folders")
     assert one.classes == two.classes
     for split in ("train", "test"):
         assert [(p.label, p.stem) for p in one.splits[split]] == [(p.label, p.stem) for p in two.splits[split]]
@@ -115,19 +132,19 @@ def test_the_devkits_numbers_are_in_another_order_than_the_classes(tmp_path):
     from scipy.io import loadmat
 
     make_standin(tmp_path / "set", classes=10, train=1, test=1, side=32)
-    numbers = json.loads((tmp_path / "set" / MARK).read_text())["numbers"]
+    numbers = json.loads((tmp_path / "set" / STAND_IN_FILE).read_text())["numbers"]
     assert sorted(numbers) == list(range(1, 11))
     assert numbers != sorted(numbers)
-    with tarfile.open(tmp_path / "set" / DEVKIT) as archive:
+    with tarfile.open(tmp_path / "set" / DEVKIT_ARCHIVE) as archive:
         synsets = loadmat(archive.extractfile(META), squeeze_me=True)["synsets"]
     leaves = {str(row["WNID"]): int(row["ILSVRC2012_ID"]) for row in synsets if row["num_children"] == 0}
-    assert leaves == dict(zip(thousand()[:10], numbers, strict=True))
+    assert leaves == dict(zip(imagenet_wnids()[:10], numbers, strict=True))
     assert len(synsets) == 11  # one is no class
 
 
 def test_every_class_has_its_pictures_and_the_validation_pictures_are_mixed(tmp_path):
     make_standin(tmp_path / "set", classes=5, train=2, test=4, side=32)
-    found = from_ilsvrc(tmp_path / "set", cache=tmp_path / "cache")
+    found = source_from_archives(tmp_path / "set", cache=tmp_path / "cache")
     assert np.bincount([one.label for one in found.splits["train"]]).tolist() == [2] * 5
     assert np.bincount([one.label for one in found.splits["test"]]).tolist() == [4] * 5
     by_number = [one.label for one in sorted(found.splits["test"], key=lambda one: one.stem)]
@@ -138,24 +155,24 @@ def test_some_pictures_are_grey_some_cmyk_and_some_png():
     kinds = {}
     for number in range(EVERY * 2):
         if number % EVERY < 5 or number % EVERY == EVERY - 1:
-            content = encode(Picture(0, "train", number, 0, "x.JPEG", 32))
+            content = encode_image(DrawnImage(0, "train", number, 0, "x.JPEG", 32))
             with Image.open(io.BytesIO(content)) as image:
                 kinds[number] = image.format, image.mode
             pixels = decode(content, "x")
-            assert pixels.shape == draw(Picture(0, "train", number, 0, "x.JPEG", 32)).shape
+            assert pixels.shape == draw_image(DrawnImage(0, "train", number, 0, "x.JPEG", 32)).shape
     special = {0: ("JPEG", "L"), 1: ("JPEG", "CMYK"), 2: ("PNG", "RGB")}
     assert kinds == {number: special.get(number % EVERY, ("JPEG", "RGB")) for number in kinds}
 
 
 def test_what_is_encoded_is_what_was_drawn():
     for number, most in ((1, 8.0), (2, 0.0), (3, 8.0)):  # CMYK, PNG, JPEG: mean difference of 255
-        picture = Picture(0, "train", number, 1, "x.JPEG", 64)
-        difference = abs(decode(encode(picture), "x").astype(int) - draw(picture))
+        picture = DrawnImage(0, "train", number, 1, "x.JPEG", 64)
+        difference = abs(decode(encode_image(picture), "x").astype(int) - draw_image(picture))
         assert difference.mean() <= most
 
 
 def test_pictures_differ_in_size_and_aspect():
-    shapes = np.array([draw(one).shape[:2] for one in drawn("train", 10)])
+    shapes = np.array([draw_image(one).shape[:2] for one in drawn("train", 10)])
     short, long = shapes.min(1), shapes.max(1)
     assert short.min() >= 48
     assert short.max() <= 72
@@ -170,20 +187,20 @@ def test_pictures_differ_in_size_and_aspect():
 
 
 def test_no_two_of_a_thousand_classes_look_the_same():
-    assert len({looks(label) for label in range(1000)}) == 1000
+    assert len({class_appearance(label) for label in range(1000)}) == 1000
     for cue in range(3):
-        assert len({looks(label)[cue] for label in range(10)}) == 10
-    assert {value for label in range(1000) for value in looks(label)} == set(range(10))
+        assert len({class_appearance(label)[cue] for label in range(10)}) == 10
+    assert {value for label in range(1000) for value in class_appearance(label)} == set(range(10))
 
 
 def test_every_shape_and_texture_is_its_own():
     y, x = np.arange(-40, 41)[:, None], np.arange(-40, 41)[None, :]
-    shapes = [np.broadcast_to(standin.outline(kind, y, x, 30), (81, 81)) for kind in range(10)]
+    shapes = [np.broadcast_to(standin.shape_mask(kind, y, x, 30), (81, 81)) for kind in range(10)]
     assert len({shape.tobytes() for shape in shapes}) == 10
     for shape in shapes:
         assert 0.05 < shape.mean() < 0.6
         assert shape.sum() == shape[9:-9, 9:-9].sum()  # within the radius
-    textures = [standin.texture(kind, y, x, 30, 7) for kind in range(10)]
+    textures = [standin.texture_mask(kind, y, x, 30, 7) for kind in range(10)]
     assert len({one.tobytes() for one in textures}) == 10
     for one in textures:
         assert 0.4 < one.mean() < 0.6
@@ -199,7 +216,7 @@ def linear_accuracy(features):
     data = {}
     for split, each in (("train", 60), ("test", 40)):
         pictures = drawn(split, each)
-        data[split] = np.array([features(draw(one)) for one in pictures]), [one.label for one in pictures]
+        data[split] = np.array([features(draw_image(one)) for one in pictures]), [one.label for one in pictures]
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(*data["train"])
     return model.score(*data["test"])
 
@@ -227,7 +244,7 @@ def test_a_small_network_learns_it_in_a_minute(tmp_path):
     from torch import nn
 
     make_standin(tmp_path / "set")
-    found = from_ilsvrc(tmp_path / "set", cache=tmp_path / "cache")
+    found = source_from_archives(tmp_path / "set", cache=tmp_path / "cache")
 
     def loaded(split):
         pictures = []
@@ -268,7 +285,7 @@ def test_a_small_network_learns_it_in_a_minute(tmp_path):
 # --- whole or not at all --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [TRAIN, VAL, DEVKIT, "notes.txt", ".hidden"])
+@pytest.mark.parametrize("name", [TRAIN_ARCHIVE, VAL_ARCHIVE, DEVKIT_ARCHIVE, "notes.txt", ".hidden"])
 def test_a_folder_that_holds_anything_is_refused(tmp_path, name):
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / name).write_text("dear")
@@ -305,7 +322,7 @@ def test_the_folder_one_is_in_is_refused(tmp_path, monkeypatch, out):
 def test_a_relative_name_will_do(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make_standin(Path("set"), **SMALL)
-    assert (tmp_path / "set" / MARK).is_file()
+    assert (tmp_path / "set" / STAND_IN_FILE).is_file()
 
 
 def test_the_number_of_threads_does_not_matter(tmp_path, monkeypatch):
@@ -328,9 +345,9 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch, layout, at):
     def full(picture):
         if picture.number + 1 == at or (at > 9 and picture.split == "test"):
             raise OSError(28, "No space left on device")
-        return encode(picture)
+        return encode_image(picture)
 
-    monkeypatch.setattr(standin, "encode", full)
+    monkeypatch.setattr(standin, "encode_image", full)
     with pytest.raises(DataError, match=r"set cannot be written \(No space left on device\)"):
         make_standin(tmp_path / "set", **SMALL, layout=layout)
     assert list(tmp_path.iterdir()) == []
@@ -370,9 +387,9 @@ def test_progress_counts_every_picture(tmp_path):
 
 def test_it_says_what_it_is(tmp_path):
     make_standin(tmp_path / "set", **SMALL, seed=3)
-    said = json.loads((tmp_path / "set" / MARK).read_text())
+    said = json.loads((tmp_path / "set" / STAND_IN_FILE).read_text())
     assert "not ImageNet" in said["what"]
     assert {key: said[key] for key in (*SMALL, "seed")} == SMALL | {"seed": 3}
-    for name in (TRAIN, VAL, DEVKIT):
+    for name in (TRAIN_ARCHIVE, VAL_ARCHIVE, DEVKIT_ARCHIVE):
         content = (tmp_path / "set" / name).read_bytes()
         assert said["files"][name] == {"md5": hashlib.md5(content).hexdigest(), "bytes": len(content)}
