@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
-SOURCES := pipeline lightning_modules tests
+SOURCES := pipeline lightning_modules tests docs
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -30,6 +30,13 @@ test: $(READY) ## the tests, without the slow ones
 test-slow: $(READY) ## all tests
 	@$(PYTEST) -m "(slow or not slow) and not gpu"
 
+coverage: $(READY) ## the tests with line coverage, worker processes included; htmlcov/index.html
+	@$(BIN)/coverage erase
+	@$(PYTEST) --cov --cov-report=term:skip-covered --cov-report=html
+
+docs: $(READY) ## the documentation site, in site/; warnings are errors
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 lint: $(READY) ## format, lint and types
 	@$(BIN)/ruff format --check $(SOURCES)
 	@$(BIN)/ruff check $(SOURCES)
@@ -54,8 +61,8 @@ bench-cluster: $(READY) ## scheduling on 1,000 made-up GPUs, and a leaderboard o
 
 lock: $(READY) ## resolve the dependencies anew
 	@$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header \
-		--extra dev --quiet --upgrade --output-file requirements.lock pyproject.toml
+		--extra dev --extra docs --quiet --upgrade --output-file requirements.lock pyproject.toml
 	@$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --quiet \
 		--constraint requirements.lock --output-file docker/requirements.lock pyproject.toml docker/server.in
 
-.PHONY: help setup demo test test-slow lint check format bench bench-data bench-cluster lock
+.PHONY: help setup demo test test-slow coverage docs lint check format bench bench-data bench-cluster lock

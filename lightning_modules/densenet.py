@@ -1,11 +1,11 @@
 """DenseNets. Huang, Liu, van der Maaten, Weinberger 2016, arXiv:1608.06993, sections 3 and 4, Table 1.
 
-For CIFAR and SVHN (section 3); L layers with weights, growth rate k, n layers in each of three blocks:
+For CIFAR and SVHN (section 3): L layers with weights, growth rate k, three blocks of n layers:
 
     layer         output (C x H x W)         filters
     conv1          16 x 32 x 32              3x3; 2k of them in DenseNet-BC
     block1        + nk x 32 x 32             [3x3, k] x n, or with bottlenecks (B) [1x1, 4k; 3x3, k] x n
-    transition1     x 16 x 16                1x1, as many as before, with compression (C) theta times; 2x2 average
+    transition1     x 16 x 16                1x1, as many maps, times theta with compression (C); 2x2 average
     block2        + nk x 16 x 16
     transition2     x  8 x  8
     block3        + nk x  8 x  8
@@ -16,7 +16,7 @@ L = 3n + 4, or 6n + 4 with bottlenecks. Parameters with 10 classes (Table 2 prin
   DenseNet      1,019,722 (L = 40, k = 12; 1.0), 6,979,642 (100, 12; 7.0), 27,249,082 (100, 24; 27.2)
   DenseNet-BC   769,162 (100, 12; 0.8), 15,324,406 (250, 24; 15.3), 25,624,430 (190, 40; 25.6)
 
-For ImageNet (Table 1): BC, theta = 0.5, k = 32; DenseNet-161, with k = 48, is of an earlier version of the paper.
+For ImageNet (Table 1): BC, theta = 0.5, k = 32; DenseNet-161, k = 48, is from an earlier version of the paper.
 
     layer                  output side   121      169      201      264      161
     conv1                  112           7x7, 2k filters, stride 2
@@ -32,18 +32,19 @@ For ImageNet (Table 1): BC, theta = 0.5, k = 32; DenseNet-161, with k = 48, is o
     fc                    1000           softmax
     parameters, 1000 classes             7,978,856  14,149,480  20,013,928  33,337,704  28,681,000
 
-Every "conv" of the tables but the first is BN-ReLU-conv (`BnReluConv`). DenseNet-264 has 265 layers with weights.
+Every "conv" of the tables except the first is BN-ReLU-conv (`BnReluConv`). DenseNet-264 has 265 layers with
+weights.
 
 Departures from the paper: none.
 
 Left open by the paper, and what is done here:
-  * BN and ReLU at both ends. Table 1's note, read to the letter, puts them before conv1 too, on the pixels. As in
-    the authors' models there are none; on ImageNet they follow conv1 (`bn1`); and everywhere they precede the last
-    pooling (`bn`), a block ending in convolutions.
+  * BN and ReLU at both ends. Taken literally, Table 1's note applies them to the pixels before conv1. As in the
+    authors' models, they do not precede conv1; on ImageNet they follow it (`bn1`); in all nets they precede the
+    last pooling (`bn`), because a block ends in a convolution.
   * "The initialisation of [10]" (He et al., arXiv:1502.01852) allows fan-in or fan-out: fan-in, normal, variance
     2 / fan-in, for convolutions and fc; the biases of fc are zero. No convolution has biases.
-  * Filters of conv1 in DenseNet-B and -C, which only Figure 4 has: 16, since 2k is said of BC.
-  * Padding of conv1 and pool1 on ImageNet: 3 and 1, for the sides of 112 and 56.
+  * Filters of conv1 in DenseNet-B and -C, which appear only in Figure 4: 16, because the paper gives 2k for BC.
+  * Padding of conv1 and pool1 on ImageNet: 3 and 1, for output sides of 112 and 56.
 """
 
 import math
@@ -57,10 +58,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lightning_modules.layers import he_normal, require_image
+from lightning_modules.layers import check_image_size, he_normal
 
-BOTTLENECK = 4  # a bottleneck is 4k wide (section 3)
-TABLE_1 = {  # depth: growth rate, layers of the four blocks
+BOTTLENECK_FACTOR = 4  # a bottleneck has 4k maps (section 3)
+IMAGENET_NETS = {  # Table 1, and DenseNet-161; depth: growth rate, layers of the four blocks
     121: (32, (6, 12, 24, 16)),
     169: (32, (6, 12, 32, 32)),
     201: (32, (6, 12, 48, 32)),
@@ -70,26 +71,26 @@ TABLE_1 = {  # depth: growth rate, layers of the four blocks
 
 
 @dataclass(frozen=True)
-class Design:
-    """What all layers of one network have in common."""
+class DenseNetConfig:
+    """Hyperparameters that all layers of one network share. ValueError for values out of range."""
 
-    k: int  # growth rate: maps that a layer adds
-    bottleneck: bool = False  # B
-    theta: float = 1.0  # C, if below 1: share of the maps that a transition keeps
-    dropout: float = 0.0  # after every convolution but the first; 0.2 where images are not augmented (section 4.2)
+    k: int  # growth rate: feature maps per layer
+    bottleneck: bool = False  # DenseNet-B
+    theta: float = 1.0  # compression: fraction of the maps that a transition keeps; DenseNet-C if below 1
+    dropout: float = 0.0  # rate after every convolution except conv1; 0.2 without augmentation (section 4.2)
     memory_efficient: bool = False  # see `DenseLayer`
 
     def __post_init__(self) -> None:
         if self.k < 1:
-            raise ValueError(f"k is {self.k}; a layer adds at least 1 map")
+            raise ValueError(f"k must be an integer >= 1, not {self.k}")
         if not 0 < self.theta <= 1:
-            raise ValueError(f"theta is {self.theta}; a transition keeps a share above 0 and up to 1 (section 3)")
+            raise ValueError(f"theta must be above 0 and at most 1 (section 3), not {self.theta}")
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}; it is a share from 0 to below 1")
+            raise ValueError(f"dropout must be at least 0 and below 1, not {self.dropout}")
 
 
 class BnReluConv(nn.Sequential):
-    """What one "conv" of Table 1 stands for, and dropout where there is any."""
+    """A "conv" of Table 1: batch normalisation, ReLU, convolution, then dropout if its rate is not 0."""
 
     def __init__(self, channels: int, width: int, kernel: int, dropout: float) -> None:
         super().__init__()
@@ -101,50 +102,52 @@ class BnReluConv(nn.Sequential):
 
 
 class DenseLayer(nn.Sequential):
-    """H_l of equation 2: k new maps from all maps before them, through a bottleneck of 4k or directly.
+    """H_l of equation 2: k new maps from all previous maps of the block, with or without a bottleneck of 4k maps.
 
-    What it computes first, the joined maps normalised, is as large as all maps before it: kept for the backward
-    pass, that takes memory which grows with the square of the depth. `memory_efficient` computes it again there
-    (section 4.2 points to the technical report, arXiv:1707.06990).
+    The layer concatenates and normalises all previous maps. Stored for the backward pass, these tensors take
+    memory that grows with the square of the depth. `memory_efficient` recomputes them in the backward pass instead
+    (section 4.2 refers to the technical report, arXiv:1707.06990).
     """
 
-    def __init__(self, channels: int, design: Design) -> None:
+    def __init__(self, channels: int, config: DenseNetConfig) -> None:
         super().__init__()
-        self.memory_efficient = design.memory_efficient
-        if design.bottleneck:
-            self.conv1x1 = BnReluConv(channels, BOTTLENECK * design.k, 1, design.dropout)
-            channels = BOTTLENECK * design.k
-        self.conv3x3 = BnReluConv(channels, design.k, 3, design.dropout)
+        self.memory_efficient = config.memory_efficient
+        if config.bottleneck:
+            self.conv1x1 = BnReluConv(channels, BOTTLENECK_FACTOR * config.k, 1, config.dropout)
+            channels = BOTTLENECK_FACTOR * config.k
+        self.conv3x3 = BnReluConv(channels, config.k, 3, config.dropout)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Maps (N, C_0, H, W), (N, k, H, W), ... -> (N, k, H, W)."""
         if self.memory_efficient and self.training and torch.is_grad_enabled():
-            # torch.compile takes no contexts but its own, and counts by itself what it computes twice only once.
-            contexts: dict[str, Any] = {} if torch.compiler.is_compiling() else {"context_fn": self.contexts}
-            x = checkpoint(self.joined, *maps, use_reentrant=False, **contexts)
+            # torch.compile accepts no `context_fn`; it updates the running statistics once by itself.
+            kwargs: dict[str, Any] = (
+                {} if torch.compiler.is_compiling() else {"context_fn": self.checkpoint_contexts}
+            )
+            x = checkpoint(self.concat_and_convolve, *maps, use_reentrant=False, **kwargs)
         else:
-            x = self.joined(*maps)
+            x = self.concat_and_convolve(*maps)
         return self.conv3x3(x) if len(self) == 2 else x
 
-    def joined(self, *maps: Tensor) -> Tensor:
-        """The first convolution, of all maps: the only part that grows with their number."""
-        return self.first(torch.cat(maps, dim=1))
+    def concat_and_convolve(self, *maps: Tensor) -> Tensor:
+        """Apply the first convolution to the concatenation of all previous maps."""
+        return self.first_conv(torch.cat(maps, dim=1))
 
     @property
-    def first(self) -> BnReluConv:
-        """The convolution that reads all maps before."""
-        unit = self[0]
-        assert isinstance(unit, BnReluConv)
-        return unit
+    def first_conv(self) -> BnReluConv:
+        """The convolution that reads all previous maps."""
+        first = self[0]
+        assert isinstance(first, BnReluConv)
+        return first
 
-    def contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        """For the first and the second time that `joined` is computed."""
-        return nullcontext(), uncounted(self.first.bn)
+    def checkpoint_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """Return the contexts for the forward computation and for its repetition in the backward pass."""
+        return nullcontext(), frozen_running_statistics(self.first_conv.bn)
 
 
 @contextmanager
-def uncounted(bn: nn.BatchNorm2d) -> Iterator[None]:
-    """Within: a batch leaves the running statistics as they are, instead of entering them a second time."""
+def frozen_running_statistics(bn: nn.BatchNorm2d) -> Iterator[None]:
+    """Within the context, training batches do not change the running statistics of `bn`."""
     momentum, counter = bn.momentum, bn.num_batches_tracked
     bn.momentum, bn.num_batches_tracked = 0.0, None
     try:
@@ -154,12 +157,12 @@ def uncounted(bn: nn.BatchNorm2d) -> Iterator[None]:
 
 
 class DenseBlock(nn.Sequential):
-    """Layers of which each reads the block's input and all layers before it (equation 2)."""
+    """Layers that each read the block's input and the outputs of all previous layers (equation 2)."""
 
-    def __init__(self, layers: int, channels: int, design: Design) -> None:
-        named = ((f"layer{i + 1}", DenseLayer(channels + i * design.k, design)) for i in range(layers))
-        super().__init__(OrderedDict(named))
-        self.channels, self.k = channels, design.k
+    def __init__(self, layers: int, channels: int, config: DenseNetConfig) -> None:
+        children = ((f"layer{i + 1}", DenseLayer(channels + i * config.k, config)) for i in range(layers))
+        super().__init__(OrderedDict(children))
+        self.channels, self.k = channels, config.k
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C + layers * k, H, W)."""
@@ -170,13 +173,13 @@ class DenseBlock(nn.Sequential):
 
     @property
     def direct_connections(self) -> int:
-        """How many outputs (x_0 is one) the layers read, added up: L (L + 1) / 2 of L layers (section 1)."""
-        read = (layer.first.bn.num_features for layer in self if isinstance(layer, DenseLayer))
-        return sum(1 + (channels - self.channels) // self.k for channels in read)
+        """Total number of outputs that the layers read, x_0 included: L (L + 1) / 2 for L layers (section 1)."""
+        in_channels = (layer.first_conv.bn.num_features for layer in self if isinstance(layer, DenseLayer))
+        return sum(1 + (channels - self.channels) // self.k for channels in in_channels)
 
 
 class Transition(nn.Sequential):
-    """Between two blocks: a 1x1 convolution to `width` maps, and the mean of 2x2."""
+    """Layers between two blocks: a 1x1 convolution to `width` maps and 2x2 average pooling."""
 
     def __init__(self, channels: int, width: int, dropout: float) -> None:
         super().__init__()
@@ -185,19 +188,24 @@ class Transition(nn.Sequential):
 
 
 class DenseNet(nn.Sequential):
-    """The rows of a table, one after the other: a stem that gives `channels` maps, blocks, the classifier."""
+    """The rows of a table in order: a stem with `channels` output maps, the blocks, the classifier."""
 
     def __init__(
-        self, stem: OrderedDict[str, nn.Module], channels: int, blocks: Sequence[int], design: Design, classes: int
+        self,
+        stem: OrderedDict[str, nn.Module],
+        channels: int,
+        blocks: Sequence[int],
+        config: DenseNetConfig,
+        classes: int,
     ) -> None:
         super().__init__(stem)
-        self.least = 29 if "pool1" in stem else 4  # a side below leaves nothing after the last transition
+        self.min_side = 29 if "pool1" in stem else 4  # leaves 1 x 1 after the last transition
         for number, layers in enumerate(blocks, start=1):
-            self.add_module(f"block{number}", DenseBlock(layers, channels, design))
-            channels += layers * design.k
+            self.add_module(f"block{number}", DenseBlock(layers, channels, config))
+            channels += layers * config.k
             if number < len(blocks):
-                width = math.floor(design.theta * channels)
-                self.add_module(f"transition{number}", Transition(channels, width, design.dropout))
+                width = math.floor(config.theta * channels)
+                self.add_module(f"transition{number}", Transition(channels, width, config.dropout))
                 channels = width
         self.bn, self.relu = nn.BatchNorm2d(channels), nn.ReLU(inplace=True)
         self.pool, self.flatten = nn.AdaptiveAvgPool2d(1), nn.Flatten()
@@ -205,18 +213,21 @@ class DenseNet(nn.Sequential):
         self.apply(he_normal)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) images, normalised by channel -> (N, classes) scores; ValueError for too small ones."""
-        require_image(x, "densenet", least=self.least)
+        """(N, C, H, W) images, normalised by channel -> (N, classes) scores. ValueError if they are too small."""
+        check_image_size(x, "densenet", min_side=self.min_side)
         return super().forward(x)
 
 
 def layers_per_block(depth: int, bottleneck: bool) -> int:
-    """n of depth = 3n + 4, or 6n + 4 with bottlenecks; ValueError names the depths that would fit."""
-    per, form = (6, "6n + 4 (DenseNet-B)") if bottleneck else (3, "3n + 4")
-    n, rest = divmod(depth - 4, per)
-    if rest or n < 1:
-        below, above = per * max(n, 1) + 4, per * max(n + 1, 2) + 4
-        raise ValueError(f"depth {depth} is not {form}; the nearest that are: {below}, {above}")
+    """Return n of depth = 3n + 4, or 6n + 4 with bottlenecks.
+
+    Raises ValueError with the nearest valid depths for another depth.
+    """
+    factor, formula = (6, "6n + 4 (DenseNet-B)") if bottleneck else (3, "3n + 4")
+    n, remainder = divmod(depth - 4, factor)
+    if remainder or n < 1:
+        below, above = factor * max(n, 1) + 4, factor * max(n + 1, 2) + 4
+        raise ValueError(f"depth {depth} is not {formula}; the nearest valid depths are {below} and {above}")
     return n
 
 
@@ -231,16 +242,21 @@ def densenet_cifar(
     num_classes: int = 10,
     in_channels: int = 3,
 ) -> DenseNet:
-    """The nets of section 3 for 32 x 32 images; DenseNet-BC has bottlenecks and theta = 0.5.
+    """Build a net of section 3 for 32 x 32 images, or any size from 4 x 4.
 
-    `k` is the growth rate, `theta` the compression, `dropout` 0.2 in the paper for images that are not augmented,
-    `memory_efficient` computes more and keeps less, for the same result (see `DenseLayer`). Images may have
-    any size from 4 x 4. ValueError for a depth, k, theta or dropout that cannot be.
+    Args:
+        depth: L, 3n + 4 or with bottlenecks 6n + 4.
+        k: growth rate.
+        bottleneck, theta: DenseNet-BC has bottlenecks and compression theta = 0.5.
+        dropout: rate; 0.2 in the paper for images without augmentation.
+        memory_efficient: recompute in the backward pass, for the same result with less memory (see `DenseLayer`).
+
+    Raises ValueError for a depth, k, theta or dropout out of range.
     """
-    design = Design(k, bottleneck, theta, dropout, memory_efficient)
+    config = DenseNetConfig(k, bottleneck, theta, dropout, memory_efficient)
     channels = 2 * k if bottleneck and theta < 1 else 16
     stem = OrderedDict[str, nn.Module](conv1=nn.Conv2d(in_channels, channels, 3, padding=1, bias=False))
-    return DenseNet(stem, channels, [layers_per_block(depth, bottleneck)] * 3, design, num_classes)
+    return DenseNet(stem, channels, [layers_per_block(depth, bottleneck)] * 3, config, num_classes)
 
 
 def densenet_imagenet(
@@ -251,17 +267,17 @@ def densenet_imagenet(
     num_classes: int = 1000,
     in_channels: int = 3,
 ) -> DenseNet:
-    """The nets of Table 1 and DenseNet-161, for 224 x 224 images; any size from 29 x 29 will do.
+    """Build a net of Table 1, or DenseNet-161, for 224 x 224 images, or any size from 29 x 29.
 
-    `dropout` and `memory_efficient` as for `densenet_cifar`. ValueError for a depth that the paper does not have.
+    `dropout` and `memory_efficient` as for `densenet_cifar`. Raises ValueError for a depth that is not in Table 1.
     """
-    if depth not in TABLE_1:
-        raise ValueError(f"depth {depth} is none of Table 1's: {', '.join(map(str, sorted(TABLE_1)))}")
-    k, blocks = TABLE_1[depth]
+    if depth not in IMAGENET_NETS:
+        raise ValueError(f"depth {depth} is not one of Table 1: {', '.join(map(str, sorted(IMAGENET_NETS)))}")
+    k, blocks = IMAGENET_NETS[depth]
     stem = OrderedDict[str, nn.Module](
         conv1=nn.Conv2d(in_channels, 2 * k, 7, stride=2, padding=3, bias=False),
         bn1=nn.BatchNorm2d(2 * k),
         relu1=nn.ReLU(inplace=True),
         pool1=nn.MaxPool2d(3, stride=2, padding=1),
     )
-    return DenseNet(stem, 2 * k, blocks, Design(k, True, 0.5, dropout, memory_efficient), num_classes)
+    return DenseNet(stem, 2 * k, blocks, DenseNetConfig(k, True, 0.5, dropout, memory_efficient), num_classes)

@@ -1,16 +1,17 @@
-"""How often the right class is missed; apart from the LightningModule, since counting needs no trainer."""
+"""Top-k errors. Separate from the LightningModule, because counting errors needs no trainer."""
 
 import torch
 from torch import Tensor
 
 
 def wrong_in_top(scores: Tensor, labels: Tensor, k: int) -> Tensor:
-    """How many of (N, classes) `scores` have their label not among the k best; a 0-d int64 tensor.
+    """Count the top-k errors of scores (N, classes) and labels (N,); a 0-d int64 tensor.
 
-    A label that ties with the k-th best counts as wrong when k others are at least as good: a network
-    that gives every class the same score knows nothing. Fewer than k classes: none is wrong.
+    A prediction is wrong if at least k other classes score as high as the label or higher. Ties count as wrong, so
+    constant scores are always wrong. A score that is not finite is wrong too. With k classes or fewer, finite
+    scores are never wrong.
     """
-    own = scores.gather(1, labels[:, None])
-    as_good = (scores >= own).sum(dim=1) - 1  # the label itself is as good as itself
-    as_good = torch.where(own[:, 0].isfinite(), as_good, scores.shape[1])
-    return (as_good >= k).sum()
+    label_score = scores.gather(1, labels[:, None])
+    at_least_as_high = (scores >= label_score).sum(dim=1) - 1  # without the label itself
+    at_least_as_high = torch.where(label_score[:, 0].isfinite(), at_least_as_high, scores.shape[1])
+    return (at_least_as_high >= k).sum()

@@ -23,18 +23,19 @@
     dropout       1024 x   1 x   1     40 %
     linear        1000                                                                          1,024,000
 6,998,552 parameters with biases, 13,378,280 with both auxiliary classifiers; 1,582,671,872 multiply-adds.
-22 layers with weights lie between the image and the scores. ReLU follows every convolution, and aux's fc.
+22 layers with weights on the path from the image to the scores. ReLU follows every convolution, and the fc of aux1
+and aux2.
 
 aux1 reads inception4a, aux2 inception4d (section 5): average pooling 5x5/3, 128 filters of 1x1, fc of 1024,
-dropout 70 %, linear. Their losses count 0.3 each, and they are absent when evaluating.
+dropout 70 %, linear. Their losses have weight 0.3 each. They are not used in evaluation.
 
 Left open by the paper, and what is done here:
-  * Padding: as large as keeps the table's sizes; poolings with stride 2 round up, so that 112 becomes 56, not 55.
-  * The constants of the local response normalisation of Figure 3: those of Krizhevsky et al. (2012).
-  * Initialisation: He's normal one. It keeps the size of the signal through 22 layers without batch normalisation.
-  * Table 1's columns of parameters and operations do not all belong to its filters: for conv1 it prints 2.7 K,
-    where 7x7 over 3 channels have 9.4 K. (8 such filters for each channel alone, then 64 of 1x1, have 2,712.)
-    The filters are built as the table and Figure 3 name them.
+  * Padding: the padding that gives the table's output sizes; poolings with stride 2 round up, 112 to 56, not 55.
+  * Constants of the local response normalisation of Figure 3: those of Krizhevsky et al. (2012).
+  * Initialisation: He normal. It preserves the signal's variance through 22 layers without batch normalisation.
+  * Some parameters and operations of Table 1 do not match its filters: for conv1 it prints 2.7 K, while 7x7
+    filters over 3 channels have 9.4 K. (8 depthwise filters per channel, then 64 filters of 1x1, have 2,712.) The
+    filters here are those that the table and Figure 3 name.
 """
 
 from collections import OrderedDict
@@ -43,10 +44,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_modules.layers import he_normal, lrn, require_image
+from lightning_modules.layers import check_image_size, he_normal, lrn
 
-# Filters of 1x1, 3x3 reduce, 3x3, 5x5 reduce, 5x5, pool proj; None is a pooling.
-TABLE_1: dict[str, tuple[int, int, int, int, int, int] | None] = {
+# Rows 3a to 5b of Table 1. Filters: 1x1, 3x3 reduce, 3x3, 5x5 reduce, 5x5, pool proj. None: max pooling.
+INCEPTION_ROWS: dict[str, tuple[int, int, int, int, int, int] | None] = {
     "inception3a": (64, 96, 128, 16, 32, 32),
     "inception3b": (128, 128, 192, 32, 96, 64),
     "pool3": None,
@@ -59,11 +60,11 @@ TABLE_1: dict[str, tuple[int, int, int, int, int, int] | None] = {
     "inception5a": (256, 160, 320, 32, 128, 128),
     "inception5b": (384, 192, 384, 48, 128, 128),
 }
-HEADS = {"inception4a": "aux1", "inception4d": "aux2"}  # section 5
+AUX_CLASSIFIERS = {"inception4a": "aux1", "inception4d": "aux2"}  # input layer: name (section 5)
 
 
 class Inception(nn.Module):
-    """1x1, 3x3 and 5x5 convolutions and a pooling side by side, 1x1 before the large ones (Figure 2b)."""
+    """Parallel 1x1, 3x3 and 5x5 convolutions and max pooling, with 1x1 reductions (Figure 2b)."""
 
     def __init__(
         self, channels: int, n1x1: int, n3x3_reduce: int, n3x3: int, n5x5_reduce: int, n5x5: int, pool_proj: int
@@ -79,13 +80,13 @@ class Inception(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, channels, H, W) -> (N, n1x1 + n3x3 + n5x5 + pool_proj, H, W)."""
-        three = self.conv3x3(F.relu(self.conv3x3_reduce(x)))
-        five = self.conv5x5(F.relu(self.conv5x5_reduce(x)))
-        return F.relu(torch.cat([self.conv1x1(x), three, five, self.pool_proj(self.pool(x))], dim=1))
+        y3x3 = self.conv3x3(F.relu(self.conv3x3_reduce(x)))
+        y5x5 = self.conv5x5(F.relu(self.conv5x5_reduce(x)))
+        return F.relu(torch.cat([self.conv1x1(x), y3x3, y5x5, self.pool_proj(self.pool(x))], dim=1))
 
 
 class NaiveInception(nn.Module):
-    """The same without 1x1 convolutions before and after: the pooling keeps all its channels (Figure 2a)."""
+    """Inception module without 1x1 reductions: the pooling branch keeps all channels (Figure 2a)."""
 
     def __init__(self, channels: int, n1x1: int, n3x3: int, n5x5: int) -> None:
         super().__init__()
@@ -100,8 +101,8 @@ class NaiveInception(nn.Module):
         return torch.cat([convolved, self.pool(x)], dim=1)
 
 
-class Auxiliary(nn.Module):
-    """A classifier on the maps in the middle of the network, for its gradient (section 5)."""
+class AuxiliaryClassifier(nn.Module):
+    """Classifier on intermediate feature maps, which adds gradient to the lower layers (section 5)."""
 
     def __init__(self, channels: int, num_classes: int) -> None:
         super().__init__()
@@ -118,7 +119,7 @@ class Auxiliary(nn.Module):
 
 
 class GoogLeNet(nn.Module):
-    """Table 1. When training with `aux`, three scores; aux1 and aux2 count `aux_weight` in the loss."""
+    """The network of Table 1. `aux_weight` is the weight of the losses of aux1 and aux2."""
 
     aux_weight: float = 0.3  # section 5
 
@@ -131,75 +132,78 @@ class GoogLeNet(nn.Module):
         self.conv2 = nn.Conv2d(64, 192, 3, padding=1)
         self.lrn2 = lrn()
         self.pool2 = nn.MaxPool2d(3, stride=2, ceil_mode=True)
-        channels, heads = 192, {}
-        for name, filters in TABLE_1.items():
+        channels, aux_classifiers = 192, {}
+        for name, filters in INCEPTION_ROWS.items():
             if filters is None:
                 self.add_module(name, nn.MaxPool2d(3, stride=2, ceil_mode=True))
                 continue
             n1x1, _, n3x3, _, n5x5, pool_proj = filters
             self.add_module(name, Inception(channels, *filters))
             channels = n1x1 + n3x3 + n5x5 + pool_proj
-            if aux and name in HEADS:
-                heads[HEADS[name]] = Auxiliary(channels, num_classes)
+            if aux and name in AUX_CLASSIFIERS:
+                aux_classifiers[AUX_CLASSIFIERS[name]] = AuxiliaryClassifier(channels, num_classes)
         self.avgpool = nn.AvgPool2d(7, stride=1)
         self.dropout = nn.Dropout(0.4)
         self.linear = nn.Linear(channels, num_classes)
-        for name, head in heads.items():
-            self.add_module(name, head)
+        for name, classifier in aux_classifiers.items():
+            self.add_module(name, classifier)
         self.has_aux = aux
         self.apply(he_normal)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor, Tensor]:
-        """(N, C, 224, 224) images, mean subtracted -> (N, num_classes) scores; ValueError for another size.
+        """(N, C, 224, 224) images, mean subtracted -> (N, num_classes) scores. ValueError for another size.
 
-        When training with auxiliary classifiers: (scores, scores of aux1, scores of aux2).
+        In training with auxiliary classifiers returns (scores, scores of aux1, scores of aux2).
         """
-        require_image(x, "googlenet", side=224)
-        x, aux = self.maps(x, heads=self.training and self.has_aux)
+        check_image_size(x, "googlenet", side=224)
+        x, aux_scores = self.feature_maps(x, aux=self.training and self.has_aux)
         scores = self.linear(self.dropout(self.avgpool(x)).flatten(1))
-        return (scores, *aux) if aux else scores
+        return (scores, *aux_scores) if aux_scores else scores
 
     def dense(self, x: Tensor) -> Tensor:
-        """The network applied to a whole image: (N, C, H, W) -> (N, num_classes) scores.
+        """Return the mean scores over all places of the last feature maps: (N, C, H, W) -> (N, num_classes).
 
-        The mean of what `linear` says at each place of the last maps is what it says of the mean place, as it is
-        linear; on 224 x 224 these are `forward`'s scores. ValueError below 32 x 32, which one place stands for.
-        The paper shows its network crops only.
+        Applies `linear` to the mean of the feature maps; it is linear, so this is the mean of its scores. Equals
+        `forward` on 224 x 224 in evaluation mode. Raises ValueError below 32 x 32. Not in the paper, which
+        evaluates crops only.
         """
-        require_image(x, "googlenet, applied densely,", least=32)
-        x, _ = self.maps(x, heads=False)
+        check_image_size(x, "googlenet, applied densely,", min_side=32)
+        x, _ = self.feature_maps(x, aux=False)
         return self.linear(self.dropout(x.mean((2, 3))))
 
-    def maps(self, x: Tensor, *, heads: bool) -> tuple[Tensor, list[Tensor]]:
-        """(N, C, H, W) -> (N, 1024, H / 32, W / 32), rounded up; with `heads`, the scores of aux1 and aux2."""
+    def feature_maps(self, x: Tensor, *, aux: bool) -> tuple[Tensor, list[Tensor]]:
+        """Return the feature maps of inception5b, and with `aux` the scores of aux1 and aux2.
+
+        (N, C, H, W) -> (N, 1024, H / 32, W / 32), rounded up.
+        """
         x = self.lrn1(self.pool1(F.relu(self.conv1(x))))
         x = F.relu(self.conv2(F.relu(self.conv2_reduce(x))))
         x = self.pool2(self.lrn2(x))
-        aux = []
-        for name in TABLE_1:
+        aux_scores = []
+        for name in INCEPTION_ROWS:
             x = self.get_submodule(name)(x)
-            if heads and name in HEADS:
-                aux.append(self.get_submodule(HEADS[name])(x))
-        return x, aux
+            if aux and name in AUX_CLASSIFIERS:
+                aux_scores.append(self.get_submodule(AUX_CLASSIFIERS[name])(x))
+        return x, aux_scores
 
 
 def googlenet(*, aux: bool = True, num_classes: int = 1000, in_channels: int = 3) -> GoogLeNet:
-    """The network of Table 1; without the auxiliary classifiers it is the one that evaluates."""
+    """Build the network of Table 1, with or without the auxiliary classifiers of training."""
     return GoogLeNet(aux, num_classes=num_classes, in_channels=in_channels)
 
 
 def inception_naive(*, num_classes: int = 1000, in_channels: int = 256) -> nn.Sequential:
-    """The lecture's example of Figure 2a, on 28 x 28 x 256."""
-    return classified(NaiveInception(in_channels, 128, 192, 96), 128 + 192 + 96 + in_channels, num_classes)
+    """Build the example of Figure 2a in Stanford CS231n, lecture 9, for 256 maps of 28 x 28."""
+    return with_classifier(NaiveInception(in_channels, 128, 192, 96), 128 + 192 + 96 + in_channels, num_classes)
 
 
 def inception_bottleneck(*, num_classes: int = 1000, in_channels: int = 256) -> nn.Sequential:
-    """The lecture's example of Figure 2b, 64 filters each before 3x3, before 5x5 and after the pooling."""
-    return classified(Inception(in_channels, 128, 64, 192, 64, 96, 64), 128 + 192 + 96 + 64, num_classes)
+    """Build the same lecture's example of Figure 2b, with 64 filters in each 1x1 reduction and projection."""
+    return with_classifier(Inception(in_channels, 128, 64, 192, 64, 96, 64), 128 + 192 + 96 + 64, num_classes)
 
 
-def classified(inception: nn.Module, channels: int, num_classes: int) -> nn.Sequential:
-    """One module, and after it, ours, a mean and a linear layer, so that it gives scores as every network does."""
+def with_classifier(inception: nn.Module, channels: int, num_classes: int) -> nn.Sequential:
+    """Append global average pooling and a linear layer, not in the lecture: every network must return scores."""
     rows = OrderedDict[str, nn.Module](
         inception=inception,
         avgpool=nn.AdaptiveAvgPool2d(1),

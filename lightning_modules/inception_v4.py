@@ -1,6 +1,6 @@
 """Inception-v4. Szegedy, Ioffe, Vanhoucke, Alemi 2016, arXiv:1602.07261, Figures 3 to 9 and Table 1.
 
-    layer             output (C x H x W)    parameters   boxes: a comma is "then", a bar parts branches
+    layer             output (C x H x W)    parameters   boxes: a comma is "then", a bar separates branches
     stem                384 x  35 x  35        605,728   Figure 3
       conv1              32 x 149 x 149                  3x3 32 /2 V
       conv2              32 x 147 x 147                  3x3 32 V
@@ -22,25 +22,25 @@
     pool               1536                              average
     dropout            1536                              keep 0.8
     fc                 1000                  1,537,000   the row "Softmax"
-42,679,816 parameters. A box is a convolution with so many filters; /2 is stride 2; V means valid, no padding;
-max and avg are 3x3 pooling. Branches read the same maps and are concatenated. Reduction-A has k, l, m, n =
-192, 224, 256, 384 (Table 1). Nothing is added to anything: it is not a residual network.
+42,679,816 parameters. A box is a convolution with its number of filters; /2 is stride 2; V is valid padding, which
+is none; max and avg are 3x3 pooling. Branches read the same maps, and their outputs are concatenated. Reduction-A
+has k, l, m, n = 192, 224, 256, 384 (Table 1). It is not a residual network.
 
 Departures from the paper:
-  * Figure 3 prints no stride at the last 3x3 convolution of the stem; without stride 2 its 69 x 69 maps could
-    not be concatenated with the 35 x 35 of the pooling beside it.
-  * Figure 5 prints 1x7 twice in the branch of two; the second is 7x1 here, as in Figures 8, 11 and 17: two 1x7
-    would see a single row.
+  * Figure 3 prints no stride at the last 3x3 convolution of the stem. With stride 1 its 69 x 69 maps could not be
+    concatenated with the 35 x 35 maps of the pooling branch.
+  * Figure 5 prints 1x7 twice in the branch with two of them; the second is 7x1 here, as in Figures 8, 11 and 17:
+    two 1x7 convolutions have a receptive field of one row.
 
 Left open by the paper, and what is done here:
-  * Batch normalisation: as in the code that the authors released, after every convolution, then ReLU, with
-    epsilon 0.001 and without bias in the convolution. That code averages with a decay of 0.9997 and has no scale;
-    here the running averages move by torch's 0.1 and there is a scale, one at the start.
-  * Initialisation: variance 2 / fan-in as in the released convolutions, normal where those cut the tails; the
-    same for fc, biases zero.
-  * Whether 1x7 is one row or one column: one row, as released. The order of a concatenation: as released.
-  * Average pooling at the border: over the pixels that there are, as released.
-  * The last pooling covers whatever maps arrive, so that other images than 299 x 299 can be read.
+  * Batch normalisation: as in the authors' released code, after every convolution, then ReLU, with epsilon 0.001
+    and without bias in the convolution. That code averages with a decay of 0.9997 and has no scale; here the
+    running averages have PyTorch's momentum 0.1 and there is a scale, initially one.
+  * Initialisation: variance 2 / fan-in as in the released convolutions, but normal instead of truncated normal;
+    the same for fc, biases zero.
+  * 1x7 could be one row or one column: one row, as released. The order of a concatenation: as released.
+  * Average pooling at the border: padding is not counted, as released.
+  * The last pooling is global, so images of other sizes than 299 x 299 can be read.
 """
 
 from collections import OrderedDict
@@ -50,28 +50,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_modules.layers import he_normal, require_image
+from lightning_modules.layers import check_image_size, he_normal
 
-LEAST = 75  # pixels that leave one in the last maps
+MIN_IMAGE_SIDE = 75  # pixels; gives last maps of 1 x 1
 
-# Table 1: filters of Reduction-A.
-TABLE_1 = {
+# k, l, m and n of Table 1 by network.
+REDUCTION_A_FILTERS = {
     "inception_v4": {"k": 192, "l": 224, "m": 256, "n": 384},
     "inception_resnet_v2": {"k": 256, "l": 256, "m": 384, "n": 384},
 }
 
-Boxes = str | tuple["Boxes", ...] | list["Boxes"]  # one box; boxes in a row; branches, concatenated
+BranchSpec = str | tuple["BranchSpec", ...] | list["BranchSpec"]  # a box; consecutive specs; parallel branches
 
 
-class Unit(nn.Module):
-    """A box of the figures, as in "1x7 224" or "3x3 96 /2 V": convolution, batch normalisation, ReLU."""
+class ConvBnRelu(nn.Module):
+    """A box of the figures, such as "1x7 224" or "3x3 96 /2 V": convolution, batch normalisation, ReLU."""
 
     def __init__(self, channels: int, box: str) -> None:
         super().__init__()
-        size, filters, *marks = box.split()
+        size, filters, *flags = box.split()
         height, width = (int(side) for side in size.split("x"))
-        padding = (0, 0) if "V" in marks else (height // 2, width // 2)
-        stride = 2 if "/2" in marks else 1
+        padding = (0, 0) if "V" in flags else (height // 2, width // 2)
+        stride = 2 if "/2" in flags else 1
         self.conv = nn.Conv2d(channels, int(filters), (height, width), stride, padding, bias=False)
         self.bn = nn.BatchNorm2d(int(filters), eps=0.001)
 
@@ -81,49 +81,49 @@ class Unit(nn.Module):
 
 
 class Concat(nn.Module):
-    """Branches that read the same maps; their outputs one after the other ("filter concat")."""
+    """Parallel branches with concatenated outputs ("filter concat")."""
 
-    def __init__(self, channels: int, *branches: Boxes) -> None:
+    def __init__(self, channels: int, *branches: BranchSpec) -> None:
         super().__init__()
         self.out_channels = 0
-        for i, boxes in enumerate(branches):
-            branch, width = built(channels, boxes)
+        for i, spec in enumerate(branches):
+            branch, out_channels = build_branch(channels, spec)
             self.add_module(f"branch{i}", branch)
-            self.out_channels += width
+            self.out_channels += out_channels
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, channels, H, W) -> (N, out_channels, H', W')."""
         return torch.cat([branch(x) for branch in self.children()], dim=1)
 
 
-def built(channels: int, boxes: Boxes) -> tuple[nn.Module, int]:
-    """What `boxes` say, reading so many channels, and the channels that leave it."""
-    if isinstance(boxes, list):
-        concat = Concat(channels, *boxes)
+def build_branch(channels: int, spec: BranchSpec) -> tuple[nn.Module, int]:
+    """Return the module of a branch that reads `channels` channels, and its number of output channels."""
+    if isinstance(spec, list):
+        concat = Concat(channels, *spec)
         return concat, concat.out_channels
-    if isinstance(boxes, tuple):
-        row = nn.Sequential()
-        for box in boxes:
-            layer, channels = built(channels, box)
-            row.append(layer)
-        return row, channels
-    if boxes == "max /2 V":
+    if isinstance(spec, tuple):
+        sequence = nn.Sequential()
+        for part in spec:
+            layer, channels = build_branch(channels, part)
+            sequence.append(layer)
+        return sequence, channels
+    if spec == "max /2 V":
         return nn.MaxPool2d(3, stride=2), channels
-    if boxes == "avg":
+    if spec == "avg":
         return nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False), channels
-    unit = Unit(channels, boxes)
-    return unit, unit.conv.out_channels
+    box = ConvBnRelu(channels, spec)
+    return box, box.conv.out_channels
 
 
 class Stem(nn.Sequential):
-    """Figure 3, the input of Inception-v4 and of Inception-ResNet-v2: 299 x 299 -> 35 x 35."""
+    """Figure 3, the stem of Inception-v4 and of Inception-ResNet-v2: 299 x 299 -> 384 maps of 35 x 35."""
 
     def __init__(self, in_channels: int, *, released: bool = False) -> None:
         pair = ("1x7 64", "7x1 64") if released else ("7x1 64", "1x7 64")
         rows = OrderedDict[str, nn.Module](
-            conv1=Unit(in_channels, "3x3 32 /2 V"),
-            conv2=Unit(32, "3x3 32 V"),
-            conv3=Unit(32, "3x3 64"),
+            conv1=ConvBnRelu(in_channels, "3x3 32 /2 V"),
+            conv2=ConvBnRelu(32, "3x3 32 V"),
+            conv3=ConvBnRelu(32, "3x3 64"),
             mixed1=Concat(64, "max /2 V", "3x3 96 /2 V"),
             mixed2=Concat(160, ("1x1 64", "3x3 96 V"), ("1x1 64", *pair, "3x3 96 V")),
             mixed3=Concat(192, "3x3 192 /2 V", "max /2 V"),
@@ -139,27 +139,27 @@ class InceptionA(Concat):
 
 
 class ReductionA(Concat):
-    """Figure 7: from 35 x 35 to 17 x 17; k, l, m and n of Table 1."""
+    """Figure 7: 35 x 35 -> 17 x 17, with k, l, m and n of Table 1."""
 
-    def __init__(self, channels: int, table_1: Mapping[str, int]) -> None:
-        k, middle, m, n = (table_1[letter] for letter in "klmn")
-        super().__init__(channels, f"3x3 {n} /2 V", (f"1x1 {k}", f"3x3 {middle}", f"3x3 {m} /2 V"), "max /2 V")
+    def __init__(self, channels: int, filters: Mapping[str, int]) -> None:
+        k, l, m, n = (filters[letter] for letter in "klmn")  # noqa: E741
+        super().__init__(channels, f"3x3 {n} /2 V", (f"1x1 {k}", f"3x3 {l}", f"3x3 {m} /2 V"), "max /2 V")
 
 
 class InceptionB(Concat):
     """Figure 5: 1024 maps of 17 x 17."""
 
     def __init__(self, *, released: bool) -> None:
-        four = ("1x7 192", "7x1 224", "1x7 224", "7x1 256")
+        four_boxes = ("1x7 192", "7x1 224", "1x7 224", "7x1 256")
         if released:
-            four = ("7x1 192", "1x7 224", "7x1 224", "1x7 256")
+            four_boxes = ("7x1 192", "1x7 224", "7x1 224", "1x7 256")
         super().__init__(
-            1024, "1x1 384", ("1x1 192", "1x7 224", "7x1 256"), ("1x1 192", *four), ("avg", "1x1 128")
+            1024, "1x1 384", ("1x1 192", "1x7 224", "7x1 256"), ("1x1 192", *four_boxes), ("avg", "1x1 128")
         )
 
 
 class ReductionB(Concat):
-    """Figure 8: from 17 x 17 to 8 x 8."""
+    """Figure 8, Reduction-B of Inception-v4: 17 x 17 -> 8 x 8."""
 
     def __init__(self) -> None:
         long = ("1x1 256", "1x7 256", "7x1 320", "3x3 320 /2 V")
@@ -171,12 +171,12 @@ class InceptionC(Concat):
 
     def __init__(self, *, released: bool) -> None:
         pair = ("3x1 448", "1x3 512") if released else ("1x3 448", "3x1 512")
-        fork: Boxes = ["1x3 256", "3x1 256"]
+        fork: BranchSpec = ["1x3 256", "3x1 256"]
         super().__init__(1536, "1x1 256", ("1x1 384", fork), ("1x1 384", *pair, fork), ("avg", "1x1 256"))
 
 
 class InceptionNet(nn.Sequential):
-    """Blocks in a row, then average pooling, dropout and the layer before the softmax (Figures 9 and 15)."""
+    """Consecutive blocks, then average pooling, dropout and the layer before the softmax (Figures 9 and 15)."""
 
     def __init__(self, name: str, blocks: Mapping[str, nn.Module], channels: int, num_classes: int) -> None:
         rows = OrderedDict(blocks)
@@ -188,28 +188,29 @@ class InceptionNet(nn.Sequential):
         self.apply(he_normal)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) images of 75 x 75 or more, 299 x 299 in the paper -> (N, num_classes) scores."""
-        require_image(x, self.name, least=LEAST)
+        """(N, C, H, W) images, 299 x 299 in the paper -> (N, num_classes) scores. ValueError below 75 x 75."""
+        check_image_size(x, self.name, min_side=MIN_IMAGE_SIDE)
         return super().forward(x)
 
 
-def numbered(prefix: str, blocks: list[nn.Module]) -> dict[str, nn.Module]:
-    """inception_a1, inception_a2, ..."""
+def name_blocks(prefix: str, blocks: list[nn.Module]) -> dict[str, nn.Module]:
+    """Return the blocks by name, numbered from 1: inception_a1, inception_a2, ..."""
     return {f"{prefix}{i}": block for i, block in enumerate(blocks, start=1)}
 
 
 def inception_v4(*, released: bool = False, num_classes: int = 1000, in_channels: int = 3) -> InceptionNet:
-    """Inception-v4 (Figure 9): (N, 3, 299, 299) -> scores (N, 1000). ValueError below 75 x 75 pixels.
+    """Build Inception-v4 (Figure 9): (N, 3, 299, 299) -> scores (N, 1000).
 
-    `released` is not in the paper: for weights published elsewhere. The code that the authors released swaps 1x7
-    and 7x1 in the stem and in the branch of four of Inception-B, and 1x3 and 3x1 in the longest of Inception-C.
+    `released` builds the network of the authors' released code, for published weights. It differs from the paper:
+    1x7 and 7x1 are swapped in the stem and in the branch of four of Inception-B, and 1x3 and 3x1 in the longest
+    branch of Inception-C.
     """
     blocks = {
         "stem": Stem(in_channels, released=released),
-        **numbered("inception_a", [InceptionA() for _ in range(4)]),
-        "reduction_a": ReductionA(384, TABLE_1["inception_v4"]),
-        **numbered("inception_b", [InceptionB(released=released) for _ in range(7)]),
+        **name_blocks("inception_a", [InceptionA() for _ in range(4)]),
+        "reduction_a": ReductionA(384, REDUCTION_A_FILTERS["inception_v4"]),
+        **name_blocks("inception_b", [InceptionB(released=released) for _ in range(7)]),
         "reduction_b": ReductionB(),
-        **numbered("inception_c", [InceptionC(released=released) for _ in range(3)]),
+        **name_blocks("inception_c", [InceptionC(released=released) for _ in range(3)]),
     }
     return InceptionNet("inception_v4", blocks, 1536, num_classes)

@@ -1,4 +1,4 @@
-"""From a network's name to its builder: the one map of all networks."""
+"""Map from network names to builders. Lists every network of the project."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -33,9 +33,9 @@ from lightning_modules.zfnet import zfnet
 
 @dataclass(frozen=True)
 class Network:
-    """A builder, called with its paper's arguments, `num_classes` and `in_channels`; what the paper feeds it."""
+    """A builder, with the image size and the number of classes that the paper uses."""
 
-    build: Callable[..., nn.Module]
+    build: Callable[..., nn.Module]  # takes the paper's arguments, `num_classes` and `in_channels`
     image: tuple[int, int, int]  # channels, height, width
     classes: int
 
@@ -76,32 +76,35 @@ NETWORKS: dict[str, Network] = {
 
 
 def build(name: str, args: Mapping[str, Any], *, num_classes: int, in_channels: int) -> nn.Module:
-    """The network `name` with its paper's arguments `args`; ValueError with the nearest name otherwise."""
+    """Build the network `name` with the arguments `args` of its paper.
+
+    Raises ValueError for arguments that `check_arguments` rejects, or that the builder rejects.
+    """
     check_arguments(name, args)
     return NETWORKS[name].build(**args, num_classes=num_classes, in_channels=in_channels)
 
 
 def check_arguments(name: str, args: Mapping[str, Any]) -> None:
-    """ValueError unless there is a network `name` whose builder takes such `args`, and needs no more."""
+    """Raise ValueError unless network `name` exists and its builder accepts `args`: names, types, none missing."""
     if name not in NETWORKS:
         raise ValueError(f"network {name!r} is unknown{nearest(name, NETWORKS)}")
-    known = inspect.signature(NETWORKS[name].build).parameters
-    own = {argument: p for argument, p in known.items() if argument not in ("num_classes", "in_channels")}
+    signature = inspect.signature(NETWORKS[name].build).parameters
+    accepted = {key: p for key, p in signature.items() if key not in ("num_classes", "in_channels")}
     for argument in args:
-        if argument not in own:
-            raise ValueError(f"network {name!r} has no argument {argument!r}{nearest(argument, own)}")
-    missing = [argument for argument, p in own.items() if p.default is p.empty and argument not in args]
+        if argument not in accepted:
+            raise ValueError(f"network {name!r} has no argument {argument!r}{nearest(argument, accepted)}")
+    missing = [key for key, p in accepted.items() if p.default is p.empty and key not in args]
     if missing:
         raise ValueError(f"network {name!r} needs the argument {missing[0]!r}")
     for argument, value in args.items():
         try:
-            kind(name, argument).validate_python(value, strict=True)
+            argument_type(name, argument).validate_python(value, strict=True)
         except ValidationError as error:
-            said = error.errors()[0]["msg"].removeprefix("Input ")
-            raise ValueError(f"{argument} of network {name!r} {said}, not {value!r}") from None
+            reason = error.errors()[0]["msg"].removeprefix("Input ")
+            raise ValueError(f"{argument} of network {name!r} {reason}, not {value!r}") from None
 
 
 @cache
-def kind(name: str, argument: str) -> TypeAdapter[Any]:
-    """What values a builder's argument takes."""
+def argument_type(name: str, argument: str) -> TypeAdapter[Any]:
+    """Return the pydantic validator for one argument of a network's builder."""
     return TypeAdapter(get_type_hints(NETWORKS[name].build)[argument])

@@ -9,29 +9,29 @@
     fc        10                  softmax                                      1
 
 6n + 2 weighted layers: n = 3, 5, 7, 9, 18, 200 give 20, 32, 44, 56, 110, 1202 (Table 6).
-Every convolution is followed by batch normalisation, then ReLU; a residual block adds its
-shortcut before its last ReLU (section 3.4 and Figure 2).
+Batch normalisation and ReLU follow every convolution. A residual block adds its shortcut before
+its last ReLU (section 3.4 and Figure 2).
 
-Parameters (weights, batch-norm scale and shift, fc bias), plain or with option A, which has none:
+Parameters (weights, batch-norm scale and shift, fc bias), plain or with option A, which adds none:
 269,722 (20), 464,154 (32), 658,586 (44), 853,018 (56), 1,727,962 (110), 19,421,274 (1202);
 Table 6 prints 0.27, 0.46, 0.66, 0.85, 1.7 and 19.4 million.
 
 Left open by the paper, and what is done here:
-  * "Initialised as in [13]" (He et al., arXiv:1502.01852) allows fan-in or fan-out: fan-in, normal,
-    variance 2 / fan-in, for convolutions and fc; biases zero, batch-norm scale one and shift zero.
-  * Option A's subsampling of the identity: see `layers.PadShortcut`.
+  * "Initialised as in [13]" (He et al., arXiv:1502.01852) allows fan-in or fan-out. Convolutions and
+    fc are normal with variance 2 / fan-in; biases are zero, batch-norm scale is one and shift zero.
+  * Subsampling of the identity in option A: see `layers.PadShortcut`.
 """
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_modules.layers import Shortcut, he_normal, shortcut_for
+from lightning_modules.layers import PadShortcut, ShortcutOption, he_normal, shortcut_for
 
 WIDTHS = {"map32": 16, "map16": 32, "map8": 64}
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions; `shortcut` is added before the last ReLU, or nothing in a plain net (Figure 2)."""
+    """Two 3x3 convolutions; `shortcut` is added before the last ReLU (Figure 2). None: a plain network."""
 
     def __init__(self, channels: int, width: int, stride: int, shortcut: nn.Module | None) -> None:
         super().__init__()
@@ -50,20 +50,30 @@ class Block(nn.Module):
         return F.relu(y, inplace=True)
 
 
-class CifarNet(nn.Module):
-    """6n + 2 layers; residual with shortcut option A, B or C, or plain without (section 4.2)."""
+class CentredPadShortcut(PadShortcut):
+    """Option A with half of the zero channels before the input's; not in the paper, see `resnet_cifar`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C + new_channels, H / stride, W / stride)."""
+        before = self.new_channels // 2
+        x = x[:, :, :: self.stride, :: self.stride]
+        return F.pad(x, (0, 0, 0, 0, before, self.new_channels - before))
+
+
+class ResNetCifar(nn.Module):
+    """Network of 6n + 2 layers: residual with shortcut option A, B or C, or plain with None (section 4.2)."""
 
     def __init__(
         self,
         depth: int,
-        shortcut: Shortcut | None,
+        shortcut: ShortcutOption | None,
         *,
         num_classes: int,
         in_channels: int,
         pad_around: bool = False,
     ) -> None:
         super().__init__()
-        n = blocks_per_map(depth)
+        n = blocks_per_stage(depth)
         self.conv1 = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
         channels = 16
@@ -71,10 +81,12 @@ class CifarNet(nn.Module):
             blocks = nn.Sequential()
             for i in range(n):
                 stride = 2 if i == 0 and name != "map32" else 1
-                way = None
+                block_shortcut = None
                 if shortcut is not None:
-                    way = shortcut_for(shortcut, channels, width, stride, pad_around=pad_around)
-                blocks.append(Block(channels, width, stride, way))
+                    block_shortcut = shortcut_for(shortcut, channels, width, stride)
+                if pad_around and isinstance(block_shortcut, PadShortcut):
+                    block_shortcut = CentredPadShortcut(width - channels, stride)
+                blocks.append(Block(channels, width, stride, block_shortcut))
                 channels = width
             self.add_module(name, blocks)
         self.pool = nn.AdaptiveAvgPool2d(1)
@@ -89,33 +101,35 @@ class CifarNet(nn.Module):
         return self.fc(self.pool(x).flatten(1))
 
 
-def blocks_per_map(depth: int) -> int:
-    """n of depth = 6n + 2; ValueError names the depths that would fit."""
+def blocks_per_stage(depth: int) -> int:
+    """Return n of depth = 6n + 2; raise ValueError with the nearest valid depths otherwise."""
     n, rest = divmod(depth - 2, 6)
     if rest or n < 1:
         below, above = 6 * max(n, 1) + 2, 6 * max(n + 1, 2) + 2
-        raise ValueError(f"depth {depth} is not 6n + 2 (section 4.2); the nearest that are: {below}, {above}")
+        raise ValueError(
+            f"depth {depth} is not 6n + 2 (section 4.2); the nearest valid depths are {below} and {above}"
+        )
     return n
 
 
-def plain_cifar(*, depth: int, num_classes: int = 10, in_channels: int = 3) -> CifarNet:
-    """The plain net of section 4.2: the same layers without shortcuts."""
-    return CifarNet(depth, None, num_classes=num_classes, in_channels=in_channels)
+def plain_cifar(*, depth: int, num_classes: int = 10, in_channels: int = 3) -> ResNetCifar:
+    """Return the plain network of section 4.2: the same layers without shortcuts."""
+    return ResNetCifar(depth, None, num_classes=num_classes, in_channels=in_channels)
 
 
 def resnet_cifar(
     *,
     depth: int,
-    shortcut: Shortcut = "A",
+    shortcut: ShortcutOption = "A",
     pad_around: bool = False,
     num_classes: int = 10,
     in_channels: int = 3,
-) -> CifarNet:
-    """The residual net of section 4.2; the paper uses shortcut option A on CIFAR.
+) -> ResNetCifar:
+    """Return the residual network of section 4.2; the paper uses shortcut option A on CIFAR.
 
-    `pad_around` is not in the paper, and for weights published elsewhere: option A's new channels lie on both
-    sides of the old ones. ValueError for an impossible depth or option.
+    `pad_around` is not in the paper. It fits weights that others published: option A pads with zero channels on
+    both sides of the input's channels. Raises ValueError for an invalid depth or option.
     """
     if shortcut not in ("A", "B", "C"):
         raise ValueError(f"shortcut {shortcut!r} is not one of the options of section 3.3: A, B, C")
-    return CifarNet(depth, shortcut, num_classes=num_classes, in_channels=in_channels, pad_around=pad_around)
+    return ResNetCifar(depth, shortcut, num_classes=num_classes, in_channels=in_channels, pad_around=pad_around)

@@ -1,6 +1,6 @@
 """ResNeXt. Xie et al. 2016, arXiv:1611.05431, Table 1 and section 5.3.
 
-C is the cardinality, the number of paths of a block; d is the width of a path, in conv2 or stage1.
+C is the cardinality, the number of paths of a block; d is the width of a path in conv2 or stage1.
 
     ImageNet, 50 and 101 layers                       50 layers, 32x4d
     conv1     64 x 112 x 112   7x7, 64, stride 2
@@ -20,30 +20,30 @@ C is the cardinality, the number of paths of a block; d is the width of a path, 
     pool    1024               global average
     fc        10 or 100        softmax
 The first block of conv3, conv4, conv5, stage2 and stage3 has stride 2, in its 3x3 (section 4). A shortcut
-is the identity, or a projection where the size changes. Every convolution is followed by batch
-normalisation, then ReLU, but the block's last, whose ReLU comes after the shortcut is added.
+is the identity, or a projection where the shape changes. Batch normalisation and ReLU follow every
+convolution; in the last one of a block ReLU follows the addition of the shortcut.
 
     C x d     50 layers: parameters, multiply-adds       101 layers
-     1x64     25,557,032   4,089,184,256     44,549,160    7,801,405,440   (a ResNet, its stride in the 3x3)
+     1x64     25,557,032   4,089,184,256     44,549,160    7,801,405,440   (a ResNet with its stride in the 3x3)
      2x40     25,425,000   4,124,508,160     44,456,296    7,843,553,280
      4x24     25,292,968   4,159,832,064     44,363,432    7,885,701,120
      8x14     25,603,016   4,267,409,408     45,104,328    8,076,871,680
     32x4      25,028,904   4,230,479,872     44,177,704    7,969,996,800
     64x4      45,192,488   7,981,236,224     83,455,272   15,460,270,080
-Parameters: weights, batch-norm scale and shift, fc bias. Weights alone, as Table 1 seems to count:
-25,502,912 for 1x64d (printed 25.5 million), 24,959,680 for 32x4d (25.0), both with 50 layers.
+Parameters: weights, batch-norm scale and shift, fc bias. Table 1 seems to count weights only: 25,502,912 for
+1x64d (printed 25.5 million), 24,959,680 for 32x4d (25.0), both with 50 layers.
 
     C x d     29 layers, 10 classes: parameters       weights    Table 7 prints
      8x64                            34,426,698    34,369,216    34.4 million
-    16x64                            68,155,210    68,054,720    68.1 million: weights alone
+    16x64                            68,155,210    68,054,720    68.1 million: weights only
 
-Departures from the paper: none known. This is its second version; in the first, the blocks for CIFAR had
+Departures from the paper: none known. This is the paper's second version. In the first, the blocks for CIFAR had
 batch normalisation and ReLU before their convolutions.
 
 Left open by the paper, and what is done here:
-  * Initialisation "as in" He et al., arXiv:1502.01852: fan-in, normal; of a grouped convolution, the
-    fan-in is that of one group. All three forms start as the same function from the same seed.
-  * The border of pool1: padded by one, as in the authors' code.
+  * Initialisation "as in" He et al., arXiv:1502.01852, is normal with fan-in; the fan-in of a grouped
+    convolution is that of one group. All three forms compute the same initial function from the same seed.
+  * pool1 pads one pixel, as in the authors' code.
 """
 
 import re
@@ -57,40 +57,41 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_modules.layers import he_normal, require_image, shortcut_for
+from lightning_modules.layers import check_image_size, he_normal, shortcut_for
 
-Form = Literal["a", "b", "c"]
+BlockForm = Literal["a", "b", "c"]  # Figure 3
 
-STAGES = {  # blocks of each stage
+STAGES = {  # depth: number of blocks of each stage
     29: {"stage1": 3, "stage2": 3, "stage3": 3},
     50: {"conv2": 3, "conv3": 4, "conv4": 6, "conv5": 3},
     101: {"conv2": 3, "conv3": 4, "conv4": 23, "conv5": 3},
 }
-OUT = 256  # channels of the first stage's blocks
-# Where the weights of the paths lie side by side in a block of form c.
-SIDE_BY_SIDE = {"conv1": 0, "bn1": 0, "conv2": 0, "bn2": 0, "conv3": 1}
+FIRST_STAGE_CHANNELS = 256  # output channels of the blocks of conv2 or stage1
+# Layer of a block of form c: dimension along which its tensors concatenate those of the paths.
+PATH_DIM = {"conv1": 0, "bn1": 0, "conv2": 0, "bn2": 0, "conv3": 1}
 
 
 @dataclass(frozen=True)
-class Size:
-    """What the paper varies."""
+class ResNeXtConfig:
+    """Depth, cardinality and width of a network, and whether it has shortcuts."""
 
     depth: int
     cardinality: int
-    width: int  # of a path, in the first stage
+    width: int  # channels of a path in the first stage
     residual: bool = True
 
 
 class Block(nn.Module):
-    """The three equivalent forms of Figure 3, with `shortcut` added before the last ReLU, or without one.
+    """Block in one of the three equivalent forms of Figure 3.
 
-    a: separate paths, summed and then normalised (eq. 2; section 4, footnote). b: paths up to their 3x3,
-    concatenated, with one last 1x1 in common. c: no paths, but a 3x3 of as many groups.
+    Form a sums separate paths, then normalises (eq. 2; section 4, footnote). Form b concatenates paths after their
+    3x3 and applies a common last 1x1. Form c has no paths but a 3x3 with `cardinality` groups. `shortcut` is added
+    before the last ReLU; None: no shortcut.
     """
 
     def __init__(
         self,
-        form: Form,
+        form: BlockForm,
         channels: int,
         width: int,
         cardinality: int,
@@ -107,8 +108,8 @@ class Block(nn.Module):
             self.conv2 = nn.Conv2d(inner, inner, 3, stride=stride, padding=1, groups=cardinality, bias=False)
             self.bn2 = nn.BatchNorm2d(inner)
         else:
-            last = out if form == "a" else None
-            self.paths = nn.ModuleList(path(channels, width, stride, last) for _ in range(cardinality))
+            path_out = out if form == "a" else None
+            self.paths = nn.ModuleList(build_path(channels, width, stride, path_out) for _ in range(cardinality))
         if form != "a":
             self.conv3 = nn.Conv2d(inner, out, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(out)
@@ -117,9 +118,9 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, channels, H, W) -> (N, out, H / stride, W / stride)."""
         if self.form == "a":
-            y = reduce(torch.add, [each(x) for each in self.paths])
+            y = reduce(torch.add, [path(x) for path in self.paths])
         elif self.form == "b":
-            y = self.conv3(torch.cat([each(x) for each in self.paths], dim=1))
+            y = self.conv3(torch.cat([path(x) for path in self.paths], dim=1))
         else:
             y = F.relu(self.bn1(self.conv1(x)), inplace=True)
             y = F.relu(self.bn2(self.conv2(y)), inplace=True)
@@ -130,8 +131,8 @@ class Block(nn.Module):
         return F.relu(y, inplace=True)
 
 
-def path(channels: int, width: int, stride: int, out: int | None) -> nn.Sequential:
-    """One path, with its own last 1x1 to `out` channels, or without."""
+def build_path(channels: int, width: int, stride: int, out: int | None) -> nn.Sequential:
+    """Build one path; a last 1x1 with `out` channels is part of it unless `out` is None."""
     layers = OrderedDict[str, nn.Module](
         conv1=nn.Conv2d(channels, width, 1, bias=False),
         bn1=nn.BatchNorm2d(width),
@@ -145,56 +146,56 @@ def path(channels: int, width: int, stride: int, out: int | None) -> nn.Sequenti
     return nn.Sequential(layers)
 
 
-def in_form(state: Mapping[str, Tensor], form: Form, *, cardinality: int) -> dict[str, Tensor]:
-    """The weights of a whole network in any form, under the names and in the shapes of `form`.
+def convert_state_dict(state: Mapping[str, Tensor], form: BlockForm, *, cardinality: int) -> dict[str, Tensor]:
+    """Return the state dict `state` of a network in any form with the names and shapes of `form`.
 
-    The paths of forms a and b are slices of form c's weights, in order.
+    The paths of forms a and b are slices of the tensors of form c, in order.
     """
-    grouped: dict[str, Tensor] = {}
-    parts: dict[tuple[str, str, str], list[Tensor]] = {}
+    grouped: dict[str, Tensor] = {}  # form c
+    paths: dict[tuple[str, str, str], list[Tensor]] = {}
     for key, tensor in state.items():
         if match := re.fullmatch(r"(.+)\.paths\.\d+\.(\w+)\.(\w+)", key):
-            block, layer, what = match.groups()
-            parts.setdefault((block, layer, what), []).append(tensor)
+            block, layer, name = match.groups()
+            paths.setdefault((block, layer, name), []).append(tensor)
         else:
             grouped[key] = tensor
-    for (block, layer, what), tensors in parts.items():
-        counter = tensors[0].dim() == 0  # num_batches_tracked, the same in every path
-        grouped[f"{block}.{layer}.{what}"] = tensors[0] if counter else torch.cat(tensors, SIDE_BY_SIDE[layer])
+    for (block, layer, name), tensors in paths.items():
+        is_counter = tensors[0].dim() == 0  # num_batches_tracked, equal in every path
+        grouped[f"{block}.{layer}.{name}"] = tensors[0] if is_counter else torch.cat(tensors, PATH_DIM[layer])
     if form == "c":
         return grouped
 
     result: dict[str, Tensor] = {}
     for key, tensor in grouped.items():
-        match = re.fullmatch(r"(.+)\.(\w+)\.(\w+)", key)  # the stem's conv1 and bn1 are in no block
-        block, layer, what = match.groups() if match else ("", "", "")
-        if layer not in SIDE_BY_SIDE or (form == "b" and layer == "conv3"):
+        match = re.fullmatch(r"(.+)\.(\w+)\.(\w+)", key)  # the network's conv1 and bn1 are in no block
+        block, layer, name = match.groups() if match else ("", "", "")
+        if layer not in PATH_DIM or (form == "b" and layer == "conv3"):
             result[key] = tensor
             continue
-        slices = (tensor,) * cardinality if tensor.dim() == 0 else tensor.chunk(cardinality, SIDE_BY_SIDE[layer])
-        for i, piece in enumerate(slices):
-            result[f"{block}.paths.{i}.{layer}.{what}"] = piece
+        slices = (tensor,) * cardinality if tensor.dim() == 0 else tensor.chunk(cardinality, PATH_DIM[layer])
+        for i, path_tensor in enumerate(slices):
+            result[f"{block}.paths.{i}.{layer}.{name}"] = path_tensor
     return result
 
 
 class ResNeXt(nn.Module):
-    """29 layers for CIFAR, 50 or 101 for ImageNet, all blocks of one form."""
+    """Network of 29 layers for CIFAR, or 50 or 101 for ImageNet, with all blocks in one form."""
 
-    def __init__(self, size: Size, form: Form, *, num_classes: int, in_channels: int) -> None:
+    def __init__(self, config: ResNeXtConfig, form: BlockForm, *, num_classes: int, in_channels: int) -> None:
         super().__init__()
-        self.stages, self.for_cifar = STAGES[size.depth], size.depth == 29
+        self.stages, self.for_cifar = STAGES[config.depth], config.depth == 29
         kernel, stride = (3, 1) if self.for_cifar else (7, 2)
         self.conv1 = nn.Conv2d(in_channels, 64, kernel, stride=stride, padding=kernel // 2, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         if not self.for_cifar:
             self.pool1 = nn.MaxPool2d(3, stride=2, padding=1)
-        channels, width, out = 64, size.width, OUT
+        channels, width, out = 64, config.width, FIRST_STAGE_CHANNELS
         for name, n in self.stages.items():
             blocks = nn.Sequential()
             for i in range(n):
-                stride = 2 if i == 0 and out != OUT else 1
-                way = shortcut_for("B", channels, out, stride) if size.residual else None
-                blocks.append(Block(form, channels, width, size.cardinality, out, stride, way))
+                stride = 2 if i == 0 and out != FIRST_STAGE_CHANNELS else 1
+                shortcut = shortcut_for("B", channels, out, stride) if config.residual else None
+                blocks.append(Block(form, channels, width, config.cardinality, out, stride, shortcut))
                 channels = out
             self.add_module(name, blocks)
             width, out = 2 * width, 2 * out
@@ -203,9 +204,9 @@ class ResNeXt(nn.Module):
         self.apply(he_normal)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) images -> (N, num_classes) scores; H and W from 32, or from 4 for CIFAR."""
-        name, least = ("a ResNeXt for CIFAR", 4) if self.for_cifar else ("a ResNeXt for ImageNet", 32)
-        require_image(x, name, least=least)  # one pixel of the last maps
+        """(N, C, H, W) images, H and W >= 32, or >= 4 for CIFAR -> (N, num_classes) scores."""
+        name, min_side = ("a ResNeXt for CIFAR", 4) if self.for_cifar else ("a ResNeXt for ImageNet", 32)
+        check_image_size(x, name, min_side=min_side)  # leaves one pixel in the last maps
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)
         if not self.for_cifar:
             x = self.pool1(x)
@@ -214,18 +215,20 @@ class ResNeXt(nn.Module):
         return self.fc(self.pool(x).flatten(1))
 
 
-def made(size: Size, form: Form, *, num_classes: int, in_channels: int) -> ResNeXt:
-    """A network in one form, with the weights that form c starts with."""
-    if size.cardinality < 1 or size.width < 1:
-        raise ValueError(f"cardinality and width must be 1 or more, not {size.cardinality} and {size.width}")
+def build_resnext(config: ResNeXtConfig, form: BlockForm, *, num_classes: int, in_channels: int) -> ResNeXt:
+    """Build a network in `form` with the initial weights of form c; raise ValueError for invalid values."""
+    if config.cardinality < 1 or config.width < 1:
+        raise ValueError(
+            f"cardinality and width must be integers >= 1, not {config.cardinality} and {config.width}"
+        )
     if form not in ("a", "b", "c"):
         raise ValueError(f"form {form!r} is not one of Figure 3: a, b, c")
-    network = ResNeXt(size, "c", num_classes=num_classes, in_channels=in_channels)
+    form_c = ResNeXt(config, "c", num_classes=num_classes, in_channels=in_channels)
     if form == "c":
-        return network
-    other = ResNeXt(size, form, num_classes=num_classes, in_channels=in_channels)
-    other.load_state_dict(in_form(network.state_dict(), form, cardinality=size.cardinality))
-    return other
+        return form_c
+    network = ResNeXt(config, form, num_classes=num_classes, in_channels=in_channels)
+    network.load_state_dict(convert_state_dict(form_c.state_dict(), form, cardinality=config.cardinality))
+    return network
 
 
 def resnext_imagenet(
@@ -233,28 +236,29 @@ def resnext_imagenet(
     depth: int,
     cardinality: int,
     width: int,
-    form: Form = "c",
+    form: BlockForm = "c",
     residual: bool = True,
     num_classes: int = 1000,
     in_channels: int = 3,
 ) -> ResNeXt:
-    """The network of Table 1 with `cardinality` paths, each `width` channels wide in conv2.
+    """Return the network of Table 1 with `cardinality` paths, each `width` channels wide in conv2.
 
-    Table 3 has 1x64, 2x40, 4x24, 8x14 and 32x4 at equal cost, Table 4 1x100, 2x64 and 64x4 at twice that.
-    residual: False leaves out all shortcuts (section 5.1). ValueError for a depth or a form that the paper lacks,
-    and for less than one path or channel.
+    Table 3 has 1x64, 2x40, 4x24, 8x14 and 32x4 at equal cost; Table 4 has 1x100, 2x64 and 64x4 at twice that cost.
+    `residual=False` removes all shortcuts (section 5.1). Raises ValueError for a depth or form that is not in the
+    paper, and for cardinality or width < 1.
     """
     if depth not in (50, 101):
         raise ValueError(f"depth {depth} is not one of Table 3: 50, 101")
-    size = Size(depth, cardinality, width, residual)
-    return made(size, form, num_classes=num_classes, in_channels=in_channels)
+    config = ResNeXtConfig(depth, cardinality, width, residual)
+    return build_resnext(config, form, num_classes=num_classes, in_channels=in_channels)
 
 
 def resnext_cifar(
-    *, cardinality: int, width: int = 64, form: Form = "c", num_classes: int = 10, in_channels: int = 3
+    *, cardinality: int, width: int = 64, form: BlockForm = "c", num_classes: int = 10, in_channels: int = 3
 ) -> ResNeXt:
-    """The 29 layers of section 5.3, in Table 7 with 8 and 16 paths, each 64 channels wide in stage1.
+    """Return the network of 29 layers (section 5.3); Table 7 has 8 and 16 paths, 64 channels wide in stage1.
 
-    ValueError for a form that the paper lacks, and for less than one path or channel.
+    Raises ValueError for a form that is not in the paper, and for cardinality or width < 1.
     """
-    return made(Size(29, cardinality, width), form, num_classes=num_classes, in_channels=in_channels)
+    config = ResNeXtConfig(29, cardinality, width)
+    return build_resnext(config, form, num_classes=num_classes, in_channels=in_channels)

@@ -14,45 +14,49 @@
     fire8        512 x  27 x  27                                 64   256   256      188,992
     maxpool8     512 x  13 x  13     3x3 / 2
     fire9        512 x  13 x  13                                 64   256   256      197,184
-    dropout9     512 x  13 x  13     half of the values (section 3.3.1; no row in Table 1)
+    dropout9     512 x  13 x  13     dropout 0.5 (section 3.3.1; no row in Table 1)
     conv10      1000 x  13 x  13     1x1 / 1                                         513,000
     avgpool10   1000 x   1 x   1     13x13 / 1
-1,248,424 parameters, with simple bypass too; 1,589,672 with complex bypass, whose four 1x1 convolutions have
+1,248,424 parameters, also with simple bypass; 1,589,672 with complex bypass, whose four 1x1 convolutions have
 12,416 (fire2), 33,024 (fire4), 98,688 (fire6) and 197,120 (fire8).
 
-The fire modules are what the metaparameters base_e = incr_e = 128, pct_3x3 = 0.5, freq = 2, SR = 0.125 give (5.1).
+The fire modules have the metaparameters base_e = incr_e = 128, pct_3x3 = 0.5, freq = 2 and SR = 0.125 (section
+5.1).
 
-SqueezeNet 1.1 is not in the paper: the authors released it later beside their code. Its conv1 has 64 filters of
-3x3, its pooling follows conv1, fire3 and fire5; 1,235,496 parameters. They say that it needs 2.4 times fewer
-multiply-adds than 1.0; counted on 227 x 227, 387,747,520 are 2.1 times fewer than 832,667,936 (on 224 x 224: 2.3).
+SqueezeNet 1.1 is not in the paper. The authors released it later with their code. Its conv1 has 64 filters of 3x3,
+and pooling follows conv1, fire3 and fire5; 1,235,496 parameters. The authors state 2.4 times fewer multiply-adds
+than 1.0; counted on 227 x 227, 387,747,520 are 2.1 times fewer than 832,667,936 (on 224 x 224: 2.3 times).
 
 Departures from the paper:
   * Input is 227 x 227, as in the released configuration. The table prints 224, which would give conv1 109 x 109.
 
 Left open by the paper, and what is done here:
-  * Section 3.3.1 names ReLU for squeeze and expand layers only: conv1 and conv10 end in one too, as released.
-  * Section 3.3 has maximum pooling after conv10 as well; Table 1 and the released configuration average there.
-  * The initialisation is left to the released configuration: Caffe's "xavier", uniform with variance 1 / fan-in,
-    for conv10 normal with standard deviation 0.01; biases zero. Complex bypass was not released: "xavier" as well.
-  * The released conv10 pads its input by one pixel, so that its map is 15 x 15; here Table 1's 13 x 13.
-  * The expand layer ends in its ReLU and the bypass is added after it, as released for simple bypass.
-  * Pooling rounds sizes up, as Caffe does; from 227 x 227 that matters to version 1.1 only.
-  * Sections 5.1 to 5.3 do not say how numbers of filters are rounded: to the nearest.
+  * Section 3.3.1 mentions ReLU for squeeze and expand layers only. ReLU also follows conv1 and conv10, as
+    released.
+  * Section 3.3 also has max pooling after conv10. Table 1 and the released configuration have average pooling.
+  * Initialisation follows the released configuration: Caffe's "xavier", uniform with variance 1 / fan-in; for
+    conv10 normal with standard deviation 0.01; biases zero. Complex bypass was not released and is "xavier" as
+    well.
+  * The released conv10 pads its input by one pixel, so its map is 15 x 15; here it is 13 x 13 as in Table 1.
+  * The bypass is added after the ReLU of the expand layer, as released for simple bypass.
+  * Pooling rounds sizes up, as Caffe does; for 227 x 227 this changes version 1.1 only.
+  * Sections 5.1 to 5.3 do not say how filter counts are rounded. Here they are rounded to the nearest integer.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_modules.layers import require_image
+from lightning_modules.layers import check_image_size
 
-LEAST = {7: 21, 3: 17}  # conv1's kernel -> smallest image, in pixels, of which the last pooling leaves one value
+# Kernel size of conv1 -> smallest image size, in pixels, for which the last pooling leaves one value.
+MIN_IMAGE_SIZE = {7: 21, 3: 17}
 
 
 class Fire(nn.Module):
-    """Squeeze with 1x1 filters, then expand with 1x1 and 3x3 side by side (section 3.2).
+    """Fire module: squeeze with 1x1 filters, then expand with parallel 1x1 and 3x3 filters (section 3.2).
 
-    `bypass`, if there is one, leads the input around both and is added to the output (section 6).
+    The output of `bypass` for the module's input is added to the output (section 6); None: no bypass.
     """
 
     def __init__(self, channels: int, s1x1: int, e1x1: int, e3x3: int, bypass: nn.Module | None) -> None:
@@ -70,16 +74,17 @@ class Fire(nn.Module):
 
 
 class SqueezeNet(nn.Module):
-    """conv1, the fire modules, conv10; pooling after the layers whose numbers are in `pooled`; no fc layer.
+    """conv1, the fire modules and conv10, without a fully connected layer.
 
-    `fire` has s1x1, e1x1 and e3x3 of fire2, fire3, ...; `bypass` is None, "simple" or "complex".
+    `fire` has s1x1, e1x1 and e3x3 of fire2, fire3, ... Pooling follows conv1 and the fire modules with the numbers
+    `pool_after`. `bypass` is None, "simple" or "complex".
     """
 
     def __init__(
         self,
         conv1: nn.Conv2d,
         fire: dict[str, tuple[int, int, int]],
-        pooled: tuple[int, ...],
+        pool_after: tuple[int, ...],
         bypass: str | None,
         num_classes: int,
     ) -> None:
@@ -88,39 +93,43 @@ class SqueezeNet(nn.Module):
         self.maxpool1 = nn.MaxPool2d(3, 2, ceil_mode=True)
         channels = conv1.out_channels
         for number, (name, (s1x1, e1x1, e3x3)) in enumerate(fire.items(), start=2):
-            way = bypass_for(bypass, channels, e1x1 + e3x3)
-            self.add_module(name, Fire(channels, s1x1, e1x1, e3x3, way))
-            if number in pooled:
+            module_bypass = bypass_for(bypass, channels, e1x1 + e3x3)
+            self.add_module(name, Fire(channels, s1x1, e1x1, e3x3, module_bypass))
+            if number in pool_after:
                 self.add_module(f"maxpool{number}", nn.MaxPool2d(3, 2, ceil_mode=True))
             channels = e1x1 + e3x3
         self.dropout9 = nn.Dropout(0.5)
         self.conv10 = nn.Conv2d(channels, num_classes, 1)
         self.avgpool10 = nn.AdaptiveAvgPool2d(1)
-        self.apply(xavier)
+        self.apply(caffe_xavier)
         nn.init.normal_(self.conv10.weight, std=0.01)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) images, mean subtracted -> (N, num_classes) scores, none of them negative.
+        """(N, C, H, W) images, mean subtracted -> (N, num_classes) scores, all >= 0.
 
-        ValueError for images of which the pooling would leave nothing.
+        Raises ValueError for images that are too small for the pooling layers.
         """
-        require_image(x, "SqueezeNet", least=LEAST[self.conv1.kernel_size[0]])
+        check_image_size(x, "SqueezeNet", min_side=MIN_IMAGE_SIZE[self.conv1.kernel_size[0]])
         for layer in self.children():
             x = layer(x)
-            if isinstance(layer, nn.Conv2d):  # conv1 and conv10; a fire module has its own
+            if isinstance(layer, nn.Conv2d):  # conv1 and conv10; fire modules apply ReLU themselves
                 x = F.relu(x)
         return x.flatten(1)
 
 
 def bypass_for(bypass: str | None, channels: int, width: int) -> nn.Module | None:
-    """Simple: the input itself, where it has the output's channels. Complex: a 1x1 convolution elsewhere."""
+    """Return the bypass of one fire module, or None (section 6).
+
+    Simple and complex bypass are the identity where input and output have the same channels. Elsewhere complex
+    bypass is a 1x1 convolution and simple bypass is None.
+    """
     if bypass is not None and channels == width:
         return nn.Identity()
     return nn.Conv2d(channels, width, 1) if bypass == "complex" else None
 
 
-def xavier(module: nn.Module) -> None:
-    """Uniform with variance 1 / fan-in, as Caffe's filler of that name; biases zero."""
+def caffe_xavier(module: nn.Module) -> None:
+    """Draw weights uniformly with variance 1 / fan-in, set biases to zero; for `network.apply`."""
     if isinstance(module, nn.Conv2d):
         bound = (3 / module.weight[0].numel()) ** 0.5
         nn.init.uniform_(module.weight, -bound, bound)
@@ -128,28 +137,26 @@ def xavier(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def fire_modules(
+def fire_module_sizes(
     base_e: int, incr_e: int, pct_3x3: float, freq: int, sr: float
 ) -> dict[str, tuple[int, int, int]]:
-    """s1x1, e1x1 and e3x3 of fire2 to fire9 from the metaparameters (section 5.1); ValueError if one would be 0.
+    """Return s1x1, e1x1 and e3x3 of fire2 to fire9 for the metaparameters (section 5.1).
 
     Module i, counted from 0, has e_i = base_e + incr_e * floor(i / freq) filters in its expand layer, of which
-    pct_3x3 * e_i are 3x3, and sr * e_i in its squeeze layer.
+    pct_3x3 * e_i are 3x3, and sr * e_i filters in its squeeze layer. Raises ValueError if a count would be 0.
     """
     if freq < 1:
-        raise ValueError(
-            f"freq is {freq}; the expand layers grow after every 1 or more fire modules (section 5.1)"
-        )
+        raise ValueError(f"freq must be an integer >= 1, not {freq} (section 5.1)")
     if not (0 <= pct_3x3 <= 1 and 0 <= sr <= 1):
-        raise ValueError(f"pct_3x3 is {pct_3x3} and sr is {sr}; both are shares from 0 to 1 (section 5.1)")
+        raise ValueError(f"pct_3x3 and sr must be from 0 to 1, not {pct_3x3} and {sr} (section 5.1)")
     fire = {}
     for i in range(8):
         e = base_e + incr_e * (i // freq)
         e3x3, s1x1 = round(pct_3x3 * e), round(sr * e)
         if min(s1x1, e - e3x3, e3x3) < 1:
             raise ValueError(
-                f"fire{i + 2} would have {s1x1} squeeze, {e - e3x3} 1x1 and {e3x3} 3x3 filters and needs one"
-                " or more of each; base_e 128, pct_3x3 from 0.01 to 0.99 and sr from 0.125 to 1 fit (section 5)"
+                f"fire{i + 2} would have {s1x1} squeeze, {e - e3x3} 1x1 and {e3x3} 3x3 filters; each must be >= 1,"
+                " as with base_e 128, pct_3x3 from 0.01 to 0.99 and sr from 0.125 to 1 (section 5)"
             )
         fire[f"fire{i + 2}"] = (s1x1, e - e3x3, e3x3)
     return fire
@@ -166,18 +173,19 @@ def squeezenet(
     num_classes: int = 1000,
     in_channels: int = 3,
 ) -> SqueezeNet:
-    """SqueezeNet (Table 1): (N, 3, 227, 227) -> (N, 1000); `bypass` None, "simple" or "complex" (section 6).
+    """Return SqueezeNet (Table 1): (N, 3, 227, 227) -> (N, 1000) scores.
 
-    The metaparameters are those of section 5.1, the squeeze ratio SR being `sr`. ValueError for impossible ones.
+    `bypass` is None, "simple" or "complex" (section 6). The metaparameters are those of section 5.1; `sr` is the
+    squeeze ratio SR. Raises ValueError for invalid values.
     """
     if bypass not in (None, "simple", "complex"):
         raise ValueError(f"bypass {bypass!r} is not one of section 6: None, 'simple', 'complex'")
     conv1 = nn.Conv2d(in_channels, 96, 7, stride=2)
-    fire = fire_modules(base_e, incr_e, pct_3x3, freq, sr)
+    fire = fire_module_sizes(base_e, incr_e, pct_3x3, freq, sr)
     return SqueezeNet(conv1, fire, (4, 8), bypass, num_classes)
 
 
 def squeezenet_1_1(*, num_classes: int = 1000, in_channels: int = 3) -> SqueezeNet:
-    """SqueezeNet 1.1, not in the paper but released by its authors: (N, 3, 227, 227) -> (N, 1000)."""
+    """Return SqueezeNet 1.1, released by the authors after the paper: (N, 3, 227, 227) -> (N, 1000) scores."""
     conv1 = nn.Conv2d(in_channels, 64, 3, stride=2)
-    return SqueezeNet(conv1, fire_modules(128, 128, 0.5, 2, 0.125), (3, 5), None, num_classes)
+    return SqueezeNet(conv1, fire_module_sizes(128, 128, 0.5, 2, 0.125), (3, 5), None, num_classes)

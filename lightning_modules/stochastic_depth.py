@@ -1,6 +1,6 @@
 """Residual networks with stochastic depth. Huang, Sun, Liu, Sedra, Weinberger 2016, arXiv:1603.09382.
 
-For CIFAR and SVHN (section 4):
+Networks for CIFAR and SVHN (section 4):
 
     layer    output (C x H x W)   filters                                          blocks
     conv1     16 x 32 x 32        3x3, 16
@@ -10,32 +10,35 @@ For CIFAR and SVHN (section 4):
     pool      64                  global average
     fc        10                  softmax
 
-6n + 2 layers with weights in L = 3n blocks: n = 18, 25, 200 give 110 layers (CIFAR), 152 (SVHN), 1202 (CIFAR-10).
-For ImageNet it is the ResNet of 152 layers and L = 50 bottleneck blocks, see `resnet_imagenet`.
+The network has 6n + 2 weighted layers and L = 3n blocks: n = 18, 25, 200 give 110 layers (CIFAR), 152 (SVHN) and
+1202 (CIFAR-10). For ImageNet it is the ResNet of 152 layers with L = 50 bottlenecks, see `resnet_imagenet`.
 
-In training each mini-batch draws, for every block l, whether it is alive: b_l is 1 with probability p_l, and
+In training, each mini-batch draws which blocks are active: b_l is 1 with survival probability p_l, and
 
     H_l = ReLU(b_l f_l(H_l-1) + id(H_l-1))      (equation 2; f_l is conv-BN-ReLU-conv-BN)
 
-A block that is not alive is not computed, neither forward nor backward. At test all are, each weighted by p_l
-(equation 5); other libraries compute all blocks in training too, drop them by image, and divide by p_l there.
+An inactive block is not computed, neither forward nor backward. At test all blocks are computed, and f_l is
+multiplied by p_l (equation 5). Other libraries also compute all blocks in training, drop them per image, and
+divide by p_l in training.
 
-Survival falls in a line, p_l = 1 - (l / L)(1 - p_L) (equation 4), or is p_L in all blocks. A line to p_L = 0.5
-keeps (3L - 1) / 4 blocks alive in expectation, 40.25 of 54, and saves 25 % of the multiply-adds.
+The survival probability decays linearly, p_l = 1 - (l / L)(1 - p_L) (equation 4), or is p_L in all blocks. Linear
+decay to p_L = 0.5 keeps (3L - 1) / 4 blocks active in expectation, 40.25 of 54, and saves 25 % of the
+multiply-adds.
 
 Parameters, with 10 classes: 1,727,962 (110 layers), 2,408,474 (152), 19,421,274 (1202); for ImageNet 60,192,808.
-Those are the ResNets' own, with shortcut option A (CIFAR) and B (ImageNet).
+These equal the ResNets' counts with shortcut option A (CIFAR) and B (ImageNet).
 
-Departures from the paper: none.
+Departures from the paper: none known.
 
 Left open by the paper, and what is done here:
-  * "Average pooling, then zero padding" where the maps shrink: the means of 2x2, new channels last, as in the
-    authors' release (https://github.com/yueatsprograms/Stochastic_Depth). He et al. take every second pixel.
-  * What a block that is not alive learns. By section 3 it needs no update; in the release, given to reproduce the
-    printed errors, its gradient is zero, and momentum and weight decay go on. So they do here.
-  * Its batch-norm averages skip that mini-batch, since it is not computed.
-  * The convolutions have no bias (batch normalisation takes it out again), and weights start as in `resnet`.
-  * The bottlenecks of ImageNet have their stride in the 3x3, as in fb.resnet.torch, on which the authors built.
+  * "Average pooling, then zero padding" where the maps shrink: 2x2 means, then zeros as the last channels, as in
+    the authors' release (https://github.com/yueatsprograms/Stochastic_Depth). He et al. take every second pixel.
+  * Optimizer steps of inactive blocks: section 3 requires none. In the release, which reproduces the printed
+    errors, the gradient of an inactive block is zero, and momentum and weight decay still apply. The same holds
+    here.
+  * Batch-norm averages of an inactive block skip that mini-batch, since the block is not computed.
+  * Convolutions have no bias, which batch normalisation would remove; weights are initialised as in `resnet`.
+  * Bottlenecks for ImageNet have their stride in the 3x3, as in fb.resnet.torch, on which the authors built.
 """
 
 from collections import OrderedDict
@@ -46,106 +49,110 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_modules.layers import PadShortcut, he_normal, require_image, shortcut_for
-from lightning_modules.resnet import WIDTHS, blocks_per_map
-from lightning_modules.resnet_imagenet import BLOCKS, EXPANSION, is_deep
+from lightning_modules.layers import PadShortcut, check_image_size, he_normal, shortcut_for
+from lightning_modules.resnet_imagenet import BLOCKS, EXPANSION, has_bottlenecks
 from lightning_modules.resnet_imagenet import WIDTHS as IMAGENET_WIDTHS
 
-Rule = Literal["linear", "uniform"]
-Make = Callable[[int, int, int], tuple[nn.Sequential, nn.Module]]  # channels, width, stride -> f and shortcut
+SurvivalRule = Literal["linear", "uniform"]
+BlockBuilder = Callable[[int, int, int], tuple[nn.Sequential, nn.Module]]  # channels, width, stride -> f, shortcut
+
+CIFAR_WIDTHS = {"map32": 16, "map16": 32, "map8": 64}
 
 
 class Block(nn.Module):
-    """One residual block; `survival` is its p_l."""
+    """Residual block with survival probability `survival` (p_l)."""
 
     def __init__(self, f: nn.Sequential, shortcut: nn.Module, survival: float) -> None:
         super().__init__()
         self.f, self.shortcut, self.survival = f, shortcut, survival
 
     def forward(self, x: Tensor) -> Tensor:
-        """Alive, in training (equation 2); weighted by p_l, at test (equation 5)."""
+        """Compute the active block in training (equation 2) or the block weighted by p_l at test (equation 5)."""
         y = self.f(x)
         return F.relu(self.shortcut(x) + (y if self.training else self.survival * y))
 
     def bypass(self, x: Tensor) -> Tensor:
-        """Not alive (equation 3): `x` itself, which is never negative, or its shortcut where the maps change."""
+        """Compute the inactive block (equation 3).
+
+        The identity returns `x`, which is >= 0 after the ReLU of the layer before; other shortcuts apply ReLU.
+        """
         return x if isinstance(self.shortcut, nn.Identity) else F.relu(self.shortcut(x))
 
 
 class StochasticDepth(nn.Sequential):
-    """The rows of the table; which blocks are alive is drawn anew for each training pass.
+    """Residual network whose active blocks are drawn for each training pass.
 
-    Attributes: `survival`, p_1 to p_L; `shared_draws`, see `draw`.
+    Attributes: `survival` has p_1 to p_L; for `shared_draws` see `draw`.
     """
 
     shared_draws: torch.Generator | None = None
 
-    def __init__(self, rows: OrderedDict[str, nn.Module]) -> None:
-        super().__init__(rows)
+    def __init__(self, layers: OrderedDict[str, nn.Module]) -> None:
+        super().__init__(layers)
         self.survival = tuple(block.survival for block in self.modules() if isinstance(block, Block))
         self.apply(he_normal)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) images, normalised, H and W from 4, or 32 for ImageNet -> (N, num_classes) scores."""
-        require_image(x, "a network with stochastic depth", least=32 if "pool1" in self._modules else 4)
-        return self.thinned(x) if self.training and min(self.survival) < 1 else super().forward(x)
+        """(N, C, H, W) images, normalised, H and W >= 4, or >= 32 for ImageNet -> (N, num_classes) scores."""
+        check_image_size(x, "a network with stochastic depth", min_side=32 if "pool1" in self._modules else 4)
+        return self.forward_active(x) if self.training and min(self.survival) < 1 else super().forward(x)
 
     def draw(self) -> Tensor:
-        """b_1 to b_L of one mini-batch, drawn on the processor: no waiting for a device.
+        """Draw b_1 to b_L of one mini-batch, on the CPU to avoid a device synchronisation.
 
-        By torch's own generator, or by `shared_draws` where a mini-batch goes through the network in parts: all of
-        them draw alike, whatever else is drawn in each.
+        The generator is PyTorch's default, or `shared_draws` if a mini-batch is split into micro-batches: then all
+        micro-batches draw the same values, independent of other draws in between.
         """
-        drawn = torch.rand(self.blocks, device="cpu", generator=self.shared_draws)
-        return drawn < torch.tensor(self.survival, device="cpu")
+        uniform = torch.rand(self.blocks, device="cpu", generator=self.shared_draws)
+        return uniform < torch.tensor(self.survival, device="cpu")
 
-    def thinned(self, x: Tensor) -> Tensor:
-        """A training pass through the blocks that are alive."""
-        alive, idle = iter(self.draw()), list[Tensor]()
-        for row in self:
-            for layer in row if isinstance(row, nn.Sequential) else [row]:
-                # Read here, b_l makes torch.compile compile the layers one by one, not each of 2^L networks.
-                if not isinstance(layer, Block) or next(alive):
+    def forward_active(self, x: Tensor) -> Tensor:
+        """Run a training pass through the active blocks."""
+        active, unused = iter(self.draw()), list[Tensor]()
+        for stage in self:
+            for layer in stage if isinstance(stage, nn.Sequential) else [stage]:
+                # Reading b_l here makes torch.compile compile layer by layer, not each of 2^L networks.
+                if not isinstance(layer, Block) or next(active):
                     x = layer(x)
                 else:
                     x = layer.bypass(x)
-                    idle.extend(layer.f.parameters())
-        return Unmoved.apply(x, *idle) if idle else x
+                    unused.extend(layer.f.parameters())
+        return ZeroGradients.apply(x, *unused) if unused else x
 
     @property
     def blocks(self) -> int:
-        """L, of which all are computed at test."""
+        """L, the number of blocks."""
         return len(self.survival)
 
     @property
     def expected_blocks(self) -> float:
-        """Blocks that are alive in a training pass, in expectation (section 3)."""
+        """Expected number of active blocks in a training pass (section 3)."""
         return sum(self.survival)
 
     @property
     def subnetworks(self) -> int:
-        """Networks that a training pass can be: two for each block that may be alive or not (section 3)."""
+        """Number of networks that a training pass can draw: 2 per block with 0 < p_l < 1 (section 3)."""
         return 2 ** sum(0 < p < 1 for p in self.survival)
 
     @property
     def expected_saving(self) -> float:
-        """The share of the convolutions' multiply-adds that a training pass is spared, in expectation."""
-        area, spared, total = 1.0, 0.0, 0.0
-        for row in self:
-            for layer in row if isinstance(row, nn.Sequential) else [row]:
-                before = area
+        """Expected fraction of the convolutions' multiply-adds that a training pass saves."""
+        area, saved, total = 1.0, 0.0, 0.0
+        for stage in self:
+            for layer in stage if isinstance(stage, nn.Sequential) else [stage]:
+                input_area = area
                 if isinstance(layer, Block):
-                    cost, area = multiply_adds(layer.f, before)
-                    spared += (1 - layer.survival) * cost
-                    total += cost + multiply_adds(layer.shortcut, before)[0]
+                    cost, area = multiply_adds(layer.f, input_area)
+                    saved += (1 - layer.survival) * cost
+                    total += cost + multiply_adds(layer.shortcut, input_area)[0]
                 else:
-                    cost, area = multiply_adds(layer, before)
+                    cost, area = multiply_adds(layer, input_area)
                     total += cost
-        return spared / total
+        return saved / total
 
 
-class Unmoved(torch.autograd.Function):
-    """Hands scores on, with gradients of zero for parameters that had no part in them."""
+class ZeroGradients(torch.autograd.Function):
+    """Return the scores unchanged and give zero gradients to parameters that they do not depend on."""
 
     @staticmethod
     def forward(ctx: Any, scores: Tensor, *parameters: Tensor) -> Tensor:
@@ -158,9 +165,9 @@ class Unmoved(torch.autograd.Function):
 
 
 def multiply_adds(layers: nn.Module, area: float) -> tuple[float, float]:
-    """Of convolutions one after the other, for each pixel of the image, and the area of what they give.
+    """Return the multiply-adds of consecutive convolutions, per pixel of the image, and their output's area.
 
-    `area` is that of what they read, the image's being 1.
+    `area` is the area of their input. Areas are relative to the image.
     """
     total = 0.0
     for layer in layers.modules():
@@ -171,27 +178,38 @@ def multiply_adds(layers: nn.Module, area: float) -> tuple[float, float]:
     return total, area
 
 
-def survival_of(blocks: int, p_L: float, rule: Rule) -> list[float]:
-    """p_1 to p_L: in a line from p_0 = 1 of the input (equation 4), or p_L throughout.
+def survival_probabilities(blocks: int, p_L: float, rule: SurvivalRule) -> list[float]:
+    """Return p_1 to p_L: linear decay from p_0 = 1 of the input (equation 4), or p_L in all blocks.
 
-    ValueError for a probability or a rule that cannot be.
+    Raises ValueError for an invalid probability or rule.
     """
-    if rule not in get_args(Rule):
+    if rule not in get_args(SurvivalRule):
         raise ValueError(f"rule {rule!r} is not one of section 3: linear, uniform")
     if not 0 < p_L <= 1:
-        raise ValueError(f"p_L is {p_L}; a block survives with a probability above 0 and up to 1")
+        raise ValueError(f"p_L must be > 0 and <= 1, not {p_L}")
     if rule == "uniform":
         return [p_L] * blocks
     return [1 - block / blocks * (1 - p_L) for block in range(1, blocks + 1)]
 
 
-def convolution(channels: int, width: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-    """Without bias, padded by half of the kernel."""
+def blocks_per_group(depth: int) -> int:
+    """Return n of depth = 6n + 2; raise ValueError with the nearest valid depths otherwise."""
+    n, rest = divmod(depth - 2, 6)
+    if rest or n < 1:
+        below, above = 6 * max(n, 1) + 2, 6 * max(n + 1, 2) + 2
+        raise ValueError(
+            f"depth {depth} is not 6n + 2 (section 4); the nearest valid depths are {below} and {above}"
+        )
+    return n
+
+
+def convolution_without_bias(channels: int, width: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    """Build a convolution without bias, padded by half of the kernel size."""
     return nn.Conv2d(channels, width, kernel, stride=stride, padding=kernel // 2, bias=False)
 
 
-def residual(*convolutions: nn.Conv2d) -> nn.Sequential:
-    """f_l: convolutions, each batch-normalised, with ReLU between them."""
+def residual_function(*convolutions: nn.Conv2d) -> nn.Sequential:
+    """Build f_l: the convolutions, each with batch normalisation, and ReLU between them."""
     layers = OrderedDict[str, nn.Module]()
     for number, conv in enumerate(convolutions, start=1):
         if number > 1:
@@ -200,86 +218,95 @@ def residual(*convolutions: nn.Conv2d) -> nn.Sequential:
     return nn.Sequential(layers)
 
 
-def basic(channels: int, width: int, stride: int) -> tuple[nn.Sequential, nn.Module]:
-    """A block for CIFAR: (N, channels, H, W) -> (N, width, H / stride, W / stride)."""
-    f = residual(convolution(channels, width, 3, stride), convolution(width, width, 3))
+def cifar_block(channels: int, width: int, stride: int) -> tuple[nn.Sequential, nn.Module]:
+    """Build f_l and shortcut of a CIFAR block: (N, channels, H, W) -> (N, width, H / stride, W / stride)."""
+    f = residual_function(
+        convolution_without_bias(channels, width, 3, stride), convolution_without_bias(width, width, 3)
+    )
     if stride == 1 and channels == width:
         return f, nn.Identity()
-    pool = nn.AvgPool2d(stride, ceil_mode=True)  # halves an odd side as a convolution does
+    pool = nn.AvgPool2d(stride, ceil_mode=True)  # rounds odd sizes up, as the convolution does
     return f, nn.Sequential(OrderedDict(pool=pool, pad=PadShortcut(width - channels, 1)))
 
 
-def bottleneck(channels: int, width: int, stride: int) -> tuple[nn.Sequential, nn.Module]:
-    """A block for ImageNet: (N, channels, H, W) -> (N, 4 width, H / stride, W / stride)."""
+def imagenet_block(channels: int, width: int, stride: int) -> tuple[nn.Sequential, nn.Module]:
+    """Build f_l and shortcut of an ImageNet block: (N, channels, H, W) -> (N, 4 width, H / stride, W / stride)."""
     out = EXPANSION * width
-    f = residual(convolution(channels, width, 1), convolution(width, width, 3, stride), convolution(width, out, 1))
+    f = residual_function(
+        convolution_without_bias(channels, width, 1),
+        convolution_without_bias(width, width, 3, stride),
+        convolution_without_bias(width, out, 1),
+    )
     return f, shortcut_for("B", channels, out, stride)
 
 
-def stages(
+def block_stages(
     widths: Mapping[str, int],
     blocks: Sequence[int],
-    make: Make,
+    build_block: BlockBuilder,
     expansion: int,
     channels: int,
     survival: list[float],
 ) -> OrderedDict[str, nn.Module]:
-    """The rows of blocks for maps of `channels`; each row but the first halves the maps."""
-    rows, chances = OrderedDict[str, nn.Module](), iter(survival)
+    """Build the stages of blocks after maps with `channels`; each stage but the first halves the maps."""
+    stages, probabilities = OrderedDict[str, nn.Module](), iter(survival)
     for (name, width), n in zip(widths.items(), blocks, strict=True):
-        row = nn.Sequential()
+        stage = nn.Sequential()
         for i in range(n):
-            row.append(Block(*make(channels, width, 2 if rows and i == 0 else 1), next(chances)))
+            stride = 2 if stages and i == 0 else 1
+            stage.append(Block(*build_block(channels, width, stride), next(probabilities)))
             channels = expansion * width
-        rows[name] = row
-    return rows
+        stages[name] = stage
+    return stages
 
 
 def stochastic_depth_cifar(
-    *, depth: int, p_L: float = 0.5, rule: Rule = "linear", num_classes: int = 10, in_channels: int = 3
+    *, depth: int, p_L: float = 0.5, rule: SurvivalRule = "linear", num_classes: int = 10, in_channels: int = 3
 ) -> StochasticDepth:
-    """The net of 6n + 2 layers; with `p_L` = 1 it is the paper's net of constant depth.
+    """Return the network of 6n + 2 layers; `p_L=1` gives the paper's network of constant depth.
 
-    `rule`: "linear" (equation 4) or "uniform", p_L for all. ValueError for an impossible depth, p_L or rule.
+    `rule` is "linear" (equation 4) or "uniform" (p_L in all blocks). Raises ValueError for an invalid depth, p_L
+    or rule.
     """
-    n = blocks_per_map(depth)
-    survival = survival_of(3 * n, p_L, rule)
-    rows = OrderedDict[str, nn.Module](
-        conv1=convolution(in_channels, 16, 3),
+    n = blocks_per_group(depth)
+    survival = survival_probabilities(3 * n, p_L, rule)
+    layers = OrderedDict[str, nn.Module](
+        conv1=convolution_without_bias(in_channels, 16, 3),
         bn1=nn.BatchNorm2d(16),
         relu1=nn.ReLU(inplace=True),
-        **stages(WIDTHS, (n, n, n), basic, 1, 16, survival),
+        **block_stages(CIFAR_WIDTHS, (n, n, n), cifar_block, 1, 16, survival),
         pool=nn.AdaptiveAvgPool2d(1),
         flatten=nn.Flatten(),
         fc=nn.Linear(64, num_classes),
     )
-    return StochasticDepth(rows)
+    return StochasticDepth(layers)
 
 
 def stochastic_depth_imagenet(
     *,
     depth: int = 152,
     p_L: float = 0.5,
-    rule: Rule = "linear",
+    rule: SurvivalRule = "linear",
     num_classes: int = 1000,
     in_channels: int = 3,
 ) -> StochasticDepth:
-    """The ResNet of `depth` layers with bottlenecks; the paper has 152, and 50 and 101 are of the same table.
+    """Return the ResNet of `depth` layers with bottlenecks; the paper has 152, the ResNet paper also 50 and 101.
 
-    `p_L` and `rule` as for `stochastic_depth_cifar`. ValueError for another depth, or an impossible p_L or rule.
+    For `p_L` and `rule` see `stochastic_depth_cifar`. Raises ValueError for another depth, or an invalid p_L or
+    rule.
     """
-    if depth not in BLOCKS or not is_deep(depth):
-        deep = ", ".join(str(known) for known in BLOCKS if is_deep(known))
-        raise ValueError(f"depth {depth} is not that of a ResNet with bottlenecks: {deep}")
-    survival = survival_of(sum(BLOCKS[depth]), p_L, rule)
-    rows = OrderedDict[str, nn.Module](
-        conv1=convolution(in_channels, 64, 7, stride=2),
+    if depth not in BLOCKS or not has_bottlenecks(depth):
+        valid = ", ".join(str(known) for known in BLOCKS if has_bottlenecks(known))
+        raise ValueError(f"depth {depth} is not one of the ResNets with bottlenecks: {valid}")
+    survival = survival_probabilities(sum(BLOCKS[depth]), p_L, rule)
+    layers = OrderedDict[str, nn.Module](
+        conv1=convolution_without_bias(in_channels, 64, 7, stride=2),
         bn1=nn.BatchNorm2d(64),
         relu1=nn.ReLU(inplace=True),
         pool1=nn.MaxPool2d(3, stride=2, padding=1),
-        **stages(IMAGENET_WIDTHS, BLOCKS[depth], bottleneck, EXPANSION, 64, survival),
+        **block_stages(IMAGENET_WIDTHS, BLOCKS[depth], imagenet_block, EXPANSION, 64, survival),
         pool=nn.AdaptiveAvgPool2d(1),
         flatten=nn.Flatten(),
         fc=nn.Linear(EXPANSION * 512, num_classes),
     )
-    return StochasticDepth(rows)
+    return StochasticDepth(layers)

@@ -9,9 +9,9 @@
     conv5          7 x   7      [3x3, 512k; 3x3, 512k] x 2, 3      [1x1, 512k; 3x3, 512k; 1x1, 2048] x 3
     avg_pool                    global average
     fc            1000          softmax
-These are the original blocks of arXiv:1512.03385, not pre-activation ("in networks with less than 100 layers" it
-makes no significant difference), with projection shortcuts: the authors use fb.resnet.torch, which has the stride
-of conv3, conv4 and conv5 in the first block's first 3x3, in bottlenecks too.
+The blocks are the original ones of arXiv:1512.03385 with projection shortcuts. Pre-activation makes no significant
+difference "in networks with less than 100 layers". The authors use fb.resnet.torch, which has the stride of conv3,
+conv4 and conv5 in the first 3x3 of the first block, also in bottlenecks.
 
 Parameters (weights, batch-norm scale and shift, fc bias)
     k           1            1.5          2            3
@@ -20,23 +20,26 @@ Parameters (weights, batch-norm scale and shift, fc bias)
     WRN-50      25,557,032                68,883,240                 k = 1 is Table 8's ResNet-50
 
 Left open by the paper, and what is done here:
-  * Initialisation as in the authors' code, see `wide_resnet`.
+  * Initialisation is as in the authors' code, see `wide_resnet`.
 """
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_modules.layers import require_image, shortcut_for
+from lightning_modules.layers import check_image_size, shortcut_for
 from lightning_modules.resnet import Block
-from lightning_modules.wide_resnet import initialise
+from lightning_modules.wide_resnet import initialise_weights
 
 WIDTHS = {"conv2": 64, "conv3": 128, "conv4": 256, "conv5": 512}
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
-FACTORS = {18: (1, 1.5, 2, 3), 34: (1, 1.5, 2), 50: (1, 2)}  # Tables 7 and 8
+WIDENING_FACTORS = {18: (1, 1.5, 2, 3), 34: (1, 1.5, 2), 50: (1, 2)}  # Tables 7 and 8
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolution, the inner ones `inner` wide; the shortcut is added before the last ReLU."""
+    """1x1, 3x3 and 1x1 convolutions with `inner`, `inner` and `width` filters.
+
+    `shortcut` is added before the last ReLU.
+    """
 
     def __init__(self, channels: int, inner: int, width: int, stride: int, shortcut: nn.Module) -> None:
         super().__init__()
@@ -56,8 +59,8 @@ class Bottleneck(nn.Module):
         return F.relu(y + self.shortcut(x), inplace=True)
 
 
-class WideImageNetNet(nn.Module):
-    """WRN-18 and WRN-34 have blocks k times as wide, WRN-50 bottlenecks whose inner layers are."""
+class WideResNetImageNet(nn.Module):
+    """WRN-18 and WRN-34 widen whole blocks k times; WRN-50 widens the inner layers of its bottlenecks."""
 
     def __init__(self, depth: int, k: float, *, num_classes: int, in_channels: int) -> None:
         super().__init__()
@@ -65,9 +68,9 @@ class WideImageNetNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(64)
         self.pool1 = nn.MaxPool2d(3, stride=2, padding=1)
         channels = 64
-        for (name, base), n in zip(WIDTHS.items(), BLOCKS[depth], strict=True):
-            inner = int(k * base)
-            width = 4 * base if depth == 50 else inner
+        for (name, base_width), n in zip(WIDTHS.items(), BLOCKS[depth], strict=True):
+            inner = int(k * base_width)
+            width = 4 * base_width if depth == 50 else inner
             group = nn.Sequential()
             for i in range(n):
                 stride = 2 if i == 0 and name != "conv2" else 1
@@ -80,11 +83,11 @@ class WideImageNetNet(nn.Module):
             self.add_module(name, group)
         self.avg_pool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(channels, num_classes)
-        initialise(self)
+        initialise_weights(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) images, H and W from 32 -> (N, num_classes) scores."""
-        require_image(x, "a WRN for ImageNet", least=32)  # a pixel of conv5 stands for 32 of the image
+        """(N, C, H, W) images, H and W >= 32 -> (N, num_classes) scores."""
+        check_image_size(x, "a WRN for ImageNet", min_side=32)  # conv5 is 1/32 of the image's side
         x = self.pool1(F.relu(self.bn1(self.conv1(x)), inplace=True))
         for name in WIDTHS:
             x = self.get_submodule(name)(x)
@@ -93,14 +96,15 @@ class WideImageNetNet(nn.Module):
 
 def wide_resnet_imagenet(
     *, depth: int, k: float, num_classes: int = 1000, in_channels: int = 3
-) -> WideImageNetNet:
-    """WRN-18-k and WRN-34-k of Table 7; WRN-50-2-bottleneck of Table 8, whose ResNet-50 is depth 50 with k = 1.
+) -> WideResNetImageNet:
+    """Return WRN-18-k or WRN-34-k of Table 7, or WRN-50-2-bottleneck of Table 8.
 
-    ValueError for a depth or a widening factor that the tables do not have.
+    Depth 50 with k = 1 is the ResNet-50 of Table 8. Raises ValueError for a depth or widening factor that is not
+    in the tables.
     """
     if depth not in BLOCKS:
         raise ValueError(f"depth {depth} is not one of Tables 7 and 8: {', '.join(map(str, BLOCKS))}")
-    if k not in FACTORS[depth]:
-        known = ", ".join(map(str, FACTORS[depth]))
+    if k not in WIDENING_FACTORS[depth]:
+        known = ", ".join(map(str, WIDENING_FACTORS[depth]))
         raise ValueError(f"k {k} is not one of depth {depth} in Tables 7 and 8: {known}")
-    return WideImageNetNet(depth, k, num_classes=num_classes, in_channels=in_channels)
+    return WideResNetImageNet(depth, k, num_classes=num_classes, in_channels=in_channels)

@@ -11,53 +11,55 @@
     layer7    fully connected, dropout 0.5                                         4096              16,781,312
     output    fully connected                                                      1000               4,097,000
 62,357,608 parameters; with 512, 1024 and 512 maps in layers 3 to 5 (Tables 2 and 3) 107,627,624. ReLU follows
-every layer but the output. AlexNet with smaller filters and strides at the bottom, and without groups.
+every layer but the output. The network is AlexNet with smaller filters and strides in the first two layers, and
+without groups.
 
 Departures from the paper:
-  * Dropout doubles the outputs that it keeps in training, instead of halving all outputs in testing.
-  * "All weights are initialized to 10^-2" (section 3) would make the filters of a layer equal for ever: they are
-    normal with that standard deviation, as AlexNet's are. Biases are zero, as the section says.
-  * To scale a filter back whose root mean square exceeds 0.1 is a step of learning, not of the network.
+  * Dropout doubles the kept outputs in training instead of halving all outputs at test.
+  * "All weights are initialized to 10^-2" (section 3) would keep the filters of a layer equal in every step. They
+    are normal with that standard deviation, as in AlexNet. Biases are zero, as the section says.
+  * Rescaling a filter whose root mean square exceeds 0.1 is part of training, not of the network.
 
 Left open by the paper, and what is done here:
-  * Padding and rounding, which must give Figure 3's 110, 55, 26, 13 and 6. Layer 1: padding 1, of which an image
-    of 224 uses the first row and column only. Layer 2: none. Pooling: sizes are rounded up, as in the code that
-    the authors built on (cuda-convnet's); no one padding turns 110 into 55 and 13 into 6.
-  * The constants of the normalisation "across feature maps" (Figure 3): those of Krizhevsky et al. 2012, to whom
-    section 2 refers. It follows pooling, as the caption lists them; layers 3 to 5 have none, as drawn.
+  * Padding and rounding must give the sizes 110, 55, 26, 13 and 6 of Figure 3. Layer 1 has padding 1, of which an
+    image of 224 x 224 uses only the first row and column; layer 2 has none. Pooling rounds sizes up, as in
+    cuda-convnet, on which the authors built; no single padding turns both 110 into 55 and 13 into 6.
+  * The constants of the normalisation "across feature maps" (Figure 3) are those of Krizhevsky et al. 2012, cited
+    in section 2. It follows pooling, in the order of the caption; layers 3 to 5 have none, as drawn.
 """
 
 from collections import OrderedDict
 
 from torch import Tensor, nn
 
-from lightning_modules.layers import as_convolution, lrn, require_image
+from lightning_modules.layers import as_convolution, check_image_size, lrn
 
-# maps, filter side, stride, padding, and whether pooling and normalisation follow
-LAYERS = {
+# Maps, kernel size, stride, padding, pooling follows, normalisation follows.
+CONVOLUTIONAL_LAYERS = {
     "layer1": (96, 7, 2, 1, True, True),
     "layer2": (256, 5, 2, 0, True, True),
     "layer3": (384, 3, 1, 1, False, False),
     "layer4": (384, 3, 1, 1, False, False),
     "layer5": (256, 3, 1, 1, True, False),
 }
-WIDE = {"layer3": 512, "layer4": 1024, "layer5": 512}  # maps, in Tables 2 and 3
+WIDE_MAPS = {"layer3": 512, "layer4": 1024, "layer5": 512}  # Tables 2 and 3
 
 
 class ZFNet(nn.Sequential):
-    """The layers of Figure 3, in order."""
+    """Layers of Figure 3, in order."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, 224, 224) images -> (N, num_classes) scores; ValueError for images of another size."""
-        require_image(x, "zfnet", side=224)
+        """(N, C, 224, 224) images -> (N, num_classes) scores; raise ValueError for images of another size."""
+        check_image_size(x, "zfnet", side=224)
         return super().forward(x)
 
     def score_map(self, x: Tensor) -> Tensor:
-        """The net applied to a whole image: its last layers are convolutions (arXiv:1409.1556, section 3.2).
+        """Apply the network to whole images, with fully connected layers as convolutions.
 
-        (N, C, H, W) -> (N, num_classes, H', W'), a place for about every 32 pixels; ValueError below 224 x 224.
+        See arXiv:1409.1556, section 3.2. (N, C, H, W) -> (N, num_classes, H', W'), one position for about every
+        32 pixels. Raises ValueError for images smaller than 224 x 224.
         """
-        require_image(x, "zfnet, applied densely,", least=224)
+        check_image_size(x, "zfnet, applied densely,", min_side=224)
         for layer in self.children():
             for part in layer.children() if isinstance(layer, nn.Sequential) else (layer,):
                 if isinstance(part, nn.Linear):
@@ -67,31 +69,33 @@ class ZFNet(nn.Sequential):
         return x
 
     def dense(self, x: Tensor) -> Tensor:
-        """The score map's mean: (N, C, H, W) -> (N, num_classes). The same weights, and on 224 x 224 the same
-        scores. ValueError below that."""
+        """Mean of the score map: (N, C, H, W) -> (N, num_classes) scores.
+
+        On 224 x 224 the scores equal those of `forward`. Raises ValueError for smaller images.
+        """
         return self.score_map(x).mean((2, 3))
 
 
-def initialised(module: nn.Module) -> None:
-    """Weights normal with standard deviation 0.01, biases zero (section 3): for `network.apply`."""
+def initialise_layer(module: nn.Module) -> None:
+    """Draw weights with standard deviation 0.01 and set biases to zero (section 3); for `network.apply`."""
     if isinstance(module, nn.Conv2d | nn.Linear):
         nn.init.normal_(module.weight, std=0.01)
-        nn.init.constant_(module.bias, 0.0)  # type: ignore[arg-type]  # there is one
+        nn.init.constant_(module.bias, 0.0)  # type: ignore[arg-type]  # all layers have a bias
 
 
 def zfnet(*, wide: bool = False, units: int = 4096, num_classes: int = 1000, in_channels: int = 3) -> ZFNet:
-    """The network of Figure 3: (N, 3, 224, 224) -> scores (N, 1000).
+    """Return the network of Figure 3: (N, 3, 224, 224) -> (N, 1000) scores.
 
-    `wide`: 512, 1024 and 512 maps in layers 3 to 5; `units`: of layers 6 and 7, in Table 3 also 2048 and 8192.
-    ValueError for fewer than one.
+    `wide` sets 512, 1024 and 512 maps in layers 3 to 5. `units` is the size of layers 6 and 7; Table 3 also has
+    2048 and 8192. Raises ValueError for units < 1.
     """
     if units < 1:
-        raise ValueError(f"layers 6 and 7 need at least 1 unit, not {units}; the paper tries 2048, 4096 and 8192")
+        raise ValueError(f"units must be an integer >= 1, not {units}; the paper has 2048, 4096 and 8192")
     layers = OrderedDict[str, nn.Module]()
     channels = in_channels
-    for name, (maps, side, stride, padding, pooled, normalised) in LAYERS.items():
-        maps = WIDE.get(name, maps) if wide else maps
-        conv = nn.Conv2d(channels, maps, side, stride=stride, padding=padding)
+    for name, (maps, kernel, stride, padding, pooled, normalised) in CONVOLUTIONAL_LAYERS.items():
+        maps = WIDE_MAPS.get(name, maps) if wide else maps
+        conv = nn.Conv2d(channels, maps, kernel, stride=stride, padding=padding)
         layer = OrderedDict[str, nn.Module](conv=conv, relu=nn.ReLU(inplace=True))
         if pooled:
             layer["pool"] = nn.MaxPool2d(3, stride=2, ceil_mode=True)
@@ -101,11 +105,11 @@ def zfnet(*, wide: bool = False, units: int = 4096, num_classes: int = 1000, in_
         channels = maps
     width = channels * 6 * 6
     for name in ("layer6", "layer7"):
-        full = OrderedDict[str, nn.Module](flatten=nn.Flatten())  # layer6: (N, 256, 6, 6) -> (N, 9216)
-        full.update(fc=nn.Linear(width, units), relu=nn.ReLU(inplace=True), dropout=nn.Dropout(0.5))
-        layers[name] = nn.Sequential(full)
+        layer = OrderedDict[str, nn.Module](flatten=nn.Flatten())  # layer6: (N, 256, 6, 6) -> (N, 9216)
+        layer.update(fc=nn.Linear(width, units), relu=nn.ReLU(inplace=True), dropout=nn.Dropout(0.5))
+        layers[name] = nn.Sequential(layer)
         width = units
     layers["output"] = nn.Linear(width, num_classes)
     network = ZFNet(layers)
-    network.apply(initialised)
+    network.apply(initialise_layer)
     return network

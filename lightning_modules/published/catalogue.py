@@ -1,4 +1,4 @@
-"""All networks of other libraries whose published weights fit ours."""
+"""List of all networks of other libraries whose published weights fit our networks."""
 
 from lightning_modules.published import (
     densenet,

@@ -1,10 +1,10 @@
-"""DenseNets of torchvision and timm: the same functions, with other names.
+"""DenseNets of torchvision and timm: the same functions with other parameter names.
 
-torchvision's published files are older than its code and write `norm.1` for its `norm1`: both are known.
-timm's densenetblur121d and densenet264d have other stems, and no paper of ours.
+torchvision's published files are older than its code and have `norm.1` for `norm1`; the rules match both. timm's
+densenetblur121d and densenet264d have other stems and are not in the paper.
 """
 
-from lightning_modules.densenet import TABLE_1
+from lightning_modules.densenet import IMAGENET_NETS
 from lightning_modules.published.weights import Published, renamer
 
 LAYER = r"features\.denseblock(\d)\.denselayer(\d+)"
@@ -25,6 +25,6 @@ RENAME = renamer(
 PUBLISHED = tuple(
     Published(source, f"densenet{depth}", "densenet_imagenet", {"depth": depth}, RENAME)
     for source in ("torchvision", "timm")
-    for depth in sorted(TABLE_1)
+    for depth in sorted(IMAGENET_NETS)
     if depth != 264
 )

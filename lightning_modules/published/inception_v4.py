@@ -1,30 +1,30 @@
-"""Inception-v4 and Inception-ResNet-v2 in timm: the functions that the authors' code computes, not the paper's."""
+"""Inception-v4 and Inception-ResNet-v2 of timm: the functions of the authors' code, not of the paper."""
 
 from lightning_modules.published.weights import Published, renamer
 
 
-def numbered(theirs: str, ours: str, places: range) -> list[tuple[str, str]]:
-    """Blocks at `places` of their list, numbered from 1 with us."""
-    return [(rf"{theirs}\.{place}\.(.*)", rf"{ours}{i}.\1") for i, place in enumerate(places, start=1)]
+def block_rules(theirs: str, ours: str, indices: range) -> list[tuple[str, str]]:
+    """Return the rules for blocks at `indices` of timm's sequence, which we number from 1."""
+    return [(rf"{theirs}\.{index}\.(.*)", rf"{ours}{i}.\1") for i, index in enumerate(indices, start=1)]
 
 
-def residual(theirs: str, ours: str) -> list[tuple[str, str]]:
-    """A residual block: their branches beside its linear convolution, ours in one module before it."""
+def residual_block_rules(theirs: str, ours: str) -> list[tuple[str, str]]:
+    """Return the rules for a residual block: a linear convolution and, with us, one module of all branches."""
     return [
         (rf"{theirs}\.conv2d\.(\w+)", rf"{ours}.linear.\1"),
         (rf"{theirs}\.(branch.*)", rf"{ours}.branches.\1"),
     ]
 
 
-def forked(places: range) -> list[tuple[str, str]]:
-    """Inception-C: they number the boxes of a branch in names, with a and b for the two that it ends in."""
+def inception_c_rules(indices: range) -> list[tuple[str, str]]:
+    """Return the rules for the branches of Inception-C, whose two last convolutions timm marks with a and b."""
     return [
         rule
-        for i, place in enumerate(places, start=1)
+        for i, index in enumerate(indices, start=1)
         for rule in (
-            (rf"features\.{place}\.(branch\d)_(\d)a\.(.*)", rf"inception_c{i}.\1.\2.branch0.\3"),
-            (rf"features\.{place}\.(branch\d)_(\d)b\.(.*)", rf"inception_c{i}.\1.\2.branch1.\3"),
-            (rf"features\.{place}\.(branch\d)_(\d)\.(.*)", rf"inception_c{i}.\1.\2.\3"),
+            (rf"features\.{index}\.(branch\d)_(\d)a\.(.*)", rf"inception_c{i}.\1.\2.branch0.\3"),
+            (rf"features\.{index}\.(branch\d)_(\d)b\.(.*)", rf"inception_c{i}.\1.\2.branch1.\3"),
+            (rf"features\.{index}\.(branch\d)_(\d)\.(.*)", rf"inception_c{i}.\1.\2.\3"),
         )
     ]
 
@@ -34,12 +34,12 @@ INCEPTION_V4 = renamer(
     (r"features\.3\.conv\.(.*)", r"stem.mixed1.branch1.\1"),
     (r"features\.4\.(.*)", r"stem.mixed2.\1"),
     (r"features\.5\.conv\.(.*)", r"stem.mixed3.branch0.\1"),
-    *numbered("features", "inception_a", range(6, 10)),
+    *block_rules("features", "inception_a", range(6, 10)),
     (r"features\.10\.(.*)", r"reduction_a.\1"),
-    *numbered("features", "inception_b", range(11, 18)),
+    *block_rules("features", "inception_b", range(11, 18)),
     (r"features\.18\.(.*)", r"reduction_b.\1"),
-    *forked(range(19, 22)),
-    *numbered("features", "inception_c", range(19, 22)),
+    *inception_c_rules(range(19, 22)),
+    *block_rules("features", "inception_c", range(19, 22)),
     (r"last_linear\.(\w+)", r"fc.\1"),
 )
 
@@ -50,17 +50,17 @@ INCEPTION_RESNET_V2 = renamer(
     (r"conv2d_3b\.(.*)", r"stem.conv4.\1"),
     (r"conv2d_4a\.(.*)", r"stem.conv5.\1"),
     (r"mixed_5b\.(.*)", r"stem.mixed.\1"),
-    *(rule for i in range(10) for rule in residual(rf"repeat\.{i}", f"inception_resnet_a{i + 1}")),
+    *(rule for i in range(10) for rule in residual_block_rules(rf"repeat\.{i}", f"inception_resnet_a{i + 1}")),
     (r"mixed_6a\.(.*)", r"reduction_a.\1"),
-    *(rule for i in range(20) for rule in residual(rf"repeat_1\.{i}", f"inception_resnet_b{i + 1}")),
+    *(rule for i in range(20) for rule in residual_block_rules(rf"repeat_1\.{i}", f"inception_resnet_b{i + 1}")),
     (r"mixed_7a\.(.*)", r"reduction_b.\1"),
-    *(rule for i in range(9) for rule in residual(rf"repeat_2\.{i}", f"inception_resnet_c{i + 1}")),
-    *residual("block8", "inception_resnet_c10"),
+    *(rule for i in range(9) for rule in residual_block_rules(rf"repeat_2\.{i}", f"inception_resnet_c{i + 1}")),
+    *residual_block_rules("block8", "inception_resnet_c10"),
     (r"conv2d_7b\.(.*)", r"conv.\1"),
     (r"classif\.(\w+)", r"fc.\1"),
 )
 
-HALF = (0.5, 0.5, 0.5)  # pixels from -1 to 1
+HALF = (0.5, 0.5, 0.5)  # maps pixels to [-1, 1]
 
 PUBLISHED = (
     Published(

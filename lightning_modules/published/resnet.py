@@ -1,14 +1,17 @@
-"""ResNets of torchvision and timm: option B throughout, the bottlenecks with their stride in the 3x3."""
+"""ResNets of torchvision and timm: shortcut option B, and bottlenecks with their stride in the 3x3."""
 
 from typing import Literal
 
-from lightning_modules.published.weights import Published, Rename, renamer
+from lightning_modules.published.weights import Published, RenameKey, renamer
 
 SOURCES: tuple[Literal["torchvision", "timm"], ...] = ("torchvision", "timm")
 
 
-def stages(ours: str) -> Rename:
-    """Their `layer1` to `layer4` as our stages 2 to 5, called `ours` with the stage for {}: "conv{}_x"."""
+def resnet_renamer(ours: str) -> RenameKey:
+    """Return the renaming of `layer1` to `layer4` to our stages 2 to 5, in which `ours` is "conv{}_x" or "conv{}".
+
+    torchvision and timm use these names for ResNet, ResNeXt and Wide ResNet.
+    """
     return renamer(
         *(
             rule
@@ -23,7 +26,7 @@ def stages(ours: str) -> Rename:
     )
 
 
-RENAME = stages("conv{}_x")
+RENAME = resnet_renamer("conv{}_x")
 
 PUBLISHED = tuple(
     Published(source, f"resnet{depth}", "resnet_imagenet", {"depth": depth}, RENAME)

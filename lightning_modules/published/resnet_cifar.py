@@ -1,4 +1,4 @@
-"""CIFAR ResNets of github.com/akamaster/pytorch_resnet_cifar10: option A, its new channels on both sides."""
+"""CIFAR ResNets of github.com/akamaster/pytorch_resnet_cifar10: option A with zero channels on both sides."""
 
 from lightning_modules.published.weights import Published, renamer
 
@@ -21,5 +21,6 @@ PUBLISHED = tuple(
         switches=("pad_around",),
         stated_top1_error_pct=error,
     )
-    for depth, error in ((20, 8.27), (32, 7.37), (44, 6.90), (56, 6.61), (110, 6.32), (1202, 6.18))  # its README
+    # Errors from the project's README.
+    for depth, error in ((20, 8.27), (32, 7.37), (44, 6.90), (56, 6.61), (110, 6.32), (1202, 6.18))
 )

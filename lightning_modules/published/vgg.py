@@ -1,17 +1,17 @@
-"""VGG in torchvision and timm: the same functions on 224 x 224; in timm fc6 and fc7 are convolutions."""
+"""VGG of torchvision and timm: the same functions on 224 x 224; in timm fc6 and fc7 are convolutions."""
 
-from lightning_modules.published.weights import Published, Rename, renamer
-from lightning_modules.vgg import TABLE_1
+from lightning_modules.published.weights import Published, RenameKey, renamer
+from lightning_modules.vgg import CONFIGURATIONS
 
 
-def names(configuration: str) -> Rename:
-    """Both number convolutions, ReLUs and poolings in `features` from 0."""
-    rules, place = [], 0
-    for stage, kernels in enumerate(TABLE_1[configuration], start=1):
-        for row in range(1, len(kernels) + 1):
-            rules.append((rf"features\.{place}\.(\w+)", rf"conv{stage}_{row}.\1"))
-            place += 2  # the convolution and its ReLU
-        place += 1  # the pooling
+def vgg_renamer(configuration: str) -> RenameKey:
+    """Return the renaming for one configuration; both libraries number all layers in `features` from 0."""
+    rules, index = [], 0
+    for stage, kernels in enumerate(CONFIGURATIONS[configuration], start=1):
+        for number in range(1, len(kernels) + 1):
+            rules.append((rf"features\.{index}\.(\w+)", rf"conv{stage}_{number}.\1"))
+            index += 2  # the convolution and its ReLU
+        index += 1  # the pooling
     return renamer(
         *rules,
         (r"(classifier\.0|pre_logits\.fc1)\.(\w+)", r"fc6.\2"),
@@ -20,13 +20,14 @@ def names(configuration: str) -> Rename:
     )
 
 
-CONFIGURATIONS = {"vgg11": "A", "vgg13": "B", "vgg16": "D", "vgg19": "E"}  # not the _bn ones: no paper of ours
+# Models with batch normalisation (vgg11_bn, ...) are not in the paper.
+MODEL_CONFIGURATIONS = {"vgg11": "A", "vgg13": "B", "vgg16": "D", "vgg19": "E"}
 TORCHVISION = tuple(
-    Published("torchvision", model, "vgg", {"configuration": configuration}, names(configuration))
-    for model, configuration in CONFIGURATIONS.items()
+    Published("torchvision", model, "vgg", {"configuration": configuration}, vgg_renamer(configuration))
+    for model, configuration in MODEL_CONFIGURATIONS.items()
 )
 TIMM = tuple(
-    Published("timm", model, "vgg", {"configuration": configuration}, names(configuration))
-    for model, configuration in CONFIGURATIONS.items()
+    Published("timm", model, "vgg", {"configuration": configuration}, vgg_renamer(configuration))
+    for model, configuration in MODEL_CONFIGURATIONS.items()
 )
 PUBLISHED = TORCHVISION + TIMM

@@ -1,7 +1,7 @@
-"""Weights that others published: which network of ours they fit, under which names.
+"""Load weights that others published into our networks.
 
-A file of this folder lists, for one paper, the networks of torchvision and timm that compute the same function as
-ours with certain arguments; `catalogue.py` joins the lists.
+Each file of this folder lists, for one paper, the networks of other libraries that compute the same function as
+ours and the rules that rename their parameters. `catalogue.py` joins the lists.
 """
 
 import re
@@ -11,29 +11,29 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-Rename = Callable[[str], str | None]  # their parameter's name -> ours, or None for one that we do not have
+RenameKey = Callable[[str], str | None]  # their state-dict key -> ours; None drops it
 
 
 @dataclass(frozen=True)
 class Published:
-    """One network of another library, and the network of ours that it is."""
+    """Network of another library and the network of ours that computes the same function."""
 
     source: Literal["torchvision", "timm", "pytorch_resnet_cifar10"]
-    model: str  # its name there
-    network: str  # our builder, in `networks.NETWORKS`
-    args: Mapping[str, Any]  # the builder's arguments that make the same function
-    rename: Rename
-    differs: str = ""  # where those arguments depart from the paper: "stride 2 in the 3x3 of a block, not ..."
-    switches: tuple[str, ...] = ()  # the arguments that do so
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # of each channel, pixels in [0, 1], as they were trained with
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
-    stated_top1_error_pct: float | None = None  # by their publisher, where the weights do not say themselves
+    model: str  # name in that library
+    network: str  # name of our builder in `networks.NETWORKS`
+    args: Mapping[str, Any]  # arguments of the builder that give the same function
+    rename: RenameKey
+    differs: str = ""  # difference between `args` and the paper: "stride 2 in the 3x3 of a block, not ..."
+    switches: tuple[str, ...] = ()  # arguments that cause this difference
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # of each channel in training, pixels in [0, 1]
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)  # of each channel in training
+    stated_top1_error_pct: float | None = None  # by the publisher, if the weights file does not contain it
 
 
-def renamer(*rules: tuple[str, str | None]) -> Rename:
-    """A `rename` from (regular expression, replacement) pairs: the first that matches the whole name is used.
+def renamer(*rules: tuple[str, str | None]) -> RenameKey:
+    """Return a function that renames by the first (regular expression, replacement) that matches the whole name.
 
-    A replacement of None drops the name; one that no rule matches stays as it is, and so fits nothing.
+    A replacement of None drops the name. A name that no rule matches is returned unchanged.
     """
     compiled = [(re.compile(pattern), replacement) for pattern, replacement in rules]
 
@@ -47,61 +47,67 @@ def renamer(*rules: tuple[str, str | None]) -> Rename:
     return rename
 
 
-def translated(state: Mapping[str, Tensor], rename: Rename) -> dict[str, Tensor]:
-    """`state` under our names; what `rename` drops is left out. ValueError where two become one."""
+def translated(state: Mapping[str, Tensor], rename: RenameKey) -> dict[str, Tensor]:
+    """Return `state` with our names, without the keys that `rename` drops.
+
+    Raises ValueError if two keys get the same name.
+    """
     result: dict[str, Tensor] = {}
     for theirs, tensor in state.items():
         ours = rename(theirs)
         if ours is None:
             continue
         if ours in result:
-            raise ValueError(f"two weights would be called {ours!r}, one of them {theirs!r}")
+            raise ValueError(f"two parameters map to {ours!r}, one of them {theirs!r}")
         result[ours] = tensor
     return result
 
 
 def unfit(network: nn.Module, state: Mapping[str, Tensor]) -> str:
-    """Why `state` does not fit `network`, in a few words; "" where it does. Batch counters may be missing."""
+    """Return the mismatch between `state` and the state dict of `network`, or "" if it fits.
+
+    Counters of batches (`num_batches_tracked`) may be missing.
+    """
     own = network.state_dict()
-    needed = [name for name in own if not name.endswith("num_batches_tracked")]
-    missing = [name for name in needed if name not in state]
+    required = [name for name in own if not name.endswith("num_batches_tracked")]
+    missing = [name for name in required if name not in state]
     unknown = [name for name in state if name not in own]
     shapes = [
-        f"{name} is {shown(state[name])} where {shown(own[name])} is needed"
-        for name in needed
-        if name in state and as_needed(state[name], own[name]).shape != own[name].shape
+        f"{name} has shape {format_shape(state[name])}, expected {format_shape(own[name])}"
+        for name in required
+        if name in state and linear_weight(state[name], own[name]).shape != own[name].shape
     ]
-    said = [
-        f"{len(missing)} of {len(needed)} weights are missing, {missing[0]!r} first" if missing else "",
-        f"{len(unknown)} of its weights are unknown, {unknown[0]!r} first" if unknown else "",
+    messages = [
+        f"missing weights: {len(missing)} of {len(required)}, first {missing[0]!r}" if missing else "",
+        f"unknown weights: {len(unknown)}, first {unknown[0]!r}" if unknown else "",
         shapes[0] + (f" (and {len(shapes) - 1} more shapes differ)" if len(shapes) > 1 else "") if shapes else "",
     ]
-    return "; ".join(part for part in said if part)
+    return "; ".join(message for message in messages if message)
 
 
-def as_needed(theirs: Tensor, own: Tensor) -> Tensor:
-    """`theirs`; the weights of a convolution that reads its whole input, as those of the full connection it is."""
+def linear_weight(theirs: Tensor, own: Tensor) -> Tensor:
+    """Return `theirs`, flattened if it is the weight of a convolution that equals our fully connected layer."""
     if theirs.dim() == 4 and own.dim() == 2 and theirs.flatten(1).shape == own.shape:
         return theirs.flatten(1)  # timm's VGG
     return theirs
 
 
-def shown(tensor: Tensor) -> str:
-    """A shape in words: "64 x 3 x 7 x 7"."""
-    return " x ".join(map(str, tensor.shape)) or "a single number"
+def format_shape(tensor: Tensor) -> str:
+    """Return the shape as text: "64 x 3 x 7 x 7", or "scalar"."""
+    return " x ".join(map(str, tensor.shape)) or "scalar"
 
 
-def carry_over(network: nn.Module, state: Mapping[str, Tensor], renames: Sequence[Rename]) -> None:
-    """Load `state` into `network` under the first of the naming schemes, or our own, under which it fits.
+def carry_over(network: nn.Module, state: Mapping[str, Tensor], renames: Sequence[RenameKey]) -> None:
+    """Load `state` into `network` with our names or with the first of `renames` with which it fits.
 
-    ValueError, with what is missing or too much under the nearest scheme, where none fits.
+    Raises ValueError with the mismatch of the closest naming if none fits.
     """
-    reasons, own = [], network.state_dict()
+    mismatches, own = [], network.state_dict()
     for rename in (lambda name: name, *renames):
         ours = translated(state, rename)
-        reason = unfit(network, ours)
-        if not reason:
-            network.load_state_dict({name: as_needed(t, own[name]) for name, t in ours.items()}, strict=False)
+        mismatch = unfit(network, ours)
+        if not mismatch:
+            network.load_state_dict({name: linear_weight(t, own[name]) for name, t in ours.items()}, strict=False)
             return
-        reasons.append((len(set(own) ^ set(ours)), reason))
-    raise ValueError(min(reasons)[1])
+        mismatches.append((len(set(own) ^ set(ours)), mismatch))
+    raise ValueError(min(mismatches)[1])

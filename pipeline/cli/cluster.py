@@ -1,7 +1,7 @@
-"""`repro launch` and what goes with it: runs on a cluster, or on this machine as if it were one.
+"""`repro launch`, `status`, `logs`, `cancel`, `resume` and `node`: runs on a cluster, or on a local one.
 
-All that these commands know is in the files of the home, so each of them also works when no cluster does. With an
-address the same command is run as a job on that cluster, and what comes back is shown here.
+These commands read and write the files under REPRO_HOME, so each also works while no cluster runs. With --address,
+the same command runs as a job on that cluster, and its output is shown here.
 """
 
 import json
@@ -20,49 +20,51 @@ from rich.table import Table
 from pipeline.cli import terminal
 from pipeline.cli.terminal import STOPPED, AsJson, print_json, print_warning_line, say
 from pipeline.common.errors import UserError
+from pipeline.common.words import plural
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from pipeline.cluster.launch import LaunchPlan
     from pipeline.cluster.local_head import ClusterAddress
     from pipeline.cluster.status import ClusterStatus
     from pipeline.judge.collect import FinishedRuns
 
-PANEL = "on a cluster"
+PANEL = "Cluster commands"
 
-OTHER_LINES = 14  # of `repro status`
+OTHER_LINES = 14  # lines of `repro status` that are not rows of runs
 
-LEFT_ALIGNED = {"cancelled": "cancelled", "over-budget": "at their budget's end", "failed": "failed"}
+MAX_LISTED_STOPS = 20  # runs listed by `repro cancel`
 
-REFRESH_SECONDS, REMOTE_REFRESH_SECONDS = (
-    1.0,
-    5.0,
-)  # between looks at files, and between questions to a cluster elsewhere
+UNFINISHED_TEXTS = {"cancelled": "cancelled", "over-budget": "out of budget", "failed": "failed"}
+
+REFRESH_SECONDS = 1.0  # of --watch and --follow, which read files
+
+REMOTE_REFRESH_SECONDS = 5.0  # with --address: each refresh is a job on the cluster
 
 Address = Annotated[
     str | None,
     typer.Option(
         envvar="RAY_API_SERVER_ADDRESS",
         metavar="URL",
-        help="A cluster's job API, as in http://HOST:8265; this machine's own cluster without.",
+        help="Job API of the cluster, as in http://HOST:8265. Default: this machine's own cluster.",
     ),
 ]
 
 GpusPerRun = Annotated[
     int | None,
-    typer.Option(metavar="N", help="Devices that train a run together: GPUs, or processes where there is none."),
+    typer.Option(metavar="N", help="Devices per run: GPUs, or CPU processes on a cluster without GPUs."),
 ]
 
 RunName = Annotated[
     list[str],
-    typer.Argument(
-        metavar="RUN", help="As in resnet-20/0 (variant and seed), or the first digits of its identity."
-    ),
+    typer.Argument(metavar="RUN", help="VARIANT/SEED, as in resnet-20/0, or the first digits of its identity."),
 ]
 
 
 def launch(
     experiments: Annotated[
-        list[str] | None, typer.Argument(metavar="EXPERIMENT…", help="As `repro list` shows them.")
+        list[str] | None, typer.Argument(metavar="EXPERIMENT…", help="Names from `repro list`.")
     ] = None,
     suite: Annotated[
         str | None, typer.Option(help="cs231n: all experiments of the lecture that train at the scale.")
@@ -72,26 +74,30 @@ def launch(
     gpus_per_run: GpusPerRun = None,
     device_batch: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Images on a device at a time, at most; all of its share without."),
+        typer.Option(
+            metavar="N", help="Images in a micro-batch, at most. Default: the device's whole share of the batch."
+        ),
     ] = None,
     max_gpu_hours: Annotated[
         float | None,
-        typer.Option(metavar="H", help="Device hours of all runs together; at their end runs stop, resumable."),
+        typer.Option(metavar="H", help="Budget of all runs in device hours; when used up, runs stop resumable."),
     ] = None,
-    max_concurrent: Annotated[int | None, typer.Option(metavar="N", help="Runs at a time.")] = None,
+    max_concurrent: Annotated[
+        int | None, typer.Option(metavar="N", help="Runs at the same time, at most.")
+    ] = None,
     price: Annotated[
-        float | None, typer.Option(metavar="P", help="Of one device for an hour: shows what it will cost.")
+        float | None, typer.Option(metavar="P", help="Price of one device hour, to show the cost.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and stop.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and exit.")] = False,
 ) -> None:
-    """Train on a cluster what is not finished, after showing what it needs. The terminal may be closed any time.
+    """Train unfinished runs on a cluster, after showing the plan. The terminal may be closed at any time.
 
-    Without an address a cluster is started on this machine, which ends by itself some minutes after the last run.
+    Without --address, a cluster is started on this machine; it shuts down some minutes after the last run.
     """
     from pipeline.cluster.code_copy import copy_code
     from pipeline.cluster.launch import LaunchRequest, mark_left_out, plan_launch, select_runs, start_launch
 
-    asked = LaunchRequest(
+    request = LaunchRequest(
         experiments=tuple(dict.fromkeys(experiments or [])),
         scale=scale,
         suite=suite,
@@ -101,94 +107,96 @@ def launch(
         max_concurrent=max_concurrent,
         price=price,
     )
-    what = select_runs(asked)
-    elsewhere = remote_cluster(address)
-    if elsewhere:
-        words = [*asked.to_argv(), *(["--dry-run"] if dry_run else [])]
-        raise typer.Exit(relay_command(elsewhere, words, upload=copy_code()))
-    with terminal.err.status("reading the data and the code …") if terminal.err.is_terminal else nullcontext():
-        made = plan_launch(asked, what, collect_with_warnings().records, print_warning_line)
-    print_launch_plan(made)
+    selection = select_runs(request)
+    remote = remote_cluster(address)
+    if remote:
+        argv = [*request.to_argv(), *(["--dry-run"] if dry_run else [])]
+        raise typer.Exit(relay_command(remote, argv, upload=copy_code()))
+    with terminal.err.status("Reading data and code …") if terminal.err.is_terminal else nullcontext():
+        plan = plan_launch(request, selection, collect_with_warnings().records, print_warning_line)
+    print_launch_plan(plan)
     if dry_run:
         return
-    if not made.todo:
-        mark_left_out(made)
-        what_is_left = "nothing that can be done here" if made.left_out else "nothing left to do"
-        say(f"There is {what_is_left}; the verdicts: {verify_hint(made)}")
-        raise typer.Exit(int(bool(made.left_out)))
+    if not plan.todo:
+        mark_left_out(plan)
+        where = " on this machine" if plan.left_out else ""
+        say(f"Nothing left to do{where}. Verdicts: {verify_command(plan)}")
+        raise typer.Exit(int(bool(plan.left_out)))
     cluster = None if is_cluster_job() else local_cluster()
-    begun = start_launch(made, copy_code())
-    code = run_and_follow([begun.id], Path(begun.code), cluster) or int(bool(made.left_out))
+    started = start_launch(plan, copy_code())
+    code = run_and_follow([started.id], Path(started.code), cluster) or int(bool(plan.left_out))
     if code not in (0, STOPPED):
-        print_warning_line("Not all of it ended well; what and why: repro status")
+        print_warning_line("Some runs failed. Details: repro status")
     if code != STOPPED:
-        say(f"The verdicts: {verify_hint(made)}")
+        say(f"Verdicts: {verify_command(plan)}")
     raise typer.Exit(code)
 
 
-def verify_hint(made: "LaunchPlan") -> str:
-    """The command that judges what was asked for."""
-    experiments = list(dict.fromkeys(group.experiment for group in made.groups))
+def verify_command(plan: "LaunchPlan") -> str:
+    """Return the command that judges the experiments of a plan."""
+    experiments = list(dict.fromkeys(variant.experiment for variant in plan.variants))
     return f"repro verify {experiments[0]}" if len(experiments) == 1 else "repro verify"
 
 
 def status(
-    watch: Annotated[bool, typer.Option("--watch", help="Go on showing it, until Ctrl-C.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Refresh until Ctrl-C.")] = False,
     address: Address = None,
     as_json: AsJson = False,
 ) -> None:
-    """Launches and their runs: what is trained, how far, how fast, where; what waits or failed, and why."""
+    """Show launches and their runs: progress, speed, node, and why a run waits or failed."""
     from pipeline.cluster.status import StatusReader
     from pipeline.report.status import PIPED_ROWS, render_status
 
-    elsewhere = remote_cluster(address)
+    remote = remote_cluster(address)
     reader = StatusReader()
 
-    def look() -> "ClusterStatus":
-        return remote_status(elsewhere) if elsewhere else reader.status()
+    def read() -> "ClusterStatus":
+        return remote_status(remote) if remote else reader.status()
 
     if as_json:
-        print_json(look().to_dict())
+        print_json(read().to_dict())
     elif watch and terminal.out.is_terminal:
-        live_table(look, REMOTE_REFRESH_SECONDS if elsewhere else REFRESH_SECONDS)
+        live_table(read, REMOTE_REFRESH_SECONDS if remote else REFRESH_SECONDS)
     else:
         rows = rows_for_runs() if terminal.out.is_terminal else PIPED_ROWS
-        terminal.out.print(render_status(look(), rows=rows), soft_wrap=not terminal.out.is_terminal)
+        terminal.out.print(render_status(read(), rows=rows), soft_wrap=not terminal.out.is_terminal)
 
 
-def live_table(look: Callable[[], "ClusterStatus"], seconds: float) -> None:
-    """A table that follows what happens, until Ctrl-C."""
+def live_table(read: Callable[[], "ClusterStatus"], seconds: float) -> None:
+    """Show the status and refresh it every `seconds` until Ctrl-C."""
     from rich.live import Live
 
     from pipeline.report.status import render_status
 
-    def picture() -> Any:
-        return render_status(look(), rows=rows_for_runs())
+    def render() -> "RenderableType":
+        return render_status(read(), rows=rows_for_runs())
 
-    with suppress(KeyboardInterrupt), Live(picture(), console=terminal.out, auto_refresh=False) as screen:
+    with suppress(KeyboardInterrupt), Live(render(), console=terminal.out, auto_refresh=False) as screen:
         while True:
             time.sleep(seconds)
-            screen.update(picture(), refresh=True)
+            screen.update(render(), refresh=True)
 
 
 def rows_for_runs() -> int:
-    """Lines of this terminal that are left for runs, beside those on the cluster, the launches and what to do."""
+    """Return the number of runs that fit on the terminal beside the other lines of `repro status`."""
     return max(0, terminal.out.height - OTHER_LINES)
 
 
 def logs(
     run: RunName,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run ends, or Ctrl-C.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Print new lines until the run ends, or Ctrl-C.")
+    ] = False,
     address: Address = None,
     as_json: AsJson = False,
 ) -> None:
-    """What happened to a run, and what it measured, in the order of time."""
-    name, elsewhere = " ".join(run), remote_cluster(address)
+    """Show a run's log and measurements in order of time."""
+    name, remote = " ".join(run), remote_cluster(address)
 
-    def look() -> dict[str, Any]:
-        return run_for_json(elsewhere, ["logs", name, "--json"]) if elsewhere else read_logs(name)
+    def read() -> dict[str, Any]:
+        return run_for_json(remote, ["logs", name, "--json"]) if remote else read_logs(name)
 
-    found = look()
+    found = read()
     if as_json:
         print_json(found)
         return
@@ -200,22 +208,22 @@ def logs(
             printed = max(printed, len(found["lines"]))
             if not follow or found["outcome"]:
                 break
-            time.sleep(REMOTE_REFRESH_SECONDS if elsewhere else REFRESH_SECONDS)
-            found = look()
-    ended = found["outcome"] or ("" if found["lines"] else "nothing happened to it yet; it waits its turn")
-    if ended:
-        say(f"{found['title']} ({found['of']}): {ended}")
+            time.sleep(REMOTE_REFRESH_SECONDS if remote else REFRESH_SECONDS)
+            found = read()
+    outcome = found["outcome"] or ("" if found["lines"] else "no log yet; the run has not started")
+    if outcome:
+        say(f"{found['title']} ({found['of']}): {outcome}")
 
 
 def read_logs(name: str) -> dict[str, Any]:
-    """A launched run's history and outcome, from the files of this home."""
+    """Return the history and outcome of a launched run from the files under REPRO_HOME."""
     from pipeline.cluster.status import StatusReader, find_run, run_history, run_outcome
 
     reader = StatusReader()
-    known = reader.all()
-    for why in reader.damaged.values():
-        print_warning_line(f"Left out: {why}")
-    run = find_run(name, known)
+    outlines = reader.all()
+    for error in reader.damaged.values():
+        print_warning_line(f"Skipped: {error}")
+    run = find_run(name, outlines)
     return {
         "identity": run.identity,
         "title": run.title,
@@ -226,121 +234,117 @@ def read_logs(name: str) -> dict[str, Any]:
 
 
 def cancel(run: RunName, address: Address = None) -> None:
-    """Stop a run, or all: what is trained stops at its next step, resumable; what waits is not begun."""
+    """Cancel a run, or `all`: a training run stops after its current step, resumable; a waiting run does not start."""
     from pipeline.cluster import launches
-    from pipeline.cluster.launch import cancel_runs as ask_to_stop
+    from pipeline.cluster.launch import cancel_runs
     from pipeline.cluster.status import StatusReader, find_run
 
-    name, elsewhere = " ".join(run), remote_cluster(address)
-    if elsewhere:
-        raise typer.Exit(relay_command(elsewhere, ["cancel", name]))
+    name, remote = " ".join(run), remote_cluster(address)
+    if remote:
+        raise typer.Exit(relay_command(remote, ["cancel", name]))
     reader = StatusReader()
-    unfinished = reader.open()
+    outlines = reader.unfinished()
     damaged = list(reader.damaged.values())
-    given = []
-    for one in unfinished:
+    selected = []
+    for outline in outlines:
         try:
-            given.append(launches.read_launch(one.id))
-        except UserError as error:  # whole, but of another version
+            selected.append(launches.read_launch(outline.id))
+        except UserError as error:  # valid JSON, but written by another version
             damaged.append(str(error))
-    for why in damaged:
-        print_warning_line(f"Left out: {why}")
+    for error_text in damaged:
+        print_warning_line(f"Skipped: {error_text}")
     now = reader.status()
     only = None
     if name != "all":
         try:
-            only = find_run(name, unfinished).identity
+            only = find_run(name, outlines).identity
         except UserError:
             find_run(name, reader.all())
-            say(f"{name} has ended already.")
+            say(f"{name} has already ended.")
             return
-    training = {one.identity for one in now.runs if one.state == "training"}
-    tasks = ask_to_stop(given, only, supervised=now.alive, training=training)
+    training = {status.identity for status in now.runs if status.state == "training"}
+    tasks = cancel_runs(selected, only, supervised=now.alive, training=training)
     stopping = [task for task in tasks if task.identity in training]
     if damaged and not tasks:
-        raise UserError(f"nothing was cancelled, as {damaged[0]}")
+        raise UserError(f"nothing was cancelled: {damaged[0]}")
     if not tasks:
-        say("Nothing to cancel: no launch waits or is trained." if only is None else f"{name} has ended already.")
-    for task in stopping[:20]:
-        say(f"{task.title}: asked to stop at its next step, resumable")
-    if len(stopping) > 20:
-        say(f"… and {len(stopping) - 20:,} more")
-    rest = [task for task in tasks if task.identity not in training]
-    if len(rest) == 1:
-        say(f"{rest[0].title}: will not be trained")
-    elif rest:
-        say(f"{len(rest):,} runs that waited will not be trained")
+        say("Nothing to cancel: no run is waiting or training." if only is None else f"{name} has already ended.")
+    for task in stopping[:MAX_LISTED_STOPS]:
+        say(f"{task.title}: stops after its current step, resumable")
+    if len(stopping) > MAX_LISTED_STOPS:
+        say(f"… and {len(stopping) - MAX_LISTED_STOPS:,} more")
+    waiting = [task for task in tasks if task.identity not in training]
+    if len(waiting) == 1:
+        say(f"{waiting[0].title}: cancelled")
+    elif waiting:
+        say(f"{len(waiting):,} waiting runs cancelled")
     if tasks:
-        say("Launched again, they go on where they stopped.")
+        say("To continue cancelled runs, launch them again.")
 
 
 def resume(gpus_per_run: GpusPerRun = None, address: Address = None) -> None:
-    """Go on with every launch that has not ended, after a cluster was lost. Exit 1 if a run failed."""
+    """Resume all launches that have not ended, for example after a cluster was lost. Exit 1 if a run failed."""
     from pipeline.cluster import launches
     from pipeline.cluster.launch import is_task_over, with_devices
-    from pipeline.cluster.status import supervisor_is_alive
+    from pipeline.cluster.state_file import supervisor_is_alive
     from pipeline.track.run_folder import RunFolder
 
-    elsewhere = remote_cluster(address)
-    if elsewhere:
-        more = [] if gpus_per_run is None else ["--gpus-per-run", str(gpus_per_run)]
-        raise typer.Exit(relay_command(elsewhere, ["resume", *more]))
+    remote = remote_cluster(address)
+    if remote:
+        options = [] if gpus_per_run is None else ["--gpus-per-run", str(gpus_per_run)]
+        raise typer.Exit(relay_command(remote, ["resume", *options]))
     if gpus_per_run is not None and gpus_per_run < 1:
-        raise UserError(f"--gpus-per-run {gpus_per_run}: a number from 1 on is needed")
+        raise UserError(f"--gpus-per-run {gpus_per_run}: must be an integer >= 1")
     unfinished = list(launches.unfinished_launches(print_warning_line))
-    going = [one for one in unfinished if not all(map(is_task_over, one.tasks))]
-    if gpus_per_run is not None and any(one.terms.devices != gpus_per_run for one in going):
+    resumed = [one for one in unfinished if not all(map(is_task_over, one.tasks))]
+    if gpus_per_run is not None and any(one.terms.devices != gpus_per_run for one in resumed):
         if supervisor_is_alive():
             raise UserError(
-                "these launches are at work, and keep their devices until they end; repro cancel all stops them"
+                f"--gpus-per-run {gpus_per_run}: running launches keep their devices; stop them with repro cancel all,"
+                " and launch again"
             )
-        going = [with_devices(one, gpus_per_run) for one in going]
-    over = sorted(path.stem for path in launches.launches_folder().glob("*.json") if launches.is_over(path.stem))
-    looked_at = unfinished or [
-        launches.read_launch(name) for name in over[-1:]
-    ]  # the last may have ended at its budget
-    folders = [RunFolder(task.folder) for one in looked_at for task in one.tasks]
-    left = [folder.unfinished().get("why") for folder in folders if not folder.result_file.is_file()]
-    for why, words in LEFT_ALIGNED.items():
-        if why in left:
-            count = left.count(why)
-            what = "1 run stays" if count == 1 else f"{count:,} runs stay"
-            say(f"{what} {words}; to try anew, launch again.")
-    if not going:
-        say("There is nothing to resume.")
-        raise typer.Exit(int("failed" in left))
-    for one in going:
-        say(f"Going on with {one.words}, by {one.by}.")
+        resumed = [with_devices(one, gpus_per_run) for one in resumed]
+    ended = [launch_id for launch_id in launches.launch_ids() if launches.is_over(launch_id)]
+    # Without an unfinished launch, report on the last one: its runs may have stopped at the end of the budget.
+    reported = unfinished or [launches.read_launch(launch_id) for launch_id in ended[-1:]]
+    folders = [RunFolder(task.folder) for one in reported for task in one.tasks]
+    reasons = [folder.unfinished().get("why") for folder in folders if not folder.result_file.is_file()]
+    for reason, text in UNFINISHED_TEXTS.items():
+        if reason in reasons:
+            say(f"{plural(reasons.count(reason), 'run')} {text}; to retry, launch again.")
+    if not resumed:
+        say("Nothing to resume.")
+        raise typer.Exit(int("failed" in reasons))
+    for one in resumed:
+        say(f"Resuming {one.words}, launched by {one.by}.")
     cluster = None if is_cluster_job() else local_cluster()
-    raise typer.Exit(run_and_follow([one.id for one in going], Path(going[-1].code), cluster))
+    raise typer.Exit(run_and_follow([one.id for one in resumed], Path(resumed[-1].code), cluster))
 
 
-def run_launches(names: Annotated[list[str], typer.Argument(metavar="LAUNCH…")]) -> None:
-    """What a job on the cluster does: hand launches over, and tell what happens until they are over."""
-    raise typer.Exit(run_and_follow(names, Path(), None))
+def run_launches(launch_ids: Annotated[list[str], typer.Argument(metavar="LAUNCH…")]) -> None:
+    """Pass launches to the supervisor and print their news until they end; the command of a job on the cluster."""
+    raise typer.Exit(run_and_follow(launch_ids, Path(), None))
 
 
 def node(
-    head: Annotated[bool, typer.Option("--head", help="The first node of a cluster.")] = False,
+    head: Annotated[bool, typer.Option("--head", help="Start a cluster.")] = False,
     address: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="Of the head, to join its cluster.")
+        str | None, typer.Option(metavar="HOST:PORT", help="Join the cluster of this head.")
     ] = None,
     listen: Annotated[
-        str, typer.Option(metavar="ADDR", help="The address others reach this node at; needs a token.")
+        str, typer.Option(metavar="ADDR", help="Address of this machine that other nodes connect to.")
     ] = "127.0.0.1",
-    cpus: Annotated[int | None, typer.Option(min=0, metavar="N", help="Processors to give; all without.")] = None,
-    gpus: Annotated[int | None, typer.Option(min=0, metavar="N", help="GPUs to give; all without.")] = None,
+    cpus: Annotated[int | None, typer.Option(min=0, metavar="N", help="CPUs to offer. Default: all.")] = None,
+    gpus: Annotated[int | None, typer.Option(min=0, metavar="N", help="GPUs to offer. Default: all.")] = None,
     grace: Annotated[
-        float, typer.Option(min=0, metavar="SECONDS", help="For runs to write checkpoints when it is ended.")
+        float, typer.Option(min=0, metavar="SECONDS", help="Time for runs to write checkpoints on a stop signal.")
     ] = 30.0,
     until_idle: Annotated[
         float | None,
-        typer.Option(min=0, metavar="SECONDS", help="A head ends itself after so long with nothing to do."),
+        typer.Option(min=0, metavar="SECONDS", help="Shut down a head after so long without work."),
     ] = None,
 ) -> None:
-    """Be a node of a cluster, until SIGTERM or Ctrl-C: the head, or one that joins it."""
-    if head == (address is not None):
-        raise UserError("a node is either the first, as in repro node --head, or joins one: --address HOST:6379")
+    """Start a cluster node, the head or one that joins a head. SIGTERM or Ctrl-C stops it."""
     from pipeline.cluster.node import run_node
 
     raise typer.Exit(
@@ -351,63 +355,63 @@ def node(
 
 
 def add_commands(app: typer.Typer) -> None:
-    """Make these commands of `app`."""
+    """Add the commands of this module to `app`."""
     for command in (launch, status, logs, cancel, resume, node):
         app.command(rich_help_panel=PANEL)(command)
     app.command("carry", hidden=True)(run_launches)
 
 
 def is_cluster_job() -> bool:
-    """Whether this command runs on the cluster itself, as a job."""
+    """Return whether this command runs as a job on the cluster."""
     from pipeline.cluster.jobs import INSIDE_VARIABLE
 
     return bool(os.environ.get(INSIDE_VARIABLE))
 
 
 def remote_cluster(address: str | None) -> "ClusterAddress | None":
-    """The cluster at an address, if one is given; a job on it means the cluster that it is on."""
+    """Return the cluster at an address; None without an address, and in a job, which uses its own cluster."""
     if not address or is_cluster_job():
         return None
     from pipeline.cluster import jobs
 
     cluster = jobs.cluster_at(address)
-    print_warning_line(f"on the cluster at {cluster.dashboard}")
+    print_warning_line(f"Using the cluster at {cluster.dashboard}")
     return cluster
 
 
 def local_cluster() -> "ClusterAddress":
-    """This machine's cluster; started if there is none."""
+    """Return this machine's cluster; start it if it does not run."""
     from pipeline.cluster import local_head
 
-    return local_head.find_local_cluster() or local_head.ensure_local_cluster(tell=print_warning_line)
+    return local_head.find_local_cluster() or local_head.ensure_local_cluster(report=print_warning_line)
 
 
-def run_and_follow(names: Sequence[str], code: Path, cluster: "ClusterAddress | None") -> int:
-    """Hand launches over and follow them: from within the cluster (None), or through a job on it."""
+def run_and_follow(launch_ids: Sequence[str], code: Path, cluster: "ClusterAddress | None") -> int:
+    """Run launches and print their news, directly in a job on the cluster (None) or else through such a job."""
     if cluster is None:
         from pipeline.cluster.connect import follow_launches
 
-        return follow_launches(names, print_event)
+        return follow_launches(launch_ids, print_event)
     from pipeline.cluster import jobs
 
     try:
-        job = jobs.submit_job(cluster, ["carry", *names], code=code)
+        job = jobs.submit_job(cluster, ["carry", *launch_ids], code=code)
     except UserError as error:
-        raise UserError(f"{error}; what was asked is written down, and repro resume begins it") from error
-    say(f"At work, also when this terminal is closed; Ray's pages: {cluster.dashboard}")
+        raise UserError(f"{error}; the launch is saved: start it with repro resume") from error
+    say(f"Running in the background; you can close this terminal. Ray dashboard: {cluster.dashboard}")
     return show_job(cluster, job, "")
 
 
-def relay_command(cluster: "ClusterAddress", words: Sequence[str], upload: Path | None = None) -> int:
-    """Run a command as a job on the cluster, with its output shown here; its exit code."""
+def relay_command(cluster: "ClusterAddress", argv: Sequence[str], upload: Path | None = None) -> int:
+    """Run a command as a job on the cluster and show its output; return its exit code."""
     from pipeline.cluster import jobs
 
     width = {"COLUMNS": str(terminal.out.width)} if terminal.out.is_terminal else {}
-    return show_job(cluster, jobs.submit_job(cluster, words, upload=upload, settings=width), cluster.dashboard)
+    return show_job(cluster, jobs.submit_job(cluster, argv, upload=upload, settings=width), cluster.dashboard)
 
 
 def show_job(cluster: "ClusterAddress", job: str, address: str) -> int:
-    """Show a job's output until it ends, or until Ctrl-C, which does not end it."""
+    """Show a job's output until it ends; return its exit code. Ctrl-C ends the output, not the job."""
     from pipeline.cluster import jobs
 
     last = "\n"
@@ -424,66 +428,66 @@ def show_job(cluster: "ClusterAddress", job: str, address: str) -> int:
         return code
     except KeyboardInterrupt:
         where = f" --address {address}" if address else ""
-        print_warning_line(f"It goes on without this terminal. To see it: repro status{where}")
-        print_warning_line(f"To stop it: repro cancel all{where}")
+        print_warning_line(f"The runs continue in the background. Status: repro status{where}")
+        print_warning_line(f"To stop them: repro cancel all{where}")
         return STOPPED
 
 
-def run_for_json(cluster: "ClusterAddress", words: Sequence[str]) -> dict[str, Any]:
-    """What a command that prints JSON answers on the cluster; UserError with what it says instead."""
+def run_for_json(cluster: "ClusterAddress", argv: Sequence[str]) -> dict[str, Any]:
+    """Run a command that prints JSON on the cluster and return the JSON; UserError with its last line otherwise."""
     from pipeline.cluster import jobs
 
-    said: list[str] = []
-    code = jobs.follow_job(cluster, jobs.submit_job(cluster, words), said.append)
-    text = "".join(said)
-    begin = text.find("\n{") + 1 if not text.startswith("{") else 0
+    chunks: list[str] = []
+    code = jobs.follow_job(cluster, jobs.submit_job(cluster, argv), chunks.append)
+    text = "".join(chunks)
+    start = text.find("\n{") + 1 if not text.startswith("{") else 0
     try:
-        found, _ = json.JSONDecoder().raw_decode(text[begin:])
+        found, _ = json.JSONDecoder().raw_decode(text[start:])
         return dict(found)
     except (ValueError, TypeError):
         last = (text.strip().splitlines() or [f"exit code {code}"])[-1].removeprefix("error: ")
-        raise UserError(f"the cluster at {cluster.dashboard} says: {last}") from None
+        raise UserError(f"the cluster at {cluster.dashboard} reports: {last}") from None
 
 
 def remote_status(cluster: "ClusterAddress") -> "ClusterStatus":
-    """How things stand on a cluster elsewhere."""
+    """Return the status of a cluster at an address."""
     from pipeline.cluster.status import ClusterStatus
 
     return ClusterStatus.from_dict(run_for_json(cluster, ["status", "--json"]))
 
 
 def print_event(text: str) -> None:
-    """A line on what happened."""
+    """Print a line of news."""
     terminal.out.print(text, markup=False, soft_wrap=True)
 
 
 def collect_with_warnings() -> "FinishedRuns":
-    """All ended runs that can be found; says so where some cannot be sent or the tracking server not be used."""
+    """Return all finished runs; warn where runs cannot be sent to the tracking server or read from it."""
     from pipeline.judge.collect import collect_runs
 
     found = collect_runs()
     if found.trouble:
         print_warning_line(
-            found.trouble if found.tracker else f"{found.trouble}.\nGoing by the runs on this machine alone."
+            found.trouble if found.tracker else f"{found.trouble}.\nUsing only the runs on this machine."
         )
     return found
 
 
-def print_launch_plan(made: "LaunchPlan") -> None:
-    """A table for each experiment, and the whole in sentences."""
+def print_launch_plan(plan: "LaunchPlan") -> None:
+    """Print a table for each experiment, and a summary."""
     from pipeline.report.launch_plan import plan_rows, plan_summary
 
-    for of in dict.fromkeys((group.experiment, group.scale) for group in made.groups):
-        groups = [group for group in made.groups if (group.experiment, group.scale) == of]
-        data = ", ".join(dict.fromkeys(group.data for group in groups))
-        rows = plan_rows(groups, made.asked.price)
+    for experiment, scale in dict.fromkeys((variant.experiment, variant.scale) for variant in plan.variants):
+        variants = [variant for variant in plan.variants if variant.experiment == experiment]
+        data = ", ".join(dict.fromkeys(variant.data for variant in variants))
+        rows = plan_rows(variants, plan.request.price)
         table = Table(box=None, pad_edge=False, header_style="bold")
-        for head in rows[0]:
-            table.add_column(head, justify="left" if head in ("variant", "runs") else "right", overflow="fold")
+        for header in rows[0]:
+            table.add_column(header, justify="left" if header in ("variant", "runs") else "right", overflow="fold")
         for row in rows:
             table.add_row(*map(escape, row.values()))
-        terminal.out.print(f"[bold]{of[0]}[/] at {of[1]} scale on {data}")
+        terminal.out.print(f"[bold]{experiment}[/] at {scale} scale on {data}")
         terminal.out.print(table)
         terminal.out.print()
-    for sentence in plan_summary(made):
+    for sentence in plan_summary(plan):
         say(sentence)

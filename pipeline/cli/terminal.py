@@ -1,4 +1,4 @@
-"""What the commands have in common: standard output and error, prose, warnings, JSON, an option, an exit code."""
+"""Output of the commands: consoles, prose, warnings and JSON; the --json option."""
 
 import json
 import os
@@ -8,15 +8,15 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
-STOPPED = 130  # exit code of what Ctrl-C has stopped
+STOPPED = 130  # exit code after Ctrl-C
 
-PIPE_WIDTH = 160  # columns of a table that goes to a file or another program, unless COLUMNS says otherwise
+PIPE_WIDTH = 160  # columns of a table without a terminal, unless COLUMNS is set
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A terminal's own width, or one that folds no table where there is no terminal."""
+    """Return a console as wide as the terminal, or of PIPE_WIDTH columns if there is none."""
     made = Console(stderr=stderr, highlight=False)
     if not made.is_terminal and "COLUMNS" not in os.environ:
         made.width = PIPE_WIDTH
@@ -27,7 +27,7 @@ out, err = console(), console(stderr=True)
 
 
 def say(text: str, *, indent: int = 0) -> None:
-    """Prose on standard output, folded for a terminal, one line for anything else; never read as markup."""
+    """Print a sentence on standard output, wrapped on a terminal, else on one line. Markup is not interpreted."""
     space = " " * indent
     lines = [text]
     if out.is_terminal:
@@ -45,10 +45,10 @@ def say(text: str, *, indent: int = 0) -> None:
 
 
 def print_warning_line(text: str) -> None:
-    """A warning on standard error."""
+    """Print a warning on standard error."""
     err.print(text, style="yellow", markup=False, soft_wrap=True)
 
 
 def print_json(value: Any) -> None:
-    """Plain JSON on standard output."""
+    """Print a value as JSON on standard output."""
     print(json.dumps(value, indent=1, default=str))

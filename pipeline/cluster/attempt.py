@@ -14,127 +14,122 @@ import ray
 from pipeline.cluster import processes, token
 from pipeline.common.environment import available_cpus
 from pipeline.common.errors import UserError
+from pipeline.plan.task import Task
 from pipeline.schedule.execute import execute_task
 from pipeline.schedule.local import reader_count
-from pipeline.schedule.task import Task
 from pipeline.track.run_folder import RunFolder
 
-STOP_POLL_SECONDS = 0.25  # between looks at whether a run was asked to stop
+STOP_POLL_SECONDS = 0.25  # interval between checks for a stop request
 
-LOST, NODE_DIED = "its machine was lost", "node has died"  # ours, and within Ray's words for it
+NODE_LOST, RAY_NODE_DIED = "its node was lost", "node has died"  # our message; part of Ray's message
 
-RENDEZVOUS_SECONDS = 4 * 3600  # a rank may wait so long for another: the first computes what all need of the data
+RENDEZVOUS_SECONDS = 4 * 3600  # rank 0 may compute statistics of a whole data set while the others wait
 
-AttemptResult = tuple[
-    str, str, float
-]  # how an attempt ended ("ended", "stopped", "failed", "died"), why, asked when
+
+# The end of an attempt: how ("ended", "stopped", "failed" or "died"); why (the reason of a stop request, "" where
+# the node shuts down, or the error); the Unix time of the stop request that was followed, 0 for none. A plain
+# tuple: the supervisor may run other code than the process that trains, so that a class of ours might not
+# unpickle.
+AttemptResult = tuple[str, str, float]
 
 
 class StopSignal:
-    """Whether a run should stop: by whoever asks, or since its machine is about to end. Cheap to call."""
+    """Callable that returns whether a run should stop: on request, or because its node shuts down. Cheap."""
 
     def __init__(self, folder: RunFolder) -> None:
-        self.folder, self.looked, self.answer = folder, -STOP_POLL_SECONDS, False
-        self.why, self.when = "", 0.0  # of the request that was heard; "": the machine is about to end
+        self.folder = folder
+        self.checked, self.stopping = -STOP_POLL_SECONDS, False
+        self.why, self.when = "", 0.0  # of the stop request; "" where the node shuts down
 
     def __call__(self) -> bool:
         now = time.monotonic()
-        if now - self.looked >= STOP_POLL_SECONDS:
-            self.looked = now
-            if not self.answer:
+        if now - self.checked >= STOP_POLL_SECONDS:
+            self.checked = now
+            if not self.stopping:
                 self.why, self.when = self.folder.stop_request()
-                self.answer = bool(self.why) or processes.node_is_draining()
-        return self.answer
+                self.stopping = bool(self.why) or processes.node_is_draining()
+        return self.stopping
 
 
 def attempt(raw: dict[str, Any], *, first: bool = True) -> AttemptResult:
-    """Train a task in this process, alone or as one of the ranks of its group; UserError and whatever else raised
-    goes into the run's log, by each rank, and is raised again.
+    """Train a task in this process, alone or as one rank of a group.
+
+    Only the first rank writes to the run's log. Errors, UserError included, propagate to the caller.
     """
     task = Task.from_dict(raw)
     folder = RunFolder(task.folder)
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # warns where there is no GPU
 
-    def say(kind: str, text: str = "", record: object = None) -> None:
+    def log_event(kind: str, text: str = "", record: object = None) -> None:
         if first and text:
             folder.log(text)
 
-    asked = StopSignal(folder)
+    stop = StopSignal(folder)
     if processes.node_is_draining():
         return "stopped", "", 0.0
     with processes.register_training():
-        record = execute_task(task, threads=1, readers=reader_count(devices_here()), stop=asked, say=say)
-    return ("ended", "", 0.0) if record else ("stopped", asked.why, asked.when)
+        record = execute_task(task, threads=1, readers=reader_count(node_devices()), stop=stop, on_event=log_event)
+    return ("ended", "", 0.0) if record else ("stopped", stop.why, stop.when)
 
 
-def devices_here() -> int:
-    """Devices of this machine that runs are trained on: GPUs, else processors."""
-    own = ray.get_runtime_context().get_node_id()
-    mine: dict[str, float] = next((one["Resources"] for one in ray.nodes() if one["NodeID"] == own), {})
-    return max(1, int(mine.get("GPU", 0) or mine.get("CPU", 0) or available_cpus()))
+def node_devices() -> int:
+    """Return the number of training devices of this node: GPUs, or CPUs where it has no GPU."""
+    node_id = ray.get_runtime_context().get_node_id()
+    resources: dict[str, float] = next((one["Resources"] for one in ray.nodes() if one["NodeID"] == node_id), {})
+    return max(1, int(resources.get("GPU", 0) or resources.get("CPU", 0) or available_cpus()))
 
 
 @ray.remote(max_restarts=0)
 class Runner:
-    """A process that trains runs of one device, one after the other."""
+    """Actor that trains runs on one device, one after the other."""
 
     def train(self, raw: dict[str, Any]) -> AttemptResult:
-        """One run; what a user can mend is an answer, not an error."""
+        """Train one run; errors become a "failed" result, so that the actor can train the next run."""
         folder = RunFolder(Path(raw["folder"]))
         try:
             return attempt(raw)
         except UserError as error:
             return "failed", str(error), 0.0
-        except Exception as error:  # noqa: BLE001 - whatever it is, the user sees it and the other runs go on
+        except Exception as error:  # noqa: BLE001 - any error fails this run only; its traceback goes to the log
             folder.log(traceback.format_exc())
             return "failed", f"{type(error).__name__}: {error}", 0.0
 
 
-def do_nothing(*_: object) -> None:
-    """There is nothing to do."""
-
-
 def train_ranks(raw: dict[str, Any], world: int, gpu: bool) -> AttemptResult:
-    """One run by `world` ranks, through Ray Train; the process group is its, all else is `train`'s."""
+    """Train one run with `world` ranks. Ray Train provides the process group; the ranks do everything else."""
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.train.torch.config import _TorchBackend
 
-    class NoDoor(_TorchBackend):
-        """Leaves it to the ranks to meet: torch's own way for it listens on every network of the machine."""
-
-        on_start = do_nothing
-
-    class Meeting(TorchConfig):
-        """How the ranks find each other: by a file where all are on one machine that listens to no other."""
-
-        backend_cls = NoDoor if is_loopback_only() else _TorchBackend
+    from pipeline.cluster.rendezvous import FileRendezvousConfig, file_init_method
 
     folder = RunFolder(Path(raw["folder"]))
-    place = token.cluster_folder() / "train"
-    place.mkdir(parents=True, exist_ok=True)
+    storage = token.cluster_folder() / "train"
+    storage.mkdir(parents=True, exist_ok=True)
     name = f"{raw['identity']}-{time.time_ns()}"
     backend = "nccl" if gpu else "gloo"
-    meet = {"backend": backend, "init_method": f"file://{place / name}.meeting"} if is_loopback_only() else None
+    rendezvous_file = storage / f"{name}.meeting"
+    loopback = is_loopback_only()
+    config = FileRendezvousConfig if loopback else TorchConfig
+    process_group = {"backend": backend, "init_method": file_init_method(rendezvous_file)} if loopback else None
     trainer = TorchTrainer(
         rank_main,
-        train_loop_config={"raw": raw, "meet": meet},
-        torch_config=Meeting(backend=backend, timeout_s=RENDEZVOUS_SECONDS),
+        train_loop_config={"raw": raw, "process_group": process_group},
+        torch_config=config(backend=backend, timeout_s=RENDEZVOUS_SECONDS),
         scaling_config=ScalingConfig(
             num_workers=world, use_gpu=gpu, resources_per_worker={"GPU": 1} if gpu else {"CPU": 1}
         ),
-        run_config=RunConfig(name=name, storage_path=str(place)),
+        run_config=RunConfig(name=name, storage_path=str(storage)),
     )
     try:
         trainer.fit()
-    except Exception as error:  # noqa: BLE001 - a rank's death comes as one of many errors
+    except Exception as error:  # noqa: BLE001 - Ray Train reports the death of a rank as one of many errors
         left = folder.unfinished()
         if left.get("why") == "failed":
             return "failed", left["text"], 0.0
         return "died", failure_summary(error), 0.0
     finally:
-        shutil.rmtree(place / name, ignore_errors=True)
-        (place / f"{name}.meeting").unlink(missing_ok=True)
+        shutil.rmtree(storage / name, ignore_errors=True)
+        rendezvous_file.unlink(missing_ok=True)
     return ("ended", "", 0.0) if folder.result() else ("stopped", *folder.stop_request())
 
 
@@ -142,7 +137,7 @@ train_together = ray.remote(num_cpus=0, max_retries=0)(train_ranks)
 
 
 def rank_main(config: dict[str, Any]) -> None:
-    """What one process of a group does."""
+    """Train a task as one rank; the entry point of Ray Train's worker processes."""
     import ray.train
     import ray.train.torch
     import torch
@@ -151,49 +146,49 @@ def rank_main(config: dict[str, Any]) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     raw, context = config["raw"], ray.train.get_context()
-    number = context.get_world_rank()
-    if config["meet"]:
-        limit = timedelta(seconds=RENDEZVOUS_SECONDS)
+    rank = context.get_world_rank()
+    if config["process_group"]:
+        timeout = timedelta(seconds=RENDEZVOUS_SECONDS)
         torch.distributed.init_process_group(
-            **config["meet"], rank=number, world_size=context.get_world_size(), timeout=limit
+            **config["process_group"], rank=rank, world_size=context.get_world_size(), timeout=timeout
         )
     folder = RunFolder(Path(raw["folder"]))
     try:
-        attempt(raw, first=number == 0)
+        attempt(raw, first=rank == 0)
     except UserError as error:
         folder.mark_unfinished("failed", str(error))
         raise
     except Exception:
-        folder.log(f"rank {number} on {socket.gethostname()}:\n{traceback.format_exc()}")
+        folder.log(f"rank {rank} on {socket.gethostname()}:\n{traceback.format_exc()}")
         raise
 
 
 def is_loopback_only() -> bool:
-    """Whether this cluster listens on its own machine only."""
+    """Return whether this cluster listens on loopback only."""
     return ray.util.get_node_ip_address().startswith("127.")
 
 
 def failure_summary(error: BaseException) -> str:
-    """Why an attempt died, in a line: of a group's ranks, the first that says more than that another is gone."""
+    """Return one line on why a group of ranks died: the last lines of the first two ranks that failed."""
     failures = getattr(error, "worker_failures", None) or {}
-    if any(NODE_DIED in str(one) for one in failures.values()):
-        return LOST
-    texts = [f"rank {number}: {last_line(one)}" for number, one in sorted(failures.items())]
+    if any(RAY_NODE_DIED in str(failure) for failure in failures.values()):
+        return NODE_LOST
+    texts = [f"rank {rank}: {last_line(failure)}" for rank, failure in sorted(failures.items())]
     return "; ".join(texts[:2]) or last_line(error)
 
 
 def last_line(error: BaseException) -> str:
-    """The line that says most of what an error prints: its last."""
+    """Return the last line of an error's message, at most 300 characters."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[-1] if lines else repr(error))[:300]
 
 
 def death_reason(error: BaseException) -> str:
-    """How a process ended that did not say so itself."""
-    if isinstance(error, ray.exceptions.NodeDiedError) or NODE_DIED in str(error):
-        return LOST
+    """Return why a training process died, from Ray's error."""
+    if isinstance(error, ray.exceptions.NodeDiedError) or RAY_NODE_DIED in str(error):
+        return NODE_LOST
     if isinstance(error, ray.exceptions.OutOfMemoryError):
-        return "its machine ran out of memory"
+        return "its node ran out of memory"
     if isinstance(error, ray.exceptions.RayActorError | ray.exceptions.WorkerCrashedError):
-        return "its process was ended from outside"
+        return "its process was killed"
     return last_line(error)

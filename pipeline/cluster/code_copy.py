@@ -11,44 +11,45 @@ from pipeline.common.provenance import COMMIT_FILE, commit
 
 PACKAGES = ("pipeline", "lightning_modules", "experiments")
 
-CODE_SUFFIXES = (".py", ".yaml", ".j2", ".txt")  # of the files that the packages consist of
+CODE_SUFFIXES = (".py", ".yaml", ".j2", ".txt", ".typed")  # of the files copied from the packages
 
 PROJECT_FILES = ("pyproject.toml", "requirements.lock")
 
 
 def copy_code(root: Path = ROOT) -> Path:
-    """A copy of the code below home()/code, named by its content; made once, and whole or not at all.
+    """Copy the code below `root` to REPRO_HOME/code/<hash of the content> and return that folder.
 
-    What is launched is trained by this copy, whatever becomes of the checkout while it waits.
+    A launch trains with its copy, so later changes to the checkout do not affect waiting runs. The copy appears
+    whole or not at all, and is made once for each content.
     """
     files = {str(path.relative_to(root)): path.read_bytes() for path in sorted(code_files(root))}
     files[COMMIT_FILE] = f"{commit()}\n".encode()
     content = hashlib.sha256()
     for name, data in files.items():
         content.update(f"{name}\0{len(data)}\0".encode() + data)
-    place = home() / "code" / content.hexdigest()[:16]
-    if place.is_dir():
-        return place
+    folder = home() / "code" / content.hexdigest()[:16]
+    if folder.is_dir():
+        return folder
     with explain_write_errors(home()):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}-"))
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
         try:
             for name, data in files.items():
-                (beside / name).parent.mkdir(parents=True, exist_ok=True)
-                (beside / name).write_bytes(data)
-            beside.chmod(0o755)  # a temporary folder is its owner's alone
+                (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+                (temporary / name).write_bytes(data)
+            temporary.chmod(0o755)  # mkdtemp creates a folder that only its owner can read
             try:
-                beside.rename(place)
+                temporary.rename(folder)
             except OSError:
-                if not place.is_dir():  # else: another command was quicker
+                if not folder.is_dir():  # otherwise another command finished the same copy first
                     raise
         finally:
-            shutil.rmtree(beside, ignore_errors=True)
-    return place
+            shutil.rmtree(temporary, ignore_errors=True)
+    return folder
 
 
 def code_files(root: Path) -> list[Path]:
-    """All files that the packages consist of, and the project's own beside them."""
+    """Return the files of the packages and the project files below `root`."""
     inside = [
         path
         for package in PACKAGES

@@ -1,4 +1,4 @@
-"""Connect to a Ray cluster, find or start its supervisor, and hand launches to it. Imports Ray."""
+"""Connect to a Ray cluster, find or start its supervisor, and pass launches to it. Imports Ray."""
 
 import logging
 import os
@@ -11,19 +11,23 @@ import ray
 from pipeline.cluster import launches, token
 from pipeline.cluster.attempt import last_line
 from pipeline.cluster.launches import Launch
-from pipeline.cluster.supervisor import HEAD_RESOURCE, Supervisor, worker_environment
+from pipeline.cluster.supervisor import Supervisor
+from pipeline.cluster.workers import HEAD_RESOURCE, worker_environment
 from pipeline.common.errors import UserError
 from pipeline.track.run_folder import RunFolder
 
 SUPERVISOR_NAME, NAMESPACE = "supervisor", "repro"
 
+NEWS_POLL_SECONDS = 0.5
+
 
 def connect() -> None:
-    """Join the cluster that this process runs on, or that RAY_ADDRESS names; UserError if there is none."""
+    """Connect to the cluster of RAY_ADDRESS, else to the one this process runs on; UserError if there is none."""
     if ray.is_initialized():
         return
     token.cluster_folder().mkdir(parents=True, exist_ok=True)
-    os.chdir(token.cluster_folder())  # Ray hands this folder to all workers as a place of code, before any other
+    # Ray puts the working directory first on the import path of all workers: use a folder without code.
+    os.chdir(token.cluster_folder())
     try:
         ray.init(
             address=os.environ.get("RAY_ADDRESS", "auto"),
@@ -32,12 +36,11 @@ def connect() -> None:
             logging_level=logging.ERROR,
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UserError(f"no Ray cluster can be joined here: {last_line(error)}") from error
+        raise UserError(f"cannot connect to a Ray cluster from this machine: {last_line(error)}") from error
 
 
 def get_supervisor(launch: Launch) -> Any:
-    """The cluster's supervisor, made if there is none; it runs on the head."""
-    where = {"env_vars": worker_environment(launch)}
+    """Return the cluster's supervisor actor; if there is none, start it on the head with the launch's code."""
     return (
         ray.remote(Supervisor)
         .options(
@@ -49,39 +52,39 @@ def get_supervisor(launch: Launch) -> Any:
             get_if_exists=True,
             max_restarts=-1,
             resources=HEAD_RESOURCE,
-            runtime_env=where,
+            runtime_env={"env_vars": worker_environment(launch)},
         )
         .remote()
     )
 
 
-def follow_launches(names: Sequence[str], happened: Callable[[str], None]) -> int:
-    """Give launches to the supervisor and pass on what happens until all are over: 0, or 1 if some run failed."""
+def follow_launches(launch_ids: Sequence[str], on_event: Callable[[str], None]) -> int:
+    """Pass launches to the supervisor and its news to `on_event` until all end; return 1 if a run failed, or 0."""
     connect()
-    given = [launches.read_launch(name) for name in names]
-    seen = dict.fromkeys(names, 0)
+    followed = [launches.read_launch(launch_id) for launch_id in launch_ids]
+    seen = dict.fromkeys(launch_ids, 0)
     over: set[str] = set()
-    keeper: Any = None
-    while len(over) < len(names):
+    supervisor: Any = None
+    while len(over) < len(launch_ids):
         try:
-            if keeper is None:
-                keeper = get_supervisor(given[0])
-                for name in names:
-                    ray.get(keeper.take.remote(name))
-                seen = dict.fromkeys(names, 0)
-            for name in (name for name in names if name not in over):
-                news, ended = ray.get(keeper.told.remote(name, seen[name]))
-                seen[name] += len(news)
+            if supervisor is None:
+                supervisor = get_supervisor(followed[0])
+                for launch_id in launch_ids:
+                    ray.get(supervisor.add_launch.remote(launch_id))
+                seen = dict.fromkeys(launch_ids, 0)
+            for launch_id in (launch_id for launch_id in launch_ids if launch_id not in over):
+                news, ended = ray.get(supervisor.news_since.remote(launch_id, seen[launch_id]))
+                seen[launch_id] += len(news)
                 for text in news:
-                    happened(text)
+                    on_event(text)
                 if ended:
-                    over.add(name)
-        except ray.exceptions.RayActorError:  # it has just ended, or Ray is starting it again
-            keeper = None
-        time.sleep(0.5)
-    return int(any(is_failed(RunFolder(task.folder)) for one in given for task in one.tasks))
+                    over.add(launch_id)
+        except ray.exceptions.RayActorError:  # it shut down when idle, or Ray is restarting it
+            supervisor = None
+        time.sleep(NEWS_POLL_SECONDS)
+    return int(any(has_failed(RunFolder(task.folder)) for launch in followed for task in launch.tasks))
 
 
-def is_failed(folder: RunFolder) -> bool:
-    """Whether a run has no result although nobody wanted it to stop."""
+def has_failed(folder: RunFolder) -> bool:
+    """Return whether a run has no result, and was neither cancelled nor stopped at the end of a budget."""
     return folder.result() is None and folder.unfinished().get("why") not in ("cancelled", "over-budget")

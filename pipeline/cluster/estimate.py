@@ -13,27 +13,27 @@ from pipeline.track.record import FINISHED, Record
 
 @dataclass(frozen=True)
 class MeasuredRun:
-    """A run or step that ended, with what it cost."""
+    """A finished run or derived run and its record."""
 
     run: Run | DerivedRun
     record: Record
 
     @property
     def seconds(self) -> float:
-        """Of one device, for each image trained on, with all that is done beside; of a step, for all of it.
+        """Device seconds per work unit, including data preparation and evaluation.
 
-        Taken as if all its sessions had been on as many devices as the last, which is all that a record knows.
+        A record knows only the device count of its last session; all sessions count as if they used that many.
         """
         return self.record.world * self.record.seconds / work_units(self.run)
 
 
 def work_units(run: Run | DerivedRun) -> int:
-    """How much there is to do: images to train on, each as often as it is used; a step is one piece of work."""
+    """Return the number of training images of a run, with repetitions; 1 for a derived run."""
     return run.recipe.train.steps * run.recipe.train.batch_size if isinstance(run, Run) else 1
 
 
 def cost_key(run: Run | DerivedRun) -> tuple[str, ...]:
-    """What costs alike: a network trained on images of one set and size; the same step."""
+    """Return a key shared by runs whose work units cost the same: network, data set and image size."""
     if isinstance(run, DerivedRun):
         return run.experiment, run.scale, run.variant
     data = run.recipe.data
@@ -41,62 +41,64 @@ def cost_key(run: Run | DerivedRun) -> tuple[str, ...]:
 
 
 def measured_runs(records: Iterable[Record]) -> Iterator[MeasuredRun]:
-    """The finished ones that are declared still as they were, so that it is known how much there was to do."""
+    """Yield the finished runs whose declaration has not changed, so that their number of work units is known."""
     declared: dict[tuple[str, str], dict[str, Run | DerivedRun]] = {}
     known = set(experiment_names())
     for record in records:
         if record.status != FINISHED or record.experiment not in known:
             continue
-        place = (record.experiment, record.scale)
-        if place not in declared:
+        key = (record.experiment, record.scale)
+        if key not in declared:
             experiment = load_experiment(record.experiment)
             runs = plan_runs(experiment, scale=record.scale) if record.scale in experiment.scales else []
-            declared[place] = {run.declaration: run for run in runs}
-        run = declared[place].get(record.declaration)
+            declared[key] = {run.declaration: run for run in runs}
+        run = declared[key].get(record.declaration)
         if run and record.seconds > 0:
             yield MeasuredRun(run, record)
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What an image (or a step) will cost, and how that is known."""
+    """The estimated cost of a work unit, and the finished runs that it is based on."""
 
-    seconds: float
-    runs: int  # so many have shown it
+    seconds: float  # device seconds per work unit
+    runs: int  # number of finished runs
     where: str  # 'at paper scale on NVIDIA H100, on 4 devices each'
 
 
 class Estimator:
-    """Estimates for runs and steps, from those that have ended."""
+    """Estimates the cost of runs and derived runs from finished ones."""
 
     def __init__(self, records: Iterable[Record]) -> None:
-        self.of: dict[tuple[str, ...], list[MeasuredRun]] = {}
-        for one in measured_runs(records):
-            self.of.setdefault(cost_key(one.run), []).append(one)
+        self.measured: dict[tuple[str, ...], list[MeasuredRun]] = {}
+        for measured in measured_runs(records):
+            self.measured.setdefault(cost_key(measured.run), []).append(measured)
 
     def estimate(self, run: Run | DerivedRun, devices: int) -> Estimate | None:
-        """From the same variant, scale, hardware and number of devices as far as there are such runs.
+        """Return an estimate from the finished runs most similar to `run`, None if no comparable run has finished.
 
-        None: not measured yet. Runs on other numbers of devices are taken as if all devices were equally busy.
+        Preferred in this order: the same variant, scale, hardware and number of devices. A run on another number
+        of devices counts as if all its devices were equally busy.
         """
 
-        def nearness(one: MeasuredRun) -> tuple[bool, ...]:
-            variant = (one.run.experiment, one.run.variant) == (run.experiment, run.variant)
-            scale = variant and one.run.scale == run.scale
-            return variant, scale, one.record.hardware == hardware_name(), one.record.world == devices
+        def similarity(measured: MeasuredRun) -> tuple[bool, ...]:
+            variant = (measured.run.experiment, measured.run.variant) == (run.experiment, run.variant)
+            scale = variant and measured.run.scale == run.scale
+            return variant, scale, measured.record.hardware == hardware_name(), measured.record.world == devices
 
-        def place(one: MeasuredRun) -> tuple[str | int, ...]:
-            return one.record.hardware, one.record.world, one.run.experiment, one.run.scale, one.run.variant
+        def group(measured: MeasuredRun) -> tuple[str | int, ...]:
+            of = measured.run
+            return measured.record.hardware, measured.record.world, of.experiment, of.scale, of.variant
 
-        alike = self.of.get(cost_key(run), [])
-        if not alike:
+        candidates = self.measured.get(cost_key(run), [])
+        if not candidates:
             return None
-        variant, scale, _, world = nearest = max(map(nearness, alike))
-        near = [one for one in alike if nearness(one) == nearest]
-        newest = max(near, key=lambda one: one.record.finished)
-        same = [one for one in near if place(one) == place(newest)]
+        variant, scale, _, world = best = max(map(similarity, candidates))
+        similar = [measured for measured in candidates if similarity(measured) == best]
+        newest = max(similar, key=lambda measured: measured.record.finished)
+        pooled = [measured for measured in similar if group(measured) == group(newest)]
         of = "" if variant else f"of the same network ({newest.run.experiment}, {newest.run.variant}) "
         at = "" if scale else f"at {newest.run.scale} scale "
         each = "" if world else f", on {plural(newest.record.world, 'device')} each"
         where = f"{of}{at}on {newest.record.hardware}{each}"
-        return Estimate(median(one.seconds for one in same), len(same), where)
+        return Estimate(median(measured.seconds for measured in pooled), len(pooled), where)

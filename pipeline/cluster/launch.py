@@ -1,6 +1,5 @@
-"""Plan a launch on a cluster, write it down, cancel it."""
+"""Plan a launch on a cluster, start it, and cancel its runs."""
 
-import json
 import math
 from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -11,60 +10,62 @@ from pipeline.cluster import launches
 from pipeline.cluster.estimate import Estimate, Estimator, work_units
 from pipeline.cluster.launches import Launch, LaunchTerms
 from pipeline.common.errors import UserError, explain_write_errors
-from pipeline.common.files import write_atomically
 from pipeline.common.paths import home, runs_folder
 from pipeline.common.words import plural
 from pipeline.declare.load import EXPERIMENTS, experiment_names, load_experiment
 from pipeline.plan.expand import DerivedRun, Run, plan_runs
-from pipeline.schedule.task import Task
+from pipeline.plan.task import Task
 from pipeline.track.record import Record
-from pipeline.track.run_folder import CHECKPOINT_NAME, RunFolder
+from pipeline.track.run_folder import RunFolder
 
-SUITES = ("cs231n",)  # every declared experiment is of this lecture
+SUITES = ("cs231n",)  # every declared experiment belongs to it
 
 
 @dataclass(frozen=True)
 class LaunchRequest:
-    """The words of `repro launch`."""
+    """The arguments of `repro launch`; UserError for an invalid one."""
 
     experiments: tuple[str, ...]
     scale: str
     suite: str | None = None
-    devices: int = 1  # of each run
-    device_batch: int | None = None  # images that go through a device at a time, at most
+    devices: int = 1  # per run
+    device_batch: int | None = None  # images in one micro-batch, at most
     max_device_hours: float | None = None
     max_concurrent: int | None = None
-    price: float | None = None  # of an hour of one device, in whatever currency
+    price: float | None = None  # of one device hour, in any currency
 
     def __post_init__(self) -> None:
         if not self.experiments and not self.suite:
-            raise UserError("name what to launch, as in: repro launch resnet/cifar10_depth, or --suite cs231n")
+            raise UserError(
+                "nothing to launch; name an experiment, as in repro launch resnet/cifar10_depth, or use"
+                " --suite cs231n"
+            )
         if self.suite and self.suite not in SUITES:
-            raise UserError(f"there is no suite {self.suite!r}; there is {', '.join(SUITES)}")
-        whole = {"--gpus-per-run": self.devices, "--device-batch": self.device_batch}
-        for word, value in (whole | {"--max-concurrent": self.max_concurrent}).items():
+            raise UserError(f"unknown suite {self.suite!r}; known suites: {', '.join(SUITES)}")
+        integers = {"--gpus-per-run": self.devices, "--device-batch": self.device_batch}
+        for option, value in (integers | {"--max-concurrent": self.max_concurrent}).items():
             if value is not None and value < 1:
-                raise UserError(f"{word} {value}: a number from 1 on is needed")
+                raise UserError(f"{option} {value}: must be an integer >= 1")
         hours, price = self.max_device_hours, self.price
         if hours is not None and not (math.isfinite(hours) and hours > 0):
-            raise UserError(f"--max-gpu-hours {hours:g}: a number above 0 is needed")
+            raise UserError(f"--max-gpu-hours {hours:g}: must be a number > 0")
         if price is not None and not (math.isfinite(price) and price >= 0):
-            raise UserError(f"--price {price:g}: what one device costs an hour is needed, 0 or more")
+            raise UserError(f"--price {price:g}: must be a number >= 0, the price of one device hour")
 
     @property
     def title(self) -> str:
-        """'resnet/cifar10_depth at laptop', for a person."""
+        """'resnet/cifar10_depth at laptop'."""
         suite = [f"suite {self.suite}"] if self.suite else []
         return f"{', '.join([*suite, *self.experiments])} at {self.scale}"
 
     @property
     def terms(self) -> LaunchTerms:
-        """What the runs are trained under."""
+        """Devices and limits of the launch."""
         return LaunchTerms(self.devices, self.max_device_hours, self.max_concurrent)
 
     def to_argv(self) -> list[str]:
-        """The command again, for another machine."""
-        words = ["launch", *map(declared_name, self.experiments), "--scale", self.scale]
+        """Return the command line that makes the same request on another machine."""
+        argv = ["launch", *map(declared_name, self.experiments), "--scale", self.scale]
         options = {
             "--suite": self.suite,
             "--gpus-per-run": self.devices,
@@ -74,63 +75,65 @@ class LaunchRequest:
             "--price": self.price,
         }
         for option, value in options.items():
-            words += [] if value is None else [option, str(value)]
-        return words
+            argv += [] if value is None else [option, str(value)]
+        return argv
 
 
 def declared_name(experiment: str) -> str:
-    """'paper/file' of a file among the declared experiments; UserError for a file that goes with no code."""
+    """Return 'paper/name' of an experiment file; UserError for a file outside the experiments folder."""
     if not experiment.endswith(".yaml"):
         return experiment
     path = Path(experiment).resolve()
     if not path.is_relative_to(EXPERIMENTS.resolve()):
         raise UserError(
-            f"{experiment} is not below {EXPERIMENTS}, which alone is sent to a cluster; put it there, as"
-            " PAPER/NAME.yaml"
+            f"{experiment} is not below {EXPERIMENTS}, and only files there are sent to a cluster; move it there,"
+            " as PAPER/NAME.yaml"
         )
     return str(path.relative_to(EXPERIMENTS.resolve()).with_suffix(""))
 
 
 @dataclass(frozen=True)
 class LaunchSelection:
-    """The runs asked for, before their data are looked at."""
+    """The runs of a request, before any data is read."""
 
     runs: list[Run | DerivedRun]
-    lacking: list[str]  # experiments of the suite that do not train at this scale
+    without_scale: list[str]  # experiments of the suite that train, but not at this scale
 
 
-def select_runs(asked: LaunchRequest) -> LaunchSelection:
-    """All runs and steps of what is asked; UserError for a name, a scale or a split that cannot be."""
-    experiments = {one.name: one for one in map(load_experiment, asked.experiments)}
-    lacking = []
-    for one in map(load_experiment, experiment_names()) if asked.suite else []:
-        if asked.scale in one.scales:
-            experiments.setdefault(one.name, one)
-        elif one.scales and one.name not in experiments:
-            lacking.append(one.name)
+def select_runs(request: LaunchRequest) -> LaunchSelection:
+    """Return all runs of a request; UserError for an unknown name or scale, or an impossible device count."""
+    experiments = {one.name: one for one in map(load_experiment, request.experiments)}
+    without_scale = []
+    for experiment in map(load_experiment, experiment_names()) if request.suite else []:
+        if request.scale in experiment.scales:
+            experiments.setdefault(experiment.name, experiment)
+        elif experiment.scales and experiment.name not in experiments:
+            without_scale.append(experiment.name)
     if not experiments:
         scales = sorted({scale for name in experiment_names() for scale in load_experiment(name).scales})
         raise UserError(
-            f"nothing of suite {asked.suite} has a scale {asked.scale!r}; there are {', '.join(scales)}"
+            f"no experiment of suite {request.suite} has a scale {request.scale!r}; known scales:"
+            f" {', '.join(scales)}"
         )
-    runs = [run for one in experiments.values() for run in plan_runs(one, scale=asked.scale)]
-    check_global_batch(runs, asked.devices, asked.device_batch)
-    return LaunchSelection(runs, lacking)
+    runs = [run for experiment in experiments.values() for run in plan_runs(experiment, scale=request.scale)]
+    check_global_batch(runs, request.devices, request.device_batch)
+    return LaunchSelection(runs, without_scale)
 
 
 def check_global_batch(work: Iterable[Run | DerivedRun], devices: int, device_batch: int | None) -> None:
-    """UserError where the global batch of a run cannot be shared equally by so many devices.
+    """Raise UserError where the global batch of a run cannot be split equally among the devices.
 
-    What cannot be shared at all (steps, patterns learned one by one) takes one device; but not alone.
+    Derived runs and runs with the optimizer 'sdlm' use one device. UserError where the request has only the latter
+    but asks for several devices or a device batch.
     """
     runs = [run for run in work if isinstance(run, Run)]
-    shared = [run for run in runs if run.recipe.train.optimizer.name != "sdlm"]
-    if (devices > 1 or device_batch is not None) and runs and not shared:
+    distributable = [run for run in runs if run.recipe.train.optimizer.name != "sdlm"]
+    if (devices > 1 or device_batch is not None) and runs and not distributable:
         raise UserError(
             f"{runs[0].experiment}, {runs[0].variant}: optimizer 'sdlm' learns one pattern at a time, on one"
             " device; launch it without --gpus-per-run and --device-batch"
         )
-    for size, run in {run.recipe.train.batch_size: run for run in shared}.items():
+    for size, run in {run.recipe.train.batch_size: run for run in distributable}.items():
         if devices > 1 or device_batch is not None:
             from pipeline.train.ranks import micro_batches  # loads torch
 
@@ -142,23 +145,23 @@ def check_global_batch(work: Iterable[Run | DerivedRun], devices: int, device_ba
 
 @dataclass(frozen=True)
 class VariantPlan:
-    """The runs of one variant, and what is left of them to do."""
+    """The runs of one variant, and the work that remains."""
 
     experiment: str
     scale: str
-    variant: str  # or step
-    kind: str  # "run" or "step"
+    variant: str  # or the name of a derived run
+    kind: str  # "run" or "derived run"
     data: str
     runs: int
     finished: int
-    resumed: tuple[int, ...]  # updates done already, of each that goes on from a checkpoint
-    devices: int  # at a time, of each run
+    resumed: tuple[int, ...]  # checkpoint steps of the unfinished runs that have one
+    devices: int  # per run
     images: int  # to train on, in all
-    hours: float | None  # of devices, in all; None: not measured yet
-    shown_by: tuple[int, str] = (0, "")  # how many runs have shown that, and where
+    hours: float | None  # device hours in all; None: no estimate yet
+    estimated_from: tuple[int, str] = (0, "")  # `runs` and `where` of the estimate
 
     @property
-    def words(self) -> str:
+    def progress_text(self) -> str:
         """'5 runs, 2 finished, 1 to resume at step 1,200'."""
         parts = [plural(self.runs, self.kind)]
         if self.finished:
@@ -172,170 +175,165 @@ class VariantPlan:
 
 @dataclass(frozen=True)
 class LaunchPlan:
-    """What a launch would do."""
+    """The tasks of a request, and what remains to do."""
 
-    asked: LaunchRequest
-    tasks: list[Task]  # finished ones of this machine too: work that consumes them finds them here
-    groups: list[VariantPlan]
-    lacking: list[str]
-    shared: int = 0  # tasks that an earlier launch wants too, and has not ended
-    left_out: Sequence[tuple[Task, str]] = ()  # steps that cannot be done here, and why: in no group, and no task
+    request: LaunchRequest
+    tasks: list[Task]  # unfinished ones, and those whose results derived runs can read on this machine
+    variants: list[VariantPlan]
+    without_scale: list[str]
+    shared: int = 0  # tasks that are also in an earlier launch that has not ended
+    left_out: Sequence[tuple[Task, str]] = ()  # derived runs that cannot be made on this machine, with the reason
 
     @cached_property
     def todo(self) -> list[Task]:
-        """The tasks that are not finished."""
-        return [task for task in self.tasks if not RunFolder(task.folder).result_file.is_file()]
+        """The tasks without a result."""
+        return [task for task in self.tasks if not has_result(task)]
 
     @property
     def hours(self) -> float:
-        """Device hours of all that was measured before."""
-        return sum(group.hours or 0.0 for group in self.groups)
+        """Device hours of all variants that have an estimate."""
+        return sum(variant.hours or 0.0 for variant in self.variants)
 
     @property
-    def unmeasured(self) -> list[VariantPlan]:
-        """Those with work to do of which nobody knows how long it takes."""
-        return [group for group in self.groups if group.hours is None]
+    def without_estimate(self) -> list[VariantPlan]:
+        """The variants with work to do but no estimate."""
+        return [variant for variant in self.variants if variant.hours is None]
+
+
+def has_result(task: Task) -> bool:
+    """Return whether a task has a result on this machine."""
+    return RunFolder(task.folder).result_file.is_file()
 
 
 def plan_launch(
-    asked: LaunchRequest,
-    what: LaunchSelection,
+    request: LaunchRequest,
+    selection: LaunchSelection,
     records: Sequence[Record],
-    tell: Callable[[str], None] = launches.print_warning,
+    report: Callable[[str], None] = launches.print_warning,
 ) -> LaunchPlan:
-    """What is finished, what is left, what that will need. Reads the data; UserError where they cannot be read."""
+    """Return what is finished, what remains, and an estimate of its cost.
+
+    Reads the data sets; UserError where one is not readable. `records`: all finished runs. Unreadable launch files
+    are reported through `report`.
+    """
     from pipeline.schedule.tasks import make_tasks
 
-    tasks = make_tasks(what.runs)
+    tasks = make_tasks(selection.runs)
     ended = {record.identity for record in records}
     left_out = missing_networks(tasks, ended)
-    hopeless = {task.identity for task, _ in left_out}
-    tasks = [task for task in tasks if task.identity not in hopeless]
-    estimates = Estimator(records)
+    impossible = {task.identity for task, _ in left_out}
+    tasks = [task for task in tasks if task.identity not in impossible]
+    estimator = Estimator(records)
     members: dict[tuple[str, str, str], list[Task]] = {}
     for task in tasks:
         members.setdefault((task.run.experiment, task.run.scale, task.run.variant), []).append(task)
-    groups = [plan_variant(some, asked.devices, ended, estimates) for some in members.values()]
-    tasks = [replace(task, device_batch=asked.device_batch) if task.is_distributable else task for task in tasks]
-    here = [t for t in tasks if RunFolder(t.folder).result_file.is_file() or t.identity not in ended]
-    made = LaunchPlan(asked, here, groups, what.lacking, left_out=left_out)
-    earlier = {task.identity for launch in launches.unfinished_launches(tell) for task in launch.tasks}
-    return replace(made, shared=sum(task.identity in earlier for task in made.todo))
+    variants = [plan_variant(group, request.devices, ended, estimator) for group in members.values()]
+    tasks = [replace(task, device_batch=request.device_batch) if task.is_distributable else task for task in tasks]
+    tasks = [task for task in tasks if has_result(task) or task.identity not in ended]
+    plan = LaunchPlan(request, tasks, variants, selection.without_scale, left_out=left_out)
+    earlier = {task.identity for launch in launches.unfinished_launches(report) for task in launch.tasks}
+    return replace(plan, shared=sum(task.identity in earlier for task in plan.todo))
 
 
 def missing_networks(tasks: Sequence[Task], ended: Container[str]) -> list[tuple[Task, str]]:
-    """Steps that are not finished, of which a run has ended on another machine alone: its network is not here."""
+    """Return the unfinished derived runs that need a network trained on another machine, and the reason."""
 
-    def elsewhere(identity: str) -> bool:
+    def is_elsewhere(identity: str) -> bool:
         return identity in ended and not RunFolder(runs_folder() / identity).result_file.is_file()
 
     found = []
     for task in tasks:
-        if (
-            not isinstance(task.run, DerivedRun)
-            or task.identity in ended
-            or RunFolder(task.folder).result_file.is_file()
-        ):
+        if not isinstance(task.run, DerivedRun) or task.identity in ended or has_result(task):
             continue
         members = zip(task.run.members, task.needs, strict=True)
-        lacking = [member.title for member, need in members if elsewhere(need)]
-        if lacking:
-            more = f" (and {len(lacking) - 1} more)" if len(lacking) > 1 else ""
-            found.append((task, f"needs {lacking[0]}, which has not been trained on this machine{more}"))
+        missing = [member.title for member, need in members if is_elsewhere(need)]
+        if missing:
+            more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+            found.append((task, f"needs {missing[0]}, which has not been trained on this machine{more}"))
     return found
 
 
-def plan_variant(tasks: Sequence[Task], devices: int, ended: set[str], estimates: Estimator) -> VariantPlan:
-    """What is left of the runs of one variant."""
+def plan_variant(tasks: Sequence[Task], devices: int, ended: set[str], estimator: Estimator) -> VariantPlan:
+    """Return the remaining work of the runs of one variant."""
     run = tasks[0].run
-    left = [t for t in tasks if t.identity not in ended and not RunFolder(t.folder).result_file.is_file()]
-    resumed = tuple(step for step in (resume_step(RunFolder(task.folder)) for task in left) if step)
-    work = len(left) * work_units(run)
+    unfinished = [task for task in tasks if task.identity not in ended and not has_result(task)]
+    resumed = tuple(step for step in (RunFolder(task.folder).last_step() for task in unfinished) if step)
+    work = len(unfinished) * work_units(run)
     data = run.members[0].recipe.data.name if isinstance(run, DerivedRun) else run.recipe.data.name
     if isinstance(run, Run):
         work -= sum(resumed) * run.recipe.train.batch_size
     devices = devices if tasks[0].is_distributable else 1
-    estimate = estimates.estimate(run, devices) if left else Estimate(0.0, 0, "")
+    estimate = estimator.estimate(run, devices) if unfinished else Estimate(0.0, 0, "")
     return VariantPlan(
         experiment=run.experiment,
         scale=run.scale,
         variant=run.variant,
-        kind="run" if isinstance(run, Run) else "step",
+        kind="run" if isinstance(run, Run) else "derived run",
         data=data,
         runs=len(tasks),
-        finished=len(tasks) - len(left),
+        finished=len(tasks) - len(unfinished),
         resumed=resumed,
         devices=devices,
         images=work if isinstance(run, Run) else 0,
         hours=work * estimate.seconds / 3600 if estimate else None,
-        shown_by=(estimate.runs, estimate.where) if estimate else (0, ""),
+        estimated_from=(estimate.runs, estimate.where) if estimate else (0, ""),
     )
 
 
-def resume_step(folder: RunFolder) -> int:
-    """The update that a run would go on after, 0 for none; the checkpoint itself is looked at when it is used."""
-    for path in folder.checkpoint_files():
-        match = CHECKPOINT_NAME.fullmatch(path.name)
-        if match:
-            return int(match[1])
-    return 0
-
-
-def start_launch(made: LaunchPlan, code: Path) -> Launch:
-    """Write the launch down. What was left earlier, cancelled or at a budget's end, is wanted again."""
-    mark_left_out(made)
+def start_launch(plan: LaunchPlan, code: Path) -> Launch:
+    """Write the launch file. Tasks that failed, were cancelled or ran out of budget are to be trained again."""
+    mark_left_out(plan)
     with explain_write_errors(home()):
-        for task in made.todo:
+        for task in plan.todo:
             folder = RunFolder(task.folder)
             if folder.unfinished() or folder.stop_reason():
                 folder.clear_unfinished()
-        return launches.create_launch(made.asked.title, code, made.asked.terms, tuple(made.tasks))
+        return launches.create_launch(plan.request.title, code, plan.request.terms, tuple(plan.tasks))
 
 
-def mark_left_out(made: LaunchPlan) -> None:
-    """The folders of what cannot be done say why, as after `repro run`."""
+def mark_left_out(plan: LaunchPlan) -> None:
+    """Mark the derived runs that cannot be made as failed, with the reason, as `repro run` does."""
     with explain_write_errors(home()):
-        for task, why in made.left_out:
+        for task, why in plan.left_out:
             launches.mark_unfinished(task, "failed", why)
 
 
 def cancel_runs(
-    asked: Iterable[Launch], only: str | None, *, supervised: bool, training: Container[str]
+    selected: Iterable[Launch], only: str | None, *, supervised: bool, training: Container[str]
 ) -> list[Task]:
-    """Ask the run `only` of these launches to stop, or all of them that have not ended; the tasks that were asked.
+    """Cancel the run with identity `only`, or all runs, of these launches; return the tasks that had not ended.
 
-    A supervisor answers such requests, and so does whatever trains; where there seems to be neither, the runs are
-    left as cancelled here and now, and asked all the same: a supervisor that was only silent stops them then.
+    A live supervisor, or the process that trains a run (`training`: their identities), follows the stop request.
+    Without either, the run is marked as cancelled here. The stop request is written in that case too: a supervisor
+    that was only unresponsive will find it.
     """
     found: dict[str, Task] = {}
-    for launch in asked:
+    for launch in selected:
         tasks = [replace(task, folder=runs_folder() / task.identity) for task in launch.tasks]
         for task in tasks:
             if task.identity in found or only not in (None, task.identity) or is_task_over(task):
                 continue
             found[task.identity] = task
             with explain_write_errors(home()):
-                if supervised or task.identity in training:
-                    RunFolder(task.folder).request_stop("cancelled")
-                else:
+                if not supervised and task.identity not in training:
                     launches.mark_unfinished(task, "cancelled", "cancelled by repro cancel")
-                    RunFolder(task.folder).request_stop("cancelled")  # after: leaving takes the request away
+                # After marking, which deletes an earlier request.
+                RunFolder(task.folder).request_stop("cancelled")
         if not supervised and all(map(is_task_over, tasks)):
             launches.mark_ended(launch.id)
     return list(found.values())
 
 
 def is_task_over(task: Task) -> bool:
-    """Whether nothing is left to do about it: it has ended, or was left for a reason."""
-    folder = RunFolder(task.folder)
-    return folder.result_file.is_file() or bool(folder.unfinished())
+    """Return whether a task has a result, or was left unfinished for a reason."""
+    return has_result(task) or bool(RunFolder(task.folder).unfinished())
 
 
 def with_devices(launch: Launch, devices: int) -> Launch:
-    """The launch, from now on with so many devices a run; UserError where that cannot be."""
+    """Change the devices per run in a launch and its file; UserError where a run cannot use that many."""
     for task in launch.tasks:
         check_global_batch([task.run] if task.is_distributable else [], devices, task.device_batch)
     changed = replace(launch, terms=replace(launch.terms, devices=devices))
     with explain_write_errors(home()):
-        write_atomically(launches.launches_folder() / f"{launch.id}.json", json.dumps(changed.to_dict()))
+        launches.write_launch(changed)
     return changed

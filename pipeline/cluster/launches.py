@@ -1,8 +1,8 @@
-"""Launches, kept as files: what somebody asked the cluster for, on what terms, and how far it is.
+"""Launch files: the runs of each `repro launch`, their terms, and their progress.
 
-launches/<id>.json       what was asked, written once
+launches/<id>.json       the launch; `resume --gpus-per-run` changes its terms, nothing else does
 launches/<id>.spent      device hours used so far
-launches/<id>.over       there once all of it has ended; what a `resume` leaves alone
+launches/<id>.over       exists once all its runs have ended; `resume` skips it
 """
 
 import contextlib
@@ -20,132 +20,150 @@ from typing import Any
 from pipeline.common.errors import UserError
 from pipeline.common.files import write_atomically
 from pipeline.common.paths import home
-from pipeline.schedule.task import Task
+from pipeline.plan.task import Task
 from pipeline.track.run_folder import RunFolder, UnfinishedReason
 
 
 @dataclass(frozen=True)
 class LaunchTerms:
-    """On what terms a launch's runs are trained."""
+    """Devices and limits of a launch."""
 
-    devices: int  # of each run: GPUs, or processes on CPUs where the cluster has no GPU
-    max_device_hours: float | None = None  # of all its runs together; at its end they stop, resumable
-    max_concurrent: int | None = None  # runs at a time
+    devices: int  # per run: GPUs, or CPU processes on a cluster without GPUs
+    max_device_hours: float | None = None  # total over all runs; when used up, runs stop resumable
+    max_concurrent: int | None = None  # runs at the same time
 
 
 @dataclass(frozen=True)
 class Launch:
-    """What was asked for at one time."""
+    """The tasks of one `repro launch`. The fields are the keys of the launch file."""
 
-    id: str  # begins with the time, so that sorted is first come, first served
-    words: str  # for a person: "resnet/cifar10_depth at laptop"
+    id: str  # begins with the time of creation, so that ids sort by age
+    words: str  # title: "resnet/cifar10_depth at laptop"
     by: str  # user@host
     created: str  # UTC, ISO 8601
-    code: str  # the folder that holds the code it was planned with
+    code: str  # folder of the code copy it trains with
     terms: LaunchTerms
     tasks: tuple[Task, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON; a manifest that thousands of tasks share comes once."""
+        """Return plain data for JSON; a manifest shared by many tasks is stored once."""
         manifests = list({id(task.manifest): task.manifest for task in self.tasks}.values())
-        places = {id(manifest): place for place, manifest in enumerate(manifests)}
-        tasks = [task.to_dict() | {"manifest": places[id(task.manifest)]} for task in self.tasks]
-        about = {name: getattr(self, name) for name in ("id", "words", "by", "created", "code")}
-        return about | {"terms": asdict(self.terms), "manifests": manifests, "tasks": tasks}
+        indices = {id(manifest): index for index, manifest in enumerate(manifests)}
+        tasks = [task.to_dict() | {"manifest": indices[id(task.manifest)]} for task in self.tasks]
+        header = {name: getattr(self, name) for name in ("id", "words", "by", "created", "code")}
+        return header | {"terms": asdict(self.terms), "manifests": manifests, "tasks": tasks}
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> "Launch":
-        """From `to_dict`'s."""
-        about = {name: value for name, value in raw.items() if name not in ("manifests", "tasks", "terms")}
+        """Return the launch that `to_dict` described."""
+        header = {name: value for name, value in raw.items() if name not in ("manifests", "tasks", "terms")}
         manifests = raw["manifests"]
         tasks = tuple(Task.from_dict(task | {"manifest": manifests[task["manifest"]]}) for task in raw["tasks"])
-        return cls(**about, terms=LaunchTerms(**raw["terms"]), tasks=tasks)
+        return cls(**header, terms=LaunchTerms(**raw["terms"]), tasks=tasks)
 
 
 def launches_folder() -> Path:
-    """Where launches are kept."""
+    """Return the folder of the launch files."""
     return home() / "launches"
 
 
-def create_launch(words: str, code: Path, terms: LaunchTerms, tasks: tuple[Task, ...]) -> Launch:
-    """A launch of this moment, written down before anything else is done about it."""
+def launch_file(launch_id: str) -> Path:
+    """Return the path of a launch's JSON file."""
+    return launches_folder() / f"{launch_id}.json"
+
+
+def launch_ids() -> list[str]:
+    """Return the ids of all launches, oldest first."""
+    return sorted(path.stem for path in launches_folder().glob("*.json"))
+
+
+def create_launch(title: str, code: Path, terms: LaunchTerms, tasks: tuple[Task, ...]) -> Launch:
+    """Create a launch and write its file."""
     now = datetime.now(UTC)
-    name = f"{now:%Y%m%d-%H%M%S-%f}-{secrets.token_hex(2)}"
+    launch_id = f"{now:%Y%m%d-%H%M%S-%f}-{secrets.token_hex(2)}"
     by = f"{getpass.getuser()}@{socket.gethostname()}"
-    launch = Launch(name, words, by, now.isoformat(timespec="seconds"), str(code), terms, tasks)
-    launches_folder().mkdir(parents=True, exist_ok=True)
-    write_atomically(launches_folder() / f"{name}.json", json.dumps(launch.to_dict()))
+    launch = Launch(launch_id, title, by, now.isoformat(timespec="seconds"), str(code), terms, tasks)
+    write_launch(launch)
     return launch
 
 
+def write_launch(launch: Launch) -> None:
+    """Write a launch's file."""
+    launches_folder().mkdir(parents=True, exist_ok=True)
+    write_atomically(launch_file(launch.id), json.dumps(launch.to_dict()))
+
+
 def all_launches() -> Iterator[Launch]:
-    """All launches, first come first."""
-    for path in sorted(launches_folder().glob("*.json")):
-        yield read_launch(path.stem)
+    """Yield all launches, oldest first; UserError for a damaged file."""
+    for launch_id in launch_ids():
+        yield read_launch(launch_id)
 
 
 def print_warning(text: str) -> None:
-    """A line on standard error."""
+    """Print a line on standard error."""
     print(text, file=sys.stderr)
 
 
-def unfinished_launches(tell: Callable[[str], None] = print_warning) -> Iterator[Launch]:
-    """Those that have not ended; one whose file cannot be read is left out, and that is told."""
-    for path in sorted(launches_folder().glob("*.json")):
-        if not is_over(path.stem):
+def unfinished_launches(report: Callable[[str], None] = print_warning) -> Iterator[Launch]:
+    """Yield the launches that have not ended, oldest first; unreadable ones are skipped and reported."""
+    for launch_id in launch_ids():
+        if not is_over(launch_id):
             try:
-                yield read_launch(path.stem)
+                yield read_launch(launch_id)
             except UserError as error:
-                tell(f"Left out: {error}")
+                report(f"Skipped: {error}")
 
 
-def is_over(name: str) -> bool:
-    """Whether all of it has ended."""
-    return (launches_folder() / f"{name}.over").exists()
+def is_over(launch_id: str) -> bool:
+    """Return whether all runs of a launch have ended."""
+    return (launches_folder() / f"{launch_id}.over").exists()
 
 
-def mark_ended(name: str) -> None:
-    """Nothing of it is left to do."""
-    (launches_folder() / f"{name}.over").touch()
+def mark_ended(launch_id: str) -> None:
+    """Mark a launch as ended."""
+    (launches_folder() / f"{launch_id}.over").touch()
 
 
-def hours_used(name: str) -> float:
-    """Device hours it has used."""
+def hours_used(launch_id: str) -> float:
+    """Return the device hours that a launch has used."""
     with contextlib.suppress(OSError, ValueError):
-        return float((launches_folder() / f"{name}.spent").read_text(encoding="utf-8"))
+        return float((launches_folder() / f"{launch_id}.spent").read_text(encoding="utf-8"))
     return 0.0
 
 
-def record_hours(name: str, hours: float) -> None:
-    """It has used so many device hours by now."""
-    write_atomically(launches_folder() / f"{name}.spent", f"{hours:.6f}")
+def record_hours(launch_id: str, hours: float) -> None:
+    """Write the device hours that a launch has used."""
+    write_atomically(launches_folder() / f"{launch_id}.spent", f"{hours:.6f}")
 
 
-def read_launch(name: str) -> Launch:
-    """A launch by its id; UserError for one that is not there, or whose file is damaged or of another version."""
-    path = launches_folder() / f"{name}.json"
+def read_launch(launch_id: str) -> Launch:
+    """Return a launch by its id; UserError where its file is missing, damaged or of another version."""
+    path = launch_file(launch_id)
     if not path.is_file():
-        raise UserError(f"there is no launch {name} in {launches_folder()}; repro status lists them")
+        raise UserError(f"launch {launch_id} not found in {launches_folder()}; list launches with: repro status")
     with explain_read_errors(path):
         return Launch.from_dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 @contextlib.contextmanager
 def explain_read_errors(path: Path) -> Iterator[None]:
-    """Within, what cannot be read of a launch's file becomes a UserError that says what to do."""
+    """Turn an error while reading a launch file into a UserError that says what to do."""
     try:
         yield
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(
-            f"{path} cannot be read as a launch: it is damaged, or another version wrote it; move it away, and"
-            " launch again what it asked for"
+            f"cannot read the launch file {path}: it is damaged or was written by another version; move it away"
+            " and launch its experiments again"
         ) from error
 
 
 def mark_unfinished(task: Task, why: UnfinishedReason, text: str, asked: float | None = None) -> None:
-    """Write down why a run is not finished, and what it is if it never began: the ledger says so then."""
+    """Record in the run folder why a run is not finished; describe the run there if it never started.
+
+    `asked`: Unix time of the stop request, now if None.
+    """
     run_folder = RunFolder(task.folder)
     if not (run_folder.path / "run.json").is_file():
         run_folder.create(task.description())

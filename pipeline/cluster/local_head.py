@@ -1,4 +1,4 @@
-"""The Ray head of this machine, started in the background."""
+"""The Ray head of this machine: its address in node.json, and its start in the background."""
 
 import json
 import os
@@ -8,50 +8,66 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from filelock import FileLock
+import psutil
+from filelock import FileLock, Timeout
 
 from pipeline.cluster.processes import DRAIN_POLL_SECONDS, is_same_process
 from pipeline.cluster.token import cluster_folder
 from pipeline.common.errors import UserError, explain_write_errors
+from pipeline.common.files import write_atomically
 from pipeline.common.paths import ROOT, home
 
-START_SECONDS = 60.0  # for a head behind the terminal
+START_SECONDS = 60.0  # limit for the start of a background head
 
-IDLE_SECONDS = 600.0  # after which a head behind the terminal ends by itself
+IDLE_SECONDS = 600.0  # idle time after which a background head shuts down
 
 
 @dataclass(frozen=True)
 class ClusterAddress:
-    """How to reach a running cluster."""
+    """The addresses of a running cluster."""
 
     gcs: str  # "127.0.0.1:6379", for ray.init
-    dashboard: str  # "http://127.0.0.1:8265", its pages and job API
-    token_file: str  # "" where none is needed
-    pid: int = 0  # of our node process on this machine; 0: elsewhere
+    dashboard: str  # "http://127.0.0.1:8265", for the web pages and the job API
+    token_file: str  # "" for a cluster without authentication
+    pid: int = 0  # of the head's `repro node` process on this machine; 0: another machine
 
 
 def ray_environment(token: Path | None, *, loopback: bool = True) -> dict[str, str]:
-    """What Ray's processes and clients need to find in their environment. `loopback`: of a cluster that listens on
-    this machine alone, where Ray would otherwise take 127.0.0.1 for the address in the nearest network.
+    """Return the environment variables of Ray's processes and clients.
+
+    `loopback`: the cluster listens on 127.0.0.1 only. Ray would otherwise replace that by this machine's address
+    in the local network.
     """
-    words = {
+    variables = {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_BACKEND_LOG_LEVEL": "warning",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what comes next in Ray; the old way warns in every process
-        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # seconds; it also throttles how soon a death is noticed
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the future default; the old one warns in every process
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # also limits how soon Ray Train detects a dead rank
     }
     if loopback:
-        words["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        variables["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     if token is not None:
-        words |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_AUTH_TOKEN": ""}
-    return words
+        variables |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_AUTH_TOKEN": ""}
+    return variables
+
+
+def write_cluster_file(cluster: ClusterAddress) -> None:
+    """Write the head's address to node.json."""
+    content = asdict(cluster) | {"host": socket.gethostname(), "began": psutil.Process().create_time()}
+    write_atomically(cluster_folder() / "node.json", json.dumps(content, indent=1))
+
+
+def remove_cluster_file() -> None:
+    """Remove node.json, and the state file of the supervisor that ended with the head."""
+    for name in ("node.json", "state.json"):
+        (cluster_folder() / name).unlink(missing_ok=True)
 
 
 def find_local_cluster() -> ClusterAddress | None:
-    """This home's cluster, if its head lives on this machine and answers."""
+    """Return the cluster of this REPRO_HOME if its head runs on this machine and responds."""
     try:
         raw = json.loads((cluster_folder() / "node.json").read_text(encoding="utf-8"))
         host, began = raw.pop("host"), raw.pop("began")
@@ -64,7 +80,7 @@ def find_local_cluster() -> ClusterAddress | None:
 
 
 def responds(cluster: ClusterAddress) -> bool:
-    """Whether its dashboard lets us in."""
+    """Return whether the cluster's dashboard responds and accepts the token."""
     request = urllib.request.Request(f"{cluster.dashboard}/api/version")
     if cluster.token_file:
         try:
@@ -72,16 +88,16 @@ def responds(cluster: ClusterAddress) -> bool:
         except OSError:
             return False
         request.add_unredirected_header("Authorization", f"Bearer {token}")
-    directly = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # the token is for no proxy
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy must not see the token
     try:
-        with directly.open(request, timeout=5) as answer:
-            return answer.status == 200
+        with opener.open(request, timeout=5) as response:
+            return response.status == 200
     except OSError:
         return False
 
 
-def ensure_local_cluster(*, tell: Callable[[str], None]) -> ClusterAddress:
-    """This machine's cluster, started behind the terminal if there is none; it ends itself when idle."""
+def ensure_local_cluster(*, report: Callable[[str], None]) -> ClusterAddress:
+    """Return this machine's cluster; start one in the background if none runs. It shuts down when idle."""
     with explain_write_errors(home()):
         cluster_folder().mkdir(parents=True, exist_ok=True)
         (cluster_folder() / "wanted").touch()
@@ -90,21 +106,21 @@ def ensure_local_cluster(*, tell: Callable[[str], None]) -> ClusterAddress:
         running = find_local_cluster()
         if running:
             return running
-        tell("starting a Ray cluster on this machine")
+        report("Starting a Ray cluster on this machine.")
         return start_head()
 
 
-background_heads: list[subprocess.Popen[bytes]] = []  # heads started by this process; kept, since they outlive it
+background_heads: list[subprocess.Popen[bytes]] = []  # keeps the handles of heads, which outlive this process
 
 
 def start_head() -> ClusterAddress:
-    """A new head in a session of its own, once it can be used."""
+    """Start a head in a session of its own and wait until it is ready; UserError where it does not start."""
     log = cluster_folder() / "node.log"
     command = [sys.executable, "-m", "pipeline.cli", "node", "--head", "--until-idle", str(IDLE_SECONDS)]
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,
-            cwd=ROOT,  # where this code is
+            cwd=ROOT,  # so that `-m pipeline.cli` finds this code
             env=os.environ | absolute_folders(),
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -118,20 +134,34 @@ def start_head() -> ClusterAddress:
         if cluster and cluster.pid == process.pid:
             return cluster
         time.sleep(DRAIN_POLL_SECONDS)
-    late = process.poll() is None
-    if late:
+    timed_out = process.poll() is None
+    if timed_out:
         process.terminate()
         process.wait()
-    said = [
-        line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()
-    ]
-    why = f"it was not ready within {START_SECONDS:.0f} s" if late else (said or ["it said nothing"])[-1]
-    raise UserError(f"no Ray cluster could be started on this machine: {why} (all that was said is in {log})")
+    text = log.read_text(encoding="utf-8", errors="replace")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    reason = f"not ready after {START_SECONDS:.0f} s" if timed_out else (lines or ["no output"])[-1]
+    raise UserError(f"cannot start a Ray cluster on this machine: {reason} (log: {log})")
 
 
 def absolute_folders() -> dict[str, str]:
-    """Our folders by their whole path, for a process that begins in another folder."""
-    places = {"REPRO_HOME": str(home())}
+    """Return REPRO_HOME and REPRO_DATA as absolute paths, for a process with another working directory."""
+    folders = {"REPRO_HOME": str(home())}
     if os.environ.get("REPRO_DATA"):
-        places["REPRO_DATA"] = str(Path(os.environ["REPRO_DATA"]).expanduser().absolute())
-    return places
+        folders["REPRO_DATA"] = str(Path(os.environ["REPRO_DATA"]).expanduser().absolute())
+    return folders
+
+
+def idle_shutdown(idle_seconds: float) -> bool:
+    """Remove node.json and return True, unless a command used the cluster within `idle_seconds` or is about to."""
+    try:
+        with FileLock(cluster_folder() / "start.lock", timeout=0):
+            try:
+                if time.time() - (cluster_folder() / "wanted").stat().st_mtime < idle_seconds:
+                    return False
+            except OSError:
+                pass
+            remove_cluster_file()
+            return True
+    except Timeout:
+        return False

@@ -1,4 +1,4 @@
-"""Ports: free ones for Ray, and an audit of what listens."""
+"""Choose free ports for Ray, and audit the sockets that its processes listen on."""
 
 import ipaddress
 import socket
@@ -9,64 +9,72 @@ import psutil
 
 from pipeline.common.errors import UserError
 
-PROCESS_KINDS = (  # a word of the command line -> what the process is; the first that fits
-    ("gcs_server", "the cluster's directory (GCS)"),
-    ("raylet/raylet", "the node's scheduler (raylet)"),
-    ("runtime_env/agent/main.py", "agent that prepares environments"),
-    ("ray::RuntimeEnvAgent", "agent that prepares environments"),
-    ("dashboard/agent.py", "agent of the dashboard and of jobs"),
-    ("ray::DashboardAgent", "agent of the dashboard and of jobs"),
+PROCESS_ROLES = (  # substring of the command line, role of the process; the first match counts
+    ("gcs_server", "global control service (GCS)"),
+    ("raylet/raylet", "node scheduler (raylet)"),
+    ("runtime_env/agent/main.py", "runtime environment agent"),
+    ("ray::RuntimeEnvAgent", "runtime environment agent"),
+    ("dashboard/agent.py", "dashboard and job agent"),
+    ("ray::DashboardAgent", "dashboard and job agent"),
     ("dashboard/dashboard.py", "dashboard and job API"),
-    ("_private/monitor.py", "measurements of the autoscaler"),
+    ("_private/monitor.py", "autoscaler metrics"),
     ("_private/log_monitor.py", "log monitor"),
-    ("default_worker.py", "a worker process"),
-    ("ray::", "a worker process"),
+    ("default_worker.py", "worker process"),
+    ("ray::", "worker process"),
 )
+
+GCS_PORT, DASHBOARD_PORT = 6379, 8265  # Ray's defaults
+
+LOOPBACK = "127.0.0.1"
 
 
 @dataclass(frozen=True, order=True)
 class ListeningSocket:
-    """One address and port that accepts connections."""
+    """An address and port on which a process accepts connections."""
 
-    address: str  # "127.0.0.1"; "0.0.0.0" and "::" are every network of this machine
+    address: str  # "127.0.0.1"; "0.0.0.0" and "::" are all network interfaces of this machine
     port: int
     process: str  # "raylet", "python"
-    what: str  # for a person: "dashboard and job API"
+    role: str  # "dashboard and job API"
+
+
+class PortTakenError(Exception):
+    """Another program took a port between the check and the start of Ray."""
 
 
 def listening_sockets(pids: Iterable[int]) -> list[ListeningSocket]:
-    """The TCP sockets these processes listen on, each once; a process that has ended listens on none."""
+    """Return the TCP sockets that these processes listen on, without duplicates; ended processes have none."""
     found: dict[tuple[str, int], ListeningSocket] = {}
     for pid in pids:
         try:
             process = psutil.Process(pid)
-            name, what = process.name(), process_kind(process.cmdline())
+            name, role = process.name(), process_role(process.cmdline())
             connections = process.net_connections(kind="tcp")
         except (psutil.NoSuchProcess, psutil.ZombieProcess):
             continue
-        for one in connections:
-            if one.status == psutil.CONN_LISTEN:
-                address, port = plain_address(one.laddr.ip), one.laddr.port
-                found.setdefault((address, port), ListeningSocket(address, port, name, what))
-    return sorted(found.values(), key=lambda one: (one.port, one.address))
+        for connection in connections:
+            if connection.status == psutil.CONN_LISTEN:
+                address, port = plain_address(connection.laddr.ip), connection.laddr.port
+                found.setdefault((address, port), ListeningSocket(address, port, name, role))
+    return sorted(found.values(), key=lambda listening: (listening.port, listening.address))
 
 
-def process_kind(command: Sequence[str]) -> str:
-    """What a process is, from its command line; its program, where it is none of Ray's."""
+def process_role(command: Sequence[str]) -> str:
+    """Return the role of a Ray process from its command line; the program's name for any other process."""
     line = " ".join(command)
-    own = command[0].rpartition("/")[2] if command else "?"
-    return next((what for word, what in PROCESS_KINDS if word in line), own)
+    program = command[0].rpartition("/")[2] if command else "?"
+    return next((role for part, role in PROCESS_ROLES if part in line), program)
 
 
 def plain_address(address: str) -> str:
-    """An IPv4 address that a dual-stack socket shows as IPv6, as IPv4."""
+    """Return the address without its IPv6 zone, and an IPv4-mapped IPv6 address as IPv4."""
     parsed = ipaddress.ip_address(address.partition("%")[0])
     mapped = parsed.ipv4_mapped if isinstance(parsed, ipaddress.IPv6Address) else None
     return str(mapped or parsed)
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches `host`: an address, or a name of which all addresses are so."""
+    """Return whether an address, or every address of a host name, is a loopback address."""
     try:
         return ipaddress.ip_address(plain_address(host)).is_loopback
     except ValueError:
@@ -78,43 +86,43 @@ def is_loopback(host: str) -> bool:
     return all(ipaddress.ip_address(plain_address(address)).is_loopback for address in addresses)
 
 
-def reachable_sockets(found: Iterable[ListeningSocket]) -> list[ListeningSocket]:
-    """Those that other machines can reach."""
-    return [one for one in found if not is_loopback(one.address)]
+def reachable_sockets(sockets: Iterable[ListeningSocket]) -> list[ListeningSocket]:
+    """Return the sockets that other machines can reach."""
+    return [listening for listening in sockets if not is_loopback(listening.address)]
 
 
-def audit_lines(found: Sequence[ListeningSocket]) -> list[str]:
-    """The audit for a person: a line a socket, and a last one that says whether other machines reach any."""
-    width = max((len(one.what) for one in found), default=0)
-    lines = [f"  {one.what:<{width}}  {format_endpoint(one)}" for one in found]
-    outside = reachable_sockets(found)
-    if not outside:
-        return [*lines, "nothing listens beyond this machine"]
-    every = sum(ipaddress.ip_address(one.address).is_unspecified for one in outside)
-    last = f"{len(outside)} of {len(found)} sockets can be reached from other machines"
-    return [*lines, last + (f", {every} of them on every network this machine is in" if every else "")]
+def audit_lines(sockets: Sequence[ListeningSocket]) -> list[str]:
+    """Return one line per socket, and a last line with the number that other machines can reach."""
+    width = max((len(listening.role) for listening in sockets), default=0)
+    lines = [f"  {listening.role:<{width}}  {format_endpoint(listening)}" for listening in sockets]
+    reachable = reachable_sockets(sockets)
+    if not reachable:
+        return [*lines, "No socket is reachable from other machines."]
+    unspecified = sum(ipaddress.ip_address(listening.address).is_unspecified for listening in reachable)
+    more = f", {unspecified} of them on all network interfaces" if unspecified else ""
+    return [*lines, f"{len(reachable)} of {len(sockets)} sockets are reachable from other machines{more}."]
 
 
-def format_endpoint(one: ListeningSocket) -> str:
+def format_endpoint(listening: ListeningSocket) -> str:
     """'127.0.0.1:8265'; '[::1]:80'."""
-    return f"[{one.address}]:{one.port}" if ":" in one.address else f"{one.address}:{one.port}"
+    host = f"[{listening.address}]" if ":" in listening.address else listening.address
+    return f"{host}:{listening.port}"
 
 
-GCS_PORT, DASHBOARD_PORT = 6379, 8265  # Ray's own
+def choose_ports(listen: str, *, loopback_only: bool, retry: bool) -> tuple[int, int]:
+    """Return the ports for GCS (0: Ray chooses) and the dashboard.
 
-LOOPBACK = "127.0.0.1"
-
-
-def choose_ports(listen: str, alone: bool, again: bool) -> tuple[int, int]:
-    """For GCS (0: Ray chooses) and dashboard: Ray's usual ones; where only we look for them, else free ones."""
-    if not alone:
+    A head that other machines join uses Ray's default ports; UserError where one is taken. A head on loopback uses
+    the default ports that are free, and other free ports otherwise or on a `retry`.
+    """
+    if not loopback_only:
         for port in (GCS_PORT, DASHBOARD_PORT):
             if not is_port_free(listen, port):
                 raise UserError(
-                    f"port {port} of {listen}, where other machines look for a head, is taken; end what has it"
+                    f"port {port} of {listen} is in use, and a head needs it; stop the program that uses it"
                 )
         return GCS_PORT, DASHBOARD_PORT
-    if again:
+    if retry:
         return 0, free_port()
     return (
         GCS_PORT if is_port_free(LOOPBACK, GCS_PORT) else 0,
@@ -123,22 +131,18 @@ def choose_ports(listen: str, alone: bool, again: bool) -> tuple[int, int]:
 
 
 def is_port_free(listen: str, port: int) -> bool:
-    """Whether nobody has this port of ours."""
-    with socket.socket(socket.AF_INET6 if ":" in listen else socket.AF_INET) as one:
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of one that has ended do not count
+    """Return whether a port of an address of this machine can be bound."""
+    with socket.socket(socket.AF_INET6 if ":" in listen else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # ignore closed connections in TIME_WAIT
         try:
-            one.bind((listen, port))
+            probe.bind((listen, port))
         except OSError:
             return False
     return True
 
 
 def free_port() -> int:
-    """One that nobody has now."""
-    with socket.socket() as one:
-        one.bind((LOOPBACK, 0))
-        return int(one.getsockname()[1])
-
-
-class PortTakenError(Exception):  # noqa: N818 - it says what happened
-    """Another program was faster."""
+    """Return a free TCP port on loopback."""
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        return int(probe.getsockname()[1])

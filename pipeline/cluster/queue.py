@@ -1,7 +1,8 @@
-"""Who is admitted when: first come, first served, within budgets. Pure: no clock, no files, no processes.
+"""Queue of runs: first come, first served, within budgets. Pure: no clock, no files, no processes.
 
-Each launch has a heap of its items that may run, by their place in the queue; one more heap holds the first of
-each launch. An event costs O(log n) for each launch that wants the item, however many have finished or wait.
+Each launch has a heap of its ready items, ordered by position in the queue; another heap holds the first ready
+item of each launch. An event costs O(log n) for each launch that contains the item, regardless of how many items
+wait.
 """
 
 import graphlib
@@ -18,7 +19,7 @@ ItemEnding = Literal["finished", "failed", "cancelled", "over-budget", "again"]
 
 ACTIVE: tuple[ItemStatus, ...] = ("waiting", "running")
 
-ENDING_WORDS = {  # what is said of an item to those that need it
+ENDING_WORDS = {  # the end of an item, in the message of an item that needs it
     "finished": "cannot be used",
     "failed": "failed",
     "cancelled": "was cancelled",
@@ -28,94 +29,92 @@ ENDING_WORDS = {  # what is said of an item to those that need it
 
 @dataclass(frozen=True)
 class QueueItem:
-    """A run or a step to be done."""
+    """A run or derived run to execute."""
 
     identity: str
     title: str
-    devices: int  # wanted at the same time; 0 for a step that takes no device of its own
-    needs: tuple[str, ...] = ()  # identities that must have finished before
+    devices: int  # used at the same time; 0 for an item that needs none
+    needs: tuple[str, ...] = ()  # identities of the items that must finish first
 
 
 @dataclass(eq=False)
 class LaunchState:
-    """A launch, as the queue sees it."""
+    """A launch and its use of devices."""
 
     launch: str
-    number: int  # of its coming
+    number: int  # in order of arrival
     max_concurrent: int | None
     max_device_hours: float | None
-    hours: float  # device hours up to `since`
+    hours: float  # device hours used up to `since`
     since: float = 0.0  # seconds
-    rate: int = 0  # devices that it pays for at present
-    running: int = 0  # items that it wants and that run
-    left: int = 0  # items that it wants and that wait or run
-    budget_exhausted: bool = False  # found over its budget, for ever
-    identities: list[str] = field(default_factory=list)  # of all that it brought
-    ready: list[tuple[int, str]] = field(default_factory=list)  # heap; what no longer waits goes when it is met
-    listed: int | None = None  # its place in the queue's `heads`
+    charged_devices: int = 0  # devices charged to this launch since `since`
+    running: int = 0  # running items of this launch
+    active: int = 0  # waiting and running items of this launch
+    budget_exhausted: bool = False  # set by `Queue.over_budget`, never reset
+    identities: list[str] = field(default_factory=list)  # of the items that were active when it was added
+    ready: list[tuple[int, str]] = field(default_factory=list)  # heap; items that no longer wait are popped lazily
+    head_position: int | None = None  # position of its item in the queue's `heads`
 
     def spent(self, now: float) -> float:
-        """Device hours up to now."""
-        return self.hours + self.rate * (now - self.since) / 3600
+        """Return the device hours used up to `now`."""
+        return self.hours + self.charged_devices * (now - self.since) / 3600
 
-    def pay(self, devices: int, now: float) -> None:
-        """From now on for so many devices more (or fewer)."""
+    def change_devices(self, devices: int, now: float) -> None:
+        """Charge `devices` more devices (fewer if negative) from `now` on."""
         self.hours, self.since = self.spent(now), now
-        self.rate += devices
+        self.charged_devices += devices
 
     def is_over_budget(self, now: float) -> bool:
-        """Whether nothing of it may start since its device hours are used up."""
+        """Return whether the device hours are used up, so that none of its items may start."""
         return self.budget_exhausted or (
             self.max_device_hours is not None and self.spent(now) >= self.max_device_hours
         )
 
     def is_full(self) -> bool:
-        """Whether as many of its items run as may at a time."""
+        """Return whether `max_concurrent` of its items run."""
         return self.max_concurrent is not None and self.running >= self.max_concurrent
 
 
 @dataclass(frozen=True)
 class StopRequest:
-    """A running item was asked to stop."""
+    """A request to stop a running item."""
 
     becomes: Literal["cancelled", "over-budget"]
-    wanted: int  # launches that wanted it then; those that came later still do
+    launches: int  # number of launches that contained the item at the time; later ones still want it
 
 
 @dataclass(eq=False)
 class ItemState:
-    """An item and how far it is."""
+    """An item and its status."""
 
     item: QueueItem
-    place: int  # in the queue
-    wanted: dict[str, LaunchState] = field(default_factory=dict)  # by these launches, first come first
+    position: int  # in the queue
+    launches: dict[str, LaunchState] = field(default_factory=dict)  # that contain it, in order of arrival
     missing: set[str] = field(default_factory=set)  # needs that have not finished
     state: ItemStatus = "waiting"
     why: str = ""
-    is_usable: bool = True  # its result, by those that need it
-    payer: LaunchState | None = None  # whose device hours a running one uses
+    is_usable: bool = True  # the result is usable by items that need it
+    charged_to: LaunchState | None = None  # the launch that pays for the devices of a running item
     stop: StopRequest | None = None
 
     def has_result(self) -> bool:
-        """Whether those that need it can start."""
+        """Return whether items that need this one can start."""
         return self.state == "finished" and self.is_usable
 
 
 class Queue:
-    """The items of all launches and how far they are. Times are seconds of one clock that never goes back."""
+    """The items of all launches and their status. Times are seconds of a monotonic clock."""
 
     def __init__(self) -> None:
-        self.orders: dict[str, LaunchState] = {}
-        self.entries: dict[str, ItemState] = {}  # in queue order
-        self.dependants: dict[str, list[str]] = {}  # of what has not ended
-        self.heads: list[tuple[int, int, str]] = []  # heap: place of a launch's first item, its number, its id
-        self.suspects: dict[
-            str, LaunchState
-        ] = {}  # launches that may have got over their budgets since the last look
-        self.places = 0  # given out so far
-        self.untold: list[tuple[str, ItemStatus, str]] = []
+        self.launches: dict[str, LaunchState] = {}
+        self.items: dict[str, ItemState] = {}  # in queue order
+        self.dependants: dict[str, list[str]] = {}  # active item -> the items that need it
+        self.heads: list[tuple[int, int, str]] = []  # heap: position of a launch's first ready item, number, id
+        self.unchecked: dict[str, LaunchState] = {}  # launches to check in the next `over_budget`
+        self.next_position = 0
+        self.unreported: list[tuple[str, ItemStatus, str]] = []
 
-    # --- what comes in ---
+    # --- adding launches ---
 
     def add(
         self,
@@ -126,52 +125,52 @@ class Queue:
         max_device_hours: float | None = None,
         spent: float = 0.0,
     ) -> None:
-        """Queue a launch's items, in their order, behind those of earlier launches.
+        """Append a launch's items to the queue, in their order.
 
-        What waits or runs already, as it was queued first, belongs to both launches then; its device hours go to
-        the one that brought it first, while that one is within its budget. What has finished is not repeated; what
-        failed, was cancelled or over budget before is queued anew, at the end. The same launch a second time
-        changes nothing. ValueError, before anything is changed, for a need that neither the queue nor the launch
-        knows, for needs that go in a circle, and for impossible numbers.
+        An item that already waits or runs belongs to both launches from then on. Its device hours are charged to
+        the earlier launch while that is within its budget. A finished item is not repeated; one that failed, was
+        cancelled or ran over budget is queued again, at the end. Adding a launch twice has no effect. ValueError,
+        before any change, for a need that is neither in the queue nor in the launch, for circular needs, and for
+        invalid numbers.
         """
-        if launch in self.orders:
+        if launch in self.launches:
             return
-        check_items(launch, items, max_concurrent, self.entries.keys())
-        order = self.orders[launch] = LaunchState(
-            launch, len(self.orders), max_concurrent, max_device_hours, spent
+        check_items(launch, items, max_concurrent, self.items.keys())
+        added = self.launches[launch] = LaunchState(
+            launch, len(self.launches), max_concurrent, max_device_hours, spent
         )
         fresh = []
         for item in items:
-            entry = self.entries.get(item.identity)
+            entry = self.items.get(item.identity)
             if entry is None or entry.state not in (*ACTIVE, "finished"):
-                self.entries.pop(item.identity, None)  # its new place is the last
-                entry = self.entries[item.identity] = ItemState(item, self.places)
-                self.places += 1
+                self.items.pop(item.identity, None)  # it moves to the end of the queue
+                entry = self.items[item.identity] = ItemState(item, self.next_position)
+                self.next_position += 1
                 fresh.append(entry)
-            if entry.state in ACTIVE and launch not in entry.wanted:
-                entry.wanted[launch] = order
-                order.identities.append(item.identity)
-                order.left += 1
-                order.running += entry.state == "running"
-        self.suspects[launch] = order
-        for entry in fresh:  # now that all are known
-            entry.missing = {need for need in entry.item.needs if not self.entries[need].has_result()}
+            if entry.state in ACTIVE and launch not in entry.launches:
+                entry.launches[launch] = added
+                added.identities.append(item.identity)
+                added.active += 1
+                added.running += entry.state == "running"
+        self.unchecked[launch] = added
+        for entry in fresh:  # a second loop: an item may need one that comes after it
+            entry.missing = {need for need in entry.item.needs if not self.items[need].has_result()}
             for need in entry.missing:
                 self.dependants.setdefault(need, []).append(entry.item.identity)
         for need in [need for entry in fresh for need in entry.item.needs if need in entry.missing]:
-            if self.entries[need].state not in ACTIVE:
-                self.untold += self.fail_dependants(need)
-        for identity in order.identities:
-            self.make_ready(self.entries[identity])
+            if self.items[need].state not in ACTIVE:
+                self.unreported += self.fail_dependants(need)
+        for identity in added.identities:
+            self.make_ready(self.items[identity])
 
-    # --- what starts ---
+    # --- starting items ---
 
     def admit(self, free: int, now: float) -> list[QueueItem]:
-        """The items that start now on `free` devices; from here on they are running.
+        """Return the items that start now on `free` devices, and mark them as running.
 
-        Strictly in order: the first that may run but does not fit blocks those behind it, so that large runs are
-        not starved. What waits for its needs blocks nothing, nor does an item whose launches all are over their
-        budgets or have as many runs as they may at a time.
+        Strictly in order: the first ready item that does not fit blocks the items behind it, so that large runs
+        are not starved. An item that waits for its needs blocks nothing, nor does one whose launches are all over
+        budget or at their limit of concurrent runs.
         """
         started = []
         while (entry := self.first(now)) and entry.item.devices <= free:
@@ -181,167 +180,175 @@ class Queue:
         return started
 
     def first(self, now: float) -> ItemState | None:
-        """The first item that may run now."""
+        """Return the first item that may run now."""
         while self.heads:
-            place, number, launch = self.heads[0]
-            order, entry = self.orders[launch], self.first_ready(launch)
-            if order.listed != place:  # superseded by one before it
+            position, number, name = self.heads[0]
+            launch, entry = self.launches[name], self.first_ready(name)
+            if launch.head_position != position:  # superseded by an earlier item of the launch
                 heappop(self.heads)
-            elif entry is None or order.is_full() or order.is_over_budget(now):
+            elif entry is None or launch.is_full() or launch.is_over_budget(now):
                 heappop(self.heads)
-                order.listed = None
-            elif entry.place != place:
-                heapreplace(self.heads, (entry.place, number, launch))
-                order.listed = entry.place
+                launch.head_position = None
+            elif entry.position != position:
+                heapreplace(self.heads, (entry.position, number, name))
+                launch.head_position = entry.position
             else:
                 return entry
         return None
 
     def first_ready(self, launch: str) -> ItemState | None:
-        """The first of a launch's items that waits and has all that it needs."""
-        ready = self.orders[launch].ready
+        """Return the first waiting item of a launch whose needs have all finished."""
+        ready = self.launches[launch].ready
         while ready:
-            entry = self.entries[ready[0][1]]
-            if entry.state == "waiting" and launch in entry.wanted:
+            entry = self.items[ready[0][1]]
+            if entry.state == "waiting" and launch in entry.launches:
                 return entry
             heappop(ready)
         return None
 
     def make_ready(self, entry: ItemState) -> None:
-        """Let it be admitted, if it waits for nothing but its turn."""
+        """Add an item that waits for no other to the heaps of its launches."""
         if entry.state == "waiting" and not entry.missing:
-            for launch, order in entry.wanted.items():
-                heappush(order.ready, (entry.place, entry.item.identity))
-                self.enlist(launch)
+            for name, launch in entry.launches.items():
+                heappush(launch.ready, (entry.position, entry.item.identity))
+                self.push_head(name)
 
-    def enlist(self, launch: str) -> None:
-        """Enter a launch's first item among the heads, unless it is there."""
-        order, entry = self.orders[launch], self.first_ready(launch)
-        if entry and (order.listed is None or entry.place < order.listed):
-            order.listed = entry.place
-            heappush(self.heads, (entry.place, order.number, launch))
+    def push_head(self, name: str) -> None:
+        """Add a launch's first ready item to `heads`, unless it is there."""
+        launch, entry = self.launches[name], self.first_ready(name)
+        if entry and (launch.head_position is None or entry.position < launch.head_position):
+            launch.head_position = entry.position
+            heappush(self.heads, (entry.position, launch.number, name))
 
     def start(self, entry: ItemState, now: float) -> None:
-        """It runs from now on, and the first launch within its budget pays."""
+        """Mark an item as running, charged to its first launch within budget."""
         entry.state, entry.why = "running", ""
-        self.charge(next(order for order in entry.wanted.values() if not order.is_over_budget(now)), entry, now)
-        for order in entry.wanted.values():
-            order.running += 1
+        payer = next(launch for launch in entry.launches.values() if not launch.is_over_budget(now))
+        self.charge(payer, entry, now)
+        for launch in entry.launches.values():
+            launch.running += 1
 
-    def charge(self, order: LaunchState, entry: ItemState, now: float) -> None:
-        """From now on this launch pays for it."""
-        order.pay(entry.item.devices, now)
-        entry.payer = order
-        self.suspects[order.launch] = order
+    def charge(self, launch: LaunchState, entry: ItemState, now: float) -> None:
+        """Charge an item's devices to a launch from `now` on."""
+        launch.change_devices(entry.item.devices, now)
+        entry.charged_to = launch
+        self.unchecked[launch.launch] = launch
 
-    # --- what ends ---
+    # --- ending items ---
 
     def ended(
         self, identity: str, state: ItemEnding, now: float, why: str = "", *, usable: bool = True
     ) -> list[tuple[str, str]]:
-        """An item no longer runs, or was found ended while it waited; -> [(identity, why)] of those that now fail.
+        """Record the end of an item; return (identity, why) of the items that fail because they need it.
 
-        These are the dependants, at any remove, that can never run. `usable` is False for a result that is of no
-        use to them (it did not converge). "again" (a dead worker, a preempted node): back to its old place, unless
-        it was asked to stop. What stopped because it was asked to waits on for the launches that came after that.
-        What had ended before stays as it was.
+        `usable`: False for a result that other items cannot use (it did not converge). "again" (a worker died, a
+        node was preempted) puts the item back to its position, unless a stop was requested. An item that stopped
+        on request keeps waiting for the launches added after the request. Ignored for an item that had ended
+        before.
         """
-        entry = self.entries[identity]
+        entry = self.items[identity]
         if entry.state not in ACTIVE:
             return []
-        asked, entry.stop = entry.stop, None
+        stop, entry.stop = entry.stop, None
         if entry.state == "running":
             self.release(entry, now)
-        said = state
-        if asked and state == "again":
-            state = asked.becomes
-        if asked and state in ("cancelled", "over-budget") and asked.wanted < len(entry.wanted):
-            self.forget(entry, asked.wanted)
+        given = state
+        if stop and state == "again":
+            state = stop.becomes
+        if stop and state in ("cancelled", "over-budget") and stop.launches < len(entry.launches):
+            self.drop_launches(entry, stop.launches)
             state = "again"
-        if state == "again" and all(order.budget_exhausted for order in entry.wanted.values()):
+        if state == "again" and all(launch.budget_exhausted for launch in entry.launches.values()):
             state = "over-budget"
         if state == "again":
             entry.state, entry.why = "waiting", why
             self.make_ready(entry)
             return []
-        if state != said:
-            self.untold.append((identity, state, why))
+        if state != given:
+            self.unreported.append((identity, state, why))
         self.end(entry, state, why, usable=usable)
-        failed = self.follow(entry)
-        self.untold += failed
+        failed = self.update_dependants(entry)
+        self.unreported += failed
         return [(identity, why) for identity, _, why in failed]
 
     def over_budget(self, now: float) -> list[str]:
-        """Running items to be asked to stop, as every launch that wants them is over its budget; each named once.
+        """Return the running items to stop because all their launches are over budget; each is returned once.
 
-        What waits for such launches only becomes "over-budget".
+        Waiting items of such launches end as "over-budget".
         """
-        looked_at, stopping, ending = list(self.suspects.values()), [], []
-        broke = [order for order in looked_at if order.is_over_budget(now)]
-        for order in broke:
-            order.budget_exhausted = True
-        self.suspects = {order.launch: order for order in looked_at if order.rate and not order.budget_exhausted}
-        for order in broke:
-            for entry in [self.entries[identity] for identity in order.identities]:
-                heir = next((other for other in entry.wanted.values() if not other.budget_exhausted), None)
-                if entry.state == "waiting" and not heir:
-                    self.end(entry, "over-budget", f"{plural(order.max_device_hours or 0, 'device hour')} used")
+        checked = list(self.unchecked.values())
+        stopping: list[ItemState] = []
+        ending: list[ItemState] = []
+        exhausted = [launch for launch in checked if launch.is_over_budget(now)]
+        for launch in exhausted:
+            launch.budget_exhausted = True
+        self.unchecked = {
+            launch.launch: launch for launch in checked if launch.charged_devices and not launch.budget_exhausted
+        }
+        for launch in exhausted:
+            for entry in [self.items[identity] for identity in launch.identities]:
+                payer = next((other for other in entry.launches.values() if not other.budget_exhausted), None)
+                if entry.state == "waiting" and not payer:
+                    self.end(entry, "over-budget", f"{plural(launch.max_device_hours or 0, 'device hour')} used")
                     ending.append(entry)
-                elif entry.state == "running" and not heir and not entry.stop:
-                    entry.stop = StopRequest("over-budget", len(entry.wanted))
+                elif entry.state == "running" and not payer and not entry.stop:
+                    entry.stop = StopRequest("over-budget", len(entry.launches))
                     stopping.append(entry)
-                elif entry.state == "running" and heir and entry.payer is order:
-                    order.pay(-entry.item.devices, now)
-                    self.charge(heir, entry, now)
-        for entry in ending:  # after all of them, so that a dependant is over budget too rather than failed
-            self.untold += [(entry.item.identity, entry.state, entry.why), *self.follow(entry)]
-        return [entry.item.identity for entry in sorted(stopping, key=lambda entry: entry.place)]
+                elif entry.state == "running" and payer and entry.charged_to is launch:
+                    launch.change_devices(-entry.item.devices, now)
+                    self.charge(payer, entry, now)
+        for entry in ending:  # after all have ended, so that dependants are over budget too instead of failed
+            self.unreported += [(entry.item.identity, entry.state, entry.why), *self.update_dependants(entry)]
+        return [entry.item.identity for entry in sorted(stopping, key=lambda entry: entry.position)]
 
     def cancel(self, identity: str) -> ItemStatus:
-        """-> the state it was in. What waits is cancelled; what runs is stopped by whoever calls `ended` then."""
-        entry = self.entries[identity]
-        was = entry.state
-        if was == "waiting":
+        """Cancel a waiting item, or request that a running one stops; return its state before.
+
+        The caller stops a running entry and then calls `ended`.
+        """
+        entry = self.items[identity]
+        before = entry.state
+        if before == "waiting":
             self.end(entry, "cancelled", "")
-            self.untold += [(identity, "cancelled", ""), *self.follow(entry)]
-        elif was == "running":
-            entry.stop = StopRequest("cancelled", len(entry.wanted))
-        return was
+            self.unreported += [(identity, "cancelled", ""), *self.update_dependants(entry)]
+        elif before == "running":
+            entry.stop = StopRequest("cancelled", len(entry.launches))
+        return before
 
     def release(self, entry: ItemState, now: float) -> None:
-        """It holds no devices any more."""
-        if entry.payer:
-            entry.payer.pay(-entry.item.devices, now)
-        entry.payer, entry.state = None, "waiting"
-        for launch, order in entry.wanted.items():
-            order.running -= 1
-            self.enlist(launch)  # it may have been full
+        """Return the devices of an item that no longer runs."""
+        if entry.charged_to:
+            entry.charged_to.change_devices(-entry.item.devices, now)
+        entry.charged_to, entry.state = None, "waiting"
+        for name, launch in entry.launches.items():
+            launch.running -= 1
+            self.push_head(name)  # the launch may have been full
 
-    def forget(self, entry: ItemState, count: int) -> None:
-        """Its first `count` launches do not want it any more."""
-        for launch in list(entry.wanted)[:count]:
-            entry.wanted.pop(launch).left -= 1
+    def drop_launches(self, entry: ItemState, count: int) -> None:
+        """Remove an item from the first `count` of its launches."""
+        for name in list(entry.launches)[:count]:
+            entry.launches.pop(name).active -= 1
 
     def end(self, entry: ItemState, state: ItemStatus, why: str, *, usable: bool = True) -> None:
-        """It has ended, and its launches have one item less to wait for."""
+        """Set the final state of an item."""
         entry.state, entry.why, entry.is_usable = state, why, usable
-        for order in entry.wanted.values():
-            order.left -= 1
+        for launch in entry.launches.values():
+            launch.active -= 1
 
-    def follow(self, entry: ItemState) -> list[tuple[str, ItemStatus, str]]:
-        """What needs an ended item is a step nearer to its start; without a result, -> what fails with it."""
+    def update_dependants(self, entry: ItemState) -> list[tuple[str, ItemStatus, str]]:
+        """Make the items that need an ended item ready, or fail them if it has no result; return the failed."""
         identity = entry.item.identity
         if not entry.has_result():
             return self.fail_dependants(identity)
         for name in self.dependants.pop(identity, ()):
-            dependant = self.entries[name]
+            dependant = self.items[name]
             dependant.missing.discard(identity)
             self.make_ready(dependant)
         return []
 
     def fail_dependants(self, identity: str) -> list[tuple[str, ItemStatus, str]]:
-        """Those that can never run as this one has no result, at any remove, with the reason."""
-        first = self.entries[identity]
+        """Fail the items that need this one, directly or indirectly; return them with the reason."""
+        first = self.items[identity]
         why = f"needs {first.item.title}, which {ENDING_WORDS[first.state]}" + (
             f": {first.why}" if first.why else ""
         )
@@ -350,85 +357,95 @@ class Queue:
         while lost:
             need = lost.pop()
             for name in self.dependants.pop(need, ()):
-                entry = self.entries[name]
+                entry = self.items[name]
                 if entry.state == "waiting" and need in entry.missing:
                     self.end(entry, "failed", why)
                     failed.append((name, "failed", why))
                     lost.append(name)
         return failed
 
-    # --- what is known ---
+    # --- status ---
 
     def news(self) -> list[tuple[str, ItemStatus, str]]:
-        """(identity, state, why) of what has ended since the last call without an `ended` that said just that.
+        """Return (identity, state, why) of items that ended since the last call in a state not given to `ended`.
 
-        Waiting items that were cancelled or got over budget, dependants that failed, and what would have waited
-        again but for its launches' budgets.
+        These are waiting items that were cancelled or ran over budget, dependants that failed, and items that
+        would wait again but for a stop request or an exhausted budget.
         """
-        told, self.untold = self.untold, []
-        return told
+        news, self.unreported = self.unreported, []
+        return news
 
     def spent(self, launch: str, now: float) -> float:
-        """Device hours of a launch, with those it began with."""
-        return self.orders[launch].spent(now)
+        """Return the device hours of a launch, including those it was added with."""
+        return self.launches[launch].spent(now)
 
     def is_over(self, launch: str) -> bool:
-        """Whether nothing of it waits or runs."""
-        return not self.orders[launch].left
+        """Return whether no item of a launch waits or runs."""
+        return not self.launches[launch].active
 
     def state(self, identity: str) -> ItemStatus:
-        """How far an item is."""
-        return self.entries[identity].state
+        """Return the status of an item."""
+        return self.items[identity].state
 
     def states(self) -> dict[str, tuple[ItemStatus, str]]:
-        """identity -> (state, why), in queue order."""
-        return {identity: (entry.state, entry.why) for identity, entry in self.entries.items()}
+        """Return (status, why) of all items by identity, in queue order."""
+        return {identity: (entry.state, entry.why) for identity, entry in self.items.items()}
+
+    def launches_of(self, identity: str) -> list[str]:
+        """Return the launches that contain an item, in order of arrival."""
+        return list(self.items[identity].launches)
+
+    def must_stop_for_budget(self, identity: str) -> bool:
+        """Return whether `over_budget` requested a stop of the item and no launch was added for it since."""
+        entry = self.items[identity]
+        stop = entry.stop
+        return bool(stop and stop.becomes == "over-budget" and stop.launches == len(entry.launches))
 
     def waiting(self, free: int) -> dict[str, str]:
-        """For a person: identity -> why it waits while so many devices are free; in queue order."""
-        found, ahead = {}, 0
-        for identity, entry in self.entries.items():
+        """Return why each waiting item waits while `free` devices are free, by identity and in queue order."""
+        reasons, ahead = {}, 0
+        for identity, entry in self.items.items():
             if entry.state != "waiting":
                 continue
             devices = entry.item.devices
             if entry.missing:
-                found[identity] = f"needs {self.named(entry)}"
-            elif all(order.budget_exhausted or order.is_full() for order in entry.wanted.values()):
-                most = max(
-                    order.max_concurrent or 0 for order in entry.wanted.values() if not order.budget_exhausted
+                reasons[identity] = f"needs {self.missing_titles(entry)}"
+            elif all(launch.budget_exhausted or launch.is_full() for launch in entry.launches.values()):
+                limit = max(
+                    launch.max_concurrent or 0 for launch in entry.launches.values() if not launch.budget_exhausted
                 )
-                found[identity] = f"{plural(most, 'run')} at a time"
+                reasons[identity] = f"limited to {plural(limit, 'run')} at a time"
             elif ahead:
-                found[identity] = f"behind {plural(ahead, 'other')}"
+                reasons[identity] = f"behind {plural(ahead, 'other run')}"
                 ahead += 1
             elif devices > free:
-                found[identity] = f"wants {plural(devices, 'device')}, {free} free"
+                reasons[identity] = f"needs {plural(devices, 'device')}, {free} free"
                 ahead += 1
             else:
-                found[identity] = "starts next"
+                reasons[identity] = "starts next"
                 free -= devices
-        return found
+        return reasons
 
-    def named(self, entry: ItemState) -> str:
-        """'resnet-56 seed 1 and 3 others': what it needs and has not."""
+    def missing_titles(self, entry: ItemState) -> str:
+        """'resnet-56 seed 1 and 3 others': the missing needs of an item."""
         first, *others = (need for need in entry.item.needs if need in entry.missing)
-        return self.entries[first].item.title + (f" and {plural(len(others), 'other')}" if others else "")
+        return self.items[first].item.title + (f" and {plural(len(others), 'other')}" if others else "")
 
 
 def check_items(
     launch: str, items: Sequence[QueueItem], max_concurrent: int | None, known: Collection[str]
 ) -> None:
-    """ValueError for what could never run."""
+    """Raise ValueError for items that could never run."""
     if max_concurrent is not None and max_concurrent < 1:
-        raise ValueError(f"{launch}: {max_concurrent} runs at a time; at least 1 is needed")
-    brought = {item.identity: item.needs for item in items}
+        raise ValueError(f"{launch}: max_concurrent is {max_concurrent}; must be >= 1")
+    added = {item.identity: item.needs for item in items}
     for item in items:
         if item.devices < 0:
-            raise ValueError(f"{launch}: {item.title} wants {item.devices} devices")
+            raise ValueError(f"{launch}: {item.title} has {item.devices} devices; must be >= 0")
         for need in item.needs:
-            if need not in brought and need not in known:
-                raise ValueError(f"{launch}: {item.title} needs {need}, which no launch has brought")
+            if need not in added and need not in known:
+                raise ValueError(f"{launch}: {item.title} needs {need}, which is in no launch")
     try:
-        graphlib.TopologicalSorter(brought).prepare()
+        graphlib.TopologicalSorter(added).prepare()
     except graphlib.CycleError as error:
-        raise ValueError(f"{launch}: needs that go in a circle: {', '.join(error.args[1])}") from None
+        raise ValueError(f"{launch}: circular needs: {', '.join(error.args[1])}") from None

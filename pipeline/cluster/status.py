@@ -14,23 +14,22 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pipeline.cluster import launches
-from pipeline.cluster.launch import resume_step
+from pipeline.cluster.state_file import STALE_SECONDS, read_supervisor_state
 from pipeline.common.errors import UserError
 from pipeline.common.paths import home, runs_folder
+from pipeline.plan.expand import run_title
 from pipeline.track.record import FINISHED
 from pipeline.track.run_folder import RunFolder
 
-STALE_SECONDS = 15.0  # seconds after which the supervisor's last word is no longer believed
+HEARTBEAT_LIMIT = 15.0  # seconds; age of progress.json after which a run without a supervisor no longer trains
 
-HEARTBEAT_LIMIT = 15.0  # and a run's own last word
+ENDED_SHOWN = 3  # newest ended launches shown
 
-ENDED_SHOWN = 3  # launches that are over
+MIN_IDENTITY_DIGITS = 4  # leading digits of an identity that select a run
 
-MIN_IDENTITY_DIGITS = 4  # digits of an identity that name a run
+MAX_LISTED_RUNS = 5  # runs listed for an ambiguous name
 
-MAX_LISTED_RUNS = 5  # runs that a text may mean
-
-STAMP = len("2026-11-23 18:52:04")
+STAMP = len("2026-11-23 18:52:04")  # length of the time at the start of a log line
 
 RunStatusName = Literal[
     "finished",
@@ -51,21 +50,21 @@ NEEDS_ATTENTION: tuple[RunStatusName, ...] = ("failed", "did not converge", "ove
 
 @dataclass(frozen=True)
 class LaunchedRun:
-    """A run or step, as a launch's file has it."""
+    """A run or derived run of a launch file."""
 
     identity: str
     experiment: str
     scale: str
     variant: str
     seed: int
-    steps: int  # 0 for work that has none
+    steps: int  # optimizer steps, 0 for a derived run
     batch_size: int
     needs: tuple[str, ...]
 
     @property
     def title(self) -> str:
         """'resnet-20 seed 0'."""
-        return f"{self.variant} seed {self.seed}"
+        return run_title(self.variant, self.seed)
 
     @property
     def of(self) -> str:
@@ -75,7 +74,7 @@ class LaunchedRun:
 
 @dataclass(frozen=True)
 class LaunchOutline:
-    """A launch, as its file has it; without checking every recipe again, of which there may be ten thousand."""
+    """A launch file without its recipes: parsing ten thousand recipes would take too long."""
 
     id: str
     words: str
@@ -88,226 +87,231 @@ class LaunchOutline:
 
 @dataclass(frozen=True)
 class RunStatus:
-    """How a run stands."""
+    """The status of a run. The fields are keys of `repro status --json`."""
 
     identity: str
     title: str
     of: str  # experiment@scale
     state: RunStatusName
-    why: str = ""
+    why: str = ""  # reason or details
     step: int = 0
     steps: int = 0
     images_per_second: float = 0.0
     seconds_left: float | None = None
-    node: str = ""
+    node: str = ""  # host name
     attempt: int = 1
-    since: str = ""
+    since: str = ""  # start of the attempt: UTC, ISO 8601
 
 
 @dataclass(frozen=True)
 class LaunchStatus:
-    """How a launch stands."""
+    """The status of a launch. The fields are keys of `repro status --json`."""
 
     id: str
-    words: str
-    by: str
-    created: str
+    words: str  # title
+    by: str  # user@host
+    created: str  # UTC, ISO 8601
     over: bool
-    counts: Mapping[str, int]  # of its runs, by state
-    devices: int  # of each run
+    counts: Mapping[str, int]  # runs by state
+    devices: int  # per run
     spent: float  # device hours
-    budget: float | None
+    budget: float | None  # device hours
     max_concurrent: int | None = None
 
 
 @dataclass(frozen=True)
 class ClusterStatus:
-    """All there is to see."""
+    """The status of the cluster, its launches and runs. The fields are the keys of `repro status --json`."""
 
-    time: float
-    home: str
-    heard: float | None  # seconds since the supervisor's last word; None: never
-    alive: bool  # that word is to be believed
-    cluster: bool  # a cluster of this home runs on this machine
-    dashboard: str
-    devices: Mapping[str, Any]
-    trouble: str
+    time: float  # Unix time
+    home: str  # REPRO_HOME
+    heard: float | None  # seconds since the supervisor's last report; None: no report
+    alive: bool  # that report is recent
+    cluster: bool  # a cluster of this REPRO_HOME runs on this machine
+    dashboard: str  # URL
+    devices: Mapping[str, Any]  # {"all", "free", "kind"}; {} without a live supervisor
+    trouble: str  # errors of the supervisor
     launches: list[LaunchStatus]  # unfinished ones, then the newest of the others
-    earlier: int  # launches not listed
+    earlier: int  # number of launches that are not listed
     runs: list[RunStatus]  # of the unfinished launches
-    damaged: list[str] = field(default_factory=list)  # launches whose files cannot be read, a sentence each
+    damaged: list[str] = field(default_factory=list)  # a message for each unreadable launch file
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON."""
+        """Return plain data, for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> "ClusterStatus":
-        """From `to_dict`'s."""
-        summaries = [LaunchStatus(**one) for one in raw["launches"]]
-        return cls(**{**raw, "launches": summaries, "runs": [RunStatus(**one) for one in raw["runs"]]})
+        """Return the status that `to_dict` described."""
+        statuses = [LaunchStatus(**launch) for launch in raw["launches"]]
+        return cls(**{**raw, "launches": statuses, "runs": [RunStatus(**run) for run in raw["runs"]]})
 
 
 class StatusReader:
-    """Reads the home; remembers what never changes again, for one who looks every second."""
+    """Reads the status from REPRO_HOME; caches launch files and results, for a caller that reads every second."""
 
     def __init__(self) -> None:
         self._outlines: dict[str, LaunchOutline] = {}
-        self._ended: dict[str, tuple[RunStatusName, str]] = {}  # identity -> what its result says
-        self.damaged: dict[str, str] = {}  # launch -> why its file cannot be read, of those looked at last
+        self._ended: dict[str, tuple[RunStatusName, str]] = {}  # identity -> state and details from the result
+        self.damaged: dict[str, str] = {}  # launch id -> error, of the launches read last
 
-    def names(self) -> list[str]:
-        """Ids of all launches, first come first."""
-        return sorted(path.stem for path in launches.launches_folder().glob("*.json"))
-
-    def outline(self, name: str) -> LaunchOutline:
-        """A launch by its id; UserError for one whose file cannot be read."""
-        if name not in self._outlines:
-            path = launches.launches_folder() / f"{name}.json"
+    def outline(self, launch_id: str) -> LaunchOutline:
+        """Return a launch by its id; UserError for an unreadable file."""
+        if launch_id not in self._outlines:
+            path = launches.launch_file(launch_id)
             with launches.explain_read_errors(path):
                 raw = json.loads(path.read_text(encoding="utf-8"))
                 runs = tuple(parse_launched_run(task) for task in raw["tasks"])
                 datetime.fromisoformat(raw["created"])
                 terms = {"devices": raw["terms"]["devices"], **raw["terms"]}
-                self._outlines[name] = LaunchOutline(
+                self._outlines[launch_id] = LaunchOutline(
                     raw["id"], raw["words"], raw["by"], raw["created"], raw["code"], terms, runs
                 )
-        return self._outlines[name]
+        return self._outlines[launch_id]
 
-    def outlines(self, names: Iterable[str]) -> list[LaunchOutline]:
-        """Those of these launches that can be read; `damaged` says which cannot, and why."""
+    def outlines(self, launch_ids: Iterable[str]) -> list[LaunchOutline]:
+        """Return the readable ones of these launches; the others are in `damaged` afterwards."""
         found, self.damaged = [], {}
-        for name in names:
+        for launch_id in launch_ids:
             try:
-                found.append(self.outline(name))
+                found.append(self.outline(launch_id))
             except UserError as error:
-                self.damaged[name] = str(error)
+                self.damaged[launch_id] = str(error)
         return found
 
     def all(self) -> list[LaunchOutline]:
-        """All launches that can be read."""
-        return self.outlines(self.names())
+        """Return all readable launches, oldest first."""
+        return self.outlines(launches.launch_ids())
 
-    def open(self) -> list[LaunchOutline]:
-        """Those of them that are not over."""
-        return self.outlines(name for name in self.names() if not launches.is_over(name))
+    def unfinished(self) -> list[LaunchOutline]:
+        """Return the readable launches that have not ended, oldest first."""
+        return self.outlines(launch_id for launch_id in launches.launch_ids() if not launches.is_over(launch_id))
 
     def status(self) -> ClusterStatus:
-        """Everything, as it is now."""
+        """Return the status of the cluster, its launches and runs."""
         from pipeline.cluster import local_head
 
         now = time.time()
-        said = read_supervisor_state()
-        heard = max(0.0, now - said["time"]) if "time" in said else None
+        state = read_supervisor_state()
+        heard = max(0.0, now - state["time"]) if "time" in state else None
         alive = heard is not None and heard <= STALE_SECONDS
         cluster = local_head.find_local_cluster()
-        names = self.names()
-        over = [name for name in names if launches.is_over(name)]
-        unfinished = [name for name in names if name not in set(over)]
+        launch_ids = launches.launch_ids()
+        over = [launch_id for launch_id in launch_ids if launches.is_over(launch_id)]
+        unfinished = [launch_id for launch_id in launch_ids if launch_id not in set(over)]
         newest = over[-ENDED_SHOWN:]
-        readable = {one.id for one in self.outlines([*unfinished, *newest])}
-        seen: dict[str, RunStatus] = {}
-        summaries = [self._summary(n, said, seen, now, alive=alive) for n in unfinished if n in readable]
-        ended = [self._summary(n, said, {}, now, alive=alive) for n in newest if n in readable]
+        readable = {outline.id for outline in self.outlines([*unfinished, *newest])}
+        runs: dict[str, RunStatus] = {}
+        statuses = [self._launch_status(n, state, runs, now, alive=alive) for n in unfinished if n in readable]
+        ended = [self._launch_status(n, state, {}, now, alive=alive) for n in newest if n in readable]
         return ClusterStatus(
             time=now,
             home=str(home()),
             heard=heard,
             alive=alive,
             cluster=cluster is not None,
-            dashboard=str(said.get("dashboard") or (cluster.dashboard if cluster else "")),
-            devices=dict(said.get("devices") or {}) if alive else {},
-            trouble=str(said.get("trouble") or "") if alive else "",
-            launches=summaries + ended,
+            dashboard=str(state.get("dashboard") or (cluster.dashboard if cluster else "")),
+            devices=dict(state.get("devices") or {}) if alive else {},
+            trouble=str(state.get("trouble") or "") if alive else "",
+            launches=statuses + ended,
             earlier=len(over) - len(newest),
-            runs=list(seen.values()),
+            runs=list(runs.values()),
             damaged=list(self.damaged.values()),
         )
 
-    def _summary(
-        self, name: str, said: Mapping[str, Any], seen: dict[str, RunStatus], now: float, *, alive: bool
+    def _launch_status(
+        self,
+        launch_id: str,
+        state: Mapping[str, Any],
+        runs: dict[str, RunStatus],
+        now: float,
+        *,
+        alive: bool,
     ) -> LaunchStatus:
-        one = self.outline(name)
-        heard = said.get("runs") or {} if alive else {}
-        states = [self.run_status(run, heard.get(run.identity) or {}, now, alive=alive) for run in one.runs]
-        for run in states:
-            seen.setdefault(run.identity, run)
+        """Return a launch's status, and add the status of its runs to `runs`."""
+        outline = self.outline(launch_id)
+        reported = state.get("runs") or {} if alive else {}
+        statuses = [
+            self.run_status(run, reported.get(run.identity) or {}, now, alive=alive) for run in outline.runs
+        ]
+        for status in statuses:
+            runs.setdefault(status.identity, status)
         return LaunchStatus(
-            id=one.id,
-            words=one.words,
-            by=one.by,
-            created=one.created,
-            over=launches.is_over(name),
-            counts=dict(Counter(run.state for run in states)),
-            devices=one.terms["devices"],
-            spent=launches.hours_used(name),
-            budget=one.terms.get("max_device_hours"),
-            max_concurrent=one.terms.get("max_concurrent"),
+            id=outline.id,
+            words=outline.words,
+            by=outline.by,
+            created=outline.created,
+            over=launches.is_over(launch_id),
+            counts=dict(Counter(status.state for status in statuses)),
+            devices=outline.terms["devices"],
+            spent=launches.hours_used(launch_id),
+            budget=outline.terms.get("max_device_hours"),
+            max_concurrent=outline.terms.get("max_concurrent"),
         )
 
-    def run_status(self, run: LaunchedRun, said: Mapping[str, Any], now: float, *, alive: bool) -> RunStatus:
-        """How a run stands; `said` is what a supervisor that is alive says of it."""
-        seen = RunStatus(run.identity, run.title, run.of, "waiting" if alive else "not begun", steps=run.steps)
+    def run_status(self, run: LaunchedRun, report: Mapping[str, Any], now: float, *, alive: bool) -> RunStatus:
+        """Return a run's status; `report`: its entry in the report of a live supervisor."""
+        status = RunStatus(run.identity, run.title, run.of, "waiting" if alive else "not begun", steps=run.steps)
         if run.identity not in self._ended:
-            place = runs_folder() / run.identity
+            folder = runs_folder() / run.identity
             try:
-                files = set(os.listdir(place))  # noqa: PTH208 - names alone, of thousands of folders
+                files = set(os.listdir(folder))  # noqa: PTH208 - faster than iterdir for thousands of folders
             except OSError:
                 files = set()
             if "result.json" not in files:
-                return self._look_inside(seen, run, files, said, now, alive=alive)
-            self._ended[run.identity] = result_status(place)
+                return self._unfinished_status(status, run, files, report, now, alive=alive)
+            self._ended[run.identity] = result_status(folder)
         state, why = self._ended[run.identity]
-        return replace(seen, state=state, why=why, step=run.steps)
+        return replace(status, state=state, why=why, step=run.steps)
 
-    def _look_inside(
+    def _unfinished_status(
         self,
-        seen: RunStatus,
+        status: RunStatus,
         run: LaunchedRun,
         files: set[str],
-        said: Mapping[str, Any],
+        report: Mapping[str, Any],
         now: float,
         *,
         alive: bool,
     ) -> RunStatus:
-        """How a run stands that has no result, and these files."""
+        """Return the status of a run without a result; `files`: the names in its folder."""
         folder = RunFolder(runs_folder() / run.identity)
-        running = said.get("state") == "running"
-        at = folder.read_progress() if "progress.json" in files else {}
-        if not alive and at:  # trained without a supervisor, by `repro run`
+        running = report.get("state") == "running"
+        progress = folder.read_progress() if "progress.json" in files else {}
+        if not alive and progress:  # `repro run` may train it, without a supervisor
             with suppress(OSError):
                 running = now - (folder.path / "progress.json").stat().st_mtime <= HEARTBEAT_LIMIT
         left = folder.unfinished() if "left.json" in files and not running else {}
-        step = int(at.get("step", 0)) if running else resume_step(folder) if "checkpoints" in files else 0
-        seen = replace(seen, step=step, attempt=int(said.get("attempt") or 1), why=str(said.get("why") or ""))
+        checkpoint = folder.last_step() if "checkpoints" in files and not running else 0
+        step = int(progress.get("step", 0)) if running else checkpoint
+        status = replace(
+            status, step=step, attempt=int(report.get("attempt") or 1), why=str(report.get("why") or "")
+        )
         if running:
-            speed = float(at.get("images_per_second") or 0.0)
+            speed = float(progress.get("images_per_second") or 0.0)
             seconds = (run.steps - step) * run.batch_size / speed if speed > 0 else None
-            why = f"asked to stop: {folder.stop_reason()}" if "stop" in files else ""
-            node = str(said.get("node") or at.get("host") or "")
-            since = str(said.get("since") or "")
             return replace(
-                seen,
+                status,
                 state="training",
                 images_per_second=speed,
                 seconds_left=seconds,
-                node=node,
-                since=since,
-                why=why,
+                node=str(report.get("node") or progress.get("host") or ""),
+                since=str(report.get("since") or ""),
+                why=f"stop requested: {folder.stop_reason()}" if "stop" in files else "",
             )
         if left:
-            return replace(seen, state=left["why"], why=left["text"])
-        if said.get("state") in ("failed", "cancelled", "over-budget"):  # its folder will say so in a moment
-            return replace(seen, state=said["state"])
+            return replace(status, state=left["why"], why=left["text"])
+        if report.get("state") in ("failed", "cancelled", "over-budget"):  # the folder will show it in a moment
+            return replace(status, state=report["state"])
         if "stop" in files:
-            return replace(seen, why=f"asked to stop: {folder.stop_reason()}")
+            return replace(status, why=f"stop requested: {folder.stop_reason()}")
         if step and not alive:
-            return replace(seen, state="stopped", why=f"at step {step:,} of {run.steps:,}")
-        return seen
+            return replace(status, state="stopped", why=f"at step {step:,} of {run.steps:,}")
+        return status
 
 
 def parse_launched_run(task: Mapping[str, Any]) -> LaunchedRun:
-    """A run or step of a launch's file."""
+    """Return a run or derived run from a task of a launch file."""
     run = task["run"]
     train = (run.get("recipe") or {}).get("train") or {}
     return LaunchedRun(
@@ -322,62 +326,48 @@ def parse_launched_run(task: Mapping[str, Any]) -> LaunchedRun:
     )
 
 
-def read_supervisor_state() -> dict[str, Any]:
-    """The supervisor's last word; {} if there is none."""
+def result_status(folder: Path) -> tuple[RunStatusName, str]:
+    """Return state and details of a run's result; without the checks of a Record, as there may be thousands."""
     try:
-        said = json.loads((home() / "cluster" / "state.json").read_text(encoding="utf-8"))
-        return said if isinstance(said, dict) else {}
-    except (OSError, ValueError):
-        return {}
-
-
-def supervisor_is_alive() -> bool:
-    """Whether a supervisor is at work, here or on another machine that shares the home."""
-    return time.time() - read_supervisor_state().get("time", -STALE_SECONDS) <= STALE_SECONDS
-
-
-def result_status(place: Path) -> tuple[RunStatusName, str]:
-    """What the result of a run says; read without the checks of a Record, since there may be thousands."""
-    try:
-        raw = json.loads((place / "result.json").read_text(encoding="utf-8"))
-        test = raw["metrics"].get("test/top1_error_pct")
-        told = raw["ended"] if test is None else f"test error {test:.2f} %"
-        return ("finished", told) if raw["status"] == FINISHED else ("did not converge", raw["ended"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # one run's trouble, not that of all
+        raw = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        error = raw["metrics"].get("test/top1_error_pct")
+        details = raw["ended"] if error is None else f"test error {error:.2f} %"
+        return ("finished", details) if raw["status"] == FINISHED else ("did not converge", raw["ended"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return (
             "failed",
-            f"{place / 'result.json'} is not a run's record; move its folder away, and launch it again",
+            f"{folder / 'result.json'} is not a run's record; move its folder away and launch the run again",
         )
 
 
-def find_run(text: str, outlines: Sequence[LaunchOutline]) -> LaunchedRun:
-    """The run that `text` names: its identity's beginning, 'resnet-20 seed 0' or 'resnet-20/0'.
+def find_run(name: str, outlines: Sequence[LaunchOutline]) -> LaunchedRun:
+    """Return the run with a name: the first digits of its identity, 'resnet-20 seed 0' or 'resnet-20/0'.
 
-    Of runs that differ in nothing but their code or data, the last one launched. UserError for none, or several.
+    Of runs that differ only in code or data, the one launched last. UserError for no match, or several.
     """
-    text = " ".join(text.split())
+    name = " ".join(name.split())
     found: dict[str, LaunchedRun] = {}
-    for one in outlines:
-        for run in one.runs:
-            by_name = text in (run.title, f"{run.variant}/{run.seed}")
-            if by_name or (len(text) >= MIN_IDENTITY_DIGITS and run.identity.startswith(text)):
+    for outline in outlines:
+        for run in outline.runs:
+            has_name = name in (run.title, f"{run.variant}/{run.seed}")
+            if has_name or (len(name) >= MIN_IDENTITY_DIGITS and run.identity.startswith(name)):
                 found.pop(run.identity, None)
                 found[run.identity] = run
     newest = list({(run.of, run.title): run for run in found.values()}.values())
     if not newest:
-        known = list(dict.fromkeys(f"{run.variant}/{run.seed}" for one in outlines for run in one.runs))
-        near = difflib.get_close_matches(text, known, n=1) or known[:1]
-        like = f"; runs are called as in {near[0]!r}" if near else ", and none at all"
-        raise UserError(f"there is no launched run {text!r}{like}")
+        known = list(dict.fromkeys(f"{run.variant}/{run.seed}" for outline in outlines for run in outline.runs))
+        similar = difflib.get_close_matches(name, known, n=1) or known[:1]
+        hint = f"; use VARIANT/SEED, as in {similar[0]!r}" if similar else "; no runs have been launched"
+        raise UserError(f"no launched run {name!r}{hint}")
     if len(newest) > 1:
         listed = " or ".join(f"{run.identity[:8]} ({run.of}, {run.title})" for run in newest[:MAX_LISTED_RUNS])
         others = f" or one of {len(newest) - MAX_LISTED_RUNS:,} more" if len(newest) > MAX_LISTED_RUNS else ""
-        raise UserError(f"{text!r} may be {listed}{others}; give the digits of the one that is meant")
+        raise UserError(f"{name!r} is ambiguous: {listed}{others}; use the digits instead")
     return newest[0]
 
 
 def run_history(identity: str) -> list[str]:
-    """What happened to a run and what it measured, in the order of time: a line each, beginning with the time."""
+    """Return a run's log and measurements in order of time, one line each that begins with the time (UTC)."""
     folder = RunFolder(runs_folder() / identity)
     lines: list[str] = []
     with suppress(OSError):
@@ -387,15 +377,15 @@ def run_history(identity: str) -> list[str]:
         stamp = datetime.fromtimestamp(entry["time"], UTC).strftime("%Y-%m-%d %H:%M:%S")
         numbers = ", ".join(f"{name} {value:.6g}" for name, value in sorted(entry["metrics"].items()))
         measured.append(f"{stamp} step {entry['step']:,}: {numbers}")
-    # of one second, what was measured comes first: a run that has just measured something ends, and not before
+    # Within the same second measurements come first: a run ends right after its last measurement.
     return list(heapq.merge(measured, lines, key=lambda line: line[:STAMP]))
 
 
 def run_outcome(identity: str) -> str:
-    """How a run ended or why it was left, in a sentence; "" for one that goes on."""
+    """Return how a run ended or why it was left unfinished; "" for a run that continues."""
     folder = RunFolder(runs_folder() / identity)
     if folder.result_file.is_file():
-        state, told = result_status(folder.path)
-        return f"{state}: {told}" if told else state
+        state, details = result_status(folder.path)
+        return f"{state}: {details}" if details else state
     left = folder.unfinished()
     return f"{left['why']}: {left['text']}" if left else ""

@@ -1,4 +1,4 @@
-"""Numbers read from the environment and from the machine."""
+"""Numbers read from environment variables, and the number of CPUs."""
 
 import math
 import os
@@ -6,20 +6,38 @@ import os
 from pipeline.common.errors import UserError
 
 
-def env_number(variable: str, otherwise: float) -> float:
-    """The number from 0 on that a variable says, `otherwise` if it is not set; UserError where it says none."""
-    said = os.environ.get(variable)
-    if said is None:
-        return otherwise
+def env_number(variable: str, default: float, *, unit: str = "", below: float = math.inf) -> float:
+    """Return the number in an environment variable, `default` if it is not set.
+
+    `unit` ("seconds") is used in the error message. Raises UserError unless 0 <= number < `below`.
+    """
+    text = os.environ.get(variable)
+    if text is None:
+        return default
     try:
-        number = float(said)
+        number = float(text)
     except ValueError:
         number = math.nan
-    if not 0 <= number < math.inf:
-        raise UserError(f"{variable} is {said!r}; a number from 0 on is needed")
+    if not 0 <= number < below:
+        expected = f"a number of {unit} >= 0" if unit else "a number >= 0"
+        limit = f" and < {below:g}" if below < math.inf else ""
+        raise UserError(f"{variable} is {text!r}: must be {expected}{limit}")
     return number
 
 
+def env_integer(variable: str, default: int, *, minimum: int = 0) -> int:
+    """Return the integer in an environment variable, `default` if it is not set.
+
+    Raises UserError unless it is written in decimal digits and is at least `minimum`.
+    """
+    text = os.environ.get(variable)
+    if text is None:
+        return default
+    if not (text.isascii() and text.isdigit()) or int(text) < minimum:
+        raise UserError(f"{variable} is {text!r}: must be an integer >= {minimum}")
+    return int(text)
+
+
 def available_cpus() -> int:
-    """Processors that this process may use."""
+    """Return the number of CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

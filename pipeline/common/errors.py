@@ -1,19 +1,19 @@
-"""Errors that a user can fix: one sentence, shown without a traceback."""
+"""Errors that a user can fix. The command line prints them without a traceback."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-WRITE_HINT = "make room, mend the folder, or name another by REPRO_HOME, and start the same command again"
+WRITE_HINT = "free some space, fix the folder, or set REPRO_HOME to another one, and run the same command again"
 
 
 class UserError(ValueError):
-    """A user's mistake: one sentence with what is wrong, where, and what to do. Shown without a traceback."""
+    """An error that the user can fix. Its message says what is wrong, where, and what to do."""
 
 
 @contextmanager
 def explain_write_errors(folder: Path, what_to_do: str = WRITE_HINT) -> Iterator[None]:
-    """Turn an operating system's refusal to write into `folder` into a sentence."""
+    """Turn an OSError within the block into a UserError: "cannot write to FOLDER: REASON; WHAT_TO_DO"."""
     try:
         yield
     except OSError as error:

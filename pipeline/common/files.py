@@ -7,21 +7,26 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write `content` so that `path` is the old file or the new one, never half of it."""
+    """Replace the content of `path`. At every moment the file has either its old or its new content."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
-            os.fchmod(file.fileno(), 0o644)  # a temporary file is its owner's alone
+            os.fchmod(file.fileno(), 0o644)  # mkstemp makes it readable for its owner only
         Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
 
 
-def file_hash(path: Path) -> str:
-    """16 hex digits of a file's sha256."""
+def file_sha256(path: Path) -> str:
+    """Return the sha256 of a file as 64 hex digits, without reading the file into memory."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """Return the first 16 hex digits of a file's sha256."""
+    return file_sha256(path)[:16]

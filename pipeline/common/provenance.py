@@ -1,4 +1,4 @@
-"""Where a number comes from: commit, locked requirements, library versions, hardware."""
+"""Provenance of a result: commit, locked requirements, library versions, hardware."""
 
 import hashlib
 import os
@@ -8,25 +8,26 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
+from pipeline.common.files import file_hash
 from pipeline.common.paths import ROOT
 
 CODE_PATHS = ("pipeline", "lightning_modules", "experiments", "pyproject.toml", "requirements.lock")
 
-COMMIT_FILE = "COMMIT"  # beside the code of a launch
+COMMIT_FILE = "COMMIT"  # in a code copy made for a launch: the commit it is a copy of
 
 LIBRARIES = ("torch", "torchvision", "pytorch-lightning", "numpy")
 
 
 @cache
 def commit() -> str:
-    """The checkout's commit, "-dirty" where what computes differs from it, "unknown" outside a checkout.
+    """Return the commit of the checkout, with "-dirty" if CODE_PATHS differ from it; "unknown" outside a checkout.
 
-    A new file counts as a difference: a run of a network not yet committed cannot be found by the commit. A copy
-    of the code that was made for a launch says in a file what it is a copy of.
+    Untracked files count as a difference: the commit does not contain the network of such a file. A code copy made
+    for a launch has no .git folder; its COMMIT_FILE holds the commit.
     """
     if (ROOT / COMMIT_FILE).is_file():
         return (ROOT / COMMIT_FILE).read_text(encoding="utf-8").strip()
-    if not (ROOT / "pyproject.toml").is_file():  # installed, perhaps into an environment inside another checkout
+    if not (ROOT / "pyproject.toml").is_file():  # an installed package, possibly inside another project's checkout
         return "unknown"
     try:
         head = git("rev-parse", "HEAD")
@@ -35,31 +36,31 @@ def commit() -> str:
         return "unknown"
 
 
-def git(*words: str) -> str:
-    """What git prints for `words` in the project's folder."""
-    done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True)
+def git(*arguments: str) -> str:
+    """Return the output of a git command in the project's folder. Raises CalledProcessError if it fails."""
+    done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
 
 @cache
 def lock_hash() -> str:
-    """Hash of the locked requirements beside the code; of what is installed where there are none."""
+    """Return the hash of requirements.lock, or "installed-" and the hash of the installed distributions."""
     lock = ROOT / "requirements.lock"
     if lock.is_file():
-        return hashlib.sha256(lock.read_bytes()).hexdigest()[:16]
+        return file_hash(lock)
     installed = sorted(f"{d.metadata['Name']}=={d.version}" for d in metadata.distributions())
     return "installed-" + hashlib.sha256("\n".join(installed).encode()).hexdigest()[:16]
 
 
 @cache
 def library_versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that compute."""
+    """Return the versions of Python and of LIBRARIES."""
     return {"python": platform.python_version()} | {name: metadata.version(name) for name in LIBRARIES}
 
 
 @cache
 def hardware_name() -> str:
-    """The device that trains, for a person: the GPU's name, or the processor and its cores."""
+    """Return the name of the training device: the GPU, or the CPU model and its number of cores."""
     import torch
 
     if torch.cuda.is_available():

@@ -1,14 +1,14 @@
-"""How numbers are said."""
+"""Numbers, durations and errors as text."""
 
 
 def plural(number: float, noun: str) -> str:
-    """'1 run', '2,000 runs', '2.5 hours'."""
-    said = f"{number:,}" if isinstance(number, int) else f"{number:g}"
-    return f"{said} {noun}" if number == 1 else f"{said} {noun}s"
+    """Return a count with its noun: '1 run', '2,000 runs', '2.5 hours'."""
+    text = f"{number:,}" if isinstance(number, int) else f"{number:g}"
+    return f"{text} {noun}" if number == 1 else f"{text} {noun}s"
 
 
 def duration(seconds: float) -> str:
-    """'40 s', '12 min', '3.4 h', '1,240 h'."""
+    """Return a rounded duration with its unit: '40 s', '12 min', '3.4 h', '1,240 h'."""
     if seconds < 59.5:
         return f"{seconds:.0f} s" if seconds >= 1 or not seconds else "1 s"
     if seconds < 3570:

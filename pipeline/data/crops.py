@@ -7,77 +7,78 @@ from random import Random
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.data.jpeg import Box, Interpolation, centre_offset, resize, size_for_short_side
 
-ATTEMPTS = 10  # at a part that lies within the picture, before the middle is taken
+AREA_CROP_ATTEMPTS = 10  # draws of a crop that lies within the image, before the centre is taken
 
 
 @dataclass(frozen=True)
 class CropSpec:
-    """How a square is taken from a picture: experiment.Crop as plain values."""
+    """How a square crop is taken from an image: declare.recipe.Crop as plain values, all lengths in pixels."""
 
-    side: int
-    short: tuple[int, int] | None  # smallest and largest
-    centre: int | None
-    five: bool
-    area: tuple[float, float] | None
-    aspect: tuple[float, float] | None
+    side: int  # of the crop
+    short: tuple[int, int] | None  # smallest and largest short side of the resized image; None: by area
+    centre: int | None  # side of the centre square that crops are taken from; None: the whole image
+    five: bool  # crops are at one of five positions (corners and centre) instead of anywhere
+    area: tuple[float, float] | None  # smallest and largest share of the image's area
+    aspect: tuple[float, float] | None  # smallest and largest width / height
     interpolation: Interpolation
 
     @property
     def frame(self) -> int | None:
-        """The side of the square that a crop's corner is counted in, if there is such a square."""
+        """Side of the square in which corners of crops are counted, or None if there is no such square."""
         return self.centre
 
 
 class CropBox(NamedTuple):
-    """A part of a resized picture."""
+    """A crop of a resized part of an image."""
 
-    box: Box  # of the picture, which is resized ...
-    size: tuple[int, int]  # ... to this (height, width)
-    crop: tuple[int, int]  # row and column in it from which a square of `side` is cut
-    corner: tuple[int, int]  # the same, counted within the frame
+    box: Box  # part of the image
+    size: tuple[int, int]  # (height, width) that the part is resized to
+    crop: tuple[int, int]  # row and column of the crop in the resized part
+    corner: tuple[int, int]  # row and column of the crop in the frame
 
 
-def crop_box(cut: CropSpec, height: int, width: int, draw: float) -> CropBox:
-    """What is cut out of a picture of (height, width) pixels for one `draw` from [0, 1).
+def crop_box(spec: CropSpec, height: int, width: int, draw: float) -> CropBox:
+    """Return the crop of an image of (height, width) pixels for one random `draw` from [0, 1).
 
-    The draw seeds a generator of the picture's own, since GoogLeNet's crop takes as many numbers as it needs.
-    Uniform everywhere; the aspect is uniform in its logarithm.
+    The draw seeds a generator for this image, since GoogLeNet's crop needs a variable number of draws. Sizes and
+    positions are uniform, and the aspect ratio is uniform in its logarithm.
     """
     random = Random(int(draw * 2**53)).random
-    if cut.area and cut.aspect:
-        return CropBox(
-            area_crop(height, width, cut.area, cut.aspect, random), (cut.side, cut.side), (0, 0), (0, 0)
-        )
-    assert cut.short is not None
+    if spec.area and spec.aspect:
+        box = area_crop(height, width, spec.area, spec.aspect, random)
+        return CropBox(box, (spec.side, spec.side), (0, 0), (0, 0))
+    assert spec.short is not None
     scale, down, right, which = random(), random(), random(), random()
-    short = cut.short[0] + int(scale * (cut.short[1] - cut.short[0] + 1))
-    tall, wide = size_for_short_side(height, width, short)
-    top, left, rows, columns = 0, 0, tall, wide
-    if cut.centre:
-        top, left = centre_offset(tall, wide, cut.centre)
-        rows = columns = cut.centre
-    centre = centre_offset(rows, columns, cut.side)
-    rows, columns = rows - cut.side, columns - cut.side  # from the first to the last place
-    if cut.five:
+    short = spec.short[0] + int(scale * (spec.short[1] - spec.short[0] + 1))
+    size = size_for_short_side(height, width, short)
+    top, left, (rows, columns) = 0, 0, size
+    if spec.centre:
+        top, left = centre_offset(*size, spec.centre)
+        rows = columns = spec.centre
+    centre = centre_offset(rows, columns, spec.side)
+    rows, columns = rows - spec.side, columns - spec.side  # largest row and column of a corner
+    if spec.five:
         corner = ((0, 0), (0, columns), (rows, 0), (rows, columns), centre)[int(which * 5)]
     else:
         corner = (int(down * (rows + 1)), int(right * (columns + 1)))
-    return CropBox((0, 0, height, width), (tall, wide), (top + corner[0], left + corner[1]), corner)
+    return CropBox((0, 0, height, width), size, (top + corner[0], left + corner[1]), corner)
 
 
 def area_crop(
     height: int, width: int, area: tuple[float, float], aspect: tuple[float, float], random: Callable[[], float]
 ) -> Box:
-    """A part whose share of the area and whose aspect are drawn from these ranges (arXiv:1409.4842, section 6).
+    """Return a part with share of the area and aspect ratio drawn from these ranges (arXiv:1409.4842, section 6).
 
-    Drawn again, up to ten times, until it lies within the picture; else the middle, as large as aspects allow.
+    Up to ten draws are made until the part fits into the image. Otherwise it is the largest centred part that the
+    aspect range allows.
     """
     low, high = math.log(aspect[0]), math.log(aspect[1])
-    for _ in range(ATTEMPTS):
+    for _ in range(AREA_CROP_ATTEMPTS):
         pixels = height * width * (area[0] + random() * (area[1] - area[0]))
         ratio = math.exp(low + random() * (high - low))
         wide, tall = round(math.sqrt(pixels * ratio)), round(math.sqrt(pixels / ratio))
@@ -88,9 +89,9 @@ def area_crop(
     return (height - tall) // 2, (width - wide) // 2, tall, wide
 
 
-def crop_image(cut: CropSpec, image: np.ndarray, draw: float) -> tuple[Tensor, tuple[int, int]]:
-    """uint8 (H, W, 3) -> uint8 (side, side, 3), and its corner in the frame."""
-    found = crop_box(cut, image.shape[0], image.shape[1], draw)
-    resized = resize(image, found.box, found.size, cut.interpolation)
-    row, column = found.crop
-    return resized[row : row + cut.side, column : column + cut.side], found.corner
+def crop_image(spec: CropSpec, image: NDArray[np.uint8], draw: float) -> tuple[Tensor, tuple[int, int]]:
+    """Crop uint8 (H, W, 3) to uint8 (side, side, 3); also return the crop's corner in the frame."""
+    box = crop_box(spec, image.shape[0], image.shape[1], draw)
+    resized = resize(image, box.box, box.size, spec.interpolation)
+    row, column = box.crop
+    return resized[row : row + spec.side, column : column + spec.side], box.corner

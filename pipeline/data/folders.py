@@ -1,21 +1,22 @@
-"""Image sets from class folders: `<name>/train/<class>/*` and `<name>/test/<class>/*` (or `val`).
+"""Sets of images of one size from class folders: `<name>/train/<class>/*` and `<name>/test/<class>/*` (or `val`).
 
-The decoded set is kept in `<root>/.cache/`, so that a second load takes a second or less. The cache is
-only ever a shortcut: it is used if the files' names, sizes and times are those it was made from and
-its content still has the fingerprint it was written with, and is rebuilt otherwise.
+The decoded set is cached in `<root>/.cache/`, so that a second load takes a second or less. The cache is used only
+if the files' names, sizes and times are those it was made from and its content has the fingerprint it was written
+with; otherwise it is rebuilt.
 """
 
 import contextlib
 import hashlib
 import io
 import os
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from pipeline.common.files import write_atomically
 from pipeline.data.images import DataError, ImageSet, LabelledImages, fingerprint, in_canonical_order
 
 SMALL_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
@@ -24,20 +25,20 @@ MODES = {"L": 1, "RGB": 3}  # Pillow's mode -> channels
 
 @dataclass(frozen=True)
 class FolderListing:
-    """The files of one split, in order, before any is opened."""
+    """The sorted files of one split."""
 
     files: tuple[tuple[str, str], ...]  # (class, path of the file)
-    classes: tuple[str, ...]  # also those without files
+    classes: tuple[str, ...]  # also classes without files
     stamp: str  # sha256 of every file's name, size and times
 
 
 def read_folders(name: str, root: Path) -> ImageSet:
-    """The set in `root/name`, from the cache if that is still valid."""
+    """Return the set in `root/name`, from the cache if that is valid; DataError for an unusable folder or file."""
     folder = root / name
     tests = [split for split in ("test", "val") if (folder / split).is_dir()]
     if not (folder / "train").is_dir() or not tests:
         raise DataError(
-            f"{folder} is not an image set; it needs the folders train/<class>/"
+            f"{folder} is not an image set; it must hold the folders train/<class>/"
             " and test/<class>/ (or val/<class>/)"
         )
     train, test = _list(folder / "train"), _list(folder / tests[0])
@@ -59,19 +60,18 @@ def read_folders(name: str, root: Path) -> ImageSet:
 
 
 def _list(split: Path) -> FolderListing:
-    """Every image file below one split; hidden files are ignored, anything else unexpected is named."""
+    """Return the image files of one split without hidden files; DataError names any other file."""
     files: list[tuple[str, str]] = []
     stamps: list[str] = []
     folders = _visible(split)
     for folder in folders:
         if not folder.is_dir():
-            raise DataError(f"{folder.path} is a file where only class folders belong; move it away")
+            raise DataError(f"{folder.path} is a file, but only class folders belong there; move it away")
         for entry in _visible(folder.path):
             if not entry.name.lower().endswith(SMALL_IMAGE_SUFFIXES) or not entry.is_file():
-                raise DataError(
-                    f"{entry.path} is not an image file ({', '.join(SMALL_IMAGE_SUFFIXES)}); convert it or move it away"
-                )
-            # The time of change (ctime) also sees a file swapped for another of the same size and date.
+                suffixes = ", ".join(SMALL_IMAGE_SUFFIXES)
+                raise DataError(f"{entry.path} is not an image file ({suffixes}); convert it or move it away")
+            # ctime also changes when a file is replaced by another of the same size and mtime.
             stat = entry.stat()
             stamps.append(f"{folder.name}/{entry.name} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}")
             files.append((folder.name, entry.path))
@@ -80,15 +80,16 @@ def _list(split: Path) -> FolderListing:
 
 
 def _visible(folder: str | Path) -> list[os.DirEntry[str]]:
+    """Return the entries of a folder that are not hidden, sorted by name."""
     with os.scandir(folder) as entries:
         return sorted((entry for entry in entries if entry.name[0] != "."), key=lambda entry: entry.name)
 
 
 def _common_classes(folder: Path, train: FolderListing, test: FolderListing) -> tuple[str, ...]:
-    """The classes, sorted by name (numbers by value); each must have images in both splits."""
-    named = {*train.classes, *test.classes}
-    numbers = all(name.isdecimal() for name in named)
-    classes = tuple(sorted(named, key=lambda name: (int(name) if numbers else 0, name)))
+    """Return the classes, sorted by name (numbers by value); DataError for one without images in a split."""
+    names = {*train.classes, *test.classes}
+    are_numbers = all(name.isdecimal() for name in names)
+    classes = tuple(sorted(names, key=lambda name: (int(name) if are_numbers else 0, name)))
     if not classes:
         raise DataError(f"{folder} holds no class folders; put the images into train/<class>/ and test/<class>/")
     filled = {"train": {name for name, _ in train.files}, "test": {name for name, _ in test.files}}
@@ -96,15 +97,18 @@ def _common_classes(folder: Path, train: FolderListing, test: FolderListing) -> 
         for split, present in filled.items():
             if name not in present:
                 raise DataError(
-                    f"{folder}: class {name!r} has no images in the {split} split; add some,"
+                    f"{folder}: class {name!r} has no images in the {split} split; add some"
                     " or remove the class from both splits"
                 )
     return classes
 
 
 def _decode(files: list[tuple[str, str]], classes: tuple[str, ...]) -> LabelledImages:
-    """Every file, in the order given. One thread: two were three times slower (20,000 images/s
-    against 7,000 for 28 x 28 PNG files), since most of the work holds the interpreter's lock."""
+    """Decode the files in the given order.
+
+    One thread decodes 20,000 images/s (28 x 28 PNG files). Two are three times slower, since most of the work
+    holds the interpreter's lock.
+    """
     first_path = files[0][1]
     first = read_pixels(first_path, first_path)
     pixels = np.empty((len(files), *first.shape), np.uint8)
@@ -113,28 +117,29 @@ def _decode(files: list[tuple[str, str]], classes: tuple[str, ...]) -> LabelledI
         if image.shape != first.shape:
             raise DataError(
                 f"{path} is {_describe_image(image)}, but {first_path} is {_describe_image(first)};"
-                " every image of a set needs the same size and mode: convert it or move it away"
+                " all images of a set must have one size and mode: convert it or move it away"
             )
         row[...] = image
     number = {name: index for index, name in enumerate(classes)}
     return LabelledImages(torch.from_numpy(pixels), torch.tensor([number[name] for name, _ in files]))
 
 
-def read_pixels(file: str | bytes, where: str) -> np.ndarray:
-    """A file's path, or its content -> uint8 (H, W, C); DataError names a broken one as `where`."""
+def read_pixels(file: str | bytes, where: str) -> NDArray[np.uint8]:
+    """Decode a path or the bytes of a file to uint8 (H, W, C); DataError names an unreadable file as `where`."""
     from PIL import Image
 
     try:
         with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
             mode, array = image.mode, np.asarray(image)
-    except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow raises for broken files
+    except (OSError, SyntaxError, ValueError, EOFError) as error:  # raised by Pillow for broken files
         raise DataError(f"{where} cannot be read as an image; restore or remove it ({error})") from error
     if mode not in MODES:
         raise DataError(f"{where} has Pillow's mode {mode!r}; convert it to grey (L) or colour (RGB)")
     return array.reshape(*array.shape[:2], MODES[mode])
 
 
-def _describe_image(image: np.ndarray) -> str:
+def _describe_image(image: NDArray[np.uint8]) -> str:
+    """Return size and mode for a message, such as "28x28 grey"."""
     height, width, channels = image.shape
     return f"{width}x{height} {'RGB' if channels == 3 else 'grey'}"
 
@@ -142,7 +147,7 @@ def _describe_image(image: np.ndarray) -> str:
 def _to_cache(
     path: Path, stamp: str, classes: tuple[str, ...], train: LabelledImages, test: LabelledImages
 ) -> None:
-    """Write beside, then rename: a reader sees the old cache or the new one, never half of one."""
+    """Write both splits to the cache, as far as the disk allows."""
     from safetensors.torch import save
 
     tensors = {
@@ -152,37 +157,32 @@ def _to_cache(
         "test.labels": test.labels,
     }
     content = save(tensors, {"stamp": stamp, "sha256": fingerprint(classes, train, test)})
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-    try:
+    with contextlib.suppress(OSError):  # on a read-only or full disk the next load decodes again
         path.parent.mkdir(exist_ok=True)
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except OSError:  # a read-only or full disk: only the next load's speed is lost
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        write_atomically(path, content)
 
 
 def _from_cache(path: Path, stamp: str, classes: tuple[str, ...]) -> tuple[LabelledImages, LabelledImages] | None:
-    """Both splits if the cache was made from these files and is undamaged, else None."""
+    """Return both splits, or None if the cache was made from other files or is damaged."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
-            noted = file.metadata() or {}
-            if noted.get("stamp") != stamp:
+            metadata = file.metadata() or {}
+            if metadata.get("stamp") != stamp:
                 return None
             tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
         train = LabelledImages(tensors["train.pixels"], tensors["train.labels"])
         test = LabelledImages(tensors["test.pixels"], tensors["test.labels"])
     except (OSError, SafetensorError, KeyError):
         return None
-    if fingerprint(classes, train, test) != noted.get("sha256"):
+    if fingerprint(classes, train, test) != metadata.get("sha256"):
         return None
     return train, test
 
 
 def known_folders(root: Path) -> list[str]:
-    """The names below `root` that look like image sets, for suggestions."""
+    """Return the names of folders in `root` that look like image sets, for suggestions."""
     if not root.is_dir():
         return []
     return sorted(path.name for path in root.iterdir() if path.name[0] != "." and (path / "train").is_dir())

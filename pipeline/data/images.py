@@ -1,4 +1,4 @@
-"""Images held in memory: what they are, the one order they are kept in, and their fingerprint."""
+"""Sets of images in memory, their canonical order and their fingerprint."""
 
 import hashlib
 import json
@@ -6,21 +6,22 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.common.errors import UserError
 
 
 class DataError(UserError):
-    """Data that cannot be used as asked: one sentence saying what, where, and what to do."""
+    """Data that cannot be used; the message says what is wrong, where, and what to do."""
 
 
 @dataclass(frozen=True, eq=False)  # comparing tensors with == does not give one truth value
 class LabelledImages:
-    """Pictures and what they show."""
+    """Images of one size with their labels."""
 
     pixels: Tensor  # uint8 (N, H, W, C), C = 1 (grey) or 3 (RGB)
-    labels: Tensor  # int64 (N,), positions in ImageSet.classes
+    labels: Tensor  # int64 (N,), indices into ImageSet.classes
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -28,20 +29,20 @@ class LabelledImages:
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """A data set; both splits are in canonical order."""
+    """A data set in memory; both splits are in canonical order."""
 
     name: str
-    source: str  # one line: where it came from; not part of the fingerprint
+    source: str  # origin, in one line; not part of the fingerprint
     classes: tuple[str, ...]
     train: LabelledImages
     test: LabelledImages
 
 
 def in_canonical_order(images: LabelledImages) -> LabelledImages:
-    """The same images sorted by the sha256 of (label, pixel bytes).
+    """Return the images sorted by the sha256 of (label, pixel bytes).
 
-    A set read from class folders then has the order, and training on it the bits, of the same set
-    read from its original archive. Equal keys mean equal images, so ties do not matter.
+    The order does not depend on the source: training on class folders gives the same bits as training on the
+    original archive of the same set. Equal keys mean equal images, so ties do not matter.
     """
     rows = np.concatenate([_label_bytes(images.labels), images.pixels.numpy().reshape(len(images), -1)], axis=1)
     keys = [hashlib.sha256(row).digest() for row in rows]
@@ -50,7 +51,7 @@ def in_canonical_order(images: LabelledImages) -> LabelledImages:
 
 
 def fingerprint(classes: tuple[str, ...], train: LabelledImages, test: LabelledImages) -> str:
-    """sha256 of the content: class names, shapes, labels and pixels of both splits, in their order."""
+    """Return the sha256 of class names, shapes, labels and pixels of both splits, in their order."""
     header = {
         "classes": list(classes),
         "train": list(train.pixels.shape),
@@ -63,6 +64,6 @@ def fingerprint(classes: tuple[str, ...], train: LabelledImages, test: LabelledI
     return digest.hexdigest()
 
 
-def _label_bytes(labels: Tensor) -> np.ndarray:
-    """(N,) -> (N, 8): each label as little-endian int64, the same on every machine."""
+def _label_bytes(labels: Tensor) -> NDArray[np.uint8]:
+    """Return (N,) labels as the (N, 8) bytes of little-endian int64, whatever the machine's byte order."""
     return labels.numpy().astype("<i8").view(np.uint8).reshape(-1, 8)

@@ -1,7 +1,7 @@
-"""From a picture's file to uint8 pixels: decoding, and resizing of a part.
+"""Decoding of image files to uint8 pixels, and resizing of a part of an image.
 
-Decoded pixels are Pillow's, bit for bit; resized ones differ from Pillow's by 0.03 of 255 on average, since the
-two round differently. Both let other threads run meanwhile.
+Decoded pixels equal Pillow's to the bit. Resized pixels differ from Pillow's by 0.03 of 255 on average, since the
+two libraries round differently. Both operations release the interpreter's lock.
 """
 
 import functools
@@ -14,33 +14,35 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.data.images import DataError
 
-JPEG = b"\xff\xd8\xff"
-MAX_PIXELS = 89_478_485  # pixels, from where on Pillow warns of a bomb: 0.27 GB decoded
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # never EPS: for that Pillow runs a program
+JPEG_MAGIC = b"\xff\xd8\xff"
+MAX_PIXELS = 89_478_485  # pixels above which Pillow warns of a decompression bomb: 0.27 GB decoded
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # never EPS, for which Pillow runs Ghostscript
 Interpolation = Literal["bilinear", "bicubic"]
 Box = tuple[int, int, int, int]  # row, column, height, width
 
 
-def decode(content: bytes, where: str) -> np.ndarray:
-    """A file's bytes -> uint8 (H, W, 3) RGB; DataError names a broken one as `where`.
+def decode(content: bytes, where: str) -> NDArray[np.uint8]:
+    """Decode a file's bytes to uint8 (H, W, 3) RGB; DataError names an unreadable file as `where`.
 
-    What libjpeg only warns of (extraneous bytes), CMYK (ImageNet has 22) and other kinds of files (a PNG called
-    .JPEG) go through Pillow, which refuses a file that ends too early. Where a file has its end, but too few or
-    wrong data before that, the pixels are libjpeg's guess, as with Pillow: then only a checksum could tell.
+    Pillow decodes files that libjpeg warns about (extraneous bytes), CMYK (22 images of ImageNet) and other
+    formats (a PNG named .JPEG); it rejects truncated files. If a file has an end marker but missing or wrong data
+    before it, the pixels are libjpeg's guess, as in Pillow: only a checksum detects that.
     """
-    import simplejpeg  # late: small sets are trained without it
+    import simplejpeg  # imported here: sets in memory do not need it
 
-    if content.startswith(JPEG):
+    if content.startswith(JPEG_MAGIC):
         try:
             height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
             if height * width > MAX_PIXELS:
                 raise DataError(_too_large(height, width, where))
-            if colours in ("Gray", "YCbCr", "RGB"):  # CMYK to RGB is one step of 255 off from Pillow's
-                return simplejpeg.decode_jpeg(content, "RGB")
+            if colours in ("Gray", "YCbCr", "RGB"):  # its CMYK to RGB differs from Pillow's by 1 of 255
+                pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(content, "RGB")
+                return pixels
         except DataError:
             raise
         except ValueError:
@@ -50,31 +52,36 @@ def decode(content: bytes, where: str) -> np.ndarray:
 
 @functools.cache
 def _pillow() -> Any:
-    """PIL.Image, which warns no more of what LARGEST refuses."""
+    """Return PIL.Image, with its warning about large images disabled: MAX_PIXELS rejects them."""
     from PIL import Image
 
-    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # here: filters are all threads'
+    warnings.filterwarnings(
+        "ignore", category=Image.DecompressionBombWarning
+    )  # once, since filters are shared by all threads
     return Image
 
 
-def _by_pillow(content: bytes, where: str) -> np.ndarray:
+def _by_pillow(content: bytes, where: str) -> NDArray[np.uint8]:
+    """Decode with Pillow; DataError names an unreadable file as `where`."""
     Image = _pillow()
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             if image.height * image.width > MAX_PIXELS:
                 raise DataError(_too_large(image.height, image.width, where))
-            if image.mode.startswith(("I", "F")):  # more than 8 bits: Pillow would cut off what is above 255
+            if image.mode.startswith(("I", "F")):  # more than 8 bits: Pillow would clip at 255
                 raise DataError(f"{where} has Pillow's mode {image.mode!r}; convert it to grey or RGB of 8 bits")
-            if isinstance(image.info.get("transparency"), bytes):  # a palette's: Pillow warns of the direct way
+            if isinstance(
+                image.info.get("transparency"), bytes
+            ):  # a palette with transparency: Pillow warns about a direct conversion
                 image = image.convert("RGBA")
-            return np.array(image.convert("RGB"))  # a copy: Pillow's own memory is read-only
+            return np.array(image.convert("RGB"))  # a copy, since Pillow's memory is read-only
     except DataError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise DataError(f"{where} has more than {MAX_PIXELS:,} pixels; resize or remove it") from None
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
-        reason = f"{len(content)} bytes that are no picture" if "identify" in str(error) else str(error)
-        raise DataError(f"{where} is no readable picture ({reason}); restore or remove it") from None
+        reason = f"its {len(content)} bytes are not an image" if "identify" in str(error) else str(error)
+        raise DataError(f"{where} is not a readable image ({reason}); restore or remove it") from None
 
 
 def _too_large(height: int, width: int, where: str) -> str:
@@ -82,30 +89,30 @@ def _too_large(height: int, width: int, where: str) -> str:
 
 
 def resize(
-    image: np.ndarray, box: Box, size: tuple[int, int], interpolation: Interpolation = "bilinear"
+    image: NDArray[np.uint8], box: Box, size: tuple[int, int], interpolation: Interpolation = "bilinear"
 ) -> Tensor:
-    """The part `box` of uint8 (H, W, 3), resized with anti-aliasing -> uint8 (height, width, 3)."""
+    """Resize the part `box` of uint8 (H, W, 3) to `size` with anti-aliasing -> uint8 (*size, 3)."""
     row, column, height, width = box
     if size[0] * size[1] > MAX_PIXELS:
         raise DataError(
-            f"a picture of {height} x {width} pixels would become one of {size[0]} x {size[1]}, more than"
-            f" {MAX_PIXELS:,}; take pictures so thin out of the set"
+            f"an image of {height} x {width} pixels would be resized to {size[0]} x {size[1]}, more than"
+            f" {MAX_PIXELS:,} pixels; remove such thin images from the set"
         )
     part = torch.from_numpy(image[row : row + height, column : column + width])
     if (height, width) == size:
         return part
-    # The order matters: as (1, H, W, C) it has the strides that torch takes for channels-last memory, and keeps.
+    # Add the axis before permuting: the strides are then those of channels_last memory, which torch keeps.
     x = part[None].permute(0, 3, 1, 2)
     return F.interpolate(x, size, mode=interpolation, antialias=True).permute(0, 2, 3, 1)[0]
 
 
 def centre_offset(height: int, width: int, side: int) -> tuple[int, int]:
-    """Row and column of the square in the middle; half a pixel goes to the even number, as in torchvision."""
+    """Return row and column of the centred square; half pixels round to even, as in torchvision."""
     return round((height - side) / 2), round((width - side) / 2)
 
 
 def size_for_short_side(height: int, width: int, short: int) -> tuple[int, int]:
-    """(H, W) of a picture resized so that its short side is `short`: the long one cut, as torchvision does."""
+    """Return (H, W) resized to short side `short`; the long side is rounded down, as in torchvision."""
     if height <= width:
         return short, int(short * width / height)
     return int(short * height / width), short

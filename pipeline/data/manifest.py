@@ -1,4 +1,4 @@
-"""What a run was trained and tested on: a manifest that identifies it, and the validation split."""
+"""The manifest that identifies a run's data, and the validation split."""
 
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -14,31 +14,31 @@ from pipeline.data.shards import ShardSet
 
 @dataclass(frozen=True)
 class Manifest:
-    """The identity of an image set; every count a result is checked against."""
+    """The identity of a data set, with the counts that results are checked against."""
 
     name: str
-    source: str  # where it came from; two sources with one sha256 are the same data
+    source: str  # origin; two sources with one sha256 are the same data
     classes: tuple[str, ...]
-    image: tuple[int, int, int]  # (C, H, W); photographs of many sizes: (3, 0, 0)
+    image: tuple[int, int, int]  # (C, H, W); (3, 0, 0) for sharded images, which differ in size
     train: int  # images
     test: int
-    per_class: dict[str, list[int]]  # {"train": [...], "test": [...]}: images of each class
-    sha256: str  # images.fingerprint, or of shards their content_hash
+    per_class: dict[str, list[int]]  # {"train": [...], "test": [...]}: number of images of each class
+    sha256: str  # images.fingerprint, or shard_manifest.content_hash for shards
 
 
 def manifest_of(images: ImageSet | ShardSet) -> Manifest:
-    """Counts everything and hashes the content (0.1 s for MNIST); shards know theirs already."""
+    """Return the manifest of a set. Images in memory are hashed (0.1 s for MNIST); shards store their hash."""
     if isinstance(images, ShardSet):
         counts = {name: part.split.per_class for name, part in images.splits.items()}
-        none = (0,) * len(images.classes)
+        zeros = (0,) * len(images.classes)
         return Manifest(
             name=images.name,
             source=images.source,
             classes=images.classes,
             image=(3, 0, 0),
-            train=sum(counts.get("train", none)),
-            test=sum(counts.get("test", none)),
-            per_class={name: list(counts.get(name, none)) for name in ("train", "test")},
+            train=sum(counts.get("train", zeros)),
+            test=sum(counts.get("test", zeros)),
+            per_class={name: list(counts.get(name, zeros)) for name in ("train", "test")},
             sha256=images.manifest.sha256,
         )
     _, height, width, channels = images.train.pixels.shape
@@ -59,18 +59,18 @@ def manifest_of(images: ImageSet | ShardSet) -> Manifest:
 
 
 def manifest_to_dict(manifest: Manifest) -> dict[str, Any]:
-    """Plain JSON values."""
+    """Return a manifest as plain JSON values."""
     return asdict(manifest) | {"classes": list(manifest.classes), "image": list(manifest.image)}
 
 
 def manifest_from_dict(values: dict[str, Any]) -> Manifest:
-    """The inverse of to_dict, also after a round trip through JSON."""
+    """Return the manifest that `manifest_to_dict` made these values from; DataError for other keys."""
     expected = {field.name for field in fields(Manifest)}
     if values.keys() != expected:
         missing, unknown = sorted(expected - values.keys()), sorted(values.keys() - expected)
         raise DataError(
             f"this is not a data manifest (missing: {', '.join(missing) or 'nothing'};"
-            f" unknown: {', '.join(unknown) or 'nothing'}); make it anew from the data set"
+            f" unknown: {', '.join(unknown) or 'nothing'}); recreate it from the data set"
         )
     channels, height, width = values["image"]
     return Manifest(**values | {"classes": tuple(values["classes"]), "image": (channels, height, width)})
@@ -79,7 +79,7 @@ def manifest_from_dict(values: dict[str, Any]) -> Manifest:
 def train_val_split(
     train: LabelledImages, *, train_count: int | None, val_count: int, seed: int = 0
 ) -> tuple[LabelledImages, LabelledImages]:
-    """Disjoint training and validation parts of the training images, in canonical order: see `parts`."""
+    """Split images in memory into training and validation part, both in canonical order; see `split_indices`."""
     training, validation = (
         LabelledImages(train.pixels[part], train.labels[part])
         for part in split_indices(len(train), train_count=train_count, val_count=val_count, seed=seed)
@@ -90,7 +90,7 @@ def train_val_split(
 def sample_split(
     train: Samples, *, train_count: int | None, val_count: int, seed: int = 0
 ) -> tuple[Samples, Samples]:
-    """The same of photographs."""
+    """Split samples into training and validation part; see `split_indices`."""
     training, validation = (
         train if len(part) == len(train) else SampleSubset(train, part)
         for part in split_indices(len(train), train_count=train_count, val_count=val_count, seed=seed)
@@ -99,10 +99,11 @@ def sample_split(
 
 
 def split_indices(n: int, *, train_count: int | None, val_count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Which of `n` training images are trained on, and which are held out for validation; both rise.
+    """Return the indices of the training and of the validation part of `n` images, both int64 and ascending.
 
-    The training part is the start of a fixed permutation and the validation part its end, so that neither
-    moves when the other's size changes. `seed` is the split's own, not the run's. None: all that remain.
+    The training part is the start of a fixed permutation and the validation part its end, so that neither changes
+    with the size of the other. `seed` belongs to the split, not to the run. `train_count` None takes all remaining
+    images. Raises DataError for impossible counts.
     """
     wanted = n - val_count if train_count is None else train_count
     if not 0 <= val_count < n:
@@ -112,7 +113,7 @@ def split_indices(n: int, *, train_count: int | None, val_count: int, seed: int 
     else:
         possible = ""
     if possible:
-        asked = "all remaining" if train_count is None else train_count
-        raise DataError(f"{val_count} validation and {asked} training images cannot be taken from {n}; {possible}")
+        train = "all remaining" if train_count is None else train_count
+        raise DataError(f"{val_count} validation and {train} training images cannot be taken from {n}; {possible}")
     order = torch.randperm(n, generator=seeded_generator(seed, "split"))
     return order[:wanted].sort().values, order[n - val_count :].sort().values

@@ -1,5 +1,7 @@
-"""Work done ahead by threads, its results in order. Decoding and resizing let other threads run, so threads serve
-as well as processes, and leave nothing behind: no zombies, no shared memory, no copies between processes.
+"""Prefetching by threads, with results in order.
+
+Decoding and resizing release the interpreter's lock, so threads are as fast as processes, without zombie
+processes, shared memory, or copies between processes.
 """
 
 from collections import deque
@@ -14,17 +16,17 @@ JobT = TypeVar("JobT")
 ResultT = TypeVar("ResultT")
 
 
-class StopRequested(Exception):  # noqa: N818 - no error: it was asked for
-    """Work was asked to end before it was done."""
+class StopRequested(Exception):  # noqa: N818 - not an error: the caller requested it
+    """Work ended early because its caller requested a stop."""
 
 
 def never_stop() -> bool:
-    """Nobody asks to stop."""
+    """Return False: a `stop` function for work that always runs to its end."""
     return False
 
 
 def raise_if_stopped(stop: Callable[[], bool]) -> None:
-    """Stopped, if that was asked for."""
+    """Raise StopRequested if `stop()` is true."""
     if stop():
         raise StopRequested
 
@@ -37,17 +39,18 @@ def prefetch(
     depth: int,
     stop: Callable[[], bool] = never_stop,
 ) -> Generator[ResultT, None, None]:
-    """`work(job)` of each job, in the jobs' order; at most `depth` results wait. Without threads: one by one.
+    """Yield `work(job)` for each job, in the order of the jobs, with at most `depth` results in the queue.
 
-    What `work` raises comes out at its job's turn; what is left then, or when the caller stops, is not begun.
-    Raises Stopped, before the next result, once `stop()` is true.
+    With `threads` < 1 the work runs in the caller's thread, one job at a time. An exception of `work` is raised
+    when its result is due. After that, or when the caller closes the generator, no further job starts. Raises
+    StopRequested before the next result once `stop()` is true.
     """
     if threads < 1:
         for job in jobs:
             raise_if_stopped(stop)
             yield work(job)
         return
-    own = torch.get_num_threads()
+    caller_threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(threads, "reader", initializer=torch.set_num_threads, initargs=(1,))
     waiting: deque[Future[ResultT]] = deque()
     try:
@@ -61,4 +64,4 @@ def prefetch(
             yield waiting.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-        torch.set_num_threads(own)  # a reader's 1 is its own, but later threads would take it over
+        torch.set_num_threads(caller_threads)  # otherwise later threads would inherit the readers' 1

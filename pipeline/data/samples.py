@@ -1,4 +1,4 @@
-"""Pictures as files, one by one: what is read from shards and from folders alike."""
+"""Interface of sets of image files, read by number: shards and class folders implement it."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -6,27 +6,25 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pipeline.data.images import DataError
-
 
 class Samples(Protocol):
-    """Numbered pictures of any size, each with its class; safe to read from several threads at once."""
+    """Numbered image files of any size, each with a label; safe to read from several threads at once."""
 
     labels: Tensor  # int64 (N,)
 
     def __len__(self) -> int: ...
 
     def read(self, indices: Sequence[int]) -> list[bytes]:
-        """The files' bytes, checked against whatever says what they should be; DataError names a damaged one."""
+        """Return the files' bytes, verified where a checksum exists; DataError names a damaged file."""
         ...
 
     def where(self, index: int) -> str:
-        """Where a picture lies, for a message: 'train-00003.tar, sample 17 (n01440764_10026)'."""
+        """Location of an image for a message, such as 'sets/pets/train-00003.tar, sample 17 of train'."""
         ...
 
 
 class SampleSubset:
-    """Some of other samples, numbered anew: the training or the validation part."""
+    """A subset of other samples, renumbered from 0, such as the training or the validation part."""
 
     def __init__(self, samples: Samples, indices: Tensor) -> None:
         self.samples, self.indices = samples, indices
@@ -36,20 +34,9 @@ class SampleSubset:
         return len(self.indices)
 
     def read(self, indices: Sequence[int]) -> list[bytes]:
-        """As the samples chosen from."""
+        """Return the bytes of the files; see Samples."""
         return self.samples.read(self.indices[torch.as_tensor(indices, dtype=torch.int64)].tolist())
 
     def where(self, index: int) -> str:
-        """As the samples chosen from."""
+        """Location of an image for a message."""
         return self.samples.where(int(self.indices[index]))
-
-
-def rank_share(batch_size: int, rank: int, world: int) -> slice:
-    """The places of a global batch that rank `rank` of `world` takes; DataError if it cannot be shared equally."""
-    if batch_size % world:
-        shares = [str(count) for count in range(1, batch_size + 1) if batch_size % count == 0]
-        raise DataError(
-            f"a global batch of {batch_size} cannot be shared equally by {world} ranks; use"
-            f" {' or '.join(shares)} ranks, or a batch size that {world} divides"
-        )
-    return slice(rank, None, world)

@@ -18,22 +18,24 @@ from pipeline.data.order import batch_indices
 from pipeline.data.prefetch import prefetch
 from pipeline.data.samples import Samples
 
-CROP_CHUNK = 16  # pictures that a thread reads and decodes at a time
+CROP_CHUNK = 16  # images that a thread reads, decodes and crops at a time
 
 BATCHES_AHEAD = 2
 
 
 class ShardedFeed:
-    """The training batches of updates `start_step` to `stop_step - 1`, for one rank of `world`.
+    """Training batches of steps `start_step` to `stop_step` - 1 for one rank of `world`, from sharded images.
 
-    With `parts` > 1 a rank's share of a global batch comes in so many batches, as of batches.Feed.
+    `batch_size` is global. Each global batch is split into `world` * `accumulation_steps` micro-batches, and the
+    feed yields those of `rank`, one after the other (see `batches.rank_slices`). `threads` threads read, decode
+    and crop ahead.
     """
 
     def __init__(
         self,
         samples: Samples,
-        maker: CropBatchBuilder,
-        cut: CropSpec,
+        builder: CropBatchBuilder,
+        crop: CropSpec,
         *,
         seed: int,
         batch_size: int,
@@ -42,68 +44,67 @@ class ShardedFeed:
         threads: int,
         rank: int = 0,
         world: int = 1,
-        parts: int = 1,
+        accumulation_steps: int = 1,
     ) -> None:
         if not len(samples):
-            raise DataError("there is no picture to learn from")
-        self.mine = rank_slices(batch_size, rank, world, parts)
-        self.samples, self.maker, self.cut = samples, maker, cut
+            raise DataError("the training part has no images")
+        self.slices = rank_slices(batch_size, rank, world, accumulation_steps)
+        self.samples, self.builder, self.crop = samples, builder, crop
         self.seed, self.batch_size, self.threads = seed, batch_size, threads
         self.start_step, self.stop_step = start_step, stop_step
 
     def __len__(self) -> int:
-        return (self.stop_step - self.start_step) * len(self.mine)
+        return (self.stop_step - self.start_step) * len(self.slices)
 
     def __iter__(self) -> Generator[Batch, None, None]:
-        chunks = -(-len(range(self.batch_size)[self.mine[0]]) // CROP_CHUNK)  # in a batch of this rank
-        depth = BATCHES_AHEAD * chunks * len(self.mine)
-        with closing(prefetch(self._jobs(), self._cut_out, threads=self.threads, depth=depth)) as ready:
+        chunks = -(-len(range(self.batch_size)[self.slices[0]]) // CROP_CHUNK)  # per micro-batch
+        depth = BATCHES_AHEAD * chunks * len(self.slices)
+        with closing(prefetch(self._chunks(), self._crop, threads=self.threads, depth=depth)) as ready:
             for step in range(self.start_step, self.stop_step):
-                for _ in self.mine:
+                for _ in self.slices:
                     yield self._batch(step, list(islice(ready, chunks)))
 
-    def _batch(self, step: int, parts: Sequence["CropChunk"]) -> Batch:
-        """One batch on the device; what is copied there does not wait for what the device is doing."""
-        device = self.maker.device
-        indices = torch.cat([part.indices for part in parts])
-        corners = torch.tensor([corner for part in parts for corner in part.corners])
-        pixels, labels, at = (
+    def _batch(self, step: int, chunks: Sequence["CropChunk"]) -> Batch:
+        """Return one micro-batch on the device; the copies do not wait for the work queued on the device."""
+        device = self.builder.device
+        indices = torch.cat([chunk.indices for chunk in chunks])
+        corners = torch.tensor([corner for chunk in chunks for corner in chunk.corners])
+        pixels, labels, corners = (
             tensor.to(device, non_blocking=True)
-            for tensor in (parts[0].batch, self.samples.labels[indices], corners)
+            for tensor in (chunks[0].batch, self.samples.labels[indices], corners)
         )
-        draws = torch.cat([part.draws for part in parts])
-        return Batch(step, self.maker(pixels, at, self.cut.frame, draws), labels)
+        draws = torch.cat([chunk.draws for chunk in chunks])
+        return Batch(step, self.builder(pixels, corners, self.crop.frame, draws), labels)
 
-    def _jobs(self) -> Iterable["CropChunk"]:
-        """Of each batch in turn: some of its pictures."""
+    def _chunks(self) -> Iterable["CropChunk"]:
+        """Yield the chunks of each micro-batch in turn, not cropped yet."""
         for step in range(self.start_step, self.stop_step):
             order = batch_indices(self.seed, step, self.batch_size, len(self.samples))
-            draws = self.maker.draw(self.seed, step, self.batch_size)
-            for mine in self.mine:
-                shape = (len(order[mine]), self.cut.side, self.cut.side, 3)
-                batch = torch.empty(shape, dtype=torch.uint8, pin_memory=self.maker.device.type == "cuda")
-                parts = (of.split(CROP_CHUNK) for of in (order[mine], draws[mine], batch))
-                for some, theirs, pixels in zip(*parts, strict=True):
-                    yield CropChunk(some, theirs, pixels, batch)
+            draws = self.builder.draw(self.seed, step, self.batch_size)
+            for part in self.slices:
+                shape = (len(order[part]), self.crop.side, self.crop.side, 3)
+                batch = torch.empty(shape, dtype=torch.uint8, pin_memory=self.builder.device.type == "cuda")
+                columns = (torch.split(tensor, CROP_CHUNK) for tensor in (order[part], draws[part], batch))
+                for indices, rows, pixels in zip(*columns, strict=True):
+                    yield CropChunk(indices, rows, pixels, batch)
 
-    def _cut_out(self, chunk: "CropChunk") -> "CropChunk":
-        """The same, with the pixels and corners of its crops."""
+    def _crop(self, chunk: "CropChunk") -> "CropChunk":
+        """Fill in the pixels of a chunk; return it with the corners of its crops."""
         numbers, corners = chunk.indices.tolist(), []
         contents = self.samples.read(numbers)
-        for into, number, content, draw in zip(
-            chunk.pixels, numbers, contents, chunk.draws[:, 0].tolist(), strict=True
-        ):
-            crop, corner = crop_image(self.cut, decode(content, self.samples.where(number)), draw)
-            into.copy_(crop)  # at once, while it is in the processor's cache
+        draws = chunk.draws[:, 0].tolist()
+        for pixels, number, content, draw in zip(chunk.pixels, numbers, contents, draws, strict=True):
+            crop, corner = crop_image(self.crop, decode(content, self.samples.where(number)), draw)
+            pixels.copy_(crop)  # at once, while the crop is in the processor's cache
             corners.append(corner)
         return chunk._replace(corners=corners)
 
 
 class CropChunk(NamedTuple):
-    """Some of a batch's pictures."""
+    """Some images of a micro-batch."""
 
     indices: Tensor  # int64 (n,)
-    draws: Tensor  # float64 (n, 16); the first column is the crops'
-    pixels: Tensor  # uint8 (n, side, side, 3), a part of ...
-    batch: Tensor  # ... the whole batch
+    draws: Tensor  # float64 (n, 16); the first column is for the crop
+    pixels: Tensor  # uint8 (n, side, side, 3), a view of `batch`
+    batch: Tensor  # uint8 (N, side, side, 3), the whole micro-batch
     corners: Sequence[tuple[int, int]] = ()

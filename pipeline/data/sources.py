@@ -1,6 +1,6 @@
-"""Image sets by name: `load("cifar10", Path("data"))`.
+"""Data sets by name: `load_images("cifar10", Path("data"))`.
 
-digits          scikit-learn's handwritten digits, 8 x 8 grey; every fifth image is test (1437/360)
+digits          scikit-learn's handwritten digits, 8 x 8 grey; every fifth image is a test image (1437/360)
 mnist           28 x 28 grey, 60,000/10,000; downloaded, or class folders with the same content
 fashion-mnist   28 x 28 grey, 60,000/10,000
 cifar10         32 x 32 RGB, 50,000/10,000
@@ -20,7 +20,9 @@ from typing import overload
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from lightning_modules.names import nearest
 from pipeline.data.class_folders import WNIDS_FILE
 from pipeline.data.folders import known_folders, read_folders, read_pixels
 from pipeline.data.images import DataError, ImageSet, LabelledImages, fingerprint, in_canonical_order
@@ -29,63 +31,62 @@ from pipeline.data.shard_manifest import MANIFEST_NAME
 from pipeline.data.shards import ShardSet, ShardSplit, open_shards
 from pipeline.data.store import Store, open_store
 
-__all__ = ["MNIST_SHA256", "NAMES", "DataError", "ImageSet", "LabelledImages", "load_images"]
-
-# images.fingerprint of MNIST with the classes "0" to "9", both splits in canonical order. The PNG files it
-# was computed from, put back into their original order, gave the md5 sums of MNIST's own four files
-# (train-images-idx3-ubyte: 6bbc9ace898e44ae57da46a324031adb). To recompute it from class folders in
-# data/mnist (any lossless copy), without the comparison that `load` makes:
+# images.fingerprint of MNIST with the classes "0" to "9", both splits in canonical order. It was computed from PNG
+# files that, in their original order, have the md5 sums of MNIST's own four files
+# (train-images-idx3-ubyte: 6bbc9ace898e44ae57da46a324031adb). To recompute it from class folders in data/mnist
+# (any lossless copy), without the check in `load_images`:
 #   from pipeline.data.folders import read_folders; from pipeline.data.images import fingerprint
 #   s = read_folders("mnist", Path("data")); fingerprint(s.classes, s.train, s.test)
 MNIST_SHA256 = "2d8f870709d0608a5944ae5186068f58c33ed48fdced3348e1b427fee3cfda31"
 
-TORCHVISION_SETS = {  # name -> (torchvision's class, where below the root its downloads go)
+TORCHVISION_SETS = {  # name -> (torchvision's class, folder of its downloads in the root)
     "mnist": ("MNIST", "MNIST/raw"),
     "fashion-mnist": ("FashionMNIST", "FashionMNIST/raw"),
     "cifar10": ("CIFAR10", ""),
     "cifar100": ("CIFAR100", ""),
 }
 NAMES = ("digits", *TORCHVISION_SETS, "noise")
-IMAGENET, ILSVRC_2012 = "imagenet", {"train": 1_281_167, "test": 50_000}  # the classification task's pictures
+IMAGENET, ILSVRC_2012 = "imagenet", {"train": 1_281_167, "test": 50_000}  # images of the classification task
 SIZES = {"fashion-mnist": (60_000, 10_000), "cifar10": (50_000, 10_000), "cifar100": (50_000, 10_000)}
 SET_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
-DECODED_AT_ONCE = 1000  # pictures
+DECODE_CHUNK = 1000  # images decoded at a time
 
 
 @overload
 def load_images(name: str, root: Path) -> ImageSet: ...
 @overload
-def load_images(name: str, root: Path, *, photographs: bool) -> ImageSet | ShardSet: ...
-def load_images(name: str, root: Path, *, photographs: bool = False) -> ImageSet | ShardSet:
-    """The named set, in canonical order. `root` holds downloads, shards, class folders and their cache.
+def load_images(name: str, root: Path, *, sharded: bool) -> ImageSet | ShardSet: ...
+def load_images(name: str, root: Path, *, sharded: bool = False) -> ImageSet | ShardSet:
+    """Load the named set, in canonical order. `root` holds downloads, shards, class folders and their cache.
 
-    Shards are left where they are if they are read as `photographs`, and else decoded into memory.
+    With `sharded` the images stay in their shards; otherwise a set in shards is decoded into memory. Raises
+    DataError for a set that is not found, damaged, or different from the published set of that name.
     """
-    where = find_shards(name, root) if SET_NAME.fullmatch(name) else None
-    if where and where.exists(MANIFEST_NAME):
-        shards = check_published_name(open_shards(where, cache=root / ".cache" / "shards"))
+    store = find_shards(name, root) if SET_NAME.fullmatch(name) else None
+    if store and store.exists(MANIFEST_NAME):
+        shards = check_published_name(open_shards(store, cache=root / ".cache" / "shards"))
         if shards.name != name:
             raise DataError(
-                f"the shards in {where} are of {shards.name!r}; put them into a folder of that name, and use it"
+                f"the shards in {store} are of {shards.name!r}; move them to a folder of that name and use it"
                 f" (--set data.name={shards.name})"
             )
-        return shards if photographs else decode_shards(shards)
-    if photographs and where is None:
+        return shards if sharded else decode_shards(shards)
+    if sharded and store is None:
         raise DataError(
             f"{name!r} cannot be the name of a prepared set"
-            f"{did_you_mean(name, root) or '; use the one that repro data prepare says'}"
+            f"{_suggestion(name, root) or '; use the name that repro data prepare prints'}"
         )
-    if photographs:
-        told = " (REPRO_SHARDS)" if os.environ.get("REPRO_SHARDS") else ""
+    if sharded:
+        variable = " (REPRO_SHARDS)" if os.environ.get("REPRO_SHARDS") else ""
         raise DataError(
-            f"{name} is read as photographs, from shards, and there are none in {where}{told}"
-            f"{did_you_mean(name, root) or f'; make them with: repro data prepare SOURCE --out {where}'}"
+            f"no shards of {name} in {store}{variable}"
+            f"{_suggestion(name, root) or f'; make them with: repro data prepare SOURCE --out {store}'}"
         )
     if name == "mnist" and _holds_classes(root / name):
         return _checked_mnist(read_folders(name, root), f"the class folders in {root / name}")
     if name in NAMES and _holds_classes(root / name):
         raise DataError(
-            f"{root / name} holds class folders, but the name {name!r} means the published set;"
+            f"{root / name} holds class folders, but {name!r} is the name of the published set;"
             f" rename the folder (for example to {name}-folders) and use that name"
         )
     if name == "digits":
@@ -95,40 +96,39 @@ def load_images(name: str, root: Path, *, photographs: bool = False) -> ImageSet
     if name in TORCHVISION_SETS:
         return _from_torchvision(name, root)
     if not name or name[0] == "." or "/" in name or "\\" in name or not (root / name).is_dir():
-        hint = did_you_mean(name, root) or f"; known are {', '.join(known_sets(root))}"
-        raise DataError(f"no data set is called {name!r}, and there is no folder {root / name}{hint}")
+        raise DataError(f"no data set {name!r}, and no folder {root / name}{nearest(name, known_sets(root))}")
     return read_folders(name, root)
 
 
 def known_sets(root: Path) -> list[str]:
-    """All names that `load` takes now."""
+    """Return all names that `load_images` accepts now."""
     folders = {path.parent.name for path in root.glob(f"*/{MANIFEST_NAME}")} | {*known_folders(root)}
     return [*NAMES, *sorted(folders - {*NAMES})]
 
 
-def did_you_mean(name: str, root: Path) -> str:
-    """'; did you mean X?' where something is near."""
-    near = difflib.get_close_matches(name, known_sets(root), n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near and near[0] != name else ""
+def _suggestion(name: str, root: Path) -> str:
+    """Return "; did you mean 'X'?", or "" if no other known name is close."""
+    close = difflib.get_close_matches(name, known_sets(root), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close and close[0] != name else ""
 
 
 def find_shards(where: str, root: Path) -> Store:
-    """Where the shards of a set are: at the path or address itself, if there are any; else by its name.
+    """Return the store of a set's shards: path or address `where` if it holds shards, else the set of that name.
 
-    A name is looked for below REPRO_SHARDS (a folder or an address) if that is set, but for small sets, else below
-    `root`.
+    A set is searched by name in REPRO_SHARDS (a folder or an address) if that is set, else in `root`. The sets in
+    NAMES are always in `root`.
     """
-    here = open_store(where)
-    if not SET_NAME.fullmatch(where) or here.exists(MANIFEST_NAME):
-        return here
-    elsewhere = None if where in NAMES else os.environ.get("REPRO_SHARDS")
-    return open_store(f"{elsewhere.rstrip('/')}/{where}" if elsewhere else root / where)
+    store = open_store(where)
+    if not SET_NAME.fullmatch(where) or store.exists(MANIFEST_NAME):
+        return store
+    parent = None if where in NAMES else os.environ.get("REPRO_SHARDS")
+    return open_store(f"{parent.rstrip('/')}/{where}" if parent else root / where)
 
 
 def check_published_name(shards: ShardSet) -> ShardSet:
-    """The same; DataError for a set called as a published one that has other counts or classes, or was resized."""
+    """Return `shards`; DataError if they have the name of a published set but not its counts, classes or sizes."""
     if shards.name in NAMES and shards.manifest.resized:
-        raise DataError(f"{shards.place} is not {shards.name}: its pictures were resized; give it another name")
+        raise DataError(f"{shards.store} is not {shards.name}: its images were resized; give it another name")
     counts = {name: len(part) for name, part in shards.splits.items()}
     wrong = any(count != ILSVRC_2012[name] for name, count in counts.items()) or shards.manifest.resized
     if shards.name == IMAGENET and (
@@ -136,35 +136,36 @@ def check_published_name(shards: ShardSet) -> ShardSet:
     ):
         found = " + ".join(map(str, counts.values()))
         raise DataError(
-            f"{shards.place} is not ImageNet: {found} pictures, where ILSVRC-2012 has 1281167 for training and"
-            " 50000 for validation; prepare those, or give another set another name"
+            f"{shards.store} is not ImageNet: it has {found} images, but ILSVRC-2012 has 1281167 for training and"
+            " 50000 for validation; prepare those, or give the set another name"
         )
     return shards
 
 
 def decode_shards(shards: ShardSet) -> ImageSet:
-    """A prepared set of small images, decoded into memory: the same set as the one it was prepared from."""
+    """Decode a prepared set of images of one size into memory; the result equals the set it was prepared from."""
     train, test = (_decoded(part, shards.name) for part in (shards.train, shards.test))
-    found = ImageSet(shards.name, shards.source, shards.classes, train, test)
+    images = ImageSet(shards.name, shards.source, shards.classes, train, test)
     if (len(train), len(test)) != SIZES.get(shards.name, (len(train), len(test))):
         raise DataError(
-            f"{shards.place} is not {shards.name}: {len(train)} + {len(test)} pictures; give it another name"
+            f"{shards.store} is not {shards.name}: it has {len(train)} + {len(test)} images; give it another name"
         )
-    return _checked_mnist(found, f"the shards in {shards.place}") if shards.name == "mnist" else found
+    return _checked_mnist(images, f"the shards in {shards.store}") if shards.name == "mnist" else images
 
 
 def _decoded(part: ShardSplit, name: str) -> LabelledImages:
-    pixels: np.ndarray | None = None
-    for start in range(0, len(part), DECODED_AT_ONCE):
-        numbers = range(start, min(len(part), start + DECODED_AT_ONCE))
+    """Return the images of one split in canonical order; DataError if they differ in size."""
+    pixels: NDArray[np.uint8] | None = None
+    for start in range(0, len(part), DECODE_CHUNK):
+        numbers = range(start, min(len(part), start + DECODE_CHUNK))
         for number, content in zip(numbers, part.read(numbers), strict=True):
             image = read_pixels(content, part.where(number))
             if pixels is None:
                 pixels = np.empty((len(part), *image.shape), np.uint8)
             if image.shape != pixels.shape[1:]:
                 raise DataError(
-                    f"{name} holds pictures of many sizes, which are read one by one; say in data.crop how they"
-                    " become squares, and in data.test how they are judged"
+                    f"{name} holds images of different sizes; declare how they are cropped in data.crop, and the"
+                    " test protocols in data.test"
                 )
             pixels[number] = image
     assert pixels is not None
@@ -172,12 +173,12 @@ def _decoded(part: ShardSplit, name: str) -> LabelledImages:
 
 
 def _holds_classes(folder: Path) -> bool:
-    """True for class folders; False for `MNIST/raw`, which some file systems also find as `mnist`."""
+    """Return True for class folders, but not for `MNIST/raw` on file systems that ignore case."""
     return folder.is_dir() and not (folder / "raw").is_dir()
 
 
 def _digits() -> ImageSet:
-    """scikit-learn's 1797 digits; values 0 to 16 become 0 to 255."""
+    """Return scikit-learn's 1797 digits; values 0 to 16 become 0 to 255."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -194,14 +195,14 @@ def _digits() -> ImageSet:
 
 
 def _noise() -> ImageSet:
-    """Ten prototypes of 4 x 4 coloured blocks, each pixel off by up to 48 of 255."""
-    draw = seeded_generator(0, "noise")  # integers only: the same on every platform
-    blocks = torch.randint(64, 192, (10, 4, 4, 3), generator=draw)
+    """Return images of ten prototypes of 4 x 4 coloured blocks, with noise of up to 48 of 255 per pixel."""
+    generator = seeded_generator(0, "noise")  # integers only, so the same on every platform
+    blocks = torch.randint(64, 192, (10, 4, 4, 3), generator=generator)
     prototypes = blocks.repeat_interleave(4, dim=1).repeat_interleave(4, dim=2)
 
     def part(count: int) -> LabelledImages:
         labels = torch.arange(count) % 10
-        noise = torch.randint(-48, 49, (count, 16, 16, 3), generator=draw)
+        noise = torch.randint(-48, 49, (count, 16, 16, 3), generator=generator)
         return in_canonical_order(LabelledImages((prototypes[labels] + noise).to(torch.uint8), labels))
 
     classes = tuple(f"pattern{index}" for index in range(10))
@@ -209,14 +210,14 @@ def _noise() -> ImageSet:
 
 
 def _from_torchvision(name: str, root: Path) -> ImageSet:
-    """Through torchvision's class: its addresses, its checksums, its reading of the files."""
+    """Download and read a set with torchvision; DataError if that fails or a file is damaged."""
     from torchvision import datasets
 
     class_name, below = TORCHVISION_SETS[name]
     dataset = getattr(datasets, class_name)
     files = [file for file, _ in dataset.resources] if below else [dataset.filename]
     try:
-        splits = [dataset(root, train=train, download=train) for train in (True, False)]  # fetched once
+        splits = [dataset(root, train=train, download=train) for train in (True, False)]  # downloaded once
         train, test = (_images(split.data, split.targets) for split in splits)
     except (
         OSError,  # no connection, no permission, no space
@@ -224,14 +225,14 @@ def _from_torchvision(name: str, root: Path) -> ImageSet:
         http.client.HTTPException,
         tarfile.TarError,
         EOFError,
-        ValueError,  # from here on: damaged files that torchvision does not check
+        ValueError,  # this and the following: damaged files that torchvision does not check
         AssertionError,
         pickle.UnpicklingError,
     ) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
             f"{name} could not be downloaded to {root / below} or read from there ({reason}); delete damaged"
-            f" files and try again with a connection, or put {', '.join(files)} there by hand"
+            f" files and run again with a connection, or put {', '.join(files)} there by hand"
         ) from error
     classes = tuple(splits[0].classes)
     source = f"torchvision.datasets.{class_name}"
@@ -242,7 +243,7 @@ def _from_torchvision(name: str, root: Path) -> ImageSet:
 
 
 def _images(data: object, targets: object) -> LabelledImages:
-    """torchvision's arrays: uint8 (N, H, W) or (N, H, W, 3), and N labels."""
+    """Return torchvision's arrays, uint8 (N, H, W) or (N, H, W, 3) and N labels, in canonical order."""
     pixels, labels = torch.as_tensor(data), torch.as_tensor(targets, dtype=torch.int64)
     if len(pixels) != len(labels):
         raise ValueError(f"{len(pixels)} images but {len(labels)} labels")
@@ -251,11 +252,12 @@ def _images(data: object, targets: object) -> LabelledImages:
 
 
 def _checked_mnist(images: ImageSet, where: str) -> ImageSet:
+    """Return `images`; DataError if they are not MNIST."""
     found = fingerprint(images.classes, images.train, images.test)
     if found != MNIST_SHA256:
         raise DataError(
             f"{where} are not MNIST: {len(images.train)} + {len(images.test)} images with fingerprint"
-            f" {found[:12]}, where MNIST has 60000 + 10000 with {MNIST_SHA256[:12]};"
-            " restore them, or give another set another name"
+            f" {found[:12]}, but MNIST has 60000 + 10000 with {MNIST_SHA256[:12]};"
+            " restore them, or give the set another name"
         )
     return images

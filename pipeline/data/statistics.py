@@ -1,9 +1,9 @@
-"""Statistics of training photographs of any size: mean images, mean colours, and how colours vary together.
+"""Statistics of sharded training images: mean image, mean colour, and covariance of the colours.
 
-Each picture counts with one square, its *frame*: the picture resized to a short side, and the middle cut out. All
-sums are of whole numbers, so they are the same bits on any number of threads. One pass over the pictures finds all
-of them, and is kept in a cache. A cache file is only ever a shortcut: it is used if it was made for the same
-pictures and frames and its content still has the sha256 it was written with, and is rebuilt otherwise.
+Each image contributes one square, its *frame*: the centre crop of the image resized to a short side. All sums are
+of integers, so their bits do not depend on the number of threads. One pass over the images yields all statistics,
+and the result is cached. A cache file is used only if it was made for the same images and frames and its content
+has the sha256 that it was written with; otherwise it is rebuilt.
 """
 
 import hashlib
@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.common.files import write_atomically
@@ -26,7 +27,7 @@ from pipeline.common.hashing import code_digest, digest
 from pipeline.data.colour import ColourPCA
 from pipeline.data.images import DataError, LabelledImages
 from pipeline.data.jpeg import Interpolation, centre_offset, decode, resize, size_for_short_side
-from pipeline.data.normalise import MATRIX_BITS, Normaliser, by_deviation, fit_normaliser
+from pipeline.data.normalise import MATRIX_BITS, Normaliser, fit_normaliser, standardisation
 from pipeline.data.prefetch import never_stop, prefetch
 from pipeline.data.samples import Samples
 from pipeline.declare.recipe import Crop
@@ -37,15 +38,15 @@ HASHED_MODULES = (
     "jpeg",
     "prefetch",
     "manifest",
-)  # modules that what is kept is made by
-SUM_CHUNK = 32  # pictures that a thread adds up at a time
-AREA_SHARE = 0.875  # side over short side of a frame, where crops are by area: the usual 224 of 256
+)  # modules whose code decides what the cache files hold
+SUM_CHUNK = 32  # images that a thread sums at a time
+AREA_CROP_RATIO = 0.875  # side / short side of a frame for crops by area: the usual 224 / 256
 SHARDED_NORMALISATIONS = ("per-pixel-mean", "per-channel", "scale", "raw-mean-image", "raw-mean-colour")
 
 
 @dataclass(frozen=True)
 class Frame:
-    """The middle `side` x `side` of a picture resized to a short side."""
+    """The centre `side` x `side` of an image resized to a short side; all in pixels."""
 
     short: int
     side: int
@@ -54,15 +55,15 @@ class Frame:
 
 @dataclass(frozen=True, eq=False)
 class PixelStatistics:
-    """Exact sums over the frames of some pictures."""
+    """Exact sums over the frames of some images."""
 
-    count: int  # pictures
+    count: int  # images
     total: Tensor  # int64 (S, S, 3): the sum of all frames
-    products: Tensor  # int64 (3, 3): of every two colours, the sum of their products over all pixels
+    products: Tensor  # int64 (3, 3): the sum over all pixels of the products of two colours
 
     @property
     def colours(self) -> tuple[list[Fraction], list[list[Fraction]]]:
-        """Mean and covariance of the three colours over all pixels, in levels 0..255."""
+        """Mean (3) and covariance (3 x 3) of the colours over all pixels, in levels 0..255."""
         pixels = self.count * self.total.shape[0] * self.total.shape[1]
         mean = [Fraction(value, pixels) for value in self.total.sum((0, 1)).tolist()]
         products = self.products.tolist()
@@ -70,49 +71,50 @@ class PixelStatistics:
 
 
 def statistics_frame(crop: Crop) -> Frame:
-    """The square of a picture that statistics are taken from.
+    """Return the frame from which the statistics for a declared crop are computed.
 
-    Its side is that of the centre from which crops are taken, where there is one, or of the crop. The short side
-    is the recipe's: of a range (scale jitter) the smallest, where a crop shows most of the picture; for crops by
-    area, which have none, such that the crop is 7/8 of it (224 of 256), as networks trained so are usually tested.
+    Its side is that of the centre square from which crops are taken, or else that of the crop. Its short side is
+    the recipe's; of a range (scale jitter) the smallest, at which a crop covers most of the image. Crops by area
+    declare no short side: there the crop is 7/8 of it (224 / 256), as networks trained with such crops are usually
+    tested.
     """
     side = crop.centre or crop.side
     if crop.short is None:
-        short = round(side / AREA_SHARE)
+        short = round(side / AREA_CROP_RATIO)
     else:
         short = crop.short if isinstance(crop.short, int) else crop.short[0]
     return Frame(short, side, crop.interpolation)
 
 
-def extract_frame(image: np.ndarray, frame: Frame) -> np.ndarray:
-    """uint8 (H, W, 3) -> uint8 (side, side, 3)."""
+def extract_frame(image: NDArray[np.uint8], frame: Frame) -> NDArray[np.uint8]:
+    """Return the frame of an image; uint8 (H, W, 3) -> uint8 (side, side, 3)."""
     height, width = image.shape[:2]
-    tall, wide = size_for_short_side(height, width, frame.short)
-    resized = resize(image, (0, 0, height, width), (tall, wide), frame.interpolation)
-    top, left = centre_offset(tall, wide, frame.side)
+    size = size_for_short_side(height, width, frame.short)
+    resized = resize(image, (0, 0, height, width), size, frame.interpolation)
+    top, left = centre_offset(*size, frame.side)
     return resized[top : top + frame.side, left : left + frame.side].numpy()
 
 
 def frame_sums(
     samples: Samples, frame: Frame, *, threads: int, stop: Callable[[], bool] = never_stop
 ) -> PixelStatistics:
-    """Sums over the frames of all samples; raises Stopped once `stop()` is true."""
+    """Return the sums over the frames of all samples; raises StopRequested once `stop()` is true."""
     shape = (frame.side, frame.side, 3)
 
-    def add_up(chunk: range) -> tuple[int, np.ndarray, np.ndarray]:
+    def sum_chunk(chunk: range) -> tuple[int, NDArray[np.int64], NDArray[np.int64]]:
         total, products = np.zeros(shape, np.int64), np.zeros((3, 3), np.int64)
         for index, content in zip(chunk, samples.read(chunk), strict=True):
             pixels = extract_frame(decode(content, samples.where(index)), frame)
             total += pixels
             flat = pixels.reshape(-1, 3).astype(np.float64)
-            products += (flat.T @ flat).astype(np.int64)  # exact: a frame's products are far below 2**53
+            products += (flat.T @ flat).astype(np.int64)  # exact: the sums for one frame are far below 2**53
         return len(chunk), total, products
 
     count, total, products = 0, np.zeros(shape, np.int64), np.zeros((3, 3), np.int64)
     chunks = [range(len(samples))[start : start + SUM_CHUNK] for start in range(0, len(samples), SUM_CHUNK)]
-    with closing(prefetch(chunks, add_up, threads=threads, depth=2 * threads, stop=stop)) as sums:
-        for more, part, part_products in sums:
-            count, total, products = count + more, total + part, products + part_products
+    with closing(prefetch(chunks, sum_chunk, threads=threads, depth=2 * threads, stop=stop)) as sums:
+        for part_count, part_total, part_products in sums:
+            count, total, products = count + part_count, total + part_total, products + part_products
     return PixelStatistics(count, torch.from_numpy(total), torch.from_numpy(products))
 
 
@@ -123,77 +125,83 @@ def pixel_statistics(
     threads: int,
     cache: Path | None,
     key: str,
-    tell: Callable[[str], None] = lambda _: None,
+    report: Callable[[str], None] = lambda _: None,
     stop: Callable[[], bool] = never_stop,
 ) -> PixelStatistics:
-    """`frame_sums` for a declared crop, from the folder `cache` where they are.
+    """Return `frame_sums` for a declared crop, from the folder `cache` if it holds them.
 
-    `key` says which pictures these are: the data's sha256 and the part trained on. `tell` hears of a long wait.
+    `key` identifies the images: the sha256 of the data set and the training part. `report` receives a line before
+    a pass over all images. Raises StopRequested once `stop()` is true.
     """
     frame = statistics_frame(crop)
 
     def build() -> dict[str, Tensor]:
-        tell(f"going once through {len(samples):,} pictures, for their mean and their colours")
-        found = frame_sums(samples, frame, threads=threads, stop=stop)
-        return {"count": torch.tensor(found.count), "total": found.total, "products": found.products}
+        report(f"reading {len(samples):,} images once to compute their mean and the covariance of their colours")
+        sums = frame_sums(samples, frame, threads=threads, stop=stop)
+        return {"count": torch.tensor(sums.count), "total": sums.total, "products": sums.products}
 
     made_from = {"data": key, "pictures": len(samples), "frame": vars(frame)}
-    found = _cached(cache, "photographs", made_from, build)
-    return PixelStatistics(int(found["count"]), found["total"], found["products"])
+    tensors = _cached(cache, "photographs", made_from, build)
+    return PixelStatistics(int(tensors["count"]), tensors["total"], tensors["products"])
 
 
 def require_sharded_normalisation(name: str) -> None:
-    """DataError where the normalisation called `name` is not for photographs."""
+    """Raise DataError unless the normalisation `name` works on sharded images."""
     if name not in SHARDED_NORMALISATIONS:
         raise DataError(
-            f"normalisation {name!r} is for small images of one size; for photographs use one of"
+            f"normalisation {name!r} needs images of one size in memory; for sharded images use one of"
             f" {', '.join(SHARDED_NORMALISATIONS)}"
         )
 
 
-def fit_sharded_normaliser(name: str, found: PixelStatistics | None) -> Normaliser:
-    """The normalisation called `name` (see normalise.py), fitted; DataError where it is not for photographs.
+def fit_sharded_normaliser(name: str, statistics: PixelStatistics | None) -> Normaliser:
+    """Return the normalisation `name` (see normalise.py) with these statistics, which "scale" does not need.
 
-    "scale" needs no statistics.
+    Raises DataError for a name that does not work on sharded images, or for a constant channel ("per-channel").
     """
     require_sharded_normalisation(name)
-    one = torch.ones(3, dtype=torch.float64)
-    scale, shift = one / 255, one * 0
-    if found and name != "scale":
-        mean, covariance = found.colours
+    ones = torch.ones(3, dtype=torch.float64)
+    scale, shift = ones / 255, ones * 0
+    if statistics and name != "scale":
+        mean, covariance = statistics.colours
         if name == "per-pixel-mean":
-            shift = found.total.double() / (255 * found.count)
+            shift = statistics.total.double() / (255 * statistics.count)
         elif name == "raw-mean-image":
-            scale, shift = one, found.total.double() / found.count
+            scale, shift = ones, statistics.total.double() / statistics.count
         elif name == "raw-mean-colour":
-            scale, shift = one, _float64(mean)
+            scale, shift = ones, _float64(mean)
         else:
             variance = [covariance[i][i] / 255**2 for i in range(3)]
-            scale, shift = by_deviation(_float64([value / 255 for value in mean]), _float64(variance))
+            scale, shift = standardisation(_float64([value / 255 for value in mean]), _float64(variance))
     return Normaliser(name, scale.float(), shift.float(), 0.0)
 
 
-def principal_colours(found: PixelStatistics) -> ColourPCA:
-    """Eigenvalues and eigenvectors of the colours' covariance, of pixels / 255 (AlexNet, section 4.1)."""
-    covariance = torch.stack([_float64(row) for row in found.colours[1]]) / 255**2
+def principal_colours(statistics: PixelStatistics) -> ColourPCA:
+    """Return the principal components of the colours of pixels / 255 (AlexNet, section 4.1)."""
+    covariance = torch.stack([_float64(row) for row in statistics.colours[1]]) / 255**2
     values, vectors = torch.linalg.eigh(covariance)
-    values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)  # falling
+    values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)  # in descending order
     largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
-    return ColourPCA(values, vectors * largest.sign())  # either sign is an eigenvector; always the same one
+    return ColourPCA(values, vectors * largest.sign())  # fixes the sign, which an eigenvector leaves open
 
 
 def fit_in_memory_normaliser(name: str, train: LabelledImages, *, cache: Path | None, key: str) -> Normaliser:
-    """`fit_normaliser`, what takes long (gcn-zca: a minute of one core for CIFAR) from the folder `cache`."""
+    """Return `fit_normaliser(name, train)`, with 'gcn-zca' (a minute of one core for CIFAR) cached in `cache`."""
     if name != "gcn-zca":
         return fit_normaliser(name, train)
 
     def build() -> dict[str, Tensor]:
-        made = fit_normaliser(name, train)
-        assert made.whitening is not None
-        return {"scale": made.scale, "shift": made.shift, "whitening": made.whitening.int()}  # below 4 * 2**23
+        fitted = fit_normaliser(name, train)
+        assert fitted.whitening is not None
+        return {
+            "scale": fitted.scale,
+            "shift": fitted.shift,
+            "whitening": fitted.whitening.int(),
+        }  # below 4 * 2**23
 
-    found = _cached(cache, name, {"data": key, "shape": list(train.pixels.shape), "bits": MATRIX_BITS}, build)
-    return Normaliser(name, found["scale"], found["shift"], 0.0, found["whitening"].double())
+    made_from = {"data": key, "shape": list(train.pixels.shape), "bits": MATRIX_BITS}
+    tensors = _cached(cache, name, made_from, build)
+    return Normaliser(name, tensors["scale"], tensors["shift"], 0.0, tensors["whitening"].double())
 
 
 def _float64(values: list[Fraction]) -> Tensor:
@@ -203,30 +211,30 @@ def _float64(values: list[Fraction]) -> Tensor:
 def _cached(
     cache: Path | None, kind: str, made_from: Mapping[str, Any], build: Callable[[], dict[str, Tensor]]
 ) -> dict[str, Tensor]:
-    """What `build` makes from what `made_from` says, kept in the folder `cache`. Processes wait for each other."""
+    """Return the tensors of `build`, cached in the folder `cache` by `made_from`; one process builds them."""
     if cache is None:
         return build()
-    noted = json.dumps({"code": _code(), **made_from}, sort_keys=True)
-    file = cache / f"{kind}-{hashlib.sha256(noted.encode()).hexdigest()[:16]}.safetensors"
-    with _alone(file):
-        found = _from_file(file, noted)
-        if found is None:
-            found = build()
-            _to_file(file, noted, found)
-    return found
+    key = json.dumps({"code": _code(), **made_from}, sort_keys=True)
+    file = cache / f"{kind}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
+    with _locked(file):
+        tensors = _from_file(file, key)
+        if tensors is None:
+            tensors = build()
+            _to_file(file, key, tensors)
+    return tensors
 
 
 @lru_cache(maxsize=1)
 def _code() -> str:
-    """Return the hash of what can change the statistics: the code of HASHED_MODULES and the libraries that resize."""
+    """Return the hash of what can change the statistics: HASHED_MODULES and the versions of the libraries."""
     files = [Path(__file__).with_name(f"{name}.py") for name in HASHED_MODULES]
     versions = {name: version(name) for name in ("torch", "simplejpeg", "pillow")}
     return digest({"source": code_digest(files), "versions": versions})
 
 
 @contextmanager
-def _alone(file: Path) -> Iterator[None]:
-    """Held by one process at a time, where a lock can be written; else the work is done twice, and no worse."""
+def _locked(file: Path) -> Iterator[None]:
+    """Hold the lock of `file`. Without write access there is no lock, and processes repeat each other's work."""
     from filelock import FileLock
 
     with ExitStack() as stack:
@@ -236,8 +244,8 @@ def _alone(file: Path) -> Iterator[None]:
         yield
 
 
-def _from_file(file: Path, noted: str) -> dict[str, Tensor] | None:
-    """The tensors in `file`, if it was made from what is `noted` and is undamaged."""
+def _from_file(file: Path, key: str) -> dict[str, Tensor] | None:
+    """Return the tensors in `file`, or None if it was made from something other than `key` or is damaged."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -246,21 +254,21 @@ def _from_file(file: Path, noted: str) -> dict[str, Tensor] | None:
             tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
     except (OSError, SafetensorError):
         return None
-    return tensors if metadata == _metadata(noted, tensors) else None
+    return tensors if metadata == _metadata(key, tensors) else None
 
 
-def _to_file(file: Path, noted: str, tensors: dict[str, Tensor]) -> None:
+def _to_file(file: Path, key: str, tensors: dict[str, Tensor]) -> None:
     from safetensors.torch import save
 
-    content = save(tensors, _metadata(noted, tensors))
-    with suppress(OSError):  # a read-only or full disk: only the next run's time is lost
+    content = save(tensors, _metadata(key, tensors))
+    with suppress(OSError):  # on a read-only or full disk the next run rebuilds them
         write_atomically(file, content)
 
 
-def _metadata(noted: str, tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """What `tensors` were made from, and their sha256; one entry, since several would come in any order."""
-    digest = hashlib.sha256()
+def _metadata(key: str, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return key and sha256 of `tensors` in one entry, since safetensors does not keep the order of several."""
+    sha256 = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.contiguous().numpy().data)
-    return {"made_from": f"{noted} sha256 {digest.hexdigest()}"}
+        sha256.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        sha256.update(tensor.contiguous().numpy().data)
+    return {"made_from": f"{key} sha256 {sha256.hexdigest()}"}

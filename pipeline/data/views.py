@@ -1,7 +1,7 @@
-"""What a test protocol shows a network of one picture: the picture resized, and parts cut out of it.
+"""Views of one image by a test protocol: the resized image and crops of it.
 
-Any picture gives all its views, a tiny one (which is made larger) and a very long one too. Nothing here is
-mirrored: that comes after normalising, since a mean image is mirrored along with the picture.
+Every image gives all its views, also a tiny one, which is enlarged, and a very long one. Views are not mirrored
+here: mirroring comes after normalisation, since the mean image is mirrored along with the image.
 """
 
 from dataclasses import dataclass
@@ -9,81 +9,91 @@ from itertools import product
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.data.jpeg import Box, centre_offset, resize, size_for_short_side
 from pipeline.declare.protocol import ProtocolPart
 
-GRID = 5  # places in a row and in a column: VGG's multi-crop
+GRID_SIZE = 5  # rows and columns of crops: VGG's multi-crop evaluation
 
 
 @dataclass(frozen=True, eq=False)
 class ViewGroup:
-    """Views of one picture that have one size: those of one scale."""
+    """Views of one image at one scale; they have one size."""
 
-    pixels: Tensor  # uint8 (V, h, w, 3), none of them mirrored yet
-    corners: Tensor | None  # int64 (V, 2): row, column in the frame, where the crops come from one (`Part.square`)
-    frame: int | None  # its side
-    mirror: bool  # the network is also shown the mirror image of each
+    pixels: Tensor  # uint8 (V, h, w, 3), not mirrored
+    corners: (
+        Tensor | None
+    )  # int64 (V, 2): row and column in the frame; None without a frame (`ProtocolPart.square`)
+    frame: int | None  # side of the frame
+    mirror: bool  # each view is also evaluated mirrored
     dense: bool  # the network is applied densely
 
 
-def protocol_views(image: np.ndarray, part: ProtocolPart) -> list[ViewGroup]:
-    """What is shown of uint8 (H, W, 3): one group for each of the part's scales."""
-    image = np.require(image, requirements=["W"])  # a copy of what Pillow keeps to itself: torch wants its own
+def protocol_views(image: NDArray[np.uint8], part: ProtocolPart) -> list[ViewGroup]:
+    """Return the views of uint8 (H, W, 3), one group for each scale of the part."""
+    image = np.require(image, requirements=["W"])  # copies read-only memory, which torch does not accept
     return [_at_scale(image, part, short) for short in part.shorts]
 
 
-def _at_scale(image: np.ndarray, part: ProtocolPart, short: int) -> ViewGroup:
+def _at_scale(image: NDArray[np.uint8], part: ProtocolPart, short: int) -> ViewGroup:
+    """Return the views of an image resized to one short side."""
     height, width = image.shape[:2]
-    picture = resize(image, (0, 0, height, width), size_for_short_side(height, width, short), part.interpolation)
-    height, width = picture.shape[:2]
+    size = size_for_short_side(height, width, short)
+    resized = resize(image, (0, 0, height, width), size, part.interpolation)
+    height, width = size
     if part.side is None:
-        return ViewGroup(picture[None].contiguous(), None, None, mirror=True, dense=True)
+        return ViewGroup(resized[None].contiguous(), None, None, mirror=True, dense=True)
     side = part.side
     if part.kind == "googlenet":
-        pixels = torch.stack([view for box in squares(height, width) for view in _six(picture, box, part)])
+        pixels = torch.stack(
+            [view for box in squares(height, width) for view in _square_views(resized, box, part)]
+        )
         return ViewGroup(pixels, None, None, mirror=True, dense=False)
     if part.square:
-        picture = _cut(picture, *centre_offset(height, width, short), short)
+        resized = _crop(resized, *centre_offset(height, width, short), short)
         height = width = short
-    places = CROP_LAYOUTS[part.kind](height, width, side)
-    pixels = torch.stack([_cut(picture, row, column, side) for row, column in places])
-    frame, corners = (short, torch.tensor(places)) if part.square else (None, None)
+    positions = CROP_LAYOUTS[part.kind](height, width, side)
+    pixels = torch.stack([_crop(resized, row, column, side) for row, column in positions])
+    frame, corners = (short, torch.tensor(positions)) if part.square else (None, None)
     return ViewGroup(pixels, corners, frame, mirror=part.kind != "centre", dense=False)
 
 
-def _six(picture: Tensor, box: Box, part: ProtocolPart) -> list[Tensor]:
-    """Of one of GoogLeNet's squares: four corners, the middle, and all of it at the size of a crop."""
+def _square_views(image: Tensor, box: Box, part: ProtocolPart) -> list[Tensor]:
+    """Return six views of one of GoogLeNet's squares: four corners, centre, and the square resized to a crop."""
     row, column, side, _ = box
     assert part.side is not None
-    crops = [_cut(picture, row + i, column + j, part.side) for i, j in corners_and_centre(side, side, part.side)]
-    return [*crops, resize(picture.numpy(), box, (part.side, part.side), part.interpolation)]
+    crops = [_crop(image, row + i, column + j, part.side) for i, j in corners_and_centre(side, side, part.side)]
+    return [*crops, resize(image.numpy(), box, (part.side, part.side), part.interpolation)]
 
 
-def _cut(picture: Tensor, row: int, column: int, side: int) -> Tensor:
-    return picture[row : row + side, column : column + side]
+def _crop(image: Tensor, row: int, column: int, side: int) -> Tensor:
+    """Return the square crop with this corner; (H, W, 3) -> (side, side, 3)."""
+    return image[row : row + side, column : column + side]
 
 
 def corners_and_centre(height: int, width: int, side: int) -> list[tuple[int, int]]:
-    """Krizhevsky et al. 2012, section 4.1: "the four corner patches and the center patch"."""
+    """Return corners of "the four corner patches and the center patch" (Krizhevsky et al. 2012, section 4.1)."""
     return [*product((0, height - side), (0, width - side)), centre_offset(height, width, side)]
 
 
 def grid(height: int, width: int, side: int) -> list[tuple[int, int]]:
-    """VGG (arXiv:1409.1556, section 3.2): a regular 5 x 5 grid, whose first and last crops touch the borders."""
-    rows, columns = ([round(i * (length - side) / (GRID - 1)) for i in range(GRID)] for length in (height, width))
+    """Return corners of a regular 5 x 5 grid of crops up to the borders (VGG, arXiv:1409.1556, section 3.2)."""
+    rows, columns = (
+        [round(i * (length - side) / (GRID_SIZE - 1)) for i in range(GRID_SIZE)] for length in (height, width)
+    )
     return list(product(rows, columns))
 
 
 def squares(height: int, width: int) -> list[Box]:
-    """GoogLeNet (arXiv:1409.4842, section 7): left, middle, right; of an upright picture top, middle, bottom.
+    """Return GoogLeNet's squares (arXiv:1409.4842, section 7): left, centre, right, or top, centre, bottom.
 
-    Of a square picture the same square three times.
+    A square image gives the same square three times.
     """
     side = min(height, width)
-    places = [(0, 0), centre_offset(height, width, side), (height - side, width - side)]
-    return [(row, column, side, side) for row, column in places]
+    positions = [(0, 0), centre_offset(height, width, side), (height - side, width - side)]
+    return [(row, column, side, side) for row, column in positions]
 
 
 CROP_LAYOUTS = {"centre": lambda *sides: [centre_offset(*sides)], "ten": corners_and_centre, "grid": grid}

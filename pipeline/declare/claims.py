@@ -1,4 +1,4 @@
-"""Claims: statements of a paper or of the lecture, with source, protocol and margin."""
+"""Claims: statements of a paper or of the lecture (Stanford CS231n, lecture 9), and departures."""
 
 from typing import Literal
 
@@ -17,61 +17,58 @@ from pipeline.declare.recipe import (
 
 
 class Departure(FrozenModel):
-    """Something done otherwise than the paper says."""
+    """A setting that differs from the paper's, with the reason."""
 
     what: str
     why: str
-    material: StrictBool = (
-        False  # true: trained numbers are no longer the paper's, and are judged as a trend at most
-    )
+    # True: trained numbers are not comparable with the paper's, and are judged as a trend at most.
+    material: StrictBool = False
 
 
 class BaseClaim(FrozenModel):
-    """One statement of a paper or of the lecture."""
+    """Fields of every claim."""
 
     id: str
-    says: str  # the statement, in a sentence
+    says: str  # the statement, in one sentence
     source: str  # table, figure or section
     by: Literal["paper", "lecture"] = "paper"
-    confidence: Literal["checked", "memory", "figure"] = "checked"  # how the number was read
+    confidence: Literal["checked", "memory", "figure"] = "checked"  # how the claimed number was read
 
 
 class ExactClaim(BaseClaim):
-    """A shape, count or setting: judged by arithmetic on the network built or the recipe declared.
+    """A shape, count or setting: judged by arithmetic on the network or the recipe, without training.
 
-    With `over` or `over_metric` what is judged is a ratio: metric of `of`, divided by over_metric (the same if
-    left out) of `over` (the same if left out).
+    With `over` or `over_metric` the claim is about a ratio: `metric` of `of`, divided by `over_metric` of `over`.
+    Of the two, the one left out defaults to `metric` or `of`.
     """
 
     kind: Literal["exact"]
-    of: str | None = None  # variant; None with printed/… metrics only
-    metric: (
-        str  # model/… of the network built, recipe/… of the declared recipe, printed/… of the paper's own words
-    )
+    of: str | None = None  # variant; None only with printed/… metrics
+    metric: str  # model/… of the network, recipe/… of the recipe, printed/… of the values in `printed`
     over: str | None = None  # variant
     over_metric: str | None = None
-    op: Literal["=", "<", ">", "<=", ">="] = "="  # "=": equal up to the margin
+    op: Literal["=", "<", ">", "<=", ">="] = "="  # "=": equal within the margin
     claimed: Value
     margin: NonNegativeFloat = 0.0
-    corrected: Value = None  # what is right, where the source is wrong
-    rule: str = ""  # how it is counted
+    corrected: Value = None  # the correct value, where the source is wrong
+    rule: str = ""  # counting rule, such as "without biases"
 
     @model_validator(mode="after")
     def _fits(self) -> "ExactClaim":
         for metric, variant in ((self.metric, self.of), (self.over_metric or self.metric, self.over or self.of)):
             if variant is None and not metric.startswith("printed/"):
-                raise ValueError(f"{metric!r} needs the variant it is measured 'of'")
+                raise ValueError(f"{metric!r} needs 'of', the variant it is measured on")
         if self.op != "=" and self.margin:
             raise ValueError(f"op {self.op!r} takes no margin")
         if self.op != "=" and not isinstance(self.claimed, int | float):
-            raise ValueError(f"op {self.op!r} compares numbers, and {self.claimed!r} is none")
+            raise ValueError(f"op {self.op!r} needs a number as 'claimed', not {self.claimed!r}")
         if self.corrected is not None and self.corrected == self.claimed and self.op == "=":
-            raise ValueError("'corrected' is the claimed value itself; leave it out")
+            raise ValueError("'corrected' is equal to 'claimed'; remove it")
         return self
 
 
 class MetricClaim(BaseClaim):
-    """A trained network's number: equivalence test of the seeds' mean (or expected best) within a margin."""
+    """A metric of trained networks: equivalence test of the mean over seeds (or expected best) within a margin."""
 
     kind: Literal["metric"]
     of: str
@@ -83,7 +80,7 @@ class MetricClaim(BaseClaim):
 
 
 class BoundClaim(BaseClaim):
-    """A trained network's number lies below or above a bound."""
+    """A metric of trained networks is below or above a bound."""
 
     kind: Literal["bound"]
     of: str
@@ -94,9 +91,9 @@ class BoundClaim(BaseClaim):
 
 
 class OrderingClaim(BaseClaim):
-    """`lhs` is larger (>), smaller (<), not larger by the margin (<=) or equal within it (~); paired by seed.
+    """`lhs` is larger than `rhs` (>), smaller (<), not larger by the margin (<=) or equal within it (~).
 
-    With `rhs_metric` both may be one variant, seen by two protocols.
+    Runs are paired by seed. With `rhs_metric`, both sides may be the same variant under two test protocols.
     """
 
     kind: Literal["ordering"]
@@ -104,7 +101,7 @@ class OrderingClaim(BaseClaim):
     op: Literal["<", ">", "<=", "~"]
     rhs: str
     metric: str
-    rhs_metric: str | None = None  # what `rhs` is measured by; None: as `lhs`
+    rhs_metric: str | None = None  # metric of `rhs`; None: the same as of `lhs`
     margin: NonNegativeFloat = 0.0
 
     @model_validator(mode="after")
@@ -112,12 +109,12 @@ class OrderingClaim(BaseClaim):
         if (self.lhs, self.metric) == (self.rhs, self.rhs_metric or self.metric):
             raise ValueError(f"{self.lhs!r} is compared with itself; give another variant or 'rhs_metric'")
         if self.op in ("<=", "~") and not self.margin:
-            raise ValueError(f"op {self.op!r} needs a margin above 0")
+            raise ValueError(f"op {self.op!r} needs a margin > 0")
         return self
 
 
 class RatioClaim(BaseClaim):
-    """lhs / rhs, paired by seed."""
+    """The ratio lhs / rhs of a metric of trained networks, paired by seed."""
 
     kind: Literal["ratio"]
     lhs: str
@@ -129,12 +126,12 @@ class RatioClaim(BaseClaim):
     @model_validator(mode="after")
     def _fits(self) -> "RatioClaim":
         if self.margin >= self.claimed:
-            raise ValueError(f"a ratio is positive: the margin must be below the claimed {self.claimed:g}")
+            raise ValueError(f"the margin of a ratio must be less than the claimed {self.claimed:g}")
         return self
 
 
 class OpenClaim(BaseClaim):
-    """A statement that no run can settle, with the reason."""
+    """A statement that no run can decide, with the reason."""
 
     kind: Literal["open"]
     reason: Literal["no-data", "no-labels", "protocol-unspecified", "over-budget"]
@@ -145,7 +142,7 @@ Claim = ExactClaim | MetricClaim | BoundClaim | OrderingClaim | RatioClaim | Ope
 
 
 class Paper(FrozenModel):
-    """The publication an experiment belongs to."""
+    """The publication that an experiment reproduces."""
 
     title: str
     authors: str
@@ -155,7 +152,7 @@ class Paper(FrozenModel):
 
 
 class Printed(FrozenModel):
-    """Something that the paper itself prints, for claims (the lecture's, usually) that are compared with it."""
+    """A value that the paper prints. Claims of the lecture are compared with it."""
 
     value: Value
     where: str  # table, figure or section

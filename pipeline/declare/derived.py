@@ -16,7 +16,7 @@ from pipeline.declare.recipe import (
     require_unique,
 )
 
-# What is measured of images judged, of batches trained on, and of a compression's file, under these names.
+# Names of the metrics that each kind of evaluation records.
 ERROR_METRICS = ("top1_error_pct", "top5_error_pct", "loss", "images")
 
 TRANSFER_METRICS = ("test/mean_class_error_pct", "features", "iterations")
@@ -31,53 +31,51 @@ COMPRESSION_METRICS = (
 
 
 class EnsembleSpec(FrozenModel):
-    """Several networks as one: the mean of their soft-max answers."""
+    """An ensemble: the mean of the softmax outputs of several networks."""
 
     kind: Literal["ensemble"]
-    members: Annotated[
-        dict[str, PositiveInt], Field(min_length=1)
-    ]  # variant -> networks of it, each with its own seed
-    test: Annotated[
-        tuple[ProtocolName, ...], AfterValidator(require_unique)
-    ] = ()  # none: as its members are judged
+    # Variant -> number of its networks, each with its own seed.
+    members: Annotated[dict[str, PositiveInt], Field(min_length=1)]
+    # Test protocols; empty: those of the members.
+    test: Annotated[tuple[ProtocolName, ...], AfterValidator(require_unique)] = ()
 
     @property
     def consumes(self) -> dict[str, int]:
-        """Variant -> how many runs of it."""
+        """Return variant -> number of its runs that are consumed."""
         return dict(self.members)
 
     @model_validator(mode="after")
     def _fits(self) -> "EnsembleSpec":
         if sum(self.members.values()) < 2:
-            raise ValueError("an ensemble has at least two networks")
+            raise ValueError("an ensemble needs at least 2 networks")
         return self
 
 
 class SingleRunSpec(FrozenModel):
-    """A step that looks at one run; there is one for each seed."""
+    """Fields of derived runs that consume a single run. Each seed of the variant gives one derived run."""
 
     of: str  # variant
 
     @property
     def consumes(self) -> dict[str, int]:
-        """Variant -> how many runs of it."""
+        """Return variant -> number of its runs that are consumed."""
         return {self.of: 1}
 
 
 class ProtocolSpec(SingleRunSpec):
-    """A run judged by other test protocols than it was when it ended; of photographs."""
+    """Evaluation of a finished run by other test protocols; for data with a crop."""
 
     kind: Literal["protocol"]
     test: Annotated[tuple[ProtocolName, ...], Field(min_length=1), AfterValidator(require_unique)]
 
 
 class TransferSpec(SingleRunSpec):
-    """A linear classifier, learnt on another set, of the features below a run's last full connection."""
+    """A transfer probe: a linear classifier on the input features of a network's last fully connected layer."""
 
     kind: Literal["transfer"]
-    data: str  # the other set: its training part is learnt from, its test part judges
-    c: PositiveFloat  # scikit-learn's C: the smaller, the smaller the weights
-    view: ProtocolName | None = None  # the one view of a photograph that features are taken from
+    data: str  # the data set that the classifier is trained and tested on
+    c: PositiveFloat  # scikit-learn's C, the inverse of the regularisation strength
+    view: ProtocolName | None = None  # test protocol of a single crop, from which features are computed
 
     @model_validator(mode="after")
     def _fits(self) -> "TransferSpec":
@@ -90,29 +88,27 @@ class CompressionSpec(SingleRunSpec):
     """Deep Compression of a run's network without retraining (Han et al. 2016, arXiv:1510.00149)."""
 
     kind: Literal["compression"]
-    density: Annotated[PositiveFloat, Field(le=1)]  # share of each layer's weights that is kept, the largest ones
-    conv_bits: BitWidth  # of a shared weight's number, in convolutions
-    fc_bits: BitWidth  # and in full connections
+    density: Annotated[PositiveFloat, Field(le=1)]  # fraction of each layer's weights to keep, the largest ones
+    conv_bits: BitWidth  # bits of a codebook index in convolutions
+    fc_bits: BitWidth  # bits of a codebook index in fully connected layers
 
 
 DerivedSpec = EnsembleSpec | ProtocolSpec | TransferSpec | CompressionSpec
 
 
-def incompatibility(step: DerivedSpec, datas: Sequence[Data]) -> str:
-    """Why a step cannot look at runs of these data; "" if it can."""
-    first, photographs = datas[0], datas[0].crop is not None
-    protocols = (step.view,) if isinstance(step, TransferSpec) else getattr(step, "test", ())
-    if any(protocols) and not photographs:
-        return "test protocols are for photographs, and its runs learn from small images, shown whole"
-    if isinstance(step, ProtocolSpec) and not photographs:
-        return "other test protocols are for photographs"
-    if isinstance(step, TransferSpec) and photographs and not step.view:
-        return "features of photographs need a 'view', such as 1-crop-224-of-256"
+def incompatibility(spec: DerivedSpec, datas: Sequence[Data]) -> str:
+    """Return the reason why a derived run cannot consume runs with these data; "" if it can."""
+    first = datas[0]
+    has_crop = first.crop is not None
+    protocols = (spec.view,) if isinstance(spec, TransferSpec) else getattr(spec, "test", ())
+    if any(protocols) and not has_crop:
+        return "test protocols need runs whose data has a 'crop'"
+    if isinstance(spec, TransferSpec) and has_crop and not spec.view:
+        return "a transfer from runs whose data has a 'crop' needs a 'view', such as 1-crop-224-of-256"
     if len({(data.name, data.crop is not None) for data in datas}) > 1:
-        return "its runs learn from different data"
-    if photographs and not any(protocols) and len({data.test for data in datas}) > 1:
-        return "its runs are judged by different protocols; say in 'test' which are meant"
-    seen = {(data.normalise, data.pad_to, data.train, data.val) for data in datas}
-    if not photographs and len(seen) > 1:
-        return f"its runs are shown {first.name} in different ways"
+        return "its runs train on different data"
+    if has_crop and not any(protocols) and len({data.test for data in datas}) > 1:
+        return "its runs are evaluated by different test protocols; name one of them in 'test'"
+    if not has_crop and len({(data.normalise, data.pad_to, data.train, data.val) for data in datas}) > 1:
+        return f"its runs differ in how they use {first.name}: normalise, pad_to, train or val"
     return ""

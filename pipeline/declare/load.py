@@ -1,4 +1,4 @@
-"""Load experiments from YAML files and check what types alone cannot express."""
+"""Load experiments from YAML files, and check what the types cannot express."""
 
 from pathlib import Path
 
@@ -19,30 +19,33 @@ EXPERIMENTS = ROOT / "experiments"
 
 
 def experiment_names(folder: Path = EXPERIMENTS) -> list[str]:
-    """All experiments: "paper/file" for every experiments/paper/file.yaml."""
+    """Return the names of all experiments: "paper/file" for each experiments/paper/file.yaml."""
     return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.glob("*/*.yaml"))
 
 
 def load_experiment(name: str, folder: Path = EXPERIMENTS) -> Experiment:
-    """The experiment `name` ("paper/file"), or a path to a .yaml file; DeclarationError says what is wrong."""
+    """Return the experiment `name` ("paper/file", or the path of a .yaml file).
+
+    Raises UserError if it does not exist, and DeclarationError if it is invalid.
+    """
     path = Path(name) if name.endswith(".yaml") else folder / f"{name}.yaml"
     if not path.is_file():
         if name.endswith(".yaml"):
-            raise UserError(f"there is no file {name}")
-        of_paper = [one for one in experiment_names(folder) if one.startswith(f"{name.rstrip('/')}/")]
-        raise UserError(f"there is no experiment {name!r}{nearest(name, of_paper or experiment_names(folder))}")
-    named = f"{path.resolve().parent.name}/{path.stem}"
-    file = f"{named}.yaml"
+            raise UserError(f"no file {name}")
+        of_paper = [known for known in experiment_names(folder) if known.startswith(f"{name.rstrip('/')}/")]
+        raise UserError(f"no experiment {name!r}{nearest(name, of_paper or experiment_names(folder))}")
+    full_name = f"{path.resolve().parent.name}/{path.stem}"
+    file = f"{full_name}.yaml"
     try:
         raw = parse_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).replace('in "<unicode string>", ', "at ").split())
-        raise DeclarationError(f"{file}: not readable as YAML: {reason}") from None
+        raise DeclarationError(f"{file}: invalid YAML: {reason}") from None
     if not isinstance(raw, dict):
-        raise DeclarationError(f"{file}: an experiment is a map of keys (paper, data, train, variants, …)")
+        raise DeclarationError(f"{file}: must be a map of keys (paper, data, train, variants, …)")
     if "name" in raw:
-        raise DeclarationError(f"{file}: name: unknown key; an experiment is called as its file is")
-    raw["name"] = named
+        raise DeclarationError(f"{file}: name: unknown key; the name of an experiment is the path of its file")
+    raw["name"] = full_name
     try:
         experiment = Experiment.model_validate(raw)
     except ValidationError as error:
@@ -51,35 +54,49 @@ def load_experiment(name: str, folder: Path = EXPERIMENTS) -> Experiment:
     return experiment
 
 
+def load_all() -> list[Experiment]:
+    """Return every declared experiment, sorted by name."""
+    return [load_experiment(name) for name in experiment_names()]
+
+
 def check_experiment(experiment: Experiment) -> None:
-    """What types alone cannot say: names that point at each other, and every variant at every scale."""
-    file, known = experiment.file, experiment.variants
+    """Check the references between keys, and the recipe of every variant at every scale.
+
+    Raises DeclarationError for the first error.
+    """
+    file = experiment.file
     if experiment.scales and PAPER_SCALE not in experiment.scales:
-        raise DeclarationError(f"{file}: scales: there is no 'paper' scale (the recipe as published)")
+        raise DeclarationError(f"{file}: scales: the scale 'paper' (the recipe as published) is required")
     if experiment.scales and experiment.train is None:
-        raise DeclarationError(f"{file}: train: required where there are scales to train at")
-    for name, scale in experiment.scales.items():
+        raise DeclarationError(f"{file}: train: this key is required if there are scales")
+    for scale_name, scale in experiment.scales.items():
         for variant in scale.variants or ():
-            if variant not in known:
-                raise DeclarationError(
-                    f"{file}: scales.{name}.variants: unknown variant {variant!r}{nearest(variant, known)}"
-                )
-        for variant in known:
-            experiment.recipe(variant, name)
-    for variant in known:
+            if variant not in experiment.variants:
+                near = nearest(variant, experiment.variants)
+                raise DeclarationError(f"{file}: scales.{scale_name}.variants: unknown variant {variant!r}{near}")
+        for variant in experiment.variants:
+            experiment.recipe(variant, scale_name)
+    for variant in experiment.variants:
         experiment.published(variant)
     check_derived(experiment)
-    seen: set[str] = set()
+    check_claims(experiment)
+
+
+def check_claims(experiment: Experiment) -> None:
+    """Check that claims have unique ids, known variants, runs to judge them by, and metrics that these measure."""
+    file = experiment.file
+    trained = {**experiment.variants, **experiment.derived}
+    ids: set[str] = set()
     for claim in experiment.claims:
-        if claim.id in seen:
+        if claim.id in ids:
             raise DeclarationError(f"{file}: claims: the id {claim.id!r} is used twice")
-        seen.add(claim.id)
+        ids.add(claim.id)
+        known = experiment.variants if isinstance(claim, ExactClaim) else trained
         for key in ("of", "over", "lhs", "rhs"):
-            named = getattr(claim, key, None)
-            callable_so = known if isinstance(claim, ExactClaim) else {**known, **experiment.derived}
-            if named is not None and named not in callable_so:
+            name = getattr(claim, key, None)
+            if name is not None and name not in known:
                 raise DeclarationError(
-                    f"{file}: claims.{claim.id}.{key}: unknown variant {named!r}{nearest(named, callable_so)}"
+                    f"{file}: claims.{claim.id}.{key}: unknown variant {name!r}{nearest(name, known)}"
                 )
         if not experiment.scales and not isinstance(claim, ExactClaim | OpenClaim):
             raise DeclarationError(
@@ -89,9 +106,10 @@ def check_experiment(experiment: Experiment) -> None:
 
 
 def check_metrics(experiment: Experiment, claim: Claim) -> None:
-    """What a trained claim is about is measured of each of its sides at paper scale.
+    """Check that the variants of a trained claim measure its metric at paper scale.
 
-    A number of photographs is one by a certain protocol; a comparison may be of what each side is judged by first.
+    With test protocols, the metric of a number names its protocol. A comparison may use the short name, which
+    stands for the first protocol of each side.
     """
     if isinstance(claim, ExactClaim | OpenClaim):
         return
@@ -103,51 +121,48 @@ def check_metrics(experiment: Experiment, claim: Claim) -> None:
         known = experiment.measured(name, named=isinstance(claim, MetricClaim | BoundClaim))
         if metric not in known:
             place = f"{experiment.file}: claims.{claim.id}.{key}"
-            raise DeclarationError(f"{place}: {name} measures no {metric!r}, only {', '.join(known)}")
+            raise DeclarationError(f"{place}: unknown metric {metric!r} of {name}; known: {', '.join(known)}")
 
 
 def check_derived(experiment: Experiment) -> None:
-    """Steps have names of their own, consume variants, have seeds enough, and see images that all members know."""
-    file, known = experiment.file, experiment.variants
-    for name, step in experiment.derived.items():
-        if name in known:
+    """Check derived runs: unique names, known variants, enough seeds, and members with compatible data."""
+    file, variants = experiment.file, experiment.variants
+    for name, spec in experiment.derived.items():
+        if name in variants:
             raise DeclarationError(
-                f"{file}: derived.{name}: a variant has this name; give the derived run another"
+                f"{file}: derived.{name}: a variant has the same name; give the derived run another"
             )
-        for variant in step.consumes:
-            if variant not in known:
-                raise DeclarationError(
-                    f"{file}: derived.{name}: unknown variant {variant!r}{nearest(variant, known)}"
-                )
+        for variant in spec.consumes:
+            if variant not in variants:
+                near = nearest(variant, variants)
+                raise DeclarationError(f"{file}: derived.{name}: unknown variant {variant!r}{near}")
     if experiment.derived and not experiment.scales:
         raise DeclarationError(f"{file}: derived: derived runs need scales to run at, and the experiment has none")
-    for scale, declared in experiment.scales.items():
-        for name in declared.derived:
+    for scale_name, scale in experiment.scales.items():
+        for name in scale.derived:
             if name not in experiment.derived:
                 near = nearest(name, experiment.derived)
-                raise DeclarationError(f"{file}: scales.{scale}.derived: unknown derived run {name!r}{near}")
+                raise DeclarationError(f"{file}: scales.{scale_name}.derived: unknown derived run {name!r}{near}")
         for name in experiment.derived:
-            step = experiment.derived_spec(name, scale)
-            if strangers := set(step.consumes) - set(known):
-                near = nearest(min(strangers), known)
-                raise DeclarationError(
-                    f"{file}: scales.{scale}.derived.{name}: unknown variant {min(strangers)!r}{near}"
-                )
-            if reason := incompatibility(
-                step, [experiment.recipe(variant, scale).data for variant in step.consumes]
-            ):
-                raise DeclarationError(f"{file}: derived.{name} (at {scale} scale): {reason}")
-        for name in experiment.derived_at(scale):
-            for variant, needed in experiment.derived_spec(name, scale).consumes.items():
-                there = len(experiment.seeds_of(variant, scale))
-                if there < needed:
-                    raise DeclarationError(
-                        f"{file}: derived.{name}: {needed} networks of {variant} need {needed} seeds, and at {scale}"
-                        f" scale there are {there}; give variants.{variant}.seeds, or fewer networks in"
-                        f" scales.{scale}.derived.{name}"
-                    )
+            check_derived_at(experiment, name, scale_name)
 
 
-def load_all() -> list[Experiment]:
-    """Every declared experiment."""
-    return [load_experiment(name) for name in experiment_names()]
+def check_derived_at(experiment: Experiment, name: str, scale: str) -> None:
+    """Check one derived run at one scale."""
+    file, spec = experiment.file, experiment.derived_spec(name, scale)
+    if unknown := set(spec.consumes) - set(experiment.variants):
+        near = nearest(min(unknown), experiment.variants)
+        raise DeclarationError(f"{file}: scales.{scale}.derived.{name}: unknown variant {min(unknown)!r}{near}")
+    reason = incompatibility(spec, [experiment.recipe(variant, scale).data for variant in spec.consumes])
+    if reason:
+        raise DeclarationError(f"{file}: derived.{name} (at {scale} scale): {reason}")
+    if name not in experiment.derived_at(scale):
+        return
+    for variant, needed in spec.consumes.items():
+        declared = len(experiment.seeds_of(variant, scale))
+        if declared < needed:
+            raise DeclarationError(
+                f"{file}: derived.{name}: {needed} networks of {variant} need {needed} seeds, but there are"
+                f" {declared} at {scale} scale; add seeds in variants.{variant}.seeds, or use fewer networks in"
+                f" scales.{scale}.derived.{name}"
+            )

@@ -11,11 +11,12 @@ from pipeline.declare.protocol import parse_protocol
 
 PAPER_SCALE = "paper"
 
-REDUCED_PRECISION_SCALES = ("laptop", "gpu")  # bf16 and channels-last unless declared otherwise
+REDUCED_PRECISION_SCALES = ("laptop", "gpu")  # where REDUCED_PRECISION is the default
 
 REDUCED_PRECISION = {"precision": "bf16", "channels_last": True}
 
-AUGMENTATIONS = ("pad4-crop", "reflect4-crop", "flip", "distort", "pca-colour", "photometric")  # 4: any number
+# The 4 of pad4-crop and reflect4-crop, in pixels, may be another number.
+AUGMENTATIONS = ("pad4-crop", "reflect4-crop", "flip", "distort", "pca-colour", "photometric")
 
 StrictInt = Annotated[int, Field(strict=True)]
 
@@ -33,37 +34,37 @@ BitWidth = Annotated[int, Field(strict=True, ge=1, le=8)]
 
 
 def require_finite(value: Any) -> Any:
-    """`value`, unless it is a number that nothing can be equal to."""
+    """Return `value`. Raises ValueError if it is NaN or infinite."""
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"should be a finite number, not {value}")
     return value
 
 
 def check_augmentation(word: str) -> str:
-    """`word`, if it is the name of an augmentation."""
+    """Return `word`. Raises ValueError if it is not the name of an augmentation."""
     if not re.fullmatch(r"(pad|reflect)[1-9]\d*-crop|flip|distort|pca-colour|photometric", word):
         raise ValueError(f"unknown augmentation {word!r}{nearest(word, AUGMENTATIONS)}")
     return word
 
 
 def check_protocol_name(name: str) -> str:
-    """`name`, if it is that of a test protocol."""
+    """Return `name`. Raises ValueError if it is not the name of a test protocol."""
     parse_protocol(name)
     return name
 
 
-def check_statistic(words: str) -> str:
-    """`words`, if they name a statistic over the seeds."""
-    if not re.fullmatch(r"mean|best of [1-9]\d{0,2}", words):
-        raise ValueError(f"unknown statistic {words!r}; use 'mean' or 'best of N'")
-    return words
+def check_statistic(text: str) -> str:
+    """Return `text`. Raises ValueError if it is not the name of a statistic over seeds."""
+    if not re.fullmatch(r"mean|best of [1-9]\d{0,2}", text):
+        raise ValueError(f"unknown statistic {text!r}; use 'mean' or 'best of N'")
+    return text
 
 
 def require_unique(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    """`values`, if none of them is there twice."""
-    twice = [value for value in dict.fromkeys(values) if values.count(value) > 1]
-    if twice:
-        raise ValueError(f"{twice[0]!r} is listed twice")
+    """Return `values`. Raises ValueError if one of them occurs twice."""
+    repeated = [value for value in dict.fromkeys(values) if values.count(value) > 1]
+    if repeated:
+        raise ValueError(f"{repeated[0]!r} is listed twice")
     return values
 
 
@@ -73,7 +74,7 @@ Normalisation = Literal[
 
 ProtocolName = Annotated[str, AfterValidator(check_protocol_name)]
 
-Value = Annotated[Any, AfterValidator(require_finite)]  # a number, a text, a list of them
+Value = Annotated[Any, AfterValidator(require_finite)]  # a number, a text, or a list of these
 
 Augmentation = Annotated[str, AfterValidator(check_augmentation)]
 
@@ -85,18 +86,20 @@ Seeds = Annotated[
 
 
 class FrozenModel(BaseModel):
+    """Base of the declared types: immutable, and an unknown key is an error."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Model(BaseModel):
-    """A network by the name of its builder; all other keys are that builder's arguments."""
+    """A network: the name of its builder, and the builder's arguments as further keys."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
     name: str
 
     @property
     def args(self) -> dict[str, Any]:
-        """The builder's own arguments: the paper's variants, such as depth."""
+        """Return the builder's arguments, such as depth."""
         return dict(self.model_extra or {})
 
     @model_validator(mode="after")
@@ -108,69 +111,67 @@ class Model(BaseModel):
 
 
 class Crop(FrozenModel):
-    """How photographs of many sizes become the square images a network learns from: one draw for each use.
+    """Random crop of a training image of any size to a square, drawn anew each time the image is used.
 
-    Either the picture is resized to a short side and a square is cut out (AlexNet, VGG, ResNet), or a part of some
-    area and aspect is cut out and resized to the square (GoogLeNet).
+    Either the image is resized to a short side and a square is cropped (AlexNet, VGG, ResNet), or a region of
+    random area and aspect ratio is cropped and resized to the square (GoogLeNet).
     """
 
-    side: PositiveInt  # of the square that the network sees, in pixels
-    short: PositiveInt | tuple[PositiveInt, PositiveInt] | None = (
-        None  # short side resized to; of a range, any whole number
-    )
-    centre: PositiveInt | None = None  # this central square is cut out first, and mean images are of it
-    at: Literal["random", "five"] = "random"  # anywhere; or in one of the four corners or the centre
-    area: tuple[PositiveFloat, PositiveFloat] | None = None  # share of the picture's area, uniform in this range
-    aspect: tuple[PositiveFloat, PositiveFloat] | None = None  # width over height, log-uniform in this range
+    side: PositiveInt  # of the network's input, in pixels
+    # Short side of the resized image, in pixels; [low, high]: an integer drawn uniformly.
+    short: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None
+    centre: PositiveInt | None = None  # side of a central square cropped first; mean images have this size
+    at: Literal["random", "five"] = "random"  # any position; five: one of the four corners or the centre
+    area: tuple[PositiveFloat, PositiveFloat] | None = None  # fraction of the image's area, uniform in this range
+    aspect: tuple[PositiveFloat, PositiveFloat] | None = None  # width / height, log-uniform in this range
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"  # with anti-aliasing
 
     @model_validator(mode="after")
     def _fits(self) -> "Crop":
         if (self.short is None) == (self.area is None):
-            raise ValueError("give either 'short' (then cut) or 'area' with 'aspect' (then resize)")
+            raise ValueError("give either 'short' (resize, then crop) or 'area' with 'aspect' (crop, then resize)")
         if (self.area is None) != (self.aspect is None):
-            raise ValueError("'area' and 'aspect' belong together")
+            raise ValueError("'area' and 'aspect' must be given together")
         for key, pair in (("short", self.short), ("area", self.area), ("aspect", self.aspect)):
             if isinstance(pair, tuple) and pair[0] > pair[1]:
-                raise ValueError(f"{key!r} should rise: {list(pair)} does not")
+                raise ValueError(f"{key!r} must be increasing, not {list(pair)}")
         if self.area and (self.area[1] > 1 or self.centre or self.at != "random"):
-            raise ValueError("'area' is at most 1, and takes neither 'centre' nor 'at'")
+            raise ValueError("'area' must be <= 1 and cannot be combined with 'centre' or 'at'")
         least = self.short[0] if isinstance(self.short, tuple) else self.short
         if least and not self.side <= (self.centre or least) <= least:
-            raise ValueError("'side' must fit into 'centre', and that into 'short'")
+            raise ValueError("'side' must be <= 'centre', and 'centre' must be <= 'short'")
         return self
 
 
 class Data(FrozenModel):
-    """The images that a run learns from and is judged on."""
+    """The images that a run trains on and is evaluated on."""
 
-    name: str  # a known set (digits, mnist, fashion-mnist, cifar10, cifar100) or a folder of class folders
-    train: PositiveInt | None = None  # images trained on; None: all that `val` leaves
-    val: Annotated[int, Field(strict=True, ge=0)] = 0  # images of the training set held out for validation
+    # A known set (digits, mnist, fashion-mnist, cifar10, cifar100), or a folder of class folders or of shards.
+    name: str
+    train: PositiveInt | None = None  # number of training images; None: all that are not in `val`
+    val: Annotated[int, Field(strict=True, ge=0)] = 0  # number of training images held out for validation
     pad_to: PositiveInt | None = None  # side in pixels to which smaller images are padded with background
     normalise: Normalisation = "per-pixel-mean"
-    augment: tuple[
-        Augmentation, ...
-    ] = ()  # pad4-crop or reflect4-crop, flip, distort; of photographs flip, pca-colour, photometric
-    crop: Crop | None = None  # for photographs of many sizes, read from shards
-    test: tuple[ProtocolName, ...] = ()  # how photographs are judged; the first also while training
+    # pad4-crop, reflect4-crop, flip, distort; with `crop`: flip, pca-colour, photometric.
+    augment: tuple[Augmentation, ...] = ()
+    crop: Crop | None = None  # for images of varying size, read from shards; None: small images of one size
+    test: tuple[ProtocolName, ...] = ()  # test protocols, with `crop` only; the first is also used during training
 
     @model_validator(mode="after")
     def _fits(self) -> "Data":
-        photographs = {"pca-colour", "photometric"}
+        with_crop_only = {"pca-colour", "photometric"} & set(self.augment)
         if self.crop is None:
             if self.test:
-                raise ValueError("test protocols are for photographs: they need 'crop'")
-            if photographs & set(self.augment):
-                raise ValueError(f"{min(photographs & set(self.augment))!r} is for photographs: it needs 'crop'")
+                raise ValueError("'test' needs 'crop': test protocols are for images of varying size")
+            if with_crop_only:
+                raise ValueError(f"{min(with_crop_only)!r} needs 'crop': it is for images of varying size")
             return self
-        strange = [word for word in self.augment if word != "flip" and word not in photographs]
-        if strange or self.pad_to:
-            raise ValueError(
-                f"{strange[0] if strange else 'pad_to'!r} is for small images: 'crop' goes without it"
-            )
+        without_crop_only = [word for word in self.augment if word != "flip" and word not in with_crop_only]
+        if without_crop_only or self.pad_to:
+            setting = without_crop_only[0] if without_crop_only else "pad_to"
+            raise ValueError(f"{setting!r} cannot be combined with 'crop': it is for small images")
         if not self.test:
-            raise ValueError("photographs need a 'test' protocol, such as 1-crop-224-of-256")
+            raise ValueError("'crop' needs a 'test' protocol, such as 1-crop-224-of-256")
         return self
 
 
@@ -181,57 +182,55 @@ class Sgd(FrozenModel):
     momentum: NonNegativeFloat = 0.0
     nesterov: StrictBool = False
     weight_decay: NonNegativeFloat = 0.0  # times the weight, added to its gradient
-    decay: Literal["all", "weights"] = "all"  # "weights" spares biases and batch-norm
+    decay: Literal["all", "weights"] = "all"  # parameters with weight decay; weights: not biases and batch norm
 
     @model_validator(mode="after")
     def _fits(self) -> "Sgd":
         if self.nesterov and not self.momentum:
-            raise ValueError("nesterov needs a momentum above 0")
+            raise ValueError("nesterov needs momentum > 0")
         return self
 
 
 class RmsProp(FrozenModel):
-    """Gradients divided by a running root of their mean square (Inception-v4)."""
+    """RMSProp: gradients divided by the root of a running mean of their squares (Inception-v4)."""
 
     name: Literal["rmsprop"]
     alpha: NonNegativeFloat  # decay of the running mean of squares
-    eps: PositiveFloat  # added to the root
+    eps: PositiveFloat  # added to the root, against division by zero
     momentum: NonNegativeFloat = 0.0
     weight_decay: NonNegativeFloat = 0.0
     decay: Literal["all", "weights"] = "all"
 
 
 class Sdlm(FrozenModel):
-    """One pattern at a time with second-order step sizes lr / (mu + h) (LeCun et al. 1998, Appendix C)."""
+    """Stochastic diagonal Levenberg-Marquardt, with step size lr / (mu + h) (LeCun et al. 1998, Appendix C)."""
 
     name: Literal["sdlm"]
-    mu: PositiveFloat  # keeps steps bounded where the curvature h is small
-    samples: PositiveInt  # patterns from which h is estimated before every pass
+    mu: PositiveFloat  # bounds the step size where the curvature h is small
+    samples: PositiveInt  # number of images from which h is estimated before each epoch
 
 
 class CrossEntropy(FrozenModel):
-    """Softmax and negative log-likelihood, the mean over the batch."""
+    """Cross-entropy of the softmax, averaged over the batch."""
 
     name: Literal["cross-entropy"] = "cross-entropy"
 
 
 class MapLoss(FrozenModel):
-    """LeCun et al. 1998, equation 9: the right class's penalty, and competition with the others."""
+    """Maximum a posteriori loss (LeCun et al. 1998, eq. 9): penalty of the true class, and a competitive term."""
 
     name: Literal["map"]
-    j: PositiveFloat  # the constant that keeps classes already far away from being pushed further
-    divided_by: (
-        PositiveFloat  # the loss's unit, which decides how it compares with mu: 84 for a mean over the code
-    )
+    j: PositiveFloat  # constant of eq. 9, which limits the penalty of classes that are already far away
+    divided_by: PositiveFloat  # divisor of the loss, which scales it relative to mu; 84: mean over the 84 units
 
 
 class LrDrops(FrozenModel):
-    """Step-wise learning-rate drops: at certain updates, or every so many."""
+    """Step decay of the learning rate: at given steps, or every given number of steps."""
 
-    # updates, counted from 0, from which each factor holds
+    # Steps, counted from 0, from which the factors apply.
     at: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] | None = None
     every: PositiveInt | None = None
-    factor: PositiveFloat | tuple[PositiveFloat, ...]  # one for all, or one each
+    factor: PositiveFloat | tuple[PositiveFloat, ...]  # one for all drops, or one per drop
 
     @model_validator(mode="after")
     def _fits(self) -> "LrDrops":
@@ -242,58 +241,56 @@ class LrDrops(FrozenModel):
                 raise ValueError("'every' needs one factor, not a list")
             return self
         if list(self.at) != sorted(set(self.at)):
-            raise ValueError("'at' must rise from drop to drop")
+            raise ValueError("'at' must be increasing")
         if isinstance(self.factor, tuple) and len(self.factor) != len(self.at):
-            raise ValueError(f"{len(self.at)} drops need one factor or {len(self.at)}, not {len(self.factor)}")
+            raise ValueError(f"{len(self.at)} drops need 1 factor or {len(self.at)}, not {len(self.factor)}")
         return self
 
 
 class Warmup(FrozenModel):
-    """A lower rate until the training error over 100 updates falls below a mark (ResNet-110)."""
+    """A lower learning rate until the training error over 100 steps falls below a threshold (ResNet-110)."""
 
     lr: PositiveFloat
     train_error_below_pct: PositiveFloat
 
 
 class Train(FrozenModel):
-    """How the network learns. `steps` are updates; `batch_size` is global, whatever the number of devices."""
+    """Training settings: optimizer, schedule, loss and precision."""
 
-    steps: PositiveInt
-    batch_size: PositiveInt
-    lr: PositiveFloat  # learning rate at the first update
+    steps: PositiveInt  # optimizer steps
+    batch_size: PositiveInt  # global: over all devices
+    lr: PositiveFloat  # learning rate of the first step
     lr_drops: LrDrops | None = None
-    lr_end: NonNegativeFloat | None = (
-        None  # the rate falls in a straight line from `lr` to this after the last update
-    )
+    lr_end: NonNegativeFloat | None = None  # linear decay from `lr` to this rate, reached after the last step
     warmup: Warmup | None = None
     optimizer: Annotated[Sgd | RmsProp | Sdlm, Field(discriminator="name")]
     loss: Annotated[CrossEntropy | MapLoss, Field(discriminator="name")] = CrossEntropy()
-    precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast, where the processor has it
+    precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast, on hardware that supports it
     channels_last: StrictBool = False
-    compile: StrictBool = False  # torch.compile: tens of seconds once, then faster steps
-    eval_every: PositiveInt | None = None  # updates between evaluations on test and validation; None: 40 in a run
-    log_every: PositiveInt | None = None  # updates over which a training error is averaged; None: 200 in a run
+    compile: StrictBool = False  # torch.compile: tens of seconds at the start, then faster steps
+    eval_every: PositiveInt | None = None  # steps between evaluations on test and validation; None: 40 per run
+    log_every: PositiveInt | None = None  # steps over which the training error is averaged; None: 200 per run
 
     @model_validator(mode="after")
     def _fits(self) -> "Train":
         last = self.lr_drops and (self.lr_drops.at or (self.lr_drops.every,))[-1]
         if last and last >= self.steps:
-            raise ValueError(f"the drop at {last} comes after the last of {self.steps} steps")
+            raise ValueError(f"the drop at step {last} must be before step {self.steps}, the end of training")
         if self.lr_drops and self.lr_end is not None:
-            raise ValueError("a rate falls by 'lr_drops' or in a line to 'lr_end', not both")
+            raise ValueError("give either 'lr_drops' or 'lr_end', not both")
         if self.optimizer.name == "sdlm" and self.batch_size != 1:
-            raise ValueError("optimizer 'sdlm' learns one pattern at a time: batch_size must be 1")
+            raise ValueError("optimizer 'sdlm' needs batch_size 1")
         if self.optimizer.name == "sdlm" and (self.precision != "fp32" or self.warmup or self.lr_end is not None):
-            raise ValueError("optimizer 'sdlm' knows neither bf16 nor a warmup nor lr_end")
+            raise ValueError("optimizer 'sdlm' does not support bf16, warmup or lr_end")
         if self.optimizer.name == "sdlm" and self.lr_drops and self.lr_drops.every:
-            raise ValueError("optimizer 'sdlm' needs lr_drops 'at' certain updates")
+            raise ValueError("optimizer 'sdlm' needs lr_drops with 'at', not 'every'")
         if (self.loss.name == "map") != (self.optimizer.name == "sdlm"):
-            raise ValueError("loss 'map' and optimizer 'sdlm' belong together (LeNet-5)")
+            raise ValueError("loss 'map' and optimizer 'sdlm' must be used together (LeNet-5)")
         return self
 
 
 class Recipe(FrozenModel):
-    """Everything that decides a run's numbers but its seed."""
+    """Resolved settings of a run: everything that determines its numbers, except the seed and the code."""
 
     model: Model
     data: Data

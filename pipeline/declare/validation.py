@@ -1,6 +1,5 @@
 """Turn pydantic's validation errors into one sentence: the key in the user's file, and the reason."""
 
-import difflib
 import reprlib
 import types
 import typing
@@ -11,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from lightning_modules.names import nearest
 
-EXPECTED_TYPES = {  # kind of error -> what was expected, in YAML's words
+EXPECTED_TYPES = {  # pydantic's error type -> the expected type in YAML's words
     "model_type": "a map of keys",
     "model_attributes_type": "a map of keys",
     "dict_type": "a map of keys",
@@ -19,7 +18,7 @@ EXPECTED_TYPES = {  # kind of error -> what was expected, in YAML's words
     "string_type": "text (quote it)",
 }
 
-REASONS = {  # kind of error -> the whole reason
+REASONS = {  # pydantic's error type -> the complete reason
     "missing": "this key is required",
     "invalid_key": "a key must be text: quote it",
     "too_short": "should not be empty",
@@ -29,62 +28,66 @@ REASONS = {  # kind of error -> the whole reason
 def explain_validation_error(
     error: ValidationError, root: type[BaseModel], raw: Mapping[str, Any]
 ) -> tuple[str, str]:
-    """The first mistake of a validation: its place in dotted keys, and the reason with the nearest right word."""
-    errors = [(one, *locate(root, one["loc"])) for one in error.errors()]
-    unknown = [one for one in errors if one[0]["type"] == "extra_forbidden"]  # often why another key is missing
+    """Return the dotted key and the reason of the first error in a validation of `raw` as `root`.
+
+    An unknown key comes before other errors, since a misspelt key also counts as missing. Of the errors in the
+    members of a union, the one deepest in the document is reported: it belongs to the member that fits best.
+    """
+    errors = [(found, *locate(root, found["loc"])) for found in error.errors()]
+    unknown = [found for found in errors if found[0]["type"] == "extra_forbidden"]
     shallow = (unknown or errors)[0][1]
-    inside = [one for one in unknown or errors if one[1][: len(shallow)] == shallow]
-    first, path, above = max(inside, key=lambda one: len(one[1]))  # of a union's alternatives, the nearest miss
+    inside = [found for found in unknown or errors if found[1][: len(shallow)] == shallow]
+    first, path, parents = max(inside, key=lambda found: len(found[1]))
     kind, given = first["type"], first["input"]
-    if path[-1:] == ["[key]"]:  # pydantic's name for the key itself, where a value's place is expected
+    if path[-1:] == ["[key]"]:  # pydantic's name for a dictionary's key, in place of the path of a value
         path, kind = path[:-1], "invalid_key"
-    where = dotted_path(path, raw)
+    key = dotted_path(path, raw)
     if kind in REASONS:
-        return where, REASONS[kind]
+        return key, REASONS[kind]
     if kind == "extra_forbidden":
-        return where, f"unknown key{nearest(path[-1], field_names(above))}"
+        return key, f"unknown key{nearest(path[-1], field_names(parents))}"
     if kind == "literal_error" and isinstance(given, str):
         known = [word.strip(" '") for word in first["ctx"]["expected"].replace(" or ", ",").split(",")]
-        return where, f"{given!r} is not one of {', '.join(known)}{hint(given, known)}"
+        return key, f"unknown value {given!r}{nearest(given, known)}"
     if kind == "union_tag_not_found":
-        return where, f"the key {first['ctx']['discriminator']} is required"
+        return key, f"the key {first['ctx']['discriminator']} is required"
     if kind == "union_tag_invalid":
-        named, tag = first["ctx"]["discriminator"].strip("'"), first["ctx"]["tag"]
+        discriminator, tag = first["ctx"]["discriminator"].strip("'"), first["ctx"]["tag"]
         known = first["ctx"]["expected_tags"].replace("'", "").split(", ")
-        return where, f"{named} {tag!r} is not one of {', '.join(known)}{hint(tag, known)}"
-    should, message = "Input should be ", first["msg"].removeprefix("Value error, ")
+        return key, f"unknown {discriminator} {tag!r}{nearest(tag, known)}"
+    prefix, message = "Input should be ", first["msg"].removeprefix("Value error, ")
     if kind in EXPECTED_TYPES:
-        message = should + EXPECTED_TYPES[kind]
-    if message.startswith(should):
-        message = f"should be {message.removeprefix(should)}, not {reprlib.repr(given)}"
-    return where, message
+        message = prefix + EXPECTED_TYPES[kind]
+    if message.startswith(prefix):
+        message = f"should be {message.removeprefix(prefix)}, not {reprlib.repr(given)}"
+    return key, message
 
 
 def validation_message(error: ValidationError, root: type[BaseModel], raw: Mapping[str, Any]) -> str:
-    """The first mistake of a validation as 'key: reason'."""
+    """Return the first error of a validation as 'key: reason'."""
     return ": ".join(part for part in explain_validation_error(error, root, raw) if part)
 
 
 def locate(root: Any, loc: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-    """An error's place in the document's own keys, and the types that the place above it may have.
+    """Return the path of an error in the document, and the types that may stand at the path's parent.
 
-    Pydantic also puts the name of a union's alternative into `loc`, which no document holds.
+    Pydantic's `loc` also contains the names of union members, which are not keys of the document.
     """
     path: list[Any] = []
-    above, here = [], [root]
+    parents, kinds = [], [root]
     for part in loc:
-        if len(here) > 1:
-            here = [kind for kind in here if is_union_member(kind, part)]
+        if len(kinds) > 1:
+            kinds = [kind for kind in kinds if is_union_member(kind, part)]
             continue
         path.append(part)
-        above, here = here, [below for kind in here for below in child_types(kind, part)]
-        if not here:
+        parents, kinds = kinds, [child for kind in kinds for child in child_types(kind, part)]
+        if not kinds:
             break
-    return path, above
+    return path, parents
 
 
 def is_union_member(kind: Any, part: Any) -> bool:
-    """Whether `part` is pydantic's name for the alternative `kind` of a union."""
+    """Return whether `part` is pydantic's name for the union member `kind`."""
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         tags = [kind.model_fields[key].annotation for key in ("kind", "name") if key in kind.model_fields]
         return any(part in typing.get_args(tag) for tag in tags)
@@ -92,45 +95,40 @@ def is_union_member(kind: Any, part: Any) -> bool:
 
 
 def field_names(kinds: Iterable[Any]) -> list[str]:
-    """The keys that a map of these types may have."""
+    """Return the sorted keys that a map of these types may have."""
     models = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
     return sorted({key for model in models for key in model.model_fields})
 
 
-def dotted_path(path: list[Any], raw: Mapping[str, Any]) -> str:
-    """'claims.error-20.margin': the place in dotted keys, an item of a list by its id where it has one."""
-    words, here = [], raw
+def dotted_path(path: Sequence[Any], raw: Mapping[str, Any]) -> str:
+    """Return a path as 'claims.error-20.margin'. An item of a list is named by its `id`, else by its index."""
+    words: list[str] = []
+    value: Any = raw
     for part in path:
         try:
-            here = here[part]
+            value = value[part]
         except (KeyError, IndexError, TypeError):
-            here = {}
-        named = isinstance(part, int) and isinstance(here, Mapping) and isinstance(here.get("id"), str)
-        words.append(here["id"] if named else str(part))
+            value = {}
+        has_id = isinstance(part, int) and isinstance(value, Mapping) and isinstance(value.get("id"), str)
+        words.append(value["id"] if has_id else str(part))
     return ".".join(words)
 
 
-def hint(word: str, known: Iterable[str]) -> str:
-    """'; did you mean X?' where something is near."""
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
 def child_types(kind: Any, part: Any) -> list[Any]:
-    """The types a value of type `kind` may have at a key or an index."""
+    """Return the types that a value of type `kind` may have at a key or an index."""
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return unwrap_annotation(kind.model_fields[part].annotation) if part in kind.model_fields else []
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is dict:
-        return unwrap_annotation(args[1])
-    return unwrap_annotation(args[0]) if origin is tuple else []
+        return unwrap_annotation(arguments[1])
+    return unwrap_annotation(arguments[0]) if origin is tuple else []
 
 
 def unwrap_annotation(kind: Any) -> list[Any]:
-    """A type without Annotated; its alternatives if it is a union, None left out."""
+    """Return a type without Annotated, as a list of one; for a union its members without None."""
     origin = typing.get_origin(kind)
     if origin is Annotated:
         return unwrap_annotation(typing.get_args(kind)[0])
     if origin in (Union, types.UnionType):
-        return [one for arg in typing.get_args(kind) for one in unwrap_annotation(arg)]
+        return [member for argument in typing.get_args(kind) for member in unwrap_annotation(argument)]
     return [] if kind is types.NoneType else [kind]

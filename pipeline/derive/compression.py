@@ -253,19 +253,18 @@ def size_breakdown(content: bytes) -> dict[str, float]:
     }
 
 
-def run_compression(bench: DerivedContext) -> DerivedResult:
-    """Errors of the network as it was, pruned, and as decoded from the file; and the file's bytes."""
-    step, network = bench.derived.spec, bench.networks[0]
-    assert isinstance(step, CompressionSpec)
+def run_compression(context: DerivedContext) -> DerivedResult:
+    """Return the errors of the network as trained, as pruned, and as decoded from the file; and the file."""
+    spec, network = context.derived.spec, context.networks[0]
+    assert isinstance(spec, CompressionSpec)
     weights = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-    metrics = bench.errors([network], "original")
+    metrics = context.errors([network], "original")
     kinds = layers_of(network)
-    network.load_state_dict(pruned(weights, kinds, step.density))
-    metrics |= bench.errors([network], "pruned")
-    content = compress(weights, kinds, density=step.density, conv_bits=step.conv_bits, fc_bits=step.fc_bits)
+    network.load_state_dict(pruned(weights, kinds, spec.density))
+    metrics |= context.errors([network], "pruned")
+    content = compress(weights, kinds, density=spec.density, conv_bits=spec.conv_bits, fc_bits=spec.fc_bits)
     network.load_state_dict(decompress(content))
-    metrics |= bench.errors([network]) | {
-        f"compressed/{name}": value for name, value in size_breakdown(content).items()
-    }
+    metrics |= context.errors([network])
+    metrics |= {f"compressed/{name}": value for name, value in size_breakdown(content).items()}
     ratio = metrics["compressed/original_bytes"] / metrics["compressed/bytes"]
     return DerivedResult(metrics | {"compressed/ratio": ratio}, f"compressed {ratio:.1f} times", content)

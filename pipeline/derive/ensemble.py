@@ -1,14 +1,14 @@
-"""Ensembles and further test protocols."""
+"""Ensembles, and further test protocols of one network."""
 
 from pipeline.declare.derived import EnsembleSpec, ProtocolSpec
 from pipeline.derive.context import DerivedContext, DerivedResult
 
 
-def run_ensemble(bench: DerivedContext) -> DerivedResult:
-    """An ensemble, or one network by other protocols: errors of the averaged answers."""
-    step = bench.derived.spec
-    assert isinstance(step, EnsembleSpec | ProtocolSpec)
-    metrics = bench.errors(bench.networks, protocols=step.test)
-    count = len(bench.networks)
-    ended = f"{count} networks averaged" if count > 1 else f"judged by {len(step.test)} more protocols"
+def run_ensemble(context: DerivedContext) -> DerivedResult:
+    """Return the errors of the averaged predictions of an ensemble, or of one network by other protocols."""
+    spec = context.derived.spec
+    assert isinstance(spec, EnsembleSpec | ProtocolSpec)
+    metrics = context.errors(context.networks, protocols=spec.test)
+    count = len(context.networks)
+    ended = f"{count} networks averaged" if count > 1 else f"evaluated by {len(spec.test)} more protocols"
     return DerivedResult(metrics, ended)

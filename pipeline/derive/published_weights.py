@@ -369,7 +369,7 @@ def sample_errors(
 def normaliser_of(imported: ImportedNetwork, channels: int = 3) -> Normaliser:
     """As the weights were trained: pixels / 255, minus the mean, over the standard deviation."""
     mean, std = torch.tensor(imported.mean[:channels]), torch.tensor(imported.std[:channels])
-    return Normaliser("published", scale=1 / (255 * std), shift=mean / std, outside=0.0)
+    return Normaliser("published", scale=1 / (255 * std), shift=mean / std, pad_value=0.0)
 
 
 def small_set_errors(named: NamedNetwork, imported: ImportedNetwork, data: str) -> tuple[ErrorCounts, str, str]:

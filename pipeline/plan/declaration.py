@@ -7,8 +7,8 @@ from typing import Any
 from pipeline.common.hashing import canonical_json
 from pipeline.declare.recipe import Recipe
 
-# Settings younger than the first tracked runs: at these values they are left out of a declaration's hash, so that
-# the runs made before still are runs of the same recipe.
+# Settings that were added after the first runs were recorded. At these values they are left out of a declaration's
+# hash, so that the recorded runs keep their hashes.
 LATER_DEFAULTS: dict[str, Any] = {
     "train.optimizer.nesterov": False,
     "train.lr_drops.every": None,
@@ -19,23 +19,24 @@ LATER_DEFAULTS: dict[str, Any] = {
 
 
 def declaration_hashes(recipe: Recipe, seeds: Iterable[int]) -> dict[int, str]:
-    """`Run.declaration` of each seed: `digest` of {"recipe": ..., "seed": ...}; the recipe is written out once."""
+    """Return seed -> `digest` of {"recipe": recipe, "seed": seed}. The recipe is serialised once for all seeds."""
     text = canonical_json({"recipe": without_later_defaults(recipe.model_dump(mode="json"))})
-    begun = hashlib.sha256(f'{text[:-1]},"seed":'.encode())
-    found = {}
+    prefix = hashlib.sha256(f'{text[:-1]},"seed":'.encode())
+    hashes = {}
     for seed in seeds:
-        whole = begun.copy()
-        whole.update(f"{seed}}}".encode())
-        found[seed] = whole.hexdigest()[:16]
-    return found
+        complete = prefix.copy()
+        complete.update(f"{seed}}}".encode())
+        hashes[seed] = complete.hexdigest()[:16]
+    return hashes
 
 
 def without_later_defaults(value: Any, path: str = "") -> Any:
-    """A dumped recipe without the younger settings that are at the value they always had."""
+    """Return a dumped recipe without the settings of LATER_DEFAULTS that are at their default."""
     if not isinstance(value, dict):
         return value
-    named = {key: f"{path}.{key}".lstrip(".") for key in value}
-    kept = {
-        key: v for key, v in value.items() if named[key] not in LATER_DEFAULTS or v != LATER_DEFAULTS[named[key]]
-    }
-    return {key: without_later_defaults(v, named[key]) for key, v in kept.items()}
+    kept = {}
+    for key, item in value.items():
+        dotted = f"{path}.{key}".lstrip(".")
+        if dotted not in LATER_DEFAULTS or item != LATER_DEFAULTS[dotted]:
+            kept[key] = without_later_defaults(item, dotted)
+    return kept

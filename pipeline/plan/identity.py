@@ -1,4 +1,4 @@
-"""Identities of runs: a hash of declaration, data manifest and training code."""
+"""Identities of runs: hashes of declaration, data manifest and code."""
 
 import ast
 from collections.abc import Iterable, Sequence
@@ -23,8 +23,8 @@ DERIVED_CODE = {  # kind of derived run -> code that can change its numbers, bes
 def identity(run: Run | DerivedRun, *, manifest: str, code: str, members: Sequence[str] = ()) -> str:
     """Return the identity of a run: the hash of its resolved declaration, its data and its code.
 
-    The identity of a derived run includes those of its members. A run changed by --set never counts for a claim, so
-    it must not stand for a declared run of the same recipe.
+    The identity of a derived run includes those of its members. A run changed by --set never counts for a claim,
+    so its identity differs from that of a declared run with the same recipe.
     """
     departs: dict[str, Any] = {"departs": True} if run.changes else {}
     consumed = {"members": list(members)} if members else {}
@@ -32,7 +32,7 @@ def identity(run: Run | DerivedRun, *, manifest: str, code: str, members: Sequen
 
 
 def derived_code_hash(run: DerivedRun, codes: Sequence[str], root: Path = ROOT) -> str:
-    """Return the hash of the code that can change the numbers of a derived run: `codes` of its members, and its own.
+    """Return the hash of the code that can change a derived run's numbers: `codes` of its members, and its own.
 
     Raises FileNotFoundError where an entry of DERIVED_CODE matches nothing.
     """
@@ -68,18 +68,18 @@ def code_hash(network_file: Path, root: Path = ROOT) -> str:
 
 
 def matching_files(patterns: Iterable[str], root: Path) -> list[Path]:
-    """Return the files that the globs match below `root`; FileNotFoundError for one that matches none."""
+    """Return the files that match the globs below `root`. Raises FileNotFoundError for a glob without a match."""
     found = []
     for pattern in patterns:
         files = sorted(root.glob(pattern))
         if not files:
-            raise FileNotFoundError(f"the list of training code names {pattern}, which matches no file in {root}")
+            raise FileNotFoundError(f"the list of training code has {pattern}, which matches no file in {root}")
         found += files
     return found
 
 
 def imported_modules(path: Path) -> set[str]:
-    """Return the names of the `lightning_modules` that `path` imports, but for those that change no number."""
+    """Return the names of the modules of `lightning_modules` that `path` imports and that can change a number."""
     about = path.stat()
     return set(_imported_modules(path, about.st_mtime_ns, about.st_size))
 

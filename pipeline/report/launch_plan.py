@@ -1,4 +1,4 @@
-"""Tables and sentences that show a launch before it starts."""
+"""Table and summary of a launch plan."""
 
 from collections.abc import Sequence
 
@@ -8,74 +8,78 @@ from pipeline.common.words import duration, plural
 COLUMNS = ("variant", "runs", "devices", "images", "device time", "cost")
 
 
-def plan_rows(groups: Sequence[VariantPlan], price: float | None) -> list[dict[str, str]]:
-    """A row for each variant, ready to show."""
+def plan_rows(variants: Sequence[VariantPlan], price: float | None) -> list[dict[str, str]]:
+    """Return a row of formatted cells for each variant; the column "cost" only with a price per device hour."""
     rows = []
-    for group in groups:
-        left = group.runs - group.finished
-        time = "not measured" if group.hours is None else duration(group.hours * 3600)
-        cost = "" if price is None or group.hours is None else f"{price * group.hours:,.2f}"
-        row = (group.variant, group.words, f"{group.devices}", f"{group.images:,}", time, cost)
-        row = row if left else (group.variant, group.words, "", "", "", "")
-        rows.append(
-            {head: cell for head, cell in zip(COLUMNS, row, strict=True) if head != "cost" or price is not None}
-        )
+    for variant in variants:
+        unfinished = variant.runs - variant.finished
+        time = "no estimate" if variant.hours is None else duration(variant.hours * 3600)
+        cost = "" if price is None or variant.hours is None else f"{price * variant.hours:,.2f}"
+        work = (f"{variant.devices}", f"{variant.images:,}", time, cost) if unfinished else ("", "", "", "")
+        row = (variant.variant, variant.progress_text, *work)
+        rows.append({name: cell for name, cell in zip(COLUMNS, row, strict=True) if name != "cost" or price is not None})
     return rows
 
 
-def plan_summary(made: LaunchPlan) -> list[str]:
-    """Sentences after the tables: the totals, what they rest on, and the budget."""
-    runs, finished = sum(g.runs for g in made.groups), sum(g.finished for g in made.groups)
-    kinds = {kind: sum(g.runs for g in made.groups if g.kind == kind) for kind in ("run", "step")}
-    all_of_it = " and ".join(plural(number, kind) for kind, number in kinds.items() if number)
-    said = [f"{all_of_it}, {finished:,} finished, {runs - finished:,} to do"]
-    if runs > finished:
-        images = sum(group.images for group in made.groups)
-        time = (
-            f"{'at least ' if made.unmeasured and made.hours else ''}{duration(made.hours * 3600)} of device time"
-        )
-        unknown = bool(made.unmeasured) and not made.hours
-        time = "how long is not measured yet" if unknown else time
-        cost = ""
-        if made.asked.price is not None:
-            cost = f", which at {made.asked.price:g} an hour cost {made.asked.price * made.hours:,.2f}"
-            cost = ", and what it costs follows from that" if unknown else cost
-        said[0] += f": {images:,} images to train on, {time}{cost}"
-    said[0] += "."
-    if made.shared:
-        said.append(f"{made.shared:,} of them are asked for by an earlier launch too; each is done once.")
-    said += estimate_sources(made.groups)
-    if made.unmeasured and made.hours:
-        said.append(f"Not measured yet: {', '.join(f'{g.experiment} {g.variant}' for g in made.unmeasured)}.")
-    said += [f"Left out: {task.title}, as it {why}." for task, why in made.left_out]
-    if made.lacking:
-        said.append(f"Left out, since they have no scale {made.asked.scale!r}: {', '.join(made.lacking)}.")
-    budget = made.asked.max_device_hours
+def plan_summary(plan: LaunchPlan) -> list[str]:
+    """Return the sentences after the tables: totals, the source of the estimates, and the budget."""
+    runs = sum(variant.runs for variant in plan.variants)
+    finished = sum(variant.finished for variant in plan.variants)
+    counts = {
+        kind: sum(variant.runs for variant in plan.variants if variant.kind == kind) for kind in ("run", "derived run")
+    }
+    total = " and ".join(plural(count, kind) for kind, count in counts.items() if count)
+    sentences = [f"{total}: {finished:,} finished, {runs - finished:,} to do{work_text(plan, runs > finished)}."]
+    if plan.shared:
+        sentences.append(f"{plan.shared:,} of them are also part of an earlier launch; each is done once.")
+    sentences += estimate_sources(plan.variants)
+    if plan.without_estimate and plan.hours:
+        names = ", ".join(f"{variant.experiment} {variant.variant}" for variant in plan.without_estimate)
+        sentences.append(f"No estimate yet: {names}.")
+    sentences += [f"Skipped: {task.title} {why}." for task, why in plan.left_out]
+    if plan.without_scale:
+        sentences.append(f"Skipped, no scale {plan.request.scale!r}: {', '.join(plan.without_scale)}.")
+    budget = plan.request.max_device_hours
     if budget is not None and runs > finished:
-        said.append(budget_text(made, budget))
-    return said
+        sentences.append(budget_text(plan, budget))
+    return sentences
 
 
-def estimate_sources(groups: Sequence[VariantPlan]) -> list[str]:
-    """On which runs the estimates rest, a sentence for each kind of them."""
-    kinds: dict[tuple[int, str], list[str]] = {}
-    for group in groups:
-        if group.hours is not None and group.shown_by[0]:
-            kinds.setdefault(group.shown_by, []).append(group.variant)
+def work_text(plan: LaunchPlan, unfinished: bool) -> str:
+    """'; 9,216 images to train on, 25.6 h of device time, cost 64.00 at 2.5 per hour'; '' without work to do."""
+    if not unfinished:
+        return ""
+    images = sum(variant.images for variant in plan.variants)
+    price = plan.request.price
+    if plan.without_estimate and not plan.hours:
+        time, cost = "no estimate of the device time yet", ""
+    else:
+        at_least = "at least " if plan.without_estimate else ""
+        time = f"{at_least}{duration(plan.hours * 3600)} of device time"
+        cost = "" if price is None else f", cost {price * plan.hours:,.2f} at {price:g} per device hour"
+    return f"; {images:,} images to train on, {time}{cost}"
+
+
+def estimate_sources(variants: Sequence[VariantPlan]) -> list[str]:
+    """Return a sentence for each group of finished runs that estimates are based on."""
+    sources: dict[tuple[int, str], list[str]] = {}
+    for variant in variants:
+        if variant.hours is not None and variant.estimated_from[0]:
+            sources.setdefault(variant.estimated_from, []).append(variant.variant)
     return [
-        f"Estimated from {plural(runs, 'run')}{' each' * (len(variants) > 1)} {where}: {', '.join(variants)}."
-        for (runs, where), variants in kinds.items()
+        f"Estimated from {plural(runs, 'run')}{' each' * (len(names) > 1)} {where}: {', '.join(names)}."
+        for (runs, where), names in sources.items()
     ]
 
 
-def budget_text(made: LaunchPlan, budget: float) -> str:
-    """The estimate against --max-gpu-hours."""
-    said = f"--max-gpu-hours {budget:g}: "
-    if made.unmeasured and not made.hours:
-        return f"{said}nobody knows yet whether that is enough; at its end runs stop, resumable."
-    share = made.hours / budget
+def budget_text(plan: LaunchPlan, budget: float) -> str:
+    """Return a sentence that compares the estimate with --max-gpu-hours."""
+    option = f"--max-gpu-hours {budget:g}"
+    if plan.without_estimate and not plan.hours:
+        return f"{option}: no estimate yet; runs stop resumable when the budget is used up."
+    share = plan.hours / budget
     if share > 1:
-        return f"{said}enough for {100 / share:.0f} % of it by this estimate; at its end runs stop, resumable."
-    return (
-        f"{said}{'at least ' if made.unmeasured else ''}{100 * share:.0f} % of it will be used by this estimate."
-    )
+        return (
+            f"{option}: enough for {100 / share:.0f} % of the estimate; runs stop resumable when the budget is used up."
+        )
+    return f"{option}: the estimate uses {'at least ' if plan.without_estimate else ''}{100 * share:.0f} % of it."

@@ -18,7 +18,7 @@ from pipeline.common.words import plural
 from pipeline.plan.expand import DerivedRun, Run
 from pipeline.report.describe import derived_text
 from pipeline.schedule.local import Event
-from pipeline.schedule.task import Task
+from pipeline.plan.task import Task
 from pipeline.track.record import FINISHED
 from pipeline.track.run_folder import RunFolder
 

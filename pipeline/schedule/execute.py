@@ -1,4 +1,4 @@
-"""Execute one task in this process, under its lock."""
+"""Execute one task in this process, under its lock: train a run or make a derived run."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.common.errors import UserError
 from pipeline.declare.derived import TransferSpec
 from pipeline.plan.expand import DerivedRun, Run
-from pipeline.schedule.task import Task
+from pipeline.plan.task import Task
 from pipeline.track.record import Record
 from pipeline.track.run_folder import RunFolder
 from pipeline.train.ranks import current_ranks
@@ -17,142 +17,93 @@ LOCK_POLL_SECONDS = 0.5
 
 
 def execute_task(
-    task: Task, *, threads: int, readers: int = 1, stop: Callable[[], bool], say: Callable[..., None]
+    task: Task,
+    *,
+    threads: int,
+    readers: int = 1,
+    stop: Callable[[], bool],
+    on_event: Callable[..., None],
 ) -> Record | None:
-    """Train a run or do a step, in this process; None where `stop()` asked for it to be left."""
-    do = execute_run if isinstance(task.run, Run) else execute_derived
-    return do(task, threads=threads, readers=readers, stop=stop, say=say)
+    """Train the task's run, or make its derived run; None where `stop()` left it resumable.
 
-
-def execute_derived(
-    task: Task, *, threads: int, readers: int = 1, stop: Callable[[], bool], say: Callable[..., None]
-) -> Record | None:
-    """Do one step under its lock, as `train_task` trains a run."""
-    from filelock import FileLock
-
-    step, folder = task.run, RunFolder(task.folder)
-    assert isinstance(step, DerivedRun)
-    lock = FileLock(folder.lock_file)
-    try:
-        if not acquire_lock(folder, lock, stop, say):
-            return None
-        record = folder.result()
-        if record:
-            return record
-        say("started")
-        from pipeline.data.manifest import manifest_from_dict, manifest_of
-        from pipeline.data.sources import load_images
-        from pipeline.derive.run import make_derived
-
-        folder.create(task.description())
-        data = step.members[0].recipe.data
-        images, sha256 = load_cached_images(data.name, task.data_root, data.crop is not None)
-        other = None
-        if isinstance(step.spec, TransferSpec):
-            other = load_images(step.spec.data, task.data_root, photographs=data.crop is not None)
-            sha256 = manifest_of(other).sha256
-        if sha256 != task.manifest["sha256"]:
-            name = (other or images).name
-            raise UserError(f"{name}: the images changed since the command began; start it again")
-        return make_derived(
-            step,
-            identity=task.identity,
-            folder=folder,
-            members=[RunFolder(task.folder.parent / need) for need in task.needs],
-            images=images,
-            manifest=manifest_from_dict(task.manifest),
-            code=task.code,
-            other=other,
-            threads=threads,
-            readers=readers,
-            cache=task.data_root / ".cache",
-            stop=stop,
-            warn=lambda text: say("note", text),
-        )
-    finally:
-        lock.release()
-
-
-def execute_run(
-    task: Task, *, threads: int, readers: int = 1, stop: Callable[[], bool], say: Callable[..., None]
-) -> Record | None:
-    """Train one run under its lock; another process that trains it already is waited for.
-
-    Called by every rank of a group, on each of which it returns the same; rank 0 holds the lock, and speaks.
+    A task that another process executes is waited for. Called by every rank of a distributed run, all of which return
+    the same; rank 0 holds the lock and calls `on_event(kind, text)`.
     """
     from filelock import FileLock
 
-    assert isinstance(task.run, Run)
-    group = current_ranks()
-    if group.rank:
-        say = ignore_event
+    ranks = current_ranks()
+    if ranks.rank:
+        on_event = ignore_event
     folder = RunFolder(task.folder)
     lock = FileLock(folder.lock_file)
     try:
-        if not group.on_rank_zero(lambda stop: acquire_lock(folder, lock, stop, say), stop):
+        if not ranks.on_rank_zero(lambda stop: acquire_lock(folder, lock, stop, on_event), stop):
             return None
-        record = group.on_rank_zero(lambda _: folder.result())
+        record = ranks.on_rank_zero(lambda _: folder.result())
         if record:
             return record
-        say("started")
-        from pipeline.data.manifest import manifest_from_dict
-        from pipeline.train.train import train
+        on_event("started")
+        images, other = ranks.on_all_ranks(lambda _: task_images(task))
+        how = {"threads": threads, "readers": readers, "stop": stop, "report": lambda text: on_event("note", text)}
+        if isinstance(task.run, Run):
+            from pipeline.train.train import train
 
-        return train(
-            task.run,
-            identity=task.identity,
-            folder=folder,
-            images=group.on_all_ranks(lambda _: task_images(task)),
-            manifest=manifest_from_dict(task.manifest),
-            code=task.code,
-            threads=threads,
-            readers=readers,
-            device_batch=task.device_batch,
-            stop=stop,
-            warn=lambda text: say("note", text),
-            cache=task.data_root / ".cache",
-        )
+            return train(task, images, **how)  # type: ignore[arg-type]
+        from pipeline.derive.run import make_derived
+
+        return make_derived(task, images, other, **how)  # type: ignore[arg-type]
     finally:
         lock.release()
 
 
 def ignore_event(*_: object) -> None:
-    """What the first rank of a group says already."""
+    """Discard an event that rank 0 reports."""
 
 
-def acquire_lock(folder: RunFolder, lock: Any, stop: Callable[[], bool], say: Callable[..., None]) -> bool:
-    """Wait for the run's lock, and hold it; or give up once `stop()` is true."""
+def acquire_lock(folder: RunFolder, lock: Any, stop: Callable[[], bool], on_event: Callable[..., None]) -> bool:
+    """Wait for the run's lock and hold it; return False once `stop()` is true."""
     from filelock import Timeout
 
     folder.path.mkdir(parents=True, exist_ok=True)
-    told = False
+    reported = False
     while True:
         try:
             lock.acquire(timeout=LOCK_POLL_SECONDS)  # longer than `RunFolder.is_training` holds it
             return True
         except Timeout:
-            if not told:
-                say("waiting", "another repro command trains it already; waiting for its result")
-                told = True
+            if not reported:
+                on_event("waiting", "another repro command is training this run; waiting for its result")
+                reported = True
             if stop():
                 return False
 
 
-def task_images(task: Task) -> Any:
-    """A task's data set; UserError where it is no longer the one that the task was made for."""
-    assert isinstance(task.run, Run)
-    data = task.run.recipe.data
+def task_images(task: Task) -> tuple[Any, Any]:
+    """Return the images that a run or its members learn from, and those that a transfer learns from, else None.
+
+    Raises UserError where the images changed since the task was made.
+    """
+    run = task.run.members[0] if isinstance(task.run, DerivedRun) else task.run
+    data = run.recipe.data
     images, sha256 = load_cached_images(data.name, task.data_root, data.crop is not None)
+    other = None
+    if isinstance(task.run, DerivedRun) and isinstance(task.run.spec, TransferSpec):
+        from pipeline.data.manifest import manifest_of
+        from pipeline.data.sources import load_images
+
+        other = load_images(task.run.spec.data, task.data_root, sharded=data.crop is not None)
+        sha256 = manifest_of(other).sha256
     if sha256 != task.manifest["sha256"]:
-        raise UserError(f"{images.name}: the images changed since the command began; start it again")
-    return images
+        name = (other or images).name
+        raise UserError(f"{name}: the images changed since the command began; run the same command again")
+    return images, other
 
 
 @lru_cache(maxsize=1)
-def load_cached_images(name: str, root: Path, photographs: bool) -> tuple[Any, str]:
-    """A data set, read once a process, and the sha256 of its manifest."""
+def load_cached_images(name: str, root: Path, is_sharded: bool) -> tuple[Any, str]:
+    """Return a data set, read once per process, and the sha256 of its manifest."""
     from pipeline.data.manifest import manifest_of
     from pipeline.data.sources import load_images
 
-    images = load_images(name, root, photographs=photographs)
+    images = load_images(name, root, sharded=is_sharded)
     return images, manifest_of(images).sha256

@@ -1,7 +1,7 @@
-"""Runs on this machine: a few worker processes, each training one run after the other.
+"""Execute tasks on this machine, in a pool of worker processes.
 
-The parent trains nothing; it hands out runs, passes on what happens, and lets workers end their step and
-checkpoint when the user presses Ctrl-C. A worker whose parent is gone does the same by itself.
+The parent process assigns tasks, passes on events, and lets workers checkpoint after their current step when the user
+presses Ctrl-C. A worker whose parent is gone does so by itself.
 """
 
 import contextlib
@@ -11,30 +11,30 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, Literal
 
 from pipeline.common.environment import available_cpus
 from pipeline.common.errors import UserError
+from pipeline.common.signals import count_stop_signals
 from pipeline.plan.expand import DerivedRun
 from pipeline.schedule.execute import execute_task
-from pipeline.schedule.task import Task
+from pipeline.plan.task import Task
 from pipeline.track.record import FINISHED, Record
 from pipeline.track.run_folder import RunFolder
 
 POLL_SECONDS = 0.25
 
-MOST_READERS = 16  # four times what a ResNet-50 on one GPU learns from
+MAX_READERS = 16  # four times as many as a ResNet-50 on one GPU needs
 
-BatchOutcome = Literal["ended", "stopped", "failed"]  # of all runs: every one ended, Ctrl-C came, some failed
+BatchOutcome = Literal["ended", "stopped", "failed"]  # all tasks ended; Ctrl-C stopped some; some failed
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened to a run. "left": a step that cannot be done, since a run it needs is of no use."""
+    """An event of a task. "left": a derived run that cannot be made, since a run it needs failed."""
 
     kind: Literal["started", "waiting", "note", "stopping", "ended", "stopped", "failed", "left"]
     task: Task
@@ -43,7 +43,7 @@ class Event:
 
 
 def worker_count(runs: int, threads: int) -> int:
-    """How many runs at a time: one a GPU, else one for every `threads` cores."""
+    """Return the number of workers: one per GPU; without GPUs, one per `threads` CPUs."""
     import torch
 
     if torch.cuda.is_available():
@@ -59,23 +59,23 @@ def run_all(
     on_event: Callable[[Event], None],
     tick: Callable[[], None] = lambda: None,
 ) -> BatchOutcome:
-    """Train all `tasks` and say how that went; a step waits for the runs that it needs.
+    """Execute all `tasks` and return how that ended; a derived run waits for the runs that it needs.
 
-    `happened` hears of every event, `tick` is called a few times a second. Ctrl-C (or SIGTERM) stops the runs at
-    their next step, with checkpoints; a second one raises KeyboardInterrupt and ends the workers at once.
+    `on_event` is called for every event, `tick` a few times a second. Ctrl-C (or SIGTERM) stops the runs after their
+    current step, with checkpoints; a second one raises KeyboardInterrupt and ends the workers at once.
     """
     context = multiprocessing.get_context("spawn")
-    line = TaskQueue(tasks)
-    kinds: set[str] = set()  # of the events
+    queue = TaskQueue(tasks)
+    kinds: set[str] = set()  # of the events so far
     readers = reader_count(workers)
     pool = [Worker(context, threads, readers, number) for number in range(workers)]
-    with catch_interrupts() as interrupted:
+    with count_stop_signals(raise_on_second=True) as interrupted:
         try:
             while True:
-                for event in line.unreachable():
+                for event in queue.unreachable():
                     on_event(event)
                 for worker in pool:
-                    if worker.task is None and not interrupted() and (task := line.next()):
+                    if worker.task is None and not interrupted() and (task := queue.next()):
                         worker.assign(task)
                 busy = [worker for worker in pool if worker.task is not None]
                 if not busy:
@@ -87,24 +87,24 @@ def run_all(
                     events = [event for worker in busy for event in worker.events()]
                 for event in events:
                     kinds.add(event.kind)
-                    line.note(event)
+                    queue.note(event)
                     on_event(event)
                 tick()
         finally:
             for worker in pool:
                 worker.close()
-    if line.waiting or "stopped" in kinds:
+    if queue.waiting or "stopped" in kinds:
         return "stopped"
     return "failed" if "failed" in kinds else "ended"
 
 
 class TaskQueue:
-    """Tasks in their order; each is handed out once what it needs has ended."""
+    """Tasks in order; each is assigned once the runs that it needs have ended."""
 
     def __init__(self, tasks: Sequence[Task]) -> None:
         self.waiting = list(tasks)
-        self.open = {task.identity for task in tasks}  # not ended yet
-        self.useless: dict[str, str] = {}  # ended, but no step can use it: why
+        self.open = {task.identity for task in tasks}  # identities of tasks not ended yet
+        self.useless: dict[str, str] = {}  # identity of a run that cannot be used -> why
         for task in tasks:
             for need in task.needs:
                 if need not in self.open:
@@ -113,7 +113,7 @@ class TaskQueue:
     def task_ended(
         self, identity: str, record: Record | None, why: str = "has not been trained on this machine"
     ) -> None:
-        """It has ended with this record; with None, `why` there is none."""
+        """Note that a task ended with this record; None: without one, and `why`."""
         self.open.discard(identity)
         if record is None:
             self.useless[identity] = why
@@ -121,31 +121,31 @@ class TaskQueue:
             self.useless[identity] = f"did not converge: {record.ended}"
 
     def note(self, event: Event) -> None:
-        """What happened to a task that was handed out."""
+        """Note an event of an assigned task."""
         if event.kind == "ended":
             self.task_ended(event.task.identity, event.record)
         elif event.kind == "failed":
             lines = event.text.strip().splitlines() or [""]
-            self.task_ended(event.task.identity, None, f"failed: {lines[-1]}")  # of a traceback what it ends with
+            self.task_ended(event.task.identity, None, f"failed: {lines[-1]}")  # the last line of a traceback
 
     def next(self) -> Task | None:
-        """The first task that needs nothing any more, if there is one."""
+        """Return and remove the first task whose needs have all ended, or None."""
         for place, task in enumerate(self.waiting):
             if not any(need in self.open or need in self.useless for need in task.needs):
                 return self.waiting.pop(place)
         return None
 
     def unreachable(self) -> list[Event]:
-        """The tasks that can never be done, taken out of the line; their folders say why."""
+        """Remove the tasks that can never be done, mark their folders, and return the events."""
         found = [task for task in self.waiting if any(need in self.useless for need in task.needs)]
         for task in found:
             self.waiting.remove(task)
-            self.task_ended(task.identity, None, "could not be done")
+            self.task_ended(task.identity, None, "could not be made")
         return [mark_unreachable(task, self.useless) for task in found]
 
 
 def mark_unreachable(task: Task, useless: Mapping[str, str]) -> Event:
-    """Leave a step in its folder as one that cannot be done: "needs resnet-56 seed 1, which did not converge"."""
+    """Mark a derived run as one that cannot be made: "needs resnet-56 seed 1, which did not converge"."""
     assert isinstance(task.run, DerivedRun)
     titles = [member.title for member in task.run.members]
     reasons = [
@@ -161,35 +161,17 @@ def mark_unreachable(task: Task, useless: Mapping[str, str]) -> Event:
     return Event("left", task, text)
 
 
-@contextmanager
-def catch_interrupts() -> Iterator[Callable[[], bool]]:
-    """Within: whether Ctrl-C or SIGTERM came. It interrupts nothing by itself, but for a second one."""
-    came: list[int] = []
-
-    def note(number: int, _frame: object) -> None:
-        if came:
-            raise KeyboardInterrupt
-        came.append(number)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(came)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def reader_count(workers: int) -> int:
-    """Threads of each worker that read photographs: its share of the cores; on a CPU one, training needs them."""
+    """Return the reader threads of each worker: its share of the CPUs beside a GPU; 1 where the CPU trains."""
     import torch
 
     if not torch.cuda.is_available():
         return 1
-    return max(1, min(MOST_READERS, available_cpus() // workers))
+    return max(1, min(MAX_READERS, available_cpus() // workers))
 
 
 class Worker:
-    """One process, started when there is a run for it, and the run it is training."""
+    """A worker process, started when it gets its first task, and the task it executes."""
 
     def __init__(self, context: Any, threads: int, readers: int, number: int) -> None:
         self.context, self.threads, self.readers, self.number = context, threads, readers, number
@@ -198,11 +180,11 @@ class Worker:
         self.task: Task | None = None
 
     def start(self) -> None:
-        """A new process. It is born deaf to Ctrl-C, which a terminal sends to it too: the parent passes it on."""
+        """Start a process. It ignores SIGINT, which a terminal sends to it too; the parent forwards it."""
         self.connection, other = self.context.Pipe()
-        words = (other, self.threads, self.readers, self.number)
+        args = (other, self.threads, self.readers, self.number)
         self.process = self.context.Process(
-            target=worker_main, args=words, name=f"repro-{self.number}", daemon=True
+            target=worker_main, args=args, name=f"repro-{self.number}", daemon=True
         )
         handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
@@ -212,22 +194,22 @@ class Worker:
         other.close()
 
     def assign(self, task: Task) -> None:
-        """Hand over a run."""
+        """Send a task to the process."""
         if self.process is None or not self.process.is_alive():
             self.close()
             self.start()
         self.task = task
-        with contextlib.suppress(OSError):  # it died in this moment: `events` will say so
+        with contextlib.suppress(OSError):  # it just died: `events` reports it
             self.connection.send(task)
 
     def stop(self) -> list[Event]:
-        """Ask for the run to be left at its next step, resumable."""
+        """Ask the process to stop its run after the current step, resumable."""
         with contextlib.suppress(OSError):
             self.connection.send(None)
         return [Event("stopping", self.task)] if self.task else []
 
     def events(self) -> list[Event]:
-        """What has happened since the last call; the worker is free again after the last event of a run."""
+        """Return the events since the last call; after a task's last event the worker is free."""
         found: list[Event] = []
         try:
             while self.task is not None and self.connection.poll():
@@ -239,13 +221,13 @@ class Worker:
             self.process.join(5)
             code = self.process.exitcode
             how = f"by signal {-code}" if code is not None and code < 0 else f"with exit code {code}"
-            text = f"its process was ended {how}; start the same command again to resume"
+            text = f"its process was ended {how}; run the same command again to resume"
             found.append(Event("failed", self.task, text))  # type: ignore[arg-type]
             self.task = None
         return found
 
     def close(self) -> None:
-        """End the process; it holds nothing that a checkpoint does not."""
+        """End the process; all that matters is in its checkpoints."""
         if self.process is None:
             return
         self.connection.close()
@@ -259,16 +241,14 @@ class Worker:
 
 
 def worker_main(connection: Connection, threads: int, readers: int, number: int) -> None:
-    """A worker's life: train the runs that come through `connection` until it closes."""
+    """Execute the tasks that come through `connection` until it closes; the main function of a worker."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # says that there is no GPU
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # warns that there is no GPU
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
     allowed = [str(number)] * (number + 1) if gpus is None else gpus.split(",")
-    if number < len(
-        allowed
-    ):  # one GPU each, of those the user allows; on a machine without any it does not matter
+    if number < len(allowed):  # one GPU each, of those that the user allows
         os.environ["CUDA_VISIBLE_DEVICES"] = allowed[number]
-    asked_to_stop = connection.poll  # while a run trains, all that can come is "stop", or the parent's end
+    stop = connection.poll  # while a task runs, only a stop request or the end of the parent can arrive
     while True:
         try:
             task: Task | None = connection.recv()
@@ -277,14 +257,14 @@ def worker_main(connection: Connection, threads: int, readers: int, number: int)
         if task is None:
             continue
 
-        def say(kind: str, text: str = "", record: Record | None = None) -> None:
-            with contextlib.suppress(OSError):  # the parent is gone, which `asked_to_stop` hears too
+        def on_event(kind: str, text: str = "", record: Record | None = None) -> None:
+            with contextlib.suppress(OSError):  # the parent is gone, and `stop` is true
                 connection.send((kind, text, record))
 
         try:
-            record = execute_task(task, threads=threads, readers=readers, stop=asked_to_stop, say=say)
-            say("ended" if record else "stopped", "" if record else "stopped; resumable", record)
+            record = execute_task(task, threads=threads, readers=readers, stop=stop, on_event=on_event)
+            on_event("ended" if record else "stopped", "" if record else "stopped; resumable", record)
         except UserError as error:
-            say("failed", str(error))
-        except Exception:  # noqa: BLE001 - whatever it is, the user sees it and the other runs go on
-            say("failed", traceback.format_exc())
+            on_event("failed", str(error))
+        except Exception:  # noqa: BLE001 - the user sees it, and the other runs go on
+            on_event("failed", traceback.format_exc())

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pipeline.common.errors import explain_write_errors
 from pipeline.common.paths import home, runs_folder
 from pipeline.schedule.local import BatchOutcome, Event, run_all, worker_count
-from pipeline.schedule.task import Task
+from pipeline.plan.task import Task
 from pipeline.track.record import Record
 from pipeline.track.run_folder import RunFolder
 from pipeline.track.sync import BackgroundSync
@@ -14,21 +14,21 @@ from pipeline.track.sync import BackgroundSync
 
 @dataclass(frozen=True)
 class JobOutcome:
-    """What came of a job."""
+    """The outcome of `run_tasks`."""
 
     ending: BatchOutcome
-    records: list[Record]  # of the runs asked for
-    untracked: str = ""  # why the tracking server could not be used, if it could not
+    records: list[Record]  # of all tasks that ended
+    untracked: str = ""  # why the tracking server could not be used; "" if it could
 
 
 def run_tasks(
     tasks: Sequence[Task],
     *,
     threads: int,
-    happened: Callable[[Event], None],
+    on_event: Callable[[Event], None],
     tick: Callable[[], None] = lambda: None,
 ) -> JobOutcome:
-    """Train what is not finished, track everything, and return all records."""
+    """Execute the tasks that are not finished, sync all to the tracking server, and return the records."""
     with explain_write_errors(home()):
         runs_folder().mkdir(parents=True, exist_ok=True)
     syncing = BackgroundSync()
@@ -42,7 +42,7 @@ def run_tasks(
     def note(event: Event) -> None:
         if event.record:
             records[event.task.identity] = event.record
-        happened(event)
+        on_event(event)
 
     ending: BatchOutcome = "ended"
     if missing:

@@ -1,18 +1,19 @@
-"""What a finished run says about itself: its numbers, and everything needed to trust them."""
+"""The record of an ended run: its numbers, and where they come from."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
 from typing import Any, Literal
 
-from pipeline.common.provenance import commit
-from pipeline.plan.expand import Run
+from pipeline.common.provenance import commit, hardware_name, library_versions, lock_hash
+from pipeline.plan.task import Task
 
 FINISHED, NOT_CONVERGED = "finished", "not converged"
 
 
 @dataclass(frozen=True)
 class Record:
-    """One ended run. Kept beside its checkpoints and in MLflow; all judging and reporting reads only this."""
+    """One ended run, kept in its folder and in MLflow. Judging and reporting read nothing else."""
 
     identity: str
     experiment: str
@@ -20,50 +21,79 @@ class Record:
     variant: str
     seed: int
     status: Literal["finished", "not converged"]
-    ended: str  # what happened, in words: "64000 steps", or "the loss became nan at step 17"
-    changes: Mapping[str, Any]  # of --set; anything here and the run never counts for a claim
+    ended: str  # how it ended: "64000 steps", or "the loss became nan at step 17"
+    changes: Mapping[str, Any]  # by --set; a changed run never counts for a claim
     declaration: str  # hashes
     manifest: str
     code: str
     lock: str
-    commit: str  # with "-dirty" where the tree held changes
+    commit: str  # with "-dirty" if the working tree had changes
     data: str
     metrics: Mapping[str, float]  # final ones: test/top1_error_pct, test/images, …
-    precision: str  # used, which may be less than declared where the processor lacks it
-    compiled: bool  # by torch.compile, where declared and a C++ compiler was found
+    precision: str  # precision used; fp32 where the processor lacks bf16
+    compiled: bool  # by torch.compile: declared, and a C++ compiler was found
     threads: int
     hardware: str
     libraries: Mapping[str, str]
-    seconds: float  # of training, evaluations included, over all its sessions
+    seconds: float  # of training with evaluations, over all sessions
     finished: str  # UTC, ISO 8601
-    run_id: str = ""  # MLflow's, once tracked
-    world: int = 1  # devices that trained it together, in its last session
-    device_batch: int = 0  # images that batch normalisation saw at a time; 0: unknown, of an older record
-    members: tuple[str, ...] = ()  # identities of the runs that a step looked at
+    run_id: str = ""  # MLflow's, once synced
+    world: int = 1  # number of devices in its last session
+    device_batch: int = 0  # images of one micro-batch, which batch normalisation sees; 0: unknown
+    members: tuple[str, ...] = ()  # identities of the runs that a derived run is made from
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON."""
+        """Return plain data, for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> "Record":
-        """From `to_dict`'s; keys of a later version are left aside."""
+        """Return the record that `to_dict` described; unknown keys of later versions are ignored."""
         known = {field.name for field in fields(cls)}
         kept = {key: value for key, value in raw.items() if key in known}
         return cls(**kept | {"members": tuple(kept.get("members", ()))})  # JSON has lists only
 
 
-def describe_run(run: Run, identity: str, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run is, as plain data, for its folder and for tracking while it trains."""
-    return {
-        "identity": identity,
-        "experiment": run.experiment,
-        "scale": run.scale,
-        "variant": run.variant,
-        "seed": run.seed,
-        "changes": dict(run.changes),
-        "declaration": run.declaration,
-        "recipe": run.recipe.model_dump(mode="json"),
-        "manifest": dict(manifest),
-        "commit": commit(),
-    }
+def make_record(
+    task: Task,
+    *,
+    status: Literal["finished", "not converged"],
+    ended: str,
+    metrics: Mapping[str, float],
+    precision: str,
+    compiled: bool,
+    threads: int,
+    seconds: float,
+    world: int = 1,
+    device_batch: int = 0,
+    members: tuple[str, ...] = (),
+) -> Record:
+    """Return the record of a run or derived run that ended now: what it is, from its task, and what it measured."""
+    run = task.run
+    return Record(
+        identity=task.identity,
+        experiment=run.experiment,
+        scale=run.scale,
+        variant=run.variant,
+        seed=run.seed,
+        status=status,
+        ended=ended,
+        changes=dict(run.changes),
+        declaration=run.declaration,
+        manifest=task.manifest["sha256"][:16],
+        code=task.code,
+        lock=lock_hash(),
+        commit=commit(),
+        data=task.manifest["name"],
+        metrics=metrics,
+        precision=precision,
+        compiled=compiled,
+        threads=threads,
+        hardware=hardware_name(),
+        libraries=library_versions(),
+        seconds=seconds,
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        world=world,
+        device_batch=device_batch,
+        members=members,
+    )

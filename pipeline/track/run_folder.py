@@ -209,6 +209,11 @@ class RunFolder:
         found = [path for path in self.checkpoints.glob("*.ckpt") if CHECKPOINT_NAME.fullmatch(path.name)]
         return sorted(found, reverse=True)
 
+    def last_step(self) -> int:
+        """Return the step of the newest checkpoint file, 0 for none; the file itself is not read."""
+        names = [CHECKPOINT_NAME.fullmatch(path.name) for path in self.checkpoint_files()]
+        return max((int(name[1]) for name in names if name), default=0)
+
     def last_checkpoint(self, warn: Callable[[str], None]) -> tuple[int, Path] | None:
         """Step and file of the newest whole checkpoint; a damaged one is named through `warn` and passed over."""
         files = self.checkpoint_files()

@@ -1,90 +1,89 @@
 """The parts of one run: its data, network, precision and intervals."""
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 from lightning_modules.classifier import Classifier
+from lightning_modules.recipe import Batch
 from pipeline.common.errors import UserError
-from pipeline.data.batches import InMemoryFeed
-from pipeline.data.images import ImageSet
 from pipeline.data.manifest import Manifest
 from pipeline.data.order import derive_seed
-from pipeline.data.sharded_feed import ShardedFeed
-from pipeline.data.shards import ShardSet
 from pipeline.declare.recipe import Train
 from pipeline.plan.expand import Run
 from pipeline.track.run_folder import RunFolder
-from pipeline.train.inputs import InMemoryData, ReadOptions, load_training_data
+from pipeline.train.inputs import AnyImageSet, ReadOptions
+from pipeline.train.load import load_training_data
 from pipeline.train.process import has_bf16, has_compiler
 
-EVALUATIONS, REPORTS = 40, 200  # in a run, unless declared
+EVALUATIONS, REPORTS = 40, 200  # per run, unless declared
 
-LARGEST_BLOCK = 500  # patterns handed over at once where each makes an update of its own
+LARGEST_BLOCK = 500  # patterns in one block, each an optimizer step of its own
 
 
 class RunContext:
-    """The parts of one run: its images, its network, and what is measured on them."""
+    """The parts of one run: its data, network, precision and intervals."""
 
     def __init__(
         self,
         run: Run,
         folder: RunFolder,
-        images: ImageSet | ShardSet,
+        images: AnyImageSet,
         manifest: Manifest,
-        ways: ReadOptions | None = None,
+        options: ReadOptions | None = None,
     ) -> None:
         self.run, self.folder = run, folder
         self.recipe, self.seed = run.recipe.train, run.seed
-        ways = ways or ReadOptions()
-        self.group = ways.group
+        options = options or ReadOptions()
+        self.group = options.group
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         bf16, compiled = self.recipe.precision == "bf16", self.recipe.compile
-        lacking = self.group.any_rank(
+        no_bf16, no_compiler = self.group.any_rank(
             bf16 and not has_bf16(self.device), compiled and not has_compiler()
-        )  # some rank
-        self.bf16, self.compiled = bf16 and not lacking[0], compiled and not lacking[1]
+        )
+        self.bf16, self.compiled = bf16 and not no_bf16, compiled and not no_compiler
         self.log_every = self.recipe.log_every or max(1, self.recipe.steps // REPORTS)
         self.eval_every = self.recipe.eval_every or max(1, self.recipe.steps // EVALUATIONS)
         device = torch.device(self.device)
-        self.training_data = load_training_data(images, run.recipe.data, device, sha256=manifest.sha256, ways=ways)
+        self.training_data = load_training_data(
+            images, run.recipe.data, device, sha256=manifest.sha256, options=options
+        )
         self.module = build_module(run, manifest, compiled=self.compiled)
-        self.module.parts = ways.accumulation_steps
+        self.module.accumulation_steps = options.accumulation_steps
         self.block = block_size(self.recipe, self.log_every, self.eval_every, self.training_data.count)
 
-    def feed(self, start: int) -> InMemoryFeed | ShardedFeed:
-        """The training batches from update `start` to the last."""
+    def feed(self, start: int) -> Iterable[Batch]:
+        """Return the training batches from step `start` to the last."""
         return self.training_data.feed(self.recipe, self.seed, start, self.block)
 
     def held_out_errors(self) -> dict[str, float]:
-        """Errors, of rank 0's network as it is now, on the test set and on the validation set if there is one."""
+        """Return the errors of rank 0's network on the test set and, if there is one, on the validation set."""
         self.group.broadcast_buffers(self.module.network)
-        return self.training_data.held_out(self.module.network, self.module.loss, bf16=self.bf16)
+        return self.training_data.held_out_errors(self.module.network, self.module.loss, bf16=self.bf16)
 
     def final_metrics(self) -> dict[str, float]:
-        """What is measured once, on the last model of rank 0."""
-        self.module.to(self.device)  # a trainer leaves it on the CPU
+        """Return all that is measured once, on the last model of rank 0."""
+        self.module.to(self.device)  # the trainer leaves it on the CPU
         self.group.broadcast_buffers(self.module.network)
         newest = self.folder.checkpoint_files()[:1]
-        kept = self.folder.evaluation_cache(newest[0].name if newest else "")
-        return self.training_data.final(self.module.network, self.module.loss, bf16=self.bf16, kept=kept)
+        cache = self.folder.evaluation_cache(newest[0].name if newest else "")
+        return self.training_data.final_metrics(self.module.network, self.module.loss, bf16=self.bf16, cache=cache)
 
     def pass_patterns(self, number: int, count: int) -> tuple[Tensor, Tensor]:
-        """`count` training images and labels drawn for pass `number`, for estimates made before it."""
-        if not isinstance(self.training_data, InMemoryData):
-            raise UserError("optimizer 'sdlm' learns from small images in memory, not from photographs in shards")
-        return self.training_data.patterns(self.seed, number, count)
+        """Return `count` training images and labels drawn for pass `number`, for curvature estimates before it."""
+        return self.training_data.estimation_patterns(self.seed, number, count)
 
     def weights(self) -> dict[str, Tensor]:
-        """The network's parameters and buffers, for safetensors."""
+        """Return the network's parameters and buffers, for safetensors."""
         return {
             name: value.detach().cpu().contiguous() for name, value in self.module.network.state_dict().items()
         }
 
 
 def build_module(run: Run, manifest: Manifest, *, compiled: bool) -> Classifier:
-    """The run's LightningModule, initialised from its seed."""
+    """Return the run's LightningModule, initialised from its seed; UserError where network and loss do not fit."""
     recipe = run.recipe.train
     kind: type[Classifier] = Classifier
     if recipe.optimizer.name == "sdlm":
@@ -107,14 +106,14 @@ def build_module(run: Run, manifest: Manifest, *, compiled: bool) -> Classifier:
             compile=compiled,
             lr_end=None if recipe.lr_end is None else (recipe.lr_end, recipe.steps),
         )
-    except ValueError as error:  # a network and a way to learn that do not fit
+    except ValueError as error:  # network and optimizer do not fit
         raise UserError(str(error)) from error
 
 
 def block_size(recipe: Train, log_every: int, eval_every: int, images: int) -> int:
-    """How many updates one training step makes: 1, or for one-pattern-at-a-time learning as many as fit.
+    """Return the number of optimizer steps in one batch of the feed: 1, or several for one-pattern-at-a-time learning.
 
-    A block ends wherever something is reported, evaluated or estimated, or the learning rate drops.
+    A block ends at each report, evaluation, curvature estimate and learning-rate drop.
     """
     if recipe.optimizer.name != "sdlm":
         return 1

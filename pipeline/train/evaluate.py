@@ -1,7 +1,7 @@
 """Errors of a network on a set of images, each image counted exactly once.
 
-`evaluate` takes batches of images as they are. `evaluate_pictures` takes photographs of any size and a test
-protocol: it shows one or several networks many views of each, and averages their answers.
+`evaluate_batches` takes batches of images of one size. `evaluate_samples` takes images of any size and a test
+protocol: one or several networks see many views of each image, and their predictions are averaged.
 """
 
 import math
@@ -22,32 +22,44 @@ from pipeline.data.samples import Samples
 from pipeline.data.views import ViewGroup, protocol_views
 from pipeline.declare.protocol import Protocol, ProtocolPart
 
-EVAL_BATCH = 500  # images at a time: the same for all, since batches of other sizes may round differently
+EVAL_BATCH = 500  # images per forward pass; fixed, since other batch sizes may round differently
 
-EVAL_VIEWS = 64  # of photographs, a network is shown at most so many at a time,
+EVAL_VIEWS = 64  # views per forward pass, at most
 
-EVAL_PIXELS = EVAL_VIEWS * 256**2  # and of larger ones fewer: memory does not grow with the protocol
+EVAL_PIXELS = EVAL_VIEWS * 256**2  # fewer where views are larger, so that memory does not grow with the protocol
 
 
 @dataclass(frozen=True)
 class ErrorCounts:
-    """How often the right class was not the best, or not among the best five."""
+    """Top-1 and top-5 errors counted on some images."""
 
     images: int
     wrong1: int
     wrong5: int
     loss: float  # mean over the images
-    rank: int = 0  # whose share of the images these are,
-    world: int = 1  # out of so many
+    rank: int = 0  # rank that evaluated these images
+    world: int = 1  # number of ranks that share the images
 
     def metrics(self, split: str) -> dict[str, float]:
-        """As metrics of `split`: top-1 and top-5 error in percent, loss, and the images counted."""
+        """Return top-1 and top-5 error in percent, loss, and images counted, as metrics of `split`."""
         return {
             f"{split}/top1_error_pct": 100 * self.wrong1 / self.images,
             f"{split}/top5_error_pct": 100 * self.wrong5 / self.images,
             f"{split}/loss": self.loss,
             f"{split}/images": self.images,
         }
+
+
+class AveragedNetworks(nn.Module):
+    """Logarithm of the averaged softmax outputs of several networks: (N, C, H, W) -> (N, classes), float64."""
+
+    def __init__(self, networks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logs = [network(x).double().log_softmax(1) for network in self.networks]
+        return torch.stack(logs).logsumexp(0) - math.log(len(logs))
 
 
 def evaluate_batches(
@@ -60,9 +72,10 @@ def evaluate_batches(
     rank: int = 0,
     world: int = 1,
 ) -> ErrorCounts:
-    """Errors of `network` in evaluation mode over `batches`: the share of rank `rank` of `world` (see `together`).
+    """Return the errors of `network` in evaluation mode over `batches`.
 
-    Refuses to answer unless, in a world of one rank, `expected` images came.
+    With `world` > 1 these are the errors of one rank's share; see `combine_counts`. Raises RuntimeError where a single
+    rank did not see `expected` images.
     """
     images = 0
     sums = torch.zeros(3, dtype=torch.float64)  # wrong in top 1, wrong in top 5, losses; read once, at the end
@@ -81,17 +94,17 @@ def evaluate_batches(
 
 
 def require_count(images: int, expected: int) -> None:
-    """RuntimeError unless as many images were evaluated as the manifest counts."""
+    """Raise RuntimeError unless as many images were evaluated as the manifest counts."""
     if images != expected:
-        raise RuntimeError(f"{images} images were evaluated where the manifest counts {expected}: no result")
+        raise RuntimeError(f"{images} images were evaluated, but the manifest counts {expected}: no result")
 
 
 def combine_counts(parts: Sequence[ErrorCounts], expected: int) -> ErrorCounts:
-    """The errors on all images from those of each rank; RuntimeError unless every rank and image is there once."""
+    """Return the errors on all images from those of each rank; RuntimeError unless each rank and image counts once."""
     worlds, ranks = {part.world for part in parts}, sorted(part.rank for part in parts)
     if len(worlds) != 1 or ranks != list(range(worlds.pop())):
         shares = ", ".join(f"{part.rank} of {part.world}" for part in parts) or "none"
-        raise RuntimeError(f"the ranks' shares (here {shares}) should be all there, each of them once: no result")
+        raise RuntimeError(f"each rank must report its share exactly once, and these did: {shares}: no result")
     images = sum(part.images for part in parts)
     require_count(images, expected)
     loss = math.fsum(part.loss * part.images for part in parts) / images
@@ -100,7 +113,7 @@ def combine_counts(parts: Sequence[ErrorCounts], expected: int) -> ErrorCounts:
 
 @dataclass(frozen=True, eq=False)
 class EnsembleMember:
-    """One network of an ensemble, and what its images are made of pixels by."""
+    """One network of an ensemble, and the normalisation of its input."""
 
     network: nn.Module
     normalise: Normaliser
@@ -108,11 +121,11 @@ class EnsembleMember:
 
 @dataclass(frozen=True, eq=False)
 class ViewStack:
-    """Views of several pictures that go through a network together: of one part and scale, and of one size."""
+    """Views of several images that share part, scale and size, so that one forward pass takes them."""
 
-    pictures: list[int]  # their numbers within the job
-    groups: list[ViewGroup]  # one of each
-    share: float  # of the scale in the whole protocol
+    images: list[int]  # their indices within the job
+    groups: list[ViewGroup]  # one per image
+    share: float  # weight of the scale in the protocol
 
 
 def evaluate_samples(
@@ -128,20 +141,20 @@ def evaluate_samples(
     world: int = 1,
     stop: Callable[[], bool] = never_stop,
 ) -> ErrorCounts:
-    """Errors of the members' averaged answers to `samples`, each picture seen as `protocol` says.
+    """Return the errors of the members' averaged predictions on `samples`, evaluated by `protocol`.
 
-    Answers are soft-max probabilities, averaged over the views of a scale, over scales, over parts and over
-    members, alike within each; the loss is the mean of -log(the right class's average). `threads` read, decode and
-    cut ahead; the numbers do not depend on them. Rank r of `world` takes pictures r, r + world, ...; `together`
-    joins the ranks' errors.
+    Softmax probabilities are averaged over the views of a scale, over scales, over parts and over members, with equal
+    weights within each; the loss is the mean of -log(averaged probability of the right class). `threads` read, decode
+    and crop ahead; the numbers do not depend on them. Rank r of `world` takes images r, r + world, ...;
+    `combine_counts` joins the ranks' errors.
 
-    Stopped once `stop()` is true; RuntimeError where, in a world of one rank, not `expected` pictures came;
-    DataError names a broken picture; UserError says what to use instead where a network cannot read such views.
+    Raises StopRequested once `stop()` is true, RuntimeError where a single rank did not see `expected` images,
+    DataError for a broken image, and UserError where a network cannot read views of this size.
     """
-    mine = range(rank, len(samples), world)
+    own = range(rank, len(samples), world)
     count = samples_per_pass(protocol)
-    jobs = [mine[first : first + count] for first in range(0, len(mine), count)]
-    sums = torch.zeros(3, dtype=torch.float64, device=device)  # as in `evaluate`
+    jobs = [own[first : first + count] for first in range(0, len(own), count)]
+    sums = torch.zeros(3, dtype=torch.float64, device=device)  # as in `evaluate_batches`
     images = 0
     with ExitStack() as within:
         for member in members:
@@ -149,14 +162,14 @@ def evaluate_samples(
         work = prefetch(
             jobs, lambda job: view_stacks(samples, protocol, job), threads=threads, depth=2 * threads, stop=stop
         )
-        ready = within.enter_context(closing(work))  # no thread outlives this
-        for job, found in zip(jobs, ready, strict=True):
-            logs = [log_average(member, found, protocol.name, bf16=bf16, device=device) for member in members]
-            answers = torch.stack(logs).logsumexp(0) - math.log(len(members))  # (pictures, classes)
+        ready = within.enter_context(closing(work))  # ends the threads
+        for job, stacks in zip(jobs, ready, strict=True):
+            logs = [log_average(member, stacks, protocol.name, bf16=bf16, device=device) for member in members]
+            answers = torch.stack(logs).logsumexp(0) - math.log(len(members))  # (images, classes)
             labels = samples.labels[list(job)].to(device)
             images += len(answers)
-            own = answers.gather(1, labels[:, None])
-            sums += torch.stack([wrong_in_top(answers, labels, 1), wrong_in_top(answers, labels, 5), -own.sum()])
+            right = answers.gather(1, labels[:, None])
+            sums += torch.stack([wrong_in_top(answers, labels, 1), wrong_in_top(answers, labels, 5), -right.sum()])
     wrong1, wrong5, total = sums.tolist()
     if world == 1:
         require_count(images, expected)
@@ -164,7 +177,7 @@ def evaluate_samples(
 
 
 def samples_per_pass(protocol: Protocol) -> int:
-    """How many pictures make about as many views, or pixels, as a network is shown at a time."""
+    """Return the number of images whose views fill one forward pass."""
     pixels = sum(
         part.views * (part.side or short * 1.25) ** 2 / len(part.shorts)
         for part, short in protocol_scales(protocol)
@@ -173,43 +186,43 @@ def samples_per_pass(protocol: Protocol) -> int:
 
 
 def protocol_scales(protocol: Protocol) -> Iterator[tuple[ProtocolPart, int]]:
-    """Each scale of each part."""
+    """Yield each part with each of its scales."""
     return ((part, short) for part in protocol.parts for short in part.shorts)
 
 
 def view_stacks(samples: Samples, protocol: Protocol, indices: Sequence[int]) -> list[ViewStack]:
-    """The views of some pictures, those together that can go through a network together."""
+    """Return the views of some images, stacked by part, scale and size."""
     contents = samples.read(indices)
     if len(contents) != len(indices):
-        raise RuntimeError(f"{len(contents)} pictures came where {len(indices)} were read: no result")
+        raise RuntimeError(f"{len(contents)} images were read, but {len(indices)} were requested: no result")
     found: dict[tuple[int, ...], ViewStack] = {}
-    for picture, (index, content) in enumerate(zip(indices, contents, strict=True)):
+    for number, (index, content) in enumerate(zip(indices, contents, strict=True)):
         image = decode(content, samples.where(index))
         for place, part in enumerate(protocol.parts):
             for scale, group in enumerate(protocol_views(image, part)):
                 key = (place, scale, *group.pixels.shape[1:3])
                 share = 1 / len(protocol.parts) / len(part.shorts)
                 stack = found.setdefault(key, ViewStack([], [], share))
-                stack.pictures.append(picture)
+                stack.images.append(number)
                 stack.groups.append(group)
     return list(found.values())
 
 
 def log_average(
-    member: EnsembleMember, found: list[ViewStack], name: str, *, bf16: bool, device: str | torch.device
+    member: EnsembleMember, stacks: list[ViewStack], name: str, *, bf16: bool, device: str | torch.device
 ) -> Tensor:
-    """log of a member's averaged probabilities, float64 (pictures, classes).
+    """Return the log of a member's averaged probabilities, float64 (images, classes).
 
-    In logarithms and float64: classes that are all but impossible keep their order, and losses stay finite.
+    In logarithms and float64, classes of tiny probability keep their order, and losses stay finite.
     """
-    pictures = 1 + max(picture for stack in found for picture in stack.pictures)
+    images = 1 + max(number for stack in stacks for number in stack.images)
     total: Tensor | None = None
-    for stack in found:
-        logs = log_posteriors(member, stack, name, bf16=bf16, device=device)  # (pictures of it, V, classes)
+    for stack in stacks:
+        logs = log_posteriors(member, stack, name, bf16=bf16, device=device)  # (its images, V, classes)
         logs = logs.logsumexp(1) - math.log(logs.shape[1] / stack.share)
         if total is None:
-            total = logs.new_full((pictures, logs.shape[-1]), -math.inf)
-        total[stack.pictures] = torch.logaddexp(total[stack.pictures], logs)
+            total = logs.new_full((images, logs.shape[-1]), -math.inf)
+        total[stack.images] = torch.logaddexp(total[stack.images], logs)
     assert total is not None
     return total
 
@@ -217,14 +230,14 @@ def log_average(
 def log_posteriors(
     member: EnsembleMember, stack: ViewStack, name: str, *, bf16: bool, device: str | torch.device
 ) -> Tensor:
-    """log of a network's probabilities for each view, and for its mirror image: (pictures, V, classes)."""
+    """Return the log-probabilities of each view, and of its mirror image where asked: (images, V, classes)."""
     first = stack.groups[0]
     pixels = torch.cat([group.pixels for group in stack.groups])
     corners = [group.corners for group in stack.groups if group.corners is not None]
     at = torch.cat(corners).to(device) if corners else None
     step = max(1, min(EVAL_VIEWS, EVAL_PIXELS // (pixels.shape[1] * pixels.shape[2])) // (1 + first.mirror))
-    # A dense view may by chance have a mean image's size; like the others it has the mean colour taken out.
-    normalise = member.normalise.one_colour() if first.dense else member.normalise
+    # A dense view may happen to have the mean image's size; subtract the mean colour from all of them alike.
+    normalise = member.normalise.with_mean_colour() if first.dense else member.normalise
     logs = []
     for start in range(0, len(pixels), step):
         some = slice(start, start + step)
@@ -238,10 +251,10 @@ def log_posteriors(
 
 
 def forward_scores(network: nn.Module, x: Tensor, dense: bool, name: str, bf16: bool) -> Tensor:
-    """The scores of (N, 3, h, w); UserError where the network does not read such images.
+    """Return the scores of images (N, 3, h, w); UserError where the network does not read images of this size.
 
-    `dense`: by the network's own dense form. One without ends in an average over places and a linear layer: since
-    that is linear, the average of its scores at all places is its score of the average, as `forward` gives it.
+    `dense`: by the network's method of this name. A network without one ends in global average pooling and a linear
+    layer: since that is linear, `forward` gives the average of its scores at all positions.
     """
     apply = getattr(network, "dense", network) if dense else network
     try:
@@ -253,7 +266,7 @@ def forward_scores(network: nn.Module, x: Tensor, dense: bool, name: str, bf16: 
 
 
 def response_std(network: nn.Module, batches: Iterable[Batch]) -> float | None:
-    """Mean over layers of the standard deviation of a layer's responses, after batch-norm, before anything else.
+    """Return the mean over layers of the standard deviation of a layer's responses after batch normalisation.
 
     Figure 7 of arXiv:1512.03385. None for a network without batch normalisation.
     """
@@ -283,7 +296,7 @@ def response_std(network: nn.Module, batches: Iterable[Batch]) -> float | None:
 
 @contextmanager
 def evaluation_mode(network: nn.Module) -> Iterator[None]:
-    """Within: the network in evaluation mode, no gradients. After: its own mode again."""
+    """Within the context the network is in evaluation mode and computes no gradients; its mode is restored after."""
     was_training = network.training
     network.eval()
     try:

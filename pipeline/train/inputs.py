@@ -1,9 +1,7 @@
-"""What a run learns from and is judged on, asked the same questions whether it is a small set in memory or
-photographs read from shards as they are needed.
-"""
+"""Training data: one protocol for sets held in memory and for sets read from shards, and how to open either."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -11,308 +9,138 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from lightning_modules.recipe import Batch
 from pipeline.common.errors import UserError
-from pipeline.data.batches import BatchBuilder, InMemoryFeed, evaluation_batches
-from pipeline.data.colour import CropBatchBuilder
-from pipeline.data.crops import CropSpec
+from pipeline.data.batches import BatchBuilder
 from pipeline.data.images import DataError, ImageSet, LabelledImages
-from pipeline.data.manifest import Manifest, sample_split, split_indices, train_val_split
+from pipeline.data.manifest import Manifest, split_indices
 from pipeline.data.normalise import fit_normaliser
-from pipeline.data.order import derive_seed
 from pipeline.data.prefetch import never_stop
-from pipeline.data.samples import Samples, SampleSubset
-from pipeline.data.sharded_feed import ShardedFeed
-from pipeline.data.shards import ShardSet, copy_in_background
-from pipeline.data.statistics import (
-    fit_in_memory_normaliser,
-    fit_sharded_normaliser,
-    pixel_statistics,
-    principal_colours,
-    require_sharded_normalisation,
-)
-from pipeline.declare.protocol import parse_protocol
-from pipeline.declare.recipe import Crop, Data, Train
-from pipeline.train.evaluate import (
-    EVAL_BATCH,
-    EnsembleMember,
-    ErrorCounts,
-    combine_counts,
-    evaluate_batches,
-    evaluate_samples,
-    response_std,
-)
+from pipeline.data.samples import SampleSubset
+from pipeline.data.shards import ShardSet
+from pipeline.data.statistics import require_sharded_normalisation
+from pipeline.declare.recipe import Data, Train
+from pipeline.train.evaluate import ErrorCounts, combine_counts
 from pipeline.train.ranks import SINGLE_RANK, RankGroup
 
 MANY_SIZES = (
-    "{} holds photographs of many sizes; say in data.crop how they become squares, and in data.test how they are"
-    " judged"
+    "{} holds images of many sizes; declare in data.crop how they are cropped for training, and in data.test by"
+    " which protocols they are evaluated"
 )
-
 SMALL_IMAGES = (
-    "data.crop is for photographs in shards, and {} is a set of small images; leave it out, or make a set of"
-    " photographs with repro data prepare"
+    "data.crop is for images in shards, and {} is a set of small images; leave data.crop out, or prepare shards"
+    " with repro data prepare"
 )
 
-RESPONSES = 2000  # test images from which the layers' responses are measured
-
+AnyImageSet = ImageSet | ShardSet
 Loss = Callable[[Tensor, Tensor], Tensor]
-
 Metrics = dict[str, float]
 
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How a run's images are read, by whom, and who hears of it."""
+    """How the images of a run are read. None of it changes a number."""
 
-    readers: int = 1  # threads that read photographs
-    cache: Path | None = None  # a folder for statistics of the training part
-    report: Callable[[str], None] = lambda _: None  # hears why something takes long
-    stop: Callable[[], bool] = never_stop  # once true, what takes long ends with Stopped
-    group: RankGroup = SINGLE_RANK  # those who share the images; what is measured is told to all of them
-    accumulation_steps: int = 1  # a rank's share of a training batch comes in so many batches
+    readers: int = 1  # threads that read sharded images
+    cache: Path | None = None  # folder for statistics of the training images
+    report: Callable[[str], None] = lambda _: None  # called with a sentence when something takes long
+    stop: Callable[[], bool] = never_stop  # once true, long work raises StopRequested
+    group: RankGroup = SINGLE_RANK  # the ranks that share the images
+    accumulation_steps: int = 1  # micro-batches of each rank in one optimizer step
 
 
 class ProtocolCache(Protocol):
-    """Errors by some protocols, kept while the others are measured."""
+    """Errors by protocol, kept on disk while the remaining protocols are evaluated."""
 
     def read(self) -> dict[str, Metrics]: ...
 
     def add(self, name: str, errors: Metrics) -> None: ...
 
 
-class InMemoryData:
-    """A set held in memory, all images of one size."""
+class TrainingData(Protocol):
+    """The images that a run learns from and is evaluated on: `InMemoryData` or `ShardedData`."""
 
-    is_slow = False  # to be judged, so that it is worth a checkpoint first
-
-    def __init__(self, images: ImageSet, data: Data, device: torch.device, key: str, ways: ReadOptions) -> None:
-        self.data, self.device, self.ways = data, device, ways
-        self.training, self.validation = train_val_split(images.train, train_count=data.train, val_count=data.val)
-        self.test = images.test
-        self.normaliser = ways.group.on_rank_zero(
-            lambda _: fit_in_memory_normaliser(data.normalise, self.training, cache=ways.cache, key=key)
-        )
+    is_slow: bool  # evaluation takes long enough to be worth a checkpoint first
 
     @property
     def count(self) -> int:
-        """Training images."""
-        return len(self.training)
-
-    def training_goes_on(self) -> AbstractContextManager[None]:
-        """Nothing is left to be brought here."""
-        return nullcontext()
-
-    def maker(self, images: LabelledImages, augment: tuple[str, ...] = ()) -> BatchBuilder:
-        """Batches of `images`, normalised by the statistics of the images trained on."""
-        return BatchBuilder(
-            images, normalise=self.normaliser, augment=augment, pad_to=self.data.pad_to, device=self.device
-        )
-
-    def feed(self, train: Train, seed: int, start: int, block: int) -> InMemoryFeed:
-        """The training batches from update `start` to the last."""
-        return InMemoryFeed(
-            self.maker(self.training, self.data.augment),
-            self.training.labels,
-            seed=seed,
-            batch_size=train.batch_size,
-            start_step=start,
-            stop_step=train.steps,
-            block=block,
-            rank=self.ways.group.rank,
-            world=self.ways.group.world,
-            parts=self.ways.accumulation_steps,
-        )
-
-    def held_out(self, network: nn.Module, loss: Loss, *, bf16: bool) -> Metrics:
-        """Errors on the test set and, where the recipe keeps one, on the validation set."""
-        return self._errors("test", self.test, network, loss, bf16) | self._errors(
-            "val", self.validation, network, loss, bf16
-        )
-
-    def final(self, network: nn.Module, loss: Loss, *, bf16: bool, kept: ProtocolCache) -> Metrics:
-        """What is measured once, on the last model: all errors, and the layers' responses; nothing is kept."""
-        some = LabelledImages(self.test.pixels[:RESPONSES], self.test.labels[:RESPONSES])
-        responses = response_std(network, evaluation_batches(self.maker(some), some.labels, batch_size=EVAL_BATCH))
-        return (
-            self.held_out(network, loss, bf16=bf16)
-            | self._errors("trainset", self.training, network, loss, bf16)
-            | ({} if responses is None else {"test/response_std": responses})
-        )
-
-    def _errors(self, name: str, images: LabelledImages, network: nn.Module, loss: Loss, bf16: bool) -> Metrics:
-        if not len(images):
-            return {}
-        us = self.ways.group
-        batches = evaluation_batches(
-            self.maker(images), images.labels, batch_size=EVAL_BATCH, rank=us.rank, world=us.world
-        )
-        errors = evaluate_batches(
-            network, batches, loss, expected=len(images), bf16=bf16, rank=us.rank, world=us.world
-        )
-        return combine_over_ranks(us, errors, len(images)).metrics(name)
-
-    def patterns(self, seed: int, number: int, count: int) -> tuple[Tensor, Tensor]:
-        """`count` training images and labels drawn for pass `number`, for estimates made before it."""
-        draw = torch.Generator().manual_seed(derive_seed(seed, "pass", number))
-        indices = torch.randperm(self.count, generator=draw)[:count]
-        return self.maker(self.training)(indices), self.training.labels[indices].to(self.device)
-
-
-class ShardedData:
-    """A set in shards, its pictures of any size, read by threads."""
-
-    is_slow = True
-
-    def __init__(self, shards: ShardSet, data: Data, device: torch.device, key: str, ways: ReadOptions) -> None:
-        crop = data.crop
-        assert crop is not None  # `image_shape` has seen to it
-        self.shards, self.data, self.device, self.ways = shards, data, device, ways
-        self.cut = crop_spec(crop)
-        self.training, self.validation = sample_split(shards.train, train_count=data.train, val_count=data.val)
-        self.test = shards.test
-        found, pca = None, "pca-colour" in data.augment
-        if pca or data.normalise != "scale":
-            found = ways.group.on_rank_zero(
-                lambda stop: pixel_statistics(
-                    self.training,
-                    crop,
-                    threads=ways.readers,
-                    cache=ways.cache,
-                    key=key,
-                    tell=ways.report,
-                    stop=stop,
-                ),
-                ways.stop,
-            )
-        self.normaliser = fit_sharded_normaliser(data.normalise, found).on(device)
-        self.pca = principal_colours(found) if pca and found else None
+        """Number of training images."""
 
     @property
-    def count(self) -> int:
-        """Training images."""
-        return len(self.training)
+    def test_count(self) -> int:
+        """Number of test images."""
 
-    def training_goes_on(self) -> AbstractContextManager[None]:
-        """Within: shards that lie far away are copied to this machine, as far as there is room."""
-        return copy_in_background(self.shards.train, self.ways.report)
+    @property
+    def protocols(self) -> tuple[str, ...]:
+        """Test protocols that the recipe declares; empty where test images are evaluated whole."""
 
-    def feed(self, train: Train, seed: int, start: int, block: int) -> ShardedFeed:
-        """The training batches from update `start` to the last."""
-        maker = CropBatchBuilder(
-            normalise=self.normaliser, augment=self.data.augment, pca=self.pca, device=self.device
-        )
-        return ShardedFeed(
-            self.training,
-            maker,
-            self.cut,
-            seed=seed,
-            batch_size=train.batch_size,
-            start_step=start,
-            stop_step=train.steps,
-            threads=self.ways.readers,
-            rank=self.ways.group.rank,
-            world=self.ways.group.world,
-            parts=self.ways.accumulation_steps,
-        )
+    def during_training(self) -> AbstractContextManager[None]:
+        """Return a context for the training loop, in which shards may be copied to this machine."""
 
-    def held_out(self, network: nn.Module, loss: Loss, *, bf16: bool) -> Metrics:
-        """Errors by the first protocol on the test set and, where the recipe keeps one, on the validation set."""
-        return self._errors("test", self.test, network, self.data.test[0], bf16) | self._errors(
-            "val", self.validation, network, self.data.test[0], bf16
-        )
+    def feed(self, train: Train, seed: int, start: int, block: int) -> Iterable[Batch]:
+        """Return the training batches from step `start` to the last; `block` images of one step come at a time."""
 
-    def final(self, network: nn.Module, loss: Loss, *, bf16: bool, kept: ProtocolCache) -> Metrics:
-        """Errors of the last model by every protocol: test/<protocol>/…, and test/… by the first of them.
+    def held_out_errors(self, network: nn.Module, loss: Loss, *, bf16: bool) -> Metrics:
+        """Return the errors on the test set and, if the recipe has one, on the validation set."""
 
-        What rank 0's `kept` holds from an earlier, interrupted attempt is not measured again.
+    def final_metrics(self, network: nn.Module, loss: Loss, *, bf16: bool, cache: ProtocolCache) -> Metrics:
+        """Return all that is measured once, on the last model; `cache` holds what an interrupted attempt measured."""
+
+    def estimation_patterns(self, seed: int, number: int, count: int) -> tuple[Tensor, Tensor]:
+        """Return `count` training images and labels drawn for pass `number` (LeNet-5's curvature estimates)."""
+
+    def ensemble_errors(
+        self,
+        networks: Sequence[nn.Module],
+        members: Sequence["TrainingData"],
+        protocol: str | None,
+        *,
+        bf16: bool,
+    ) -> ErrorCounts:
+        """Return the errors of the averaged predictions of `networks` on the test set.
+
+        `members` are the training data of each network, whose normalisation it needs. `protocol` None: whole images.
         """
-        found: Metrics = {}
-        for name in self.data.test:
-            for part, samples in (("test", self.test), ("val", self.validation)):
-                if not len(samples):
-                    continue
-                errors = self._judged_once(part, samples, network, name, bf16, kept)
-                found |= errors if name == self.data.test[0] else {}
-                found |= {f"{part}/{name}/{key.partition('/')[2]}": value for key, value in errors.items()}
-        return found
 
-    def _judged_once(
-        self, part: str, samples: Samples, network: nn.Module, protocol: str, bf16: bool, kept: ProtocolCache
-    ) -> Metrics:
-        us, name = self.ways.group, f"{part}/{protocol}"
-        if (errors := us.on_rank_zero(lambda _: kept.read().get(name))) is None:
-            self.ways.report(f"judging {len(samples):,} {part} pictures by {protocol}")
-            errors = self._errors(part, samples, network, protocol, bf16)
-            us.on_rank_zero(lambda _: kept.add(name, errors))
-        return errors
+    def features(
+        self, network: nn.Module, other: AnyImageSet, part: str, protocol: str | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return float32 (N, D) features and int64 (N,) labels of the images of `other`'s part.
 
-    def _errors(self, part: str, samples: Samples, network: nn.Module, protocol: str, bf16: bool) -> Metrics:
-        if not len(samples):
-            return {}
-        us = self.ways.group
-        errors = us.on_all_ranks(
-            lambda stop: evaluate_samples(
-                [EnsembleMember(network, self.normaliser)],
-                samples,
-                parse_protocol(protocol),
-                expected=len(samples),
-                threads=self.ways.readers,
-                bf16=bf16,
-                device=self.device,
-                rank=us.rank,
-                world=us.world,
-                stop=stop,
-            ),
-            self.ways.stop,
-        )
-        return combine_over_ranks(us, errors, len(samples)).metrics(part)
+        Raises UserError where `other` does not have the kind or size of images that the network learned from.
+        """
 
 
-def combine_over_ranks(group: RankGroup, mine: ErrorCounts, expected: int) -> ErrorCounts:
-    """The errors on all images, for every rank, from each rank's own."""
-    return mine if group.world == 1 else combine_counts(group.all_gather(mine), expected)
+def combine_over_ranks(group: RankGroup, counts: ErrorCounts, expected: int) -> ErrorCounts:
+    """Return the errors on all images, on every rank, from each rank's own."""
+    return counts if group.world == 1 else combine_counts(group.all_gather(counts), expected)
 
 
-def input_shape(images: ImageSet | ShardSet, data: Data) -> tuple[int, ...]:
-    """(C, H, W) that a network is to read; UserError where `data` cannot be had of `images`."""
+def input_shape(images: AnyImageSet, data: Data) -> tuple[int, ...]:
+    """Return the (C, H, W) that a network reads; UserError where `images` cannot be used as `data` declares."""
     if isinstance(images, ShardSet):
         if data.crop is None:
             raise UserError(MANY_SIZES.format(images.name))
         split_indices(len(images.train), train_count=data.train, val_count=data.val)
-        SampleSubset(images.test, torch.tensor([0]))  # there is something to be judged on
+        SampleSubset(images.test, torch.tensor([0]))  # raises where there is no test image
         require_sharded_normalisation(data.normalise)
         return (3, data.crop.side, data.crop.side)
     if data.crop is not None:
         raise UserError(SMALL_IMAGES.format(images.name))
     split_indices(len(images.train), train_count=data.train, val_count=data.val)
-    one = LabelledImages(images.train.pixels[:1], images.train.labels[:1])
-    maker = BatchBuilder(one, normalise=fit_normaliser("scale", one), augment=data.augment, pad_to=data.pad_to)
-    return tuple(maker(torch.tensor([0])).shape[1:])
+    first = LabelledImages(images.train.pixels[:1], images.train.labels[:1])
+    builder = BatchBuilder(
+        first, normalise=fit_normaliser("scale", first), augment=data.augment, pad_to=data.pad_to
+    )
+    return tuple(builder(torch.tensor([0])).shape[1:])
 
 
-def require_counts(images: ImageSet | ShardSet, manifest: Manifest) -> None:
-    """DataError unless there are as many images as the manifest counts: every result is of all of them."""
+def require_counts(images: AnyImageSet, manifest: Manifest) -> None:
+    """Raise DataError unless the set has as many images as its manifest: every result is of all of them."""
     for part in ("train", "test"):
-        here, counted = len(getattr(images, part)), getattr(manifest, part)
-        if here != counted:
+        found, expected = len(getattr(images, part)), getattr(manifest, part)
+        if found != expected:
             raise DataError(
-                f"{images.name} holds {here:,} {part} images where its manifest counts {counted:,}; start the same"
-                " command again, so that both are of the same set"
+                f"{images.name} has {found:,} {part} images, but its manifest counts {expected:,}; run the same"
+                " command again to read both anew"
             )
-
-
-def crop_spec(crop: Crop) -> CropSpec:
-    """A declared crop as plain values."""
-    short = (crop.short, crop.short) if isinstance(crop.short, int) else crop.short
-    return CropSpec(crop.side, short, crop.centre, crop.at == "five", crop.area, crop.aspect, crop.interpolation)
-
-
-def load_training_data(
-    images: ImageSet | ShardSet, data: Data, device: torch.device, *, sha256: str, ways: ReadOptions
-) -> InMemoryData | ShardedData:
-    """What `data` says of `images`, whose manifest has this sha256; UserError where it cannot be had of them."""
-    input_shape(images, data)
-    part = f"{sha256} {data.train} {data.val}"
-    if isinstance(images, ShardSet):
-        return ShardedData(images, data, device, part, ways)
-    return InMemoryData(images, data, device, part, ways)

@@ -1,4 +1,4 @@
-"""Plugins that fit Lightning to our ranks and checkpoints."""
+"""Plugins that adapt Lightning to ranks started by others and to checkpoints written by rank 0 alone."""
 
 import io
 from pathlib import Path
@@ -14,68 +14,68 @@ from pipeline.train.ranks import RankGroup
 
 
 class BufferedCheckpointIO(TorchCheckpointIO):
-    """A checkpoint on its way from the trainer, which ranks wait in for each other, to a file.
+    """Hold a checkpoint in memory until `write`, which rank 0 calls after all ranks have taken part in saving it.
 
-    Lightning's own way is through the system's temporary folder; and on a full disk torch raises a RuntimeError
-    that names no cause, `write` an OSError.
+    Lightning's own way goes through the system's temporary folder; and on a full disk torch raises a RuntimeError that
+    names no cause, where `write` raises an OSError.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Hold it."""
-        self.held = io.BytesIO()
-        torch.save(checkpoint, self.held)
+        """Serialise the checkpoint into memory."""
+        self.buffer = io.BytesIO()
+        torch.save(checkpoint, self.buffer)
 
     def write(self, path: Path) -> None:
-        """Write what is held, which is then no longer."""
-        path.write_bytes(self.held.getbuffer())
-        del self.held
+        """Write the buffered checkpoint to `path` and free the buffer."""
+        path.write_bytes(self.buffer.getbuffer())
+        del self.buffer
 
 
 class RankEnvironment(ClusterEnvironment):
-    """What a trainer asks about processes that somebody else has started, with one device for each."""
+    """Tell Lightning about ranks that another program started, one device each."""
 
     def __init__(self, group: RankGroup) -> None:
         super().__init__()
         self.group = group
 
     creates_processes_externally = True
-    main_address, main_port = "", 0  # they have found each other already
+    main_address, main_port = "", 0  # the process group is initialised already
 
     @staticmethod
     def detect() -> bool:
-        """Never by itself."""
+        """Return False: this environment is never detected, always passed in."""
         return False
 
     def world_size(self) -> int:
-        """All of them."""
+        """Return the number of ranks."""
         return self.group.world
 
     def global_rank(self) -> int:
-        """Which of them this is."""
+        """Return the number of this rank."""
         return self.group.rank
 
     def node_rank(self) -> int:
-        """Each counts as a node of its own."""
+        """Return the number of this rank: each counts as a node of one device."""
         return self.group.rank
 
     def local_rank(self) -> int:
-        """With one device."""
+        """Return 0: one device per node."""
         return 0
 
     def set_world_size(self, size: int) -> None:
-        """Nothing to set."""
+        """Do nothing: the world size is known."""
 
     def set_global_rank(self, rank: int) -> None:
-        """Nothing to set."""
+        """Do nothing: the rank is known."""
 
 
 def ordered_mean_hook(_state: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-    """The mean of some gradients over all ranks, which are added up in their order; for processors.
+    """Return the mean of a bucket of gradients over all ranks, added in order of rank; a DDP hook for CPUs.
 
-    There, an all-reduce adds in an order that depends on the place in the bucket, and after the first update of a
-    session DDP fills its buckets anew: three ranks or more would end with other bits if they resumed.
+    gloo's all-reduce adds in an order that depends on the place in the bucket, and DDP refills its buckets after the
+    first step of a session: from three ranks on, a resumed run would end with other bits.
     """
-    mine = bucket.buffer()
-    every = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
-    arrived = dist.all_gather(every, mine, async_op=True).get_future()
-    return arrived.then(lambda _: sum(every[1:], every[0]).div_(len(every)))
+    own = bucket.buffer()
+    gathered = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    future = dist.all_gather(gathered, own, async_op=True).get_future()
+    return future.then(lambda _: sum(gathered[1:], gathered[0]).div_(len(gathered)))

@@ -12,20 +12,26 @@ import torch
 
 
 def prepare_process(threads: int) -> None:
-    """Threads, quiet libraries, and an allocator that keeps its pages between steps."""
+    """Set the threads, silence libraries, and tune the allocator of the process that trains.
+
+    Removes PL_TRAINER_* from the environment.
+    """
     torch.set_num_threads(threads)
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # else Lightning gives each of several ranks all cores
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # otherwise Lightning gives every rank all cores
+    for name in [name for name in os.environ if name.startswith("PL_TRAINER_")]:
+        del os.environ[name]  # Lightning reads arguments of its Trainer from these
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="pytorch_lightning.*")
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.*")  # of torch about its own parts
+    warnings.filterwarnings("ignore", message="The `srun` command is available")  # RankEnvironment knows the ranks
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.*")  # from torch about its own modules
     tune_allocator()
 
 
 def tune_allocator() -> None:
-    """Stop glibc from handing memory back after every step: page faults cost up to 30 % of a step on a CPU.
+    """Stop glibc from returning memory after every step: page faults cost up to 30 % of a step on a CPU.
 
-    mallopt(3): M_MMAP_THRESHOLD -3, M_TRIM_THRESHOLD -1, M_TOP_PAD -2. Elsewhere than on glibc: nothing.
+    mallopt(3): M_MMAP_THRESHOLD -3, M_TRIM_THRESHOLD -1, M_TOP_PAD -2. Does nothing on other C libraries.
     """
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
@@ -34,13 +40,13 @@ def tune_allocator() -> None:
 
 
 def has_bf16(device: str) -> bool:
-    """Whether the device computes in bfloat16 itself, instead of emulating it."""
+    """Return whether the device computes in bfloat16 without emulation."""
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return hasattr(torch.ops, "mkldnn") and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def has_compiler() -> bool:
-    """Whether torch.compile finds the C++ compiler it needs, for a CPU's kernels and a GPU's launchers alike."""
+    """Return whether torch.compile finds a C++ compiler, which it needs for CPU kernels and for GPU launchers."""
     named = os.environ.get("CXX")
     return any(shutil.which(name) for name in ([named] if named else ["g++", "clang++"]))

@@ -21,28 +21,29 @@ MILLIONS = 14.2  # pictures in the whole of ImageNet
 
 
 def prepare(folder: Path) -> int:
-    from pipeline.data.archives import from_ilsvrc
-    from pipeline.data.prepare import prepare
-    from pipeline.data.store import Place
+    from pipeline.data.prepare.source_archives import source_from_archives
+    from pipeline.data.prepare.write_shards import prepare_shards
+    from pipeline.data.store import Store
 
-    originals = from_ilsvrc(folder / "archives", cache=folder / "cache")
-    return prepare(originals, Place(str(folder / "shards")), workers=2).splits["train"].samples
+    originals = source_from_archives(folder / "archives", cache=folder / "cache")
+    return prepare_shards(originals, Store(str(folder / "shards")), workers=2).splits["train"].samples
 
 
 def read(folder: Path) -> int:
     import torch
 
-    from pipeline.data.colour import PhotoMaker
+    from pipeline.data.colour import CropBatchBuilder
+    from pipeline.data.crops import CropSpec
     from pipeline.data.normalise import Normaliser
-    from pipeline.data.photographs import Cut, PhotoFeed
+    from pipeline.data.sharded_feed import ShardedFeed
     from pipeline.data.shards import open_shards
 
     samples = open_shards(folder / "shards").train
     plain = Normaliser("scale", scale=torch.full((3,), 1 / 255), shift=torch.zeros(3), outside=0.0)
-    maker = PhotoMaker(normalise=plain, augment=("flip",))
-    cut = Cut(56, (60, 72), None, False, None, None, "bilinear")
+    maker = CropBatchBuilder(normalise=plain, augment=("flip",))
+    cut = CropSpec(56, (60, 72), None, False, None, None, "bilinear")
     steps = len(samples) // 100
-    feed = PhotoFeed(samples, maker, cut, seed=0, batch_size=100, start_step=0, stop_step=steps, threads=2)
+    feed = ShardedFeed(samples, maker, cut, seed=0, batch_size=100, start_step=0, stop_step=steps, threads=2)
     return sum(len(batch.labels) for batch in feed)
 
 
@@ -71,14 +72,14 @@ def main() -> None:
         peak = max(resource.getrusage(one).ru_maxrss for one in who) / 1024
         print(json.dumps({"pictures": pictures, "seconds": seconds, "mb": peak}))
         return
-    from pipeline.data.standin import make_standin
+    from pipeline.data.prepare.stand_in import make_stand_in
 
     rows = {part: [] for part in PARTS}
     for size in map(int, asked.sizes.split(",")):
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
             target, train = folder / "archives", size // CLASSES
-            make_standin(target, classes=CLASSES, train=train, test=1, side=asked.side)
+            make_stand_in(target, classes=CLASSES, train=train, test=1, side=asked.side)
             for part in PARTS:
                 row = measured(part, folder)
                 rows[part].append(row)

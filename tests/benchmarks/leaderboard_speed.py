@@ -65,16 +65,16 @@ print(json.dumps({"records": len(found), "rows": len(rows), **marks}))
 
 def planned(count: int) -> list[Any]:
     """`count` runs of all experiments and scales, five seeds of each first, then five more, …"""
-    from pipeline.experiment import load, names
-    from pipeline.plan import Run, plan
+    from pipeline.declare.load import experiment_names, load_experiment
+    from pipeline.plan.expand import Run, plan_runs
 
-    experiments = [load(name) for name in names()]
+    experiments = [load_experiment(name) for name in experiment_names()]
     found: list[Any] = []
     seen: set[tuple[str, str, str, int]] = set()
     for seeds in range(5, 1000, 5):
         for experiment in experiments:
             for scale in experiment.scales:
-                for run in plan(experiment, scale=scale, seeds=seeds):
+                for run in plan_runs(experiment, scale=scale, seeds=seeds):
                     name = (run.experiment, run.scale, run.variant, run.seed)
                     if isinstance(run, Run) and name not in seen:
                         seen.add(name)
@@ -113,14 +113,13 @@ class Store:
     """The one real run in a database, and its copies."""
 
     def __init__(self, home: Path) -> None:
-        from real_runs import a_run, train_in
-
-        from pipeline.runs import RunFolder
-        from pipeline.tracking import Tracker
+        from pipeline.track.mlflow_writer import Tracker
+        from pipeline.track.run_folder import RunFolder
+        from tests.support.smoke_runs import smoke_run, train_in
 
         self.home, self.file = home, home / "mlflow.db"
         self.first = home / "first"
-        train_in(self.first, a_run())
+        train_in(self.first, smoke_run())
         tracker = Tracker(f"sqlite:///{self.file}")
         tracker.sync(RunFolder(self.first))
         self.record = RunFolder(self.first).result()
@@ -155,7 +154,7 @@ class Store:
 
     def add(self, runs: list[Any]) -> None:
         """A copy of the real run for each of these; the time of their ends goes up."""
-        from pipeline.tracking import flat
+        from pipeline.track.mlflow_writer import flatten
 
         start = int(time.time() * 1000) - 10**9
         for run in runs:
@@ -178,7 +177,7 @@ class Store:
             self._put("runs", [self.run | info | {"start_time": ended - 60_000}])
             tags = [row | {"run_uuid": run_id} for row in self.rows["tags"]]
             self._put("tags", [row | {"value": named.get(row["key"], row["value"])} for row in tags])
-            params = flat(run.recipe.model_dump(mode="json")) | {"seed": run.seed}
+            params = flatten(run.recipe.model_dump(mode="json")) | {"seed": run.seed}
             self._put("params", [{"run_uuid": run_id, "key": k, "value": str(v)[:500]} for k, v in params.items()])
             latest = [row | {"run_uuid": run_id} for row in self.rows["latest_metrics"]]
             self._put(
@@ -208,17 +207,17 @@ class Store:
 
     def folders(self, server: str) -> None:
         """A folder of each run, with what its process and the syncing left there."""
-        from pipeline.tracked import place, tracked
+        from pipeline.track.mlflow_reader import read_tracked_runs, server_key
 
         files = {name: (self.first / name).read_bytes() for name in ("journal.jsonl", "network.safetensors")}
         what = json.loads((self.first / "run.json").read_text())
-        for row in tracked(f"sqlite:///{self.file}") or []:
+        for row in read_tracked_runs(f"sqlite:///{self.file}") or []:
             folder = self.home / "runs" / row.record["identity"]
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "result.json").write_text(json.dumps(row.record))
             (folder / "run.json").write_text(json.dumps(what | {"identity": row.record["identity"]}))
             (folder / "journal.jsonl").write_bytes(files["journal.jsonl"])
-            state = {"server": place(server), "offset": len(files["journal.jsonl"]), "run_id": row.run_id}
+            state = {"server": server_key(server), "offset": len(files["journal.jsonl"]), "run_id": row.run_id}
             (folder / "tracked.json").write_text(json.dumps(state | {"done": True}))
 
 
@@ -260,9 +259,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     asked = parser.parse_args()
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
-    from mlflow_servers import free_port, process
-
-    from pipeline.record import commit, hardware
+    from pipeline.common.provenance import commit, hardware_name
+    from tests.support.mlflow_servers import free_port, process
 
     found: dict[str, Any] = {}
 
@@ -304,7 +302,7 @@ def main() -> None:
         forget(home)
         say("shared, cold", command(home, uri))
 
-        from pipeline.tracking import Tracker
+        from pipeline.track.mlflow_writer import Tracker
 
         tracker = Tracker(uri)
         assert tracker.client
@@ -315,7 +313,7 @@ def main() -> None:
     slow = [name for name in ("file", "server, warm", "shared, warm") if found[name][0] > WANTED]
     print(
         json.dumps(
-            {"seconds": found, "runs": asked.runs, "hardware": hardware(), "commit": commit(), "slow": slow},
+            {"seconds": found, "runs": asked.runs, "hardware": hardware_name(), "commit": commit(), "slow": slow},
             indent=1,
         )
     )

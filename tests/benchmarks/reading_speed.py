@@ -101,15 +101,16 @@ def webdataset(folder: Path, workers: int) -> float:
 def ours(folder: Path, workers: int, *, whole: bool = False) -> float:
     import torch
 
-    from pipeline.data.colour import PhotoMaker
+    from pipeline.data.colour import CropBatchBuilder
+    from pipeline.data.crops import CropSpec
     from pipeline.data.normalise import Normaliser
-    from pipeline.data.photographs import Cut, PhotoFeed
+    from pipeline.data.sharded_feed import ShardedFeed
     from pipeline.data.shards import open_shards
-    from pipeline.train import keep_pages
+    from pipeline.train.process import tune_allocator
 
-    keep_pages()  # as every run does
+    tune_allocator()  # as every run does
 
-    class Read(PhotoMaker):
+    class Read(CropBatchBuilder):
         """The readers' part alone: what comes after is the device's."""
 
         def __call__(self, pixels, corners=None, frame=None, draws=None):
@@ -117,15 +118,15 @@ def ours(folder: Path, workers: int, *, whole: bool = False) -> float:
 
     mean, std = torch.tensor(MEAN), torch.tensor(STD)
     normalise = Normaliser("published", scale=1 / (255 * std), shift=mean / std, outside=0.0)
-    maker = (PhotoMaker if whole else Read)(normalise=normalise, augment=("flip",))
+    maker = (CropBatchBuilder if whole else Read)(normalise=normalise, augment=("flip",))
     samples = open_shards(folder / "shards").train
-    cut = Cut(SIDE, None, None, False, (0.08, 1.0), (3 / 4, 4 / 3), "bilinear")
+    cut = CropSpec(SIDE, None, None, False, (0.08, 1.0), (3 / 4, 4 / 3), "bilinear")
     steps = len(samples) // BATCH
     epochs = iter(range(100))
 
     def passes():
         epoch = next(epochs)
-        feed = PhotoFeed(
+        feed = ShardedFeed(
             samples,
             maker,
             cut,
@@ -151,13 +152,13 @@ READERS = {
 
 def prepared(pictures: Path, folder: Path, short_side: int | None) -> None:
     """`folder/shards`, and `folder/pictures` with the very same files."""
-    from pipeline.data.originals import from_folders
-    from pipeline.data.prepare import prepare
+    from pipeline.data.prepare.source_folders import source_from_folders
+    from pipeline.data.prepare.write_shards import prepare_shards
     from pipeline.data.shards import open_shards
-    from pipeline.data.store import Place
+    from pipeline.data.store import Store
 
-    found = from_folders(pictures, None if (pictures / "train").is_dir() else "train")
-    prepare(found, Place(str(folder / "shards")), short_side=short_side, samples=50, workers=2)
+    found = source_from_folders(pictures, None if (pictures / "train").is_dir() else "train")
+    prepare_shards(found, Store(str(folder / "shards")), short_side=short_side, samples=50, workers=2)
     part = open_shards(folder / "shards").train
     for number, (content, label) in enumerate(zip(part.read(range(len(part))), part.labels.tolist(), strict=True)):
         file = folder / "pictures" / "train" / f"class{label:04d}" / f"{number}.jpg"
@@ -170,16 +171,16 @@ def pixels_apart(folder: Path) -> float:
     import numpy as np
     from PIL import Image
 
+    from pipeline.data.crops import CropSpec, crop_box
     from pipeline.data.jpeg import decode, resize
-    from pipeline.data.photographs import Cut, piece
     from pipeline.data.shards import open_shards
 
     part = open_shards(folder / "shards").train
-    cut = Cut(SIDE, None, None, False, (0.08, 1.0), (3 / 4, 4 / 3), "bilinear")
+    cut = CropSpec(SIDE, None, None, False, (0.08, 1.0), (3 / 4, 4 / 3), "bilinear")
     apart = []
     for number, content in enumerate(part.read(range(len(part)))):
         image = decode(content, part.where(number))
-        row, column, height, width = box = piece(cut, *image.shape[:2], (number + 0.5) / len(part)).box
+        row, column, height, width = box = crop_box(cut, *image.shape[:2], (number + 0.5) / len(part)).box
         theirs = Image.fromarray(image[row : row + height, column : column + width])
         theirs = theirs.resize((SIDE, SIDE), Image.Resampling.BILINEAR)
         difference = resize(image, box, (SIDE, SIDE)).numpy().astype(int) - np.asarray(theirs)

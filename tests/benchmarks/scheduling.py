@@ -33,7 +33,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from pipeline.schedule.queue import Item, Queue  # noqa: E402
+from pipeline.cluster.queue import (
+    Queue,  # noqa: E402
+    QueueItem,
+)
 
 DEVICES, WIDTH, RUNS = 1000, 8, 500
 NODES = 5
@@ -60,7 +63,7 @@ def ideal_ends(lengths: list[float], slots: int) -> list[float]:
 def filled(lengths: list[float]) -> Queue:
     """A queue with one launch of these runs."""
     queue = Queue()
-    queue.add("all", [Item(str(number), f"run {number}", WIDTH) for number in range(len(lengths))])
+    queue.add("all", [QueueItem(str(number), f"run {number}", WIDTH) for number in range(len(lengths))])
     return queue
 
 

@@ -71,9 +71,9 @@ def peer(steps: int, folder: Path, workers: int) -> float:
 
 def ours(steps: int, folder: Path, *, threads: int) -> float:
     """Images per second of a real run."""
-    from pipeline.data.manifest import manifest_of
-    from pipeline.runs import RunFolder
-    from pipeline.train import train
+    from pipeline.data.manifest import manifest_of, manifest_to_dict
+    from pipeline.plan.task import Task
+    from pipeline.train.train import train
 
     images = image_set(folder)
     times: list[float] = []
@@ -83,16 +83,9 @@ def ours(steps: int, folder: Path, *, threads: int) -> float:
         return False
 
     with tempfile.TemporaryDirectory() as place:
-        train(
-            declared(steps),
-            identity="benchmark",
-            folder=RunFolder(Path(place) / "run"),
-            images=images,
-            manifest=manifest_of(images),
-            code="benchmark",
-            threads=threads,
-            stop=clock,
-        )
+        manifest = manifest_to_dict(manifest_of(images))
+        task = Task(declared(steps), "benchmark", "benchmark", manifest, Path(place) / "run", Path(place))
+        train(task, images, threads=threads, stop=clock)
     return BATCH * (len(times) - WARM_UP) / (times[-1] - times[WARM_UP - 1])
 
 
@@ -102,9 +95,9 @@ def bare(steps: int, folder: Path, *, threads: int) -> float:
     import torch.nn.functional as F
 
     from lightning_modules.networks import build
-    from pipeline.data.batches import BatchMaker, Feed
+    from pipeline.data.batches import BatchBuilder, InMemoryFeed
     from pipeline.data.normalise import fit_normaliser
-    from pipeline.train import prepare_process
+    from pipeline.train.process import prepare_process
 
     prepare_process(threads)
     run, train_images = declared(steps), image_set(folder).train
@@ -115,8 +108,8 @@ def bare(steps: int, folder: Path, *, threads: int) -> float:
     forward = torch.compile(network) if recipe.compile else network
     optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9, weight_decay=1e-4)
     normalise = fit_normaliser("per-pixel-mean", train_images)
-    maker = BatchMaker(train_images, normalise=normalise, augment=run.recipe.data.augment)
-    feed = Feed(maker, train_images.labels, seed=0, batch_size=BATCH, start_step=0, stop_step=steps)
+    maker = BatchBuilder(train_images, normalise=normalise, augment=run.recipe.data.augment)
+    feed = InMemoryFeed(maker, train_images.labels, seed=0, batch_size=BATCH, start_step=0, stop_step=steps)
     start = 0.0
     for step, images, labels in feed:
         if step == WARM_UP:
@@ -131,22 +124,24 @@ def bare(steps: int, folder: Path, *, threads: int) -> float:
 
 def declared(steps: int):
     """The run that `ours` trains: ResNet-20 as its experiment declares it at gpu scale, for `steps` updates."""
-    from pipeline.experiment import load
-    from pipeline.plan import plan
+    from pipeline.declare.load import load_experiment
+    from pipeline.plan.expand import plan_runs
 
     changes = {"train.steps": steps, "train.lr_drops": None, "train.eval_every": steps}
-    return plan(load("resnet/cifar10_depth"), scale="gpu", variants=["resnet-20"], seeds=1, changes=changes)[0]
+    return plan_runs(
+        load_experiment("resnet/cifar10_depth"), scale="gpu", variants=["resnet-20"], seeds=1, changes=changes
+    )[0]
 
 
 def image_set(folder: Path):
     """The generated images as one of our data sets."""
     import torch
 
-    from pipeline.data.images import Images, ImageSet
+    from pipeline.data.images import ImageSet, LabelledImages
 
     pixels, labels = generated()
-    images = Images(torch.from_numpy(pixels), torch.from_numpy(labels))
-    few = Images(images.pixels[:BATCH], images.labels[:BATCH])
+    images = LabelledImages(torch.from_numpy(pixels), torch.from_numpy(labels))
+    few = LabelledImages(images.pixels[:BATCH], images.labels[:BATCH])
     return ImageSet("generated", "generated", tuple("0123456789"), images, few)
 
 

@@ -22,7 +22,7 @@ import typer
 import yaml
 
 from pipeline.cli import main
-from pipeline.declare.load import load, names
+from pipeline.declare.load import experiment_names, load_experiment
 from tests.support.composed import COMPOSE, ROOT, dotenv, interpolated, services, variables
 
 DOCKER = ROOT / "docker"
@@ -70,9 +70,9 @@ def refusal(words):
         return f"repro {shlex.join(words)}: {getattr(error, 'message', '') or error!r}"
     wanted = asked.get("experiments") or asked.get("experiment") or ()
     for experiment in [wanted] if isinstance(wanted, str) else wanted:
-        if experiment not in names():
+        if experiment not in experiment_names():
             return f"there is no experiment {experiment}"
-        if asked.get("scale") not in (None, *load(experiment).scales):
+        if asked.get("scale") not in (None, *load_experiment(experiment).scales):
             return f"{experiment} has no scale {asked['scale']}"
     return ""
 

@@ -120,9 +120,9 @@ def test_a_node_that_runs_is_healthy(cluster):
 
 
 def test_nothing_listens_beyond_this_machine(launched, cluster):
-    open_doors = sockets.audit(one.pid for one in cluster.look())
+    open_doors = sockets.listening_sockets(one.pid for one in cluster.look())
     assert len(open_doors) > 5  # the database, the store, MLflow, Ray
-    assert sockets.beyond_loopback(open_doors) == []
+    assert sockets.reachable_sockets(open_doors) == []
 
 
 def test_no_secret_is_in_a_command_line_or_a_log(launched, cluster):

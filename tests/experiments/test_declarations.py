@@ -14,31 +14,24 @@ import pytest
 import yaml
 
 from lightning_modules.networks import NETWORKS
-from pipeline import cli
-from pipeline.analyse import classes_of, image_shape, measure
-from pipeline.catalogue import find
-from pipeline.experiment import (
-    EXPERIMENTS,
-    BoundClaim,
-    Crop,
-    ExactClaim,
-    MetricClaim,
-    OrderingClaim,
-    RatioClaim,
-    load,
-    names,
-)
-from pipeline.ledger import judged_exactly, measured_by, variants_of
-from pipeline.mistakes import UserError
-from pipeline.plan import ROOT, Run, Step, plan
-from pipeline.protocol import read_protocol
-from pipeline.record import Record
-from pipeline.report.results import END, START, readme_block, results_text, with_block
-from pipeline.reproduce import all_experiments
-from pipeline.verdict import Outcome
+from pipeline.analyse.catalogue import find_network
+from pipeline.analyse.measure import class_count, measure_claim, published_image_shape
+from pipeline.cli import main
+from pipeline.common.errors import UserError
+from pipeline.common.paths import ROOT
+from pipeline.declare.claims import BoundClaim, ExactClaim, MetricClaim, OrderingClaim, RatioClaim
+from pipeline.declare.load import EXPERIMENTS, experiment_names, load_all, load_experiment
+from pipeline.declare.protocol import parse_protocol
+from pipeline.declare.recipe import Crop
+from pipeline.judge.counting import variants_of
+from pipeline.judge.ledger import judge_exact_claim, measured_sides
+from pipeline.judge.verdict import Outcome
+from pipeline.plan.expand import DerivedRun, Run, plan_runs
+from pipeline.report.results import README_END, README_START, readme_block, results_text, with_block
+from pipeline.track.record import Record
 
-NAMES = names()
-LOADED = {name: load(name) for name in NAMES}
+NAMES = experiment_names()
+LOADED = {name: load_experiment(name) for name in NAMES}
 TRAINING = [name for name in NAMES if LOADED[name].scales]  # the others are judged by arithmetic alone
 EXACT = [
     pytest.param(name, claim, id=f"{name}:{claim.id}")
@@ -52,7 +45,7 @@ RESPONDING = sorted(
         for name in NAMES
         for claim in LOADED[name].claims
         if isinstance(claim, MetricClaim | BoundClaim | OrderingClaim | RatioClaim)
-        for variant, metric in measured_by(claim)
+        for variant, metric in measured_sides(claim)
         if metric == "test/response_std"
     }
 )
@@ -64,7 +57,7 @@ def asked(command):
     parser.add_argument("program", choices=["repro"])
     parser.add_argument("command", choices=["run", "verify", "analyse"])
     parser.add_argument("experiment", nargs="?")
-    parser.add_argument("--scale", default=inspect.signature(cli.run).parameters["scale"].default)
+    parser.add_argument("--scale", default=inspect.signature(main.run).parameters["scale"].default)
     parser.add_argument("--variant", action="append", default=[])
     parser.add_argument("--seeds", type=int)
     words, unknown = parser.parse_known_args(shlex.split(command))
@@ -77,9 +70,11 @@ def would_do(command):
     """The runs that a command line would make, none of them begun; UserError for a name that does not exist."""
     words = asked(command)
     if words.command == "run":
-        return plan(load(words.experiment), scale=words.scale, variants=words.variant, seeds=words.seeds)
+        return plan_runs(
+            load_experiment(words.experiment), scale=words.scale, variants=words.variant, seeds=words.seeds
+        )
     if words.experiment:
-        load(words.experiment)
+        load_experiment(words.experiment)
     return []
 
 
@@ -97,7 +92,7 @@ def test_every_declaration_is_found():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_loads_under_its_name(name):
-    declared = load(name)
+    declared = load_experiment(name)
     assert declared.name == name
     assert declared.question.endswith("?")
     assert declared.paper.title
@@ -113,7 +108,7 @@ def test_every_network_is_one_that_can_be_built(name):
 def test_every_scale_can_be_planned_and_says_what_it_is_for(name):
     declared = LOADED[name]
     for scale, words in declared.scales.items():
-        assert plan(declared, scale=scale)
+        assert plan_runs(declared, scale=scale)
         assert words.why.endswith("."), scale
 
 
@@ -138,8 +133,8 @@ def test_two_commands_of_one_line_are_told_apart():
         ("repro run alexnet/imagenet", "no scale 'laptop'"),
         ("repro run alexnet/imagenet --scale papre", "no scale 'papre'"),
         ("repro run alexnet/imagenet --scale paper --variant alexent", "no variant 'alexent'"),
-        ("repro run alexnet/imagnet --scale paper", "no experiment 'alexnet/imagnet'"),
-        ("repro verify alexnet/imagnet", "no experiment 'alexnet/imagnet'"),
+        ("repro run alexnet/imagnet --scale paper", "experiment 'alexnet/imagnet' not found"),
+        ("repro verify alexnet/imagnet", "experiment 'alexnet/imagnet' not found"),
         ("repro run alexnet/architecture", "trains nothing"),
     ],
 )
@@ -157,7 +152,7 @@ def test_a_command_that_does_not_exist_is_noticed(command):
 @pytest.mark.parametrize("name", [name for name in TRAINING if not LOADED[name].data.crop])
 def test_it_has_a_smoke_scale_of_seconds_on_data_that_need_no_download(name):
     declared = LOADED[name]
-    runs = [run for run in plan(declared, scale="smoke") if isinstance(run, Run)]
+    runs = [run for run in plan_runs(declared, scale="smoke") if isinstance(run, Run)]
     assert {run.recipe.data.name for run in runs} <= {"noise", "digits"}
     assert all(run.recipe.train.steps * run.recipe.train.batch_size <= 2000 for run in runs)
 
@@ -184,7 +179,11 @@ def test_one_name_means_one_network_wherever_it_is_declared():
         declared = LOADED[name]
         for variant in declared.variants:
             published = declared.published(variant)
-            network = (published.model.model_dump_json(), classes_of(published.data), image_shape(published))
+            network = (
+                published.model.model_dump_json(),
+                class_count(published.data),
+                published_image_shape(published),
+            )
             assert meant.setdefault(variant, (network, name))[0] == network, (variant, name, meant[variant][1])
 
 
@@ -245,7 +244,7 @@ def test_a_size_that_is_said_and_not_judged_is_noticed(says, margin, without):
 
 @pytest.mark.parametrize(("name", "claim"), EXACT)
 def test_an_exact_claim_holds_or_is_a_declared_erratum(name, claim):
-    verdict = judged_exactly(claim, LOADED[name], measure)
+    verdict = judge_exact_claim(claim, LOADED[name], measure_claim)
     wrong = Outcome.CANNOT_JUDGE if claim.confidence == "memory" else Outcome.ERRATUM  # recalled, not read
     expected = Outcome.REPRODUCED if claim.corrected is None else wrong
     assert verdict.outcome is expected, verdict.sentence
@@ -253,7 +252,7 @@ def test_an_exact_claim_holds_or_is_a_declared_erratum(name, claim):
 
 @pytest.mark.parametrize(("name", "variant"), RESPONDING)
 def test_responses_are_claimed_of_networks_that_have_some(name, variant):
-    assert measure("model/count/BatchNorm2d", LOADED[name], variant) > 0
+    assert measure_claim("model/count/BatchNorm2d", LOADED[name], variant) > 0
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -267,11 +266,11 @@ def test_a_comparison_is_of_two_variants_on_the_same_data(name):
 
 def data_of(declared, name, scale):
     """The data set of a variant, or of the first that a step consumes."""
-    variant = next(iter(declared.steps[name].consumes)) if name in declared.steps else name
+    variant = next(iter(declared.derived[name].consumes)) if name in declared.derived else name
     return declared.recipe(variant, scale).data.name
 
 
-STEPS = [pytest.param(name, step, id=f"{name}:{step}") for name in TRAINING for step in LOADED[name].steps]
+STEPS = [pytest.param(name, step, id=f"{name}:{step}") for name in TRAINING for step in LOADED[name].derived]
 
 
 @pytest.mark.parametrize(("name", "step"), STEPS)
@@ -280,8 +279,8 @@ def test_a_step_that_is_claimed_something_of_is_done_often_enough_to_be_judged(n
     declared = LOADED[name]
     done = [
         one
-        for one in plan(declared, scale="paper", variants=list(declared.steps[step].consumes))
-        if isinstance(one, Step)
+        for one in plan_runs(declared, scale="paper", variants=list(declared.derived[step].consumes))
+        if isinstance(one, DerivedRun)
     ]
     mine = [one for one in done if one.variant == step]
     claimed = any(step in variants_of(claim) for claim in declared.claims)
@@ -291,7 +290,7 @@ def test_a_step_that_is_claimed_something_of_is_done_often_enough_to_be_judged(n
 
 
 def test_there_are_steps_of_several_kinds():
-    assert {LOADED[name].steps[step].kind for name, step in (p.values for p in STEPS)} >= {
+    assert {LOADED[name].derived[step].kind for name, step in (p.values for p in STEPS)} >= {
         "ensemble",
         "compression",
     }
@@ -300,7 +299,7 @@ def test_there_are_steps_of_several_kinds():
 @pytest.mark.parametrize("name", TRAINING)
 def test_more_seeds_than_the_others_are_declared_for_what_a_step_consumes_alone(name):
     declared = LOADED[name]
-    consumed = {variant for step in declared.steps.values() for variant in step.consumes}
+    consumed = {variant for step in declared.derived.values() for variant in step.consumes}
     assert {variant for variant, own in declared.variants.items() if own.seeds} <= consumed
 
 
@@ -348,12 +347,12 @@ def test_the_docs_commands_can_be_given():
     runs = [command for command in IN_DOCS if command.startswith("repro run ")]
     assert runs
     assert all(would_do(command) for command in runs)
-    experiments = all_experiments()
+    experiments = load_all()
     for command in IN_DOCS:
         if command.startswith("repro evaluate "):
             networks = command.removeprefix("repro evaluate ").partition(" --")[0].split()
-            assert all(find(name, experiments, {}) for name in networks)
-            read_protocol(command.partition("--protocol ")[2])
+            assert all(find_network(name, experiments, {}) for name in networks)
+            parse_protocol(command.partition("--protocol ")[2])
 
 
 # --- the committed results: here, where all networks have been looked at already ------------------------------
@@ -367,7 +366,7 @@ def records() -> list[Record]:
 
 
 def test_results_are_written_from_the_records(records):
-    experiments = all_experiments()
+    experiments = load_all()
     figures = {
         (e.name, scale): f"results/{path.name}"
         for e in experiments
@@ -379,14 +378,14 @@ def test_results_are_written_from_the_records(records):
 
 def test_the_readmes_leaderboard_is_the_records(records):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert text == with_block(text, readme_block(all_experiments(), records))
+    assert text == with_block(text, readme_block(load_all(), records))
 
 
 def test_a_number_changed_by_hand_is_noticed(records):
-    block = readme_block(all_experiments(), records)
+    block = readme_block(load_all(), records)
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    start = text.index(START)
-    digit = next(i for i in range(start, text.index(END)) if text[i : i + 2] == "0.")
+    start = text.index(README_START)
+    digit = next(i for i in range(start, text.index(README_END)) if text[i : i + 2] == "0.")
     forged = f"{text[:digit]}7{text[digit + 1 :]}"
     assert forged != with_block(forged, block)
 

@@ -9,24 +9,24 @@ import pytest
 import torch
 
 from lightning_modules.networks import NETWORKS, build
-from pipeline.analyse import measure
-from pipeline.data import manifest
-from pipeline.data.originals import from_folders
-from pipeline.data.prepare import prepare
+from pipeline.analyse.measure import measure_claim
+from pipeline.common.errors import UserError
+from pipeline.data.prepare.source_folders import source_from_folders
+from pipeline.data.prepare.stand_in import make_stand_in
+from pipeline.data.prepare.write_shards import prepare_shards
 from pipeline.data.shards import open_shards
-from pipeline.data.standin import make_standin
-from pipeline.data.store import Place
-from pipeline.data.views import views
-from pipeline.experiment import MetricClaim, OpenClaim, load, names
-from pipeline.mistakes import UserError
-from pipeline.plan import Step, identity, plan
-from pipeline.protocol import read_protocol
-from pipeline.runs import RunFolder
-from pipeline.steps import run_step
-from pipeline.train import train
+from pipeline.data.store import Store
+from pipeline.data.views import protocol_views
+from pipeline.declare.claims import MetricClaim, OpenClaim
+from pipeline.declare.load import experiment_names, load_experiment
+from pipeline.declare.protocol import parse_protocol
+from pipeline.derive.run import make_derived
+from pipeline.plan.expand import DerivedRun, plan_runs
+from pipeline.train.train import train
+from tests.support.smoke_runs import task_at
 
 IMAGES, VALIDATION = 1_281_167, 50_000  # of ILSVRC-2012
-LOADED = {name: load(name) for name in names()}
+LOADED = {name: load_experiment(name) for name in experiment_names()}
 SEEN = {  # what every variant learns from and is judged on: as published, and at each scale
     (name, variant, scale): declared.recipe(variant, scale) if scale else declared.published(variant)
     for name, declared in LOADED.items()
@@ -89,7 +89,7 @@ def scores_of(network: str, args: str, protocol: str) -> list[torch.Size]:
     with torch.device("meta"):
         built = build(network, json.loads(args), num_classes=1000, in_channels=3).eval()
     picture = torch.zeros(90, 120, 3, dtype=torch.uint8).numpy()
-    groups = [group for part in read_protocol(protocol).parts for group in views(picture, part)]
+    groups = [group for part in parse_protocol(protocol).parts for group in protocol_views(picture, part)]
     pixels = [(group.pixels.to("meta").permute(0, 3, 1, 2).float(), group.dense) for group in groups]
     with torch.inference_mode():  # as `evaluate.shown`, whose autocast knows no device without memory
         return [(getattr(built, "dense", built) if dense else built)(x).shape for x, dense in pixels]
@@ -99,7 +99,7 @@ def scores_of(network: str, args: str, protocol: str) -> list[torch.Size]:
 def test_a_declared_protocol_fits_the_network(network, args, protocol):
     shapes = scores_of(network, args, protocol)
     assert {shape[1:] for shape in shapes} == {(1000,)}
-    seen = read_protocol(protocol).views
+    seen = parse_protocol(protocol).views
     assert sum(shape[0] for shape in shapes) in (seen, seen / 2)  # without the mirror images
 
 
@@ -164,10 +164,10 @@ def test_an_error_names_the_protocol_that_it_was_measured_by(name):
 
 def test_ensembles_are_the_papers():
     members = {
-        step: declared.steps[step].members
+        step: declared.derived[step].members
         for declared in LOADED.values()
-        for step in declared.steps
-        if declared.steps[step].kind == "ensemble"
+        for step in declared.derived
+        if declared.derived[step].kind == "ensemble"
     }
     assert members == {
         "alexnet-5": {"alexnet": 5},  # Table 2
@@ -196,7 +196,7 @@ def test_ensembles_are_claimed_the_errors_that_the_papers_print():
     found = {}
     for declared in LOADED.values():
         for claim in declared.claims:
-            if isinstance(claim, MetricClaim) and claim.of in declared.steps:
+            if isinstance(claim, MetricClaim) and claim.of in declared.derived:
                 _, protocol, measure_ = claim.metric.split("/")
                 found.setdefault((claim.of, protocol), {})[measure_] = claim.claimed
     assert {
@@ -212,7 +212,7 @@ def opened(name, reason):
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_errors_on_the_test_set_are_left_open(name):
-    said = [re.findall(r"error of ([\d.]+) % on the test set$", says) for says in opened(name, "no-labels")]
+    said = [re.findall(r"error of ([\d.]+) % on the test set", says) for says in opened(name, "no-labels")]
     assert [value for found in said for value in found] == TEST_SET[name]
 
 
@@ -245,8 +245,8 @@ def test_no_comparison_can_be_drawn_from_the_stand_in(name):
     """A dry run of one network: generated pictures say nothing about what networks make of photographs."""
     declared = LOADED[name]
     assert len(declared.variants_at("stand-in")) == 1
-    for run in plan(declared, scale="stand-in"):
-        if isinstance(run, Step):
+    for run in plan_runs(declared, scale="stand-in"):
+        if isinstance(run, DerivedRun):
             continue
         assert run.recipe.data.name == "imagenet-standin"
         assert run.recipe.train.steps * run.recipe.train.batch_size <= 4000
@@ -255,22 +255,24 @@ def test_no_comparison_can_be_drawn_from_the_stand_in(name):
 @pytest.mark.parametrize(("key", "counts"), VIEWS.items())
 def test_views_and_scales_of_a_declared_protocol_can_be_measured(key, counts):
     name, variant, protocol = key
-    found = [measure(f"recipe/{what}/{protocol}", LOADED[name], variant) for what in ("test_views", "test_scales")]
+    found = [
+        measure_claim(f"recipe/{what}/{protocol}", LOADED[name], variant) for what in ("test_views", "test_scales")
+    ]
     assert tuple(found) == counts
 
 
 def test_a_protocol_that_is_not_declared_cannot_be_measured():
     with pytest.raises(UserError, match="no test protocol '1-crop-227-of-256'"):
-        measure("recipe/test_views/1-crop-227-of-256", LOADED["alexnet/imagenet"], "alexnet")
+        measure_claim("recipe/test_views/1-crop-227-of-256", LOADED["alexnet/imagenet"], "alexnet")
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
     """Six pictures of the stand-in for training and two for testing, of two classes."""
     folder = tmp_path_factory.mktemp("shards")
-    make_standin(folder / "made", classes=2, train=3, test=1, side=64, layout="folders")
-    where = Place(str(folder / "imagenet-standin"))
-    prepare(from_folders(folder / "made"), where, workers=1)
+    make_stand_in(folder / "made", classes=2, train=3, test=1, side=64, layout="folders")
+    where = Store(str(folder / "imagenet-standin"))
+    prepare_shards(source_from_folders(folder / "made"), where, workers=1)
     return open_shards(where)
 
 
@@ -285,16 +287,8 @@ def shards(tmp_path_factory):
 def test_it_trains_one_step(name, variant, shards, tmp_path):
     first, *_ = LOADED[name].published(variant).data.test
     changes = {"train.steps": 1, "train.batch_size": 2, "train.lr_drops": None, "data.test": [first]}
-    run = plan(LOADED[name], scale="paper", variants=[variant], seeds=1, changes=changes)[0]
-    counted = manifest.manifest_of(shards)
-    record = train(
-        run,
-        identity=identity(run, manifest=counted.sha256, code="code"),
-        folder=RunFolder(tmp_path),
-        images=shards,
-        manifest=counted,
-        code="code",
-    )
+    run = plan_runs(LOADED[name], scale="paper", variants=[variant], seeds=1, changes=changes)[0]
+    record = train(task_at(tmp_path, run, shards), shards)
     assert record.status == "finished", record.ended
     assert record.metrics[f"test/{first}/images"] == 2
     assert record.metrics[f"test/{first}/top5_error_pct"] == 0.0  # of two classes
@@ -305,20 +299,12 @@ def test_it_trains_one_step(name, variant, shards, tmp_path):
 def test_an_ensemble_of_the_stand_in_scale_is_done(shards, tmp_path):
     """Two GoogLeNets of one update each, and their averaged answers, through the folders that runs leave."""
     changes = {"train.steps": 1, "train.batch_size": 2, "train.lr_drops": None}
-    counted = manifest.manifest_of(shards)
-    *runs, step = plan(LOADED["googlenet/imagenet"], scale="stand-in", seeds=2, changes=changes)
-    folders = [RunFolder(tmp_path / f"{run.seed}") for run in runs]
+    *runs, derived = plan_runs(LOADED["googlenet/imagenet"], scale="stand-in", seeds=2, changes=changes)
+    folders = [tmp_path / f"{run.seed}" for run in runs]
     for run, folder in zip(runs, folders, strict=True):
-        assert train(run, identity=folder.path.name, folder=folder, images=shards, manifest=counted, code="code")
-    record = run_step(
-        step,
-        identity="step",
-        folder=RunFolder(tmp_path / "step"),
-        members=folders,
-        images=shards,
-        manifest=counted,
-        code="code",
-    )
+        assert train(task_at(folder, run, shards), shards)
+    task = task_at(tmp_path / "derived", derived, shards, needs=tuple(map(str, folders)))
+    record = make_derived(task, shards)
     assert (record.variant, record.ended) == ("googlenet-7", "2 networks averaged")
     assert record.metrics["test/1-crop-224-of-square-256/images"] == record.metrics["test/images"] == 2
     assert record.metrics["test/top1_error_pct"] in (0.0, 50.0, 100.0)

@@ -1,4 +1,4 @@
-"""The shared LightningModule: errors counted, rates set, a lost run stopped."""
+"""The shared LightningModule: errors and loss, learning rate, non-finite losses, checkpoints, micro-batches."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from lightning_modules.classifier import (
     WARMUP_WINDOW,
     Classifier,
     NotConvergedError,
-    totals_of,
+    batch_totals,
 )
 from lightning_modules.errors import wrong_in_top
 from lightning_modules.recipe import Batch
@@ -38,7 +38,7 @@ def module(monkeypatch) -> Classifier:
 
 
 def with_optimizer(module: Classifier, monkeypatch) -> Classifier:
-    """The module as a trainer would hold it: with one optimiser."""
+    """Attach an optimizer to the module, as a trainer does."""
     optimizer = module.configure_optimizers()
     monkeypatch.setattr(module, "optimizers", lambda: optimizer)
     return module
@@ -50,44 +50,44 @@ def batch(step: int = 0, n: int = 6) -> Batch:
     return Batch(step, images, torch.randint(0, 10, (n,), generator=draw))
 
 
-def test_training_step_is_cross_entropy_and_counts(module):
-    some = batch()
-    loss = module.training_step(some, 0)
+def test_training_step_returns_cross_entropy_and_counts_errors(module):
+    one_batch = batch()
+    loss = module.training_step(one_batch, 0)
     with torch.no_grad():
-        scores = module(some.images)  # batch statistics again: the same batch, the same scores
-    torch.testing.assert_close(loss.detach(), F.cross_entropy(scores, some.labels))
+        scores = module(one_batch.images)  # still in training mode: the same batch statistics, so the same scores
+    torch.testing.assert_close(loss.detach(), F.cross_entropy(scores, one_batch.labels))
     window = module.take_window()
     for k in (1, 5):
-        wrong = wrong_in_top(scores, some.labels, k).item()
+        wrong = wrong_in_top(scores, one_batch.labels, k).item()
         assert window[f"train/top{k}_error_pct"] == pytest.approx(100 * wrong / 6)
     assert window["train/loss"] == pytest.approx(loss.item())
     assert module.take_window() == {}
 
 
-def test_a_window_weighs_batches_by_their_images(module):
+def test_window_weights_batches_by_their_number_of_images(module):
     a, b = batch(0, 6), batch(1, 2)
     first, second = module.training_step(a, 0).item(), module.training_step(b, 1).item()
     assert module.take_window()["train/loss"] == pytest.approx((6 * first + 2 * second) / 8)
 
 
-def test_the_rate_follows_the_step_not_the_calls(module):
+def test_learning_rate_depends_on_the_step_not_on_the_calls(module):
     for step, lr in ((7, 0.01), (0, 0.1), (5, 0.01)):
         module.training_step(batch(step), 0)
         assert [group["lr"] for group in module.optimizers().param_groups] == [pytest.approx(lr)]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_loss_that_is_not_finite_stops_before_the_update(module, value):
-    some = batch(3)
-    some.images[0, 0, 0, 0] = value
+def test_non_finite_loss_stops_before_the_optimizer_step(module, value):
+    one_batch = batch(3)
+    one_batch.images[0, 0, 0, 0] = value
     with pytest.raises(NotConvergedError, match=r"the loss became (nan|inf) at step 3"):
-        module.training_step(some, 0)
-    assert module.take_window() == {}  # and nothing of it is counted
+        module.training_step(one_batch, 0)
+    assert module.take_window() == {}  # not counted
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_loss_that_is_not_finite_in_any_part_of_an_update_stops_before_it(module, value):
-    module.parts = 3
+def test_non_finite_loss_in_any_micro_batch_stops_before_the_optimizer_step(module, value):
+    module.accumulation_steps = 3
     first, second, third = batch(3), batch(3), batch(3)
     first.images[0, 0, 0, 0] = value
     module.training_step(first, 0)
@@ -97,8 +97,8 @@ def test_a_loss_that_is_not_finite_in_any_part_of_an_update_stops_before_it(modu
     assert module.take_window() == {}
 
 
-def test_an_update_made_from_parts_counts_once_it_is_whole(module):
-    module.parts = 2
+def test_accumulated_step_is_counted_after_its_last_micro_batch(module):
+    module.accumulation_steps = 2
     a, b = batch(0, 6), batch(0, 2)
     first = module.training_step(a, 6).item()
     assert module.take_window() == {}
@@ -107,14 +107,14 @@ def test_an_update_made_from_parts_counts_once_it_is_whole(module):
     assert module.take_window()["train/loss"] == pytest.approx((6 * first + 2 * second) / 8)
 
 
-def counted(scores, labels, loss):
-    """The totals of one batch."""
-    return totals_of(scores, labels, loss, loss)
+def totals(scores, labels, loss):
+    """Return the totals of one batch without auxiliary classifiers."""
+    return batch_totals(scores, labels, loss, loss)
 
 
-def test_warm_up_ends_when_the_error_of_a_window_is_low(monkeypatch):
-    warm = {"lr": 0.01, "train_error_below_pct": 80.0}
-    module = with_optimizer(classifier(warmup=warm, lr_drops=None), monkeypatch)
+def test_warmup_ends_when_the_error_of_a_window_is_low(monkeypatch):
+    warmup = {"lr": 0.01, "train_error_below_pct": 80.0}
+    module = with_optimizer(classifier(warmup=warmup, lr_drops=None), monkeypatch)
 
     def rate_at(step: int) -> float:
         module.set_lr(step)
@@ -123,27 +123,27 @@ def test_warm_up_ends_when_the_error_of_a_window_is_low(monkeypatch):
     scores, labels = torch.eye(10), torch.arange(10)
     wrong = labels.roll(1)
     assert rate_at(0) == 0.01
-    module.count(0, counted(scores, wrong, torch.tensor(1.0)))  # 100 % wrong
+    module.add_step_totals(0, totals(scores, wrong, torch.tensor(1.0)))  # 100 % wrong
     assert rate_at(WARMUP_WINDOW) == 0.01
-    module.count(0, counted(scores, labels, torch.tensor(1.0)))  # 0 % wrong
-    assert rate_at(WARMUP_WINDOW + 1) == 0.01  # looked at only every 100 updates
+    module.add_step_totals(0, totals(scores, labels, torch.tensor(1.0)))  # 0 % wrong
+    assert rate_at(WARMUP_WINDOW + 1) == 0.01  # checked only every 100 steps
     assert rate_at(2 * WARMUP_WINDOW) == 0.1
-    module.count(0, counted(scores, wrong, torch.tensor(1.0)))
-    assert rate_at(3 * WARMUP_WINDOW) == 0.1  # once over, it stays over
+    module.add_step_totals(0, totals(scores, wrong, torch.tensor(1.0)))
+    assert rate_at(3 * WARMUP_WINDOW) == 0.1  # the warm-up ends only once
 
 
-def test_warm_up_survives_a_checkpoint(monkeypatch):
-    warm = {"lr": 0.01, "train_error_below_pct": 80.0}
-    module = with_optimizer(classifier(warmup=warm, lr_drops=None), monkeypatch)
-    module.count(0, counted(torch.eye(10), torch.arange(10), torch.tensor(1.0)))
+def test_warmup_state_is_part_of_a_checkpoint(monkeypatch):
+    warmup = {"lr": 0.01, "train_error_below_pct": 80.0}
+    module = with_optimizer(classifier(warmup=warmup, lr_drops=None), monkeypatch)
+    module.add_step_totals(0, totals(torch.eye(10), torch.arange(10), torch.tensor(1.0)))
     module.set_lr(WARMUP_WINDOW)
-    again = with_optimizer(classifier(warmup=warm, lr_drops=None), monkeypatch)
+    again = with_optimizer(classifier(warmup=warmup, lr_drops=None), monkeypatch)
     again.load_state_dict(module.state_dict())
     again.set_lr(WARMUP_WINDOW + 50)
     assert again.optimizers().param_groups[0]["lr"] == 0.1
 
 
-def test_sgd_is_the_recipes(module):
+def test_sgd_has_the_settings_of_the_recipe(module):
     optimizer = module.configure_optimizers()
     assert isinstance(optimizer, torch.optim.SGD)
     (group,) = optimizer.param_groups
@@ -155,31 +155,31 @@ def test_hyperparameters_are_plain_values(module):
     assert not any(isinstance(value, torch.nn.Module) for value in module.hparams.values())
 
 
-def test_an_unknown_network_names_the_nearest():
+def test_unknown_network_names_the_nearest():
     with pytest.raises(ValueError, match="network 'resnet_cifr' is unknown; did you mean 'resnet_cifar'"):
         classifier(network="resnet_cifr")
 
 
-def test_an_unknown_argument_names_the_nearest():
+def test_unknown_argument_names_the_nearest():
     with pytest.raises(ValueError, match="has no argument 'dept'; did you mean 'depth'"):
         classifier(network_args={"dept": 20})
 
 
-def test_a_missing_argument_is_named():
+def test_missing_argument_is_named():
     with pytest.raises(ValueError, match="'resnet_cifar' needs the argument 'depth'"):
         classifier(network_args={})
 
 
-# --- other optimisers, auxiliary classifiers ---------------------------------------------------------------
+# --- other optimizers, auxiliary classifiers ---------------------------------------------------------------
 
 
-def test_nesterov_is_torchs():
+def test_nesterov_is_passed_to_sgd():
     optimizer = classifier(optimizer=SGD | {"nesterov": True}).configure_optimizers()
     assert optimizer.param_groups[0]["nesterov"] is True
     assert classifier().configure_optimizers().param_groups[0]["nesterov"] is False
 
 
-def test_rmsprop_takes_its_settings():
+def test_rmsprop_has_the_settings_of_the_recipe():
     recipe = {
         "name": "rmsprop",
         "alpha": 0.9,
@@ -195,14 +195,14 @@ def test_rmsprop_takes_its_settings():
     assert (decayed["weight_decay"], spared["weight_decay"]) == (0.01, 0.0)
 
 
-def test_a_rate_falls_in_a_line(monkeypatch):
+def test_linear_learning_rate_schedule(monkeypatch):
     module = with_optimizer(classifier(lr_drops=None, lr_end=(0.0, 10)), monkeypatch)
     module.set_lr(5)
     assert module.optimizers().param_groups[0]["lr"] == pytest.approx(0.05)
 
 
 class WithAuxiliary(torch.nn.Module):
-    """In training three scores; evaluated, the first."""
+    """Wrap a network: three scores in training, the first in evaluation."""
 
     aux_weight = 0.3
 
@@ -215,42 +215,45 @@ class WithAuxiliary(torch.nn.Module):
         return (scores, 2 * scores, 3 * scores) if self.training else scores
 
 
-def test_auxiliary_losses_count_by_their_weight_in_training_alone(monkeypatch):
+def test_auxiliary_losses_are_weighted_and_only_in_training(monkeypatch):
     module = with_optimizer(classifier(), monkeypatch)
     module.network = WithAuxiliary(module.network)
     module._forward_network = [module.network]
-    some = batch()
-    module.network.network.eval()  # batch statistics would differ from one pass to the next
+    one_batch = batch()
+    module.network.network.eval()  # batch statistics would differ between passes
     with torch.no_grad():
-        scores = module.network.network(some.images)
+        scores = module.network.network(one_batch.images)
     expected = sum(
-        weight * F.cross_entropy(factor * scores, some.labels) for weight, factor in ((1, 1), (0.3, 2), (0.3, 3))
+        weight * F.cross_entropy(factor * scores, one_batch.labels)
+        for weight, factor in ((1, 1), (0.3, 2), (0.3, 3))
     )
     module.network.training = True
-    assert module.training_step(some, 0).item() == pytest.approx(expected.item(), rel=1e-6)
+    assert module.training_step(one_batch, 0).item() == pytest.approx(expected.item(), rel=1e-6)
     module.network.training = False
-    assert module.training_step(some, 0).item() == pytest.approx(F.cross_entropy(scores, some.labels).item())
-    assert module.window[0] == 2 * len(some.labels)  # of the network's own scores
+    assert module.training_step(one_batch, 0).item() == pytest.approx(
+        F.cross_entropy(scores, one_batch.labels).item()
+    )
+    assert module.window[0] == 2 * len(one_batch.labels)  # main scores only
 
 
-# --- compiled and not --------------------------------------------------------------------------------------
+# --- torch.compile -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_a_checkpoint_holds_the_network_once_and_goes_on_compiled_or_not(compiled):
-    begun, goes_on = classifier(compile=compiled), classifier(compile=not compiled)
-    expected = {"window", "warm"} | {f"network.{name}" for name in begun.network.state_dict()}
-    assert set(begun.state_dict()) == expected
+def test_checkpoint_holds_the_network_once_and_loads_with_or_without_compile(compiled):
+    saved, resumed = classifier(compile=compiled), classifier(compile=not compiled)
+    expected = {"window", "warm"} | {f"network.{name}" for name in saved.network.state_dict()}
+    assert set(saved.state_dict()) == expected
     with torch.no_grad():
-        for parameter in begun.parameters():
+        for parameter in saved.parameters():
             parameter.add_(1)
-    goes_on.load_state_dict(begun.state_dict())
-    assert all(goes_on.state_dict()[name].equal(value) for name, value in begun.state_dict().items())
+    resumed.load_state_dict(saved.state_dict())
+    assert all(resumed.state_dict()[name].equal(value) for name, value in saved.state_dict().items())
 
 
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("name", ["forward_network.", "forward_network._orig_mod."])
-def test_a_checkpoint_that_holds_the_network_twice_is_loaded(name, compiled):
+def test_older_checkpoint_with_two_copies_of_the_network_loads(name, compiled):
     state = {key: value + 1 for key, value in classifier().state_dict().items()}
     old = state | {
         name + key.removeprefix("network."): v for key, v in state.items() if key.startswith("network.")
@@ -262,7 +265,7 @@ def test_a_checkpoint_that_holds_the_network_twice_is_loaded(name, compiled):
         module.load_state_dict(old | {"other": torch.zeros(1)})
 
 
-def test_what_is_compiled_is_the_network_that_is_kept_moved_and_evaluated():
+def test_compiled_network_shares_weights_and_mode_with_the_module():
     module = classifier(compile=True)
     assert module.forward_network is not module.network
     assert module.forward_network._orig_mod is module.network
@@ -273,63 +276,63 @@ def test_what_is_compiled_is_the_network_that_is_kept_moved_and_evaluated():
     assert plain.forward_network is plain.network
 
 
-# --- a mini-batch in parts ---------------------------------------------------------------------------------
+# --- micro-batches -----------------------------------------------------------------------------------------
 
 
-def passed(module, seed):
-    """Which batch-norm layers a training pass goes through, with torch's own generator seeded by `seed`."""
+def computed_layers(module, seed):
+    """Return 1 for each batch-norm layer computed in a training pass, after seeding the default generator."""
     torch.manual_seed(seed)
     layers = [layer for layer in module.network.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
     before = [int(layer.num_batches_tracked) for layer in layers]
     module.network.train()(torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)))
-    return [int(layer.num_batches_tracked) - was for layer, was in zip(layers, before, strict=True)]
+    return [
+        int(layer.num_batches_tracked) - count_before for layer, count_before in zip(layers, before, strict=True)
+    ]
 
 
-DRAWING = {
+RANDOM_NETWORKS = {
     "stochastic_depth_cifar": {"depth": 20},
     "fractalnet": {"columns": 3, "widths": [4, 4, 4, 4], "dropout": [0.0, 0.2, 0.2, 0.2], "drop_path": 0.5},
 }
 
 
-@pytest.mark.parametrize(("network", "arguments"), DRAWING.items(), ids=DRAWING)
-def test_parts_of_one_mini_batch_go_through_the_same_blocks_and_other_mini_batches_through_others(
-    network, arguments
-):
+@pytest.mark.parametrize(("network", "arguments"), RANDOM_NETWORKS.items(), ids=RANDOM_NETWORKS)
+def test_micro_batches_of_one_mini_batch_share_their_random_paths(network, arguments):
     module = classifier(network=network, network_args=arguments)
 
-    def parts(mini_batch):
-        found = []
-        for part in range(3):
+    def layers_by_micro_batch(mini_batch):
+        computed = []
+        for micro_batch in range(3):
             module.seed_shared_draws(mini_batch)
-            found.append(passed(module, part))
-        return found
+            computed.append(computed_layers(module, micro_batch))
+        return computed
 
-    ways = [parts(mini_batch) for mini_batch in range(4)]
-    assert all(first == second == third for first, second, third in ways)
-    assert len({tuple(first) for first, *_ in ways}) > 1
+    paths = [layers_by_micro_batch(mini_batch) for mini_batch in range(4)]
+    assert all(first == second == third for first, second, third in paths)
+    assert len({tuple(first) for first, *_ in paths}) > 1
 
 
-@pytest.mark.parametrize(("network", "arguments"), DRAWING.items(), ids=DRAWING)
-def test_a_mini_batch_in_one_piece_draws_by_torchs_own_generator(network, arguments):
+@pytest.mark.parametrize(("network", "arguments"), RANDOM_NETWORKS.items(), ids=RANDOM_NETWORKS)
+def test_mini_batch_without_micro_batches_uses_the_default_generator(network, arguments):
     module = classifier(network=network, network_args=arguments)
-    ways = [passed(module, seed) for seed in (0, 0, 1, 2, 3)]
-    assert ways[0] == ways[1]
-    assert len({tuple(way) for way in ways}) > 1
+    paths = [computed_layers(module, seed) for seed in (0, 0, 1, 2, 3)]
+    assert paths[0] == paths[1]
+    assert len({tuple(path) for path in paths}) > 1
 
 
-def test_dropout_differs_between_the_parts_of_a_mini_batch():
-    module = classifier(network="fractalnet", network_args=DRAWING["fractalnet"])
+def test_dropout_differs_between_micro_batches():
+    module = classifier(network="fractalnet", network_args=RANDOM_NETWORKS["fractalnet"])
     images = torch.randn(2, 3, 16, 16)
     scores = []
-    for part in (0, 0, 1):
+    for micro_batch in (0, 0, 1):
         module.seed_shared_draws(7)
-        torch.manual_seed(part)
+        torch.manual_seed(micro_batch)
         scores.append(module.network.train()(images))
     assert scores[0].equal(scores[1])
     assert not scores[0].equal(scores[2])
 
 
-def test_a_network_that_draws_nothing_for_a_whole_mini_batch_needs_no_seed():
+def test_seed_shared_draws_ignores_networks_without_shared_draws():
     module = classifier()
     module.seed_shared_draws(7)
     assert not hasattr(module.network, "shared_draws")

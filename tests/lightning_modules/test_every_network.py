@@ -1,6 +1,6 @@
-"""What holds for every network: it is built the same from a seed, it learns, and torch's own tools take it.
+"""Tests for every network: reproducible initialisation, gradients, overfitting, export, compilation, bfloat16.
 
-Each network is tried once in the smallest form that has all its parts.
+Each network is tested once, in the smallest configuration that has all its kinds of layers.
 """
 
 from dataclasses import dataclass, field
@@ -16,15 +16,17 @@ from lightning_modules.networks import NETWORKS, build
 
 @dataclass(frozen=True)
 class Case:
-    """A small form of one network."""
+    """A build_small configuration of one network."""
 
     image: tuple[int, int, int]
     args: dict[str, Any] = field(default_factory=dict)
     classes: int = 10
-    lr: float = 1e-3  # with which Adam learns one batch by heart
-    slow: bool = False  # learning one batch by heart, or being traced, takes more than a few seconds
-    blocks: int | None = None  # images of so many blocks a side, where weights start too small to tell noise apart
-    dropout: bool = True  # False: it learns by heart without, where with dropout it takes too many steps
+    lr: float = 1e-3  # of Adam, to overfit one batch
+    slow: bool = False  # overfitting or tracing takes more than a few seconds
+    blocks: int | None = (
+        None  # blocks per side of the images, if initial weights are too build_small for pixel noise
+    )
+    dropout: bool = True  # False: overfit without dropout, because with it overfitting takes too many steps
 
 
 CASES: dict[str, Case] = {
@@ -62,11 +64,13 @@ CASES: dict[str, Case] = {
     ),
     "densenet_imagenet": Case((3, 32, 32), {"depth": 121}),
 }
-ALL = [pytest.param(name, id=name) for name in CASES]
-SLOW = [pytest.param(name, id=name, marks=pytest.mark.slow if case.slow else ()) for name, case in CASES.items()]
+NETWORK_NAMES = [pytest.param(name, id=name) for name in CASES]
+WITH_SLOW_MARK = [
+    pytest.param(name, id=name, marks=pytest.mark.slow if case.slow else ()) for name, case in CASES.items()
+]
 
 
-def small(name: str, seed: int = 0) -> nn.Module:
+def build_small(name: str, seed: int = 0) -> nn.Module:
     case = CASES[name]
     torch.manual_seed(seed)
     return build(name, case.args, num_classes=case.classes, in_channels=case.image[0])
@@ -74,19 +78,19 @@ def small(name: str, seed: int = 0) -> nn.Module:
 
 def images(name: str, n: int = 2) -> Tensor:
     (channels, *size), blocks = CASES[name].image, CASES[name].blocks
-    drawn = [blocks, blocks] if blocks else size
-    noise = torch.randn(n, channels, *drawn, generator=torch.Generator().manual_seed(1))
+    noise_size = [blocks, blocks] if blocks else size
+    noise = torch.randn(n, channels, *noise_size, generator=torch.Generator().manual_seed(1))
     return F.interpolate(noise, size=size) if blocks else noise
 
 
-def loss_of(network: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy; where training gives auxiliary scores too, of all of them."""
-    scores = network(x)
-    every = scores if isinstance(scores, tuple) else (scores,)
-    return torch.stack([F.cross_entropy(some, labels) for some in every]).sum()
+def total_loss(network: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
+    """Return the cross-entropy, summed over the scores and any auxiliary scores."""
+    outputs = network(x)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    return torch.stack([F.cross_entropy(scores, labels) for scores in outputs]).sum()
 
 
-def without_dropout(network: nn.Module) -> None:
+def disable_dropout(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -96,19 +100,19 @@ def test_every_network_has_a_case():
     assert set(CASES) == set(NETWORKS)
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_one_seed_gives_the_same_weights_and_another_gives_others(name):
-    one, same, other = (small(name, seed).state_dict() for seed in (0, 0, 1))
+@pytest.mark.parametrize("name", NETWORK_NAMES)
+def test_initial_weights_depend_on_the_seed_only(name):
+    one, same, other = (build_small(name, seed).state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(value, same[key]) for key, value in one.items())
     assert any(not torch.equal(value, other[key]) for key, value in one.items())
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_no_parameter_is_dead(name):
-    """After one backward pass of a few images, every parameter has a finite gradient, not zero throughout."""
-    network = small(name).train()
-    without_dropout(network)
-    loss_of(network, images(name, 4), torch.arange(4)).backward()
+@pytest.mark.parametrize("name", NETWORK_NAMES)
+def test_every_parameter_gets_a_gradient(name):
+    """After one backward pass with a few images every parameter has a finite gradient that is not all zeros."""
+    network = build_small(name).train()
+    disable_dropout(network)
+    total_loss(network, images(name, 4), torch.arange(4)).backward()
     dead = [
         key
         for key, p in network.named_parameters()
@@ -117,16 +121,16 @@ def test_no_parameter_is_dead(name):
     assert dead == []
 
 
-@pytest.mark.parametrize("name", SLOW)
-def test_it_learns_one_batch_by_heart(name):
-    network, x, labels = small(name), images(name, 4), torch.arange(4)
+@pytest.mark.parametrize("name", WITH_SLOW_MARK)
+def test_overfits_one_batch(name):
+    network, x, labels = build_small(name), images(name, 4), torch.arange(4)
     if not CASES[name].dropout:
-        without_dropout(network)
+        disable_dropout(network)
     optimizer = torch.optim.Adam(network.parameters(), lr=CASES[name].lr)
     for _ in range(300):
         network.train()
         optimizer.zero_grad()
-        loss = loss_of(network, x, labels)
+        loss = total_loss(network, x, labels)
         loss.backward()
         optimizer.step()
         if loss < 0.1:
@@ -134,17 +138,17 @@ def test_it_learns_one_batch_by_heart(name):
     assert loss < 0.1
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_exported_it_gives_equal_output(name):
-    network, x = small(name).eval(), images(name)
+@pytest.mark.parametrize("name", NETWORK_NAMES)
+def test_exported_network_gives_equal_output(name):
+    network, x = build_small(name).eval(), images(name)
     exported = torch.export.export(network, (x,)).module()
     with torch.no_grad():
         torch.testing.assert_close(exported(x), network(x), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", SLOW)
-def test_traced_by_the_compiler_it_gives_the_same_output_in_one_graph(name):
-    network, x = small(name).eval(), images(name)
+@pytest.mark.parametrize("name", WITH_SLOW_MARK)
+def test_traces_to_one_graph_with_the_same_output(name):
+    network, x = build_small(name).eval(), images(name)
     compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
     with torch.no_grad():
         torch.testing.assert_close(compiled(x), network(x), rtol=1e-4, atol=1e-4)
@@ -153,24 +157,24 @@ def test_traced_by_the_compiler_it_gives_the_same_output_in_one_graph(name):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)  # minutes of compiling for a hundred layers
-@pytest.mark.parametrize("name", ALL)
-def test_compiled_it_gives_the_same_output_and_trains(name):
-    network, x = small(name).eval(), images(name)
+@pytest.mark.parametrize("name", NETWORK_NAMES)
+def test_compiled_network_gives_the_same_output_and_trains(name):
+    network, x = build_small(name).eval(), images(name)
     compiled = torch.compile(network)
     with torch.no_grad():
         torch.testing.assert_close(compiled(x), network(x), rtol=1e-3, atol=1e-3)
     network.train()
-    loss_of(compiled, x, torch.arange(2)).backward()
+    total_loss(compiled, x, torch.arange(2)).backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in network.parameters())
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_in_bfloat16_it_stays_near_its_output(name):
-    network, x = small(name).eval(), images(name)
+@pytest.mark.parametrize("name", NETWORK_NAMES)
+def test_bfloat16_output_is_close(name):
+    network, x = build_small(name).eval(), images(name)
     with torch.no_grad():
         exact = network(x)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            rough = network(x).float()
-    assert rough.isfinite().all()
-    assert (rough - exact).norm() < 0.1 * exact.norm() + 1e-3
+            approximate = network(x).float()
+    assert approximate.isfinite().all()
+    assert (approximate - exact).norm() < 0.1 * exact.norm() + 1e-3

@@ -1,4 +1,4 @@
-"""What several papers share, against the papers' own formulas."""
+"""Shared layers against the formulas of their papers."""
 
 import pytest
 import torch
@@ -8,26 +8,28 @@ from lightning_modules.layers import (
     PadShortcut,
     Projection,
     as_convolution,
+    check_image_size,
     he_normal,
     lrn,
-    require_image,
     shortcut_for,
 )
 
 
-def test_lrn_is_the_formula_of_alexnets_section_3_3():
+def test_lrn_is_the_formula_of_alexnet_section_3_3():
     """b_i = a_i / (k + alpha * sum over n neighbouring maps of a_j^2) ^ beta, with alpha not divided by n."""
-    a = 30 * torch.randn(2, 7, 3, 3, generator=torch.Generator().manual_seed(0))  # large, so that alpha matters
+    a = 30 * torch.randn(
+        2, 7, 3, 3, generator=torch.Generator().manual_seed(0)
+    )  # large values, so that alpha changes the output
     b = lrn(n=5, k=2.0, alpha=1e-4, beta=0.75)(a)
     for i in range(7):
-        near = a[:, max(0, i - 2) : min(6, i + 2) + 1]
-        expected = a[:, i] / (2.0 + 1e-4 * near.square().sum(1)) ** 0.75
+        neighbours = a[:, max(0, i - 2) : min(6, i + 2) + 1]
+        expected = a[:, i] / (2.0 + 1e-4 * neighbours.square().sum(1)) ** 0.75
         torch.testing.assert_close(b[:, i], expected, rtol=1e-5, atol=1e-6)
     assert not torch.allclose(b, nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=2.0)(a), rtol=1e-3)
 
 
 @pytest.mark.parametrize(("side", "height", "width"), [(3, 3, 3), (3, 5, 8), (1, 2, 4)])
-def test_a_fully_connected_layer_as_a_convolution_is_itself_at_each_place(side, height, width):
+def test_as_convolution_equals_the_linear_layer_at_each_place(side, height, width):
     torch.manual_seed(0)
     fc, x = nn.Linear(4 * side**2, 6), torch.randn(2, 4, height, width)
     scores = as_convolution(fc, x)
@@ -46,37 +48,36 @@ def test_he_initialisation_has_variance_2_over_fan_in(layer):
     assert layer.bias.abs().max() == 0
 
 
-def test_padding_keeps_the_identity_and_adds_zeros():
+def test_pad_shortcut_subsamples_and_appends_zero_channels():
     x = torch.randn(1, 4, 6, 6)
-    after, around = PadShortcut(4, 2)(x), PadShortcut(4, 2, first=2)(x)
-    assert after.shape == around.shape == (1, 8, 3, 3)
-    assert torch.equal(after[:, :4], x[:, :, ::2, ::2])
-    assert torch.equal(around[:, 2:6], x[:, :, ::2, ::2])
-    assert after[:, 4:].abs().sum() == around[:, :2].abs().sum() == around[:, 6:].abs().sum() == 0
+    y = PadShortcut(4, 2)(x)
+    assert y.shape == (1, 8, 3, 3)
+    assert torch.equal(y[:, :4], x[:, :, ::2, ::2])
+    assert not y[:, 4:].any()
 
 
 @pytest.mark.parametrize(
     ("option", "same", "wider"),
     [("A", nn.Identity, PadShortcut), ("B", nn.Identity, Projection), ("C", Projection, Projection)],
 )
-def test_options_where_the_size_stays_and_where_it_changes(option, same, wider):
+def test_shortcut_options_for_equal_and_for_changed_shapes(option, same, wider):
     assert type(shortcut_for(option, 16, 16, 1)) is same
     assert type(shortcut_for(option, 16, 32, 2)) is wider
 
 
 @pytest.mark.parametrize(
-    ("size", "limits", "words"),
+    ("size", "limits", "message"),
     [
         ((224, 224), {"side": 227}, "AlexNet reads images of 227 x 227 pixels, not 224 x 224"),
         ((227, 224), {"side": 227}, "AlexNet reads images of 227 x 227 pixels, not 227 x 224"),
-        ((30, 40), {"least": 32}, "AlexNet reads images of 32 x 32 pixels or more, not 30 x 40"),
+        ((30, 40), {"min_side": 32}, "AlexNet reads images of 32 x 32 pixels or more, not 30 x 40"),
     ],
 )
-def test_a_wrong_image_is_named_with_the_right_one(size, limits, words):
-    with pytest.raises(ValueError, match=words):
-        require_image(torch.zeros(1, 3, *size), "AlexNet", **limits)
+def test_wrong_image_size_raises_with_the_valid_size(size, limits, message):
+    with pytest.raises(ValueError, match=message):
+        check_image_size(torch.zeros(1, 3, *size), "AlexNet", **limits)
 
 
-def test_a_right_image_passes():
-    require_image(torch.zeros(1, 3, 227, 227), "AlexNet", side=227)
-    require_image(torch.zeros(1, 3, 32, 99), "AlexNet", least=32)
+def test_valid_image_sizes_pass():
+    check_image_size(torch.zeros(1, 3, 227, 227), "AlexNet", side=227)
+    check_image_size(torch.zeros(1, 3, 32, 99), "AlexNet", min_side=32)

@@ -6,7 +6,17 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_modules.lenet5 import TABLE_I, digit_codes, lenet5, lenet5_modern, map_loss, mle_loss, runs, squash
+from lightning_modules.lenet5 import (
+    TABLE_I,
+    contiguous_runs,
+    digit_codes,
+    lenet5,
+    lenet5_modern,
+    map_loss,
+    mle_loss,
+    squash,
+)
+from tests.support.network_inspection import count_parameters
 
 ROWS = {  # layer: output, parameters, connections (section II-B)
     "c1": ((6, 28, 28), 156, 122_304),
@@ -25,10 +35,6 @@ def network() -> nn.Sequential:
     return lenet5()
 
 
-def count(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
-
-
 def test_children_read_like_the_table(network):
     assert [name for name, _ in network.named_children()] == list(ROWS)
 
@@ -39,19 +45,19 @@ def test_every_row_of_the_table(network):
         network.named_children(), ROWS.values(), strict=True
     ):
         x = layer(x)
-        assert (name, tuple(x.shape[1:]), count(layer)) == (name, shape, parameters)
+        assert (name, tuple(x.shape[1:]), count_parameters(layer)) == (name, shape, parameters)
         assert layer.connections(x[:1]) == connections
 
 
-def test_totals_are_the_papers(network):
-    assert count(network) == 60_000
+def test_totals_are_those_of_the_paper(network):
+    assert count_parameters(network) == 60_000
     assert sum(row[2] for row in ROWS.values()) == 340_908
 
 
-def test_table_i_has_the_papers_pattern():
-    around = [{(start + i) % 6 for i in range(n)} for n in (3, 4) for start in range(6)]  # contiguous, cyclically
-    assert [set(row) for row in TABLE_I[:12]] == around or sorted(map(sorted, TABLE_I[:12])) == sorted(
-        map(sorted, around)
+def test_table_i_has_the_pattern_of_the_paper():
+    contiguous = [{(start + i) % 6 for i in range(n)} for n in (3, 4) for start in range(6)]  # modulo 6
+    assert [set(row) for row in TABLE_I[:12]] == contiguous or sorted(map(sorted, TABLE_I[:12])) == sorted(
+        map(sorted, contiguous)
     )
     assert [len(row) for row in TABLE_I] == [3] * 6 + [4] * 9 + [6]
     for row in TABLE_I[12:15]:  # "discontinuous": two pairs with a gap between them
@@ -59,22 +65,22 @@ def test_table_i_has_the_papers_pattern():
     assert set(TABLE_I[15]) == set(range(6))
 
 
-def test_c3_tells_how_many_maps_it_reads_and_whether_they_are_contiguous(network):
+def test_c3_has_the_number_and_contiguity_of_its_input_maps(network):
     assert network.c3.reads == (3,) * 6 + (4,) * 9 + (6,)
     assert network.c3.runs == (1,) * 12 + (2,) * 3 + (1,)  # (0, 1, 5) is contiguous, (0, 1, 3, 4) is not
-    assert [runs(inputs, 6) for inputs in ((2,), (0, 5), (0, 2, 4))] == [1, 1, 3]
+    assert [contiguous_runs(inputs, 6) for inputs in ((2,), (0, 5), (0, 2, 4))] == [1, 1, 3]
 
 
 def test_c3_reads_only_the_maps_of_table_i(network):
     x = torch.randn(1, 6, 14, 14)
-    for unread in range(6):
+    for index in range(6):
         changed = x.clone()
-        changed[:, unread] += 1
-        moved = (network.c3(x) != network.c3(changed)).flatten(2).any(2)[0]
-        assert moved.tolist() == [unread in row for row in TABLE_I]
+        changed[:, index] += 1
+        affected = (network.c3(x) != network.c3(changed)).flatten(2).any(2)[0]
+        assert affected.tolist() == [index in row for row in TABLE_I]
 
 
-def test_squashing_is_1_at_1():
+def test_squashing_function_is_1_at_1():
     """A and S are chosen so that f(1) = 1 and f(-1) = -1 (Appendix A)."""
     torch.testing.assert_close(squash(torch.tensor([1.0, -1.0])), torch.tensor([1.0, -1.0]), atol=2e-4, rtol=0)
     assert squash(torch.tensor(100.0)).item() == pytest.approx(1.7159)
@@ -90,7 +96,7 @@ def test_subsampling_is_a_scaled_and_shifted_sum(network):
     torch.testing.assert_close(network.s2(x), expected)
 
 
-def test_one_pattern_without_a_batch_gives_the_same(network):
+def test_single_pattern_gives_the_output_of_a_batch(network):
     x = torch.randn(3, 1, 32, 32)
     torch.testing.assert_close(torch.stack([network(one) for one in x]), network(x), atol=1e-4, rtol=1e-5)
 
@@ -100,10 +106,10 @@ def test_codes_are_ten_different_bitmaps_of_7_by_12():
     assert codes.shape == (10, 7 * 12)
     assert set(codes.flatten().tolist()) == {-1.0, 1.0}
     differing = (codes[:, None] != codes[None]).sum(-1) + 84 * torch.eye(10, dtype=torch.int64)
-    assert differing.min() >= 5  # no two digits nearly the same
+    assert differing.min() >= 5  # no two digits are nearly equal
 
 
-def test_the_nearest_code_wins(network):
+def test_nearest_code_has_the_largest_score(network):
     scores = network.output(digit_codes() + 0.3 * torch.randn(10, 84))
     assert scores.argmax(1).tolist() == list(range(10))
     torch.testing.assert_close(network.output(digit_codes()).diagonal(), torch.zeros(10))
@@ -118,15 +124,15 @@ def test_map_loss_is_equation_9():
     assert mle_loss(scores, labels).item() == pytest.approx(-sum(scores[range(4), labels].tolist()) / 4)
 
 
-def test_map_loss_gradient_and_far_penalties():
+def test_map_loss_gradient_and_large_penalties():
     scores = (-torch.rand(3, 10, dtype=torch.float64) * 5).requires_grad_()
     assert torch.autograd.gradcheck(lambda s: map_loss(s, torch.tensor([0, 3, 7]), j=1.0), scores)
-    far = map_loss(torch.full((1, 10), -1e4), torch.tensor([0]), j=1.0)  # no overflow, no log of zero
-    assert far.item() == pytest.approx(1e4 - 1.0)
+    large = map_loss(torch.full((1, 10), -1e4), torch.tensor([0]), j=1.0)  # no overflow, no log of zero
+    assert large.item() == pytest.approx(1e4 - 1.0)
 
 
-def test_a_constant_that_is_not_positive_is_refused():
-    with pytest.raises(ValueError, match=r"j is 0.*must be positive"):
+def test_map_loss_requires_a_positive_constant():
+    with pytest.raises(ValueError, match="j, the constant of equation 9, must be positive, not 0"):
         map_loss(torch.zeros(1, 10), torch.tensor([0]), j=0.0)
 
 
@@ -140,7 +146,7 @@ def test_weights_start_uniform_within_2_4_over_fan_in(network, layer, fan_in):
         assert weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.1)
 
 
-def test_the_same_seed_gives_the_same_weights():
+def test_initial_weights_depend_on_the_seed_only():
     networks = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
@@ -158,7 +164,7 @@ def test_every_parameter_gets_a_gradient(build):
 
 
 @pytest.mark.parametrize("build", [lenet5, lenet5_modern])
-def test_a_batch_can_be_learned_by_heart(build):
+def test_overfits_one_batch(build):
     torch.manual_seed(0)
     network = build()
     optimizer = torch.optim.Adam(network.parameters(), 3e-3)
@@ -171,11 +177,11 @@ def test_a_batch_can_be_learned_by_heart(build):
     assert (network(x).argmax(1) == y).all()
 
 
-def test_the_modern_simplification_has_61_706_parameters():
-    assert count(lenet5_modern()) == 156 + 2_416 + 48_120 + 10_164 + 850 == 61_706
+def test_modern_variant_has_61_706_parameters():
+    assert count_parameters(lenet5_modern()) == 156 + 2_416 + 48_120 + 10_164 + 850 == 61_706
 
 
 @pytest.mark.parametrize(("classes", "channels"), [(26, 1), (10, 3)])
-def test_other_data_than_digits_is_refused_with_what_fits(classes, channels):
-    with pytest.raises(ValueError, match=r"lenet5 reads 1 channel and tells 10 digits apart.*lenet5_modern"):
+def test_other_data_than_digits_raises_and_names_lenet5_modern(classes, channels):
+    with pytest.raises(ValueError, match=r"lenet5 has 1 input channel and 10 classes, not .*lenet5_modern"):
         lenet5(num_classes=classes, in_channels=channels)

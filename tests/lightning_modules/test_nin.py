@@ -1,22 +1,22 @@
-"""NIN against section 4 of arXiv:1312.4400 and the configurations that its authors released."""
+"""Test NIN against section 4 of arXiv:1312.4400 and the configurations that its authors released."""
 
 import pytest
 import torch
 import torch.nn.functional as F
-from looking import on_meta, output_shapes, parameters
 from torch import nn
 
 from lightning_modules.nin import nin
+from tests.support.network_inspection import count_parameters, on_meta, output_shapes
 
-# Side of the image, channels, then kernel and filters of each convolution, as in the four configuration files.
-FORMS = {
+# Image size, channels, then kernel size and filters of each convolution, from the four configuration files.
+CONFIGURATIONS = {
     "cifar10": (32, 3, (5, 192), (1, 160), (1, 96), (5, 192), (1, 192), (1, 192), (3, 192), (1, 192), (1, 10)),
     "cifar100": (32, 3, (5, 192), (1, 160), (1, 96), (5, 192), (1, 192), (1, 192), (3, 192), (1, 192), (1, 100)),
     "svhn": (32, 3, (5, 128), (1, 96), (1, 64), (5, 320), (1, 256), (1, 128), (5, 384), (1, 256), (1, 10)),
     "mnist": (28, 1, (5, 96), (1, 64), (1, 48), (5, 128), (1, 96), (1, 48), (5, 128), (1, 96), (1, 10)),
 }
 PARAMETERS = {"cifar10": 966_986, "cifar100": 984_356, "svhn": 1_986_026, "mnist": 349_674}
-TABLE = {  # of CIFAR-10
+TABLE = {  # layer outputs for CIFAR-10
     "mlpconv1.conv": (192, 32, 32),
     "mlpconv1.cccp1": (160, 32, 32),
     "mlpconv1": (96, 32, 32),
@@ -34,60 +34,62 @@ TABLE = {  # of CIFAR-10
 }
 
 
-def built(form: str, **args) -> nn.Module:
-    """One form, without memory for its weights."""
-    return on_meta(nin, form=form, num_classes=FORMS[form][-1][1], in_channels=FORMS[form][1], **args)
+def meta_nin(form: str, **args) -> nn.Module:
+    """Return the network for one data set, meta_nin on the meta device."""
+    channels, num_classes = CONFIGURATIONS[form][1], CONFIGURATIONS[form][-1][1]
+    return on_meta(nin, form=form, num_classes=num_classes, in_channels=channels, **args)
 
 
 def convolutions(network: nn.Module) -> list[nn.Conv2d]:
     return [m for m in network.modules() if isinstance(m, nn.Conv2d)]
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_convolutions_are_those_of_the_released_configuration(form):
-    found = [(conv.kernel_size[0], conv.out_channels) for conv in convolutions(built(form))]
-    assert found == list(FORMS[form][2:])
+@pytest.mark.parametrize("form", CONFIGURATIONS)
+def test_convolutions_match_the_released_configuration(form):
+    found = [(conv.kernel_size[0], conv.out_channels) for conv in convolutions(meta_nin(form))]
+    assert found == list(CONFIGURATIONS[form][2:])
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_parameters_by_hand(form):
-    _, channels, *layers = FORMS[form]
+@pytest.mark.parametrize("form", CONFIGURATIONS)
+def test_parameter_count_matches_hand_count(form):
+    _, channels, *layers = CONFIGURATIONS[form]
     total = 0
     for kernel, filters in layers:
         total += channels * kernel**2 * filters + filters
         channels = filters
     assert total == PARAMETERS[form]
-    assert parameters(built(form)) == total
+    assert count_parameters(meta_nin(form)) == total
 
 
-@pytest.mark.parametrize(("head", "more"), [("fc", 6_410), ("fc-dropout", 6_410)])
-def test_a_fully_connected_head_adds_640_inputs_for_each_class(head, more):
-    assert more == 10 * 8 * 8 * 10 + 10
-    assert parameters(built("cifar10", head=head)) == PARAMETERS["cifar10"] + more
+@pytest.mark.parametrize("head", ["fc", "fc-dropout"])
+def test_fully_connected_head_adds_640_weights_and_a_bias_per_class(head):
+    head_parameters = 10 * 8 * 8 * 10 + 10
+    assert head_parameters == 6_410
+    assert count_parameters(meta_nin("cifar10", head=head)) == PARAMETERS["cifar10"] + head_parameters
 
 
-def test_outputs_are_the_tables():
-    shapes = output_shapes(built("cifar10"), (3, 32, 32))
+def test_layer_outputs_match_the_table():
+    shapes = output_shapes(meta_nin("cifar10"), (3, 32, 32))
     assert {name: shapes[name] for name in TABLE} == TABLE
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_the_map_before_the_head_is_a_quarter_of_the_image(form):
-    side, channels = FORMS[form][:2]
-    shapes = output_shapes(built(form), (channels, side, side))
-    assert shapes["mlpconv3"] == (FORMS[form][-1][1], side // 4, side // 4)  # 8 x 8, of MNIST 7 x 7
+@pytest.mark.parametrize("form", CONFIGURATIONS)
+def test_map_before_the_head_has_a_quarter_of_the_image_size(form):
+    size, channels = CONFIGURATIONS[form][:2]
+    shapes = output_shapes(meta_nin(form), (channels, size, size))
+    assert shapes["mlpconv3"] == (CONFIGURATIONS[form][-1][1], size // 4, size // 4)  # 8 x 8; MNIST: 7 x 7
 
 
 @pytest.mark.parametrize(
-    ("head", "last"), [("average", ["pool"]), ("fc", ["fc"]), ("fc-dropout", ["dropout3", "fc"])]
+    ("head", "head_layers"), [("average", ["pool"]), ("fc", ["fc"]), ("fc-dropout", ["dropout3", "fc"])]
 )
-def test_children_read_like_the_table(head, last):
-    names = [name for name, _ in built("cifar10", head=head).named_children()]
-    assert names == ["mlpconv1", "pool1", "dropout1", "mlpconv2", "pool2", "dropout2", "mlpconv3", *last]
+def test_children_follow_the_table(head, head_layers):
+    names = [name for name, _ in meta_nin("cifar10", head=head).named_children()]
+    assert names == ["mlpconv1", "pool1", "dropout1", "mlpconv2", "pool2", "dropout2", "mlpconv3", *head_layers]
 
 
-def test_second_opinion_the_layers_one_by_one():
-    """The released configuration written down a second time, from its weights alone."""
+def test_forward_matches_a_functional_reimplementation():
+    """Recompute the released configuration from the network's weights with torch's functions."""
     torch.manual_seed(0)
     network = nin().eval()
     x = torch.randn(2, 3, 32, 32)
@@ -95,14 +97,14 @@ def test_second_opinion_the_layers_one_by_one():
     y = x
     for i, padding in enumerate((2, 0, 0, 2, 0, 0, 1, 0, 0)):
         y = F.conv2d(y, w[2 * i], w[2 * i + 1], padding=padding).clamp(min=0)
-        if i in (2, 5):  # 3x3 maxima at every second pixel; the last window has only two rows and columns
+        if i in (2, 5):  # 3x3 max pool, stride 2; the last window has only two rows and columns
             y = F.pad(y, (0, 1, 0, 1), value=-torch.inf).unfold(2, 3, 2).unfold(3, 3, 2).amax((-1, -2))
     assert y.shape == (2, 10, 8, 8)
     torch.testing.assert_close(network(x), y.sum((2, 3)) / 64, atol=1e-6, rtol=1e-5)
 
 
-def test_the_global_average_is_a_fully_connected_layer_with_fixed_weights():
-    """Section 4.6: block-diagonal, every weight of a block the same."""
+def test_global_average_equals_a_fully_connected_layer_with_fixed_weights():
+    """Section 4.6: the weight matrix is block-diagonal and constant within each block."""
     torch.manual_seed(0)
     average, full = nin().eval(), nin(head="fc").eval()
     full.load_state_dict(average.state_dict(), strict=False)
@@ -112,8 +114,8 @@ def test_the_global_average_is_a_fully_connected_layer_with_fixed_weights():
     torch.testing.assert_close(full(x), average(x), atol=1e-6, rtol=1e-5)
 
 
-def test_an_mlpconv_layer_is_one_perceptron_at_every_place():
-    """Section 3.1: the same three-layer perceptron over each patch of the image."""
+def test_mlpconv_layer_applies_one_perceptron_at_every_position():
+    """Section 3.1: the same three-layer perceptron reads each patch of the image."""
     torch.manual_seed(0)
     layer = nin(form="mnist", in_channels=1).mlpconv1
     x = torch.randn(1, 1, 9, 9)
@@ -125,27 +127,27 @@ def test_an_mlpconv_layer_is_one_perceptron_at_every_place():
 
 def test_scores_are_never_negative():
     torch.manual_seed(0)
-    assert nin()(5 * torch.randn(2, 3, 32, 32)).min() >= 0  # ReLU follows the last convolution too
+    assert nin()(5 * torch.randn(2, 3, 32, 32)).min() >= 0  # ReLU also follows the last convolution
 
 
 @pytest.mark.parametrize(
-    ("form", "spread"),
+    ("form", "mlpconv1_std"),
     [("cifar10", (0.05, 0.05, 0.05)), ("cifar100", (0.001, 0.01, 0.01)), ("mnist", (0.05,) * 3)],
 )
-def test_weights_start_normal_with_the_released_spread_and_biases_zero(form, spread):
+def test_initial_weights_are_normal_with_the_released_std_and_biases_zero(form, mlpconv1_std):
     torch.manual_seed(0)
     network = nin(form=form)
-    for conv, std in zip(convolutions(network), (*spread, *(0.05,) * 6), strict=True):
+    for conv, std in zip(convolutions(network), (*mlpconv1_std, *(0.05,) * 6), strict=True):
         standard = conv.weight.detach().flatten() / std
         error = len(standard) ** -0.5
         assert abs(standard.mean()) < 5 * error
         assert abs(standard.var() - 1) < 5 * 2**0.5 * error
         assert not conv.bias.any()
     large = network.mlpconv2.conv.weight.detach()
-    assert ((large / large.std()) ** 4).mean().item() == pytest.approx(3, abs=0.05)  # a uniform one has 1.8
+    assert ((large / large.std()) ** 4).mean().item() == pytest.approx(3, abs=0.05)  # kurtosis; 1.8 if uniform
 
 
-def test_dropout_drops_half_when_training_and_nothing_otherwise():
+def test_dropout_is_active_only_in_training():
     network = nin()
     assert [m.p for m in network.modules() if isinstance(m, nn.Dropout)] == [0.5, 0.5]
     x = torch.randn(2, 3, 32, 32)
@@ -154,28 +156,28 @@ def test_dropout_drops_half_when_training_and_nothing_otherwise():
     assert torch.equal(network(x), network(x))
 
 
-def test_the_compared_head_has_dropout_before_it_or_not():
+def test_only_the_fc_dropout_head_has_dropout_before_it():
     for head, rates in (("fc", [0.5] * 2), ("fc-dropout", [0.5] * 3)):
-        assert [m.p for m in built("cifar10", head=head).modules() if isinstance(m, nn.Dropout)] == rates
+        assert [m.p for m in meta_nin("cifar10", head=head).modules() if isinstance(m, nn.Dropout)] == rates
 
 
-@pytest.mark.parametrize("side", [6, 7, 32, 33])
-def test_the_global_average_takes_images_of_any_size_from_6(side):
-    assert nin().eval()(torch.zeros(1, 3, side, side)).shape == (1, 10)
+@pytest.mark.parametrize("size", [6, 7, 32, 33])
+def test_global_average_head_accepts_any_image_size_from_6(size):
+    assert nin().eval()(torch.zeros(1, 3, size, size)).shape == (1, 10)
 
 
-def test_a_smaller_image_is_refused():
+def test_image_smaller_than_6_x_6_raises():
     with pytest.raises(ValueError, match="nin reads images of 6 x 6 pixels or more, not 5 x 8"):
         nin()(torch.zeros(1, 3, 5, 8))
 
 
-def test_a_fully_connected_head_reads_its_own_size_only():
+def test_fully_connected_head_accepts_only_its_own_image_size():
     with pytest.raises(ValueError, match="nin reads images of 28 x 28 pixels, not 32 x 32"):
         nin(form="mnist", head="fc", in_channels=1)(torch.zeros(1, 1, 32, 32))
 
 
 @pytest.mark.parametrize("head", ["average", "fc", "fc-dropout"])
-def test_dense_is_the_ordinary_net_on_the_data_sets_size_and_averages_over_places_on_larger_images(head):
+def test_dense_equals_forward_on_the_own_size_and_averages_over_positions_on_larger_images(head):
     torch.manual_seed(0)
     network = nin(form="mnist", head=head, in_channels=1).eval()
     own, larger = torch.randn(2, 1, 28, 28), torch.randn(1, 1, 32, 36)
@@ -184,24 +186,24 @@ def test_dense_is_the_ordinary_net_on_the_data_sets_size_and_averages_over_place
         maps = network.mlpconv3(network.pool2(network.mlpconv2(network.pool1(network.mlpconv1(larger)))))
         assert maps.shape == (1, 10, 8, 9)
         expected = maps.mean((2, 3))
-        if head != "average":  # it reads 7 x 7
+        if head != "average":  # the head reads 7 x 7
             windows = [maps[:, :, i : i + 7, j : j + 7].flatten(1) for i in range(2) for j in range(3)]
             expected = torch.stack([network.fc(window) for window in windows]).mean(0)
         torch.testing.assert_close(network.dense(larger), expected, atol=1e-6, rtol=1e-5)
 
 
-def test_dense_with_a_fully_connected_head_needs_the_data_sets_size_at_least():
+def test_dense_with_a_fully_connected_head_rejects_images_below_the_own_size():
     with pytest.raises(
         ValueError, match="nin, applied densely, reads images of 32 x 32 pixels or more, not 31 x 40"
     ):
         nin(head="fc").dense(torch.zeros(1, 3, 31, 40))
 
 
-def test_an_unknown_form_names_the_papers():
+def test_unknown_form_error_lists_the_data_sets():
     with pytest.raises(ValueError, match=r"form 'imagenet' is not one of .*: cifar10, cifar100, svhn, mnist"):
         nin(form="imagenet")
 
 
-def test_an_unknown_head_names_the_papers():
+def test_unknown_head_error_lists_the_heads():
     with pytest.raises(ValueError, match=r"head 'gap' is not one of section 4\.6: average, fc, fc-dropout"):
         nin(head="gap")

@@ -1,4 +1,4 @@
-"""Learning rates and decay groups as the recipes say them."""
+"""Learning rates and weight-decay groups against the recipes of the papers."""
 
 import pytest
 
@@ -19,32 +19,32 @@ def test_rate_is_divided_by_10_at_32k_and_48k(step, lr):
 @pytest.mark.parametrize(
     ("passes", "lr"), [((1, 2), 5e-4), ((3, 5), 2e-4), ((6, 8), 1e-4), ((9, 12), 5e-5), ((13, 20), 1e-5)]
 )
-def test_lenet5s_rates_by_pass(passes, lr):
+def test_learning_rates_of_lenet5_by_pass(passes, lr):
     first, last = passes
     for step in ((first - 1) * 60000, last * 60000 - 1):
         assert lr_at(step, 5e-4, LENET5) == pytest.approx(lr, rel=1e-12)
 
 
-def test_no_drops_no_change():
+def test_rate_is_constant_without_drops():
     assert lr_at(10**6, 0.3, None) == 0.3
 
 
-def test_decay_all_holds_every_parameter():
+def test_decay_all_applies_to_every_parameter():
     network = resnet_cifar(depth=20)
     (group,) = parameter_groups(network, 1e-4, "all")
     assert len(group["params"]) == len(list(network.parameters()))
     assert group["weight_decay"] == 1e-4
 
 
-def test_decay_weights_spares_biases_and_batch_norm():
+def test_decay_weights_exempts_biases_and_batch_norm():
     network = resnet_cifar(depth=20)
-    decayed, spared = parameter_groups(network, 1e-4, "weights")
+    decayed, exempt = parameter_groups(network, 1e-4, "weights")
     assert len(decayed["params"]) == 20  # 19 convolutions and fc
-    assert len(spared["params"]) == 2 * 19 + 1  # scale and shift of each batch-norm, and fc's bias
-    assert (decayed["weight_decay"], spared["weight_decay"]) == (1e-4, 0.0)
+    assert len(exempt["params"]) == 2 * 19 + 1  # scale and shift of each batch-norm, and fc's bias
+    assert (decayed["weight_decay"], exempt["weight_decay"]) == (1e-4, 0.0)
 
 
-def test_times_0_94_every_two_epochs_of_inception_v4():
+def test_rate_of_inception_v4_is_multiplied_by_0_94_periodically():
     every = {"at": None, "every": 10, "factor": 0.94}  # arXiv:1602.07261, section 4
     assert [lr_at(step, 0.045, every) for step in (0, 9)] == [0.045, 0.045]
     assert lr_at(10, 0.045, every) == pytest.approx(0.0423)
@@ -52,5 +52,5 @@ def test_times_0_94_every_two_epochs_of_inception_v4():
 
 
 @pytest.mark.parametrize(("step", "lr"), [(0, 0.04), (42500, 0.03), (85000, 0.02), (169999, 0.04 / 170000)])
-def test_a_line_to_nothing_as_squeezenets(step, lr):
+def test_linear_schedule_of_squeezenet_ends_at_zero(step, lr):
     assert lr_at(step, 0.04, None, end=(0.0, 170000)) == pytest.approx(lr)

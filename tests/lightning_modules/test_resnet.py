@@ -1,4 +1,4 @@
-"""The CIFAR nets against section 4.2 and Table 6 of arXiv:1512.03385."""
+"""Test the CIFAR networks against section 4.2 and Table 6 of arXiv:1512.03385."""
 
 import pytest
 import torch
@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from lightning_modules.layers import PadShortcut
-from lightning_modules.resnet import CifarNet, plain_cifar, resnet_cifar
+from lightning_modules.resnet import CentredPadShortcut, ResNetCifar, plain_cifar, resnet_cifar
+from tests.support.network_inspection import count_parameters
 
 TABLE_6 = {20: 269_722, 32: 464_154, 44: 658_586, 56: 853_018, 110: 1_727_962}
 OUTPUTS = {
@@ -18,8 +19,8 @@ OUTPUTS = {
 }
 
 
-def by_hand(depth: int) -> int:
-    """Parameters of a net with option A, from the table: 3x3 weights, batch-norm's two a channel, fc."""
+def hand_count(depth: int) -> int:
+    """Count parameters with option A from the table: 3x3 weights, two of batch-norm per channel, fc."""
     n = (depth - 2) // 6
     total = 3 * 16 * 9 + 2 * 16
     channels = 16
@@ -30,45 +31,41 @@ def by_hand(depth: int) -> int:
     return total + 64 * 10 + 10
 
 
-def parameters(network: nn.Module) -> int:
-    return sum(p.numel() for p in network.parameters())
-
-
 @pytest.mark.parametrize(("depth", "count"), TABLE_6.items())
-def test_parameters_are_table_6s(depth, count):
-    assert by_hand(depth) == count
-    assert parameters(resnet_cifar(depth=depth)) == count
-    assert parameters(plain_cifar(depth=depth)) == count  # option A adds none
+def test_parameter_counts_match_table_6(depth, count):
+    assert hand_count(depth) == count
+    assert count_parameters(resnet_cifar(depth=depth)) == count
+    assert count_parameters(plain_cifar(depth=depth)) == count  # option A adds none
 
 
 def test_resnet_1202_has_19_4_million_parameters():
-    with torch.device("meta"):  # 1202 layers need not be filled to be counted
+    with torch.device("meta"):  # counting needs no memory for weights
         network = resnet_cifar(depth=1202)
-    assert parameters(network) == by_hand(1202) == 19_421_274
+    assert count_parameters(network) == hand_count(1202) == 19_421_274
 
 
 @pytest.mark.parametrize(("layer", "shape"), OUTPUTS.items())
-def test_outputs_are_the_tables(layer, shape):
-    seen = {}
+def test_layer_outputs_match_the_table(layer, shape):
+    outputs = []
     network = resnet_cifar(depth=20).eval()
-    network.get_submodule(layer).register_forward_hook(lambda *args: seen.update(out=args[2]))
+    network.get_submodule(layer).register_forward_hook(lambda *args: outputs.append(args[2]))
     network(torch.zeros(2, 3, 32, 32))
-    assert tuple(seen["out"].shape) == (2, *shape)
+    assert tuple(outputs[0].shape) == (2, *shape)
 
 
 @pytest.mark.parametrize("build", [plain_cifar, resnet_cifar])
-def test_weighted_layers_are_6n_plus_2(build):
+def test_number_of_weighted_layers_equals_the_depth(build):
     weighted = [m for m in build(depth=32).modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     assert len(weighted) == 32
 
 
 @pytest.mark.parametrize(("option", "projections"), [("A", 0), ("B", 2), ("C", 9)])
-def test_options_project_where_section_3_3_says(option, projections):
+def test_options_have_projections_as_in_section_3_3(option, projections):
     network = resnet_cifar(depth=20, shortcut=option)
     assert sum(isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1) for m in network.modules()) == projections
 
 
-def test_option_a_keeps_every_second_pixel_and_appends_zeros():
+def test_option_a_keeps_every_second_pixel_and_appends_zero_channels():
     x = torch.arange(2 * 16 * 4 * 4, dtype=torch.float32).view(2, 16, 4, 4)
     y = PadShortcut(16, 2)(x)
     assert y.shape == (2, 32, 2, 2)
@@ -76,14 +73,25 @@ def test_option_a_keeps_every_second_pixel_and_appends_zeros():
     assert not y[:, 16:].any()
 
 
-def test_a_block_is_figure_2_shortcut_before_the_last_relu():
+def test_pad_around_puts_half_of_the_zero_channels_first():
+    shortcut = resnet_cifar(depth=8, pad_around=True).map16[0].shortcut
+    assert isinstance(shortcut, CentredPadShortcut)
+    x = torch.randn(2, 16, 4, 4)
+    y = shortcut(x)
+    assert y.shape == (2, 32, 2, 2)
+    assert torch.equal(y[:, 8:24], x[:, :, ::2, ::2])
+    assert not y[:, :8].any()
+    assert not y[:, 24:].any()
+
+
+def test_block_adds_its_shortcut_before_the_last_relu():
     block = resnet_cifar(depth=20).eval().map32[0]
     x = torch.randn(2, 16, 8, 8)
     inner = block.bn2(block.conv2(F.relu(block.bn1(block.conv1(x)))))
     torch.testing.assert_close(block(x), F.relu(inner + x))
 
 
-def test_a_plain_net_has_the_residual_nets_layers_without_its_shortcuts():
+def test_plain_network_has_the_residual_networks_layers_without_shortcuts():
     torch.manual_seed(0)
     plain = plain_cifar(depth=20).eval()
     torch.manual_seed(0)
@@ -95,8 +103,8 @@ def test_a_plain_net_has_the_residual_nets_layers_without_its_shortcuts():
 
 
 @pytest.mark.parametrize("shortcut", ["A", "B", "C"])
-def test_second_opinion_torchvisions_basic_block(shortcut):
-    """torchvision's block, given our weights, computes the same; its downsample is our projection, or padding."""
+def test_block_output_matches_torchvisions_basic_block(shortcut):
+    """torchvision's block gives the same output with the same weights; its downsample is our shortcut."""
     from torchvision.models.resnet import BasicBlock
 
     ours = resnet_cifar(depth=20, shortcut=shortcut).eval().map16[0]
@@ -107,13 +115,13 @@ def test_second_opinion_torchvisions_basic_block(shortcut):
     torch.testing.assert_close(ours(x), theirs(x), atol=1e-5, rtol=0)
 
 
-def test_weights_start_normal_with_variance_2_over_fan_in_and_biases_zero():
+def test_initial_weights_are_normal_with_variance_2_over_fan_in_and_biases_zero():
     torch.manual_seed(0)
     network = resnet_cifar(depth=56)
     weights = torch.cat([m.weight.flatten() * (m.weight[0].numel()) ** 0.5 for m in convolutions(network)])
     assert weights.var().item() == pytest.approx(2, abs=5 * 2 * (2 / len(weights)) ** 0.5)
     kurtosis = ((weights / weights.std()) ** 4).mean().item()
-    assert kurtosis == pytest.approx(3, abs=0.05)  # of a normal distribution; a uniform one has 1.8
+    assert kurtosis == pytest.approx(3, abs=0.05)  # normal; 1.8 if uniform
     assert not network.fc.bias.any()
     assert network.fc.weight.var().item() == pytest.approx(2 / 64, rel=0.25)
 
@@ -139,7 +147,7 @@ def test_every_parameter_gets_a_gradient(build):
 
 
 @pytest.mark.parametrize("build", [plain_cifar, resnet_cifar])
-def test_a_batch_can_be_learned_by_heart(build):
+def test_network_overfits_one_batch(build):
     torch.manual_seed(0)
     network = build(depth=20)
     optimizer = torch.optim.SGD(network.parameters(), 0.05, momentum=0.9)
@@ -152,7 +160,7 @@ def test_a_batch_can_be_learned_by_heart(build):
     assert loss.item() < 0.1
 
 
-def test_bf16_and_channels_last_change_little():
+def test_bf16_and_channels_last_outputs_are_close():
     torch.manual_seed(0)
     network = resnet_cifar(depth=20).eval()
     x = torch.randn(4, 3, 32, 32)
@@ -164,17 +172,19 @@ def test_bf16_and_channels_last_change_little():
     assert (rough - exact).norm() / exact.norm() < 0.05
 
 
-@pytest.mark.parametrize(("depth", "hint"), [(21, "20, 26"), (2, "8, 14"), (55, "50, 56"), (-4, "8, 14")])
-def test_an_impossible_depth_names_the_nearest_possible(depth, hint):
-    with pytest.raises(ValueError, match=rf"depth {depth} is not 6n \+ 2 .*nearest that are: {hint}"):
+@pytest.mark.parametrize(
+    ("depth", "nearest"), [(21, "20 and 26"), (2, "8 and 14"), (55, "50 and 56"), (-4, "8 and 14")]
+)
+def test_invalid_depth_error_has_the_nearest_valid_depths(depth, nearest):
+    with pytest.raises(ValueError, match=rf"depth {depth} is not 6n \+ 2 .*nearest valid depths are {nearest}"):
         resnet_cifar(depth=depth)
 
 
-def test_an_unknown_shortcut_names_the_options():
+def test_unknown_shortcut_error_lists_the_options():
     with pytest.raises(ValueError, match=r"'D' is not one of the options of section 3\.3: A, B, C"):
         resnet_cifar(depth=20, shortcut="D")
 
 
-def test_children_read_like_the_table():
-    names = [name for name, _ in CifarNet(20, "A", num_classes=10, in_channels=3).named_children()]
+def test_children_follow_the_table():
+    names = [name for name, _ in ResNetCifar(20, "A", num_classes=10, in_channels=3).named_children()]
     assert names == ["conv1", "bn1", "map32", "map16", "map8", "pool", "fc"]

@@ -1,4 +1,4 @@
-"""Second-order step sizes against Appendix C of LeCun et al. 1998, and updates against plain autograd."""
+"""Second-order step sizes against Appendix C of LeCun et al. 1998, and optimizer steps against autograd."""
 
 import copy
 from functools import partial
@@ -11,7 +11,7 @@ from lightning_modules.classifier import NotConvergedError
 from lightning_modules.errors import wrong_in_top
 from lightning_modules.lenet5 import Convolution, FullConnection, RadialBasis, lenet5, map_loss, mle_loss, squash
 from lightning_modules.recipe import Batch
-from lightning_modules.sdlm import UNROLLED, OnlineClassifier, OnlineSDLM, curvature, loss_curvature
+from lightning_modules.sdlm import UNROLLED_STEPS, OnlineClassifier, OnlineSDLM, curvature, loss_curvature
 
 SETTINGS = {
     "network": "lenet5",
@@ -38,7 +38,7 @@ def network() -> nn.Sequential:
 
 
 def small_network() -> nn.Sequential:
-    """A convolution of two maps, a full layer of three units, two codes: small enough for explicit sums."""
+    """A convolution with two maps, a full connection with three units, two codes: small enough for loops."""
     torch.manual_seed(0)
     codes = torch.tensor([[1.0, -1.0, 1.0], [-1.0, 1.0, 1.0]])
     layers = [("c", Convolution(1, [(0,), (0,)])), ("f", FullConnection(2 * 2 * 2, 3)), ("o", RadialBasis(codes))]
@@ -48,23 +48,23 @@ def small_network() -> nn.Sequential:
     return network
 
 
-def test_curvature_is_appendix_c_connection_by_connection():
-    """d2E/du2 of every single connection, by loops, summed over those that share a weight."""
+def test_curvature_equals_appendix_c_by_connection():
+    """Compute d2E/du2 of every connection in loops, summed over the connections that share a weight."""
     network = small_network()
     x, label = torch.randn(1, 1, 6, 6), torch.tensor([0])
     c, f = network.c, network.f
-    a1 = c.weigh(x, c.weight, c.bias)[0].detach()  # (2, 2, 2)
+    a1 = c.weighted_sum(x, c.weight, c.bias)[0].detach()  # (2, 2, 2)
     x1 = squash(a1)
-    a2 = f.weigh(x1[None], f.weight, f.bias)[0].detach()  # (3,)
-    slope = lambda a: 1.7159 * 2 / 3 * (1 - torch.tanh(2 / 3 * a) ** 2)  # noqa: E731
-    second2 = 2 * slope(a2) ** 2  # equation 8: E = sum (x - w)^2, second derivative 2
+    a2 = f.weighted_sum(x1[None], f.weight, f.bias)[0].detach()  # (3,)
+    derivative = lambda a: 1.7159 * 2 / 3 * (1 - torch.tanh(2 / 3 * a) ** 2)  # noqa: E731
+    second2 = 2 * derivative(a2) ** 2  # equation 8: E = sum (x - w)^2, second derivative 2
     second1 = torch.zeros(8)
     h_f = torch.zeros(3, 8)
     for unit in range(3):
         for i in range(8):
             h_f[unit, i] = second2[unit] * x1.flatten()[i] ** 2
             second1[i] += second2[unit] * f.weight[unit, i].item() ** 2
-    second1 = (second1.view(2, 2, 2) * slope(a1) ** 2).detach()
+    second1 = (second1.view(2, 2, 2) * derivative(a1) ** 2).detach()
     h_c = torch.zeros(2, 5, 5)
     for m in range(2):
         for i in range(5):
@@ -72,33 +72,33 @@ def test_curvature_is_appendix_c_connection_by_connection():
                 for row in range(2):
                     for column in range(2):
                         h_c[m, i, k] += second1[m, row, column] * x[0, 0, row + i, column + k] ** 2
-    found = curvature(network, x, label, mle_loss)
-    torch.testing.assert_close(found["f.weight"], h_f)
-    torch.testing.assert_close(found["f.bias"], second2)
-    torch.testing.assert_close(found["c.weight"], h_c)
-    torch.testing.assert_close(found["c.bias"], second1.sum((1, 2)))
+    actual = curvature(network, x, label, mle_loss)
+    torch.testing.assert_close(actual["f.weight"], h_f)
+    torch.testing.assert_close(actual["f.bias"], second2)
+    torch.testing.assert_close(actual["c.weight"], h_c)
+    torch.testing.assert_close(actual["c.bias"], second1.sum((1, 2)))
 
 
 def test_curvature_is_the_mean_over_patterns(network):
     x, y = patterns(4)
     loss = partial(map_loss, j=1.0)
-    together = curvature(network, x, y, loss)
-    alone = [curvature(network, x[i : i + 1], y[i : i + 1], loss) for i in range(4)]
-    for name, h in together.items():
-        torch.testing.assert_close(h, sum(one[name] for one in alone) / 4, rtol=1e-4, atol=1e-8)
+    batched = curvature(network, x, y, loss)
+    separate = [curvature(network, x[i : i + 1], y[i : i + 1], loss) for i in range(4)]
+    for name, h in batched.items():
+        torch.testing.assert_close(h, sum(one[name] for one in separate) / 4, rtol=1e-4, atol=1e-8)
         assert (h >= 0).all()
 
 
-def test_the_losses_second_derivatives_are_the_formulas_of_the_docstring():
+def test_second_derivatives_of_the_losses_equal_the_docstring_formulas():
     output, x, labels = RadialBasis(torch.randn(4, 6).sign()), torch.randn(3, 6), torch.tensor([0, 1, 3])
     torch.testing.assert_close(loss_curvature(output, x, labels, mle_loss), torch.full((3, 6), 2.0))
     j = 5.0
-    found = loss_curvature(output, x, labels, partial(map_loss, j=j))
-    p = torch.cat([output(x), torch.full((3, 1), -j)], dim=1).softmax(1)  # the last: the part of -j
-    away = torch.cat([x[:, None] - output.codes, torch.zeros(3, 1, 6)], dim=1)
-    mean = (p[..., None] * away).sum(1)
-    variance = (p[..., None] * away.square()).sum(1) - mean.square()
-    torch.testing.assert_close(found, (2 * p[:, -1:] + 4 * variance).clamp(min=0), rtol=1e-4, atol=1e-5)
+    actual = loss_curvature(output, x, labels, partial(map_loss, j=j))
+    p = torch.cat([output(x), torch.full((3, 1), -j)], dim=1).softmax(1)  # last column: the probability of -j
+    differences = torch.cat([x[:, None] - output.codes, torch.zeros(3, 1, 6)], dim=1)
+    mean = (p[..., None] * differences).sum(1)
+    variance = (p[..., None] * differences.square()).sum(1) - mean.square()
+    torch.testing.assert_close(actual, (2 * p[:, -1:] + 4 * variance).clamp(min=0), rtol=1e-4, atol=1e-5)
 
 
 def test_step_sizes_are_eta_over_mu_plus_h(network):
@@ -107,16 +107,16 @@ def test_step_sizes_are_eta_over_mu_plus_h(network):
     sizes = online.step_sizes(5e-4)
     for name, h in online.h.items():
         torch.testing.assert_close(sizes[name], 5e-4 / (0.02 + h))
-        assert sizes[name].max() <= 5e-4 / 0.02  # mu bounds every step
+        assert sizes[name].max() <= 5e-4 / 0.02  # mu bounds every step size
 
 
-def test_steps_before_an_estimate_are_refused(network):
+def test_steps_before_an_estimate_raise(network):
     with pytest.raises(RuntimeError, match="have not been estimated"):
         OnlineSDLM(network, mle_loss, mu=0.02, compile=False).run(*patterns(1), 5e-4)
 
 
 def by_autograd(network, loss, sizes, images, labels):
-    """The same updates in the plainest way; returns what `run` counts."""
+    """Make the same steps with autograd; returns the same totals as `run`."""
     total = torch.zeros(3)
     for i in range(len(images)):
         scores = network(images[i : i + 1])
@@ -142,18 +142,18 @@ def check_against_autograd(network, *, compile: bool, n: int) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
 
 
-def test_a_row_of_updates_is_that_many_plain_ones(network):
-    check_against_autograd(network, compile=False, n=UNROLLED + 3)
+def test_steps_equal_autograd(network):
+    check_against_autograd(network, compile=False, n=UNROLLED_STEPS + 3)
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles
-def test_a_row_of_compiled_updates_is_that_many_plain_ones(network):
-    check_against_autograd(network, compile=True, n=UNROLLED + 3)
+@pytest.mark.filterwarnings("ignore")  # of torch.compile
+def test_compiled_steps_equal_autograd(network):
+    check_against_autograd(network, compile=True, n=UNROLLED_STEPS + 3)
 
 
-def test_an_update_uses_the_weights_of_the_one_before(network):
-    """The fault of averaging a block's gradients would not pass."""
+def test_each_step_uses_the_weights_of_the_previous_step(network):
+    """The steps differ from one step with the summed gradients of all patterns."""
     images, labels = patterns(6)
     other = copy.deepcopy(network)
     online = OnlineSDLM(network, mle_loss, mu=0.02, compile=False)
@@ -170,19 +170,19 @@ def online_classifier(**changes) -> OnlineClassifier:
     return OnlineClassifier(**(SETTINGS | changes))
 
 
-def test_training_step_counts_and_follows_the_rate():
+def test_training_step_counts_errors_and_uses_the_learning_rate():
     module, (images, labels) = online_classifier(), patterns(4)
     module.start_pass(images, labels)
-    seen = []
-    module.online.run = lambda x, y, eta: seen.append(eta) or torch.tensor([8.0, 3.0, 1.0])
+    rates = []
+    module.sdlm.run = lambda x, y, eta: rates.append(eta) or torch.tensor([8.0, 3.0, 1.0])
     module.training_step(Batch(0, images, labels), 0)
     module.training_step(Batch(20, images, labels), 1)
-    assert seen == pytest.approx([5e-4, 2e-4])
+    assert rates == pytest.approx([5e-4, 2e-4])
     window = module.take_window()
     assert window == {"train/loss": 2.0, "train/top1_error_pct": 75.0, "train/top5_error_pct": 25.0}
 
 
-def test_a_loss_that_is_not_finite_ends_the_run():
+def test_non_finite_loss_raises():
     module, (images, labels) = online_classifier(), patterns(2)
     module.start_pass(images, labels)
     images[1] = float("nan")
@@ -196,21 +196,21 @@ def test_second_derivatives_are_part_of_a_checkpoint():
     checkpoint: dict = {}
     module.on_save_checkpoint(checkpoint)
     again.on_load_checkpoint(checkpoint)
-    assert again.online.h.keys() == dict(module.network.named_parameters()).keys()
-    assert all(torch.equal(h, module.online.h[name]) for name, h in again.online.h.items())
+    assert again.sdlm.h.keys() == dict(module.network.named_parameters()).keys()
+    assert all(torch.equal(h, module.sdlm.h[name]) for name, h in again.sdlm.h.items())
 
 
-def test_it_learns():
-    """Two patterns, 150 passes: the loss falls to a fraction of what it was."""
+def test_overfits_two_patterns():
+    """Overfit two patterns in 150 passes."""
     module, (images, _) = online_classifier(), patterns(2)
     labels = torch.tensor([3, 8])
     losses = []
     for _ in range(150):
         module.start_pass(images, labels)
-        losses.append(module.online.run(images, labels, 5e-3)[0].item())
+        losses.append(module.sdlm.run(images, labels, 5e-3)[0].item())
     assert losses[-1] < 0.2 * losses[0]
 
 
-def test_a_network_without_such_layers_is_refused():
+def test_network_without_lenet5_layers_raises():
     with pytest.raises(ValueError, match=r"needs the second derivatives of LeNet-5's layers.*'lenet5_modern'"):
         online_classifier(network="lenet5_modern")

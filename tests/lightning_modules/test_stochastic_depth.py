@@ -1,4 +1,4 @@
-"""Stochastic depth against sections 3 and 4 of arXiv:1603.09382."""
+"""Test stochastic depth against sections 3 and 4 of arXiv:1603.09382."""
 
 from functools import cache
 from itertools import pairwise
@@ -7,7 +7,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from looking import on_meta, output_shapes, parameters
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -19,11 +18,12 @@ from lightning_modules.stochastic_depth import (
     StochasticDepth,
     stochastic_depth_cifar,
     stochastic_depth_imagenet,
-    survival_of,
+    survival_probabilities,
 )
+from tests.support.network_inspection import count_parameters, on_meta, output_shapes
 
-NETS = {110: (54, 1_727_962), 152: (75, 2_408_474), 1202: (600, 19_421_274)}  # depth: blocks, parameters
-LAYERS = {
+NETWORKS = {110: (54, 1_727_962), 152: (75, 2_408_474), 1202: (600, 19_421_274)}  # depth: blocks, parameters
+OUTPUTS = {
     "conv1": (16, 32, 32),
     "map32": (16, 32, 32),
     "map16.0.shortcut.pool": (16, 16, 16),
@@ -36,8 +36,8 @@ LAYERS = {
 }
 
 
-def by_hand(depth: int) -> int:
-    """Parameters from the table: 3x3 weights, batch-norm's two a channel, fc; the shortcuts have none."""
+def hand_count(depth: int) -> int:
+    """Count parameters from the table: 3x3 weights, two of batch-norm per channel, fc; shortcuts have none."""
     n = (depth - 2) // 6
     total, channels = 3 * 16 * 9 + 2 * 16, 16
     for width in (16, 32, 64):
@@ -48,7 +48,7 @@ def by_hand(depth: int) -> int:
 
 
 @cache
-def published(depth: int) -> nn.Module:
+def meta_network(depth: int) -> nn.Module:
     return on_meta(stochastic_depth_cifar, depth=depth)
 
 
@@ -56,8 +56,8 @@ def blocks_of(network: nn.Module) -> list[Block]:
     return [module for module in network.modules() if isinstance(module, Block)]
 
 
-def net(depth: int = 20, seed: int = 0, **args) -> StochasticDepth:
-    """A small net, batch-norm statistics and shifts drawn at random so that they count."""
+def small_network(depth: int = 20, seed: int = 0, **args) -> StochasticDepth:
+    """Return a small network with random batch-norm statistics and shifts."""
     torch.manual_seed(seed)
     network = stochastic_depth_cifar(depth=depth, **args)
     for bn in (m for m in network.modules() if isinstance(m, nn.BatchNorm2d)):
@@ -67,9 +67,9 @@ def net(depth: int = 20, seed: int = 0, **args) -> StochasticDepth:
     return network
 
 
-def fixed(network: StochasticDepth, monkeypatch: pytest.MonkeyPatch, alive: list[int]) -> StochasticDepth:
-    """The network in training, its blocks alive where `alive` has a 1."""
-    monkeypatch.setattr(network, "draw", lambda: torch.tensor(alive, dtype=torch.bool))
+def with_active(network: StochasticDepth, monkeypatch: pytest.MonkeyPatch, active: list[int]) -> StochasticDepth:
+    """Put the network in training mode with the blocks active where `active` is 1."""
+    monkeypatch.setattr(network, "draw", lambda: torch.tensor(active, dtype=torch.bool))
     return network.train()
 
 
@@ -77,29 +77,29 @@ def images(n: int = 4, side: int = 8) -> Tensor:
     return torch.randn(n, 3, side, side, generator=torch.Generator().manual_seed(1))
 
 
-# --- section 4: the networks ------------------------------------------------------------------------------
+# --- section 4: networks ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("depth", "row"), NETS.items())
-def test_blocks_layers_and_parameters(depth, row):
+@pytest.mark.parametrize(("depth", "row"), NETWORKS.items())
+def test_number_of_blocks_layers_and_parameters(depth, row):
     blocks, count = row
-    network = published(depth)
+    network = meta_network(depth)
     assert network.blocks == len(blocks_of(network)) == blocks
     assert sum(isinstance(m, nn.Conv2d | nn.Linear) for m in network.modules()) == depth
-    assert parameters(network) == by_hand(depth) == count
+    assert count_parameters(network) == hand_count(depth) == count
 
 
 def test_three_groups_of_18_blocks_with_16_32_and_64_filters():
-    network = published(110)
+    network = meta_network(110)
     for name, width in (("map32", 16), ("map16", 32), ("map8", 64)):
         group = network.get_submodule(name)
         assert len(group) == 18
         assert {block.f.conv2.out_channels for block in group} == {width}
 
 
-def test_outputs_are_the_tables():
-    seen = output_shapes(published(110), (3, 32, 32))
-    assert {name: seen[name] for name in LAYERS} == LAYERS
+def test_layer_outputs_match_the_table():
+    seen = output_shapes(meta_network(110), (3, 32, 32))
+    assert {name: seen[name] for name in OUTPUTS} == OUTPUTS
 
 
 def test_f_is_conv_bn_relu_conv_bn():
@@ -110,8 +110,8 @@ def test_f_is_conv_bn_relu_conv_bn():
     assert [name for name, _ in network.map32[0].f.named_children()] == ["conv1", "bn1", "relu1", "conv2", "bn2"]
 
 
-def test_where_maps_shrink_the_shortcut_averages_and_appends_zeros():
-    shortcut = net().map16[0].shortcut
+def test_shortcut_averages_and_appends_zeros_where_maps_shrink():
+    shortcut = small_network().map16[0].shortcut
     x = torch.arange(2 * 16 * 4 * 4, dtype=torch.float32).view(2, 16, 4, 4)
     y = shortcut(x)
     assert y.shape == (2, 32, 2, 2)
@@ -120,7 +120,7 @@ def test_where_maps_shrink_the_shortcut_averages_and_appends_zeros():
             square = x[:, :, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
             torch.testing.assert_close(y[:, :16, row, column], square.mean((2, 3)))
     assert not y[:, 16:].any()
-    assert not torch.equal(y[:, :16], x[:, :, ::2, ::2])  # as option A of He et al. would have it
+    assert not torch.equal(y[:, :16], x[:, :, ::2, ::2])  # option A of He et al.
 
 
 def test_imagenet_is_resnet_152_with_50_bottlenecks():
@@ -130,7 +130,7 @@ def test_imagenet_is_resnet_152_with_50_bottlenecks():
     weighted = [name for name, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     assert len([name for name in weighted if "shortcut" not in name]) == 152
     assert sum(isinstance(m, Projection) for m in network.modules()) == 4  # where dimensions do not match
-    assert parameters(network) == parameters(on_meta(resnet_imagenet, depth=152)) == 60_192_808
+    assert count_parameters(network) == count_parameters(on_meta(resnet_imagenet, depth=152)) == 60_192_808
     seen = output_shapes(network, (3, 224, 224))
     assert [seen[name] for name in ("conv1", "pool1", "conv2_x")] == [(64, 112, 112), (64, 56, 56), (256, 56, 56)]
     assert [seen[name] for name in ("conv3_x", "conv4_x")] == [(512, 28, 28), (1024, 14, 14)]
@@ -140,42 +140,42 @@ def test_imagenet_is_resnet_152_with_50_bottlenecks():
 # --- section 3: survival ----------------------------------------------------------------------------------
 
 
-def test_survival_falls_in_a_line_from_1_to_p_l():
-    survival = survival_of(54, 0.5, "linear")
+def test_survival_decays_linearly_from_1_to_p_l():
+    survival = survival_probabilities(54, 0.5, "linear")
     assert survival[0] == 1 - 0.5 / 54  # l = 1
-    assert survival[26] == pytest.approx(0.75)  # l = 27, half way
+    assert survival[26] == pytest.approx(0.75)  # l = 27, halfway
     assert survival[53] == 0.5
-    steps = {round(a - b, 12) for a, b in pairwise(survival)}
-    assert steps == {round(0.5 / 54, 12)}
-    assert survival_of(54, 0.5, "uniform") == [0.5] * 54
+    differences = {round(a - b, 12) for a, b in pairwise(survival)}
+    assert differences == {round(0.5 / 54, 12)}
+    assert survival_probabilities(54, 0.5, "uniform") == [0.5] * 54
 
 
 @pytest.mark.parametrize(("depth", "blocks"), [(110, 54), (152, 75), (1202, 600)])
-def test_expected_blocks_are_a_quarter_of_3l_minus_1(depth, blocks):
-    network = published(depth)
+def test_expected_blocks_equal_a_quarter_of_3l_minus_1(depth, blocks):
+    network = meta_network(depth)
     assert network.expected_blocks == pytest.approx((3 * blocks - 1) / 4)
     assert network.subnetworks == 2**blocks
 
 
-def test_uniform_and_constant_depth():
+def test_expected_blocks_for_uniform_survival_and_constant_depth():
     assert on_meta(stochastic_depth_cifar, depth=110, rule="uniform", p_L=0.25).expected_blocks == 54 / 4
     constant = on_meta(stochastic_depth_cifar, depth=110, p_L=1.0)
     assert (constant.expected_blocks, constant.subnetworks, constant.expected_saving) == (54, 1, 0)
 
 
-def test_blocks_are_alive_as_often_as_they_should_be():
+def test_blocks_are_active_with_their_survival_probability():
     network = stochastic_depth_cifar(depth=20)
     torch.manual_seed(0)
     draws = torch.stack([network.draw() for _ in range(4000)]).double()
     p = torch.tensor(network.survival).double()
     assert ((draws.mean(0) - p).abs() < 4 * (p * (1 - p) / 4000).sqrt()).all()
-    together = torch.corrcoef(draws.T) - torch.eye(9)
-    assert together.abs().max() < 4 / 4000**0.5 + 0.01  # blocks are drawn independently
+    correlation = torch.corrcoef(draws.T) - torch.eye(9)
+    assert correlation.abs().max() < 4 / 4000**0.5 + 0.01  # blocks are drawn independently
     assert draws.sum(1).mean().item() == pytest.approx((3 * 9 - 1) / 4, abs=0.1)
 
 
 def test_the_same_seed_draws_the_same_and_evaluation_draws_nothing():
-    network = net()
+    network = small_network()
     torch.manual_seed(5)
     first = [network.draw().tolist() for _ in range(5)]
     torch.manual_seed(5)
@@ -186,10 +186,10 @@ def test_the_same_seed_draws_the_same_and_evaluation_draws_nothing():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_one_draw_for_all_blocks_of_a_pass(monkeypatch):
-    network, calls = net().train(), []
-    drawn = network.draw
-    monkeypatch.setattr(network, "draw", lambda: calls.append(1) or drawn())
+def test_a_training_pass_draws_once_for_all_blocks(monkeypatch):
+    network, calls = small_network().train(), []
+    draw = network.draw
+    monkeypatch.setattr(network, "draw", lambda: calls.append(1) or draw())
     for _ in range(3):
         network(images())
     assert len(calls) == 3
@@ -199,39 +199,39 @@ def test_one_draw_for_all_blocks_of_a_pass(monkeypatch):
 
 
 def by_equation(network: StochasticDepth, x: Tensor, weights: list[float]) -> Tensor:
-    """H_l = ReLU(w_l f_l(H_l-1) + id(H_l-1)), all of it computed."""
+    """Compute H_l = ReLU(w_l f_l(H_l-1) + id(H_l-1)) for all blocks."""
     x = F.relu(network.bn1(network.conv1(x)))
     for block, weight in zip(blocks_of(network), weights, strict=True):
         x = F.relu(weight * block.f(x) + block.shortcut(x))
     return network.fc(x.mean((2, 3)))
 
 
-@pytest.mark.parametrize("alive", [[1] * 9, [0] * 9, [1, 0, 0, 0, 1, 1, 0, 1, 0], [0, 1, 1, 1, 0, 0, 1, 0, 1]])
-def test_training_is_equation_2(monkeypatch, alive):
-    network = fixed(net(), monkeypatch, alive)
+@pytest.mark.parametrize("active", [[1] * 9, [0] * 9, [1, 0, 0, 0, 1, 1, 0, 1, 0], [0, 1, 1, 1, 0, 0, 1, 0, 1]])
+def test_training_matches_equation_2(monkeypatch, active):
+    network = with_active(small_network(), monkeypatch, active)
     with torch.no_grad():
-        torch.testing.assert_close(network(images()), by_equation(network, images(), alive))
+        torch.testing.assert_close(network(images()), by_equation(network, images(), active))
 
 
-def test_evaluation_is_equation_5():
-    network = net().eval()
+def test_evaluation_matches_equation_5():
+    network = small_network().eval()
     survival = [1 - l / 9 * 0.5 for l in range(1, 10)]  # noqa: E741
     with torch.no_grad():
         expected = by_equation(network, images(), survival)
         torch.testing.assert_close(network(images()), expected)
-        assert (by_equation(network, images(), [1.0] * 9) - expected).abs().max() > 1e-3  # the weights matter
+        assert (by_equation(network, images(), [1.0] * 9) - expected).abs().max() > 1e-3  # p_l changes the scores
 
 
-def test_a_block_that_is_not_alive_hands_its_input_on():
-    network = net()
+def test_inactive_block_returns_its_input_or_shortcut():
+    network = small_network()
     x = torch.rand(2, 16, 8, 8)
     assert network.map32[1].bypass(x) is x  # equation 3
     block = network.map16[0]
     torch.testing.assert_close(block.bypass(x), block.shortcut(x))
 
 
-def test_a_projection_is_rectified():
-    """On ImageNet a shortcut may be negative: ReLU stays when f is left out."""
+def test_inactive_block_applies_relu_to_its_projection():
+    """On ImageNet a projection shortcut can be negative."""
     torch.manual_seed(0)
     with torch.device("meta"):
         block = stochastic_depth_imagenet(depth=50).conv2_x[0]
@@ -242,35 +242,37 @@ def test_a_projection_is_rectified():
     assert block.bypass(x).min() == 0
 
 
-@pytest.mark.parametrize("alive", [[0] * 9, [1, 0, 0, 0, 1, 1, 0, 1, 0]])
-def test_what_is_not_alive_is_not_computed(monkeypatch, alive):
-    network = fixed(net(), monkeypatch, alive)
+@pytest.mark.parametrize("active", [[0] * 9, [1, 0, 0, 0, 1, 1, 0, 1, 0]])
+def test_inactive_blocks_are_not_computed(monkeypatch, active):
+    network = with_active(small_network(), monkeypatch, active)
     calls = []
     for number, block in enumerate(blocks_of(network)):
         for part in block.f.modules():
             part.register_forward_hook(lambda *_, number=number: calls.append(number))
     network(images())
-    assert sorted(set(calls)) == [number for number, b in enumerate(alive) if b]
-    assert len(calls) == 6 * sum(alive)  # f, two convolutions, two batch norms, one ReLU
-    counted = [int(block.f.bn1.num_batches_tracked) for block in blocks_of(network)]
-    assert counted == alive
+    assert sorted(set(calls)) == [number for number, b in enumerate(active) if b]
+    assert len(calls) == 6 * sum(active)  # f, two convolutions, two batch norms, one ReLU
+    batches_tracked = [int(block.f.bn1.num_batches_tracked) for block in blocks_of(network)]
+    assert batches_tracked == active
 
 
 def operations(network: nn.Module, x: Tensor) -> int:
-    """torch's count for one pass forward and backward."""
+    """Return the operations that PyTorch counts for one forward and backward pass."""
     with FlopCounterMode(display=False) as counter:
         network(x).sum().backward()
     return counter.get_total_flops()
 
 
-def test_neither_forward_nor_backward_costs_an_operation(monkeypatch):
-    network = net(depth=20)
-    whole = operations(fixed(network, monkeypatch, [1] * 9), images())
+def test_inactive_block_costs_no_operation_forward_or_backward(monkeypatch):
+    network = small_network(depth=20)
+    all_active = operations(with_active(network, monkeypatch, [1] * 9), images())
     block = 3 * 2 * 4 * 2 * 9 * 16 * 16 * 8 * 8  # forward and two backward; 4 images; 2 convolutions of 16 on 8x8
-    assert whole - operations(fixed(network, monkeypatch, [1, 0, 1, 1, 1, 1, 1, 1, 1]), images()) == block
-    none = operations(fixed(network, monkeypatch, [0] * 9), images())
-    stem_and_fc = 2 * 2 * 4 * 27 * 16 * 8 * 8 + 3 * 2 * 4 * 64 * 10  # the image needs no gradient
-    assert none == stem_and_fc
+    assert (
+        all_active - operations(with_active(network, monkeypatch, [1, 0, 1, 1, 1, 1, 1, 1, 1]), images()) == block
+    )
+    none_active = operations(with_active(network, monkeypatch, [0] * 9), images())
+    conv1_and_fc = 2 * 2 * 4 * 27 * 16 * 8 * 8 + 3 * 2 * 4 * 64 * 10  # the image needs no gradient
+    assert none_active == conv1_and_fc
 
 
 @pytest.mark.parametrize(
@@ -282,7 +284,7 @@ def test_neither_forward_nor_backward_costs_an_operation(monkeypatch):
         (stochastic_depth_imagenet, {"depth": 152}, 224),
     ],
 )
-def test_expected_saving_is_that_of_the_operations_counted(build, args, side):
+def test_expected_saving_matches_counted_operations(build, args, side):
     network = on_meta(build, **args)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(torch.zeros(1, 3, side, side, device="meta"))
@@ -297,39 +299,40 @@ def test_expected_saving_is_that_of_the_operations_counted(build, args, side):
     assert network.expected_saving == pytest.approx(saved / total)
 
 
-def test_a_line_to_a_half_saves_a_quarter_and_to_a_fifth_two_fifths():
+def test_linear_decay_saves_25_and_40_percent():
     """Section 3: about 25 % for p_L = 0.5, 40 % for 0.2."""
-    assert published(110).expected_saving == pytest.approx(0.25, abs=0.005)
+    assert meta_network(110).expected_saving == pytest.approx(0.25, abs=0.005)
     assert on_meta(stochastic_depth_cifar, depth=110, p_L=0.2).expected_saving == pytest.approx(0.4, abs=0.01)
 
 
-# --- learning ---------------------------------------------------------------------------------------------
+# --- training ---------------------------------------------------------------------------------------------
 
 
-def test_gradients_of_what_is_not_alive_are_zero_and_of_all_else_not(monkeypatch):
-    alive = [1, 0, 0, 0, 1, 1, 0, 1, 0]
-    network = fixed(net(), monkeypatch, alive)
+def test_only_inactive_blocks_have_zero_gradients(monkeypatch):
+    active = [1, 0, 0, 0, 1, 1, 0, 1, 0]
+    network = with_active(small_network(), monkeypatch, active)
     F.cross_entropy(network(images()), torch.arange(4)).backward()
-    idle = {p for block, b in zip(blocks_of(network), alive, strict=True) if not b for p in block.f.parameters()}
-    assert len(idle) == 5 * 6
+    blocks = zip(blocks_of(network), active, strict=True)
+    inactive = {p for block, b in blocks if not b for p in block.f.parameters()}
+    assert len(inactive) == 5 * 6
     for p in network.parameters():
         assert p.grad is not None
-        assert bool(p.grad.any()) == (p not in idle)
+        assert bool(p.grad.any()) == (p not in inactive)
         assert p.grad.shape == p.shape
 
 
-def test_weight_decay_goes_on_where_a_block_is_not_alive(monkeypatch):
-    network = fixed(net(), monkeypatch, [0, *[1] * 8])
+def test_weight_decay_applies_to_inactive_blocks(monkeypatch):
+    network = with_active(small_network(), monkeypatch, [0, *[1] * 8])
     weight = network.map32[0].f.conv1.weight
     before = weight.detach().clone()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01, nesterov=True)
     network(images()).sum().backward()
     optimizer.step()
-    torch.testing.assert_close(weight.detach(), before * (1 - 0.1 * 0.01 * 1.9))  # 1.9: Nesterov's first step
+    torch.testing.assert_close(weight.detach(), before * (1 - 0.1 * 0.01 * 1.9))  # 1.9: first Nesterov step
 
 
-def test_scores_can_be_learned_from_while_blocks_come_and_go():
-    network, x, labels = net(depth=14), images(8), torch.arange(8)
+def test_network_overfits_one_batch():
+    network, x, labels = small_network(depth=14), images(8), torch.arange(8)
     optimizer = torch.optim.Adam(network.parameters(), 0.01)
     torch.manual_seed(0)
     for _ in range(60):
@@ -337,10 +340,12 @@ def test_scores_can_be_learned_from_while_blocks_come_and_go():
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert F.cross_entropy(network.eval()(x), labels) < 1 < F.cross_entropy(net(depth=14).eval()(x), labels)
+    assert (
+        F.cross_entropy(network.eval()(x), labels) < 1 < F.cross_entropy(small_network(depth=14).eval()(x), labels)
+    )
 
 
-def test_weights_start_normal_with_variance_2_over_fan_in():
+def test_initial_weights_have_variance_2_over_fan_in():
     torch.manual_seed(0)
     network = stochastic_depth_cifar(depth=110)
     weights = [
@@ -351,11 +356,11 @@ def test_weights_start_normal_with_variance_2_over_fan_in():
     assert not network.fc.bias.any()
 
 
-# --- the same as others, and not --------------------------------------------------------------------------
+# --- other networks and libraries -------------------------------------------------------------------------
 
 
-def test_with_p_l_1_it_is_the_resnet_but_for_the_two_shortcuts_that_shrink():
-    ours, resnet = net(depth=20, p_L=1.0).eval(), resnet_cifar(depth=20).eval()
+def test_p_l_1_equals_the_resnet_except_for_two_shortcuts():
+    ours, resnet = small_network(depth=20, p_L=1.0).eval(), resnet_cifar(depth=20).eval()
     resnet.load_state_dict({key.replace(".f.", "."): value for key, value in ours.state_dict().items()})
     with torch.no_grad():
         assert not torch.allclose(ours(images()), resnet(images()))
@@ -363,7 +368,7 @@ def test_with_p_l_1_it_is_the_resnet_but_for_the_two_shortcuts_that_shrink():
         torch.testing.assert_close(ours(images()), resnet(images()))
 
 
-def test_with_p_l_1_it_is_the_resnet_for_imagenet_with_the_stride_in_the_3x3():
+def test_p_l_1_equals_the_imagenet_resnet_with_its_stride_in_the_3x3():
     torch.manual_seed(0)
     ours = stochastic_depth_imagenet(depth=50, p_L=1.0, num_classes=5).eval()
     with torch.device("meta"):
@@ -376,30 +381,36 @@ def test_with_p_l_1_it_is_the_resnet_for_imagenet_with_the_stride_in_the_3x3():
         torch.testing.assert_close(ours(x), resnet(x), atol=1e-5, rtol=1e-5)
 
 
-def test_torchvisions_function_of_that_name_is_another():
-    """It computes what it drops, and divides by p in training instead of multiplying by p at test."""
+def test_torchvisions_stochastic_depth_scales_in_training():
+    """torchvision computes dropped blocks and divides by p in training instead of multiplying by p at test."""
     y = torch.ones(1, 2, 3, 3)
     torch.manual_seed(0)
     seen = {
         torchvision.ops.stochastic_depth(y, p=0.5, mode="batch", training=True).max().item() for _ in range(20)
     }
     assert seen == {0.0, 2.0}  # in the paper 0 and 1
-    assert torch.equal(torchvision.ops.stochastic_depth(y, p=0.5, mode="batch", training=False), y)  # there 0.5
+    assert torch.equal(
+        torchvision.ops.stochastic_depth(y, p=0.5, mode="batch", training=False), y
+    )  # 0.5 y in the paper
 
 
-# --- mistakes ---------------------------------------------------------------------------------------------
+# --- invalid arguments ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("build", "args", "sentence"),
+    ("build", "args", "message"),
     [
-        (stochastic_depth_cifar, {"depth": 111}, r"depth 111 is not 6n \+ 2 .*nearest that are: 110, 116"),
+        (
+            stochastic_depth_cifar,
+            {"depth": 111},
+            r"depth 111 is not 6n \+ 2 \(section 4\); .*depths are 110 and 116",
+        ),
         (
             stochastic_depth_cifar,
             {"depth": 110, "p_L": 0},
-            "p_L is 0; a block survives with a probability above 0",
+            "p_L must be > 0 and <= 1, not 0",
         ),
-        (stochastic_depth_cifar, {"depth": 110, "p_L": 1.5}, "p_L is 1.5; a block survives with .* up to 1"),
+        (stochastic_depth_cifar, {"depth": 110, "p_L": 1.5}, r"p_L must be > 0 and <= 1, not 1\.5"),
         (
             stochastic_depth_cifar,
             {"depth": 110, "rule": "sudden"},
@@ -408,42 +419,42 @@ def test_torchvisions_function_of_that_name_is_another():
         (
             stochastic_depth_imagenet,
             {"depth": 34},
-            "depth 34 is not that of a ResNet with bottlenecks: 50, 101, 152",
+            "depth 34 is not one of the ResNets with bottlenecks: 50, 101, 152",
         ),
-        (stochastic_depth_imagenet, {"p_L": -1}, "p_L is -1; a block survives"),
+        (stochastic_depth_imagenet, {"p_L": -1}, "p_L must be > 0 and <= 1, not -1"),
     ],
 )
-def test_impossible_arguments(build, args, sentence):
-    with pytest.raises(ValueError, match=sentence):
+def test_invalid_arguments_raise_value_error(build, args, message):
+    with pytest.raises(ValueError, match=message):
         on_meta(build, **args)
 
 
 @pytest.mark.parametrize("side", [4, 5, 7, 28])
-def test_any_size_from_4_x_4(side):
-    network = net(depth=8)
+def test_network_accepts_any_image_size_from_4_x_4(side):
+    network = small_network(depth=8)
     assert network.eval()(torch.zeros(1, 3, side, side)).shape == (1, 10)
     assert network.train()(torch.zeros(2, 3, side, side)).shape == (2, 10)
 
 
-def test_images_that_are_too_small():
+def test_too_small_image_raises():
     with pytest.raises(ValueError, match="reads images of 4 x 4 pixels or more, not 3 x 3"):
-        net(depth=8)(torch.zeros(1, 3, 3, 3))
+        small_network(depth=8)(torch.zeros(1, 3, 3, 3))
     with pytest.raises(ValueError, match="reads images of 32 x 32 pixels or more, not 31 x 40"):
         on_meta(stochastic_depth_imagenet, depth=50)(torch.zeros(1, 3, 31, 40, device="meta"))
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch, looking at x
-def test_compiled_training_makes_a_few_graphs_not_one_for_each_draw():
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # raised by PyTorch for x
+def test_compiled_training_makes_a_few_graphs_instead_of_one_per_draw():
     from torch._dynamo.testing import CompileCounter
 
-    network, counter = net(depth=32).train(), CompileCounter()
+    network, counter = small_network(depth=32).train(), CompileCounter()
     compiled = torch.compile(network, backend=counter)
     torch.manual_seed(0)
     for _ in range(30):
         compiled(images()).sum().backward()
-    settled = counter.frame_count
+    frame_count = counter.frame_count
     for _ in range(30):
         compiled(images()).sum().backward()
-    assert counter.frame_count == settled < 20
+    assert counter.frame_count == frame_count < 20
     torch.compiler.reset()

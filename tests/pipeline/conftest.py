@@ -9,7 +9,7 @@ import pytest
 from pipeline.declare.experiment import Experiment
 from pipeline.declare.load import load_experiment
 from pipeline.track.record import Record
-from tests.support.made_up import made_up, print_to
+from tests.support.fake_records import fake_record, set_console
 
 DECLARATION = """
 paper: {title: "On <Depth>", authors: "A & B", year: 2015, arxiv: "0000.00000", section: "4.2"}
@@ -76,15 +76,15 @@ def experiment(declare: Callable[..., Experiment]) -> Experiment:
 
 @pytest.fixture
 def record() -> Callable[..., Record]:
-    return made_up
+    return fake_record
 
 
 @pytest.fixture
-def row_of_seeds() -> Callable[..., list[Record]]:
+def seed_records() -> Callable[..., list[Record]]:
     """One record for each of the errors given, with seeds 0, 1, 2, …"""
 
     def several(experiment: Experiment, variant: str, errors: list[float], **other: Any) -> list[Record]:
-        return [made_up(experiment, variant, seed, error, **other) for seed, error in enumerate(errors)]
+        return [fake_record(experiment, variant, seed, error, **other) for seed, error in enumerate(errors)]
 
     return several
 
@@ -99,7 +99,7 @@ def command(
     monkeypatch.setenv("REPRO_HOME", str(tmp_path))
     for name in ("OMP_NUM_THREADS", "MLFLOW_TRACKING_URI", "REPRO_DATA", "COLUMNS"):
         monkeypatch.delenv(name, raising=False)
-    print_to(monkeypatch, terminal.console())  # as wide as a pipe, whatever the tests run in
+    set_console(monkeypatch, terminal.console())  # as wide as a pipe, whatever the tests run in
 
     def run(*words: object) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", ["repro", *map(str, words)])

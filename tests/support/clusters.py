@@ -17,9 +17,9 @@ from pipeline.cluster import launches
 from pipeline.cluster.launches import Launch, LaunchTerms
 from pipeline.cluster.local_head import ray_environment
 from pipeline.common.paths import ROOT
-from pipeline.schedule.task import Task
+from pipeline.plan.task import Task
 from pipeline.track.run_folder import RunFolder
-from tests.support.real_runs import NOWHERE, a_run, a_task
+from tests.support.smoke_runs import NO_DATA_FOLDER, smoke_run, smoke_task
 
 PATIENCE = 120.0  # seconds that anything may take on a busy machine
 
@@ -33,7 +33,7 @@ class Place:
         self.env = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}
         self.env |= {
             "REPRO_HOME": str(home),
-            "REPRO_DATA": str(NOWHERE.resolve()),
+            "REPRO_DATA": str(NO_DATA_FOLDER.resolve()),
             "REPRO_CHECKPOINT_SECONDS": "0.5",
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": str(ROOT),
@@ -125,8 +125,8 @@ def until(true: Callable[[], Any], what: str, *, seconds: float = PATIENCE) -> f
 
 def small(seed: int = 0, steps: int = 200) -> Task:
     """A run of seconds, of the launch's home."""
-    run = a_run(seed=seed, changes={"train.steps": steps, "train.eval_every": 50, "train.log_every": 10})
-    return a_task(Path(os.environ["REPRO_HOME"]) / "runs", run)
+    run = smoke_run(seed=seed, changes={"train.steps": steps, "train.eval_every": 50, "train.log_every": 10})
+    return smoke_task(Path(os.environ["REPRO_HOME"]) / "runs", run)
 
 
 def step_of(task: Task) -> int:

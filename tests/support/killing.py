@@ -17,8 +17,8 @@ from pathlib import Path
 
 import webdataset  # noqa: F401 - once, before the processes part
 
-from pipeline.data.prepare.originals import source_from_folders
-from pipeline.data.prepare.prepare import prepare_shards
+from pipeline.data.prepare.source_folders import source_from_folders
+from pipeline.data.prepare.write_shards import prepare_shards
 from pipeline.data.store import Store
 
 FINAL = re.compile(r"manifest\.json|[a-z].*\.(tar|npy|note)")

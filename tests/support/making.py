@@ -60,8 +60,8 @@ def prepared(
     short_side: int | None = None,
 ) -> ShardSet:
     """`photographs` in `folder/photographs`, made into shards of `samples` pictures in `folder/shards`."""
-    from pipeline.data.prepare.originals import source_from_folders
-    from pipeline.data.prepare.prepare import prepare_shards
+    from pipeline.data.prepare.source_folders import source_from_folders
+    from pipeline.data.prepare.write_shards import prepare_shards
 
     originals = source_from_folders(photographs(folder / "photographs", classes, train, test, seed))
     out = Store(str(folder / "shards"))

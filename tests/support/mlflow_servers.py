@@ -146,12 +146,12 @@ def train_on(path: Path, steps: int) -> None:
 
     Here, since the modules of tests import MLflow themselves.
     """
-    from tests.support.real_runs import a_run, train_in
+    from tests.support.smoke_runs import smoke_run, train_in
 
     changes = {"train.steps": steps, "train.lr_drops.at": [steps - 1], "train.log_every": 2}
     path.mkdir(parents=True, exist_ok=True)
     with FileLock(path / "lock"):
-        train_in(path, a_run(changes=changes))
+        train_in(path, smoke_run(changes=changes))
     (path / "loaded").write_text(
         " ".join({"mlflow", "pipeline.track.mlflow_writer", "requests"} & set(sys.modules))
     )

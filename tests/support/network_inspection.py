@@ -18,7 +18,7 @@ def on_meta(build: Callable[..., nn.Module], **args) -> nn.Module:
 
 
 def output_shapes(network: nn.Module, image: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-    """Return layer name -> output shape, (C, H, W) or (features,), for one image; `network` comes from `on_meta`."""
+    """Return the output shape of each layer, (C, H, W) or (features,), for one image; `network` is on meta."""
     shapes: dict[str, tuple[int, ...]] = {}
 
     def record(name: str):

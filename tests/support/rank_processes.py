@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from tests.support.real_runs import PROCESSES
+from tests.support.smoke_runs import FORKSERVER
 
 SECONDS = 120  # after which a test has found a group that hangs
 
@@ -20,8 +20,8 @@ class Ranks:
         folder.mkdir(parents=True, exist_ok=True)
         self.connections, self.processes = [], []
         for rank in range(world):
-            here, there = PROCESSES.Pipe()
-            process = PROCESSES.Process(target=serve, args=(there, folder / "meeting", rank, world), daemon=True)
+            here, there = FORKSERVER.Pipe()
+            process = FORKSERVER.Process(target=serve, args=(there, folder / "meeting", rank, world), daemon=True)
             process.start()
             there.close()
             self.connections.append(here)

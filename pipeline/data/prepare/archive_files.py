@@ -1,4 +1,4 @@
-"""ImageNet's archive files: names, sizes, MD5 sums, and how to check them."""
+"""The ILSVRC-2012 archive files: their names, sizes and MD5 sums, and how to check them."""
 
 import contextlib
 import hashlib
@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from pipeline.data.class_folders import WNIDS_FILE
 from pipeline.data.images import DataError
-from pipeline.data.prepare.originals import SPLIT_FOLDERS, visible_names
+from pipeline.data.prepare.source_folders import SPLIT_FOLDERS, visible_entries
 from pipeline.data.shard_manifest import FORBIDDEN_MEMBERS
+from pipeline.declare.validation import validation_message
 
 TRAIN_ARCHIVE = "ILSVRC2012_img_train.tar"
 
@@ -24,160 +26,167 @@ DEVKIT_ARCHIVE = "ILSVRC2012_devkit_t12.tar.gz"
 
 STAND_IN_FILE = "STAND-IN.json"
 
-CHECKSUM_CACHE = "archives.json"  # in the cache: the sums that were found
+CHECKSUM_CACHE = "archives.json"  # in the cache folder: MD5 sums of files that were read before
 
-WNIDS = Path(__file__).parent.with_name("imagenet_classes.txt")  # the thousand classes in order
-
-HASH_CHUNK = 1 << 23  # bytes read at once when summing
-
-HashProgress = Callable[[int, int], None]  # bytes done, bytes in all
-
-Span = tuple[str, int, int]  # a member's name, where its content begins in the outermost file, its bytes
+HASH_CHUNK = 1 << 23  # bytes read at a time
 
 
-class PublishedSum(BaseModel):
-    """What an archive must be."""
+class ExpectedFile(BaseModel):
+    """MD5 sum and size that an archive must have."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     md5: str = Field(pattern=r"^[0-9a-f]{32}$")
-    bytes: int | None = None  # None: not known
+    bytes: int | None = None  # None: not published
 
 
-class StandInSums(BaseModel):
-    """STAND-IN.json: that these archives are not ImageNet's, how they were made, and what they must be."""
+class StandInInfo(BaseModel):
+    """Content of STAND-IN.json: marks archives as not ImageNet's, how they were made, and their MD5 sums."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     format: Literal[1]
     what: str
     classes: int = Field(ge=1, le=1000)
-    train: int  # pictures a class
-    test: int
-    side: int  # pixels
+    train: int  # images per class
+    test: int  # images per class
+    side: int  # pixels: the smallest short side of an image
     seed: int
-    numbers: tuple[int, ...]  # the devkit's number of each class; meta.mat says the same
-    files: dict[str, PublishedSum]  # empty for class folders
+    numbers: tuple[int, ...]  # ILSVRC2012_ID of each class; meta.mat has the same
+    files: dict[str, ExpectedFile]  # empty for class folders
 
     def to_json(self) -> str:
-        """As it stands in the file."""
+        """Return the text of STAND-IN.json."""
         return json.dumps(self.model_dump(mode="json"), indent=1) + "\n"
 
 
-# md5 as in torchvision.datasets.imagenet.ARCHIVE_META; bytes as image-net.org sends them
-PUBLISHED_SUMS = {
-    TRAIN_ARCHIVE: PublishedSum(md5="1d675b47d978889d74fa0da5fadfb00e", bytes=147_897_477_120),
-    VAL_ARCHIVE: PublishedSum(md5="29b22e2961454d5413ddabcf34fc5622", bytes=6_744_924_160),
-    DEVKIT_ARCHIVE: PublishedSum(md5="fa75699e90414af021442c21a62c3abf"),
+# MD5 sums as in torchvision.datasets.imagenet.ARCHIVE_META; bytes as image-net.org sends them
+PUBLISHED_FILES = {
+    TRAIN_ARCHIVE: ExpectedFile(md5="1d675b47d978889d74fa0da5fadfb00e", bytes=147_897_477_120),
+    VAL_ARCHIVE: ExpectedFile(md5="29b22e2961454d5413ddabcf34fc5622", bytes=6_744_924_160),
+    DEVKIT_ARCHIVE: ExpectedFile(md5="fa75699e90414af021442c21a62c3abf"),
 }
 
 
 @dataclass(frozen=True)
 class Archives:
-    """A folder with some of the three, and what they must be."""
+    """A folder with one to three of the archives."""
 
     folder: Path
-    stand_in: StandInSums | None
+    stand_in: StandInInfo | None  # None: the archives must be ImageNet's own
 
     @property
-    def sums(self) -> dict[str, PublishedSum]:
-        """What each archive must be."""
-        return self.stand_in.files if self.stand_in else PUBLISHED_SUMS
-
-    @property
-    def remedy(self) -> str:
-        """What to do about a damaged one."""
-        return "make the stand-in again" if self.stand_in else "download it again from https://image-net.org"
+    def expected(self) -> dict[str, ExpectedFile]:
+        """MD5 sum and size that each archive must have."""
+        return self.stand_in.files if self.stand_in else PUBLISHED_FILES
 
     def path(self, name: str) -> Path:
-        """Where an archive lies."""
+        """Path of an archive."""
         return self.folder / name
 
-    def has(self, name: str) -> bool:
-        """Whether it is there."""
-        return self.path(name).is_file()
-
-    def wrong(self, where: str, what: str) -> DataError:
-        """The sentence for a damaged archive."""
-        return DataError(f"{self.folder}: {where} {what}; {self.remedy}")
+    def error(self, where: str, problem: str) -> DataError:
+        """Return the error for a damaged archive: `where`, what is wrong, and what to do."""
+        remedy = "make the stand-in again" if self.stand_in else "download it again from https://image-net.org"
+        return DataError(f"{self.folder}: {where} {problem}; {remedy}")
 
 
 @dataclass
-class Meter:
-    """Bytes summed and listed so far."""
+class ByteCounter:
+    """Reports the bytes that were hashed and listed so far."""
 
-    progress: HashProgress
+    progress: Callable[[int, int], None]  # receives bytes done and bytes in total
     total: int
     done: int = 0
 
     def add(self, count: int) -> None:
-        """So many more are done."""
+        """Add `count` bytes and report."""
         self.done += count
         self.progress(self.done, self.total)
 
 
 def has_archives(folder: Path) -> bool:
-    """Whether a folder is one for `from_ilsvrc`: pictures are in archives called as ImageNet's are, or nowhere.
+    """Return True if `folder` must be read as archives, not as class folders.
 
-    torchvision leaves the devkit beside the train/ and val/ that it unpacks.
+    A devkit archive beside train/ or val/ does not count: torchvision leaves it there after unpacking.
     """
-    names = {entry.name for entry in visible_names(folder)}
+    names = {entry.name for entry in visible_entries(folder)}
     return bool(names & {TRAIN_ARCHIVE, VAL_ARCHIVE}) or (
         DEVKIT_ARCHIVE in names and not names & SPLIT_FOLDERS.keys()
     )
 
 
 def imagenet_wnids() -> list[str]:
-    """The wnids of the thousand classes, in the order of their labels: sorted, as torchvision has them."""
-    return WNIDS.read_text(encoding="ascii").split()
+    """Return the WordNet ids of the 1000 classes in the order of their labels: sorted, as in torchvision."""
+    return WNIDS_FILE.read_text(encoding="ascii").split()
 
 
-def _check_size(archives: Archives, name: str) -> None:
-    """Raise DataError unless an archive is known and has the size that it should."""
-    expected = archives.sums.get(name)
+def read_stand_in_info(folder: Path) -> StandInInfo | None:
+    """Return the content of STAND-IN.json, None if `folder` has none; DataError if it is damaged."""
+    file = folder / STAND_IN_FILE
+    if not file.exists():
+        return None
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+        found = StandInInfo.model_validate_json(json.dumps(raw))
+    except ValidationError as error:
+        raise DataError(
+            f"{file}: {validation_message(error, StandInInfo, raw)}; make the stand-in again"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file} cannot be read ({error}); make the stand-in again") from None
+    if len(found.numbers) != found.classes:
+        raise DataError(
+            f"{file}: numbers has {len(found.numbers)} entries, but classes is {found.classes}; make the stand-in"
+            " again"
+        )
+    return found
+
+
+def check_size(archives: Archives, name: str) -> None:
+    """Raise DataError unless an archive is known and has the expected size."""
+    expected = archives.expected.get(name)
     if expected is None:
         raise DataError(
-            f"{archives.folder}: {STAND_IN_FILE} does not know {name}; keep other archives in a folder of their own"
+            f"{archives.folder}: {STAND_IN_FILE} does not list {name}; keep other archives in a separate folder"
         )
     size = archives.path(name).stat().st_size
     if expected.bytes not in (None, size):
-        raise archives.wrong(name, f"has {size:,} bytes where it should have {expected.bytes:,}")
+        raise archives.error(name, f"has {size:,} bytes, expected {expected.bytes:,}")
 
 
-def _check_sum(archives: Archives, name: str, cache: Path, meter: Meter) -> None:
-    """Raise DataError unless an archive has the md5 that it should."""
-    found, expected = _md5(archives.path(name), cache, meter), archives.sums[name].md5
+def check_md5(archives: Archives, name: str, cache: Path, counter: ByteCounter) -> None:
+    """Raise DataError unless an archive has the expected MD5 sum."""
+    found, expected = cached_md5(archives.path(name), cache, counter), archives.expected[name].md5
     if found != expected:
-        raise archives.wrong(name, f"is damaged or another file: its md5 is {found} where it should be {expected}")
+        raise archives.error(name, f"is damaged or a different file: its MD5 is {found}, expected {expected}")
 
 
-def _md5(file: Path, cache: Path, meter: Meter) -> str:
-    """The md5 of a file: remembered, if path, size and times are those that it was found for."""
+def cached_md5(file: Path, cache: Path, counter: ByteCounter) -> str:
+    """Return the MD5 sum of a file, from the cache if path, size and times are unchanged."""
     stat = file.stat()
     stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
-    key, notes = str(file.resolve()), cache / CHECKSUM_CACHE
-    known = _notes(notes).get(key)
+    key, cache_file = str(file.resolve()), cache / CHECKSUM_CACHE
+    known = read_checksum_cache(cache_file).get(key)
     if isinstance(known, list) and known[:-1] == stamp and isinstance(known[-1], str):
-        meter.add(stat.st_size)
+        counter.add(stat.st_size)
         return known[-1]
     digest = hashlib.md5(usedforsecurity=False)
     with file.open("rb") as opened:
         while chunk := opened.read(HASH_CHUNK):
             digest.update(chunk)
-            meter.add(len(chunk))
-    temporary = notes.with_name(f".{notes.name}.{uuid.uuid4().hex}")
+            counter.add(len(chunk))
+    temporary = cache_file.with_name(f".{cache_file.name}.{uuid.uuid4().hex}")
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(
-            json.dumps(_notes(notes) | {key: [*stamp, digest.hexdigest()]}, indent=1), encoding="utf-8"
-        )
-        temporary.replace(notes)
-    except OSError:  # a read-only or full disk: only the next call's speed is lost
+        entries = read_checksum_cache(cache_file) | {key: [*stamp, digest.hexdigest()]}
+        temporary.write_text(json.dumps(entries, indent=1), encoding="utf-8")
+        temporary.replace(cache_file)
+    except OSError:  # a read-only or full disk: the next call only takes longer
         with contextlib.suppress(OSError):
             temporary.unlink()
     return digest.hexdigest()
 
 
-def _notes(file: Path) -> dict[str, object]:
-    """The sums remembered; none where they cannot be read."""
+def read_checksum_cache(file: Path) -> dict[str, object]:
+    """Return the cached MD5 sums; an unreadable cache is empty."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -185,14 +194,13 @@ def _notes(file: Path) -> dict[str, object]:
     return found if isinstance(found, dict) else {}
 
 
-def _said(error: BaseException) -> str:
-    """An error of a library on one line, or its kind where it says nothing."""
-    return " ".join(str(error).split())[:120] or type(error).__name__
-
-
-def _check_kind(archives: Archives, where: str, member: tarfile.TarInfo) -> None:
-    """Raise DataError unless a member is a regular file."""
+def check_regular_file(archives: Archives, where: str, member: tarfile.TarInfo) -> None:
+    """Raise DataError unless a tar member is a regular file."""
     if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
-        raise archives.wrong(
-            where, f"is {FORBIDDEN_MEMBERS.get(member.type, 'of an unknown kind')} where a file should be"
-        )
+        kind = FORBIDDEN_MEMBERS.get(member.type, "of an unknown type")
+        raise archives.error(where, f"is {kind}, not a regular file")
+
+
+def one_line(error: BaseException) -> str:
+    """Return a library's error message on one line, or the error's type if it has no message."""
+    return " ".join(str(error).split())[:120] or type(error).__name__

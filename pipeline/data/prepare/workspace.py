@@ -1,320 +1,182 @@
-"""What is to be prepared, where, and what is noted of it, so that a call goes on where an earlier one was ended.
+"""The working folder of `repro data prepare`: its lock, the plan, and the records of finished shards.
 
-In `.preparing/` (`preparing/` on a server) lie the plan, and a note for each shard that is finished: of which
-pictures it was made, its sums, its rows of the index. A note is written after its shard.
+The plan and the records are in `.preparing/` of a local target, in `preparing/` of a server. An interrupted call
+resumes from them.
 """
 
 import contextlib
 import hashlib
-import itertools
 import json
 import os
 import re
 import shutil
 import uuid
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from pipeline.data.images import DataError
-from pipeline.data.order import seeded_generator
-from pipeline.data.prepare.originals import SourceImage, SourceSet
-from pipeline.data.shard_manifest import MANIFEST_NAME, SPLITS, ResizeInfo, ShardInfo, ShardManifest
-from pipeline.data.shards import INDEX_DTYPE
+from pipeline.data.prepare.shard_plan import RECORD_SUFFIX, ShardPlan, format_value, require_same_settings
+from pipeline.data.shard_manifest import MANIFEST_NAME
 from pipeline.data.store import MissingFileError, Store, scratch_folder
 
-QUALITY = 95  # of resized JPEGs
+RECORDS_FOLDER, PLAN_FILE, LOCK_FILE, TRIAL_FILE = "preparing", "plan.json", "lock", "trial"
 
-NOTES, PLAN, LOCK, TRIAL = "preparing", "plan.json", "lock", "trial"
+OWNER_KEY = "by"  # in the plan on a server: the call that owns the target
 
-CREATED_BY = "by"  # in the plan on a server: which call goes on with it
-
-LEFTOVER = re.compile(r"\.[a-z.\d-]+\.[0-9a-f]{32}")  # Place.put's own names, left by a kill
+LEFTOVER = re.compile(r"\.[a-z.\d-]+\.[0-9a-f]{32}")  # temporary names of Store.put, left by a killed process
 
 SHARD_NAME = re.compile(r"(train|test)-\d{5,}\.tar")
 
-NOTE_SUFFIX, TEMPORARY = ".note", ".tmp"
-
-VERSION = 1  # of how shards are made: it rises when that changes, so that a half-made set never mixes both
+TEMPORARY_SUFFIX = ".tmp"
 
 
 @dataclass(frozen=True)
-class ShardJob:
-    """One shard to make."""
+class Workspace:
+    """Where one call of `prepare_shards` works."""
 
-    split: str
-    number: int  # of the shard
-    first: int  # number of its first sample
-    originals: Sequence[SourceImage]
-
-    @property
-    def name(self) -> str:
-        """The shard's file."""
-        return f"{self.split}-{self.number:05d}.tar"
-
-    @property
-    def note(self) -> str:
-        """The file that says it is finished."""
-        return f"{self.name}{NOTE_SUFFIX}"
-
-    def fingerprint(self, short_side: int | None) -> str:
-        """What the shard depends on; it changes when a picture's file does."""
-        digest = hashlib.sha256(f"{VERSION} {self.first} {resizing(short_side)}".encode())
-        for one in self.originals:
-            try:
-                facts = str(one.facts())
-            except DataError:
-                facts = "gone"  # named when it is read
-            digest.update(f"\0{one.label} {clean_stem(one.stem)} {one.offset} {facts}".encode())
-        return digest.hexdigest()
-
-
-@dataclass(frozen=True)
-class ShardPlan:
-    """What a call makes."""
-
-    originals: SourceSet
-    short_side: int | None
-    samples: int
-
-    @property
-    def resized(self) -> ResizeInfo | None:
-        """As the manifest says it."""
-        return ResizeInfo(short_side=self.short_side, quality=QUALITY) if self.short_side else None
-
-    @property
-    def total(self) -> int:
-        """Pictures."""
-        return sum(map(len, self.originals.splits.values()))
-
-    def in_order(self, split: str) -> Iterator[SourceImage]:
-        """A split's pictures as they follow each other in the shards."""
-        pictures = self.originals.splits[split]
-        for index in torch.randperm(len(pictures), generator=seeded_generator(0, "shards")).numpy():
-            yield pictures[int(index)]
-
-    def jobs(self) -> Iterator[ShardJob]:
-        """Every shard, one after the other."""
-        for split in self.splits():
-            pictures = self.in_order(split)
-            for number in range(self.shards(split)):
-                here = list(itertools.islice(pictures, self.samples))
-                yield ShardJob(split, number, number * self.samples, here)
-
-    def splits(self) -> list[str]:
-        """Those that there are."""
-        return [split for split in SPLITS if split in self.originals.splits]
-
-    def shards(self, split: str) -> int:
-        """How many a split has."""
-        return -(-len(self.originals.splits[split]) // self.samples)
-
-    def header(self) -> dict[str, Any]:
-        """What tells one plan from another, in words and as JSON values."""
-        counts = {split: len(self.originals.splits[split]) for split in self.splits()}
-        return {
-            "short side": self.short_side,
-            "set": self.originals.name,
-            "pictures": counts,
-            "classes": list(self.originals.classes),
-            "pictures a shard": {split: min(self.samples, count) for split, count in counts.items()},
-        }
-
-    def is_like(self, header: dict[str, Any]) -> bool:
-        """Whether a header is of this plan before pictures were added or removed."""
-        counts = header["pictures"]
-        shards = {split: min(self.samples, count) for split, count in counts.items()}
-        same = self.header() | {"pictures": counts, "pictures a shard": shards}
-        return list(counts) == self.splits() and header == same
-
-
-def plan_header(manifest: ShardManifest) -> dict[str, Any]:
-    """Plan.header of the plan that a finished set was made by."""
-    return {
-        "short side": manifest.resized.short_side if manifest.resized else None,
-        "set": manifest.name,
-        "pictures": {name: manifest.splits[name].samples for name in SPLITS if name in manifest.splits},
-        "classes": list(manifest.classes),
-        "pictures a shard": {
-            name: manifest.splits[name].shards[0].samples for name in SPLITS if name in manifest.splits
-        },
-    }
-
-
-def refuse_another(there: dict[str, Any], wanted: dict[str, Any], out: Store, what: str, those: str) -> None:
-    """DataError if the two headers differ, naming the first difference. `those`: what lies in the way."""
-    for key, new in wanted.items():
-        old = there.get(key)
-        if old != new:
-            differs = (
-                f"other {key}"
-                if key == "classes"
-                else f"{key} {format_value(old)}, where {format_value(new)} is asked for"
-            )
-            raise DataError(
-                f"{out} holds {what} of another kind ({differs}); use another folder, or remove {those}"
-            )
-
-
-def format_value(value: Any) -> str:
-    """A header's value in words: '21 train + 12 test'."""
-    if isinstance(value, dict):
-        return " + ".join(f"{count} {name}" for name, count in value.items())
-    return "none" if value is None else str(value)
-
-
-def resizing(short: int | None) -> str:
-    """All that resized JPEGs depend on, besides the picture."""
-    import PIL
-
-    return f"{short} {QUALITY} {PIL.__version__}" if short else ""
-
-
-def clean_stem(stem: str) -> str:
-    """A name's stem as a tar member's: no dot, where WebDataset ends the key, and no more than fits."""
-    return re.sub(r"[^A-Za-z0-9_-]+", "_", stem)[:60]
+    out: Store  # target of the shards
+    folder: Path  # on this machine, for files in progress and for local copies of the records
+    records: Store  # the plan and the shard records; for a local target the same as `folder`
 
 
 @contextlib.contextmanager
-def open_workspace(out: Store) -> Iterator[tuple[Path, Store]]:
-    """A folder on this machine to work in, and the place of the notes; nobody else's meanwhile.
+def open_workspace(out: Store) -> Iterator[Workspace]:
+    """Lock the working folder of `out` and create it if necessary; remove it at the end if it is empty.
 
-    For a local `out` both are its `.preparing/`, on the same disk. For a server the folder is a private one below
-    the system's for temporary files, always the same for the same address.
+    For a local target it is `.preparing/` in the target, on the same disk. For a server it is a private folder
+    below the system's temporary folder, the same for the same address. Raise DataError if the target cannot be
+    written, is locked by another process or contains other files.
     """
     from filelock import FileLock, Timeout
 
     if out.http:
-        raise DataError(f"{out}: http is for reading; write to a folder or to s3://")
+        raise DataError(f"{out}: http is read-only; write to a folder or to s3://")
     if out.local:
-        bench = out.local / f".{NOTES}"
-        notes = Store(str(bench))
+        folder = out.local / f".{RECORDS_FOLDER}"
+        records = Store(str(folder))
     else:
         key = hashlib.sha256(out.address.encode()).hexdigest()[:16]
-        bench = scratch_folder() / f"repro-prepare-{os.getuid()}" / key
-        notes = Store(f"{out.address}/{NOTES}")
-    lock = bench / LOCK
-    with explain_os_errors(out.local or bench):
+        folder = scratch_folder() / f"repro-prepare-{os.getuid()}" / key
+        records = Store(f"{out.address}/{RECORDS_FOLDER}")
+    lock_file = folder / LOCK_FILE
+    with explain_os_errors(out.local or folder):
         if out.local and out.local.exists() and not out.local.is_dir():
             raise DataError(f"{out} is a file; give a folder")
         if not out.local:
-            bench.parent.mkdir(mode=0o700, exist_ok=True)
-            if bench.parent.stat().st_uid != os.getuid():
-                raise DataError(f"{bench.parent} belongs to somebody else; set TMPDIR to a folder of your own")
-        made = [path for path in (bench, *bench.parents) if not path.exists()]
-        bench.mkdir(parents=True, exist_ok=True)
-        holder = FileLock(lock)
+            folder.parent.mkdir(mode=0o700, exist_ok=True)
+            if folder.parent.stat().st_uid != os.getuid():
+                raise DataError(f"{folder.parent} belongs to another user; set TMPDIR to a folder of your own")
+        created = [path for path in (folder, *folder.parents) if not path.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(lock_file)
         try:
-            holder.acquire(timeout=0)
+            lock.acquire(timeout=0)
         except Timeout:
-            raise DataError(f"another command is preparing into {out}; wait for it to end") from None
+            raise DataError(f"another command is writing to {out}; wait until it ends") from None
     try:
         if out.local:
-            with explain_os_errors(bench):
+            with explain_os_errors(folder):
                 refuse_foreign_files(out, out.local)
-        yield bench, notes
+        yield Workspace(out, folder, records)
     finally:
         with contextlib.suppress(OSError):
-            if not any(path for path in bench.iterdir() if path != lock):  # nothing to go on from: leave no trace
-                shutil.rmtree(bench)
-                for path in made[1:]:
+            if not any(path for path in folder.iterdir() if path != lock_file):  # nothing to resume from
+                shutil.rmtree(folder)
+                for path in created[1:]:
                     path.rmdir()
-        holder.release()
+        lock.release()
 
 
 def refuse_foreign_files(out: Store, folder: Path) -> None:
-    """DataError if a folder holds what was not prepared there."""
-    known = {f".{NOTES}", MANIFEST_NAME}
-    begun = (folder / f".{NOTES}" / PLAN).is_file() or (folder / MANIFEST_NAME).is_file()
-    strange = [path.name for path in folder.iterdir() if path.name not in known]
-    if strange and not begun:
-        raise DataError(
-            f"{out} holds other files ({min(strange)}); use an empty folder, or one that is not there yet"
-        )
+    """Raise DataError if a folder contains files, but neither a finished nor an unfinished set."""
+    known = {f".{RECORDS_FOLDER}", MANIFEST_NAME}
+    is_set = (folder / f".{RECORDS_FOLDER}" / PLAN_FILE).is_file() or (folder / MANIFEST_NAME).is_file()
+    foreign = [path.name for path in folder.iterdir() if path.name not in known]
+    if foreign and not is_set:
+        raise DataError(f"{out} contains other files ({min(foreign)}); use a new or an empty folder")
 
 
 def check_writable(out: Store) -> None:
-    """DataError now, and not after hours of reading, where `out` is taken or cannot be written."""
-    with open_workspace(out) as (bench, notes):
+    """Raise DataError if `out` cannot be written or contains other files, before the source is read for hours."""
+    with open_workspace(out) as workspace:
         if not out.local and not out.exists(MANIFEST_NAME):
-            read_plan(out, notes)
-            deliver_first(b"", out, bench, notes, TRIAL)
-            notes.remove(TRIAL)
+            read_plan(workspace)
+            write_first_file(b"", workspace, TRIAL_FILE)
+            workspace.records.remove(TRIAL_FILE)
 
 
-def read_plan(out: Store, notes: Store) -> dict[str, Any] | None:
-    """The plan that is written down at `out`, if any; DataError where none is, and a server holds other files."""
-    if notes.exists(PLAN):
-        return dict(json.loads(notes.read(PLAN)))  # written whole or not at all
+def read_plan(workspace: Workspace) -> dict[str, Any] | None:
+    """Return the plan of an unfinished set, None if there is none; DataError if a server has other files there."""
+    out, records = workspace.out, workspace.records
+    if records.exists(PLAN_FILE):
+        return dict(json.loads(records.read(PLAN_FILE)))  # put writes files whole or not at all
     if not out.local and out.names():
-        raise DataError(f"{out} holds other files ({out.names()[0]}); use another address")
+        raise DataError(f"{out} contains other files ({out.names()[0]}); use another address")
     return None
 
 
-def prepare_output(
-    plan: ShardPlan, out: Store, bench: Path, notes: Store, warn: Callable[[str], None] = lambda _: None
+def claim_output(
+    plan: ShardPlan, workspace: Workspace, report: Callable[[str], None] = lambda _: None
 ) -> Callable[[], None]:
-    """Make sure that what lies at `out` is of this plan, sweep up after a kill, and write the plan down.
+    """Write the plan, after checking what an earlier call left at the target and removing its temporary files.
 
-    A folder's lock keeps others out. On a server the last to begin goes on: what is returned raises DataError
-    where that is another call.
+    Return a function that raises DataError if another call has claimed the target since. The lock excludes this
+    for a folder; on a server, the last call wins. `report` receives a line if an unfinished set is discarded
+    because its source has changed.
     """
-    header, there = plan.header(), read_plan(out, notes)
-    by = (there or {}).pop(CREATED_BY, None)
-    changed = there not in (None, header)
-    if there and changed and (by or any(name.endswith(NOTE_SUFFIX) for name in notes.names())):
-        if not plan.is_like(there):
-            refuse_another(there, header, out, "a set half made", f"{notes} and the shards")
-        before, now = format_value(there["pictures"]), format_value(header["pictures"])
-        warn(f"{out} was half made of other pictures ({before}, and now {now}); it is begun anew")
-    with explain_os_errors(bench):
-        for path in bench.iterdir():
-            kept = notes.local or path.name == LOCK  # of a server's notes, copies are made
-            if path.suffix == TEMPORARY or LEFTOVER.fullmatch(path.name) or not kept:
+    out, folder, records = workspace.out, workspace.folder, workspace.records
+    settings, existing = plan.settings(), read_plan(workspace)
+    owner = (existing or {}).pop(OWNER_KEY, None)
+    changed = existing not in (None, settings)
+    if existing and changed and (owner or any(name.endswith(RECORD_SUFFIX) for name in records.names())):
+        if not plan.differs_only_in_counts(existing):
+            require_same_settings(existing, settings, out, "an unfinished set", f"{records} and the shards")
+        before, now = format_value(existing["pictures"]), format_value(settings["pictures"])
+        report(f"the images of the unfinished set at {out} have changed ({before}, now {now}); starting again")
+    with explain_os_errors(folder):
+        for path in folder.iterdir():
+            kept = records.local or path.name == LOCK_FILE  # records of a server are copied again
+            if path.suffix == TEMPORARY_SUFFIX or LEFTOVER.fullmatch(path.name) or not kept:
                 path.unlink()
         for path in out.local.iterdir() if out.local else ():
             if LEFTOVER.fullmatch(path.name):
                 path.unlink()
     if changed:
-        for name in notes.names():
-            if name.endswith(NOTE_SUFFIX):
-                notes.remove(name)
+        for name in records.names():
+            if name.endswith(RECORD_SUFFIX):
+                records.remove(name)
         for name in filter(SHARD_NAME.fullmatch, out.names()):
             out.remove(name)
-    mine = json.dumps(header if notes.local else header | {CREATED_BY: uuid.uuid4().hex}).encode()
-    if changed or there is None or not notes.local:
-        deliver_first(mine, out, bench, notes, PLAN)
+    own = json.dumps(settings if records.local else settings | {OWNER_KEY: uuid.uuid4().hex}).encode()
+    if changed or existing is None or not records.local:
+        write_first_file(own, workspace, PLAN_FILE)
 
-    def still() -> None:
+    def check_owner() -> None:
         with contextlib.suppress(MissingFileError):
-            if notes.local or notes.read(PLAN) == mine:
+            if records.local or records.read(PLAN_FILE) == own:
                 return
         raise DataError(
-            f"another command has begun to prepare into {out} and goes on there; wait for it to end, or use"
-            " another address"
+            f"another command has started to write to {out}; wait until it ends, or use another address"
         )
 
-    return still
+    return check_owner
 
 
-def deliver_first(content: bytes, out: Store, bench: Path, notes: Store, name: str) -> None:
-    """`deliver` what is written before anything else."""
+def write_first_file(content: bytes, workspace: Workspace, name: str) -> None:
+    """Write the first file to the records; a missing bucket is reported as such."""
     try:
-        deliver_file(content, bench, notes, name)
+        write_small_file(content, workspace.folder, workspace.records, name)
     except MissingFileError:
-        raise DataError(f"{out} cannot be written: there is no such bucket; create it first") from None
+        raise DataError(f"{workspace.out} cannot be written: the bucket does not exist; create it first") from None
 
 
-def deliver_file(content: bytes, bench: Path, where: Store, name: str) -> None:
-    """Write a small file whole or not at all."""
-    file = bench / f"{name}{TEMPORARY}"
-    with explain_os_errors(bench):
+def write_small_file(content: bytes, folder: Path, store: Store, name: str) -> None:
+    """Write a file to `store` atomically, through a temporary file in `folder`."""
+    file = folder / f"{name}{TEMPORARY_SUFFIX}"
+    with explain_os_errors(folder):
         try:
             with file.open("wb") as stream:
                 stream.write(content)
@@ -323,73 +185,32 @@ def deliver_file(content: bytes, bench: Path, where: Store, name: str) -> None:
         except BaseException:
             file.unlink(missing_ok=True)
             raise
-    where.put(file, name)
+    store.put(file, name)
     file.unlink(missing_ok=True)
 
 
-def remove_notes(bench: Path, notes: Store, workers: int) -> None:
-    """Remove the notes of a finished set: the plan last, so that a kill meanwhile leaves nothing strange."""
-    if not notes.local:
-        names = [name for name in notes.names() if name != PLAN]
+def remove_records(workspace: Workspace, workers: int) -> None:
+    """Remove the records of a finished set.
+
+    The plan goes last: if this is interrupted, what remains is still recognised as a set.
+    """
+    records = workspace.records
+    if not records.local:
+        names = [name for name in records.names() if name != PLAN_FILE]
         with ThreadPoolExecutor(workers) as pool:
-            list(pool.map(notes.remove, names))
-        notes.remove(PLAN)
-    for path in bench.iterdir():
-        if path.name != LOCK:
+            list(pool.map(records.remove, names))
+        records.remove(PLAN_FILE)
+    for path in workspace.folder.iterdir():
+        if path.name != LOCK_FILE:
             path.unlink()
 
 
 @contextlib.contextmanager
 def explain_os_errors(path: Path) -> Iterator[None]:
-    """Within: what the file system raises becomes one sentence."""
+    """Turn an OSError in the block into a DataError about `path`."""
     try:
         yield
     except OSError as error:
-        path = path.parent if path.name == f".{NOTES}" else path
-        why = error.strerror or str(error)
-        raise DataError(
-            f"{path} cannot be written ({why}); mend that and start again, what is finished stays"
-        ) from None
-
-
-@dataclass(frozen=True)
-class ShardNote:
-    """A finished shard."""
-
-    plan: str  # Job.fingerprint
-    shard: ShardInfo
-    rows: np.ndarray  # of the index
-    digests: bytes  # sample_digest of each
-
-
-def make_note(plan: str, name: str, file: Path, rows: np.ndarray, digests: bytes) -> bytes:
-    """The note of a shard that is now read back from the disk."""
-    length = file.stat().st_size
-    rows["size"][-1] = length - rows["offset"][-1]  # the last record takes the tar's end
-    whole = hashlib.sha256()
-    with file.open("rb") as stream:
-        for row in rows:
-            record = stream.read(row["size"])
-            row["crc32"] = zlib.crc32(record)
-            whole.update(record)
-    content = rows.tobytes() + digests
-    head = {
-        "plan": plan,
-        "shard": {"name": name, "bytes": length, "sha256": whole.hexdigest(), "samples": len(rows)},
-        "sha256": hashlib.sha256(content).hexdigest(),
-    }
-    return json.dumps(head).encode() + b"\n" + content
-
-
-def read_note(file: Path) -> ShardNote | None:
-    """A note; None if there is none, or a damaged one."""
-    try:
-        line, _, content = file.read_bytes().partition(b"\n")
-        head = json.loads(line)
-        if hashlib.sha256(content).hexdigest() != head["sha256"]:
-            return None
-        shard = ShardInfo.model_validate(head["shard"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    cut = shard.samples * INDEX_DTYPE.itemsize
-    return ShardNote(head["plan"], shard, np.frombuffer(content[:cut], INDEX_DTYPE), content[cut:])
+        path = path.parent if path.name == f".{RECORDS_FOLDER}" else path
+        reason = error.strerror or str(error)
+        raise DataError(f"{path} cannot be written ({reason}); fix this and run again to resume") from None

@@ -1,4 +1,4 @@
-"""Names of others into ours: what fits is carried over, what does not is named."""
+"""Test renaming and loading of published weights."""
 
 import pytest
 import torch
@@ -10,14 +10,14 @@ from lightning_modules.published.weights import carry_over, renamer, translated,
 RENAME = renamer((r"features\.(\d+)\.(.+)", r"conv\1.\2"), (r"aux\..+", None), (r"fc\..+", r"\g<0>"))
 
 
-def network() -> nn.Module:
+def small_network() -> nn.Module:
     net = nn.Sequential()
     net.add_module("conv0", nn.Conv2d(3, 4, 3))
     net.add_module("fc", nn.Linear(4, 2))
     return net
 
 
-def theirs() -> dict[str, torch.Tensor]:
+def published_state() -> dict[str, torch.Tensor]:
     torch.manual_seed(1)
     return {
         "features.0.weight": torch.randn(4, 3, 3, 3),
@@ -28,46 +28,46 @@ def theirs() -> dict[str, torch.Tensor]:
     }
 
 
-def test_the_first_rule_that_matches_the_whole_name_is_used():
+def test_first_rule_that_matches_the_whole_name_applies():
     assert RENAME("features.3.bn.weight") == "conv3.bn.weight"
     assert RENAME("fc.bias") == "fc.bias"
     assert RENAME("aux.weight") is None
-    assert RENAME("other.features.3.weight") == "other.features.3.weight"  # and so fits nothing
+    assert RENAME("other.features.3.weight") == "other.features.3.weight"  # unchanged
 
 
-def test_weights_are_carried_over_by_their_names():
-    net, state = network(), theirs()
+def test_renamed_weights_are_loaded():
+    net, state = small_network(), published_state()
     carry_over(net, state, [RENAME])
     assert torch.equal(net.conv0.weight, state["features.0.weight"])
     assert torch.equal(net.fc.bias, state["fc.bias"])
 
 
-def test_our_own_names_come_first():
-    net, other = network(), network()
+def test_our_own_names_have_precedence():
+    net, other = small_network(), small_network()
     carry_over(net, other.state_dict(), [RENAME])
     assert torch.equal(net.conv0.weight, other.conv0.weight)
 
 
-def test_two_weights_of_one_name_are_refused():
-    both = renamer((r".+", "conv0.weight"))
-    with pytest.raises(ValueError, match=r"two weights would be called 'conv0.weight', one of them 'features.0.b"):
-        translated(theirs(), both)
+def test_two_parameters_with_one_name_raise():
+    rename = renamer((r".+", "conv0.weight"))
+    with pytest.raises(ValueError, match=r"two parameters map to 'conv0.weight', one of them 'features.0.b"):
+        translated(published_state(), rename)
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
-        (lambda s: s.pop("fc.bias"), "1 of 4 weights are missing, 'fc.bias' first"),
-        (lambda s: s.update({"features.7.weight": torch.zeros(1)}), "1 of its weights are unknown, 'conv7.w"),
-        (lambda s: s.update({"fc.weight": torch.zeros(3, 4)}), "fc.weight is 3 x 4 where 2 x 4 is needed"),
-        (lambda s: s.update({"fc.bias": torch.tensor(1.0)}), "fc.bias is a single number where 2 is needed"),
+        (lambda s: s.pop("fc.bias"), "missing weights: 1 of 4, first 'fc.bias'"),
+        (lambda s: s.update({"features.7.weight": torch.zeros(1)}), "unknown weights: 1, first 'conv7.w"),
+        (lambda s: s.update({"fc.weight": torch.zeros(3, 4)}), "fc.weight has shape 3 x 4, expected 2 x 4"),
+        (lambda s: s.update({"fc.bias": torch.tensor(1.0)}), "fc.bias has shape scalar, expected 2"),
     ],
 )
-def test_what_does_not_fit_is_named_and_nothing_is_loaded(change, words):
-    net, state = network(), theirs()
+def test_mismatch_raises_and_loads_nothing(change, message):
+    net, state = small_network(), published_state()
     before = {name: value.clone() for name, value in net.state_dict().items()}
     change(state)
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=message):
         carry_over(net, state, [RENAME])
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
@@ -78,20 +78,20 @@ def test_batch_counters_may_be_missing():
     assert unfit(net, state) == ""
 
 
-def test_a_convolution_over_all_of_its_input_is_the_full_connection_it_is():
-    net, state = network(), theirs()
+def test_convolution_over_its_whole_input_is_loaded_as_a_fully_connected_layer():
+    net, state = small_network(), published_state()
     state["fc.weight"] = state["fc.weight"].view(2, 1, 2, 2)
     carry_over(net, state, [RENAME])
     assert torch.equal(net.fc.weight, state["fc.weight"].flatten(1))
 
 
-def test_every_known_difference_is_said_and_switched():
-    for one in PUBLISHED:
-        assert set(one.switches) <= set(one.args), one
-        assert bool(one.differs) == bool(one.switches), one
-        assert not one.differs.endswith("."), one
+def test_every_difference_has_a_description_and_an_argument():
+    for entry in PUBLISHED:
+        assert set(entry.switches) <= set(entry.args), entry
+        assert bool(entry.differs) == bool(entry.switches), entry
+        assert not entry.differs.endswith("."), entry
 
 
 def test_no_network_of_another_library_is_listed_twice():
-    listed = [(one.source, one.model) for one in PUBLISHED]
-    assert len(set(listed)) == len(listed)
+    models = [(entry.source, entry.model) for entry in PUBLISHED]
+    assert len(set(models)) == len(models)

@@ -22,7 +22,7 @@ from pipeline.declare.load import load_experiment
 from pipeline.judge.collect import FinishedRuns
 from pipeline.plan.identity import code_hash
 from pipeline.track.run_folder import RunFolder
-from tests.support.made_up import made_up
+from tests.support.fake_records import fake_record
 
 RESNET = "resnet/cifar10_depth"
 SMOKE = ("launch", RESNET, "--scale", "smoke")
@@ -106,7 +106,7 @@ def finish(task) -> None:
     folder = RunFolder(task.folder)
     folder.create({})
     run = task.run
-    made = made_up(load_experiment(RESNET), run.variant, run.seed, 50.0, scale="smoke", identity=task.identity)
+    made = fake_record(load_experiment(RESNET), run.variant, run.seed, 50.0, scale="smoke", identity=task.identity)
     folder.finish(made, None)
 
 
@@ -214,7 +214,7 @@ def test_what_is_finished_already_is_not_launched(command, fake, launched):
 
 def test_what_only_the_tracking_server_knows_to_be_finished_is_not_trained_again(command, launched, monkeypatch):
     first = launched.tasks[0]
-    tracked = made_up(load_experiment(RESNET), "plain-20", 0, 50.0, scale="smoke", identity=first.identity)
+    tracked = fake_record(load_experiment(RESNET), "plain-20", 0, 50.0, scale="smoke", identity=first.identity)
     monkeypatch.setattr(cli_cluster, "collect_with_warnings", lambda: FinishedRuns([tracked], None))
     _, out, _ = command(*SMOKE)
     assert "6 runs, 1 finished, 5 to do" in out
@@ -264,7 +264,7 @@ def test_rays_own_variable_is_an_address_too(command, fake, monkeypatch):
     [
         (("launch",), "name what to launch"),
         (("launch", "resnet/cifar10_dept"), "did you mean 'resnet/cifar10_depth'?"),
-        ((*SMOKE, "--gpus-per-run", "3"), "a batch of 20 images cannot be shared equally by 3 devices"),
+        ((*SMOKE, "--gpus-per-run", "3"), "3 devices cannot share a batch of 20 images equally"),
         ((*SMOKE, "--suite", "cs"), "there is no suite 'cs'; there is cs231n"),
         ((*SMOKE, "--max-gpu-hours", "0"), "--max-gpu-hours 0: a number above 0 is needed"),
     ],
@@ -470,7 +470,7 @@ def test_resuming_on_other_devices(command, fake, launched, tmp_path):
     assert [one.terms.devices for one in launches.all_launches()] == [2]
     code, _, err = command("resume", "--gpus-per-run", "3")
     assert code == 2
-    assert "cannot be shared equally by 3 devices" in err
+    assert "3 devices cannot share a batch of" in err
     (tmp_path / "cluster").mkdir(exist_ok=True)
     (tmp_path / "cluster" / "state.json").write_text(json.dumps({"time": 4e9}), encoding="utf-8")
     code, _, err = command("resume", "--gpus-per-run", "1")

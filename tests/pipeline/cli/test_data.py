@@ -14,10 +14,10 @@ STAND_IN = ("--classes", 3, "--train", 5, "--test", 3)
 
 @pytest.fixture(scope="module")
 def archives(tmp_path_factory):
-    from pipeline.data.prepare.standin import make_standin
+    from pipeline.data.prepare.stand_in import make_stand_in
 
     folder = tmp_path_factory.mktemp("stand") / "in"
-    make_standin(folder, classes=3, train=5, test=3, side=48)
+    make_stand_in(folder, classes=3, train=5, test=3, side=48)
     return folder
 
 
@@ -113,7 +113,7 @@ def test_class_folders_of_one_part(command, tmp_path):
     [
         (
             ("prepare", "nowhere", "--out", "x"),
-            "there is no folder nowhere, and no set of that name; known are digits",
+            "there is no folder nowhere, and no set of that name; known: cifar10",
         ),
         (
             ("prepare", "mnst", "--out", "x"),

@@ -18,7 +18,7 @@ from PIL import Image
 
 from pipeline.schedule import local
 from pipeline.track.run_folder import RunFolder
-from tests.support.real_runs import PROCESSES, a_run, train_in, weights
+from tests.support.smoke_runs import FORKSERVER, smoke_run, train_in, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # MLflow 3.17's own
 
@@ -49,14 +49,14 @@ def home(tmp_path_factory):
 def there(home, command, monkeypatch):
     """The command, in that home and in this process; workers are forked from one that has imported everything."""
     monkeypatch.setenv("REPRO_HOME", str(home[0]))
-    monkeypatch.setattr(local.multiprocessing, "get_context", lambda _: PROCESSES)
+    monkeypatch.setattr(local.multiprocessing, "get_context", lambda _: FORKSERVER)
     return command
 
 
 @pytest.fixture
 def here(command, monkeypatch):
     """The same in the test's own, empty home."""
-    monkeypatch.setattr(local.multiprocessing, "get_context", lambda _: PROCESSES)
+    monkeypatch.setattr(local.multiprocessing, "get_context", lambda _: FORKSERVER)
     return command
 
 
@@ -190,7 +190,7 @@ def test_a_broken_picture_is_named(command, tmp_path):
 def test_threads_that_are_no_number_are_refused(command, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "many")
     code, _, err = command(*SMOKE)
-    assert (code, err) == (2, "error: OMP_NUM_THREADS is 'many'; a number from 1 on is needed\n")
+    assert (code, err) == (2, "error: OMP_NUM_THREADS is 'many': must be an integer >= 1\n")
 
 
 def test_a_tracking_server_that_is_away_costs_nothing(here, monkeypatch, tmp_path):
@@ -244,9 +244,7 @@ def test_ctrl_c_leaves_a_run_that_the_same_command_resumes_to_the_same_bits(tmp_
     out, said = process.communicate(timeout=60)
     assert process.returncode == 130, said
     assert out == ""
-    assert said.splitlines()[-1] == (
-        "Stopped. What is finished stays; the same command goes on where the runs stopped."
-    )
+    assert said.splitlines()[-1] == "Stopped. Finished runs are kept. Run the same command again to resume."
     assert "Traceback" not in said
     wait_for(lambda: not group_of(process), seconds=5)
     (folder,) = folders(tmp_path)
@@ -257,7 +255,7 @@ def test_ctrl_c_leaves_a_run_that_the_same_command_resumes_to_the_same_bits(tmp_
     code, _, err = here(*LONG)
     assert code == 0
     assert f"resnet-20 seed 0: checkpoint {newest.name} is damaged; using the one before\n" in err
-    train_in(tmp_path / "whole", a_run(changes={"train.steps": 80}))
+    train_in(tmp_path / "whole", smoke_run(changes={"train.steps": 80}))
     assert folder.network_file.read_bytes() == weights(tmp_path / "whole")
 
 
@@ -294,7 +292,7 @@ def test_a_full_disk_is_a_sentence_and_the_same_command_finishes_once_there_is_r
         again = repro(place, *LONG)
         assert again.returncode == 0, again.stderr
         (folder,) = folders(place)
-        train_in(tmp_path / "whole", a_run(changes={"train.steps": 80}))
+        train_in(tmp_path / "whole", smoke_run(changes={"train.steps": 80}))
         assert folder.network_file.read_bytes() == weights(tmp_path / "whole")
     finally:
         subprocess.run(["umount", str(place)], check=True)
@@ -352,7 +350,7 @@ def test_ui_serves_the_parent_run_on_loopback_only_and_ends_with_ctrl_c(home, co
         code, _, err = command("ui", "--port", port)
         assert (code, err) == (
             2,
-            f"error: port {port} is in use; choose another, as in repro ui --port {port + 1}\n",
+            f"error: port {port} is in use; choose another: repro ui --port {port + 1}\n",
         )
     finally:
         process.send_signal(signal.SIGINT)
@@ -367,7 +365,7 @@ def test_ui_of_a_server_elsewhere_is_its_address_without_the_password(command, m
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@mlflow.example:8443")
     code, out, _ = command("ui")
     assert code == 0
-    assert out == "The tracking server has its own pages: https://mlflow.example:8443\n"
+    assert out == "MLflow UI of the tracking server: https://mlflow.example:8443\n"
 
 
 def folders(home):

@@ -17,7 +17,7 @@ from pipeline.declare.load import experiment_names, load_experiment
 from pipeline.judge.collect import FinishedRuns, judge_experiments
 from pipeline.schedule.reproduce import JobOutcome
 from pipeline.track.published_results import PublishedResult, save_result
-from tests.support.made_up import made_up, print_to
+from tests.support.fake_records import fake_record, set_console
 
 RESNET = "resnet/cifar10_depth"
 ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
@@ -41,7 +41,7 @@ def terminal(monkeypatch, command):
     def run(width, *words):
         seen = io.StringIO()
         shown = Console(file=seen, force_terminal=True, width=width, highlight=False)
-        print_to(monkeypatch, shown)
+        set_console(monkeypatch, shown)
         code, *_ = command(*words)
         return code, ESCAPES.sub("", seen.getvalue()).splitlines()
 
@@ -49,7 +49,7 @@ def terminal(monkeypatch, command):
 
 
 def row(variant, errors, **other):
-    return [made_up(load_experiment(RESNET), variant, seed, error, **other) for seed, error in enumerate(errors)]
+    return [fake_record(load_experiment(RESNET), variant, seed, error, **other) for seed, error in enumerate(errors)]
 
 
 AGREES = [8.6, 8.7, 8.8, 8.9, 8.75]
@@ -75,7 +75,7 @@ def test_list_says_what_each_asks_and_how_to_go_on(command):
     at = lines.index(RESNET)
     assert lines[at + 1] == "  Do deeper plain networks train worse, while deeper residual networks do not?"
     assert re.fullmatch(r"  12 variants, \d+ claims; scales: paper, paper-45k, gpu, laptop, smoke", lines[at + 2])
-    assert lines[-1] == "More of one: repro show EXPERIMENT"
+    assert lines[-1] == "Details: repro show EXPERIMENT"
 
 
 def test_show_has_recipe_variants_scales_claims_and_departures(command, known):
@@ -148,13 +148,13 @@ def test_a_network_that_did_not_converge_is_in_the_leaderboard(command, known):
 
 def test_an_empty_leaderboard_says_how_to_fill_it(command, known):
     assert (
-        command("leaderboard")[1] == "No finished runs yet; start some with: repro run EXPERIMENT --scale laptop\n"
+        command("leaderboard")[1] == "No finished runs. Start some: repro run EXPERIMENT --scale laptop\n"
     )
 
 
 def test_numbers_for_other_data_are_said_to_be(command, known):
     known(*row("resnet-20", [50.0, 60.0, 70.0], scale="smoke"))
-    assert "\nThe paper's errors are for cifar10.\n" in command("leaderboard", RESNET)[1]
+    assert "\nThe paper's errors are on cifar10.\n" in command("leaderboard", RESNET)[1]
 
 
 @pytest.mark.parametrize("words", [("list",), ("show", RESNET), ("verify",), ("leaderboard",)])
@@ -202,9 +202,9 @@ def test_after_training_claims_that_need_paper_scale_are_one_line(capsys):
     tables.print_outcome(entries, RESNET)
     out = capsys.readouterr().out
     assert "not-run" not in out
-    assert "3 more claims about these networks can be judged at paper scale only.\n" in out
+    assert "3 more claims about these networks can only be judged at paper scale.\n" in out
     assert re.search(r"\nAll \d+ claims: ", out)
-    assert f"The whole ledger: repro verify {RESNET}\n" in out
+    assert f"All verdicts: repro verify {RESNET}\n" in out
 
 
 @pytest.fixture
@@ -226,7 +226,7 @@ def test_ctrl_c_exits_130_at_once_and_says_how_to_go_on(command, known, trained)
     trained("stopped")
     code, out, err = command(*SMOKE)
     assert (code, out) == (130, "")
-    assert err == "Stopped. What is finished stays; the same command goes on where the runs stopped.\n"
+    assert err == "Stopped. Finished runs are kept. Run the same command again to resume.\n"
 
 
 def test_a_run_that_failed_exits_1_after_what_could_be_reported(command, known, trained):
@@ -234,7 +234,7 @@ def test_a_run_that_failed_exits_1_after_what_could_be_reported(command, known, 
     code, out, err = command(*SMOKE)
     assert code == 1
     assert "resnet-20" in out
-    assert err.startswith("Not all runs ended. What is finished stays;")
+    assert err.startswith("Some runs failed. Finished runs are kept.")
 
 
 def test_an_untracked_run_is_said_once_and_reported_all_the_same(command, trained):
@@ -244,7 +244,7 @@ def test_an_untracked_run_is_said_once_and_reported_all_the_same(command, traine
     assert "resnet-20" in out
     assert err == (
         "Not tracked yet: nothing answers there.\n"
-        "The runs are safe on this machine; the next repro command sends them.\n"
+        "The runs are kept on this machine; the next repro command sends them.\n"
     )
 
 
@@ -255,7 +255,7 @@ def test_a_second_ctrl_c_ends_at_once_with_a_line_too(command, monkeypatch):
     monkeypatch.setattr("pipeline.schedule.reproduce.run_tasks", pressed)
     code, out, err = command(*SMOKE)
     assert (code, out) == (130, "")
-    assert err == "Ended at once. The same command goes on from the last checkpoints.\n"
+    assert err == "Interrupted. Run the same command again to resume from the last checkpoints.\n"
 
 
 # Mistakes
@@ -310,7 +310,7 @@ def test_a_damaged_folder_of_a_left_run_is_complained_of_and_stops_nothing(comma
     assert f"the run in {folder} cannot be read" in err
 
 
-PLAIN = ["-c", "from pipeline.cli import main; main()"]
+PLAIN = ["-c", "from pipeline.cli.main import main; main()"]
 
 
 def test_a_terminal_without_our_signs_gets_others():
@@ -327,7 +327,7 @@ def test_output_that_cannot_be_written_is_one_sentence(asked):
     with Path("/dev/full").open("wb") as full:
         words = [sys.executable, *PLAIN, *asked]
         done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, check=False)
-    assert (done.returncode, done.stderr) == (2, b"error: cannot write what there is to say: no space left\n")
+    assert (done.returncode, done.stderr) == (2, b"error: cannot write the output: no space left on device\n")
 
 
 def test_a_reader_that_has_had_enough_hears_nothing():
@@ -341,7 +341,7 @@ def test_a_reader_that_has_had_enough_hears_nothing():
 @pytest.mark.parametrize("count", ["0", "-1", "many"])
 def test_threads_from_one_on(monkeypatch, count):
     monkeypatch.setenv("OMP_NUM_THREADS", count)
-    with pytest.raises(UserError, match=f"OMP_NUM_THREADS is '{count}'; a number from 1 on is needed"):
+    with pytest.raises(UserError, match=f"OMP_NUM_THREADS is '{count}': must be an integer >= 1"):
         main.thread_count()
 
 
@@ -388,7 +388,7 @@ def test_analyse_takes_other_arguments(command):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("show", "my/none.yaml"), "there is no file my/none.yaml"),
+        (("show", "my/none.yaml"), "no file my/none.yaml"),
         (
             ("verify", "resnet"),
             "no experiment 'resnet'; known: resnet/architecture, resnet/cifar10_depth, resnet/imagenet",
@@ -449,7 +449,7 @@ def test_analyse_shows_all_networks_and_draws_the_comparison(command, monkeypatc
     lines = out.splitlines()
     (row,) = (line.split() for line in lines if line.startswith("resnet-110 "))
     assert row == ["resnet-110", "3x32x32", "110", "1.73", "M", "252.89", "M", "1.05", "M", "11.1"]
-    at = lines.index("the lecture's comparison: published accuracy, and what it costs")
+    at = lines.index("the lecture's comparison: published accuracy against cost")
     assert [line.split()[0] for line in lines[at + 2 : at + 4]] == ["resnet-18", "alexnet"]  # by accuracy
     assert lines[at + 3].endswith("20.0 (10.0 to 30.0)")
     picture = Path(lines[-1].removeprefix("figure   "))
@@ -462,9 +462,9 @@ def test_published_weights_are_a_labelled_row_and_no_evidence(command, known, mo
     save_result(PublishedResult(*about, 50000, 23.85, 7.13, 23.87, 3, "hardware", "commit", "today"))
     code, out, _ = command("leaderboard")
     assert code == 0
-    assert "published weights on val: imported, not trained here, and no reproduction\n" in out
-    assert "Files of val that are no pictures and were left out: 3.\n" in out
-    assert "resnet-50 departs from its paper for these weights: stride 2 elsewhere.\n" in out
+    assert "published weights on val: imported, not trained here; not a reproduction\n" in out
+    assert "Skipped 3 files of val that are not images.\n" in out
+    assert "resnet-50 differs from its paper for these weights: stride 2 elsewhere.\n" in out
     (line,) = (line for line in out.splitlines() if "torchvision X" in line)
     assert line.split() == ["resnet-50", "torchvision", "X", "23.85", "7.13", "23.87", "50,000", "±", "0.19"]
     _, out, _ = command("leaderboard", "--json")
@@ -477,6 +477,6 @@ def test_published_weights_are_a_labelled_row_and_no_evidence(command, known, mo
 def test_verify_of_all_counts_what_arithmetic_confirms_and_shows_errata(command, known):
     _, out, _ = command("verify")
     assert re.search(r"\nlenet5/architecture\n✔ reproduced by arithmetic \(\d+ claims\)\n", out)
-    assert "    Each of them: repro verify lenet5/architecture\n" in out
+    assert "    Details: repro verify lenet5/architecture\n" in out
     assert "! erratum  lecture-weight-decay\n" in out
     assert "✔ reproduced  parameters-20\n" not in out

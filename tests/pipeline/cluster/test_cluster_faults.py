@@ -16,7 +16,7 @@ from pipeline.cluster import launches
 from pipeline.track.mlflow_writer import Tracker
 from pipeline.track.run_folder import RunFolder
 from tests.support.clusters import Place, log_of, said, small, step_of, trainer_of, tree, until
-from tests.support.real_runs import curves, train_in, weights
+from tests.support.smoke_runs import journal_metrics, train_in, weights
 
 RESUMES_WITHIN = 30.0  # seconds, from a death to the first update after it
 
@@ -49,7 +49,7 @@ def same_as_undisturbed(task, tmp_path):
     """Whether a run of one process has the bits of one that nobody disturbed."""
     train_in(tmp_path / "undisturbed", task.run)
     assert weights(task.folder) == weights(tmp_path / "undisturbed")
-    assert curves(task.folder) == curves(tmp_path / "undisturbed")
+    assert journal_metrics(task.folder) == journal_metrics(tmp_path / "undisturbed")
 
 
 @pytest.mark.parametrize(("kills", "steps"), [(1, 150), pytest.param(4, 500, marks=pytest.mark.slow)])
@@ -102,7 +102,7 @@ def test_a_killed_rank_takes_its_group_along_and_both_resume_with_the_same_bits(
     again = place.carry(place.launch(tasks[1:], devices=2))
     assert again.wait(180) == 0, said(again)
     assert weights(tasks[0].folder) == weights(tasks[1].folder)
-    assert curves(tasks[0].folder) == curves(tasks[1].folder)
+    assert journal_metrics(tasks[0].folder) == journal_metrics(tasks[1].folder)
     assert RunFolder(tasks[0].folder).result().world == 2
 
 

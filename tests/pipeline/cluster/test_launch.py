@@ -31,7 +31,7 @@ from pipeline.declare.experiment import Experiment
 from pipeline.declare.load import load_experiment
 from pipeline.plan.expand import DerivedRun, Run, plan_runs
 from pipeline.report.launch_plan import estimate_sources, plan_rows, plan_summary
-from pipeline.schedule.task import Task
+from pipeline.plan.task import Task
 from pipeline.track.run_folder import RunFolder
 
 RESNET = "resnet/cifar10_depth"
@@ -88,7 +88,7 @@ def test_an_impossible_number_is_a_sentence(words, said):
     [
         (
             ("resnet/cifar10_dept",),
-            "there is no experiment 'resnet/cifar10_dept'; did you mean 'resnet/cifar10_depth'",
+            "no experiment 'resnet/cifar10_dept'; did you mean 'resnet/cifar10_depth'",
         ),
         (("alexnet/architecture",), "alexnet/architecture trains nothing"),
         (("resnet/imagenet",), "resnet/imagenet has no scale 'smoke'"),
@@ -170,7 +170,7 @@ def declared(monkeypatch, experiment):
     return experiment
 
 
-def a_run(experiment: Experiment, variant: str = "plain-20", scale: str = "paper") -> Run:
+def smoke_run(experiment: Experiment, variant: str = "plain-20", scale: str = "paper") -> Run:
     (run,) = plan_runs(experiment, scale=scale, variants=[variant], seeds=1)
     assert isinstance(run, Run)
     return run
@@ -179,7 +179,7 @@ def a_run(experiment: Experiment, variant: str = "plain-20", scale: str = "paper
 def test_an_estimate_is_the_median_of_the_same_variants_runs(declared, record):
     seconds = (640.0, 6400.0, 1280.0)
     ended = [record(declared, "plain-20", seed, 9.0, seconds=s, hardware=HERE) for seed, s in enumerate(seconds)]
-    found = Estimator(ended).estimate(a_run(declared), 1)
+    found = Estimator(ended).estimate(smoke_run(declared), 1)
     assert found is not None
     assert found.seconds == 1280 / (64_000 * 128)
     assert (found.runs, found.where) == (3, f"on {HERE}")
@@ -187,7 +187,7 @@ def test_an_estimate_is_the_median_of_the_same_variants_runs(declared, record):
 
 def test_a_run_on_several_devices_costs_all_of_them(declared, record):
     ended = [record(declared, "plain-20", 0, 9.0, seconds=640.0, world=4)]
-    found = Estimator(ended).estimate(a_run(declared), 1)
+    found = Estimator(ended).estimate(smoke_run(declared), 1)
     assert found is not None
     assert found.seconds == 4 * 640 / (64_000 * 128)
 
@@ -195,7 +195,7 @@ def test_a_run_on_several_devices_costs_all_of_them(declared, record):
 def test_this_machines_hardware_and_the_same_scale_are_preferred(declared, record):
     far = record(declared, "plain-20", 0, 9.0, seconds=10.0, hardware="H100")
     near = record(declared, "plain-20", 1, 9.0, seconds=20.0, hardware=HERE)
-    run = a_run(declared)
+    run = smoke_run(declared)
     assert Estimator([far, near]).estimate(run, 1).where == f"on {HERE}"
     assert Estimator([far]).estimate(run, 1).where == "on H100"
 
@@ -203,7 +203,7 @@ def test_this_machines_hardware_and_the_same_scale_are_preferred(declared, recor
 def test_as_many_devices_as_are_asked_for_are_preferred_and_others_are_named(declared, record):
     one = record(declared, "plain-20", 0, 9.0, seconds=640.0, hardware=HERE)
     four = [record(declared, "plain-20", n, 9.0, seconds=320.0 + n, hardware=HERE, world=4) for n in (1, 2, 3)]
-    found, run = Estimator([one, *four]), a_run(declared)
+    found, run = Estimator([one, *four]), smoke_run(declared)
     images = 64_000 * 128
     assert found.estimate(run, 1) == estimate.Estimate(640 / images, 1, f"on {HERE}")
     assert found.estimate(run, 4) == estimate.Estimate(
@@ -223,16 +223,16 @@ def test_another_variant_with_the_same_network_and_data_will_do(declare, monkeyp
         monkeypatch.setattr(module, "names", lambda: [toy.name])
         monkeypatch.setattr(module, "load", lambda name: toy)
     ended = [record(toy, "plain-20", 0, 9.0, seconds=64.0)]
-    found = Estimator(ended).estimate(a_run(toy, "plain-20-again"), 1)
+    found = Estimator(ended).estimate(smoke_run(toy, "plain-20-again"), 1)
     assert found is not None
     assert found.where == "of the same network (toy/depth, plain-20) at paper scale on one core"
-    assert Estimator(ended).estimate(a_run(toy, "plain-32"), 1) is None
+    assert Estimator(ended).estimate(smoke_run(toy, "plain-32"), 1) is None
 
 
 def test_the_same_network_on_other_images_says_nothing(declared, record):
     ended = [record(declared, "plain-20", 0, 9.0, seconds=1.0, scale="laptop")]
-    assert Estimator(ended).estimate(a_run(declared, scale="laptop"), 1) is not None
-    assert Estimator(ended).estimate(a_run(declared, scale="paper"), 1) is None
+    assert Estimator(ended).estimate(smoke_run(declared, scale="laptop"), 1) is not None
+    assert Estimator(ended).estimate(smoke_run(declared, scale="paper"), 1) is None
 
 
 @pytest.mark.parametrize(
@@ -246,9 +246,9 @@ def test_the_same_network_on_other_images_says_nothing(declared, record):
 )
 def test_a_run_of_which_it_is_not_known_how_much_it_did_is_no_measure(declared, record, other):
     ended = record(declared, "plain-20", 0, 9.0, seconds=640.0)
-    assert Estimator([ended]).estimate(a_run(declared), 1) is not None
+    assert Estimator([ended]).estimate(smoke_run(declared), 1) is not None
     ended = type(ended).from_dict(ended.to_dict() | other)
-    assert Estimator([ended]).estimate(a_run(declared), 1) is None
+    assert Estimator([ended]).estimate(smoke_run(declared), 1) is None
 
 
 # --- the plan ----------------------------------------------------------------------------------------------

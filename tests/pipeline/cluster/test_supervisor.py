@@ -16,7 +16,7 @@ from pipeline.cluster.launches import LaunchTerms
 from pipeline.cluster.supervisor import MAX_FAILURES, Supervisor
 from pipeline.common.paths import ROOT
 from pipeline.track.run_folder import RunFolder
-from tests.support.real_runs import a_run, a_task
+from tests.support.smoke_runs import smoke_run, smoke_task
 
 DEVICES = 2
 
@@ -69,7 +69,7 @@ class Place:
         return f"ref {self.made}"
 
     def task(self, seed=0):
-        return a_task(self.home / "runs", a_run(seed=seed))
+        return smoke_task(self.home / "runs", smoke_run(seed=seed))
 
     def launch(self, tasks, **terms):
         found = launches.create_launch("a test", ROOT, LaunchTerms(**({"devices": 1} | terms)), tuple(tasks))

@@ -10,5 +10,5 @@ from pipeline.data.shards import ShardSet, open_shards
 @pytest.fixture
 def shards(made, tmp_path) -> ShardSet:
     """A copy of the module's own set `made`, for a test to damage."""
-    shutil.copytree(made.place.local, tmp_path / "shards")
+    shutil.copytree(made.store.local, tmp_path / "shards")
     return open_shards(tmp_path / "shards")

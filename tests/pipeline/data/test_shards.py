@@ -12,6 +12,7 @@ import threading
 import numpy as np
 import pytest
 
+from pipeline.common.errors import UserError
 from pipeline.data import store
 from pipeline.data.images import DataError
 from pipeline.data.shard_cache import ShardCache
@@ -31,7 +32,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch):
-    monkeypatch.setattr(store, "PAUSES", ())
+    monkeypatch.setattr(store, "RETRY_PAUSES", ())
     monkeypatch.delenv("REPRO_SHARD_CACHE_GB", raising=False)
 
 
@@ -52,7 +53,7 @@ def everything(split):
 
 
 def test_every_picture_is_there_once_with_its_class(shards, made):
-    source = made.place.local.parent / "photographs"
+    source = made.store.local.parent / "photographs"
     for name, split in (("train", shards.train), ("test", shards.test)):
         want = sorted((file.parent.name, file.read_bytes()) for file in (source / name).rglob("*.jpg"))
         labels = [shards.classes[label] for label in split.labels.tolist()]
@@ -68,7 +69,7 @@ def test_any_order_and_repeats_may_be_read(shards):
 
 
 def test_where_names_shard_and_sample(shards):
-    assert shards.train.where(5) == f"{shards.place}/train-00001.tar, sample 5 of train"
+    assert shards.train.where(5) == f"{shards.store}/train-00001.tar, sample 5 of train"
 
 
 def test_threads_read_at_the_same_time(shards):
@@ -82,8 +83,8 @@ def test_threads_read_at_the_same_time(shards):
 
 
 def test_a_missing_part_is_named(shards):
-    bare = ShardSet(shards.place, shards.manifest, {"train": shards.train})
-    refused(lambda: bare.test, f"{shards.place} has no test part")
+    bare = ShardSet(shards.store, shards.manifest, {"train": shards.train})
+    refused(lambda: bare.test, f"{shards.store} has no test part")
 
 
 # --- the manifest ------------------------------------------------------------------------------------------
@@ -131,18 +132,18 @@ MISTAKES = {
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_changed_manifest_is_refused(shards, mistake):
     change, said = MISTAKES[mistake]
-    changed(shards.place.local, change)
-    refused(lambda: open_shards(shards.place), f"{shards.place}/manifest.json", said)
+    changed(shards.store.local, change)
+    refused(lambda: open_shards(shards.store), f"{shards.store}/manifest.json", said)
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff\xfe", b"[" * 100_000, b"null", b'{"format": 1}'])
 def test_what_is_no_manifest_is_refused(shards, content):
-    (shards.place.local / MANIFEST_NAME).write_bytes(content)
-    refused(lambda: open_shards(shards.place), f"{shards.place}/manifest.json")
+    (shards.store.local / MANIFEST_NAME).write_bytes(content)
+    refused(lambda: open_shards(shards.store), f"{shards.store}/manifest.json")
 
 
 def test_the_manifest_reads_as_it_was_written(shards):
-    assert read_manifest(shards.place).to_json() == (shards.place.local / MANIFEST_NAME).read_text()
+    assert read_manifest(shards.store).to_json() == (shards.store.local / MANIFEST_NAME).read_text()
 
 
 # --- the index ---------------------------------------------------------------------------------------------
@@ -167,13 +168,13 @@ def with_column(index, column, value):
 
 
 def test_a_missing_or_damaged_index_is_named(shards):
-    file = shards.place.local / "train.index.npy"
+    file = shards.store.local / "train.index.npy"
     content = bytearray(file.read_bytes())
     content[-3] ^= 1
     file.write_bytes(content)
-    refused(lambda: open_shards(shards.place), f"{file} is damaged", "sha256")
+    refused(lambda: open_shards(shards.store), f"{file} is damaged", "sha256")
     file.unlink()
-    refused(lambda: open_shards(shards.place), f"there is no {file}")
+    refused(lambda: open_shards(shards.store), f"there is no {file}")
 
 
 @pytest.mark.parametrize("far", [False, True])
@@ -195,16 +196,16 @@ def test_an_index_that_does_not_fit_is_refused_though_its_sum_is_right(shards, f
         "longer than every shard": with_column(index, "size", 2**32 - 1),
         "a header that does not end": saved(np.array(index))[:10] + b"{'descr': (".ljust(118),
     }
-    with serve(shards.place.local) as address:
+    with serve(shards.store.local) as address:
         for content in wrong.values():
-            resigned(shards.place.local, content)
-            refused(lambda: open_shards(address if far else shards.place), "train.index.npy", "prepare")
+            resigned(shards.store.local, content)
+            refused(lambda: open_shards(address if far else shards.store), "train.index.npy", "prepare")
 
 
 def test_a_sample_beyond_its_shard_is_cut_off(shards):
     end = max(shard.bytes for shard in shards.manifest.splits["train"].shards)
-    resigned(shards.place.local, with_column(shards.train.index, "offset", end))
-    split = open_shards(shards.place).train
+    resigned(shards.store.local, with_column(shards.train.index, "offset", end))
+    split = open_shards(shards.store).train
     refused(lambda: everything(split), "sample 3 of train is cut off: 0 of")
 
 
@@ -212,7 +213,7 @@ def test_a_sample_beyond_its_shard_is_cut_off(shards):
 
 
 def test_http_gives_the_same_bytes(shards):
-    with serve(shards.place.local) as address:
+    with serve(shards.store.local) as address:
         far = open_shards(address)
         assert everything(far.train) == everything(shards.train)
         assert far.train.labels.equal(shards.train.labels)
@@ -223,17 +224,17 @@ def test_s3_gives_the_same_bytes(shards, monkeypatch, tmp_path):
     with s3_server() as address:
         use_s3(monkeypatch, address)
         there = open_store("s3://bucket/sets/one")
-        for file in shards.place.local.glob("*.*"):
+        for file in shards.store.local.glob("*.*"):
             there.put(shutil.copyfile(file, tmp_path / "copy"), file.name)
         assert everything(open_shards("s3://bucket/sets/one").train) == everything(shards.train)
 
 
 def test_damage_far_away_is_named(shards):
-    file = shards.place.local / "train-00001.tar"
+    file = shards.store.local / "train-00001.tar"
     content = bytearray(file.read_bytes())
     content[1000] ^= 1
     file.write_bytes(content)
-    with serve(shards.place.local) as address:
+    with serve(shards.store.local) as address:
         split = open_shards(address).train
         assert len(split.read([0, 1, 2, 3, 8])) == 5
         refused(
@@ -252,7 +253,7 @@ def cached(shards, address, folder, limit=10**9):
     """The training part far away, with a cache of its own, and the cache."""
     cache = ShardCache(folder, limit, open_store(address), shards.manifest.sha256[:16])
     far = open_shards(address)
-    return type(far.train)(far.place, "train", far.train.split, far.train.index, cache), cache
+    return type(far.train)(far.store, "train", far.train.split, far.train.index, cache), cache
 
 
 def kept(folder):
@@ -264,7 +265,7 @@ NAMES = ["train-00000.tar", "train-00001.tar", "train-00002.tar"]
 
 def test_what_is_cached_is_not_asked_for_again(shards, tmp_path):
     asked = []
-    with serve(shards.place.local, asked=asked) as address:
+    with serve(shards.store.local, asked=asked) as address:
         split, cache = cached(shards, address, tmp_path / "cache")
         cache.fill(split.split.shards)
         assert kept(tmp_path / "cache") == NAMES
@@ -282,7 +283,7 @@ def test_what_is_cached_is_not_asked_for_again(shards, tmp_path):
 def test_the_bound_is_kept_and_the_rest_read_from_afar(shards, tmp_path, fitting):
     sizes = [shard.bytes for shard in shards.train.split.shards]
     limit = sum(sizes[:fitting]) + min(sizes) - 1
-    with serve(shards.place.local) as address:
+    with serve(shards.store.local) as address:
         split, cache = cached(shards, address, tmp_path / "cache", limit)
         for _ in range(2):
             cache.fill(split.split.shards)
@@ -293,7 +294,7 @@ def test_the_bound_is_kept_and_the_rest_read_from_afar(shards, tmp_path, fitting
 
 def test_both_parts_share_one_bound(shards, tmp_path):
     limit = sum(shard.bytes for shard in shards.train.split.shards)
-    with serve(shards.place.local) as address:
+    with serve(shards.store.local) as address:
         split, cache = cached(shards, address, tmp_path / "cache", limit)
         _, other = cached(shards, address, tmp_path / "cache", limit)
         cache.fill(split.split.shards)
@@ -307,7 +308,7 @@ def test_other_sets_make_room_those_first_that_were_not_used_for_longest(shards,
         (tmp_path / "cache" / name).mkdir(parents=True)
         (tmp_path / "cache" / name / "train-00000.tar").write_bytes(bytes(first.bytes))
         os.utime(tmp_path / "cache" / name, (1e9 - age, 1e9 - age))
-    with serve(shards.place.local) as address:
+    with serve(shards.store.local) as address:
         _, cache = cached(shards, address, tmp_path / "cache", 2 * first.bytes)
         cache.fill([first])
     assert {file.parent.name for file in (tmp_path / "cache").glob("*/*.tar")} == {"new", cache.folder.name}
@@ -316,7 +317,7 @@ def test_other_sets_make_room_those_first_that_were_not_used_for_longest(shards,
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "gone", "longer"])
 def test_a_damaged_copy_is_never_used(shards, tmp_path, damage):
     asked = []
-    with serve(shards.place.local, asked=asked) as address:
+    with serve(shards.store.local, asked=asked) as address:
         split, cache = cached(shards, address, tmp_path / "cache")
         cache.fill(split.split.shards)
         copy = cache.folder / NAMES[1]
@@ -337,11 +338,11 @@ def test_a_damaged_copy_is_never_used(shards, tmp_path, damage):
 
 
 def test_a_damaged_shard_does_not_get_into_the_cache(shards, tmp_path):
-    file = shards.place.local / NAMES[1]
+    file = shards.store.local / NAMES[1]
     content = bytearray(file.read_bytes())
     content[1000] ^= 1
     file.write_bytes(content)
-    with serve(shards.place.local) as address:
+    with serve(shards.store.local) as address:
         split, cache = cached(shards, address, tmp_path / "cache")
         refused(lambda: cache.fill(split.split.shards), f"{address}/{NAMES[1]} is damaged", "sha256")
     assert kept(tmp_path / "cache") == NAMES[:1]
@@ -349,20 +350,20 @@ def test_a_damaged_shard_does_not_get_into_the_cache(shards, tmp_path):
 
 def test_a_copy_that_breaks_off_leaves_nothing_half(shards, tmp_path):
     cache = ShardCache(tmp_path / "cache", 10**9, open_store("http://nowhere.invalid"), "one")
-    with serve(shards.place.local, Dying) as address:
+    with serve(shards.store.local, Dying) as address:
         cache.source = open_store(address)
         refused(lambda: cache.fill(shards.train.split.shards), f"{address}/{NAMES[0]}")
     assert kept(tmp_path / "cache") == []
     for name in (f".{NAMES[0]}.copied", f"..{NAMES[0]}.copied.0123", f".{NAMES[1]}.4567"):  # after a kill
         (cache.folder / name).write_bytes(b"half")
-    with serve(shards.place.local) as address:
+    with serve(shards.store.local) as address:
         cache.source = open_store(address)
         cache.fill(shards.train.split.shards)
     assert kept(tmp_path / "cache") == NAMES
 
 
 def test_a_server_without_ranges_serves_through_the_cache(shards, tmp_path):
-    with serve(shards.place.local, Whole) as address:
+    with serve(shards.store.local, Whole) as address:
         split, cache = cached(shards, address, tmp_path / "cache")
         refused(lambda: everything(split), "whole files", "ranges")
         cache.fill(split.split.shards)
@@ -370,7 +371,7 @@ def test_a_server_without_ranges_serves_through_the_cache(shards, tmp_path):
 
 
 def test_filling_stops_when_told_to(shards, tmp_path):
-    with serve(shards.place.local) as address:
+    with serve(shards.store.local) as address:
         split, cache = cached(shards, address, tmp_path / "cache")
         cache.fill(split.split.shards, stop=lambda: len(cache.have) == 1)
         assert kept(tmp_path / "cache") == NAMES[:1]
@@ -380,7 +381,7 @@ def test_filling_stops_when_told_to(shards, tmp_path):
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_two_processes_fill_one_cache(shards, tmp_path):
     asked = []
-    with serve(shards.place.local, asked=asked) as address:
+    with serve(shards.store.local, asked=asked) as address:
         limit = sum(shard.bytes for shard in shards.train.split.shards)
         split, cache = cached(shards, address, tmp_path / "cache", limit)
         asked.clear()
@@ -400,7 +401,7 @@ def test_two_processes_fill_one_cache(shards, tmp_path):
 def test_a_set_opened_with_a_cache_keeps_its_index_and_fills_what_it_is_told(shards, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setenv("REPRO_SHARD_CACHE_GB", "0.5")
-    with serve(shards.place.local, asked=asked) as address:
+    with serve(shards.store.local, asked=asked) as address:
         for _ in range(2):
             far = open_shards(address, cache=tmp_path / "cache")
             far.train.cache.fill(far.train.split.shards)
@@ -412,13 +413,13 @@ def test_a_set_opened_with_a_cache_keeps_its_index_and_fills_what_it_is_told(sha
         index = far.train.cache.folder / "train.index.npy"
         index.write_bytes(index.read_bytes()[:-1])
         assert len(open_shards(address, cache=tmp_path / "cache").train) == TRAIN  # fetched anew
-    assert open_shards(shards.place, cache=tmp_path / "cache").train.cache is None  # it is near already
+    assert open_shards(shards.store, cache=tmp_path / "cache").train.cache is None  # it is near already
 
 
 @pytest.mark.parametrize("value", ["-1", "many", "nan", "inf", "1e300", ""])
 def test_a_wrong_size_of_the_cache_is_named(shards, monkeypatch, value):
     monkeypatch.setenv("REPRO_SHARD_CACHE_GB", value)
-    refused(lambda: open_shards(shards.place), "REPRO_SHARD_CACHE_GB", repr(value), "gigabytes")
+    refused(lambda: open_shards(shards.store), "REPRO_SHARD_CACHE_GB", repr(value), "gigabytes", kind=UserError)
 
 
 def test_a_cache_that_cannot_be_written_is_named(shards, tmp_path):
@@ -430,6 +431,6 @@ def test_a_cache_that_cannot_be_written_is_named(shards, tmp_path):
 
 def test_the_index_says_where_each_picture_begins(shards):
     for row in shards.train.index:
-        shard = shards.place.local / shards.train.split.shards[row["shard"]].name
+        shard = shards.store.local / shards.train.split.shards[row["shard"]].name
         begin = int(row["offset"] + row["image"])
         assert shard.read_bytes()[begin:].startswith(b"\xff\xd8\xff")

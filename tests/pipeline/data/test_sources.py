@@ -298,7 +298,7 @@ def test_unknown_name_near_to_nothing_lists_all(tmp_path):
 def test_a_name_that_no_prepared_set_can_have_is_said_so(tmp_path):
     for name in ("My Photos", "_x", "\u732b"):
         with pytest.raises(DataError, match=f"^'{name}' cannot be the name of a prepared set; use the one that"):
-            load_images(name, tmp_path, photographs=True)
+            load_images(name, tmp_path, sharded=True)
 
 
 @pytest.mark.parametrize("name", ["", ".cache", "../outside", "a/b", "a\\b"])

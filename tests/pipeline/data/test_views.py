@@ -10,7 +10,7 @@ import torchvision.transforms.functional as second_opinion
 from pipeline.data import views as under_test
 from pipeline.data.views import grid, protocol_views, squares
 from pipeline.declare.protocol import parse_protocol
-from tests.support import by_pillow
+from tests.support import pillow_protocols
 
 SIZES = [(48, 60), (60, 48), (50, 50), (32, 32), (300, 200), (7, 20), (20, 7), (400, 9), (9, 400), (1, 1), (1, 30)]
 
@@ -23,9 +23,9 @@ def shown(pixels, name):
 def difference(pixels, name):
     """Mean and greatest difference of 255 from Pillow's views; infinite where number or size differ."""
     found, expected = [], []
-    for groups, way in zip(shown(pixels, name), by_pillow.PROTOCOLS[name], strict=True):
+    for groups, way in zip(shown(pixels, name), pillow_protocols.PROTOCOLS[name], strict=True):
         for group, short in zip(groups, way.shorts, strict=True):
-            theirs = by_pillow.views(pixels, way, short)
+            theirs = pillow_protocols.views(pixels, way, short)
             if group.pixels.shape != (len(theirs), *theirs[0][0].shape):
                 return math.inf, math.inf
             assert group.pixels.dtype == torch.uint8
@@ -36,9 +36,9 @@ def difference(pixels, name):
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("name", by_pillow.PROTOCOLS)
+@pytest.mark.parametrize("name", pillow_protocols.PROTOCOLS)
 def test_views_are_those_of_a_loop_with_pillow_whatever_the_pictures_size(name, size):
-    mean, greatest = difference(by_pillow.picture(*size), name)
+    mean, greatest = difference(pillow_protocols.picture(*size), name)
     assert mean < 0.25  # the two round differently
     assert greatest <= (4 if "bicubic" in name else 2)
 
@@ -63,7 +63,7 @@ def wrong_centre(height, width, side):
     ],
 )
 def test_a_fault_would_show(monkeypatch, name, function, fault):
-    pixels = by_pillow.picture(48, 60)
+    pixels = pillow_protocols.picture(48, 60)
     assert difference(pixels, name)[1] <= 4
     monkeypatch.setattr(under_test, function, fault)
     assert difference(pixels, name)[1] > 8
@@ -73,7 +73,7 @@ def test_a_fault_would_show(monkeypatch, name, function, fault):
 def test_second_opinion_torchvisions_ten_crops(size):
     """Torchvision cuts the mirrored picture, where the paper mirrors what is cut: another order of the corners,
     and with half a pixel to round another middle."""
-    pixels = by_pillow.picture(*size)
+    pixels = pillow_protocols.picture(*size)
     [[group]] = shown(pixels, "10-crop-24-of-40")  # the short side as it is: nothing is resized
     planes = torch.from_numpy(pixels).permute(2, 0, 1)
     theirs = second_opinion.ten_crop(planes, [24, 24])
@@ -89,7 +89,7 @@ def test_second_opinion_torchvisions_ten_crops(size):
 
 @pytest.mark.parametrize("size", [(48, 60), (60, 48), (33, 33)])
 def test_corners_of_crops_out_of_a_square_are_their_places_in_it(size):
-    pixels = by_pillow.picture(*size)
+    pixels = pillow_protocols.picture(*size)
     [[whole]] = shown(pixels, "1-crop-32-of-square-32")
     assert (whole.frame, whole.corners.tolist()) == (32, [[0, 0]])
     [[group]] = shown(pixels, "10-crop-23-of-square-32")
@@ -101,7 +101,7 @@ def test_corners_of_crops_out_of_a_square_are_their_places_in_it(size):
 
 @pytest.mark.parametrize("name", ["1-crop-24-of-32", "10-crop-24-of-32", "50-crop-24-of-32", "dense-of-32"])
 def test_what_is_not_cut_out_of_a_square_has_no_place_in_one(name):
-    [[group]] = shown(by_pillow.picture(40, 50), name)
+    [[group]] = shown(pillow_protocols.picture(40, 50), name)
     assert (group.corners, group.frame) == (None, None)
 
 
@@ -120,19 +120,19 @@ def test_googlenets_squares_lie_left_middle_and_right_or_top_middle_and_bottom()
 
 
 def test_dense_shows_the_whole_picture_and_its_mirror_image_once_at_each_scale():
-    [groups] = shown(by_pillow.picture(50, 75), "dense-of-24-36")
+    [groups] = shown(pillow_protocols.picture(50, 75), "dense-of-24-36")
     assert [group.pixels.shape for group in groups] == [(1, 24, 36, 3), (1, 36, 54, 3)]
     assert all(group.dense and group.mirror for group in groups)
 
 
-@pytest.mark.parametrize("name", by_pillow.PROTOCOLS)
+@pytest.mark.parametrize("name", pillow_protocols.PROTOCOLS)
 def test_views_and_mirror_images_are_as_many_as_the_protocol_counts(name):
-    groups = [group for part in shown(by_pillow.picture(44, 70), name) for group in part]
+    groups = [group for part in shown(pillow_protocols.picture(44, 70), name) for group in part]
     assert sum(len(group.pixels) * (1 + group.mirror) for group in groups) == parse_protocol(name).views
 
 
 def test_the_picture_is_not_changed_and_may_be_read_only():
-    pixels = by_pillow.picture(24, 24)
+    pixels = pillow_protocols.picture(24, 24)
     before = pixels.copy()
     pixels.flags.writeable = False
     for [group] in (*shown(pixels, "dense-of-24"), *shown(pixels, "1-crop-24-of-24")):

@@ -1,4 +1,4 @@
-"""Names of test protocols, and what the papers say they show a network."""
+"""Names of test protocols, and the views that papers describe."""
 
 import pytest
 from hypothesis import given
@@ -32,42 +32,42 @@ def part(kind, side, shorts, square=False, interpolation="bilinear"):
         ("1-crop-224-of-224", [part("centre", 224, (224,))], 1),
     ],
 )
-def test_a_name_says_the_whole_protocol(name, parts, views):
+def test_a_name_determines_the_protocol(name, parts, views):
     found = parse_protocol(name)
     assert (found.name, list(found.parts), found.views) == (name, parts, views)
 
 
-def test_examples_in_messages_are_protocols():
+def test_the_examples_in_messages_are_valid():
     assert [parse_protocol(name).views for name in PROTOCOL_EXAMPLES.split(", ")] == [1, 10, 144, 6]
 
 
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("center-crop", r"'center-crop' is no test protocol; such names are 1-crop-224-of-256, "),
-        ("", "'' is no test protocol"),
-        ("10-crop-224", "is no test protocol"),
-        ("10-crop-224-of-256-lanczos", "is no test protocol"),
-        ("10-crop-224-of-256-and-", "is no test protocol"),
-        ("010-crop-224-of-256", "is no test protocol"),  # one protocol, one name
-        ("10-crop-224-of-256\n", "is no test protocol"),
-        ("10-crop-224-of-25٦", "is no test protocol"),  # an Arabic six
-        ("dense-224-of-256", "is no test protocol"),
+        ("center-crop", r"unknown test protocol 'center-crop'; examples: 1-crop-224-of-256, "),
+        ("", "unknown test protocol ''"),
+        ("10-crop-224", "unknown test protocol"),
+        ("10-crop-224-of-256-lanczos", "unknown test protocol"),
+        ("10-crop-224-of-256-and-", "unknown test protocol"),
+        ("010-crop-224-of-256", "unknown test protocol"),  # a protocol has one name only
+        ("10-crop-224-of-256\n", "unknown test protocol"),
+        ("10-crop-224-of-25٦", "unknown test protocol"),  # an Arabic six
+        ("dense-224-of-256", "unknown test protocol"),
         ("10-crop-257-of-256", "a crop of 257 is larger than a short side of 256"),
         ("20-crop-300-of-256-384", "a crop of 300 is larger than a short side of 256"),
-        ("20-crop-224-of-384-256", "scales should rise, each of them once"),
-        ("20-crop-224-of-256-256", "scales should rise, each of them once"),
-        ("12-crop-224-of-256", "crops of these short sides are 1, 10, 36, 50, not 12"),
-        ("144-crop-224-of-256-288-320", "crops of these short sides are 3, 30, 108, 150, not 144"),
-        ("dense-of-square-256", "'square' is for crops out of one square"),
-        ("36-crop-224-of-square-256", "'square' is for crops out of one square"),
+        ("20-crop-224-of-384-256", "short sides must be increasing"),
+        ("20-crop-224-of-256-256", "short sides must be increasing"),
+        ("12-crop-224-of-256", "the crops for 1 short side must be one of 1, 10, 36, 50, not 12"),
+        ("144-crop-224-of-256-288-320", "the crops for 3 short sides must be one of 3, 30, 108, 150, not 144"),
+        ("dense-of-square-256", "'square' is not supported for this kind of views"),
+        ("36-crop-224-of-square-256", "'square' is not supported for this kind of views"),
         ("dense-of-256-and-dense-of-256", "has a part twice"),
     ],
 )
-def test_what_is_no_protocol_is_refused_in_one_sentence(name, words):
-    with pytest.raises(UserError, match=words) as refused:
+def test_an_invalid_name_is_an_error_of_one_line(name, words):
+    with pytest.raises(UserError, match=words) as caught:
         parse_protocol(name)
-    assert "\n" not in str(refused.value)
+    assert "\n" not in str(caught.value)
 
 
 KINDS = st.sampled_from(["centre", "ten", "grid", "googlenet", "dense"])

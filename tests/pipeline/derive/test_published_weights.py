@@ -31,7 +31,7 @@ from pipeline.derive.published_weights import (
 from pipeline.track.published_results import load_results, save_result
 from pipeline.train.evaluate import ErrorCounts
 from tests.support.making import prepared
-from tests.support.real_runs import a_run, train_in
+from tests.support.smoke_runs import smoke_run, train_in
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +212,7 @@ def test_a_missing_file_and_one_of_something_else(small, tmp_path):
 
 
 def test_the_network_of_a_run_of_ours_is_no_published_weights(small, tmp_path):
-    train_in(tmp_path / "run", a_run())
+    train_in(tmp_path / "run", smoke_run())
     with pytest.raises(UserError, match=r"network.safetensors is of a run of repro, not of others; its errors"):
         import_file(small, tmp_path / "run" / "network.safetensors")
 
@@ -379,9 +379,9 @@ def test_a_damaged_result_is_named(kept):
 def test_photographs_in_shards_are_called_as_their_manifest_says(experiments, torchvisions, tmp_path):
     shards = prepared(tmp_path / "made", classes=3, train=0, test=2)
     torch.save(torchvisions, tmp_path / "w.pth")
-    called, _, samples = published.labelled_samples(str(shards.place), 3)
+    called, _, samples = published.labelled_samples(str(shards.store), 3)
     assert (called, len(samples)) == ("photographs", 6)
-    shards.place.local.rename(tmp_path / "imagenet")
+    shards.store.local.rename(tmp_path / "imagenet")
     assert published.labelled_samples(str(tmp_path / "imagenet"), 3)[0] == "photographs"
 
 

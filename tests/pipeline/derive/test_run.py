@@ -26,24 +26,25 @@ from pipeline.declare.derived import (
 from pipeline.declare.load import load_experiment
 from pipeline.declare.protocol import parse_protocol
 from pipeline.derive.compression import decompress
-from pipeline.derive.context import AveragedNetworks, load_network
+from pipeline.derive.context import load_network
 from pipeline.derive.run import COMPRESSED_FILE, make_derived
 from pipeline.plan.expand import DerivedRun, plan_runs
 from pipeline.track.record import Record
 from pipeline.track.run_folder import RunFolder
-from pipeline.train.evaluate import EnsembleMember, ErrorCounts, evaluate_samples
-from pipeline.train.inputs import ReadOptions, load_training_data
+from pipeline.train.evaluate import AveragedNetworks, EnsembleMember, ErrorCounts, evaluate_samples
+from pipeline.train.inputs import ReadOptions
+from pipeline.train.load import load_training_data
 from pipeline.train.train import train
-from tests.support import real_runs
+from tests.support import smoke_runs
 from tests.support.making import prepared
-from tests.support.real_runs import CODE, images_of, train_in
+from tests.support.smoke_runs import CODE, images_of, task_at, train_in
 
 ENSEMBLE = EnsembleSpec(kind="ensemble", members={"resnet-20": 3})
 
 
 @pytest.fixture(scope="module")
 def runs():
-    return [real_runs.a_run(seed=seed) for seed in range(3)]
+    return [smoke_runs.smoke_run(seed=seed) for seed in range(3)]
 
 
 @pytest.fixture(scope="module")
@@ -59,19 +60,14 @@ def step_of(kind, runs):
     return DerivedRun(runs[0].experiment, runs[0].scale, "it", runs[0].seed, kind, tuple(runs))
 
 
-def done(path, step, folders, images=None, **other):
+def done(path, derived, folders, images=None, *, other=None, counted=None, **options):
+    """Make the derived run in the folder `path`; its members are in `folders`, `counted` replaces its manifest."""
     images = images or images_of("noise")
-    counted = other.pop("manifest", None) or manifest.manifest_of(images)
-    return make_derived(
-        step,
-        identity="id",
-        folder=RunFolder(path),
-        members=folders,
-        images=images,
-        manifest=counted,
-        code=CODE,
-        **other,
-    )
+    needs = tuple(str(folder.path) for folder in folders)
+    task = task_at(path, derived, other or images, identity="id", needs=needs)
+    if counted:
+        task = replace(task, manifest=manifest.manifest_to_dict(counted))
+    return make_derived(task, images, other, **options)
 
 
 def network(folder, run):
@@ -93,7 +89,7 @@ def scores_of(networks, images, trained_on):
 
 
 def test_what_a_run_can_be_claimed_of_is_what_it_measures(folders):
-    measured = load_experiment(real_runs.RESNET).measured("resnet-20", named=True)
+    measured = load_experiment(smoke_runs.RESNET).measured("resnet-20", named=True)
     assert set(folders[0].result().metrics) == set(measured)
 
 
@@ -167,7 +163,7 @@ def test_probabilities_are_averaged_and_not_scores():
 
 
 def test_a_run_that_has_not_ended_is_named(runs, folders, tmp_path):
-    with pytest.raises(UserError, match="it needs resnet-20 seed 1, which has not ended on this machine"):
+    with pytest.raises(UserError, match="needs resnet-20 seed 1, which has not ended on this machine"):
         done(tmp_path, step_of(ENSEMBLE, runs), [folders[0], RunFolder(tmp_path / "nothing"), folders[2]])
     assert not (tmp_path / "result.json").exists()
 
@@ -199,13 +195,13 @@ def test_a_network_that_lies_elsewhere_is_named(runs, folders, tmp_path):
 def test_a_damaged_network_is_named(runs, folders, tmp_path):
     bad = copied(folders[0], tmp_path / "bad")
     bad.network_file.write_bytes(folders[0].network_file.read_bytes()[:1000])
-    with pytest.raises(UserError, match=r"network\.safetensors cannot be read .*move its folder away"):
+    with pytest.raises(UserError, match=r"cannot read .*network\.safetensors .*move its folder away"):
         done(tmp_path, step_of(ENSEMBLE, runs), [bad, *folders[1:]])
 
 
 def test_images_that_changed_since_are_refused(runs, folders, tmp_path):
     other = replace(images_of("noise"), classes=tuple("abcdefghij"))
-    with pytest.raises(UserError, match="noise: the images changed since resnet-20 seed 0 learnt from them"):
+    with pytest.raises(UserError, match="noise: the images changed since resnet-20 seed 0 was trained"):
         done(tmp_path, step_of(ENSEMBLE, runs), folders, images=other)
 
 
@@ -234,7 +230,8 @@ def test_what_was_measured_before_it_stopped_is_not_measured_again(runs, folders
     whole = done(tmp_path / "whole", step, folders[:1])
     counted = []
     monkeypatch.setattr(
-        "pipeline.derive.context.evaluate_batches", lambda *_, **__: counted.append(1) or ErrorCounts(100, 7, 3, 0.5)
+        "pipeline.train.in_memory.evaluate_batches",
+        lambda *_, **__: counted.append(1) or ErrorCounts(100, 7, 3, 0.5),
     )
     resumed = done(tmp_path, step, folders[:1])
     assert len(counted) == 2  # pruned and compressed; the original was measured before
@@ -267,11 +264,11 @@ def test_a_compression_is_judged_by_what_its_file_holds(runs, folders, tmp_path)
 
 
 def test_lenet_5_is_compressed_with_its_codes_untouched(runs, folders, tmp_path):
-    run, images = real_runs.a_run("lenet5", experiment=real_runs.LENET), images_of("digits")
+    run, images = smoke_runs.smoke_run("lenet5", experiment=smoke_runs.LENET), images_of("digits")
     torch.manual_seed(0)
     made = build("lenet5", {}, num_classes=10, in_channels=1)
     folder = made_up_folder(tmp_path / "run", made, folders[0].result(), manifest.manifest_of(images))
-    step = step_of(load_experiment(real_runs.LENET).derived_spec("lenet5-compressed", "smoke"), [run])
+    step = step_of(load_experiment(smoke_runs.LENET).derived_spec("lenet5-compressed", "smoke"), [run])
     record = done(tmp_path / "step", step, [folder], images=images)
     decoded = decompress((tmp_path / "step" / COMPRESSED_FILE).read_bytes())
     before = made.state_dict()
@@ -279,7 +276,7 @@ def test_lenet_5_is_compressed_with_its_codes_untouched(runs, folders, tmp_path)
     assert torch.equal(decoded[codes], before[codes])
     assert int((decoded["f6.weight"] != 0).sum()) == 120 * 84 / 2
     assert record.metrics["compressed/ratio"] > 4
-    assert set(record.metrics) == set(load_experiment(real_runs.LENET).measured("lenet5-compressed", named=True))
+    assert set(record.metrics) == set(load_experiment(smoke_runs.LENET).measured("lenet5-compressed", named=True))
     assert record.metrics["test/images"] == 360
 
 
@@ -312,7 +309,7 @@ def shades(root, size=16, each=12):
 def test_a_linear_classifier_learns_another_set_from_the_features(runs, folders, tmp_path):
     other = shades(tmp_path)
     counted = manifest.manifest_of(other)
-    record = done(tmp_path / "step", step_of(TRANSFER, runs[:1]), folders[:1], other=other, manifest=counted)
+    record = done(tmp_path / "step", step_of(TRANSFER, runs[:1]), folders[:1], other=other)
     assert record.data == "shades"
     assert record.manifest == counted.sha256[:16]
     assert record.metrics["test/images"] == 36
@@ -327,7 +324,7 @@ def test_a_classifier_that_did_not_converge_is_said_not_to_have(runs, folders, t
     monkeypatch.setattr("pipeline.derive.transfer.ITERATIONS", 2)
     other = shades(tmp_path)
     counted = manifest.manifest_of(other)
-    record = done(tmp_path / "step", step_of(TRANSFER, runs[:1]), folders[:1], other=other, manifest=counted)
+    record = done(tmp_path / "step", step_of(TRANSFER, runs[:1]), folders[:1], other=other)
     assert (record.status, record.metrics) == ("not converged", {})
     assert record.ended.startswith("the classifier on 64 features did not converge: lbfgs failed to converge")
     assert RunFolder(tmp_path / "step").result().status == "not converged"
@@ -336,15 +333,15 @@ def test_a_classifier_that_did_not_converge_is_said_not_to_have(runs, folders, t
 def test_images_of_another_size_are_refused(runs, folders, tmp_path):
     other = shades(tmp_path, size=20)
     counted = manifest.manifest_of(other)
-    with pytest.raises(UserError, match="learnt from images of 16 x 16 x 3, and those of shades have 20 x 20 x 3"):
-        done(tmp_path / "step", step_of(TRANSFER, runs[:1]), folders[:1], other=other, manifest=counted)
+    with pytest.raises(UserError, match="learned from images of 16 x 16 x 3, and those of shades are 20 x 20 x 3"):
+        done(tmp_path / "step", step_of(TRANSFER, runs[:1]), folders[:1], other=other)
 
 
 def test_images_that_are_not_as_many_as_the_manifest_counts_are_refused(runs, folders, tmp_path):
     for part, counted in (("train", 99), ("test", 90)):
         wrong = replace(manifest.manifest_of(images_of("noise")), **{part: counted})
-        with pytest.raises(UserError, match=rf"holds \d+ {part} images where its manifest counts {counted}; "):
-            done(tmp_path, step_of(ENSEMBLE, runs), folders, manifest=wrong)
+        with pytest.raises(UserError, match=rf"has \d+ {part} images, but its manifest counts {counted}; "):
+            done(tmp_path, step_of(ENSEMBLE, runs), folders, counted=wrong)
     assert RunFolder(tmp_path).result() is None
 
 
@@ -365,8 +362,7 @@ def photographs(tmp_path_factory):
     ]
     folders = [RunFolder(root / f"run{run.seed}") for run in runs]
     for run, folder in zip(runs, folders, strict=True):
-        counted = manifest.manifest_of(shards)
-        assert train(run, identity="i", folder=folder, images=shards, manifest=counted, code=CODE)
+        assert train(task_at(folder.path, run, shards), shards)
     return shards, runs, folders
 
 
@@ -381,7 +377,7 @@ def test_a_run_is_judged_by_other_protocols(photographs, tmp_path):
     assert record.metrics["test/10-crop-64-of-72/loss"] != record.metrics["test/1-crop-64-of-72/loss"]
     assert record.metrics["test/loss"] == record.metrics["test/10-crop-64-of-72/loss"]
     assert record.metrics["test/10-crop-64-of-72/images"] == 8
-    assert record.ended == "judged by 2 more protocols"
+    assert record.ended == "evaluated by 2 more protocols"
 
 
 def test_an_ensemble_of_photographs_is_judged_as_its_members_are(photographs, tmp_path):
@@ -404,7 +400,9 @@ def test_each_network_of_an_ensemble_sees_photographs_normalised_as_it_learnt_fr
     counted = manifest.manifest_of(shards)
     network = load_network(runs[0], folders[0], counted)
     of_each = [
-        load_training_data(shards, run.recipe.data, torch.device("cpu"), sha256="x", ways=ReadOptions()).normaliser
+        load_training_data(
+            shards, run.recipe.data, torch.device("cpu"), sha256="x", options=ReadOptions()
+        ).normaliser
         for run in (runs[0], other)
     ]
     assert [one.name for one in of_each] == ["per-pixel-mean", "scale"]
@@ -425,10 +423,7 @@ def test_features_of_photographs_are_taken_from_one_crop(photographs, tmp_path):
     shards, runs, folders = photographs
     kind = TransferSpec(kind="transfer", of="resnet-18-a", data="mine", c=1.0, view="1-crop-64-of-72")
     other = prepared(tmp_path / "other", classes=2, train=6, test=3, seed=5)
-    counted = manifest.manifest_of(other)
-    record = done(
-        tmp_path / "step", step_of(kind, runs[:1]), folders[:1], images=shards, other=other, manifest=counted
-    )
+    record = done(tmp_path / "step", step_of(kind, runs[:1]), folders[:1], images=shards, other=other)
     assert record.metrics["features"] == 512
     assert record.metrics["test/images"] == 6
 

@@ -11,7 +11,7 @@ from pipeline.declare.claims import ExactClaim, Printed
 from pipeline.judge.counting import counted_records
 from pipeline.judge.ledger import judge_claim, judge_exact_claim, ledger
 from pipeline.plan.expand import plan_runs
-from tests.support.made_up import made_up
+from tests.support.fake_records import fake_record
 
 PLAIN, DEEP = [9.4, 9.5, 9.6, 9.5, 9.5], [10.4, 10.5, 10.6, 10.4, 10.6]  # means 9.5 and 10.5: a ratio of 1.105
 
@@ -34,13 +34,13 @@ def outcomes(experiment, records, **other):
 
 
 @pytest.fixture
-def both(row_of_seeds):
+def both(seed_records):
     """Five runs each of the two plain nets, at paper scale if nothing else is said."""
 
     def runs(experiment, **other):
         return [
-            *row_of_seeds(experiment, "plain-20", PLAIN, **other),
-            *row_of_seeds(experiment, "plain-32", DEEP, **other),
+            *seed_records(experiment, "plain-20", PLAIN, **other),
+            *seed_records(experiment, "plain-32", DEEP, **other),
         ]
 
     return runs
@@ -57,16 +57,16 @@ def test_at_paper_scale_a_claim_is_reproduced(experiment, both):
     )
 
 
-def test_or_is_not(experiment, row_of_seeds):
+def test_or_is_not(experiment, seed_records):
     worse = [
-        *row_of_seeds(experiment, "plain-20", [12.0, 12.1, 11.9, 12.0, 12.0]),
-        *row_of_seeds(experiment, "plain-32", [8.0, 8.1, 7.9, 8.0, 8.0]),
+        *seed_records(experiment, "plain-20", [12.0, 12.1, 11.9, 12.0, 12.0]),
+        *seed_records(experiment, "plain-32", [8.0, 8.1, 7.9, 8.0, 8.0]),
     ]
     assert {key: outcomes(experiment, worse)[key] for key in TRAINED} == dict.fromkeys(TRAINED, "not reproduced")
 
 
-def test_much_better_than_the_paper_is_not_reproduced_either_way(experiment, row_of_seeds):
-    better = row_of_seeds(experiment, "plain-20", [5.0, 5.1, 4.9, 5.0, 5.0])
+def test_much_better_than_the_paper_is_not_reproduced_either_way(experiment, seed_records):
+    better = seed_records(experiment, "plain-20", [5.0, 5.1, 4.9, 5.0, 5.0])
     assert outcomes(experiment, better)["error"] == "better than claimed"
 
 
@@ -78,10 +78,10 @@ def test_below_paper_scale_a_comparison_is_a_trend_and_a_number_is_not_judged(ex
     assert said.startswith("not run at paper scale; runs at laptop scale on digits say nothing about")
 
 
-def test_a_trend_may_go_the_other_way(experiment, row_of_seeds):
+def test_a_trend_may_go_the_other_way(experiment, seed_records):
     records = [
-        *row_of_seeds(experiment, "plain-20", DEEP, scale="laptop"),
-        *row_of_seeds(experiment, "plain-32", PLAIN, scale="laptop"),
+        *seed_records(experiment, "plain-20", DEEP, scale="laptop"),
+        *seed_records(experiment, "plain-32", PLAIN, scale="laptop"),
     ]
     assert outcomes(experiment, records)["deeper"] == "trend not supported"
 
@@ -93,9 +93,9 @@ def test_other_data_than_the_papers_caps_at_a_trend_also_at_paper_scale(declare,
     assert found["error"] == "cannot judge: not-run"
 
 
-def test_a_variants_own_data_are_the_papers(declare, row_of_seeds):
+def test_a_variants_own_data_are_the_papers(declare, seed_records):
     declared = declare("depth: 20}}", "depth: 20}, data: {name: cifar100}}")
-    assert outcomes(declared, row_of_seeds(declared, "plain-20", PLAIN))["error"] == "reproduced"
+    assert outcomes(declared, seed_records(declared, "plain-20", PLAIN))["error"] == "reproduced"
 
 
 def test_variants_of_different_data_are_not_compared(declare, both):
@@ -133,9 +133,9 @@ def test_what_diverged_at_paper_scale_is_not_made_good_by_a_smaller_one(experime
     )
 
 
-def test_two_seeds_are_too_few(experiment, row_of_seeds):
+def test_two_seeds_are_too_few(experiment, seed_records):
     assert (
-        outcomes(experiment, row_of_seeds(experiment, "plain-20", PLAIN[:2]))["error"]
+        outcomes(experiment, seed_records(experiment, "plain-20", PLAIN[:2]))["error"]
         == "cannot judge: underpowered"
     )
 
@@ -151,8 +151,8 @@ def test_a_run_that_did_not_measure_the_metric_is_named(declare, both):
     )
 
 
-def test_without_runs_the_command_for_the_missing_variant_is_told(experiment, row_of_seeds):
-    found = judged(experiment, row_of_seeds(experiment, "plain-20", PLAIN))
+def test_without_runs_the_command_for_the_missing_variant_is_told(experiment, seed_records):
+    found = judged(experiment, seed_records(experiment, "plain-20", PLAIN))
     assert found["deeper"].verdict.reason == "not-run"
     command = "repro run toy/depth --scale paper --variant plain-32"
     assert found["deeper"].verdict.sentence.endswith(command)
@@ -193,8 +193,8 @@ def test_paper_scale_comes_first(experiment, both):
     assert (found.verdict.outcome, found.evidence.scale) == ("reproduced", "paper")
 
 
-def test_where_paper_scale_cannot_be_judged_a_smaller_one_may(experiment, row_of_seeds, both):
-    few = [*row_of_seeds(experiment, "plain-20", PLAIN[:1]), *row_of_seeds(experiment, "plain-32", DEEP[:1])]
+def test_where_paper_scale_cannot_be_judged_a_smaller_one_may(experiment, seed_records, both):
+    few = [*seed_records(experiment, "plain-20", PLAIN[:1]), *seed_records(experiment, "plain-32", DEEP[:1])]
     found = judged(experiment, [*few, *both(experiment, scale="laptop")])["deeper"]
     assert (found.verdict.outcome, found.evidence.scale) == ("trend supported", "laptop")
 
@@ -214,10 +214,10 @@ def test_a_run_changed_by_set_never_counts(experiment, both):
     assert found.verdict == judged(experiment, both(experiment))["deeper"].verdict
 
 
-def test_not_even_where_it_has_become_another_variants_recipe(declare, row_of_seeds):
+def test_not_even_where_it_has_become_another_variants_recipe(declare, seed_records):
     declared = declare("depth: 32}}", "depth: 20}, train: {lr: 0.05}}")  # plain-32 is plain-20 with another rate
-    changed = row_of_seeds(declared, "plain-20", DEEP, changes={"train.lr": 0.05})
-    assert changed[0].declaration == row_of_seeds(declared, "plain-32", DEEP)[0].declaration
+    changed = seed_records(declared, "plain-20", DEEP, changes={"train.lr": 0.05})
+    assert changed[0].declaration == seed_records(declared, "plain-32", DEEP)[0].declaration
     assert outcomes(declared, changed)["stuck"] == "cannot judge: not-run"
 
 
@@ -229,17 +229,17 @@ def test_a_run_of_an_old_declaration_does_not_count(declare, both):
 
 
 @pytest.mark.parametrize("field", ["code", "manifest"])
-def test_runs_of_different_code_or_data_are_not_mixed(experiment, row_of_seeds, field):
-    old = row_of_seeds(experiment, "plain-20", [20.0, 20.1, 19.9], **{field: "old"})
-    new = row_of_seeds(experiment, "plain-20", PLAIN, **{field: "new"})
+def test_runs_of_different_code_or_data_are_not_mixed(experiment, seed_records, field):
+    old = seed_records(experiment, "plain-20", [20.0, 20.1, 19.9], **{field: "old"})
+    new = seed_records(experiment, "plain-20", PLAIN, **{field: "new"})
     (found,) = counted_records(experiment, "paper", [*old, *new]).values()
     assert [getattr(one, field) for one in found] == ["new"] * 5  # the most seeds
     assert judged(experiment, [*old, *new])["error"].verdict.measured == pytest.approx(9.5)
 
 
-def test_of_as_many_seeds_the_latest_kind_counts(experiment, row_of_seeds):
-    old = row_of_seeds(experiment, "plain-20", PLAIN, code="old", finished="2026-01-01T00:00:00+00:00")
-    new = row_of_seeds(experiment, "plain-20", DEEP, code="new", finished="2026-01-02T00:00:00+00:00")
+def test_of_as_many_seeds_the_latest_kind_counts(experiment, seed_records):
+    old = seed_records(experiment, "plain-20", PLAIN, code="old", finished="2026-01-01T00:00:00+00:00")
+    new = seed_records(experiment, "plain-20", DEEP, code="new", finished="2026-01-02T00:00:00+00:00")
     for records in ([*old, *new], [*new, *old]):
         (found,) = counted_records(experiment, "paper", records).values()
         assert {one.code for one in found} == {"new"}
@@ -308,8 +308,8 @@ def split(records, batches):
     return [replace(one, world=128 // of, device_batch=of) for one, of in zip(records, batches, strict=True)]
 
 
-def test_evidence_says_how_runs_were_split_over_devices(experiment, row_of_seeds):
-    records = split(row_of_seeds(experiment, "plain-20", PLAIN), [64, 64, 32, 64, 128])
+def test_evidence_says_how_runs_were_split_over_devices(experiment, seed_records):
+    records = split(seed_records(experiment, "plain-20", PLAIN), [64, 64, 32, 64, 128])
     entry = judged(experiment, records)["error"]
     assert (entry.evidence.world, entry.evidence.device_batch) == ((2, 4, 1), (64, 32, 128))
     plain = json.loads(json.dumps(entry.to_dict()))["evidence"]
@@ -321,17 +321,17 @@ def test_evidence_says_how_runs_were_split_over_devices(experiment, row_of_seeds
     )
 
 
-def test_runs_split_alike_or_nobody_knows_how_are_nothing_to_tell(experiment, row_of_seeds):
-    plain = row_of_seeds(experiment, "plain-20", PLAIN)
+def test_runs_split_alike_or_nobody_knows_how_are_nothing_to_tell(experiment, seed_records):
+    plain = seed_records(experiment, "plain-20", PLAIN)
     older = [replace(one, device_batch=0) for one in split(plain[:2], [64, 64])]
-    deep = split(row_of_seeds(experiment, "plain-32", DEEP), [32] * 5)  # another network's may be others
+    deep = split(seed_records(experiment, "plain-32", DEEP), [32] * 5)  # another network's may be others
     found = judged(experiment, [*older, *split(plain[2:], [64] * 3), *deep])
     assert "Counted together" not in found["error"].verdict.sentence + found["deeper"].verdict.sentence
 
 
-def test_a_trend_and_a_departing_number_say_so_too(declare, row_of_seeds):
+def test_a_trend_and_a_departing_number_say_so_too(declare, seed_records):
     declared = declare("why: No scale is named.}", "why: Cheaper., material: true}")
-    rows = [row_of_seeds(declared, "plain-20", PLAIN), row_of_seeds(declared, "plain-32", DEEP)]
+    rows = [seed_records(declared, "plain-20", PLAIN), seed_records(declared, "plain-32", DEEP)]
     found = judged(declared, [one for row in rows for one in split(row, [64, 64, 64, 64, 32])])
     assert "plain-20 (32, 64 images)." in found["error"].verdict.sentence
     assert "plain-32 (32, 64 images); plain-20 (32, 64 images)." in found["deeper"].verdict.sentence
@@ -443,19 +443,19 @@ TOP5 = "test/top5_error_pct"  # a tenth of the top-1 errors above: stands for an
 DEEPER = 'lhs: plain-32, op: ">", rhs: plain-20, metric: test/top1_error_pct'
 
 
-def test_a_network_can_be_compared_with_itself_by_another_metric(declare, row_of_seeds):
+def test_a_network_can_be_compared_with_itself_by_another_metric(declare, seed_records):
     text = f"lhs: plain-32, op: {{}}, rhs: plain-32, metric: {TOP5}, rhs_metric: test/top1_error_pct"
     below = declare(DEEPER, text.format('"<"'))
-    verdict = judged(below, row_of_seeds(below, "plain-32", DEEP))["deeper"].verdict
+    verdict = judged(below, seed_records(below, "plain-32", DEEP))["deeper"].verdict
     assert (verdict.outcome, verdict.measured) == ("reproduced", pytest.approx(10.5 / 10 - 10.5))
     assert f"plain-32's {TOP5} minus plain-32's test/top1_error_pct over 5 paired seeds" in verdict.sentence
     above = declare(DEEPER, text.format('">"'))
-    assert judged(above, row_of_seeds(above, "plain-32", DEEP))["deeper"].verdict.outcome == "not reproduced"
+    assert judged(above, seed_records(above, "plain-32", DEEP))["deeper"].verdict.outcome == "not reproduced"
 
 
-def test_the_other_metric_must_have_been_measured_too(declare, row_of_seeds):
+def test_the_other_metric_must_have_been_measured_too(declare, seed_records):
     declared = declare(DEEPER, f"{DEEPER}, rhs_metric: test/loss")
-    records = row_of_seeds(declared, "plain-20", PLAIN) + row_of_seeds(declared, "plain-32", DEEP)
+    records = seed_records(declared, "plain-20", PLAIN) + seed_records(declared, "plain-32", DEEP)
     for record in records:
         record.metrics.pop("test/loss", None)  # by a version that did not measure it yet
     verdict = judged(declared, records)["deeper"].verdict
@@ -486,7 +486,7 @@ def step_records(experiment, name, errors, *, scale="paper", **other):
     """Records of steps that never were, one for each error."""
     seeds = other.pop("seeds", None)
     steps = [one for one in plan_runs(experiment, scale=scale, seeds=seeds) if one.variant == name]
-    one = made_up(experiment, "plain-20", 0, 0.0, scale=scale)
+    one = fake_record(experiment, "plain-20", 0, 0.0, scale=scale)
     return [
         replace(one, variant=name, seed=step.seed, identity=f"{name}-{step.seed}", declaration=step.declaration,
                 metrics=one.metrics | {"test/top1_error_pct": error}, **other)
@@ -502,7 +502,7 @@ def test_a_step_is_judged_as_a_network_is(declare):
     assert (found.evidence.seeds, found.evidence.images) == ((0, 2, 4), 10_000)
 
 
-def test_a_large_seed_of_another_s_costs_a_step_nothing(declare, row_of_seeds):
+def test_a_large_seed_of_another_s_costs_a_step_nothing(declare, seed_records):
     """A date, a hash: whoever chose it, all who judge in the same home or on the same server read it."""
     declared = declare(*OF_PAIR, *SIX)
     records = step_records(declared, "pair", [9.4, 9.5, 9.6])
@@ -510,9 +510,9 @@ def test_a_large_seed_of_another_s_costs_a_step_nothing(declare, row_of_seeds):
     assert judged(declared, [*large, *records])["error"].evidence.seeds == (0, 2, 4)
 
 
-def test_evidence_names_the_networks_of_a_step_after_the_steps(declare, row_of_seeds):
+def test_evidence_names_the_networks_of_a_step_after_the_steps(declare, seed_records):
     declared = declare(*OF_PAIR, *SIX, 'lhs: plain-32, op: ">"', 'lhs: pair, op: "<"')
-    runs = row_of_seeds(declared, "plain-20", [*PLAIN, 9.5])
+    runs = seed_records(declared, "plain-20", [*PLAIN, 9.5])
     names = [one.identity for one in runs]
     steps = step_records(declared, "pair", [8.4, 8.5, 8.6])
     steps = [replace(one, members=tuple(names[one.seed : one.seed + 2])) for one in steps]
@@ -541,12 +541,12 @@ def test_at_paper_scale_only_steps_of_the_seeds_declared_beforehand_count(declar
     assert len(counted_records(declared, "laptop", laptop)["small"]) == 8
 
 
-def test_a_step_is_compared_with_a_network_by_the_seed_of_its_first(declare, row_of_seeds):
+def test_a_step_is_compared_with_a_network_by_the_seed_of_its_first(declare, seed_records):
     text = 'lhs: pair, op: "<", rhs: plain-20, metric: test/top1_error_pct'
     declared = declare(
         *SIX, "scales:\n", STEPS, 'lhs: plain-32, op: ">", rhs: plain-20, metric: test/top1_error_pct', text
     )
-    records = step_records(declared, "pair", [8.0, 8.1, 8.2]) + row_of_seeds(declared, "plain-20", [*PLAIN, 9.5])
+    records = step_records(declared, "pair", [8.0, 8.1, 8.2]) + seed_records(declared, "plain-20", [*PLAIN, 9.5])
     verdict = judged(declared, records)["deeper"].verdict
     assert verdict.outcome == "reproduced"
     assert verdict.measured == pytest.approx((8.0 + 8.1 + 8.2 - 9.4 - 9.6 - 9.5) / 3)  # of seeds 0, 2 and 4
@@ -679,8 +679,8 @@ def test_what_is_there_is_judged_whatever_became_of_others(experiment, both):
     assert judged(experiment, records, lefts=left("over-budget", "x"))["error"].verdict.outcome == "reproduced"
 
 
-def test_a_comparison_names_only_what_is_missing(experiment, row_of_seeds):
-    records = row_of_seeds(experiment, "plain-20", PLAIN)
+def test_a_comparison_names_only_what_is_missing(experiment, seed_records):
+    records = seed_records(experiment, "plain-20", PLAIN)
     lefts = left("over-budget", "x") | left("over-budget", "spent", variant="plain-32", seed=1)
     reason, sentence = why_not(experiment, lefts, records, "deeper")
     assert (reason, "plain-32 seed 1: spent;" in sentence) == ("over-budget", True)

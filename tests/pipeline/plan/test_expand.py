@@ -1,30 +1,17 @@
-"""From an experiment to runs, and what makes a run another run."""
+"""Plans: which runs and derived runs an experiment has at a scale, and in which order."""
 
 import pytest
 
 from pipeline.common.errors import UserError
-from pipeline.common.hashing import digest
-from pipeline.plan.declaration import declaration_hashes, without_later_defaults
-from pipeline.plan.expand import DerivedRun, plan_runs, seed_index, seeds_for
-from pipeline.plan.identity import identity
+from pipeline.plan.expand import DerivedRun, plan_runs, run_title, seed_at, seed_index, seeds_for
+from tests.support.plans import DERIVED_OF_PLAIN_20, first_derived, first_run
 
 
 def titles(runs):
     return [run.title for run in runs]
 
 
-def run_of(experiment, variant="plain-20", scale="paper", **other):
-    return plan_runs(experiment, scale=scale, variants=[variant], seeds=1, **other)[0]
-
-
-def name_of(run, manifest="m", code="c"):
-    return identity(run, manifest=manifest, code=code)
-
-
-# --- the plan ----------------------------------------------------------------------------------------------
-
-
-def test_an_interrupted_plan_has_whole_comparisons(experiment):
+def test_a_plan_is_ordered_by_seed_first(experiment):
     assert titles(plan_runs(experiment, scale="smoke")) == [
         "plain-20 seed 0", "resnet-20 seed 0",
         "plain-20 seed 1", "resnet-20 seed 1",
@@ -32,51 +19,51 @@ def test_an_interrupted_plan_has_whole_comparisons(experiment):
     ]  # fmt: skip
 
 
-def test_all_variants_and_declared_seeds_without_words_to_the_contrary(experiment):
+def test_a_plan_has_all_variants_and_declared_seeds_by_default(experiment):
     assert len(plan_runs(experiment, scale="paper")) == 3 * 5
 
 
-def test_named_variants_run_once_each_also_where_the_scale_leaves_them_out(experiment):
+def test_a_plan_of_named_variants_has_each_once_even_if_the_scale_excludes_it(experiment):
     assert titles(plan_runs(experiment, scale="smoke", variants=["plain-32", "plain-32"], seeds=1)) == [
         "plain-32 seed 0"
     ]
 
 
 @pytest.mark.parametrize(
-    ("declared", "asked", "seeds"),
+    ("declared", "count", "seeds"),
     [
         ("[0, 1, 2, 3, 4]", 2, [0, 1]),
         ("[0, 1, 2, 3, 4]", 7, [0, 1, 2, 3, 4, 5, 6]),
-        ("[7, 1, 0]", 5, [7, 1, 0, 2, 3]),  # those declared come first, in their order
+        ("[7, 1, 0]", 5, [7, 1, 0, 2, 3]),  # the declared seeds come first, in their order
         ("[1000]", 3, [1000, 0, 1]),
     ],
 )
-def test_more_seeds_than_declared_continue_the_row(declare, declared, asked, seeds):
-    runs = plan_runs(declare("[0, 1, 2, 3, 4]", declared), scale="paper", variants=["plain-20"], seeds=asked)
+def test_more_seeds_than_declared_are_0_1_2_without_the_declared_ones(declare, declared, count, seeds):
+    runs = plan_runs(declare("[0, 1, 2, 3, 4]", declared), scale="paper", variants=["plain-20"], seeds=count)
     assert [run.seed for run in runs] == seeds
 
 
 @pytest.mark.parametrize("declared", [(), (0, 1, 2), (7, 1, 0), (1000,), (2**70, 3)])
-def test_a_seed_s_place_in_the_row_needs_no_row(declared):
-    row = seeds_for(declared, 20)
-    assert len({*row}) == 20
-    assert [seed_index(declared, seed) for seed in row] == list(range(20))
+def test_the_index_of_a_seed_is_computed_without_the_sequence(declared):
+    seeds = seeds_for(declared, 20)
+    assert len({*seeds}) == 20
+    assert [seed_index(declared, seed) for seed in seeds] == list(range(20))
+    assert [seed_at(declared, index) for index in range(20)] == seeds
     assert seed_index(declared, 10**12) == 10**12 + sum(seed > 10**12 for seed in declared)
 
 
-def test_a_thousand_seeds_are_the_most(experiment):
-    assert (
-        len({run.seed for run in plan_runs(experiment, scale="paper", variants=["plain-20"], seeds=1000)}) == 1000
-    )
+def test_a_plan_has_up_to_1000_different_seeds(experiment):
+    runs = plan_runs(experiment, scale="paper", variants=["plain-20"], seeds=1000)
+    assert len({run.seed for run in runs}) == 1000
 
 
 @pytest.mark.parametrize("seeds", [0, -1, 1001])
-def test_an_impossible_number_of_seeds_is_refused(experiment, seeds):
-    with pytest.raises(UserError, match=f"--seeds {seeds}: a number from 1 to 1000 is needed"):
+def test_an_invalid_number_of_seeds_is_an_error(experiment, seeds):
+    with pytest.raises(UserError, match=f"--seeds {seeds}: must be an integer from 1 to 1000"):
         plan_runs(experiment, scale="paper", seeds=seeds)
 
 
-def test_unknown_names_name_the_nearest(experiment):
+def test_an_unknown_name_suggests_the_closest_one(experiment):
     with pytest.raises(UserError, match=r"toy/depth has no scale 'laptp'; did you mean 'laptop'\?"):
         plan_runs(experiment, scale="laptp")
     with pytest.raises(UserError, match=r"toy/depth has no variant 'resnet20'; did you mean 'resnet-20'\?"):
@@ -84,209 +71,103 @@ def test_unknown_names_name_the_nearest(experiment):
 
 
 def test_a_change_by_set_is_kept_with_the_run(experiment):
-    run = run_of(experiment, changes={"train.lr": 0.05})
+    run = first_run(experiment, changes={"train.lr": 0.05})
     assert (run.recipe.train.lr, dict(run.changes)) == (0.05, {"train.lr": 0.05})
 
 
-def test_setting_what_is_declared_changes_nothing(experiment):
-    run = run_of(experiment, changes={"train.lr": 0.1})
+def test_a_change_to_the_declared_value_is_no_change(experiment):
+    run = first_run(experiment, changes={"train.lr": 0.1})
     assert dict(run.changes) == {}
-    assert name_of(run) == name_of(run_of(experiment))
+    assert run == first_run(experiment)
 
 
-# --- identity ----------------------------------------------------------------------------------------------
-
-
-def test_the_same_run_is_the_same_identity(declare):
-    assert name_of(run_of(declare())) == name_of(run_of(declare()))
-
-
-def test_identity_is_that_of_recipe_seed_data_and_code(experiment):
-    first, second = plan_runs(experiment, scale="paper", variants=["plain-20"], seeds=2)
-    changed = run_of(experiment, changes={"train.lr": 0.05})
-    names = [
-        name_of(first),
-        name_of(second),
-        name_of(changed),
-        name_of(first, manifest="other"),
-        name_of(first, code="other"),
-        name_of(run_of(experiment, variant="plain-32")),
-        name_of(run_of(experiment, scale="laptop")),
-    ]
-    assert len(set(names)) == len(names)
-
-
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ("momentum: 0.9", "momentum: 0.8"),
-        ("[pad4-crop, flip]", "[flip]"),
-        ("steps: 64000", "steps: 64001"),
-        ("depth: 20}}", "depth: 26}}"),
-    ],
-)
-def test_any_setting_of_the_recipe_makes_another_run(declare, old, new):
-    before = name_of(run_of(declare()))
-    assert name_of(run_of(declare(old, new))) != before
-
-
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ("  paper: {why: As published.}", "  paper: {why: As printed.}"),
-        ("Do deep", "Do very deep"),
-        ("margin: 0.5", "margin: 0.7"),
-        ("[0, 1, 2, 3, 4]", "[0, 9]"),
-        ("cifar10, augment", "cifar10, val: 0, augment"),  # the default, written out
-        ("lr: 0.1\n", "lr: 1.0e-1\n"),
-        ("steps: 12", "steps: 13"),  # another scale
-    ],
-)
-def test_words_and_spellings_make_no_other_run(declare, old, new):
-    before = name_of(run_of(declare()))
-    assert name_of(run_of(declare(old, new))) == before
-
-
-def test_the_name_of_a_scale_is_no_part_of_a_run(declare):
-    declared = declare("  smoke:", "  again: {why: The same recipe.}\n  smoke:")
-    assert name_of(run_of(declared, scale="again")) == name_of(run_of(declared, scale="paper"))
-
-
-def test_a_changed_run_never_stands_for_a_declared_one_of_the_same_recipe(declare):
-    declared = declare("depth: 32}}", "depth: 20}, train: {lr: 0.05}}")  # plain-32 is plain-20 with another rate
-    changed = run_of(declared, changes={"train.lr": 0.05})
-    same = run_of(declared, variant="plain-32")
-    assert changed.declaration == same.declaration
-    assert name_of(changed) != name_of(same)
-
-
-def test_the_digest_does_not_depend_on_the_order_of_keys():
-    assert digest({"a": 1, "b": [1, 2]}) == digest({"b": [1, 2], "a": 1})
-    assert digest({"a": [1, 2]}) != digest({"a": [2, 1]})
-
-
-def test_a_younger_setting_at_its_default_changes_no_hash():
-    """Runs made before a setting existed are still runs of the same recipe; hashes as tracked then."""
-    old = {"train": {"lr": 0.1, "lr_drops": {"at": [5], "factor": 0.1}, "optimizer": {"momentum": 0.9}}}
-    new = {
-        "train": {
-            "lr": 0.1,
-            "lr_end": None,
-            "lr_drops": {"at": [5], "every": None, "factor": 0.1},
-            "optimizer": {"momentum": 0.9, "nesterov": False},
-        }
-    }
-    assert without_later_defaults(new) == old
-    new["train"]["optimizer"]["nesterov"] = True
-    assert without_later_defaults(new) != old
-
-
-def test_what_trains_nothing_cannot_be_planned(declare):
+def test_an_experiment_without_scales_cannot_be_planned(declare):
     declared = declare().model_copy(update={"scales": {}})
     with pytest.raises(UserError, match="toy/depth trains nothing: its claims are judged by arithmetic"):
         plan_runs(declared, scale="paper")
 
 
-# --- steps -------------------------------------------------------------------------------------------------
+def test_a_title_names_variant_and_seed(experiment):
+    assert run_title("resnet-20", 3) == "resnet-20 seed 3"
+    assert first_run(experiment).title == "plain-20 seed 0"
 
-ENSEMBLES = """derived:
-  pair: {kind: ensemble, members: {plain-20: 2}}
-  mixed: {kind: ensemble, members: {plain-20: 2, plain-32: 1}}
-  small: {kind: compression, of: plain-20, density: 0.5, conv_bits: 8, fc_bits: 5}
-scales:
-"""
+
+# --- derived runs ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def with_steps(declare):
-    return declare("scales:\n", ENSEMBLES)
+def with_derived_runs(declare):
+    """The declaration with two ensembles and a compression."""
+    return declare("scales:\n", DERIVED_OF_PLAIN_20)
 
 
-def test_a_step_comes_once_the_runs_it_consumes_are_there(with_steps):
-    assert titles(plan_runs(with_steps, scale="paper", variants=["plain-20", "plain-32"], seeds=3)) == [
+def test_a_derived_run_follows_the_last_run_it_consumes(with_derived_runs):
+    assert titles(plan_runs(with_derived_runs, scale="paper", variants=["plain-20", "plain-32"], seeds=3)) == [
         "plain-20 seed 0", "plain-32 seed 0", "small seed 0",
         "plain-20 seed 1", "plain-32 seed 1", "pair seed 0", "mixed seed 0", "small seed 1",
         "plain-20 seed 2", "plain-32 seed 2", "small seed 2",
     ]  # fmt: skip
 
 
-def test_each_ensemble_consumes_runs_of_its_own(with_steps):
-    steps = [
-        one
-        for one in plan_runs(with_steps, scale="paper")
-        if isinstance(one, DerivedRun) and one.variant == "mixed"
-    ]
-    assert [titles(step.members) for step in steps] == [
+def test_two_ensembles_share_no_member(with_derived_runs):
+    ensembles = [run for run in plan_runs(with_derived_runs, scale="paper") if run.variant == "mixed"]
+    assert [titles(ensemble.members) for ensemble in ensembles] == [
         ["plain-20 seed 0", "plain-20 seed 1", "plain-32 seed 0"],
         ["plain-20 seed 2", "plain-20 seed 3", "plain-32 seed 1"],
-    ]  # of five seeds; the fifth is alone
-    assert [step.seed for step in steps] == [0, 2]
+    ]  # of five seeds; the fifth is left over
+    assert [ensemble.seed for ensemble in ensembles] == [0, 2]
 
 
-def test_the_order_in_which_members_are_written_makes_no_other_step(declare):
+def test_the_order_of_members_in_the_file_does_not_change_a_derived_run(declare):
     orders = "plain-20: 2, plain-32: 1", "plain-32: 1, plain-20: 2"
     first, second = (
-        [one for one in plan_runs(declare("scales:\n", ENSEMBLES.replace(orders[0], order)), scale="paper")
-         if isinstance(one, DerivedRun) and one.variant == "mixed"]
+        [
+            run
+            for run in plan_runs(
+                declare("scales:\n", DERIVED_OF_PLAIN_20.replace(orders[0], order)), scale="paper"
+            )
+            if run.variant == "mixed"
+        ]
         for order in orders
-    )  # fmt: skip
-    assert [one.seed for one in second] == [one.seed for one in first] == [0, 2]
-    assert [one.declaration for one in second] == [one.declaration for one in first]
+    )
+    assert [run.seed for run in second] == [run.seed for run in first] == [0, 2]
+    assert [run.declaration for run in second] == [run.declaration for run in first]
 
 
-def test_a_step_is_left_out_where_its_runs_are(with_steps):
-    found = [
-        plan_runs(with_steps, scale="paper", variants=[variant], seeds=5) for variant in ("plain-20", "plain-32")
+def test_a_derived_run_without_its_members_is_left_out(with_derived_runs):
+    plans = [
+        plan_runs(with_derived_runs, scale="paper", variants=[variant], seeds=5)
+        for variant in ("plain-20", "plain-32")
     ]
-    assert [{one.variant for one in some if isinstance(one, DerivedRun)} for some in found] == [
-        {"pair", "small"},
-        set(),
-    ]
+    derived = [{run.variant for run in plan if isinstance(run, DerivedRun)} for plan in plans]
+    assert derived == [{"pair", "small"}, set()]
 
 
-def a_step(experiment, name="pair", **other):
-    return next(one for one in plan_runs(experiment, scale="paper", **other) if one.variant == name)
-
-
-def test_a_changed_recipe_changes_the_step_and_counts_for_nothing(with_steps):
-    changed = a_step(with_steps, changes={"train.lr": 0.05})
+def test_a_derived_run_has_the_changes_of_its_members(with_derived_runs):
+    changed = first_derived(with_derived_runs, changes={"train.lr": 0.05})
     assert changed.changes == {"train.lr": 0.05}
-    assert changed.declaration != a_step(with_steps).declaration
-    assert a_step(with_steps).changes == {}
+    assert changed.declaration != first_derived(with_derived_runs).declaration
+    assert first_derived(with_derived_runs).changes == {}
 
 
-def test_what_a_step_and_its_runs_are_called_is_no_part_of_it(declare, with_steps):
+def test_names_are_not_part_of_the_declaration_of_a_derived_run(declare, with_derived_runs):
     renamed = declare(
-        "scales:\n", ENSEMBLES.replace("plain-20", "first").replace("pair", "two"),
+        "scales:\n", DERIVED_OF_PLAIN_20.replace("plain-20", "first").replace("pair", "two"),
         "plain-20: {model", "first: {model", "[plain-20, resnet-20]", "[first, resnet-20]",
         "of: plain-20, metric: model", "of: first, metric: model", "of: plain-20, metric: recipe",
         "of: first, metric: recipe", "of: plain-20", "of: first", "rhs: plain-20", "rhs: first",
         "rhs: plain-20", "rhs: first",
     )  # fmt: skip
-    assert a_step(renamed, "two").declaration == a_step(with_steps).declaration
-    assert a_step(with_steps, "small").declaration != a_step(with_steps, "pair").declaration
+    assert first_derived(renamed, "two").declaration == first_derived(with_derived_runs).declaration
+    assert (
+        first_derived(with_derived_runs, "small").declaration
+        != first_derived(with_derived_runs, "pair").declaration
+    )
 
 
 @pytest.mark.parametrize(("old", "new"), [("density: 0.5", "density: 0.4"), ("conv_bits: 8", "conv_bits: 7")])
-def test_any_setting_of_a_step_makes_another(declare, with_steps, old, new):
-    before = a_step(with_steps, "small").declaration
-    assert a_step(declare("scales:\n", ENSEMBLES.replace(old, new)), "small").declaration != before
-
-
-def test_a_steps_identity_is_that_of_its_runs_its_data_and_its_code(with_steps):
-    step = a_step(with_steps)
-    known = {"manifest": "m", "code": "c", "members": ["a", "b"]}
-    names = [identity(step, **known)] + [
-        identity(step, **known | other)
-        for other in ({"manifest": "n"}, {"code": "d"}, {"members": ["a", "x"]}, {"members": ["a"]})
-    ]
-    assert len(set(names)) == len(names)
-
-
-def test_the_declaration_of_a_run_is_the_digest_of_its_recipe_and_its_seed(experiment):
-    run = run_of(experiment)
-    recipe = without_later_defaults(run.recipe.model_dump(mode="json"))
-    assert declaration_hashes(run.recipe, [0, 7]) == {
-        seed: digest({"recipe": recipe, "seed": seed}) for seed in (0, 7)
-    }
-    assert run.declaration == declaration_hashes(run.recipe, [0])[0]
+def test_every_setting_is_part_of_the_declaration_of_a_derived_run(declare, with_derived_runs, old, new):
+    before = first_derived(with_derived_runs, "small").declaration
+    assert (
+        first_derived(declare("scales:\n", DERIVED_OF_PLAIN_20.replace(old, new)), "small").declaration != before
+    )

@@ -1,4 +1,4 @@
-"""Code hashes: moving code changes none, changing what it computes changes those it concerns."""
+"""Identities of runs, and code hashes: moving code does not change them, changing what it computes does."""
 
 import re
 import shutil
@@ -7,16 +7,24 @@ import pytest
 
 from pipeline.common.paths import ROOT
 from pipeline.declare.derived import CompressionSpec, EnsembleSpec
-from pipeline.plan import identity
-from pipeline.plan.expand import DerivedRun
-from pipeline.plan.identity import code_hash, derived_code_hash, imported_modules
+from pipeline.plan.expand import DerivedRun, plan_runs
+from pipeline.plan.identity import (
+    DERIVED_CODE,
+    TRAINING_CODE,
+    code_hash,
+    derived_code_hash,
+    identity,
+    imported_modules,
+    matching_files,
+)
+from tests.support.plans import DERIVED_OF_PLAIN_20, first_derived, first_run
 
 DRAFT = '"""A module."""\n'
 
 
 @pytest.fixture
 def tree(tmp_path):
-    """A copy of the project's code, to be changed."""
+    """A copy of the project's code that a test may change."""
     for package in ("pipeline", "lightning_modules"):
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     return tmp_path
@@ -37,7 +45,7 @@ def edit(tree):
 
 @pytest.fixture
 def hash_changes(tree, edit):
-    """Whether an edit changes the code hash of a network."""
+    """Make an edit, and return whether it changes the code hash of a network."""
 
     def changes(file, text, *, network="resnet", old=None):
         network_file = tree / f"lightning_modules/{network}.py"
@@ -48,11 +56,94 @@ def hash_changes(tree, edit):
     return changes
 
 
+def identity_of(run, manifest="m", code="c"):
+    return identity(run, manifest=manifest, code=code)
+
+
+# --- identities of runs ------------------------------------------------------------------------------------
+
+
+def test_the_same_run_has_the_same_identity(declare):
+    assert identity_of(first_run(declare())) == identity_of(first_run(declare()))
+
+
+def test_recipe_seed_data_and_code_are_part_of_the_identity(experiment):
+    first, second = plan_runs(experiment, scale="paper", variants=["plain-20"], seeds=2)
+    changed = first_run(experiment, changes={"train.lr": 0.05})
+    identities = [
+        identity_of(first),
+        identity_of(second),
+        identity_of(changed),
+        identity_of(first, manifest="other"),
+        identity_of(first, code="other"),
+        identity_of(first_run(experiment, variant="plain-32")),
+        identity_of(first_run(experiment, scale="laptop")),
+    ]
+    assert len(set(identities)) == len(identities)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("momentum: 0.9", "momentum: 0.8"),
+        ("[pad4-crop, flip]", "[flip]"),
+        ("steps: 64000", "steps: 64001"),
+        ("depth: 20}}", "depth: 26}}"),
+    ],
+)
+def test_every_setting_of_the_recipe_is_part_of_the_identity(declare, old, new):
+    before = identity_of(first_run(declare()))
+    assert identity_of(first_run(declare(old, new))) != before
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("  paper: {why: As published.}", "  paper: {why: As printed.}"),
+        ("Do deep", "Do very deep"),
+        ("margin: 0.5", "margin: 0.7"),
+        ("[0, 1, 2, 3, 4]", "[0, 9]"),
+        ("cifar10, augment", "cifar10, val: 0, augment"),  # the default value, written out
+        ("lr: 0.1\n", "lr: 1.0e-1\n"),
+        ("steps: 12", "steps: 13"),  # another scale
+    ],
+)
+def test_texts_claims_and_number_formats_are_not_part_of_the_identity(declare, old, new):
+    before = identity_of(first_run(declare()))
+    assert identity_of(first_run(declare(old, new))) == before
+
+
+def test_the_name_of_a_scale_is_not_part_of_the_identity(declare):
+    declared = declare("  smoke:", "  again: {why: The same recipe.}\n  smoke:")
+    assert identity_of(first_run(declared, scale="again")) == identity_of(first_run(declared, scale="paper"))
+
+
+def test_a_changed_run_has_another_identity_than_a_declared_one_with_the_same_recipe(declare):
+    declared = declare("depth: 32}}", "depth: 20}, train: {lr: 0.05}}")  # plain-32 is plain-20 with another rate
+    changed = first_run(declared, changes={"train.lr": 0.05})
+    same = first_run(declared, variant="plain-32")
+    assert changed.declaration == same.declaration
+    assert identity_of(changed) != identity_of(same)
+
+
+def test_members_data_and_code_are_part_of_the_identity_of_a_derived_run(declare):
+    run = first_derived(declare("scales:\n", DERIVED_OF_PLAIN_20))
+    known = {"manifest": "m", "code": "c", "members": ["a", "b"]}
+    identities = [identity(run, **known)] + [
+        identity(run, **known | other)
+        for other in ({"manifest": "n"}, {"code": "d"}, {"members": ["a", "x"]}, {"members": ["a"]})
+    ]
+    assert len(set(identities)) == len(identities)
+
+
+# --- code hashes -------------------------------------------------------------------------------------------
+
+
 def resnet_hash(tree):
     return code_hash(tree / "lightning_modules/resnet.py", tree)
 
 
-# --- what changes no identity ------------------------------------------------------------------------------
+# --- edits that do not change a code hash ------------------------------------------------------------------
 
 
 def test_moving_a_file_changes_no_hash(tree):
@@ -90,7 +181,7 @@ def test_reordering_imports_and_definitions_changes_no_hash(tree):
     assert resnet_hash(tree) == before
 
 
-def test_renaming_a_private_name_of_the_schedule_changes_no_hash(tree):
+def test_renaming_a_function_of_the_schedule_changes_no_hash(tree):
     before = resnet_hash(tree)
     path = tree / "pipeline/schedule/execute.py"
     source = path.read_text(encoding="utf-8")
@@ -122,10 +213,10 @@ def test_docstrings_and_error_messages_change_no_hash(tree, edit):
         "lightning_modules/sdlm.py",
         "lightning_modules/networks.py",
         "pipeline/judge/ledger.py",
-        "pipeline/data/prepare/prepare.py",
+        "pipeline/data/prepare/write_shards.py",
     ],
 )
-def test_other_papers_and_what_only_reports_change_no_hash(hash_changes, file):
+def test_code_of_other_papers_and_of_reports_changes_no_hash(hash_changes, file):
     assert not hash_changes(file, "\nMADE_UP = 1\n")
 
 
@@ -138,12 +229,17 @@ def test_the_hash_does_not_depend_on_where_the_project_is(tree, tmp_path_factory
     assert code_hash(tree / "lightning_modules/resnet.py", link) == here
 
 
-# --- what changes identities -------------------------------------------------------------------------------
+# --- edits that change code hashes -------------------------------------------------------------------------
 
 SHARED = [
-    "pipeline/train/train.py", "pipeline/train/evaluate.py", "pipeline/data/batches.py", "pipeline/data/sources.py",
-    "pipeline/declare/protocol.py", "lightning_modules/classifier.py", "lightning_modules/recipe.py",
-]  # fmt: skip
+    "pipeline/train/train.py",
+    "pipeline/train/evaluate.py",
+    "pipeline/data/batches.py",
+    "pipeline/data/sources.py",
+    "pipeline/declare/protocol.py",
+    "lightning_modules/classifier.py",
+    "lightning_modules/recipe.py",
+]
 
 
 @pytest.mark.parametrize("file", [*SHARED, "lightning_modules/resnet.py"])
@@ -151,7 +247,7 @@ def test_a_new_constant_on_the_training_path_changes_the_hash(hash_changes, file
     assert hash_changes(file, "\nMADE_UP = 1\n")
 
 
-def test_a_changed_constant_changes_the_hashes_it_concerns(tree, edit):
+def test_a_changed_constant_changes_the_hashes_of_its_users(tree, edit):
     networks = ("resnet", "lenet5", "alexnet")
 
     def hashes():
@@ -197,13 +293,13 @@ def test_an_optimizer_of_one_paper_belongs_to_its_network(hash_changes):
         "def late():\n    import lightning_modules.helper as h, math",
     ],
 )
-def test_whatever_the_network_imports_belongs_to_it(tree, hash_changes, edit, line):
+def test_a_module_that_the_network_imports_belongs_to_it(tree, hash_changes, edit, line):
     (tree / "lightning_modules/helper.py").write_text("X = 1\n", encoding="utf-8")
     edit("lightning_modules/resnet.py", f"\n{line}\n")
     assert hash_changes("lightning_modules/helper.py", "X = 2\n")
 
 
-def test_the_map_of_networks_and_suggestions_of_names_are_not_followed():
+def test_imports_of_networks_and_names_are_not_followed():
     assert imported_modules(ROOT / "lightning_modules/classifier.py") == {"errors", "recipe"}
 
 
@@ -213,21 +309,21 @@ def test_the_map_of_networks_and_suggestions_of_names_are_not_followed():
 @pytest.mark.parametrize("file", ["pipeline/declare/protocol.py", "pipeline/train"])
 def test_an_entry_that_matches_nothing_is_an_error(tree, file):
     (tree / file).rename(tree / "moved")
-    with pytest.raises(FileNotFoundError, match=f"names {file}.*, which matches no file"):
+    with pytest.raises(FileNotFoundError, match=f"has {file}.*, which matches no file"):
         resnet_hash(tree)
 
 
 def test_a_missing_file_of_a_derived_run_is_an_error(tree):
     (tree / "pipeline/derive/ensemble.py").unlink()
-    with pytest.raises(FileNotFoundError, match=r"names pipeline/derive/ensemble\.py, which matches no file"):
+    with pytest.raises(FileNotFoundError, match=r"has pipeline/derive/ensemble\.py, which matches no file"):
         derived_code_hash(derived("ensemble"), ["code"], tree)
 
 
 def test_every_kind_of_derived_run_has_its_code():
     kinds = {"ensemble", "protocol", "transfer", "compression"}
-    assert set(identity.DERIVED_CODE) == kinds
-    for patterns in (identity.TRAINING_CODE, *identity.DERIVED_CODE.values()):
-        assert identity.matching_files(patterns, ROOT)
+    assert set(DERIVED_CODE) == kinds
+    for patterns in (TRAINING_CODE, *DERIVED_CODE.values()):
+        assert matching_files(patterns, ROOT)
 
 
 def derived(kind):

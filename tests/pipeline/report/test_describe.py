@@ -168,8 +168,8 @@ def test_work_of_a_scale(experiment: Experiment):
     assert work_text(experiment, "smoke", []).startswith("6 runs (2 variants x 3 seeds), 72 updates, ")
 
 
-def test_work_names_hardware_once_runs_have_shown_it(experiment: Experiment, row_of_seeds):
-    records = row_of_seeds(experiment, "plain-20", [9.0, 9.1, 9.2], scale="smoke")
+def test_work_names_hardware_once_runs_have_shown_it(experiment: Experiment, seed_records):
+    records = seed_records(experiment, "plain-20", [9.0, 9.1, 9.2], scale="smoke")
     records = [dataclasses.replace(one, seconds=float(s)) for one, s in zip(records, (1, 2000, 3000), strict=True)]
     assert work_text(experiment, "smoke", records).endswith(
         "; measured: 2,000 s a run in the median of 3 on one core"

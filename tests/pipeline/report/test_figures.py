@@ -206,8 +206,8 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(experiment, tmp_path, draw
     with pytest.raises(UserError) as caught:
         DRAWERS[drawer](experiment, folder / "f.png")
     assert str(caught.value) == (
-        f"cannot write to {folder}: not a directory; make room, mend the folder, or name another by REPRO_HOME,"
-        " and start the same command again"
+        f"cannot write to {folder}: not a directory; free some space, fix the folder, or set REPRO_HOME to"
+        " another one, and run the same command again"
     )
 
 

@@ -17,16 +17,16 @@ def only(rows):
     return row
 
 
-def test_the_lowest_error_is_first(experiment, row_of_seeds):
-    records = [*row_of_seeds(experiment, "plain-20", DEEP), *row_of_seeds(experiment, "plain-32", PLAIN)]
+def test_the_lowest_error_is_first(experiment, seed_records):
+    records = [*seed_records(experiment, "plain-20", DEEP), *seed_records(experiment, "plain-32", PLAIN)]
     assert [row.variant for row in build_leaderboard([experiment], records)] == ["plain-32", "plain-20"]
 
 
-def test_scales_are_ranked_each_by_itself(experiment, row_of_seeds):
+def test_scales_are_ranked_each_by_itself(experiment, seed_records):
     records = [
-        *row_of_seeds(experiment, "plain-20", [1.0, 1.0], scale="laptop"),
-        *row_of_seeds(experiment, "plain-20", PLAIN),
-        *row_of_seeds(experiment, "plain-32", [2.0, 2.0], scale="laptop"),
+        *seed_records(experiment, "plain-20", [1.0, 1.0], scale="laptop"),
+        *seed_records(experiment, "plain-20", PLAIN),
+        *seed_records(experiment, "plain-32", [2.0, 2.0], scale="laptop"),
     ]
     rows = build_leaderboard([experiment], records)
     assert [(row.scale, row.variant) for row in rows] == [
@@ -34,8 +34,8 @@ def test_scales_are_ranked_each_by_itself(experiment, row_of_seeds):
     ]  # fmt: skip
 
 
-def test_mean_and_spread_are_over_the_seeds(experiment, row_of_seeds):
-    row = only(build_leaderboard([experiment], row_of_seeds(experiment, "plain-20", PLAIN)))
+def test_mean_and_spread_are_over_the_seeds(experiment, seed_records):
+    row = only(build_leaderboard([experiment], seed_records(experiment, "plain-20", PLAIN)))
     assert row.top1 == pytest.approx(fmean(PLAIN)) == pytest.approx(9.6)
     assert row.top1_std == pytest.approx(stdev(PLAIN)) == pytest.approx((0.07) ** 0.5)  # (.04 + .01 + .09) / 2
     assert row.top5 == pytest.approx(0.96)
@@ -44,30 +44,30 @@ def test_mean_and_spread_are_over_the_seeds(experiment, row_of_seeds):
     assert row.noise == pytest.approx(100 * (0.096 * 0.904 / 10_000) ** 0.5)
 
 
-def test_one_seed_has_no_spread(experiment, row_of_seeds):
-    assert only(build_leaderboard([experiment], row_of_seeds(experiment, "plain-20", [9.5]))).top1_std is None
+def test_one_seed_has_no_spread(experiment, seed_records):
+    assert only(build_leaderboard([experiment], seed_records(experiment, "plain-20", [9.5]))).top1_std is None
 
 
-def test_a_diverged_seed_is_counted_and_in_no_mean(experiment, row_of_seeds, record):
+def test_a_diverged_seed_is_counted_and_in_no_mean(experiment, seed_records, record):
     records = [
-        *row_of_seeds(experiment, "plain-20", [9.0, 10.0]),
+        *seed_records(experiment, "plain-20", [9.0, 10.0]),
         record(experiment, "plain-20", 2, 0.0, status="not converged", metrics={}),
     ]
     row = only(build_leaderboard([experiment], records))
     assert (row.top1, row.seeds, row.diverged) == (9.5, 2, 1)
 
 
-def test_a_network_of_which_no_seed_converged_is_last_and_not_left_out(experiment, row_of_seeds):
-    gone = row_of_seeds(experiment, "plain-20", [0.0, 0.0], status="not converged", metrics={})
-    rows = build_leaderboard([experiment], [*gone, *row_of_seeds(experiment, "plain-32", [99.0])])
+def test_a_network_of_which_no_seed_converged_is_last_and_not_left_out(experiment, seed_records):
+    gone = seed_records(experiment, "plain-20", [0.0, 0.0], status="not converged", metrics={})
+    rows = build_leaderboard([experiment], [*gone, *seed_records(experiment, "plain-32", [99.0])])
     assert [row.variant for row in rows] == ["plain-32", "plain-20"]
     assert (rows[1].top1, rows[1].top5, rows[1].noise, rows[1].seeds, rows[1].diverged) == (None, None, None, 0, 2)
 
 
-def test_the_papers_number_comes_with_the_data_it_is_for(experiment, row_of_seeds):
-    row = only(build_leaderboard([experiment], row_of_seeds(experiment, "plain-20", PLAIN, scale="laptop")))
+def test_the_papers_number_comes_with_the_data_it_is_for(experiment, seed_records):
+    row = only(build_leaderboard([experiment], seed_records(experiment, "plain-20", PLAIN, scale="laptop")))
     assert (row.paper, row.paper_data, row.data) == (9.5, "cifar10", "digits")
-    assert only(build_leaderboard([experiment], row_of_seeds(experiment, "plain-32", PLAIN))).paper is None
+    assert only(build_leaderboard([experiment], seed_records(experiment, "plain-32", PLAIN))).paper is None
 
 
 @pytest.mark.parametrize(
@@ -83,11 +83,11 @@ def test_only_the_papers_own_mean_top_1_error_is_its_number(declare, old, new):
     assert paper_error(declare(old, new), "plain-20") is None
 
 
-def test_runs_changed_by_set_have_a_row_of_their_own_labelled(experiment, row_of_seeds):
+def test_runs_changed_by_set_have_a_row_of_their_own_labelled(experiment, seed_records):
     changes = {"train.lr": 0.05, "train.batch_size": 64}
     records = [
-        *row_of_seeds(experiment, "plain-20", PLAIN),
-        *row_of_seeds(experiment, "plain-20", [1.0, 1.0], changes=changes),
+        *seed_records(experiment, "plain-20", PLAIN),
+        *seed_records(experiment, "plain-20", [1.0, 1.0], changes=changes),
     ]
     rows = build_leaderboard([experiment], records)
     assert [(row.departs, row.top1) for row in rows] == [
@@ -96,21 +96,21 @@ def test_runs_changed_by_set_have_a_row_of_their_own_labelled(experiment, row_of
     ]
 
 
-def test_each_change_has_its_row_and_of_one_kind_only(experiment, row_of_seeds):
+def test_each_change_has_its_row_and_of_one_kind_only(experiment, seed_records):
     records = [
-        *row_of_seeds(experiment, "plain-20", [1.0, 1.0], changes={"train.lr": 0.05}),
-        *row_of_seeds(experiment, "plain-20", [2.0], changes={"train.lr": 0.05}, code="old"),
-        *row_of_seeds(experiment, "plain-20", [3.0], changes={"train.lr": 0.2}),
+        *seed_records(experiment, "plain-20", [1.0, 1.0], changes={"train.lr": 0.05}),
+        *seed_records(experiment, "plain-20", [2.0], changes={"train.lr": 0.05}, code="old"),
+        *seed_records(experiment, "plain-20", [3.0], changes={"train.lr": 0.2}),
     ]
     rows = build_leaderboard([experiment], records)
     assert [(row.departs, row.top1) for row in rows] == [("train.lr=0.05", 1.0), ("train.lr=0.2", 3.0)]
 
 
-def test_changed_runs_of_an_old_declaration_or_a_setting_no_longer_there_have_none(declare, row_of_seeds):
+def test_changed_runs_of_an_old_declaration_or_a_setting_no_longer_there_have_none(declare, seed_records):
     old = declare()
     records = [
-        *row_of_seeds(old, "plain-20", [1.0], changes={"train.lr": 0.05}),
-        *row_of_seeds(old, "plain-20", [1.0], changes={"train.optimizer.momentum": 0.5}),
+        *seed_records(old, "plain-20", [1.0], changes={"train.lr": 0.05}),
+        *seed_records(old, "plain-20", [1.0], changes={"train.optimizer.momentum": 0.5}),
     ]
     assert len(build_leaderboard([old], records)) == 2
     # ours learns one pattern at a time now, which knows no momentum
@@ -126,8 +126,8 @@ def test_changed_runs_of_an_old_declaration_or_a_setting_no_longer_there_have_no
     assert build_leaderboard([new], records) == []
 
 
-def test_a_row_is_plain_data(experiment, row_of_seeds):
-    (row,) = build_leaderboard([experiment], row_of_seeds(experiment, "plain-20", PLAIN))
+def test_a_row_is_plain_data(experiment, seed_records):
+    (row,) = build_leaderboard([experiment], seed_records(experiment, "plain-20", PLAIN))
     assert json.loads(json.dumps(row.to_dict()))["variant"] == "plain-20"
 
 
@@ -135,11 +135,11 @@ def test_without_runs_there_are_no_rows(experiment):
     assert build_leaderboard([experiment], []) == []
 
 
-def test_a_step_has_a_row_among_the_networks(declare, row_of_seeds):
+def test_a_step_has_a_row_among_the_networks(declare, seed_records):
     two = "derived:\n  two: {kind: ensemble, members: {plain-20: 2}}\nscales:\n"
     claimed = "of: plain-20, metric: test/top1_error_pct"
     declared = declare("scales:\n", two, claimed, "of: two, metric: test/top1_error_pct")
-    alone = row_of_seeds(declared, "plain-20", PLAIN)
+    alone = seed_records(declared, "plain-20", PLAIN)
     steps = [one for one in plan_runs(declared, scale="paper") if one.variant == "two"]
     done = [replace(alone[0], variant="two", seed=one.seed, declaration=one.declaration) for one in steps]
     rows = build_leaderboard(

@@ -32,12 +32,12 @@ class Tags(HTMLParser):
 
 
 @pytest.fixture
-def page(experiment, row_of_seeds, tmp_path):
+def page(experiment, seed_records, tmp_path):
     def write(*, figure=None, records=None):
         if records is None:
             records = [
-                *row_of_seeds(experiment, "plain-20", [9.4, 9.5, 9.6]),
-                *row_of_seeds(experiment, "plain-32", [10.4, 10.5, 10.6], changes={"model.depth": "<script>"}),
+                *seed_records(experiment, "plain-20", [9.4, 9.5, 9.6]),
+                *seed_records(experiment, "plain-32", [10.4, 10.5, 10.6], changes={"model.depth": "<script>"}),
             ]
         entries = ledger(experiment, records, lambda *_: 1e-4)
         rows = build_leaderboard([experiment], records)

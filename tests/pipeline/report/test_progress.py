@@ -12,7 +12,7 @@ from pipeline.plan.expand import plan_runs
 from pipeline.report import progress
 from pipeline.report.progress import ProgressDisplay, plan_lines
 from pipeline.schedule.local import Event
-from pipeline.schedule.task import Task
+from pipeline.plan.task import Task
 from pipeline.track.run_folder import RunFolder
 
 

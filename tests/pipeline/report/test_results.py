@@ -17,13 +17,13 @@ from pipeline.track.run_folder import RunFolder
 
 
 @pytest.fixture
-def records(experiment, row_of_seeds):
+def records(experiment, seed_records):
     return [
-        *row_of_seeds(experiment, "plain-20", [9.4, 9.5, 9.6]),
-        *row_of_seeds(experiment, "resnet-20", [8.4, 8.5, 8.6], precision="bf16"),
-        *row_of_seeds(experiment, "plain-20", [3.4, 3.5, 3.6], scale="laptop", seconds=7.0),
-        *row_of_seeds(experiment, "plain-20", [1.0], changes={"train.lr": 0.05}),
-        *row_of_seeds(experiment, "plain-20", [77.7], scale="smoke"),
+        *seed_records(experiment, "plain-20", [9.4, 9.5, 9.6]),
+        *seed_records(experiment, "resnet-20", [8.4, 8.5, 8.6], precision="bf16"),
+        *seed_records(experiment, "plain-20", [3.4, 3.5, 3.6], scale="laptop", seconds=7.0),
+        *seed_records(experiment, "plain-20", [1.0], changes={"train.lr": 0.05}),
+        *seed_records(experiment, "plain-20", [77.7], scale="smoke"),
     ]
 
 
@@ -72,10 +72,10 @@ def test_departures_belong_to_the_paper_scale(experiment, records):
     assert "Departure" not in at_laptop
 
 
-def test_networks_judged_by_different_protocols_are_not_ranked_together(row_of_seeds):
+def test_networks_judged_by_different_protocols_are_not_ranked_together(seed_records):
     vgg = load_experiment("vgg/imagenet")
     errors = {"vgg-16": [27.0], "vgg-16-384": [26.8], "vgg-13": [28.0]}
-    records = [record for name, found in errors.items() for record in row_of_seeds(vgg, name, found)]
+    records = [record for name, found in errors.items() for record in seed_records(vgg, name, found)]
     lines = readme_block([vgg], records).splitlines()
     shown = [line.partition(" | ")[0] for line in lines if line.startswith(("**", "| vgg"))]
     assert shown == [
@@ -108,16 +108,16 @@ def test_exact_claims_are_judged_by_arithmetic_at_the_end(experiment, records):
     assert "0.27 million" not in last  # holds, so it is counted only
 
 
-def test_a_scale_of_diverged_runs_alone_is_reported(experiment, row_of_seeds):
-    gone = row_of_seeds(experiment, "plain-20", [0.0, 0.0, 0.0], status="not converged", metrics={})
+def test_a_scale_of_diverged_runs_alone_is_reported(experiment, seed_records):
+    gone = seed_records(experiment, "plain-20", [0.0, 0.0, 0.0], status="not converged", metrics={})
     text = results_text([experiment], gone, {})
     assert "| plain-20 | did not converge |" in text
     assert "cannot judge: did-not-converge" in text
 
 
-def test_two_scales_of_one_recipe_are_told_apart(declare, row_of_seeds):
+def test_two_scales_of_one_recipe_are_told_apart(declare, seed_records):
     declared = declare("  smoke:", "  again: {why: The same recipe.}\n  smoke:")
-    records = row_of_seeds(declared, "plain-20", [9.4, 9.5, 9.6])
+    records = seed_records(declared, "plain-20", [9.4, 9.5, 9.6])
     text = results_text([declared], records, {})
     assert text.count("| plain-20 | 9.50") == 1
 
@@ -164,10 +164,10 @@ def test_smoke_is_the_only_scale_left_out():
     assert module.LEFT_OUT == ("smoke", "stand-in")
 
 
-def test_steps_are_told_with_what_they_are(declare, row_of_seeds):
+def test_steps_are_told_with_what_they_are(declare, seed_records):
     two = "derived:\n  two: {kind: ensemble, members: {plain-20: 2}}\nscales:\n"
     declared = declare("scales:\n", two)
-    alone = row_of_seeds(declared, "plain-20", [9.4, 9.5, 9.6])
+    alone = seed_records(declared, "plain-20", [9.4, 9.5, 9.6])
     steps = [one for one in plan_runs(declared, scale="paper") if one.variant == "two"]
     own = {"variant": "two", "seconds": 1.0, "commit": "c0ffee00", "code": "of-steps", "members": ("a", "b")}
     done = [replace(alone[0], seed=one.seed, declaration=one.declaration, **own) for one in steps]

@@ -26,7 +26,7 @@ from pipeline.common.errors import UserError
 from pipeline.declare.experiment import Experiment
 from pipeline.plan.expand import plan_runs
 from pipeline.report.status import render_status
-from pipeline.schedule.task import Task
+from pipeline.plan.task import Task
 from pipeline.track.run_folder import RunFolder
 
 

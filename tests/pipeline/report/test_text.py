@@ -19,10 +19,10 @@ from pipeline.report.text import (
 
 
 @pytest.fixture
-def entries(experiment, row_of_seeds):
+def entries(experiment, seed_records):
     records = [
-        *row_of_seeds(experiment, "plain-20", [9.4, 9.5, 9.6]),
-        *row_of_seeds(experiment, "plain-32", [10.4, 10.5, 10.6], commit="f" * 40 + "-dirty"),
+        *seed_records(experiment, "plain-20", [9.4, 9.5, 9.6]),
+        *seed_records(experiment, "plain-32", [10.4, 10.5, 10.6], commit="f" * 40 + "-dirty"),
     ]
     return {
         e.claim.id: e
@@ -34,8 +34,8 @@ def cells_of(experiment, records):
     return [leaderboard_cells(row) for row in build_leaderboard([experiment], records)]
 
 
-def test_a_row_of_the_leaderboard(experiment, row_of_seeds):
-    (cells,) = cells_of(experiment, row_of_seeds(experiment, "plain-20", [9.4, 9.5, 9.9], scale="laptop"))
+def test_a_row_of_the_leaderboard(experiment, seed_records):
+    (cells,) = cells_of(experiment, seed_records(experiment, "plain-20", [9.4, 9.5, 9.9], scale="laptop"))
     assert cells == {
         "network": "plain-20",
         "top-1 error %": "9.60 ± 0.26",  # sqrt(0.07)
@@ -50,26 +50,26 @@ def test_a_row_of_the_leaderboard(experiment, row_of_seeds):
     }
 
 
-def test_photographs_are_shown_with_their_protocol(experiment, row_of_seeds):
-    (row,) = build_leaderboard([experiment], row_of_seeds(experiment, "plain-20", [9.5]))
+def test_photographs_are_shown_with_their_protocol(experiment, seed_records):
+    (row,) = build_leaderboard([experiment], seed_records(experiment, "plain-20", [9.5]))
     shown = leaderboard_cells(replace(row, data="imagenet", protocol="10-crop-224-of-256"))
     assert shown["data"] == "imagenet, 10-crop-224-of-256"
 
 
-def test_the_papers_number_stands_alone_where_the_data_are_its_own(experiment, row_of_seeds):
-    (cells,) = cells_of(experiment, row_of_seeds(experiment, "plain-20", [9.5]))
+def test_the_papers_number_stands_alone_where_the_data_are_its_own(experiment, seed_records):
+    (cells,) = cells_of(experiment, seed_records(experiment, "plain-20", [9.5]))
     assert cells["paper top-1 %"] == "9.5"
     assert cells["top-1 error %"] == "9.50"  # one seed: no spread
 
 
-def test_a_change_by_set_is_seen_in_the_networks_name(experiment, row_of_seeds):
-    (cells,) = cells_of(experiment, row_of_seeds(experiment, "plain-20", [9.5], changes={"train.lr": 0.05}))
+def test_a_change_by_set_is_seen_in_the_networks_name(experiment, seed_records):
+    (cells,) = cells_of(experiment, seed_records(experiment, "plain-20", [9.5], changes={"train.lr": 0.05}))
     assert cells["network"] == "plain-20 [train.lr=0.05]"
 
 
-def test_diverged_seeds_are_seen(experiment, row_of_seeds, record):
+def test_diverged_seeds_are_seen(experiment, seed_records, record):
     gone = record(experiment, "plain-20", 1, 0.0, status="not converged", metrics={})
-    (cells,) = cells_of(experiment, [*row_of_seeds(experiment, "plain-20", [9.5]), gone])
+    (cells,) = cells_of(experiment, [*seed_records(experiment, "plain-20", [9.5]), gone])
     assert cells["seeds"] == "1 (+1 diverged)"
     (cells,) = cells_of(experiment, [gone])
     assert (cells["top-1 error %"], cells["seeds"]) == ("did not converge", "0 (+1 diverged)")

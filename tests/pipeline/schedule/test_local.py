@@ -19,15 +19,15 @@ from pipeline.plan.expand import DerivedRun
 from pipeline.plan.identity import identity
 from pipeline.schedule import execute, local
 from pipeline.schedule.local import run_all, worker_count
-from pipeline.schedule.task import Task
+from pipeline.plan.task import Task
 from pipeline.track.run_folder import RunFolder
-from tests.support.real_runs import PROCESSES, a_run, a_task, curves, train_in, weights
+from tests.support.smoke_runs import FORKSERVER, smoke_run, smoke_task, journal_metrics, train_in, weights
 
 
 @pytest.fixture(autouse=True)
 def quick_processes(monkeypatch):
     """Workers forked from a process that has imported everything; that they start afresh is for test_cli.py."""
-    monkeypatch.setattr(local.multiprocessing, "get_context", lambda _: PROCESSES)
+    monkeypatch.setattr(local.multiprocessing, "get_context", lambda _: FORKSERVER)
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +47,7 @@ def started(monkeypatch):
 
 def long(seed=0, steps=100_000):
     """A run that does not end by itself while a test lasts."""
-    return a_run(seed=seed, changes={"train.steps": steps, "train.eval_every": steps, "train.log_every": steps})
+    return smoke_run(seed=seed, changes={"train.steps": steps, "train.eval_every": steps, "train.log_every": steps})
 
 
 def go(tasks, workers=2, happened=lambda event: None, tick=lambda: None):
@@ -66,7 +66,7 @@ def kinds(events, task):
 
 
 def test_all_runs_end_and_each_is_told(tmp_path):
-    tasks = [a_task(tmp_path, a_run(variant, seed)) for seed in (0, 1) for variant in ("plain-20", "resnet-20")]
+    tasks = [smoke_task(tmp_path, smoke_run(variant, seed)) for seed in (0, 1) for variant in ("plain-20", "resnet-20")]
     ending, events = go(tasks)
     assert ending == "ended"
     for task in tasks:
@@ -77,15 +77,15 @@ def test_all_runs_end_and_each_is_told(tmp_path):
 
 
 def test_a_run_in_a_worker_has_the_bits_of_one_in_this_process(tmp_path):
-    task = a_task(tmp_path / "runs", a_run())
+    task = smoke_task(tmp_path / "runs", smoke_run())
     go([task])
-    train_in(tmp_path / "here", a_run())
+    train_in(tmp_path / "here", smoke_run())
     assert weights(task.folder) == weights(tmp_path / "here")
-    assert curves(task.folder) == curves(tmp_path / "here")
+    assert journal_metrics(task.folder) == journal_metrics(tmp_path / "here")
 
 
 def test_what_is_finished_is_not_trained_again(tmp_path):
-    task = a_task(tmp_path, a_run())
+    task = smoke_task(tmp_path, smoke_run())
     go([task])
     before = (task.folder / "result.json").stat().st_mtime_ns
     ending, events = go([task])
@@ -110,19 +110,19 @@ def in_the_background(what):
 
 
 def test_a_killed_worker_is_reported_and_the_other_runs_go_on(tmp_path):
-    killed, others = a_task(tmp_path, long()), [a_task(tmp_path, a_run(seed=seed)) for seed in (1, 2)]
+    killed, others = smoke_task(tmp_path, long()), [smoke_task(tmp_path, smoke_run(seed=seed)) for seed in (1, 2)]
     thread = in_the_background(lambda: os.kill(pid_of(killed), signal.SIGKILL))
     ending, events = go([killed, *others], workers=1)
     thread.join()
     assert ending == "failed"
     assert kinds(events, killed) == ["started", "failed"]
     said = next(event.text for event in events if event.kind == "failed")
-    assert said == "its process was ended by signal 9; start the same command again to resume"
+    assert said == "its process was ended by signal 9; run the same command again to resume"
     assert [kinds(events, task) for task in others] == [["started", "ended"]] * 2
 
 
 def test_a_second_call_finishes_what_a_killed_worker_left(tmp_path, monkeypatch):
-    task = a_task(tmp_path / "runs", a_run(changes={"train.steps": 60}))
+    task = smoke_task(tmp_path / "runs", smoke_run(changes={"train.steps": 60}))
     train_in(tmp_path / "here", task.run)
 
     def kill_in_the_middle():
@@ -140,11 +140,11 @@ def test_a_second_call_finishes_what_a_killed_worker_left(tmp_path, monkeypatch)
     train_in_part.join()
     assert ending == "failed"
     monkeypatch.undo()
-    monkeypatch.setattr(local.multiprocessing, "get_context", lambda _: PROCESSES)
+    monkeypatch.setattr(local.multiprocessing, "get_context", lambda _: FORKSERVER)
     ending, events = go([task])
     assert (ending, kinds(events, task)) == ("ended", ["started", "ended"])
     assert weights(task.folder) == weights(tmp_path / "here")
-    assert curves(task.folder) == curves(tmp_path / "here")
+    assert journal_metrics(task.folder) == journal_metrics(tmp_path / "here")
 
 
 WORK = local.worker_main
@@ -157,7 +157,7 @@ def often_saving(*words):
 
 
 def test_an_idle_worker_that_died_is_replaced(tmp_path, started):
-    tasks = [a_task(tmp_path, a_run(seed=seed)) for seed in range(3)]
+    tasks = [smoke_task(tmp_path, smoke_run(seed=seed)) for seed in range(3)]
     killed = []
 
     def kill_after_the_first(event):
@@ -174,7 +174,7 @@ def test_an_idle_worker_that_died_is_replaced(tmp_path, started):
 
 
 def test_a_run_that_another_process_trains_is_waited_for(tmp_path):
-    task = a_task(tmp_path, a_run())
+    task = smoke_task(tmp_path, smoke_run())
     other = RunFolder(task.folder)
     other.path.mkdir(parents=True)
     lock = FileLock(other.lock_file)
@@ -188,12 +188,12 @@ def test_a_run_that_another_process_trains_is_waited_for(tmp_path):
     ending, events = go([task], happened=as_another_would)
     assert ending == "ended"
     assert kinds(events, task) == ["waiting", "ended"]
-    assert events[0].text == "another repro command trains it already; waiting for its result"
+    assert events[0].text == "another repro command is training this run; waiting for its result"
     assert events[1].record == other.result()
 
 
 def test_ctrl_c_leaves_checkpoints_and_the_next_call_ends_with_the_same_bits(tmp_path):
-    tasks = [a_task(tmp_path / "runs", a_run(seed=seed, changes={"train.steps": 60})) for seed in (0, 1, 2)]
+    tasks = [smoke_task(tmp_path / "runs", smoke_run(seed=seed, changes={"train.steps": 60})) for seed in (0, 1, 2)]
     pressed = []
 
     def press(_event=None):
@@ -214,7 +214,7 @@ def test_ctrl_c_leaves_checkpoints_and_the_next_call_ends_with_the_same_bits(tmp
 
 
 def test_a_second_ctrl_c_ends_at_once(tmp_path):
-    task = a_task(tmp_path, long())
+    task = smoke_task(tmp_path, long())
 
     def press(event):
         if event.kind in ("started", "stopping"):
@@ -227,14 +227,14 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path):
 
 
 def test_sigterm_stops_as_ctrl_c_does(tmp_path):
-    task = a_task(tmp_path, long())
+    task = smoke_task(tmp_path, long())
     ending, events = go([task], happened=lambda e: e.kind == "started" and os.kill(os.getpid(), signal.SIGTERM))
     assert (ending, kinds(events, task)) == ("stopped", ["started", "stopping", "stopped"])
 
 
 def test_workers_whose_parent_is_gone_leave_a_checkpoint_and_end(tmp_path):
-    task = a_task(tmp_path, long())
-    parent = PROCESSES.Process(target=run_in_a_parent, args=(task,))
+    task = smoke_task(tmp_path, long())
+    parent = FORKSERVER.Process(target=run_in_a_parent, args=(task,))
     parent.start()
     folder = RunFolder(task.folder)
     worker = pid_of(task)
@@ -274,11 +274,11 @@ def class_folders(root):
 def test_a_user_s_mistake_in_one_run_does_not_stop_the_others(tmp_path):
     data = tmp_path / "data"
     class_folders(data)
-    run = a_run(changes={"data.name": "shades", "data.augment": [], "train.batch_size": 4})
+    run = smoke_run(changes={"data.name": "shades", "data.augment": [], "train.batch_size": 4})
     found = manifest.manifest_to_dict(manifest.manifest_of(sources.load_images("shades", data)))
     broken = Task(run, "broken", "code", found, tmp_path / "runs" / "broken", data)
     (data / "shades/train/dark/3.png").write_bytes(b"not a picture")
-    good = [a_task(tmp_path / "runs", a_run(seed=seed)) for seed in (0, 1)]
+    good = [smoke_task(tmp_path / "runs", smoke_run(seed=seed)) for seed in (0, 1)]
     ending, events = go([good[0], broken, good[1]], workers=1)
     assert ending == "failed"
     assert kinds(events, broken) == ["started", "failed"]
@@ -291,20 +291,20 @@ def test_a_user_s_mistake_in_one_run_does_not_stop_the_others(tmp_path):
 def test_data_that_changed_since_the_run_was_named_is_refused(tmp_path):
     data = tmp_path / "data"
     class_folders(data)
-    run = a_run(changes={"data.name": "shades", "data.augment": [], "train.batch_size": 4})
+    run = smoke_run(changes={"data.name": "shades", "data.augment": [], "train.batch_size": 4})
     found = manifest.manifest_to_dict(manifest.manifest_of(sources.load_images("shades", data)))
     (data / "shades/train/dark/3.png").unlink()
     task = Task(run, "changed", "code", found, tmp_path / "runs" / "changed", data)
     execute.load_cached_images.cache_clear()
-    with pytest.raises(UserError, match=r"shades: the images changed since the command began; start it again"):
-        execute.execute_run(task, threads=1, stop=lambda: False, say=lambda *_: None)
+    with pytest.raises(UserError, match=r"shades: the images changed since the command began; run the same command again"):
+        execute.execute_task(task, threads=1, stop=lambda: False, on_event=lambda *_: None)
 
 
 def test_an_error_of_ours_is_shown_whole_and_the_others_go_on(tmp_path):
-    bad = a_task(tmp_path, a_run())
+    bad = smoke_task(tmp_path, smoke_run())
     bad.manifest.pop("classes")
     bad.manifest["classes"] = 7
-    good = a_task(tmp_path, a_run(seed=1))
+    good = smoke_task(tmp_path, smoke_run(seed=1))
     ending, events = go([bad, good], workers=1)
     assert ending == "failed"
     assert "Traceback" in next(event.text for event in events if event.kind == "failed")
@@ -331,7 +331,7 @@ def test_each_worker_has_a_gpu_of_its_own_among_those_allowed(monkeypatch, visib
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     monkeypatch.setattr(local.signal, "signal", lambda *_: None)
-    ours, theirs = PROCESSES.Pipe()
+    ours, theirs = FORKSERVER.Pipe()
     ours.close()
     local.worker_main(theirs, 1, 1, number)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == expected
@@ -367,7 +367,7 @@ def a_step(root, tasks, kind=None):
 
 
 def test_a_step_is_done_when_its_runs_have_ended(tmp_path):
-    tasks = [a_task(tmp_path, a_run(seed=seed)) for seed in (0, 1)]
+    tasks = [smoke_task(tmp_path, smoke_run(seed=seed)) for seed in (0, 1)]
     step = a_step(tmp_path, tasks)
     ending, events = go([step, *tasks])  # whatever its place in the line
     assert ending == "ended"
@@ -382,7 +382,7 @@ def test_a_step_is_done_when_its_runs_have_ended(tmp_path):
 
 
 def test_a_step_finds_runs_that_ended_before(tmp_path):
-    tasks = [a_task(tmp_path, a_run(seed=seed)) for seed in (0, 1)]
+    tasks = [smoke_task(tmp_path, smoke_run(seed=seed)) for seed in (0, 1)]
     go(tasks)
     step = a_step(tmp_path, tasks)
     assert go([step])[0] == "ended"
@@ -394,11 +394,11 @@ def test_a_step_finds_runs_that_ended_before(tmp_path):
 
 def diverges(seed):
     """A run whose loss soon is no number."""
-    return a_run(seed=seed, changes={"train.lr": 1e30})
+    return smoke_run(seed=seed, changes={"train.lr": 1e30})
 
 
 def test_a_run_that_did_not_converge_leaves_its_step_undone_with_the_reason_and_the_others_go_on(tmp_path):
-    bad, *good = [a_task(tmp_path, run) for run in (diverges(0), a_run(seed=1), a_run(seed=2))]
+    bad, *good = [smoke_task(tmp_path, run) for run in (diverges(0), smoke_run(seed=1), smoke_run(seed=2))]
     steps = [a_step(tmp_path, [bad, good[0]]), a_step(tmp_path, good)]
     ending, events = go([bad, *good, *steps])
     assert ending == "ended"  # nothing went wrong but the network
@@ -414,7 +414,7 @@ def test_a_run_that_did_not_converge_leaves_its_step_undone_with_the_reason_and_
 
 
 def test_a_run_that_failed_leaves_its_step_undone(tmp_path):
-    bad, good = a_task(tmp_path, a_run()), a_task(tmp_path, a_run(seed=1))
+    bad, good = smoke_task(tmp_path, smoke_run()), smoke_task(tmp_path, smoke_run(seed=1))
     bad.manifest["sha256"] = "0" * 64
     step = a_step(tmp_path, [bad, good])
     ending, events = go([bad, good, step], workers=1)
@@ -422,12 +422,12 @@ def test_a_run_that_failed_leaves_its_step_undone(tmp_path):
     assert kinds(events, good) == ["started", "ended"]
     assert kinds(events, step) == ["left"]
     assert RunFolder(step.folder).unfinished()["text"] == (
-        "needs resnet-20 seed 0, which failed: noise: the images changed since the command began; start it again"
+        "needs resnet-20 seed 0, which failed: noise: the images changed since the command began; run the same command again"
     )
 
 
 def test_a_step_of_runs_that_nobody_makes_is_left_with_the_reason(tmp_path):
-    tasks = [a_task(tmp_path, a_run(seed=seed)) for seed in (0, 1)]
+    tasks = [smoke_task(tmp_path, smoke_run(seed=seed)) for seed in (0, 1)]
     step = a_step(tmp_path, tasks)
     ending, events = go([step])
     assert (ending, kinds(events, step)) == ("ended", ["left"])
@@ -435,7 +435,7 @@ def test_a_step_of_runs_that_nobody_makes_is_left_with_the_reason(tmp_path):
 
 
 def test_ctrl_c_leaves_the_steps_for_the_next_time(tmp_path):
-    tasks = [a_task(tmp_path, long()), a_task(tmp_path, a_run(seed=1))]
+    tasks = [smoke_task(tmp_path, long()), smoke_task(tmp_path, smoke_run(seed=1))]
     step = a_step(tmp_path, tasks)
 
     def press(event):
@@ -448,38 +448,38 @@ def test_ctrl_c_leaves_the_steps_for_the_next_time(tmp_path):
 
 
 def test_two_commands_do_a_step_once(tmp_path):
-    tasks = [a_task(tmp_path, a_run(seed=seed)) for seed in (0, 1)]
+    tasks = [smoke_task(tmp_path, smoke_run(seed=seed)) for seed in (0, 1)]
     go(tasks)
     step = a_step(tmp_path, tasks)
     said = []
-    assert execute.execute_task(step, threads=1, stop=lambda: False, say=lambda *words: said.append(words))
+    assert execute.execute_task(step, threads=1, stop=lambda: False, on_event=lambda *words: said.append(words))
     assert [words[0] for words in said] == ["started"]
     lock = FileLock(RunFolder(step.folder).lock_file)
     with lock:  # as another would hold it
         assert (
-            execute.execute_task(step, threads=1, stop=lambda: True, say=lambda *words: said.append(words)) is None
+            execute.execute_task(step, threads=1, stop=lambda: True, on_event=lambda *words: said.append(words)) is None
         )
-    assert said[1:] == [("waiting", "another repro command trains it already; waiting for its result")]
-    record = execute.execute_task(step, threads=1, stop=lambda: False, say=pytest.fail)
+    assert said[1:] == [("waiting", "another repro command is training this run; waiting for its result")]
+    record = execute.execute_task(step, threads=1, stop=lambda: False, on_event=pytest.fail)
     assert record == RunFolder(step.folder).result()
 
 
 def test_a_transfers_set_that_changed_is_refused(tmp_path):
-    task = a_task(tmp_path / "runs", a_run())
+    task = smoke_task(tmp_path / "runs", smoke_run())
     kind = TransferSpec(kind="transfer", of="resnet-20", data="shades", c=1.0)
     data = tmp_path / "data"
     class_folders(data)
     step = replace(a_step(tmp_path / "runs", [task], kind), data_root=data)
     execute.load_cached_images.cache_clear()
-    with pytest.raises(UserError, match=r"shades: the images changed since the command began; start it again"):
-        execute.execute_task(step, threads=1, stop=lambda: False, say=lambda *_: None)
+    with pytest.raises(UserError, match=r"shades: the images changed since the command began; run the same command again"):
+        execute.execute_task(step, threads=1, stop=lambda: False, on_event=lambda *_: None)
 
 
 def test_a_task_of_a_step_is_plain_data_too(tmp_path):
-    step = a_step(tmp_path, [a_task(tmp_path, a_run(seed=seed, changes={"train.lr": 0.05})) for seed in (0, 1)])
+    step = a_step(tmp_path, [smoke_task(tmp_path, smoke_run(seed=seed, changes={"train.lr": 0.05})) for seed in (0, 1)])
     again = Task.from_dict(json.loads(json.dumps(step.to_dict())))
     assert again == step
     assert (again.run.declaration, again.run.changes) == (step.run.declaration, {"train.lr": 0.05})
     assert not again.is_distributable
-    run = a_task(tmp_path, a_run())
+    run = smoke_task(tmp_path, smoke_run())
     assert Task.from_dict(json.loads(json.dumps(run.to_dict()))) == run

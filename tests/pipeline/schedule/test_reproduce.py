@@ -15,7 +15,7 @@ from pipeline.schedule import reproduce
 from pipeline.schedule.reproduce import split_finished
 from pipeline.schedule.tasks import make_tasks
 from pipeline.track.run_folder import RunFolder
-from tests.support.real_runs import a_run
+from tests.support.smoke_runs import smoke_run
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +24,7 @@ def _home(tmp_path, monkeypatch):
     monkeypatch.delenv("REPRO_DATA", raising=False)
 
 
-RUNS = [a_run(seed=seed) for seed in range(3)]
+RUNS = [smoke_run(seed=seed) for seed in range(3)]
 KIND = EnsembleSpec(kind="ensemble", members={"resnet-20": 2})
 
 
@@ -67,7 +67,7 @@ def test_a_transfers_data_are_the_other_set(monkeypatch):
 
 def test_a_set_that_is_not_there_is_told_before_anything_starts():
     step = a_step(TransferSpec(kind="transfer", of="resnet-20", data="digts", c=1.0), (RUNS[0],))
-    with pytest.raises(UserError, match=r"no data set is called 'digts'.*did you mean 'digits'"):
+    with pytest.raises(UserError, match=r"no data set 'digts'.*did you mean 'digits'"):
         make_tasks([step])
 
 
@@ -196,5 +196,5 @@ def test_who_starts_a_run_anew_wants_it_again(monkeypatch):
     monkeypatch.setattr(reproduce, "run_all", ends)
     monkeypatch.setattr(reproduce, "BackgroundSync", Silent)
     assert split_finished([task], Silent()) == ({}, [task])
-    reproduce.run_tasks([task], threads=1, happened=lambda _: None)
+    reproduce.run_tasks([task], threads=1, on_event=lambda _: None)
     assert seen == [({}, "")]

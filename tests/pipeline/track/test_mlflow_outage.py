@@ -35,7 +35,7 @@ from tests.support.mlflow_servers import (
     process,
     train_on,
 )
-from tests.support.real_runs import PROCESSES, a_run, curves, train_in
+from tests.support.smoke_runs import FORKSERVER, smoke_run, journal_metrics, train_in
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # MLflow 3.17's own
 STEPS = 160
@@ -50,7 +50,7 @@ def empty(tmp_path_factory):
 def trained(tmp_path_factory):
     """A finished run's files."""
     path = tmp_path_factory.mktemp("trained")
-    train_in(path, a_run())
+    train_in(path, smoke_run())
     return {file.name: file.read_bytes() for file in path.iterdir() if file.is_file()}
 
 
@@ -102,7 +102,7 @@ def assert_whole(client, path) -> str:
     """That MLflow has every number of a run's journal, once, in order, and its end; returns MLflow's id."""
     _, [child] = runs_of(client)
     assert child.info.status == "FINISHED"
-    entries = curves(path)
+    entries = journal_metrics(path)
     for metric in {name for _, found in entries for name in found}:
         points = client.get_metric_history(child.info.run_id, metric)
         sent = [(step, found[metric]) for step, found in entries if metric in found]
@@ -138,15 +138,15 @@ def test_training_goes_on_while_the_server_is_away_and_all_arrives_once_in_order
     monkeypatch.setattr(module, "SYNC_SECONDS", 0.05)
     path, syncing = home / "runs" / "x", BackgroundSync()
     syncing.watch(path)
-    worker = PROCESSES.Process(target=train_on, args=(path, STEPS))
+    worker = FORKSERVER.Process(target=train_on, args=(path, STEPS))
     worker.start()
     with syncing:
         until(lambda: runs_of(client)[1] and runs_of(client)[1][0].data.metrics)
         assert runs_of(client)[1][0].info.status == "RUNNING"
         server.stop()
-        before = len(curves(path))
+        before = len(journal_metrics(path))
         until(lambda: "nothing answers" in syncing.trouble)
-        until(lambda: len(curves(path)) > before + 5)  # it goes on
+        until(lambda: len(journal_metrics(path)) > before + 5)  # it goes on
         server.start()
         until(lambda: syncing.trouble == "")
         server.fault = lambda path: LOST  # all is carried out, and no answer comes back
@@ -167,9 +167,9 @@ def test_training_goes_on_while_the_server_is_away_and_all_arrives_once_in_order
 def test_a_run_whose_process_was_killed_is_killed_then_running_then_finished_with_one_id(home, server, client):
     path, tracker = home / "runs" / "x", Tracker()
     folder = RunFolder(path)
-    worker = PROCESSES.Process(target=train_on, args=(path, 100_000))
+    worker = FORKSERVER.Process(target=train_on, args=(path, 100_000))
     worker.start()
-    until(lambda: len(curves(path)) > 3)
+    until(lambda: len(journal_metrics(path)) > 3)
     tracker.sync(folder)
     [child] = runs_of(client)[1]
     assert child.info.status == "RUNNING"
@@ -178,7 +178,7 @@ def test_a_run_whose_process_was_killed_is_killed_then_running_then_finished_wit
     Tracker().sync(folder)
     assert [(run.info.run_id, run.info.status) for run in runs_of(client)[1]] == [(child.info.run_id, "KILLED")]
 
-    again = PROCESSES.Process(target=train_on, args=(path, 100_000))
+    again = FORKSERVER.Process(target=train_on, args=(path, 100_000))
     again.start()
     until(folder.is_training)
     Tracker().sync(folder)
@@ -200,7 +200,7 @@ def test_a_run_whose_process_was_killed_is_killed_then_running_then_finished_wit
         ("runs/create", 2),  # the child
         ("runs/log-batch", 1),  # its parameters
         ("runs/log-inputs", 1),
-        ("runs/log-batch", 2),  # its curves
+        ("runs/log-batch", 2),  # its journal_metrics
         ("runs/log-batch", 3),  # its record
         ("runs/update", 1),
         ("runs/set-tag", 1),
@@ -408,7 +408,7 @@ def test_two_processes_of_two_homes_that_share_the_folder_send_each_run_once(hom
     assert (len(parents), len(children)) == (1, 4)
     for child in children:
         points = client.get_metric_history(child.info.run_id, "train/loss")
-        assert [point.step for point in points] == [step for step, _ in curves(folders[0].path)]
+        assert [point.step for point in points] == [step for step, _ in journal_metrics(folders[0].path)]
     assert server.asked.count("runs/create") == 5
 
 
@@ -473,11 +473,11 @@ def test_an_mlflow_server_killed_while_a_run_trains(home, client, monkeypatch, a
     path, syncing = home / "runs" / "x", BackgroundSync()
     syncing.watch(path)
     with process(database, port) as server:
-        worker = PROCESSES.Process(target=train_on, args=(path, steps))
+        worker = FORKSERVER.Process(target=train_on, args=(path, steps))
         worker.start()
         with syncing:
             until(lambda: runs_of(client)[1] and runs_of(client)[1][0].data.metrics)
-            until(lambda: len(curves(path)) > 40)
+            until(lambda: len(journal_metrics(path)) > 40)
             gone = time.time()
             kill(server)
             until(lambda: "nothing answers" in syncing.trouble)

@@ -21,7 +21,7 @@ from pipeline.track.mlflow_reader import redact
 from pipeline.track.mlflow_writer import Tracker, TrackingError, aggregate_metrics, flatten
 from pipeline.track.record import Record
 from pipeline.track.run_folder import RunFolder
-from tests.support.real_runs import RESNET, a_run, a_task, curves, manifest_of, stop_after, train_in
+from tests.support.smoke_runs import RESNET, smoke_run, smoke_task, journal_metrics, manifest_of, stop_after, train_in
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # MLflow 3.17's own
 NOBODY = "http://127.0.0.1:9"  # the discard port: nothing listens there
@@ -54,7 +54,7 @@ def client(home):
 def trained(tmp_path_factory):
     """A finished run's folder, as bytes, to be put wherever a test wants it."""
     path = tmp_path_factory.mktemp("trained")
-    train_in(path, a_run())
+    train_in(path, smoke_run())
     return {file.name: file.read_bytes() for file in path.iterdir()}
 
 
@@ -99,7 +99,7 @@ def test_a_run_is_a_child_with_recipe_curves_final_metrics_data_and_files(home, 
     assert params["train.lr_drops.at"] == "[6, 9]"
 
     for metric in ("train/loss", "train/top1_error_pct", "test/loss"):
-        expected = [(step, found[metric]) for step, found in curves(folder.path) if metric in found]
+        expected = [(step, found[metric]) for step, found in journal_metrics(folder.path) if metric in found]
         if metric.startswith("test/"):
             expected.append((12, record.metrics[metric]))
         assert history(client, child.info.run_id, metric) == expected
@@ -124,7 +124,7 @@ def test_a_run_is_a_child_with_recipe_curves_final_metrics_data_and_files(home, 
 
 
 def test_a_run_changed_by_set_is_labelled(home, client):
-    train_in(home / "runs" / "x", a_run(changes={"train.lr": 0.05}))
+    train_in(home / "runs" / "x", smoke_run(changes={"train.lr": 0.05}))
     Tracker().sync(RunFolder(home / "runs" / "x"))
     _, [child] = runs_of(client)
     assert child.info.run_name == "resnet-20 seed 0 (departs)"
@@ -156,8 +156,8 @@ def test_curves_come_back(home, client, trained):
     tracker = Tracker()
     tracker.sync(folder)
     _, [child] = runs_of(client)
-    expected = [(step, found["train/loss"]) for step, found in curves(folder.path)]
-    assert tracker.curves(child.info.run_id, "train/loss") == expected
+    expected = [(step, found["train/loss"]) for step, found in journal_metrics(folder.path)]
+    assert tracker.journal_metrics(child.info.run_id, "train/loss") == expected
 
 
 # Nothing twice
@@ -216,7 +216,7 @@ def test_a_server_lost_between_any_two_requests_has_everything_once_in_the_end(
 
 
 def test_a_stopped_run_is_killed_then_running_then_finished_with_one_id(home, client):
-    folder, tracker, run = RunFolder(home / "runs" / "x"), Tracker(), a_run()
+    folder, tracker, run = RunFolder(home / "runs" / "x"), Tracker(), smoke_run()
     train_in(folder.path, run, stop=stop_after(5))
     tracker.sync(folder)
     _, [child] = runs_of(client)
@@ -244,7 +244,7 @@ def test_a_stopped_run_is_killed_then_running_then_finished_with_one_id(home, cl
 def test_a_run_that_diverged_is_failed_and_keeps_its_record(home, client, lr):
     """With the higher rate before the first report, so that there is no journal."""
     folder = RunFolder(home / "runs" / "x")
-    record = train_in(folder.path, a_run("plain-20", changes={"train.lr": lr, "train.log_every": 3}))
+    record = train_in(folder.path, smoke_run("plain-20", changes={"train.lr": lr, "train.log_every": 3}))
     if record.status == "finished":
         pytest.skip("this processor's rounding saved it")
     Tracker().sync(folder)
@@ -290,11 +290,11 @@ def test_a_folder_that_is_not_there_is_made(tmp_path, monkeypatch):
 def in_this_process(tasks, *, workers, threads, happened, tick):
     """As `run_all`, without processes."""
     for task in tasks:
-        record = execute.execute_run(
+        record = execute.execute_task(
             task,
             threads=threads,
             stop=lambda: False,
-            say=lambda kind, text="", record=None, task=task: happened(local.Event(kind, task, text, record)),
+            on_event=lambda kind, text="", record=None, task=task: happened(local.Event(kind, task, text, record)),
         )
         happened(local.Event("ended", task, "", record))
         tick()
@@ -303,9 +303,9 @@ def in_this_process(tasks, *, workers, threads, happened, tick):
 
 def test_training_goes_on_with_the_server_away_and_is_sent_when_it_is_back(home, client, monkeypatch):
     monkeypatch.setattr("pipeline.schedule.reproduce.run_all", in_this_process)
-    task = a_task(home / "runs", a_run())
+    task = smoke_task(home / "runs", smoke_run())
     monkeypatch.setenv("MLFLOW_TRACKING_URI", NOBODY)
-    came = run_tasks([task], threads=1, happened=lambda _: None)
+    came = run_tasks([task], threads=1, on_event=lambda _: None)
     assert came.ending == "ended"
     assert "nothing answers there" in came.untracked
     assert [record.status for record in came.records] == ["finished"]
@@ -327,8 +327,8 @@ def test_what_is_tracked_elsewhere_is_not_trained_again(home, trained, monkeypat
     identity, found = folder.result().identity, folder.result()
     folder.path.rename(home / "elsewhere")
     monkeypatch.setattr("pipeline.schedule.reproduce.run_all", lambda *_, **__: pytest.fail("trained again"))
-    task = replace(a_task(home / "runs", a_run()), identity=identity)
-    came = run_tasks([task], threads=1, happened=lambda _: None)
+    task = replace(smoke_task(home / "runs", smoke_run()), identity=identity)
+    came = run_tasks([task], threads=1, on_event=lambda _: None)
     assert [replace(record, run_id="") for record in came.records] == [found]
     assert not folder.path.exists()
 
@@ -393,8 +393,8 @@ def test_a_report_made_twice_keeps_one_parent(home, client, trained):
     assert len(runs_of(client)[0]) == 1
 
 
-def test_aggregates_are_mean_spread_and_number_of_seeds(experiment, row_of_seeds):
-    found = aggregate_metrics(row_of_seeds(experiment, "plain-20", [9.0, 10.0, 11.0]))
+def test_aggregates_are_mean_spread_and_number_of_seeds(experiment, seed_records):
+    found = aggregate_metrics(seed_records(experiment, "plain-20", [9.0, 10.0, 11.0]))
     assert found["plain-20/test/top1_error_pct/mean"] == 10.0
     assert found["plain-20/test/top1_error_pct/std"] == 1.0
     assert found["plain-20/test/top1_error_pct/seeds"] == 3.0

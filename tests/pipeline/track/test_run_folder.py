@@ -16,7 +16,7 @@ from pipeline.common.errors import UserError
 from pipeline.common.files import write_atomically
 from pipeline.track import run_folder
 from pipeline.track.run_folder import RunFolder
-from tests.support.real_runs import a_run, curves, stop_after, train_in, weights
+from tests.support.smoke_runs import smoke_run, journal_metrics, stop_after, train_in, weights
 
 
 @pytest.fixture
@@ -234,7 +234,7 @@ SENTENCE = (
 def test_a_full_disk_is_one_sentence_and_the_run_resumes(tmp_path, tiny_disk, leave, monkeypatch):
     """It is full at the start; with the journal; with the checkpoint (2.2 MB for ResNet-20)."""
     monkeypatch.setenv("REPRO_CHECKPOINT_SECONDS", "0")
-    place, run = tiny_disk / "run", a_run()
+    place, run = tiny_disk / "run", smoke_run()
     train_in(tmp_path / "never-stopped", run)
     fill(tiny_disk, leave)
     with pytest.raises(UserError, match=SENTENCE):
@@ -245,13 +245,13 @@ def test_a_full_disk_is_one_sentence_and_the_run_resumes(tmp_path, tiny_disk, le
     record = train_in(place, run)
     assert record.status == "finished"
     assert weights(place) == weights(tmp_path / "never-stopped")
-    assert curves(place) == curves(tmp_path / "never-stopped")
+    assert journal_metrics(place) == journal_metrics(tmp_path / "never-stopped")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="mounts a file system")
 def test_a_disk_full_at_the_very_end_loses_nothing(tmp_path, tiny_disk):
     """The checkpoint at step 10 just fits; the network and the record do not."""
-    place, run = tiny_disk / "run", a_run()
+    place, run = tiny_disk / "run", smoke_run()
     train_in(tmp_path / "never-stopped", run)
     assert train_in(place, run, stop=stop_after(10)) is None
     fill(tiny_disk, 8192)

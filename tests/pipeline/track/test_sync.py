@@ -13,7 +13,7 @@ from pipeline.track.mlflow_writer import Tracker, TrackingError
 from pipeline.track.run_folder import RunFolder
 from pipeline.track.sync import BackgroundSync, local_records_except, summarise_errors, sync_all
 from tests.support.mlflow_servers import HANGS, Server, empty_database
-from tests.support.real_runs import a_run, stop_after, train_in
+from tests.support.smoke_runs import smoke_run, stop_after, train_in
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # MLflow 3.17's own
 
@@ -27,7 +27,7 @@ def empty(tmp_path_factory):
 def trained(tmp_path_factory):
     """A finished run's files."""
     path = tmp_path_factory.mktemp("trained")
-    train_in(path, a_run())
+    train_in(path, smoke_run())
     return {file.name: file.read_bytes() for file in path.iterdir() if file.is_file()}
 
 
@@ -101,7 +101,7 @@ def test_what_is_sent_for_good_is_not_looked_at_again(home, place):
 
 
 def test_a_run_that_goes_on_later_is_sent_to_its_end(home):
-    path, syncing, run = home / "runs" / "x", BackgroundSync(), a_run()
+    path, syncing, run = home / "runs" / "x", BackgroundSync(), smoke_run()
     syncing.watch(path)
     client = MlflowClient(f"sqlite:///{home / 'mlflow.db'}")
 
@@ -135,7 +135,7 @@ def test_ten_thousand_waiting_folders_are_not_asked_one_by_one(home, place, monk
 
 def test_a_folder_without_anything_new_costs_no_request_and_no_write(home):
     path, tracker = home / "runs" / "x", Tracker()
-    train_in(path, a_run(), stop=stop_after(5))
+    train_in(path, smoke_run(), stop=stop_after(5))
     assert tracker.sync(RunFolder(path)) is False
     written = (path / "tracked.json").stat().st_mtime_ns, (path / "tracked.json").stat().st_ino
     del tracker.__dict__["client"]

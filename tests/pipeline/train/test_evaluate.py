@@ -26,7 +26,7 @@ from pipeline.train.evaluate import (
     evaluate_samples,
     response_std,
 )
-from tests.support import by_pillow
+from tests.support import pillow_protocols
 
 
 class Small(nn.Module):
@@ -200,18 +200,18 @@ def mean_subtracted(mean):
 
 
 COLOUR = np.array([0.5, 0.3, 0.4])
-IMAGE = by_pillow.picture(32, 32, seed=99) / 255
+IMAGE = pillow_protocols.picture(32, 32, seed=99) / 255
 SIZES = [(40, 60), (60, 40), (33, 33), (100, 90), (9, 30), (50, 31), (24, 36)]
 
 
 @pytest.fixture(scope="module")
 def photographs():
-    pictures = [by_pillow.picture(*size, seed=1600 + i) for i, size in enumerate(SIZES * 2)]  # no close calls
+    pictures = [pillow_protocols.picture(*size, seed=1600 + i) for i, size in enumerate(SIZES * 2)]  # no close calls
     labels = np.random.default_rng(5).integers(0, 10, len(pictures))
     with torch.no_grad():  # every second picture is one that the network knows, more or less
         planes = [(torch.from_numpy(p) / 255 - torch.tensor(COLOUR)).permute(2, 0, 1) for p in pictures[::2]]
         labels[::2] = [Placed()(x[None].float()).argmax() for x in planes]
-    return pictures, Files([by_pillow.png(pixels) for pixels in pictures], labels)
+    return pictures, Files([pillow_protocols.png(pixels) for pixels in pictures], labels)
 
 
 def judged(members, samples, name, *, threads=0, bf16=False, expected=None, **share):
@@ -232,7 +232,7 @@ def by_hand_pictures(networks, pictures, labels, name):
     wrong1 = wrong5 = 0
     losses = []
     for pixels, label in zip(pictures, labels.tolist(), strict=True):
-        answer = by_pillow.probabilities(networks, pixels, by_pillow.PROTOCOLS[name])
+        answer = pillow_protocols.probabilities(networks, pixels, pillow_protocols.PROTOCOLS[name])
         best = answer.argsort()[::-1]
         wrong1 += best[0] != label
         wrong5 += label not in best[:5]
@@ -241,7 +241,7 @@ def by_hand_pictures(networks, pictures, labels, name):
 
 
 @pytest.mark.parametrize("mean", [COLOUR, IMAGE], ids=["colour", "image"])
-@pytest.mark.parametrize("name", by_pillow.PROTOCOLS)
+@pytest.mark.parametrize("name", pillow_protocols.PROTOCOLS)
 def test_every_protocol_is_a_loop_over_single_views(photographs, name, mean):
     pictures, samples = photographs
     network = Placed()
@@ -253,7 +253,7 @@ def test_every_protocol_is_a_loop_over_single_views(photographs, name, mean):
 
 
 def test_a_dense_view_that_has_a_mean_images_size_by_chance_has_its_mean_colour_taken_out():
-    samples = Files([by_pillow.png(by_pillow.picture(side, side, seed=side)) for side in (32, 40)], [1, 2])
+    samples = Files([pillow_protocols.png(pillow_protocols.picture(side, side, seed=side)) for side in (32, 40)], [1, 2])
     image, colour = (
         judged([EnsembleMember(Placed(), mean_subtracted(mean))], samples, "dense-of-32").loss
         for mean in (IMAGE, IMAGE.mean((0, 1)))
@@ -313,7 +313,7 @@ def test_a_fault_would_show(monkeypatch, photographs, name, function, fault):
     assert judged(members, samples, name).loss != pytest.approx(right, rel=3e-3)
 
 
-@pytest.mark.parametrize("name", by_pillow.PROTOCOLS)
+@pytest.mark.parametrize("name", pillow_protocols.PROTOCOLS)
 def test_a_network_is_really_shown_as_many_views_as_the_name_says_and_few_at_a_time(photographs, name):
     _, samples = photographs
     network = Placed()
@@ -327,7 +327,7 @@ def test_a_network_is_really_shown_as_many_views_as_the_name_says_and_few_at_a_t
 @pytest.mark.parametrize(("name", "views"), [("10-crop-24-of-32", 10), ("150-crop-24-of-32-37-56", 150)])
 def test_views_of_a_picture_are_all_different_and_half_of_them_mirror_images(name, views):
     network = Placed()
-    samples = Files([by_pillow.png(by_pillow.picture(100, 90))], [0])
+    samples = Files([pillow_protocols.png(pillow_protocols.picture(100, 90))], [0])
     judged([EnsembleMember(network, mean_subtracted(COLOUR))], samples, name)
     shown = torch.cat(network.seen)
     assert len(shown) == len(torch.unique(shown, dim=0)) == views
@@ -373,7 +373,7 @@ class Numbers(nn.Module):
 
 def numbered(count):
     pixels = [np.full((8, 9, 3), (i % 256, i // 256, 0), dtype=np.uint8) for i in range(count)]
-    return Files([by_pillow.png(image) for image in pixels], [9 if i % 7 == 0 else i % 7 for i in range(count)])
+    return Files([pillow_protocols.png(image) for image in pixels], [9 if i % 7 == 0 else i % 7 for i in range(count)])
 
 
 def by_ranks(samples, world, threads):
@@ -486,7 +486,7 @@ def readers():
 
 @pytest.mark.parametrize("threads", [0, 2])
 def test_a_broken_picture_is_named_and_not_skipped(threads):
-    whole = by_pillow.png(by_pillow.picture(300, 400))
+    whole = pillow_protocols.png(pillow_protocols.picture(300, 400))
     samples = Files([whole] * 70 + [whole[: len(whole) // 2]] + [whole] * 29, [0] * 100)
     network = Placed()
     with pytest.raises(DataError, match=r"^test\.tar, sample 70 is no readable picture") as refused:
@@ -571,7 +571,7 @@ def test_auxiliary_classifiers_have_no_part_in_it(photographs):
 )
 def test_a_network_that_cannot_read_such_views_says_what_can_be_used(name, args, protocol, words):
     network = build(name, args, num_classes=10, in_channels=3)
-    samples = Files([by_pillow.png(by_pillow.picture(24, 36))], [0])
+    samples = Files([pillow_protocols.png(pillow_protocols.picture(24, 36))], [0])
     with pytest.raises(UserError, match=words) as refused:
         judged([EnsembleMember(network, mean_subtracted(COLOUR))], samples, protocol, threads=2)
     assert "\n" not in str(refused.value)
@@ -589,14 +589,14 @@ class Sure(Placed):
 
 
 def test_a_network_that_is_quite_sure_has_a_finite_loss_and_its_fifth_best_class_counts():
-    pixels = by_pillow.picture(33, 33)
+    pixels = pillow_protocols.picture(33, 33)
     network = Sure()
     with torch.no_grad():
         scores = network((torch.from_numpy(pixels) / 255 - torch.tensor(COLOUR)).permute(2, 0, 1)[None].float())[0]
     for place in range(1, 10):
         label = int(scores.argsort(descending=True)[place])
         assert scores.softmax(0)[label] == 0
-        samples = Files([by_pillow.png(pixels)], [label])
+        samples = Files([pillow_protocols.png(pixels)], [label])
         found = judged([EnsembleMember(network, mean_subtracted(COLOUR))], samples, "1-crop-33-of-33")
         assert (found.wrong1, found.wrong5) == (1, int(place >= 5))
         assert found.loss == pytest.approx(float(scores.max() - scores[label]), rel=1e-4)
@@ -617,14 +617,14 @@ def test_probabilities_of_bf16_scores_are_not_rounded_to_bf16():
     network = Placed()
     scores = []
     network.fc.register_forward_hook(lambda _module, _inputs, output: scores.append(output.double()))
-    samples = Files([by_pillow.png(by_pillow.picture(33, 33))], [3])
+    samples = Files([pillow_protocols.png(pillow_protocols.picture(33, 33))], [3])
     found = judged([EnsembleMember(network, mean_subtracted(COLOUR))], samples, "10-crop-24-of-33", bf16=True)
     assert found.loss == pytest.approx(-math.log(scores[0].softmax(1).mean(0)[3]), rel=1e-12)
 
 
 def test_single_crops_are_what_evaluate_says_of_the_same_images(network):
     images = some()
-    samples = Files([by_pillow.png(pixels.numpy()) for pixels in images.pixels], images.labels)
+    samples = Files([pillow_protocols.png(pixels.numpy()) for pixels in images.pixels], images.labels)
     expected = evaluate_batches(network, batches(images, 43), F.cross_entropy, expected=43, bf16=False)
     found = judged([EnsembleMember(network, fit_normaliser("scale", images))], samples, "1-crop-8-of-8")
     assert (found.wrong1, found.wrong5) == (expected.wrong1, expected.wrong5)

@@ -23,14 +23,15 @@ from pipeline.declare.load import load_experiment
 from pipeline.declare.recipe import Crop, Data
 from pipeline.derive.published_weights import labelled_samples
 from pipeline.plan.expand import plan_runs
-from pipeline.plan.identity import identity
 from pipeline.track.run_folder import RunFolder
-from pipeline.train.inputs import ReadOptions, crop_spec, input_shape, load_training_data, require_counts
+from pipeline.train.inputs import ReadOptions, input_shape, require_counts
+from pipeline.train.load import load_training_data
 from pipeline.train.ranks import current_ranks
+from pipeline.train.sharded import crop_spec
 from pipeline.train.train import train
 from tests.support.making import prepared
 from tests.support.rank_processes import Ranks
-from tests.support.real_runs import stop_after, weights
+from tests.support.smoke_runs import stop_after, task_at, weights
 
 TOY = """
 paper: {title: Toy, authors: Nobody, year: 2026, section: "1"}
@@ -79,18 +80,9 @@ def run(toy):
     return plan_runs(load_experiment(str(toy)), scale="paper", variants=["resnet-18"])[0]
 
 
-def train_in(path: Path, run, root: Path, **options):
-    images = sources.load_images(run.recipe.data.name, root, photographs=True)
-    found = manifest.manifest_of(images)
-    return train(
-        run,
-        identity=identity(run, manifest=found.sha256, code="code"),
-        folder=RunFolder(path),
-        images=images,
-        manifest=found,
-        code="code",
-        **{"cache": root / ".cache"} | options,
-    )
+def train_in(path: Path, run, root: Path, *, data_root: Path | None = None, **options):
+    images = sources.load_images(run.recipe.data.name, root, sharded=True)
+    return train(task_at(path, run, images, data_root=data_root or root), images, **options)
 
 
 @pytest.fixture(scope="module")
@@ -143,13 +135,13 @@ def test_a_run_stopped_while_it_reads_or_judges_goes_on_there(whole, run, root, 
 
     monkeypatch.setattr(statistics, "SUM_CHUNK", 8)
     told = []
-    assert train_in(tmp_path / "run", run, root, cache=tmp_path / "cache", stop=stop, warn=told.append) is None
-    record = train_in(tmp_path / "run", run, root, cache=tmp_path / "cache", warn=told.append)
+    assert train_in(tmp_path / "run", run, root, data_root=tmp_path, stop=stop, report=told.append) is None
+    record = train_in(tmp_path / "run", run, root, data_root=tmp_path, report=told.append)
     assert weights(tmp_path / "run") == weights(whole[1])
     assert record.metrics == whole[0].metrics
     steps = [entry["step"] for entry, _ in RunFolder(tmp_path / "run").journal()]
     assert steps == [3, 4, 6, 8, 9]
-    judged = [words for words in told if words.startswith("judging")]
+    judged = [words for words in told if words.startswith("evaluating")]
     assert len(judged) <= 2 * len(run.recipe.data.test) + 1  # the one that was stopped, and no other, twice
 
 
@@ -168,21 +160,21 @@ def trained_on_ranks(path, run, root, cache, moment=None):
     def stop():
         return moment is not None and current_ranks().rank == 1 and next(asked) >= moment
 
-    return train_in(path, run, root, cache=cache, stop=stop, warn=told.append), told
+    return train_in(path, run, root, data_root=cache, stop=stop, report=told.append), told
 
 
 @pytest.fixture(scope="module")
 def whole_of_ranks(pair, run, root, tmp_path_factory):
     path = tmp_path_factory.mktemp("whole_of_ranks")
-    return pair.run(trained_on_ranks, path, run, root, root / ".cache"), path
+    return pair.run(trained_on_ranks, path, run, root, root), path
 
 
 def test_ranks_together_count_every_picture_once_and_the_first_speaks(whole_of_ranks, run):
     [(record, told), (other, silent)], _ = whole_of_ranks
     assert record == other
     assert (record.world, record.metrics["test/images"], record.metrics["val/images"]) == (2, 12, 5)
-    assert [words for words in told if words.startswith("judging")] == [
-        f"judging {count} {part} pictures by {protocol}"
+    assert [words for words in told if words.startswith("evaluating")] == [
+        f"evaluating {count} {part} images by {protocol}"
         for protocol in run.recipe.data.test
         for part, count in (("test", 12), ("val", 5))
     ]
@@ -219,9 +211,9 @@ def test_errors_kept_are_those_of_the_same_model(tmp_path):
 
 
 def test_statistics_are_of_the_pictures_trained_on_and_kept(whole, run, root, monkeypatch):
-    images = sources.load_images(run.recipe.data.name, root, photographs=True)
+    images = sources.load_images(run.recipe.data.name, root, sharded=True)
     crop = run.recipe.data.crop
-    assert len(list((root / ".cache").rglob("*.safetensors"))) == 1
+    assert len(list((root).rglob("*.safetensors"))) == 1
     part, _ = manifest.sample_split(images.train, train_count=None, val_count=5)
     fresh = statistics.pixel_statistics(part, crop, threads=0, cache=None, key="")
     assert fresh.count == 16
@@ -236,7 +228,7 @@ def test_statistics_are_of_the_pictures_trained_on_and_kept(whole, run, root, mo
 
 
 def test_the_manifest_of_shards_is_the_runs_manifest(run, root):
-    images = sources.load_images(run.recipe.data.name, root, photographs=True)
+    images = sources.load_images(run.recipe.data.name, root, sharded=True)
     found = manifest.manifest_of(images)
     assert (found.train, found.test, found.image) == (21, 12, (3, 0, 0))
     assert found.per_class == {"train": [7, 7, 7], "test": [4, 4, 4]}
@@ -245,7 +237,7 @@ def test_the_manifest_of_shards_is_the_runs_manifest(run, root):
 
 
 def test_a_part_held_out_is_never_trained_on(root, run):
-    images = sources.load_images(run.recipe.data.name, root, photographs=True)
+    images = sources.load_images(run.recipe.data.name, root, sharded=True)
     training_part, validation = manifest.sample_split(images.train, train_count=10, val_count=5)
     seen = {training_part.where(i) for i in range(10)} & {validation.where(i) for i in range(5)}
     assert not seen
@@ -259,8 +251,8 @@ def test_a_part_held_out_is_never_trained_on(root, run):
 
 
 def test_photographs_are_fed_as_declared(root, run):
-    images, data = sources.load_images(run.recipe.data.name, root, photographs=True), run.recipe.data
-    made = load_training_data(images, data, torch.device("cpu"), sha256="x", ways=ReadOptions())
+    images, data = sources.load_images(run.recipe.data.name, root, sharded=True), run.recipe.data
+    made = load_training_data(images, data, torch.device("cpu"), sha256="x", options=ReadOptions())
     batch = next(iter(made.feed(run.recipe.train, 3, 2, 1)))
     part, _ = manifest.sample_split(images.train, train_count=None, val_count=5)
     found = statistics.pixel_statistics(part, data.crop, threads=0, cache=None, key="")
@@ -297,7 +289,7 @@ def test_a_crop_is_cut_as_declared(declared, cut):
 def test_small_images_are_fed_as_declared_by_statistics_of_those_trained_on(run):
     images, augment = sources.load_images("noise", Path("nowhere")), ("pad2-crop", "flip")
     data = Data(name="noise", val=120, pad_to=20, normalise="per-channel", augment=augment)
-    made = load_training_data(images, data, torch.device("cpu"), sha256="x", ways=ReadOptions())
+    made = load_training_data(images, data, torch.device("cpu"), sha256="x", options=ReadOptions())
     batch = next(iter(made.feed(run.recipe.train, 3, 2, 1)))
     training, held_out = manifest.train_val_split(images.train, train_count=None, val_count=120)
     assert len(held_out) == 120
@@ -319,10 +311,10 @@ def test_photographs_held_out_are_judged_by_the_first_protocol(root, run):
 
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten(), torch.nn.Linear(12, 3))
-    images = sources.load_images(run.recipe.data.name, root, photographs=True)
-    made = load_training_data(images, run.recipe.data, torch.device("cpu"), sha256="x", ways=ReadOptions())
-    now = made.held_out(network, torch.nn.functional.cross_entropy, bf16=False)
-    every = made.final(network, torch.nn.functional.cross_entropy, bf16=False, kept=Nothing())
+    images = sources.load_images(run.recipe.data.name, root, sharded=True)
+    made = load_training_data(images, run.recipe.data, torch.device("cpu"), sha256="x", options=ReadOptions())
+    now = made.held_out_errors(network, torch.nn.functional.cross_entropy, bf16=False)
+    every = made.final_metrics(network, torch.nn.functional.cross_entropy, bf16=False, cache=Nothing())
     assert now == {key: value for key, value in every.items() if key.count("/") == 1}
     for part in ("test", "val"):
         losses = [every[f"{part}/{protocol}/loss"] for protocol in run.recipe.data.test]
@@ -332,11 +324,11 @@ def test_photographs_held_out_are_judged_by_the_first_protocol(root, run):
 
 @pytest.mark.parametrize("part", ["train", "test"])
 def test_as_many_images_are_there_as_the_manifest_counts(root, run, part):
-    images = sources.load_images(run.recipe.data.name, root, photographs=True)
+    images = sources.load_images(run.recipe.data.name, root, sharded=True)
     counted = manifest.manifest_of(images)
     require_counts(images, counted)
     here = getattr(counted, part)
-    with pytest.raises(DataError, match=rf"^photographs holds {here} {part} images where its manifest counts 9; "):
+    with pytest.raises(DataError, match=rf"^photographs has {here} {part} images, but its manifest counts 9; "):
         require_counts(images, replace(counted, **{part: 9}))
 
 
@@ -346,9 +338,9 @@ CROP = {"crop": {"side": 32, "short": 36}, "test": ["1-crop-32-of-36"]}
 
 
 def test_photographs_without_a_crop_are_refused(root, run):
-    images = sources.load_images(run.recipe.data.name, root, photographs=True)
+    images = sources.load_images(run.recipe.data.name, root, sharded=True)
     with pytest.raises(
-        UserError, match=r"holds photographs of many sizes; say in data.crop how they become squares"
+        UserError, match=r"holds images of many sizes; declare in data.crop how they are cropped"
     ):
         input_shape(images, Data(name="x"))
     with pytest.raises(DataError, match=r"holds pictures of many sizes, .* say in data.crop"):
@@ -356,14 +348,14 @@ def test_photographs_without_a_crop_are_refused(root, run):
 
 
 def test_small_images_with_a_crop_are_refused():
-    with pytest.raises(UserError, match=r"data.crop is for photographs in shards, and noise is a set of small"):
+    with pytest.raises(UserError, match=r"data.crop is for images in shards, and noise is a set of small"):
         input_shape(sources.load_images("noise", Path("nowhere")), Data(name="noise", **CROP))
 
 
 def test_a_normalisation_of_small_images_is_refused(root, run):
-    images = sources.load_images(run.recipe.data.name, root, photographs=True)
+    images = sources.load_images(run.recipe.data.name, root, sharded=True)
     with pytest.raises(
-        DataError, match=r"normalisation 'gcn-zca' is for small images of one size; for photographs"
+        DataError, match=r"normalisation 'gcn-zca' needs images of one size in memory; for sharded images"
     ):
         input_shape(images, Data(name="x", normalise="gcn-zca", **CROP))
 
@@ -372,7 +364,7 @@ def test_a_set_that_is_not_there_says_how_to_make_it(tmp_path):
     with pytest.raises(
         DataError, match=r"there are none in \S+imagenet; make them with: repro data prepare SOURCE"
     ):
-        sources.load_images("imagenet", tmp_path, photographs=True)
+        sources.load_images("imagenet", tmp_path, sharded=True)
 
 
 def test_shards_under_another_name_are_refused(root, run):
@@ -380,7 +372,7 @@ def test_shards_under_another_name_are_refused(root, run):
     with pytest.raises(
         DataError, match=r"the shards in \S+ are of 'photographs'; put them into a folder of that name"
     ):
-        sources.load_images("pictures", root, photographs=True)
+        sources.load_images("pictures", root, sharded=True)
 
 
 def test_a_set_called_imagenet_has_its_counts(root, run, tmp_path):
@@ -390,7 +382,7 @@ def test_a_set_called_imagenet_has_its_counts(root, run, tmp_path):
     said = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(with_checksum(said | {"name": "imagenet"}))
     with pytest.raises(DataError, match=r"is not ImageNet: 21 \+ 12 pictures, where ILSVRC-2012 has 1281167 for"):
-        sources.load_images("imagenet", tmp_path, photographs=True)
+        sources.load_images("imagenet", tmp_path, sharded=True)
     with pytest.raises(DataError, match=r"is not ImageNet"):
         labelled_samples(str(folder), 3)
 
@@ -398,23 +390,23 @@ def test_a_set_called_imagenet_has_its_counts(root, run, tmp_path):
 @pytest.mark.parametrize(
     ("declared", "words"),
     [
-        ({"crop": {"side": 32, "short": 36}}, "photographs need a 'test' protocol, such as 1-crop-224-of-256"),
-        ({"test": ["1-crop-32-of-36"]}, "test protocols are for photographs: they need 'crop'"),
-        (CROP | {"augment": ["pad4-crop"]}, "'pad4-crop' is for small images: 'crop' goes without it"),
-        (CROP | {"pad_to": 64}, "'pad_to' is for small images: 'crop' goes without it"),
-        ({"augment": ["pca-colour"]}, "'pca-colour' is for photographs: it needs 'crop'"),
-        (CROP | {"test": ["7-crop-32-of-36"]}, "crops of these short sides are 1, 10, 36, 50"),
-        (CROP | {"crop": {"side": 32}}, "give either 'short' (then cut) or 'area' with 'aspect' (then resize)"),
-        (CROP | {"crop": {"side": 32, "area": [0.1, 1.0]}}, "'area' and 'aspect' belong together"),
-        (CROP | {"crop": {"side": 32, "short": [44, 36]}}, "'short' should rise: [44, 36] does not"),
-        (CROP | {"crop": {"side": 32, "short": 30}}, "'side' must fit into 'centre', and that into 'short'"),
+        ({"crop": {"side": 32, "short": 36}}, "'crop' needs a 'test' protocol, such as 1-crop-224-of-256"),
+        ({"test": ["1-crop-32-of-36"]}, "'test' needs 'crop': test protocols are for images of varying size"),
+        (CROP | {"augment": ["pad4-crop"]}, "'pad4-crop' cannot be combined with 'crop': it is for small images"),
+        (CROP | {"pad_to": 64}, "'pad_to' cannot be combined with 'crop': it is for small images"),
+        ({"augment": ["pca-colour"]}, "'pca-colour' needs 'crop': it is for images of varying size"),
+        (CROP | {"test": ["7-crop-32-of-36"]}, "the crops for 1 short side must"),
+        (CROP | {"crop": {"side": 32}}, "give either 'short' (resize, then crop) or 'area' with 'aspect'"),
+        (CROP | {"crop": {"side": 32, "area": [0.1, 1.0]}}, "'area' and 'aspect' must be given together"),
+        (CROP | {"crop": {"side": 32, "short": [44, 36]}}, "'short' must be increasing, not [44, 36]"),
+        (CROP | {"crop": {"side": 32, "short": 30}}, "'side' must be <= 'centre', and 'centre' must be <= 'short'"),
         (
             CROP | {"crop": {"side": 32, "short": 40, "centre": 44}},
-            "'side' must fit into 'centre', and that into 'short'",
+            "'side' must be <= 'centre', and 'centre' must be <= 'short'",
         ),
         (
             CROP | {"crop": {"side": 32, "area": [0.1, 1.5], "aspect": [0.75, 1.3]}},
-            "'area' is at most 1, and takes neither 'centre' nor 'at'",
+            "'area' must be <= 1 and cannot be combined with 'centre' or 'at'",
         ),
     ],
 )

@@ -38,7 +38,7 @@ def test_a_batch_is_cut_into_as_few_groups_as_fit(batch, world, device_batch, co
 @given(batch=st.integers(1, 300), world=st.integers(1, 20), device_batch=st.none() | st.integers(1, 300))
 def test_groups_are_equal_shared_equally_small_enough_and_the_fewest(batch, world, device_batch):
     if batch % world:
-        with pytest.raises(UserError, match="cannot be shared equally"):
+        with pytest.raises(UserError, match="cannot share a batch of"):
             micro_batches(batch, world, device_batch)
         return
     count = micro_batches(batch, world, device_batch)
@@ -54,7 +54,7 @@ def test_devices_that_cannot_share_a_batch_are_told_which_could():
     with pytest.raises(UserError) as refused:
         micro_batches(20, 3, 4)
     assert str(refused.value) == (
-        "a batch of 20 images cannot be shared equally by 3 devices; use 1, 2, 4, 5, 10 or 20 devices, with a"
+        "3 devices cannot share a batch of 20 images equally; use 1, 2, 4, 5, 10 or 20 devices, with a"
         " device batch of 20, 10, 5, 4, 2 or 1"
     )
 
@@ -64,8 +64,7 @@ def test_a_device_batch_of_nothing_is_told_what_could_be(device_batch):
     with pytest.raises(UserError) as refused:
         micro_batches(20, 2, device_batch)
     assert str(refused.value) == (
-        f"a device batch of {device_batch} images cannot be; a batch of 20 on 2 devices goes through each of them"
-        " by 1, 2, 5 or 10"
+        f"a batch of 20 images on 2 devices cannot use a device batch of {device_batch}; use 1, 2, 5 or 10"
     )
 
 
@@ -196,7 +195,7 @@ def long_work(asked, way):
         return time.monotonic() - begun
 
 
-@pytest.mark.parametrize("way", ["each", "led"])
+@pytest.mark.parametrize("way", ["on_all_ranks", "on_rank_zero"])
 @pytest.mark.parametrize("asked", [0, 1, 2])
 def test_work_ends_on_all_ranks_when_one_is_asked_to_stop_also_one_that_only_waits(ranks, asked, way):
     assert all(0.1 < seconds < 5 for seconds in ranks.run(long_work, asked, way))

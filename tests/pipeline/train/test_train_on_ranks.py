@@ -13,18 +13,18 @@ import torch.distributed as dist
 from filelock import FileLock
 
 from pipeline.common.errors import UserError
-from pipeline.schedule.execute import execute_run
+from pipeline.schedule.execute import execute_task
 from pipeline.track.run_folder import RunFolder
-from pipeline.train import context, lightning
+from pipeline.train import callback, context
 from pipeline.train.lightning import ordered_mean_hook
 from pipeline.train.ranks import SINGLE_RANK, RankGroup, current_ranks
 from pipeline.train.train import count_micro_batches
 from tests.support.rank_processes import Ranks
-from tests.support.real_runs import (
+from tests.support.smoke_runs import (
     LENET,
-    a_run,
-    a_task,
-    curves,
+    smoke_run,
+    smoke_task,
+    journal_metrics,
     images_of,
     manifest_of,
     stop_after,
@@ -61,7 +61,7 @@ def on(pair, *words):
 
 def with_network(name, changes=None, **arguments):
     """The run of another network."""
-    run = a_run(changes=changes)
+    run = smoke_run(changes=changes)
     model = type(run.recipe.model)(name=name, **arguments)
     return dataclasses.replace(run, recipe=run.recipe.model_copy(update={"model": model}))
 
@@ -71,7 +71,7 @@ def network_of(run):
 
 
 def losses(path):
-    return {step: found["train/loss"] for step, found in curves(path)}
+    return {step: found["train/loss"] for step, found in journal_metrics(path)}
 
 
 def without_its_variable(*words):
@@ -84,7 +84,7 @@ def without_its_variable(*words):
 @pytest.mark.skipif(os.cpu_count() == 1, reason="one processor has one thread")
 def test_each_rank_computes_with_the_threads_it_was_given(pair, tmp_path):
     """Lightning's launcher of several ranks takes all processors where OMP_NUM_THREADS is not set: other bits."""
-    run = a_run(changes={"train.steps": 2, "train.lr_drops.at": [1]})
+    run = smoke_run(changes={"train.steps": 2, "train.lr_drops.at": [1]})
     assert pair.run(without_its_variable, tmp_path, run) == [1, 1]
 
 
@@ -106,14 +106,14 @@ def parameters(path):
 def whole(pair, tmp_path_factory):
     """A run of two ranks, never stopped: its record and its folder."""
     path = tmp_path_factory.mktemp("whole")
-    return on(pair, path, a_run()), path
+    return on(pair, path, smoke_run()), path
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     """The same groups of images on one device, never stopped."""
     path = tmp_path_factory.mktemp("alone")
-    return train_in(path, a_run(), device_batch=BATCH // 2), path
+    return train_in(path, smoke_run(), device_batch=BATCH // 2), path
 
 
 # --- the record ------------------------------------------------------------------------------------------------
@@ -124,7 +124,7 @@ def test_two_ranks_make_one_record_that_counts_every_image_once(whole):
     assert (record.status, record.world, record.device_batch) == ("finished", 2, BATCH // 2)
     assert (record.metrics["test/images"], record.metrics["trainset/images"]) == (100, 200)
     assert RunFolder(path).result() == record
-    assert [step for step, _ in curves(path)] == list(range(2, STEPS + 1, 2))
+    assert [step for step, _ in journal_metrics(path)] == list(range(2, STEPS + 1, 2))
     assert sorted(file.name for file in path.iterdir()) == [
         "journal.jsonl",
         "network.safetensors",
@@ -135,7 +135,7 @@ def test_two_ranks_make_one_record_that_counts_every_image_once(whole):
 
 def test_the_record_s_errors_are_those_of_the_network_kept(whole, tmp_path):
     record, path = whole
-    job = context.RunContext(a_run(), RunFolder(tmp_path), images_of("noise"), manifest_of("noise"))
+    job = context.RunContext(smoke_run(), RunFolder(tmp_path), images_of("noise"), manifest_of("noise"))
     job.module.network.load_state_dict(safetensors.torch.load(weights(path)))
     for name, value in job.final_metrics().items():  # in batches of another size, which round differently
         assert record.metrics[name] == pytest.approx(value, rel=1e-5), name
@@ -156,7 +156,7 @@ def test_two_ranks_learn_as_one_device_does_from_the_same_groups(whole, alone):
 
 
 def test_batch_normalisation_sees_another_batch_and_the_loss_is_another(alone, tmp_path):
-    train_in(tmp_path, a_run())  # the whole batch at once
+    train_in(tmp_path, smoke_run())  # the whole batch at once
     assert any(abs(losses(tmp_path)[step] - loss) > 1e-3 for step, loss in losses(alone[1]).items())
 
 
@@ -189,17 +189,17 @@ def counted(path, run, device_batch):
         travelled.append(bucket.index())
         return ordered_mean_hook(state, bucket)
 
-    lightning.ordered_mean_hook, kept = counting, lightning.ordered_mean_hook
+    callback.ordered_mean_hook, kept = counting, callback.ordered_mean_hook
     try:
         trained(path, run, device_batch)
     finally:
-        lightning.ordered_mean_hook = kept
+        callback.ordered_mean_hook = kept
     return travelled.count(0)
 
 
 @pytest.mark.parametrize("device_batch", [pytest.param(10, marks=SLOW), 2])
 def test_gradients_travel_once_an_update_however_many_its_parts(pair, tmp_path, device_batch):
-    assert pair.run(counted, tmp_path, a_run(changes={"train.eval_every": 12}), device_batch) == [STEPS, STEPS]
+    assert pair.run(counted, tmp_path, smoke_run(changes={"train.eval_every": 12}), device_batch) == [STEPS, STEPS]
 
 
 # --- stopped and resumed ---------------------------------------------------------------------------------------
@@ -209,30 +209,30 @@ def same(path, record, whole):
     """Whether a run is the run never stopped, to the bit."""
     expected, never_stopped = whole
     assert weights(path) == weights(never_stopped)
-    assert curves(path) == curves(never_stopped)
+    assert journal_metrics(path) == journal_metrics(never_stopped)
     assert record.metrics == expected.metrics
 
 
 @pytest.mark.parametrize("by", [pytest.param(0, marks=SLOW), 1])
 def test_asked_on_one_rank_both_stop_at_that_step_and_resume_to_the_same_bits(pair, whole, tmp_path, by):
     for count, stands in ((1, 1), (3, 4), (7, 11)):
-        assert on(pair, tmp_path, a_run(), None, count, by) is None
+        assert on(pair, tmp_path, smoke_run(), None, count, by) is None
         newest = RunFolder(tmp_path).checkpoint_files()[0]
         assert int(newest.name[5:15]) == stands
-    same(tmp_path, on(pair, tmp_path, a_run()), whole)
+    same(tmp_path, on(pair, tmp_path, smoke_run()), whole)
 
 
 @SLOW
 def test_parts_resume_to_the_same_bits(pair, tmp_path):
-    never_stopped = on(pair, tmp_path / "whole", a_run(), 5)
-    assert on(pair, tmp_path / "stopped", a_run(), 5, 5) is None
-    same(tmp_path / "stopped", on(pair, tmp_path / "stopped", a_run(), 5), (never_stopped, tmp_path / "whole"))
+    never_stopped = on(pair, tmp_path / "whole", smoke_run(), 5)
+    assert on(pair, tmp_path / "stopped", smoke_run(), 5, 5) is None
+    same(tmp_path / "stopped", on(pair, tmp_path / "stopped", smoke_run(), 5), (never_stopped, tmp_path / "whole"))
 
 
 @pytest.mark.parametrize("device_batch", [10, pytest.param(5, marks=SLOW)])
 def test_one_device_then_two_then_one_again_lose_as_one_device_does(pair, tmp_path, device_batch):
     """Of four groups, rounding differs by how many devices add them up, and grows from update to update."""
-    run = a_run(changes={"train.steps": 8, "train.lr_drops": None})
+    run = smoke_run(changes={"train.steps": 8, "train.lr_drops": None})
     undisturbed, path = tmp_path / "undisturbed", tmp_path / "moved"
     train_in(undisturbed, run, device_batch=device_batch)
     assert train_in(path, run, device_batch=device_batch, stop=stop_after(3)) is None
@@ -244,11 +244,11 @@ def test_one_device_then_two_then_one_again_lose_as_one_device_does(pair, tmp_pa
 
 @SLOW
 def test_a_damaged_checkpoint_is_passed_over_by_every_rank(pair, whole, tmp_path):
-    assert on(pair, tmp_path, a_run(), None, 3) is None
-    assert on(pair, tmp_path, a_run(), None, 3) is None
+    assert on(pair, tmp_path, smoke_run(), None, 3) is None
+    assert on(pair, tmp_path, smoke_run(), None, 3) is None
     newest, _ = RunFolder(tmp_path).checkpoint_files()
     newest.write_bytes(b"damaged")
-    same(tmp_path, on(pair, tmp_path, a_run()), whole)
+    same(tmp_path, on(pair, tmp_path, smoke_run()), whole)
 
 
 def checkpointing(path, run):
@@ -267,7 +267,7 @@ def test_a_rank_killed_ends_the_other_soon_and_a_new_pair_goes_on_to_the_same_bi
         ranks = Ranks(tmp_path / str(number), 2)
         try:
             ranks.run(current_ranks)  # they are up
-            ranks.begin(checkpointing, path, a_run())
+            ranks.begin(checkpointing, path, smoke_run())
             time.sleep(draw.uniform(0.5, 1.5))
             ranks.lose(lost)
             begun = time.monotonic()
@@ -277,7 +277,7 @@ def test_a_rank_killed_ends_the_other_soon_and_a_new_pair_goes_on_to_the_same_bi
         finally:
             ranks.close()
     ranks = Ranks(tmp_path / "last", 2)
-    same(path, on(ranks, path, a_run()), whole)
+    same(path, on(ranks, path, smoke_run()), whole)
     ranks.close()
 
 
@@ -319,7 +319,7 @@ def test_gradients_are_added_in_the_order_of_the_ranks_wherever_they_lie(three):
 
 @SLOW
 def test_three_ranks_resume_to_the_same_bits(three, tmp_path):
-    run = a_run(changes={"train.batch_size": 12, "train.steps": 6, "train.lr_drops": None})
+    run = smoke_run(changes={"train.batch_size": 12, "train.steps": 6, "train.lr_drops": None})
     never_stopped = on(three, tmp_path / "whole", run)
     assert (never_stopped.world, never_stopped.device_batch) == (3, 4)
     assert on(three, tmp_path / "stopped", run, None, 2, 2) is None
@@ -351,16 +351,16 @@ def poisoned(path, run, step, rank, device_batch=None):
     ("rank", "device_batch"), [pytest.param(0, None, marks=SLOW), (1, None), pytest.param(1, 2, marks=SLOW)]
 )
 def test_a_loss_that_is_no_number_on_one_rank_ends_all_at_that_step(pair, tmp_path, rank, device_batch):
-    (one, seconds), (other, others_seconds) = pair.run(poisoned, tmp_path, a_run(), 5, rank, device_batch)
+    (one, seconds), (other, others_seconds) = pair.run(poisoned, tmp_path, smoke_run(), 5, rank, device_batch)
     assert max(seconds, others_seconds) < 10
     assert one == other == RunFolder(tmp_path).result()
     assert (one.status, one.ended, one.metrics) == ("not converged", "the loss became nan at step 5", {})
-    assert [step for step, _ in curves(tmp_path)] == [2, 4]
+    assert [step for step, _ in journal_metrics(tmp_path)] == [2, 4]
     assert not RunFolder(tmp_path).network_file.exists()
 
 
 def test_a_rate_that_is_far_too_high_ends_all(pair, tmp_path):
-    record = on(pair, tmp_path, a_run("plain-20", changes={"train.lr": 1e30}))
+    record = on(pair, tmp_path, smoke_run("plain-20", changes={"train.lr": 1e30}))
     assert record.status == "not converged"
     assert record.ended.startswith("the loss became")
 
@@ -384,24 +384,24 @@ def on_a_full_disk(path, run, method):
     "method", [pytest.param("create", marks=SLOW), pytest.param("append", marks=SLOW), "save_checkpoint"]
 )
 def test_a_full_disk_is_one_sentence_on_every_rank(pair, whole, tmp_path, method):
-    for error in pair.run(on_a_full_disk, tmp_path, a_run(), method):
+    for error in pair.run(on_a_full_disk, tmp_path, smoke_run(), method):
         assert isinstance(error, UserError)
         assert str(error) == "cannot write to runs: no space left on device"
-    same(tmp_path, on(pair, tmp_path, a_run()), whole)  # and room made, it goes on
+    same(tmp_path, on(pair, tmp_path, smoke_run()), whole)  # and room made, it goes on
 
 
 def test_devices_that_cannot_share_the_batch_are_refused(pair, tmp_path):
-    for error in pair.run(trained, tmp_path, a_run(changes={"train.batch_size": 21})):
+    for error in pair.run(trained, tmp_path, smoke_run(changes={"train.batch_size": 21})):
         assert isinstance(error, UserError)
-        assert "a batch of 21 images cannot be shared equally by 2 devices; use 1, 3, 7 or 21" in str(error)
+        assert "2 devices cannot share a batch of 21 images equally; use 1, 3, 7 or 21" in str(error)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("device_batch", [None, 1])
 def test_one_pattern_at_a_time_is_for_one_device(device_batch):
-    recipe = a_run("lenet5", experiment=LENET).recipe.train
+    recipe = smoke_run("lenet5", experiment=LENET).recipe.train
     with pytest.raises(
-        UserError, match=r"'sdlm' learns from one pattern after the other, .* train it on one device"
+        UserError, match=r"'sdlm' learns one pattern at a time, .* train on one device"
     ):
         count_micro_batches(recipe, SINGLE_RANK if device_batch else RankGroup(0, 2), device_batch)
     assert count_micro_batches(recipe, SINGLE_RANK, None) == 1
@@ -417,11 +417,11 @@ def carried_out(task, asked=None):
     def stop():
         return current_ranks().rank == asked and time.monotonic() - begun > 0.2
 
-    return execute_run(task, threads=1, stop=stop, say=lambda *words: said.append(words[0])), said
+    return execute_task(task, threads=1, stop=stop, on_event=lambda *words: said.append(words[0])), said
 
 
 def test_a_task_is_trained_once_and_its_result_is_known_to_all(pair, tmp_path):
-    task = dataclasses.replace(a_task(tmp_path, a_run()), device_batch=5)
+    task = dataclasses.replace(smoke_task(tmp_path, smoke_run()), device_batch=5)
     (record, said), (others, silent) = pair.run(carried_out, task)
     assert record == others
     assert (record.world, record.device_batch) == (2, 5)
@@ -432,7 +432,7 @@ def test_a_task_is_trained_once_and_its_result_is_known_to_all(pair, tmp_path):
 
 
 def test_a_task_that_another_process_trains_is_waited_for_until_any_rank_is_asked_to_stop(pair, tmp_path):
-    task = a_task(tmp_path, a_run())
+    task = smoke_task(tmp_path, smoke_run())
     task.folder.mkdir()
     with FileLock(RunFolder(task.folder).lock_file):
         assert pair.run(carried_out, task, 1) == [(None, ["waiting"]), (None, [])]
@@ -446,6 +446,6 @@ def changed_on(rank, task):
 
 
 def test_data_that_one_rank_lacks_are_one_sentence_on_every_rank(pair, tmp_path):
-    for error in pair.run(changed_on, 1, a_task(tmp_path, a_run())):
+    for error in pair.run(changed_on, 1, smoke_task(tmp_path, smoke_run())):
         assert isinstance(error, UserError)
         assert "noise: the images changed since the command began" in str(error)

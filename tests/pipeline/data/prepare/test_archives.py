@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pipeline.data.prepare.archives import source_from_archives
+from pipeline.data.prepare.standin import make_standin
 from scipy.io import savemat
 
 from pipeline.data.images import DataError
@@ -24,9 +26,7 @@ from pipeline.data.prepare.archive_files import (
     has_archives,
     imagenet_wnids,
 )
-from pipeline.data.prepare.archives import source_from_archives
 from pipeline.data.prepare.devkit import META, TRUTH
-from pipeline.data.prepare.standin import make_standin
 
 CLASSES = ["n01440764", "n01443537", "n01484850", "n01491361"]  # the first of ImageNet's, in its order
 BLOCK = 512  # bytes: a tar file's unit (POSIX.1-1988, ustar)

@@ -28,13 +28,13 @@ def made(tmp_path_factory):
 
 
 def faults(shards, **options):
-    return verify_shards(shards.place, threads=0, **options)
+    return verify_shards(shards.store, threads=0, **options)
 
 
 def named(shards, *said, shard=SHARD):
     """Verifying says one thing, with all of `said`."""
     (fault,) = faults(shards)
-    assert fault.startswith(f"{shards.place}/{shard}"), fault
+    assert fault.startswith(f"{shards.store}/{shard}"), fault
     assert "\n" not in fault
     assert all(words in fault for words in said), fault
 
@@ -114,8 +114,8 @@ def members_of(file):
 
 
 def test_two_hundred_mutations_are_all_noticed(shards):
-    file = shards.place.local / SHARD
-    good, members = file.read_bytes(), members_of(shards.place.local / SHARD)
+    file = shards.store.local / SHARD
+    good, members = file.read_bytes(), members_of(shards.store.local / SHARD)
     assert faults(shards) == []
     draw, done = random.Random(2012), 0
     while done < 200:
@@ -130,7 +130,7 @@ def test_two_hundred_mutations_are_all_noticed(shards):
         done += 1
         found = faults(shards)
         assert found, way
-        assert all(fault.startswith(f"{shards.place}/{SHARD}") for fault in found), found
+        assert all(fault.startswith(f"{shards.store}/{SHARD}") for fault in found), found
         not_read(shards)
     file.write_bytes(good)
     assert faults(shards) == []
@@ -138,7 +138,7 @@ def test_two_hundred_mutations_are_all_noticed(shards):
 
 
 def test_one_flipped_bit_anywhere_names_the_sample(shards):
-    file, index = shards.place.local / SHARD, shards.train.index
+    file, index = shards.store.local / SHARD, shards.train.index
     good, draw = file.read_bytes(), random.Random(0)
     for number in range(4, 8):
         begin, size = int(index["offset"][number]), int(index["size"][number])
@@ -155,14 +155,14 @@ def test_one_flipped_bit_anywhere_names_the_sample(shards):
 
 
 def rewrite(shards, change):
-    file = shards.place.local / SHARD
+    file = shards.store.local / SHARD
     content = bytearray(file.read_bytes())
     change(content, members_of(file))
     file.write_bytes(content)
 
 
 def test_missing(shards):
-    (shards.place.local / SHARD).unlink()
+    (shards.store.local / SHARD).unlink()
     named(shards, "is missing; restore it")
     not_read(shards, "there is no")
 
@@ -224,8 +224,8 @@ def test_two_samples_changed_places(shards):
 
 def test_a_sample_of_another_shard(shards):
     def change(content, members):
-        other = (shards.place.local / "train-00002.tar").read_bytes()
-        end = members_of(shards.place.local / "train-00002.tar")[1][1]
+        other = (shards.store.local / "train-00002.tar").read_bytes()
+        end = members_of(shards.store.local / "train-00002.tar")[1][1]
         content[members[7][1] : members[7][1]] = other[:end]
 
     rewrite(shards, change)
@@ -254,7 +254,7 @@ def test_bytes_behind_the_end(shards):
 
 
 def test_shards_changed_places(shards):
-    folder = shards.place.local
+    folder = shards.store.local
     one, other = (folder / name for name in ("train-00000.tar", SHARD))
     first, second = one.read_bytes(), other.read_bytes()
     one.write_bytes(second)
@@ -279,7 +279,7 @@ def tar_of(members):
 
 def forged(shards, change):
     """`change` the second shard's members, and make index and manifest agree with what came of it."""
-    folder = shards.place.local
+    folder = shards.store.local
     with tarfile.open(folder / SHARD) as tar:
         members = [(one, tar.extractfile(one).read()) for one in tar]
     change(members)
@@ -341,14 +341,14 @@ HARM = {
 def test_members_that_could_harm_are_refused_though_all_sums_are_right(shards, harm):
     change, said = HARM[harm]
     forged(shards, change)
-    found = faults(open_shards(shards.place))
+    found = faults(open_shards(shards.store))
     assert any("sample 4" in fault and said in fault for fault in found), found
-    assert all(fault.startswith(str(shards.place)) and "\x1b" not in fault for fault in found)
+    assert all(fault.startswith(str(shards.store)) and "\x1b" not in fault for fault in found)
 
 
 def test_the_forger_makes_no_mistake_of_his_own(shards):
     forged(shards, lambda members: None)
-    assert faults(open_shards(shards.place)) == []
+    assert faults(open_shards(shards.store)) == []
 
 
 def broken(members):
@@ -358,12 +358,12 @@ def broken(members):
 
 def test_a_broken_picture_with_the_right_sums_is_named_when_it_is_reached(shards):
     forged(shards, broken)
-    again = open_shards(shards.place)
+    again = open_shards(shards.store)
     (content,) = again.train.read([4])
     with pytest.raises(DataError, match=rf"{SHARD}, sample 4 of train is no readable picture"):
         decode(content, again.train.where(4))
     found = faults(again)
-    assert f"{shards.place}/{SHARD}, sample 4 has a picture that cannot be decoded" in found[0]
+    assert f"{shards.store}/{SHARD}, sample 4 has a picture that cannot be decoded" in found[0]
     (fault,) = faults(again, decoding=False)  # only the sum of all pictures, which the forger left
     assert "sha256 of 'train'" in fault
 
@@ -374,9 +374,9 @@ def test_another_picture_of_the_same_length_is_noticed_by_the_sets_own_sum(shard
         members[1] = info, content[:-1] + bytes([content[-1] ^ 1])
 
     forged(shards, change)
-    found = faults(open_shards(shards.place), decoding=False)
+    found = faults(open_shards(shards.store), decoding=False)
     assert found == [
-        f"{shards.place}/manifest.json: the sha256 of 'train' is not that of its pictures and labels;"
+        f"{shards.store}/manifest.json: the sha256 of 'train' is not that of its pictures and labels;"
         " restore it, or prepare the set anew"
     ]
 
@@ -387,10 +387,10 @@ def with_index(shards, change):
     change(index)
     file = io.BytesIO()
     np.save(file, index)
-    (shards.place.local / "train.index.npy").write_bytes(file.getvalue())
-    values = json.loads((shards.place.local / MANIFEST_NAME).read_text())
+    (shards.store.local / "train.index.npy").write_bytes(file.getvalue())
+    values = json.loads((shards.store.local / MANIFEST_NAME).read_text())
     values["splits"]["train"]["index_sha256"] = hashlib.sha256(file.getvalue()).hexdigest()
-    (shards.place.local / MANIFEST_NAME).write_text(with_checksum(values))
+    (shards.store.local / MANIFEST_NAME).write_text(with_checksum(values))
 
 
 @pytest.mark.parametrize(
@@ -407,7 +407,7 @@ def test_an_index_that_says_other_things_of_a_picture_is_named(shards, column, s
 
 
 def test_bytes_hidden_behind_the_last_member_are_found(shards):
-    file = shards.place.local / SHARD
+    file = shards.store.local / SHARD
     content = bytearray(file.read_bytes())
     content[-9:] = b"import os"
     file.write_bytes(content)
@@ -417,15 +417,15 @@ def test_bytes_hidden_behind_the_last_member_are_found(shards):
         row["crc32"] = zlib.crc32(content[row["offset"] :])
 
     with_index(shards, change)
-    values = json.loads((shards.place.local / MANIFEST_NAME).read_text())
+    values = json.loads((shards.store.local / MANIFEST_NAME).read_text())
     values["splits"]["train"]["shards"][1]["sha256"] = hashlib.sha256(content).hexdigest()
-    (shards.place.local / MANIFEST_NAME).write_text(with_checksum(values))
-    (fault,) = verify_shards(shards.place, threads=0)
+    (shards.store.local / MANIFEST_NAME).write_text(with_checksum(values))
+    (fault,) = verify_shards(shards.store, threads=0)
     assert f"{SHARD}, sample 7 is followed by bytes of no member" in fault
 
 
 def test_a_shard_whose_sum_alone_differs_is_named(shards):
-    values = json.loads((shards.place.local / MANIFEST_NAME).read_text())
+    values = json.loads((shards.store.local / MANIFEST_NAME).read_text())
     values["splits"]["train"]["shards"][1]["sha256"] = "0" * 64
-    (shards.place.local / MANIFEST_NAME).write_text(with_checksum(values))
+    (shards.store.local / MANIFEST_NAME).write_text(with_checksum(values))
     named(shards, "its bytes are not those that the manifest lists")

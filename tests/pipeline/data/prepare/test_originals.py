@@ -15,10 +15,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-
-from pipeline.data.class_folders import WNIDS_FILE
-from pipeline.data.images import DataError
-from pipeline.data.prepare import originals
 from pipeline.data.prepare.originals import (
     FileListing,
     SourceImage,
@@ -26,6 +22,10 @@ from pipeline.data.prepare.originals import (
     source_from_folders,
     source_from_named_set,
 )
+
+from pipeline.data.class_folders import WNIDS_FILE
+from pipeline.data.images import DataError
+from pipeline.data.prepare import originals
 from pipeline.data.sources import SET_NAME, load_images
 from tests.support.making import photograph, photographs
 

@@ -23,12 +23,12 @@ import pytest
 import torch
 import webdataset
 from PIL import Image
+from pipeline.data.prepare.originals import SourceSet, source_from_folders, source_from_named_set
+from pipeline.data.prepare.prepare import prepare_shards
 
 from pipeline.data.images import DataError, fingerprint
 from pipeline.data.order import seeded_generator
 from pipeline.data.prepare import prepare as module
-from pipeline.data.prepare.originals import SourceSet, source_from_folders, source_from_named_set
-from pipeline.data.prepare.prepare import prepare_shards
 from pipeline.data.prepare.workspace import check_writable
 from pipeline.data.shard_manifest import MANIFEST_NAME
 from pipeline.data.shards import open_shards

@@ -10,6 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from pipeline.data.prepare.archives import source_from_archives
+from pipeline.data.prepare.originals import source_from_folders
+from pipeline.data.prepare.standin import (
+    EVERY,
+    DrawnImage,
+    class_appearance,
+    draw_image,
+    encode_image,
+    make_standin,
+)
 
 from pipeline.data.images import DataError
 from pipeline.data.jpeg import decode
@@ -21,17 +31,7 @@ from pipeline.data.prepare.archive_files import (
     VAL_ARCHIVE,
     imagenet_wnids,
 )
-from pipeline.data.prepare.archives import source_from_archives
 from pipeline.data.prepare.devkit import META, TRUTH
-from pipeline.data.prepare.originals import source_from_folders
-from pipeline.data.prepare.standin import (
-    EVERY,
-    DrawnImage,
-    class_appearance,
-    draw_image,
-    encode_image,
-    make_standin,
-)
 
 SMALL = {"classes": 3, "train": 3, "test": 2, "side": 32}
 # sha256 of the pixels of the first 20 pictures of `drawn` below, joined; it changes only with what is drawn. Anew:

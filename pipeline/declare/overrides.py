@@ -1,4 +1,4 @@
-"""Merge the layers of a declaration: experiment, variant, scale, command line."""
+"""Overrides of a declaration: the settings of a variant, of a scale and of --set are merged in this order."""
 
 import math
 from collections.abc import Mapping
@@ -11,9 +11,9 @@ from pipeline.declare.recipe import Recipe
 
 
 def merge_layers(*maps: Mapping[str, Any]) -> dict[str, Any]:
-    """The maps laid over each other, later ones on top, nested maps likewise.
+    """Return the maps merged key by key, nested maps too. Later maps override earlier ones; none is changed.
 
-    A nested map that names another thing (its "name" differs) replaces the one below instead of mixing with it.
+    A nested map with another "name" (another optimizer, say) replaces the earlier one instead of being merged.
     """
     result: dict[str, Any] = {}
     for layer in maps:
@@ -28,31 +28,35 @@ def merge_layers(*maps: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def describe_changes(key: str, changes: Mapping[str, Any]) -> str:
-    """'--set train.steps=100' for a mistake at `key` of a recipe that was right before `changes`.
+    """Return the --set options that cause an error at `key` of a recipe that is valid without `changes`.
 
-    A change of the setting itself is named by its key; else the changes are that lie in the same map, or in the
-    nearest map around it that has any.
+    If the setting itself was changed: '--set train.steps'. Otherwise the error is in the combination of several
+    settings: '--set train.steps=100: train' names the changes within `key`, or within the closest enclosing map
+    that has any.
     """
-    if any(f"{key}.".startswith(f"{one}.") for one in changes):
+    if any(f"{key}.".startswith(f"{changed}.") for changed in changes):
         return f"--set {key}"
-    around, inside = key, list(changes)
-    while around:
-        if found := [one for one in changes if one.startswith(f"{around}.")]:
-            inside = found
+    enclosing, culprits = key, list(changes)
+    while enclosing:
+        if found := [changed for changed in changes if changed.startswith(f"{enclosing}.")]:
+            culprits = found
             break
-        around = around.rpartition(".")[0]
-    said = ", ".join(f"--set {one}={yaml_flow(changes[one])}" for one in inside)
-    return f"{said}: {key}" if key else said
+        enclosing = enclosing.rpartition(".")[0]
+    options = ", ".join(f"--set {changed}={yaml_flow(changes[changed])}" for changed in culprits)
+    return f"{options}: {key}" if key else options
 
 
 def yaml_flow(value: Any) -> str:
-    """A value as it is written in one line of YAML: [0.08, 1]."""
+    """Return a value as one line of YAML: [0.08, 1]."""
     text = yaml.safe_dump(value, default_flow_style=True, width=math.inf, allow_unicode=True)
     return text.removesuffix("\n").removesuffix("\n...")
 
 
 def set_dotted(raw: dict[str, Any], key: str, value: Any) -> None:
-    """Set the dotted `key` ("train.lr") of a raw recipe; the first part must be model, data or train."""
+    """Set the dotted `key` ("train.lr") of a raw recipe.
+
+    Raises UserError if the key does not start with model, data or train, or leads through a value.
+    """
     *path, last = key.split(".")
     if not path or path[0] not in Recipe.model_fields:
         raise UserError(f"--set {key}: a setting starts with model., data. or train., as in train.lr=0.05")

@@ -1,6 +1,4 @@
-"""What is handed to whatever trains: a run or a step, with what its identity was made from. Also as plain data,
-since a launch outlives the processes that carry it out.
-"""
+"""Tasks: a run or derived run with everything its identity was made from, as plain data for other processes."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,58 +10,59 @@ from pipeline.common.provenance import commit
 from pipeline.declare.derived import DerivedSpec
 from pipeline.declare.recipe import Recipe
 from pipeline.plan.expand import DerivedRun, Run
-from pipeline.track.record import describe_run
 
 DERIVED_SPEC: TypeAdapter[DerivedSpec] = TypeAdapter(Annotated[DerivedSpec, Field(discriminator="kind")])
 
 
 @dataclass(frozen=True)
 class Task:
-    """A run to train, or a step to be done with runs that have ended."""
+    """A run to train, or a derived run to make from finished runs."""
 
     run: Run | DerivedRun
     identity: str
-    code: str
-    manifest: dict[str, Any]
+    code: str  # hash
+    manifest: dict[str, Any]  # of the images that it is evaluated on
     folder: Path
     data_root: Path
-    device_batch: int | None = None  # at most so many images go through a device at a time; None: its whole share
-    needs: tuple[str, ...] = ()  # identities of what must have ended before
+    device_batch: int | None = (
+        None  # images in one micro-batch, at most; None: a device's whole share of the batch
+    )
+    needs: tuple[str, ...] = ()  # identities of the runs that must have finished before
 
     @property
     def title(self) -> str:
-        """For a person, where several experiments may be at work: 'resnet/cifar10_depth resnet-20 seed 0'."""
+        """Experiment, variant and seed: 'resnet/cifar10_depth resnet-20 seed 0'."""
         return f"{self.run.experiment} {self.run.title}"
 
     @property
     def is_distributable(self) -> bool:
-        """Whether several devices can train it at once; patterns that are learned one by one need one device."""
+        """Whether several devices can train it; LeNet-5's optimizer learns one pattern at a time, on one device."""
         return isinstance(self.run, Run) and self.run.recipe.train.optimizer.name != "sdlm"
 
     def description(self) -> dict[str, Any]:
-        """What the run is, for its folder and for tracking while it trains."""
+        """Return what the run is, as plain data for its folder and for tracking."""
         run = self.run
-        if isinstance(run, Run):
-            return describe_run(run, self.identity, self.manifest)
-        return {
+        about: dict[str, Any] = {
             "identity": self.identity,
             "experiment": run.experiment,
             "scale": run.scale,
             "variant": run.variant,
             "seed": run.seed,
-            "changes": run.changes,
+            "changes": dict(run.changes),
             "declaration": run.declaration,
-            "recipe": {"derived": run.spec.model_dump(mode="json")},
-            "needs": [
-                {"run": member.title, "identity": need}
-                for member, need in zip(run.members, self.needs, strict=True)
-            ],
             "manifest": dict(self.manifest),
             "commit": commit(),
         }
+        if isinstance(run, Run):
+            return about | {"recipe": run.recipe.model_dump(mode="json")}
+        members = zip(run.members, self.needs, strict=True)
+        return about | {
+            "recipe": {"derived": run.spec.model_dump(mode="json")},
+            "needs": [{"run": member.title, "identity": need} for member, need in members],
+        }
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON."""
+        """Return plain data, for JSON."""
         return {
             "run": run_to_dict(self.run),
             "identity": self.identity,
@@ -77,7 +76,7 @@ class Task:
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> "Task":
-        """From `to_dict`'s."""
+        """Return the task that `to_dict` described."""
         return cls(
             run=run_from_dict(raw["run"]),
             identity=raw["identity"],
@@ -91,7 +90,7 @@ class Task:
 
 
 def run_to_dict(run: Run | DerivedRun) -> dict[str, Any]:
-    """A run or a step as plain data, for JSON."""
+    """Return a run or derived run as plain data, for JSON."""
     common = {"experiment": run.experiment, "scale": run.scale, "variant": run.variant, "seed": run.seed}
     if isinstance(run, Run):
         return common | {"recipe": run.recipe.model_dump(mode="json"), "changes": dict(run.changes)}
@@ -100,7 +99,7 @@ def run_to_dict(run: Run | DerivedRun) -> dict[str, Any]:
 
 
 def run_from_dict(raw: dict[str, Any]) -> Run | DerivedRun:
-    """From `plain`'s."""
+    """Return the run that `run_to_dict` described."""
     if "derived" not in raw:
         return Run(**raw | {"recipe": Recipe.model_validate(raw["recipe"])})
     members = tuple(Run(**one | {"recipe": Recipe.model_validate(one["recipe"])}) for one in raw["members"])

@@ -1,6 +1,4 @@
-"""What tests make up themselves and import by name: a file named conftest is not safe to import from, since
-every folder has one.
-"""
+"""Records of runs that were never trained, and the console that commands print to."""
 
 from typing import Any
 
@@ -11,10 +9,10 @@ from pipeline.plan.expand import plan_runs
 from pipeline.track.record import Record
 
 
-def made_up(
+def fake_record(
     experiment: Experiment, variant: str, seed: int, error: float, *, scale: str = "paper", **other: Any
 ) -> Record:
-    """The record of a run that never was: trained as declared, or with `changes`."""
+    """Return a finished record with this test error in percent, of a run as declared or with `changes`."""
     changes = other.get("changes", {})
     runs = plan_runs(experiment, scale=scale, variants=[variant], seeds=max(seed + 1, 5), changes=changes)
     run = next(run for run in runs if run.seed == seed)
@@ -51,7 +49,7 @@ def made_up(
     return Record(**(fields | other))
 
 
-def print_to(monkeypatch: pytest.MonkeyPatch, console: Any) -> None:
-    """Let the commands print to this console."""
-    for module in ("terminal", "cli", "cli_data"):
-        monkeypatch.setattr(f"pipeline.{module}.out", console)
+def set_console(monkeypatch: pytest.MonkeyPatch, console: Any) -> None:
+    """Let all commands print to this console."""
+    for module in ("terminal", "main", "data", "tables"):
+        monkeypatch.setattr(f"pipeline.cli.{module}.out", console)

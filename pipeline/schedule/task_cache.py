@@ -1,0 +1,139 @@
+"""Cache of code hashes and data manifests, so that a command whose runs are all finished reads no images.
+
+A code hash is valid for the exact bytes of the source files, a manifest for the names, sizes and times of the
+files of its data set. The cache only serves to find that all runs are finished; if one is not, everything is read.
+"""
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pipeline.common.files import write_atomically
+from pipeline.common.hashing import digest
+from pipeline.common.paths import ROOT, data_folder, runs_folder
+
+# Source files that a code hash or a manifest may depend on, as globs below the checkout.
+SOURCE_FILES = (
+    "pipeline/common/*.py",
+    "pipeline/declare/*.py",
+    "pipeline/plan/*.py",
+    "pipeline/data/*.py",
+    "pipeline/train/*.py",
+    "pipeline/derive/*.py",
+    "pipeline/schedule/*.py",
+    "lightning_modules/*.py",
+)
+
+LIBRARIES_OF_DATA = ("numpy", "pillow", "scikit-learn", "torch", "torchvision")
+
+SHARD_MANIFEST = "manifest.json"  # of shards
+
+BUILT_IN = ("digits", "noise")  # sets that come with scikit-learn or are generated
+
+DOWNLOADS = {  # data set -> folder of torchvision's files below the data folder
+    "mnist": "MNIST/raw",
+    "fashion-mnist": "FashionMNIST/raw",
+    "cifar10": "cifar-10-batches-py",
+    "cifar100": "cifar-100-python",
+}
+
+
+class TaskCache:
+    """Code hashes by network, and manifests by data set, in a file. A damaged file counts as an empty one."""
+
+    def __init__(self) -> None:
+        self.codes: dict[str, str] = {}
+        self.manifests: dict[str, tuple[str, dict[str, Any]]] = {}  # data set -> (manifest_key, manifest)
+        self.changed = False
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            kept = json.loads(cache_file().read_text(encoding="utf-8"))
+            if kept["sources"] == self.sources:
+                self.codes = {**kept["codes"]}
+                self.manifests = {name: (key, {**manifest}) for name, (key, manifest) in kept["manifests"].items()}
+
+    @cached_property
+    def sources(self) -> str:
+        """Hash of the source files' bytes, the Python version and the versions of LIBRARIES_OF_DATA."""
+        found = hashlib.sha256(" ".join([sys.version, *map(metadata.version, LIBRARIES_OF_DATA)]).encode())
+        for pattern in SOURCE_FILES:
+            for path in sorted(ROOT.glob(pattern)):
+                content = path.read_bytes()
+                found.update(f"\n{path.relative_to(ROOT)} {len(content)}\n".encode())
+                found.update(content)
+        return found.hexdigest()
+
+    def add_code(self, network: str, code: str) -> None:
+        """Keep the code hash of a network."""
+        self.codes[network] = code
+        self.changed = True
+
+    def manifest(self, name: str, *, is_sharded: bool) -> dict[str, Any]:
+        """Return the manifest of a data set; KeyError where none is kept for its files as they are now."""
+        key, manifest = self.manifests[entry_name(name, is_sharded)]
+        if key != manifest_key(name, is_sharded=is_sharded):
+            raise KeyError(name)
+        return manifest
+
+    def add_manifest(self, name: str, key: str | None, manifest: dict[str, Any], *, is_sharded: bool) -> None:
+        """Keep a manifest; `key` is the data set's `manifest_key` from before its files were read."""
+        if key is not None:
+            self.manifests[entry_name(name, is_sharded)] = key, manifest
+            self.changed = True
+
+    def write(self) -> None:
+        """Write the file if anything was added. Where it cannot be written, the next command takes longer."""
+        kept = {"sources": self.sources, "codes": self.codes, "manifests": self.manifests}
+        if self.changed:
+            with suppress(OSError):
+                write_atomically(cache_file(), json.dumps(kept))
+
+
+def cache_file() -> Path:
+    """Path of the cache, beside the run folders."""
+    return runs_folder() / ".tasks.json"
+
+
+def entry_name(name: str, is_sharded: bool) -> str:
+    """Key of a data set in the file: one set can be read from shards or decoded into memory."""
+    return f"{name}, sharded" if is_sharded else name
+
+
+def manifest_key(name: str, *, is_sharded: bool) -> str | None:
+    """Return a hash that changes whenever a file of the data set `name` does.
+
+    None where it cannot be known: nothing is found, or the shards are in a remote store.
+    """
+    if "/" in name or "\\" in name or name.startswith("."):
+        return None
+    root, shards = data_folder(), os.environ.get("REPRO_SHARDS")
+    folders = [root / name]  # shards or class folders
+    if name in DOWNLOADS:
+        folders.append(root / DOWNLOADS[name])
+    elif shards and name not in BUILT_IN:
+        folders.append(Path(shards) / name)
+        if not (folders[-1] / SHARD_MANIFEST).is_file():
+            return None
+    if (Path(name) / SHARD_MANIFEST).is_file():  # shards in the current folder
+        folders.append(Path(name).absolute())
+    stamps = [stamp for folder in folders for stamp in file_stamps(folder)]
+    if not stamps and name not in BUILT_IN:
+        return None
+    return digest({"name": name, "is_sharded": is_sharded, "files": stamps})
+
+
+def file_stamps(folder: Path) -> Iterator[str]:
+    """Yield path, size and times of every file below a folder, sorted; nothing if it does not exist."""
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        folders.sort()
+        for name in sorted(names):
+            path = Path(parent, name)
+            with suppress(OSError):  # removed in the meantime
+                about = path.stat()
+                yield f"{path} {about.st_size} {about.st_mtime_ns} {about.st_ctime_ns}"

@@ -1,0 +1,57 @@
+"""Recipes: values out of range, wrong types and impossible combinations are errors that name the key."""
+
+import pytest
+
+from pipeline.declare.experiment import DeclarationError
+
+# ruff: noqa: E501 - one error per line reads as a table
+ERRORS = {  # replaced text, new text, message
+    "data": ("cifar10, augment:", "cifar10, augmnt:", "data.augmnt: unknown key; did you mean 'augment'?"),
+    "train": ("  batch_size: 128", "  batchsize: 128", "train.batchsize: unknown key; did you mean 'batch_size'?"),
+    "drops": ("at: [32000, 48000]", "att: [32000, 48000]", "train.lr_drops.att: unknown key; did you mean 'at'?"),
+    "optimizer": ("momentum: 0.9", "momentm: 0.9", "train.optimizer.momentm: unknown key; did you mean 'momentum'?"),
+    "no lr": ("  lr: 0.1\n", "", "train.lr: this key is required"),
+    "no model's name": ("{name: plain_cifar, depth: 20}", "{depth: 20}", "variants.plain-20.model.name: this key is required"),
+    "text for a number": ("  lr: 0.1\n", "  lr: fast\n", "train.lr: should be a valid number, not 'fast'"),
+    "quoted number": ("  lr: 0.1\n", "  lr: \"0.1\"\n", "train.lr: should be a valid number, not '0.1'"),
+    "true for a number": ("  lr: 0.1\n", "  lr: true\n", "train.lr: should be a valid number, not True"),
+    "fraction of an update": ("steps: 64000", "steps: 64000.5", "train.steps: should be a valid integer, not 64000.5"),
+    "no updates": ("steps: 64000", "steps: 0", "train.steps: should be greater than 0, not 0"),
+    "negative rate": ("  lr: 0.1\n", "  lr: -0.1\n", "train.lr: should be greater than 0, not -0.1"),
+    "not a number": ("  lr: 0.1\n", "  lr: .nan\n", "train.lr: should be a finite number, not nan"),
+    "infinite decay": ("weight_decay: 1e-4", "weight_decay: .inf", "train.optimizer.weight_decay: should be a finite number, not inf"),
+    "not a number, of a model": ("depth: 20}", "depth: .nan}", "variants.plain-20.model: 'depth' should be a finite number, not nan"),
+    "text for one of many factors": ("factor: 0.1", "factor: [0.1, much]", "train.lr_drops.factor.1: should be a valid number, not 'much'"),
+    "normalise": ("name: cifar10,", "name: cifar10, normalise: per_channel,", "data.normalise: unknown value 'per_channel'; did you mean 'per-channel'?"),
+    "kind of optimizer": ("name: sgd", "name: sdg", "train.optimizer: unknown name 'sdg'; did you mean 'sgd'?"),
+    "augmentation": ("[pad4-crop, flip]", "[pad4crop, flip]", "data.augment.0: unknown augmentation 'pad4crop'; did you mean 'pad4-crop'?"),
+    "drop after the end": ("48000]", "64000]", "train: the drop at step 64000 must be before step 64000, the end of training"),
+    "falling drops": ("[32000, 48000]", "[48000, 32000]", "train.lr_drops: 'at' must be increasing"),
+    "no drops": ("[32000, 48000]", "[]", "train.lr_drops.at: should not be empty"),
+    "too many factors": ("factor: 0.1", "factor: [0.1, 0.1, 0.1]", "train.lr_drops: 2 drops need 1 factor or 2, not 3"),
+    "sdlm in batches": ("{name: sgd, momentum: 0.9, weight_decay: 1e-4}", "{name: sdlm, mu: 0.02, samples: 500}", "train: optimizer 'sdlm' needs batch_size 1"),
+    "drops at and every": ("{at: [32000, 48000],", "{at: [32000], every: 9,", "train.lr_drops: give either 'at' or 'every'"),
+    "drops never": ("{at: [32000, 48000], factor", "{factor", "train.lr_drops: give either 'at' or 'every'"),
+    "every with a list": ("{at: [32000, 48000], factor: 0.1}", "{every: 9, factor: [0.1]}", "train.lr_drops: 'every' needs one factor, not a list"),
+    "every after the end": ("{at: [32000, 48000],", "{every: 64000,", "train: the drop at step 64000 must be before step 64000, the end of training"),
+    "drops and a line": ("  lr: 0.1\n", "  lr: 0.1\n  lr_end: 0.0\n", "train: give either 'lr_drops' or 'lr_end', not both"),
+    "nesterov alone": ("momentum: 0.9,", "nesterov: true,", "train.optimizer: nesterov needs momentum > 0"),
+    "seed twice": ("[0, 1, 2, 3, 4]", "[0, 1, 2, 1]", "seeds: 1 is listed twice"),
+    "negative seed": ("[0, 1, 2, 3, 4]", "[-1]", "seeds.0: should be greater than or equal to 0, not -1"),
+    "no seeds": ("[0, 1, 2, 3, 4]", "[]", "seeds: should not be empty"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("old", "new", "message"), ERRORS.values(), ids=ERRORS.keys())
+def test_an_invalid_recipe_is_an_error_with_file_key_and_reason(declare, old, new, message):
+    with pytest.raises(DeclarationError) as caught:
+        declare(old, new)
+    assert str(caught.value) == f"toy/depth.yaml: {message}"
+
+
+def test_a_float_may_be_written_with_an_exponent(experiment):
+    assert experiment.train.optimizer.weight_decay == 0.0001
+
+
+def test_further_keys_of_a_model_are_arguments_of_its_builder(experiment):
+    assert experiment.variants["resnet-20"].model.args == {"depth": 20, "shortcut": "A"}
