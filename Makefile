@@ -21,11 +21,11 @@ setup: $(READY) ## the environment, in .venv
 demo: $(READY) ## plain against residual nets on handwritten digits: train, judge, draw
 	@$(BIN)/repro run resnet/cifar10_depth --scale laptop
 
-# One worker a core, each with one thread: two threads on layers this small wait for each other.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+# One worker a core; an idle worker takes half of the tests that another one has left.
+PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 
 test: $(READY) ## the tests, without the slow ones
-	@$(PYTEST)
+	@$(PYTEST) --time-budget 5
 
 test-slow: $(READY) ## all tests
 	@$(PYTEST) -m "(slow or not slow) and not gpu"
@@ -37,10 +37,11 @@ coverage: $(READY) ## the tests with line coverage, worker processes included; h
 docs: $(READY) ## the documentation site, in site/; warnings are errors
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-lint: $(READY) ## format, lint and types
+lint: $(READY) ## format, lint, types, import contracts
 	@$(BIN)/ruff format --check $(SOURCES)
 	@$(BIN)/ruff check $(SOURCES)
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
 
 check: lint test ## what CI runs: format, lint, types, tests
 
@@ -59,10 +60,13 @@ bench-cluster: $(READY) ## scheduling on 1,000 made-up GPUs, and a leaderboard o
 	@$(BIN)/python tests/benchmarks/scheduling.py
 	@$(BIN)/python tests/benchmarks/leaderboard_speed.py
 
+bench-cli: $(READY) ## wall time of the commands that only read, and of `repro run` with all runs finished (minutes)
+	@$(BIN)/python tests/benchmarks/cli_speed.py
+
 lock: $(READY) ## resolve the dependencies anew
 	@$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header \
 		--extra dev --extra docs --quiet --upgrade --output-file requirements.lock pyproject.toml
 	@$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --quiet \
 		--constraint requirements.lock --output-file docker/requirements.lock pyproject.toml docker/server.in
 
-.PHONY: help setup demo test test-slow coverage docs lint check format bench bench-data bench-cluster lock
+.PHONY: help setup demo test test-slow coverage docs lint check format bench bench-data bench-cluster bench-cli lock

@@ -63,7 +63,7 @@ class Classifier(pl.LightningModule):
         compile: run the network through torch.compile.
     """
 
-    wants_pass_patterns = False  # True: the training loop calls `start_pass` before every pass over the images
+    needs_curvature_estimate = False  # True: the training loop calls `estimate_curvature` before each pass
     accumulation_steps = 1  # micro-batches per optimizer step on this rank
 
     def __init__(
@@ -147,7 +147,7 @@ class Classifier(pl.LightningModule):
         if self.hparams["warmup"]:
             self.warm[1:] += totals[:2]
 
-    def seed_shared_draws(self, seed: int) -> None:
+    def seed_shared_generator(self, seed: int) -> None:
         """Seed the random draws that all micro-batches of one mini-batch share, such as dropped blocks."""
         network: Any = self.network
         if hasattr(network, "shared_draws"):  # keep the generator: a new object makes torch.compile recompile
@@ -169,7 +169,7 @@ class Classifier(pl.LightningModule):
             self.warm.copy_(torch.tensor([float(ended), 0.0, 0.0]))
         return bool(self.warm[0])
 
-    def take_window(self) -> dict[str, float]:
+    def pop_window_metrics(self) -> dict[str, float]:
         """Return training errors and loss over the window, on augmented images, and reset the window."""
         images, wrong1, wrong5, loss = self.window.tolist()
         self.window.zero_()

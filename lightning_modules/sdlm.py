@@ -138,7 +138,7 @@ class OnlineClassifier(Classifier):
     rate is eta. Raises ValueError for a network without LeNet-5's layers.
     """
 
-    wants_pass_patterns = True
+    needs_curvature_estimate = True
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**(settings | {"compile": False}))
@@ -159,7 +159,7 @@ class OnlineClassifier(Classifier):
     def configure_optimizers(self) -> None:  # type: ignore[override]
         """Return None: `training_step` changes the parameters itself."""
 
-    def start_pass(self, images: Tensor, labels: Tensor) -> None:
+    def estimate_curvature(self, images: Tensor, labels: Tensor) -> None:
         """Estimate the second derivatives from some training patterns, before each pass over the training set."""
         self.sdlm.estimate(images, labels)
 

@@ -16,7 +16,9 @@ STARTED = pytest.StashKey[float]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--time-budget", type=float, metavar="MINUTES", help="print the time taken beside this budget")
+    parser.addoption(
+        "--time-budget", type=float, metavar="MINUTES", help="print the time taken beside this budget"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

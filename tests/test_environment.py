@@ -21,7 +21,8 @@ def test_the_tests_run_without_the_machines_variables():
 def test_hostile_variables_are_removed_before_the_tests_start():
     test = f"{__file__}::{test_the_tests_run_without_the_machines_variables.__name__}"
     words = [sys.executable, "-m", "pytest", "-p", "no:xdist", "-p", "no:cacheprovider", test]
-    done = subprocess.run(words, env=os.environ | environment.HOSTILE, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    hostile = os.environ | environment.HOSTILE
+    done = subprocess.run(words, env=hostile, cwd=ROOT, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stdout
     assert "1 passed" in done.stdout
 
@@ -32,9 +33,9 @@ def test_every_prefix_has_a_hostile_value(prefix):
 
 
 def test_other_variables_are_kept():
-    found = {"PATH": "/bin", "HOME": "/root", "PYTHONPATH": "x", "TMPDIR": "/tmp", "SLURM_NTASKS": "2", "no_proxy": "*"}
+    found = {"PATH": "/bin", "HOME": "/root", "PYTHONPATH": "x", "LANG": "C", "SLURM_NTASKS": "2", "no_proxy": "*"}
     environment.clean_environment(found)
-    assert set(found) == {"PATH", "HOME", "PYTHONPATH", "TMPDIR", "OMP_NUM_THREADS"}
+    assert set(found) == {"PATH", "HOME", "PYTHONPATH", "LANG", "OMP_NUM_THREADS"}
 
 
 def test_a_run_in_a_hostile_environment_has_the_same_bits_and_prints_no_more(tmp_path):
@@ -62,7 +63,7 @@ def test_a_run_in_a_hostile_environment_has_the_same_bits_and_prints_no_more(tmp
             timeout=200,
         )
         [folder] = [path.parent for path in home.rglob("result.json")]
-        printed = re.sub(r"trained in \d+ s", "", done.stdout.replace(str(home), ""))
-        results.append((done.returncode, done.stderr, printed, weights(folder), journal_metrics(folder)))
-    assert results[0][:2] == (0, "")
+        printed = re.sub(r"trained in \d+ s", "", (done.stdout + done.stderr).replace(str(home), ""))
+        results.append((done.returncode, printed, weights(folder), journal_metrics(folder)))
+    assert results[0][0] == 0
     assert results[1] == results[0]

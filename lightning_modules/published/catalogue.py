@@ -10,9 +10,9 @@ from lightning_modules.published import (
     vgg,
     wide_resnet,
 )
-from lightning_modules.published.weights import Published
+from lightning_modules.published.weights import PublishedNetwork
 
-PUBLISHED: tuple[Published, ...] = (
+PUBLISHED_NETWORKS: tuple[PublishedNetwork, ...] = (
     *densenet.PUBLISHED,
     *inception_v4.PUBLISHED,
     *resnet.PUBLISHED,

@@ -5,7 +5,7 @@ densenetblur121d and densenet264d have other stems and are not in the paper.
 """
 
 from lightning_modules.densenet import IMAGENET_NETS
-from lightning_modules.published.weights import Published, renamer
+from lightning_modules.published.weights import PublishedNetwork, renamer
 
 LAYER = r"features\.denseblock(\d)\.denselayer(\d+)"
 TRANSITION = r"features\.transition(\d)"
@@ -23,7 +23,7 @@ RENAME = renamer(
 )
 
 PUBLISHED = tuple(
-    Published(source, f"densenet{depth}", "densenet_imagenet", {"depth": depth}, RENAME)
+    PublishedNetwork(source, f"densenet{depth}", "densenet_imagenet", {"depth": depth}, RENAME)
     for source in ("torchvision", "timm")
     for depth in sorted(IMAGENET_NETS)
     if depth != 264

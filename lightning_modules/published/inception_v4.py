@@ -1,6 +1,6 @@
 """Inception-v4 and Inception-ResNet-v2 of timm: the functions of the authors' code, not of the paper."""
 
-from lightning_modules.published.weights import Published, renamer
+from lightning_modules.published.weights import PublishedNetwork, renamer
 
 
 def block_rules(theirs: str, ours: str, indices: range) -> list[tuple[str, str]]:
@@ -63,18 +63,18 @@ INCEPTION_RESNET_V2 = renamer(
 HALF = (0.5, 0.5, 0.5)  # maps pixels to [-1, 1]
 
 PUBLISHED = (
-    Published(
+    PublishedNetwork(
         source="timm",
         model="inception_v4",
         network="inception_v4",
         args={"released": True},
         rename=INCEPTION_V4,
         differs="1x7 and 7x1 (and 1x3 and 3x1) swapped in the stem and the longest branches of Inception-B and -C",
-        switches=("released",),
+        departure_args=("released",),
         mean=HALF,
         std=HALF,
     ),
-    Published(
+    PublishedNetwork(
         source="timm",
         model="inception_resnet_v2",
         network="inception_resnet_v2",
@@ -84,7 +84,7 @@ PUBLISHED = (
             "another stem, 10, 20 and 10 blocks on 320, 1088 and 2080 maps instead of 5, 10 and 5 on 384, 1152 and"
             " 2144, neither scale nor ReLU in the last block, a 1x1 convolution to 1536 maps before the pooling"
         ),
-        switches=("released",),
+        departure_args=("released",),
         mean=HALF,
         std=HALF,
     ),

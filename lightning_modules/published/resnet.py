@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from lightning_modules.published.weights import Published, RenameKey, renamer
+from lightning_modules.published.weights import PublishedNetwork, RenameKey, renamer
 
 SOURCES: tuple[Literal["torchvision", "timm"], ...] = ("torchvision", "timm")
 
@@ -29,16 +29,16 @@ def resnet_renamer(ours: str) -> RenameKey:
 RENAME = resnet_renamer("conv{}_x")
 
 PUBLISHED = tuple(
-    Published(source, f"resnet{depth}", "resnet_imagenet", {"depth": depth}, RENAME)
+    PublishedNetwork(source, f"resnet{depth}", "resnet_imagenet", {"depth": depth}, RENAME)
     if depth < 50
-    else Published(
+    else PublishedNetwork(
         source,
         f"resnet{depth}",
         "resnet_imagenet",
         {"depth": depth, "stride_in_3x3": True},
         RENAME,
         differs="stride 2 in the 3x3 of a bottleneck, not in its first 1x1",
-        switches=("stride_in_3x3",),
+        departure_args=("stride_in_3x3",),
     )
     for source in SOURCES
     for depth in (18, 34, 50, 101, 152)

@@ -1,6 +1,6 @@
 """CIFAR ResNets of github.com/akamaster/pytorch_resnet_cifar10: option A with zero channels on both sides."""
 
-from lightning_modules.published.weights import Published, renamer
+from lightning_modules.published.weights import PublishedNetwork, renamer
 
 RENAME = renamer(
     (r"layer1\.(.+)", r"map32.\1"),
@@ -11,14 +11,14 @@ RENAME = renamer(
 )
 
 PUBLISHED = tuple(
-    Published(
+    PublishedNetwork(
         "pytorch_resnet_cifar10",
         f"resnet{depth}",
         "resnet_cifar",
         {"depth": depth, "pad_around": True},
         RENAME,
         differs="option A puts half of its new channels before the old ones",
-        switches=("pad_around",),
+        departure_args=("pad_around",),
         stated_top1_error_pct=error,
     )
     # Errors from the project's README.

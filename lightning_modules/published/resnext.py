@@ -3,15 +3,17 @@
 from typing import Literal
 
 from lightning_modules.published.resnet import resnet_renamer
-from lightning_modules.published.weights import Published
+from lightning_modules.published.weights import PublishedNetwork
 
 RENAME = resnet_renamer("conv{}")
 
 
-def resnext_entry(source: Literal["torchvision", "timm"], depth: int, cardinality: int, width: int) -> Published:
+def resnext_entry(
+    source: Literal["torchvision", "timm"], depth: int, cardinality: int, width: int
+) -> PublishedNetwork:
     """Return the entry of ResNeXt-`depth` with `cardinality` paths of `width` channels."""
     args = {"depth": depth, "cardinality": cardinality, "width": width}
-    return Published(source, f"resnext{depth}_{cardinality}x{width}d", "resnext_imagenet", args, RENAME)
+    return PublishedNetwork(source, f"resnext{depth}_{cardinality}x{width}d", "resnext_imagenet", args, RENAME)
 
 
 PUBLISHED = (

@@ -1,6 +1,6 @@
 """SqueezeNet of torchvision: the same functions at every image size."""
 
-from lightning_modules.published.weights import Published, RenameKey, renamer
+from lightning_modules.published.weights import PublishedNetwork, RenameKey, renamer
 
 
 def squeezenet_renamer(fire: dict[int, int]) -> RenameKey:
@@ -17,14 +17,14 @@ def squeezenet_renamer(fire: dict[int, int]) -> RenameKey:
 
 
 PUBLISHED = (
-    Published(
+    PublishedNetwork(
         source="torchvision",
         model="squeezenet1_0",
         network="squeezenet",
         args={},
         rename=squeezenet_renamer({3: 2, 4: 3, 5: 4, 7: 5, 8: 6, 9: 7, 10: 8, 12: 9}),
     ),
-    Published(
+    PublishedNetwork(
         source="torchvision",
         model="squeezenet1_1",
         network="squeezenet_1_1",

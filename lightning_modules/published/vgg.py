@@ -1,6 +1,6 @@
 """VGG of torchvision and timm: the same functions on 224 x 224; in timm fc6 and fc7 are convolutions."""
 
-from lightning_modules.published.weights import Published, RenameKey, renamer
+from lightning_modules.published.weights import PublishedNetwork, RenameKey, renamer
 from lightning_modules.vgg import CONFIGURATIONS
 
 
@@ -23,11 +23,11 @@ def vgg_renamer(configuration: str) -> RenameKey:
 # Models with batch normalisation (vgg11_bn, ...) are not in the paper.
 MODEL_CONFIGURATIONS = {"vgg11": "A", "vgg13": "B", "vgg16": "D", "vgg19": "E"}
 TORCHVISION = tuple(
-    Published("torchvision", model, "vgg", {"configuration": configuration}, vgg_renamer(configuration))
+    PublishedNetwork("torchvision", model, "vgg", {"configuration": configuration}, vgg_renamer(configuration))
     for model, configuration in MODEL_CONFIGURATIONS.items()
 )
 TIMM = tuple(
-    Published("timm", model, "vgg", {"configuration": configuration}, vgg_renamer(configuration))
+    PublishedNetwork("timm", model, "vgg", {"configuration": configuration}, vgg_renamer(configuration))
     for model, configuration in MODEL_CONFIGURATIONS.items()
 )
 PUBLISHED = TORCHVISION + TIMM

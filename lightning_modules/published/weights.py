@@ -15,7 +15,7 @@ RenameKey = Callable[[str], str | None]  # their state-dict key -> ours; None dr
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedNetwork:
     """Network of another library and the network of ours that computes the same function."""
 
     source: Literal["torchvision", "timm", "pytorch_resnet_cifar10"]
@@ -24,7 +24,7 @@ class Published:
     args: Mapping[str, Any]  # arguments of the builder that give the same function
     rename: RenameKey
     differs: str = ""  # difference between `args` and the paper: "stride 2 in the 3x3 of a block, not ..."
-    switches: tuple[str, ...] = ()  # arguments that cause this difference
+    departure_args: tuple[str, ...] = ()  # arguments that cause this difference
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # of each channel in training, pixels in [0, 1]
     std: tuple[float, ...] = (0.229, 0.224, 0.225)  # of each channel in training
     stated_top1_error_pct: float | None = None  # by the publisher, if the weights file does not contain it
@@ -47,7 +47,7 @@ def renamer(*rules: tuple[str, str | None]) -> RenameKey:
     return rename
 
 
-def translated(state: Mapping[str, Tensor], rename: RenameKey) -> dict[str, Tensor]:
+def rename_state_dict(state: Mapping[str, Tensor], rename: RenameKey) -> dict[str, Tensor]:
     """Return `state` with our names, without the keys that `rename` drops.
 
     Raises ValueError if two keys get the same name.
@@ -63,7 +63,7 @@ def translated(state: Mapping[str, Tensor], rename: RenameKey) -> dict[str, Tens
     return result
 
 
-def unfit(network: nn.Module, state: Mapping[str, Tensor]) -> str:
+def state_dict_mismatch(network: nn.Module, state: Mapping[str, Tensor]) -> str:
     """Return the mismatch between `state` and the state dict of `network`, or "" if it fits.
 
     Counters of batches (`num_batches_tracked`) may be missing.
@@ -97,15 +97,17 @@ def format_shape(tensor: Tensor) -> str:
     return " x ".join(map(str, tensor.shape)) or "scalar"
 
 
-def carry_over(network: nn.Module, state: Mapping[str, Tensor], renames: Sequence[RenameKey]) -> None:
+def load_published_state_dict(
+    network: nn.Module, state: Mapping[str, Tensor], renames: Sequence[RenameKey]
+) -> None:
     """Load `state` into `network` with our names or with the first of `renames` with which it fits.
 
     Raises ValueError with the mismatch of the closest naming if none fits.
     """
     mismatches, own = [], network.state_dict()
     for rename in (lambda name: name, *renames):
-        ours = translated(state, rename)
-        mismatch = unfit(network, ours)
+        ours = rename_state_dict(state, rename)
+        mismatch = state_dict_mismatch(network, ours)
         if not mismatch:
             network.load_state_dict({name: linear_weight(t, own[name]) for name, t in ours.items()}, strict=False)
             return

@@ -112,7 +112,7 @@ def network_cost(named: NamedNetwork, accuracies: Mapping[str, float]) -> Networ
         name=named.name,
         paper=named.paper,
         image=named.image,
-        layers=found.longest_path,
+        layers=found.trace.longest_path,
         parameters=found.measure("parameters"),
         multiply_adds=found.multiply_adds,
         activations=found.measure("activations"),

@@ -234,7 +234,7 @@ def read_logs(name: str) -> dict[str, Any]:
 
 
 def cancel(run: RunName, address: Address = None) -> None:
-    """Cancel a run, or `all`: a training run stops after its current step, resumable; a waiting run does not start."""
+    """Cancel a run, or `all`. A training run stops after its step, resumable; a waiting run never starts."""
     from pipeline.cluster import launches
     from pipeline.cluster.launch import cancel_runs
     from pipeline.cluster.status import StatusReader, find_run
@@ -300,8 +300,8 @@ def resume(gpus_per_run: GpusPerRun = None, address: Address = None) -> None:
     if gpus_per_run is not None and any(one.terms.devices != gpus_per_run for one in resumed):
         if supervisor_is_alive():
             raise UserError(
-                f"--gpus-per-run {gpus_per_run}: running launches keep their devices; stop them with repro cancel all,"
-                " and launch again"
+                f"--gpus-per-run {gpus_per_run}: running launches keep their devices; stop them with repro cancel"
+                " all, and launch again"
             )
         resumed = [with_devices(one, gpus_per_run) for one in resumed]
     ended = [launch_id for launch_id in launches.launch_ids() if launches.is_over(launch_id)]
@@ -434,7 +434,7 @@ def show_job(cluster: "ClusterAddress", job: str, address: str) -> int:
 
 
 def run_for_json(cluster: "ClusterAddress", argv: Sequence[str]) -> dict[str, Any]:
-    """Run a command that prints JSON on the cluster and return the JSON; UserError with its last line otherwise."""
+    """Run a command that prints JSON on the cluster and return the JSON; else UserError with its last line."""
     from pipeline.cluster import jobs
 
     chunks: list[str] = []
@@ -478,7 +478,8 @@ def print_launch_plan(plan: "LaunchPlan") -> None:
     from pipeline.report.launch_plan import plan_rows, plan_summary
 
     for experiment, scale in dict.fromkeys((variant.experiment, variant.scale) for variant in plan.variants):
-        variants = [variant for variant in plan.variants if variant.experiment == experiment]
+        of = (experiment, scale)
+        variants = [variant for variant in plan.variants if (variant.experiment, variant.scale) == of]
         data = ", ".join(dict.fromkeys(variant.data for variant in variants))
         rows = plan_rows(variants, plan.request.price)
         table = Table(box=None, pad_edge=False, header_style="bold")

@@ -29,11 +29,12 @@ ShardsArgument = Annotated[
 
 
 @app.command("prepare")
-def prepare_command(
+def prepare_set(
     source: Annotated[
         str,
         typer.Argument(
-            help="A folder with the ILSVRC-2012 archives or with class folders, or a set's name such as mnist."
+            metavar="SOURCE",
+            help="A folder with the ILSVRC-2012 archives or with class folders, or a set's name such as mnist.",
         ),
     ],
     target: Annotated[str, typer.Option("--out", metavar="DIR|s3://…", help="Folder or address for the shards.")],
@@ -131,7 +132,7 @@ def open_source(source: Path | str, split: str | None, progress: ProgressCallbac
 
 
 @app.command("verify")
-def verify_command(where: ShardsArgument, as_json: AsJson = False) -> None:
+def verify_set(where: ShardsArgument, as_json: AsJson = False) -> None:
     """Compare every byte with the manifest and decode every image. Exit 1 if there is a problem."""
     from pipeline.common.environment import available_cpus
     from pipeline.common.paths import data_folder
@@ -152,7 +153,7 @@ def verify_command(where: ShardsArgument, as_json: AsJson = False) -> None:
 
 
 @app.command("inspect")
-def inspect_command(where: ShardsArgument, as_json: AsJson = False) -> None:
+def inspect_set(where: ShardsArgument, as_json: AsJson = False) -> None:
     """Show counts and sizes; draw sample images and the class balance into the report folder."""
     from pipeline.common.paths import data_folder, report_folder
     from pipeline.data.prepare.inspect import sample_images, summarise, summary_lines
@@ -179,8 +180,8 @@ def inspect_command(where: ShardsArgument, as_json: AsJson = False) -> None:
 
 
 @app.command("stand-in")
-def stand_in_command(
-    what: Annotated[Literal["imagenet"], typer.Argument(help="The set to imitate.")],
+def generate_stand_in(
+    what: Annotated[Literal["imagenet"], typer.Argument(metavar="SET", help="The set to imitate: imagenet.")],
     target: Annotated[str, typer.Option("--out", metavar="DIR", help="A new or empty folder.")],
     classes: Annotated[int, typer.Option(min=2, max=1000, help="Number of classes.")] = 10,
     train: Annotated[int, typer.Option(min=1, help="Training images per class.")] = 130,

@@ -141,7 +141,7 @@ def run(
         from pipeline.schedule.reproduce import run_tasks
         from pipeline.schedule.task_cache import TaskCache
         from pipeline.schedule.tasks import finished_tasks, make_tasks
-        from pipeline.track.run_folder import local_records
+        from pipeline.track.sync import local_records
 
         cache = TaskCache()
         tasks = finished_tasks(runs, cache) or make_tasks(runs, cache)
@@ -303,7 +303,8 @@ def evaluate(
     """Evaluate published weights. They get a labelled row in the leaderboard and count for no claim."""
     from pipeline.analyse.catalogue import find_network
     from pipeline.declare.load import load_all
-    from pipeline.derive.published_weights import TORCHVISION, evaluate_imported, import_file, import_torchvision
+    from pipeline.derive.evaluate_imported import evaluate_imported
+    from pipeline.derive.import_weights import TORCHVISION, import_file, import_torchvision
     from pipeline.track.published_results import save_result
 
     if len(weights) not in (1, len(networks)):
@@ -321,9 +322,10 @@ def evaluate(
         result = evaluate_imported(members, data, protocol=protocol, threads=min(4, os.cpu_count() or 1))
     save_result(result)
     try:
+        from pipeline.track.mlflow_pages import publish_imported
         from pipeline.track.mlflow_writer import Tracker
 
-        Tracker().imported_run(result.to_dict())
+        publish_imported(Tracker(), result.to_dict())
     except UserError as error:
         print_warning_line(f"Not tracked: {error}.\nThe result is kept on this machine; the leaderboard shows it.")
     if as_json:

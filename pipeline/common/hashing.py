@@ -49,7 +49,7 @@ def _definitions(file: Path, _mtime: int, _size: int) -> frozenset[str]:
     found: set[str] = set()
     for statement in normalised.body:
         if isinstance(statement, ast.Import | ast.ImportFrom):
-            found |= {ast.unparse(one) for one in _single_imports(statement)}
+            found |= {ast.unparse(single) for single in _single_imports(statement)}
         elif not isinstance(statement, ast.Pass):
             found.add(ast.unparse(statement))
     return frozenset(found)

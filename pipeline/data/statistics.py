@@ -140,6 +140,7 @@ def pixel_statistics(
         sums = frame_sums(samples, frame, threads=threads, stop=stop)
         return {"count": torch.tensor(sums.count), "total": sums.total, "products": sums.products}
 
+    # The names "pictures" and "photographs" are part of existing cache files.
     made_from = {"data": key, "pictures": len(samples), "frame": vars(frame)}
     tensors = _cached(cache, "photographs", made_from, build)
     return PixelStatistics(int(tensors["count"]), tensors["total"], tensors["products"])

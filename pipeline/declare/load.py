@@ -100,7 +100,7 @@ def check_claims(experiment: Experiment) -> None:
                 )
         if not experiment.scales and not isinstance(claim, ExactClaim | OpenClaim):
             raise DeclarationError(
-                f"{file}: claims.{claim.id}: a claim of kind {claim.kind!r} needs runs, and there are no scales"
+                f"{file}: claims.{claim.id}: a claim of kind {claim.kind!r} needs runs, but there are no scales"
             )
         check_metrics(experiment, claim)
 
@@ -137,7 +137,7 @@ def check_derived(experiment: Experiment) -> None:
                 near = nearest(variant, variants)
                 raise DeclarationError(f"{file}: derived.{name}: unknown variant {variant!r}{near}")
     if experiment.derived and not experiment.scales:
-        raise DeclarationError(f"{file}: derived: derived runs need scales to run at, and the experiment has none")
+        raise DeclarationError(f"{file}: derived: derived runs need scales, but the experiment has none")
     for scale_name, scale in experiment.scales.items():
         for name in scale.derived:
             if name not in experiment.derived:

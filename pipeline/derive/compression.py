@@ -1,18 +1,18 @@
-"""Deep Compression of a network's weights (Han, Mao, Dally 2016, arXiv:1510.00149), and its file.
+"""Deep Compression of a network's weights (Han, Mao, Dally 2016, arXiv:1510.00149), and its file format.
 
-    pruning          in each layer the weights of the largest magnitude stay, the others are 0     (section 2)
-    weight sharing   a layer's kept weights become at most 2^bits values, by k-means that begins
-                     with values evenly spaced from the least to the largest                        (section 3)
-    Huffman coding   of the numbers of the shared values, and of the distances between weights      (section 4)
+    pruning          keeps the weights of the largest magnitude in each layer and sets the others to 0  (section 2)
+    weight sharing   quantises the kept weights of a layer to at most 2^bits values, by k-means that
+                     starts from values evenly spaced between the smallest and the largest weight       (section 3)
+    Huffman coding   encodes the indices of the shared values and the distances between kept weights    (section 4)
 
-Of a kept weight its distance to the one before is stored, at most 2^8 in convolutions and 2^5 in full
-connections; where the next is farther away, a 0 is put between (section 2 and Figure 2), which is then one of the
-layer's values. Layers are parameters of two dimensions or more; whatever else a network holds (biases, batch
-normalisation) is stored as it is, and counted.
+The position of a kept weight is stored as its distance from the previous one, at most 2^8 in convolutions and 2^5
+in fully connected layers. Across a larger gap, zeros are stored in between (section 2 and Figure 2), and 0 is then
+one of the layer's shared values. Layers are parameters of two or more dimensions. All other tensors (biases, batch
+normalisation) are stored unchanged and counted.
 
 Departures from the paper:
-  * Nothing is retrained, neither after pruning nor after sharing, so errors are higher than printed.
-  * One density for all layers; the paper finds each layer's threshold by trying.
+  * The network is not retrained after pruning or sharing, so errors are higher than printed.
+  * One density for all layers; the paper finds a threshold for each layer by experiment.
 """
 
 import heapq
@@ -34,26 +34,31 @@ FILE_MAGIC = b"RDC1"
 
 LayerKind = Literal["conv", "fc"]
 
-MAX_GAP: dict[LayerKind, int] = {"conv": 2**8, "fc": 2**5}  # distance between two stored weights
+MAX_GAP: dict[LayerKind, int] = {"conv": 2**8, "fc": 2**5}  # largest distance between two stored weights
 
-ROUNDS = 1000  # of k-means, at most
+KMEANS_ITERATIONS = 1000  # at most
 
-OFFSETS = 2**20  # bits of a stream looked at at once, when decoding
+DECODER_WINDOW = 2**20  # bits of a stream that are decoded at once
 
 
-def layers_of(network: nn.Module) -> dict[str, LayerKind]:
-    """The weights that are compressed, by name: parameters of two dimensions, or more in convolutions."""
+def compressible_layers(network: nn.Module) -> dict[str, LayerKind]:
+    """Return name and kind of the parameters that are compressed: those of two or more dimensions."""
     found = {name: value.dim() for name, value in network.named_parameters() if value.dim() > 1}
     return {name: "fc" if dimensions == 2 else "conv" for name, dimensions in found.items()}
 
 
-def pruned(weights: Mapping[str, Tensor], kinds: Mapping[str, LayerKind], density: float) -> dict[str, Tensor]:
-    """A network's weights; in the layers `kinds` all but the largest are 0."""
+def prune_layers(
+    weights: Mapping[str, Tensor], kinds: Mapping[str, LayerKind], density: float
+) -> dict[str, Tensor]:
+    """Return a copy of a state dict whose layers `kinds` are pruned."""
     return {name: prune(value, density) if name in kinds else value.clone() for name, value in weights.items()}
 
 
 def prune(value: Tensor, density: float) -> Tensor:
-    """`value` with all but its `density` largest magnitudes 0, of equals the first; at least one stays."""
+    """Return `value` with only the fraction `density` of largest magnitude kept, at least one; the others are 0.
+
+    Of equal magnitudes the first is kept.
+    """
     flat = value.flatten()
     kept = max(1, round(density * flat.numel()))
     order = flat.abs().argsort(descending=True, stable=True)[:kept]
@@ -61,15 +66,16 @@ def prune(value: Tensor, density: float) -> Tensor:
 
 
 def share_weights(values: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """At most `most` values for float (N,) `values`, float32 and rising, and which of them each becomes (N,).
+    """Quantise float (N,) `values` to at most `most` shared values.
 
-    k-means in one dimension (Lloyd), from evenly spaced values; sums are of sorted numbers in float64.
+    Return the shared values, float32 in ascending order, and for each value the index of its shared value, (N,).
+    k-means in one dimension (Lloyd's algorithm), from evenly spaced values, with float64 sums of sorted values.
     """
     ordered = np.sort(values.astype(np.float64))
     sums = np.concatenate([[0.0], np.cumsum(ordered)])
     centres = np.unique(np.linspace(ordered[0], ordered[-1], most))
     before: np.ndarray | None = None
-    for _ in range(ROUNDS):
+    for _ in range(KMEANS_ITERATIONS):
         ends = np.searchsorted(ordered, (centres[1:] + centres[:-1]) / 2, side="right")
         if before is not None and np.array_equal(ends, before):
             break
@@ -77,15 +83,18 @@ def share_weights(values: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray
         edges = np.concatenate([[0], ends, [len(ordered)]])
         sizes = np.diff(edges)
         means = np.diff(sums[edges]) / np.maximum(sizes, 1)
-        centres = np.where(sizes > 0, means, centres)  # one without weights stays where it is
+        centres = np.where(sizes > 0, means, centres)  # an empty cluster keeps its centre
     centres = np.unique(centres.astype(np.float32))
-    number = np.searchsorted((centres[1:].astype(np.float64) + centres[:-1]) / 2, values, side="left")
-    used = np.unique(number)
-    return centres[used], np.searchsorted(used, number)
+    indices = np.searchsorted((centres[1:].astype(np.float64) + centres[:-1]) / 2, values, side="left")
+    used = np.unique(indices)
+    return centres[used], np.searchsorted(used, indices)
 
 
 def code_lengths(counts: np.ndarray) -> np.ndarray:
-    """Bits of each symbol's code, uint8; 0 for a symbol that does not occur. Of equals the smaller comes first."""
+    """Return the length in bits of each symbol's Huffman code, uint8; 0 for a symbol that does not occur.
+
+    Of subtrees with equal counts, the one that was created first is merged first.
+    """
     lengths = np.zeros(len(counts), dtype=np.uint8)
     order = count()
     heap = [(int(n), next(order), [symbol]) for symbol, n in enumerate(counts) if n]
@@ -100,7 +109,10 @@ def code_lengths(counts: np.ndarray) -> np.ndarray:
 
 
 def canonical_codes(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The canonical code: the symbols in its order, and their code words, uint64, the first bit foremost of 64."""
+    """Return the symbols in the order of the canonical Huffman code, and their code words.
+
+    A code word is a uint64 whose most significant bits are the code.
+    """
     symbols = np.lexsort((np.arange(len(lengths)), lengths))
     symbols = symbols[lengths[symbols] > 0]
     steps = np.uint64(1) << (np.uint64(64) - lengths[symbols].astype(np.uint64))
@@ -108,50 +120,57 @@ def canonical_codes(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def huffman_encode(values: np.ndarray, lengths: np.ndarray) -> bytes:
-    """Symbols as a stream of bits, filled up to a whole byte."""
+    """Encode symbols as a stream of bits, padded to whole bytes."""
     symbols, words = canonical_codes(lengths)
     word = np.zeros(len(lengths), np.uint64)
     word[symbols] = words
-    sizes, own = lengths[values].astype(np.int64), word[values]
+    sizes, codes = lengths[values].astype(np.int64), word[values]
     starts = np.cumsum(sizes) - sizes
     bits = np.zeros(int(sizes.sum()), np.uint8)
-    for place in range(int(sizes.max(initial=0))):
-        there = sizes > place
-        bits[starts[there] + place] = (own[there] >> np.uint64(63 - place)) & np.uint64(1)
+    for bit in range(int(sizes.max(initial=0))):
+        longer = sizes > bit
+        bits[starts[longer] + bit] = (codes[longer] >> np.uint64(63 - bit)) & np.uint64(1)
     return np.packbits(bits).tobytes()
 
 
 def huffman_decode(content: bytes, lengths: np.ndarray, number: int) -> np.ndarray:
-    """The first `number` symbols of a stream; ValueError where it holds fewer."""
+    """Decode the first `number` symbols of a stream. Raises ValueError if it holds fewer.
+
+    For each offset of a window, the bits from there on determine one symbol. The decoder then follows the symbols'
+    lengths from offset to offset.
+    """
     symbols, words = canonical_codes(lengths)
     sizes = lengths[symbols].astype(np.int64)
     longest = int(sizes.max(initial=1))
     bits = np.concatenate([np.unpackbits(np.frombuffer(content, np.uint8)), np.zeros(longest, np.uint8)])
     end = len(bits) - longest
-    found = np.empty(number, np.int64)
-    done, at = 0, 0
+    decoded = np.empty(number, np.int64)
+    done, start = 0, 0
     while done < number:
-        if at >= end:
+        if start >= end:
             raise ValueError(f"a stream of {number} symbols ends after {done}")
-        size = min(OFFSETS, end - at)
+        size = min(DECODER_WINDOW, end - start)
         window = np.zeros(size, np.uint64)  # the bits that follow each offset
-        for place in range(longest):
-            window |= bits[at + place : at + place + size].astype(np.uint64) << np.uint64(63 - place)
-        which = np.searchsorted(words, window, side="right") - 1
-        places: list[int] = []
-        next_, here = (np.arange(size) + sizes[which]).tolist(), 0
-        while here < size and done + len(places) < number:
-            places.append(here)
-            here = next_[here]
-        found[done : done + len(places)] = symbols[which[places]]
-        done, at = done + len(places), at + here
-    return found
+        for bit in range(longest):
+            window |= bits[start + bit : start + bit + size].astype(np.uint64) << np.uint64(63 - bit)
+        ranks = np.searchsorted(words, window, side="right") - 1  # of the code word at each offset
+        offsets: list[int] = []
+        following, offset = (np.arange(size) + sizes[ranks]).tolist(), 0
+        while offset < size and done + len(offsets) < number:
+            offsets.append(offset)
+            offset = following[offset]
+        decoded[done : done + len(offsets)] = symbols[ranks[offsets]]
+        done, start = done + len(offsets), start + offset
+    return decoded
 
 
 def compress(
     weights: Mapping[str, Tensor], kinds: Mapping[str, LayerKind], *, density: float, conv_bits: int, fc_bits: int
 ) -> bytes:
-    """The file of a network, its layers `kinds` pruned, shared and coded; `decompress` gives what it means."""
+    """Return a file of a state dict whose layers `kinds` are pruned, quantised and coded; `decompress` reads it.
+
+    `conv_bits` and `fc_bits` are the bits of a shared value's index before Huffman coding.
+    """
     entries: list[dict[str, Any]] = []
     parts: list[bytes] = []
     for name, value in weights.items():
@@ -160,7 +179,7 @@ def compress(
         entry: dict[str, Any] = {"name": name, "shape": list(array.shape), "kind": kind or ""}
         if kind:
             bits = conv_bits if kind == "conv" else fc_bits
-            coded = coded_layer(prune(value.float(), density).numpy().ravel(), bits, MAX_GAP[kind])
+            coded = encode_layer(prune(value.float(), density).numpy().ravel(), bits, MAX_GAP[kind])
         else:
             entry["type"] = array.dtype.str
             coded = {"other": array.tobytes()}
@@ -173,37 +192,37 @@ def compress(
     return b"".join([FILE_MAGIC, struct.pack("<I", len(header)), header, *parts])
 
 
-def coded_layer(flat: np.ndarray, bits: int, farthest: int) -> dict[str, bytes]:
-    """A pruned layer's parts: its values, two code tables, and two streams."""
-    places = np.flatnonzero(flat)
-    if not len(places):  # a layer of nothing but zeros
-        places = np.zeros(1, np.int64)
-    distances = np.diff(places, prepend=-1)
-    fillers = (distances - 1) // farthest  # zeros put before each weight
-    values, numbers = share_weights(flat[places], 2**bits - bool(fillers.any()))
+def encode_layer(flat: np.ndarray, bits: int, max_gap: int) -> dict[str, bytes]:
+    """Encode a pruned, flattened layer as its parts: number of weights, codebook, two code tables, two streams."""
+    positions = np.flatnonzero(flat)
+    if not len(positions):  # all weights are zero
+        positions = np.zeros(1, np.int64)
+    distances = np.diff(positions, prepend=-1)
+    fillers = (distances - 1) // max_gap  # zeros stored before each weight
+    values, indices = share_weights(flat[positions], 2**bits - bool(fillers.any()))
     if fillers.any():
         zero = int(np.searchsorted(values, 0.0))
-        numbers = numbers + (numbers >= zero)
+        indices = indices + (indices >= zero)
         values = np.insert(values, zero, np.float32(0.0))
-        ends = np.cumsum(fillers + 1) - 1  # where the weights themselves come to stand
-        spread = np.full(int(ends[-1]) + 1, zero)
-        spread[ends] = numbers
-        apart = np.full(len(spread), farthest)
-        apart[ends] = distances - fillers * farthest
-        numbers, distances = spread, apart
-    tables = [code_lengths(np.bincount(stream)) for stream in (numbers, distances)]
+        weight_places = np.cumsum(fillers + 1) - 1  # of the kept weights among weights and fillers
+        filled_indices = np.full(int(weight_places[-1]) + 1, zero)
+        filled_indices[weight_places] = indices
+        filled_distances = np.full(len(filled_indices), max_gap)
+        filled_distances[weight_places] = distances - fillers * max_gap
+        indices, distances = filled_indices, filled_distances
+    tables = [code_lengths(np.bincount(stream)) for stream in (indices, distances)]
     return {
-        "number": len(numbers).to_bytes(8, "little"),
+        "number": len(indices).to_bytes(8, "little"),
         "codebook": values.astype("<f4").tobytes(),
         "index_table": tables[0].tobytes(),
         "position_table": tables[1].tobytes(),
-        "indices": huffman_encode(numbers, tables[0]),
+        "indices": huffman_encode(indices, tables[0]),
         "positions": huffman_encode(distances, tables[1]),
     }
 
 
 def decompress(content: bytes) -> dict[str, Tensor]:
-    """The network of a file; ValueError for what is none."""
+    """Return the state dict in a file. Raises ValueError for a damaged file or one of another format."""
     result = {}
     for entry, parts in read_layers(content):
         if not entry["kind"]:
@@ -211,32 +230,32 @@ def decompress(content: bytes) -> dict[str, Tensor]:
             result[entry["name"]] = torch.from_numpy(array.copy())
             continue
         tables = [np.frombuffer(parts[name], np.uint8) for name in ("index_table", "position_table")]
-        numbers = huffman_decode(parts["indices"], tables[0], entry["number"])
+        indices = huffman_decode(parts["indices"], tables[0], entry["number"])
         distances = huffman_decode(parts["positions"], tables[1], entry["number"])
         flat = np.zeros(math.prod(entry["shape"]), np.float32)
-        flat[np.cumsum(distances) - 1] = np.frombuffer(parts["codebook"], "<f4")[numbers]
+        flat[np.cumsum(distances) - 1] = np.frombuffer(parts["codebook"], "<f4")[indices]
         result[entry["name"]] = torch.from_numpy(flat.reshape(entry["shape"]))
     return result
 
 
 def read_layers(content: bytes) -> list[tuple[dict[str, Any], dict[str, bytes]]]:
-    """Of each tensor in a file: what is said of it, and its parts."""
+    """Return header entry and parts of each tensor in a file. Raises ValueError for another format or length."""
     if content[:4] != FILE_MAGIC:
-        raise ValueError("this is no compressed network")
+        raise ValueError("the content is not a compressed network")
     (size,) = struct.unpack("<I", content[4:8])
-    entries, at, found = json.loads(content[8 : 8 + size]), 8 + size, []
+    entries, end, found = json.loads(content[8 : 8 + size]), 8 + size, []
     for entry in entries:
         parts = {}
         for part, length in entry["parts"].items():
-            parts[part], at = content[at : at + length], at + length
+            parts[part], end = content[end : end + length], end + length
         found.append((entry, parts))
-    if at != len(content):
-        raise ValueError(f"a compressed network of {at} bytes has {len(content)}")
+    if end != len(content):
+        raise ValueError(f"the compressed network has {len(content)} bytes, expected {end}")
     return found
 
 
 def size_breakdown(content: bytes) -> dict[str, float]:
-    """Bytes of a file, in all and by what they are for; and of the same network with 4 bytes a weight."""
+    """Return the bytes of a file in total and by part, and the bytes of the network with 4 bytes per weight."""
     found = dict.fromkeys(("codebook", "table", "indices", "positions", "other"), 0)
     original = weights = 0
     for entry, parts in read_layers(content):
@@ -245,8 +264,8 @@ def size_breakdown(content: bytes) -> dict[str, float]:
         original += 4 * math.prod(entry["shape"]) if entry["kind"] else len(parts["other"])
         weights += entry.get("number", 0)
     found["header"] = len(content) - sum(found.values())
-    named = {f"{part}_bytes": float(value) for part, value in found.items()}
-    return named | {
+    by_part = {f"{part}_bytes": float(value) for part, value in found.items()}
+    return by_part | {
         "bytes": float(len(content)),
         "original_bytes": float(original),
         "stored_weights": float(weights),
@@ -254,13 +273,13 @@ def size_breakdown(content: bytes) -> dict[str, float]:
 
 
 def run_compression(context: DerivedContext) -> DerivedResult:
-    """Return the errors of the network as trained, as pruned, and as decoded from the file; and the file."""
+    """Return the errors of the network as trained, pruned, and decoded from the file, with the file's content."""
     spec, network = context.derived.spec, context.networks[0]
     assert isinstance(spec, CompressionSpec)
     weights = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
     metrics = context.errors([network], "original")
-    kinds = layers_of(network)
-    network.load_state_dict(pruned(weights, kinds, spec.density))
+    kinds = compressible_layers(network)
+    network.load_state_dict(prune_layers(weights, kinds, spec.density))
     metrics |= context.errors([network], "pruned")
     content = compress(weights, kinds, density=spec.density, conv_bits=spec.conv_bits, fc_bits=spec.fc_bits)
     network.load_state_dict(decompress(content))

@@ -1,4 +1,4 @@
-"""What every derived run needs: the networks it is made from, their data, and the errors measured so far."""
+"""Context of a derived run: the networks it is made from, their data, and the errors measured so far."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -29,11 +29,11 @@ WHOLE = "whole"  # cache key of errors on images that are seen whole, by no prot
 
 @dataclass
 class DerivedContext:
-    """The parts of one derived run."""
+    """Members, data and cached errors of one derived run."""
 
     derived: DerivedRun
-    images: AnyImageSet  # that its members learned from
-    other_images: AnyImageSet | None  # of a transfer: that the classifier learns from
+    images: AnyImageSet  # training and test set of its members
+    other_images: AnyImageSet | None  # training and test set of a transfer's classifier
     cache: EvaluationCache  # errors measured by an interrupted attempt
     options: ReadOptions
     device: torch.device = field(
@@ -42,11 +42,11 @@ class DerivedContext:
     networks: list[nn.Module] = field(default_factory=list)  # one per member
     datasets: list[TrainingData] = field(default_factory=list)  # one per member
     identities: list[str] = field(default_factory=list)  # of the members
-    earlier_seconds: float = 0.0  # that the cached errors took
+    earlier_seconds: float = 0.0  # time that an interrupted attempt spent on the cached errors
 
     @property
     def bf16(self) -> bool:
-        """Whether the networks predict in bf16: as in their own final evaluation, if that was so for all."""
+        """True if all members declare bf16, as in their own final evaluation, and the device has it."""
         if isinstance(self.derived.spec, TransferSpec):
             return False
         declared = {member.recipe.train.precision for member in self.derived.members}
@@ -70,8 +70,9 @@ class DerivedContext:
     def errors(self, networks: Sequence[nn.Module], stage: str = "test", protocols: Sequence[str] = ()) -> Metrics:
         """Return the errors of the averaged predictions of `networks`, one per member, on the test set.
 
-        By each protocol as <stage>/<protocol>/..., and by the first as <stage>/...; without `protocols`, by those of
-        the first member's recipe. They are cached, so that an interrupted run does not measure them again.
+        The errors by each protocol are <stage>/<protocol>/..., those by the first are also <stage>/... Without
+        `protocols`, those of the first member's recipe are used. The errors are cached, so that an interrupted run
+        does not measure them again.
         """
         data = self.datasets[0]
         names = tuple(protocols) or data.protocols or (WHOLE,)
@@ -104,11 +105,11 @@ class DerivedContext:
 
 @dataclass(frozen=True)
 class DerivedResult:
-    """The outcome of a derived run."""
+    """Result of a derived run."""
 
     metrics: Metrics
-    ended: str  # how it ended, for the record
-    content: bytes | None = None  # of a file to keep
+    ended: str  # for the record: "3 networks averaged"
+    content: bytes | None = None  # content of the compressed file
     status: Literal["finished", "not converged"] = "finished"
 
 

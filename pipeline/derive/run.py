@@ -1,4 +1,4 @@
-"""Make one derived run, from its inputs to its record."""
+"""Make one derived run from finished runs, and write its record."""
 
 import time
 from collections.abc import Callable
@@ -39,8 +39,8 @@ def make_derived(
 ) -> Record | None:
     """Make the task's derived run from its finished members and write its record; None once `stop()` is true.
 
-    `images` are those its members learned from, `other` those that a transfer learns from. The folders of the members
-    are beside the task's own. Raises UserError for a member that has not finished, or whose network is not here.
+    `images` is the data set of the members, `other` that of a transfer's classifier. The members' folders are
+    beside the task's own. Raises UserError for a member that has not finished or whose network file is missing.
     """
     derived, folder = task.run, RunFolder(task.folder)
     assert isinstance(derived, DerivedRun)
@@ -55,9 +55,9 @@ def make_derived(
         result = HANDLERS[derived.spec.kind](context)
     except StopRequested:
         return None
+    except UserError:
+        raise
     except ValueError as error:  # networks, images and protocols that do not fit
-        if isinstance(error, UserError):
-            raise
         raise UserError(f"{derived.title}: {error}") from error
     record = make_record(
         task,

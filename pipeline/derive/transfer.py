@@ -25,10 +25,12 @@ ITERATIONS = 2000  # of L-BFGS, at most
 def fit_linear_probe(
     train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], *, c: float, stop: Callable[[], bool] = never_stop
 ) -> tuple[dict[str, float], str, bool]:
-    """Fit a softmax classifier on (features, labels); return its metrics on `test`, a description, and convergence.
+    """Fit a softmax classifier on (features, labels) and evaluate it on `test`.
 
-    The metrics include the mean over the classes of each class's error, which papers print for Caltech-101. A fit
-    that did not converge has no metrics, like a network that did not.
+    Return its metrics, a description of how the fit ended, and whether it converged.
+
+    The metrics include the mean over classes of the error of each class, which papers print for Caltech-101. A fit
+    that did not converge has no metrics. Raises StopRequested if `stop()` is true before the fit.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -36,26 +38,25 @@ def fit_linear_probe(
     from sklearn.preprocessing import StandardScaler
 
     raise_if_stopped(stop)
-    learner = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=ITERATIONS))
+    classifier = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=ITERATIONS))
     with warnings.catch_warnings():
         warnings.simplefilter("error", ConvergenceWarning)  # the iteration limit, or a failed line search
         try:
-            learner.fit(train[0].double().numpy(), train[1].numpy())
+            classifier.fit(train[0].double().numpy(), train[1].numpy())
         except ConvergenceWarning as warning:
             reason = str(warning).splitlines()[0].rstrip(":.")
             return {}, f"the classifier on {train[0].shape[1]} features did not converge: {reason}", False
-    iterations = int(np.max(learner[-1].n_iter_))
-    known = torch.from_numpy(learner.classes_)
+    iterations = int(np.max(classifier[-1].n_iter_))
+    known = torch.from_numpy(classifier.classes_)
     classes = int(max(train[1].max(), test[1].max())) + 1
-    answers = torch.full(
-        (len(test[1]), classes), -torch.inf, dtype=torch.float64
-    )  # no probability for a class never seen
-    answers[:, known] = torch.from_numpy(learner.predict_log_proba(test[0].double().numpy()))
+    # A class without training images has probability 0.
+    log_probabilities = torch.full((len(test[1]), classes), -torch.inf, dtype=torch.float64)
+    log_probabilities[:, known] = torch.from_numpy(classifier.predict_log_proba(test[0].double().numpy()))
     labels = test[1]
-    own = answers.gather(1, labels[:, None]).clamp(min=np.log(np.finfo(np.float64).tiny))
-    wrong1, wrong5 = (int(wrong_in_top(answers, labels, k)) for k in (1, 5))
-    errors = ErrorCounts(len(labels), wrong1, wrong5, float(-own.mean()))
-    wrong = (answers.argmax(1) != labels).double()
+    own_class = log_probabilities.gather(1, labels[:, None]).clamp(min=np.log(np.finfo(np.float64).tiny))
+    wrong1, wrong5 = (int(wrong_in_top(log_probabilities, labels, k)) for k in (1, 5))
+    errors = ErrorCounts(len(labels), wrong1, wrong5, float(-own_class.mean()))
+    wrong = (log_probabilities.argmax(1) != labels).double()
     by_class = [wrong[labels == label].mean() for label in labels.unique()]
     metrics = errors.metrics("test") | {"test/mean_class_error_pct": float(100 * torch.stack(by_class).mean())}
     metrics |= {"features": float(train[0].shape[1]), "iterations": float(iterations)}
@@ -67,9 +68,11 @@ def run_transfer(context: DerivedContext) -> DerivedResult:
     spec, other = context.derived.spec, context.other_images
     assert isinstance(spec, TransferSpec)
     assert other is not None
-    seen = {}  # part -> features and labels
+    features = {}  # part -> features and labels
     for part in ("train", "test"):
         context.options.report(f"computing features of {spec.data}'s {part} part")
-        seen[part] = context.datasets[0].features(context.networks[0], other, part, spec.view)
-    metrics, ended, converged = fit_linear_probe(seen["train"], seen["test"], c=spec.c, stop=context.options.stop)
+        features[part] = context.datasets[0].features(context.networks[0], other, part, spec.view)
+    metrics, ended, converged = fit_linear_probe(
+        features["train"], features["test"], c=spec.c, stop=context.options.stop
+    )
     return DerivedResult(metrics, ended, status="finished" if converged else "not converged")

@@ -8,10 +8,11 @@ from pipeline.common.paths import runs_folder
 from pipeline.declare.experiment import Experiment
 from pipeline.judge.counting import declarations_of
 from pipeline.judge.ledger import LedgerEntry, Unfinished, ledger
-from pipeline.track.mlflow_writer import Tracker, TrackingError
+from pipeline.track.mlflow_errors import TrackingError
+from pipeline.track.mlflow_writer import Tracker
 from pipeline.track.record import Record
 from pipeline.track.run_folder import RunFolder
-from pipeline.track.sync import local_records_except, sync_all
+from pipeline.track.sync import local_records, sync_all
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,9 @@ def collect_runs() -> FinishedRuns:
     try:
         tracked, trouble = sync_all(tracker)
     except TrackingError as error:
-        return FinishedRuns(local_records_except(but=()), None, str(error))
+        return FinishedRuns(local_records(), None, str(error))
     there = {record.identity: record for record in tracked}
-    here = {record.identity: record for record in local_records_except(but=there)}
+    here = {record.identity: record for record in local_records(known=there)}
     return FinishedRuns(list((here | there).values()), tracker, trouble)
 
 

@@ -1,4 +1,4 @@
-"""Tasks: a run or derived run with everything its identity was made from, as plain data for other processes."""
+"""Tasks: a run or derived run with its identity and its inputs, convertible to plain data for other processes."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +20,12 @@ class Task:
 
     run: Run | DerivedRun
     identity: str
-    code: str  # hash
-    manifest: dict[str, Any]  # of the images that it is evaluated on
+    code: str  # hash of the code that can change its numbers
+    manifest: dict[str, Any]  # of its data
     folder: Path
     data_root: Path
-    device_batch: int | None = (
-        None  # images in one micro-batch, at most; None: a device's whole share of the batch
-    )
-    needs: tuple[str, ...] = ()  # identities of the runs that must have finished before
+    device_batch: int | None = None  # maximum images of a micro-batch; None: the device's share of the batch
+    needs: tuple[str, ...] = ()  # identities of the members of a derived run, which must finish first
 
     @property
     def title(self) -> str:
@@ -36,13 +34,13 @@ class Task:
 
     @property
     def is_distributable(self) -> bool:
-        """Whether several devices can train it; LeNet-5's optimizer learns one pattern at a time, on one device."""
+        """True for a run that several devices can train. LeNet-5's optimizer has batch size 1, for one device."""
         return isinstance(self.run, Run) and self.run.recipe.train.optimizer.name != "sdlm"
 
     def description(self) -> dict[str, Any]:
-        """Return what the run is, as plain data for its folder and for tracking."""
+        """Return experiment, recipe, data and code of the run, as plain data for its folder and for tracking."""
         run = self.run
-        about: dict[str, Any] = {
+        description: dict[str, Any] = {
             "identity": self.identity,
             "experiment": run.experiment,
             "scale": run.scale,
@@ -54,9 +52,9 @@ class Task:
             "commit": commit(),
         }
         if isinstance(run, Run):
-            return about | {"recipe": run.recipe.model_dump(mode="json")}
+            return description | {"recipe": run.recipe.model_dump(mode="json")}
         members = zip(run.members, self.needs, strict=True)
-        return about | {
+        return description | {
             "recipe": {"derived": run.spec.model_dump(mode="json")},
             "needs": [{"run": member.title, "identity": need} for member, need in members],
         }
@@ -102,6 +100,8 @@ def run_from_dict(raw: dict[str, Any]) -> Run | DerivedRun:
     """Return the run that `run_to_dict` described."""
     if "derived" not in raw:
         return Run(**raw | {"recipe": Recipe.model_validate(raw["recipe"])})
-    members = tuple(Run(**one | {"recipe": Recipe.model_validate(one["recipe"])}) for one in raw["members"])
+    members = tuple(
+        Run(**member | {"recipe": Recipe.model_validate(member["recipe"])}) for member in raw["members"]
+    )
     common = {key: raw[key] for key in ("experiment", "scale", "variant", "seed")}
     return DerivedRun(**common, spec=DERIVED_SPEC.validate_python(raw["derived"]), members=members)

@@ -16,12 +16,12 @@ def layer_rows(found: NetworkAnalysis) -> list[dict[str, Any]]:
     """The network as its paper's table has it: a row for each of its parts, in order; the total comes last."""
     rows = []
     for name, part in found.network.named_children():
-        used = name in found.outputs
-        reach = found.reach.get(name)
+        used = name in found.trace.outputs
+        reach = found.trace.fields.get(name)
         rows.append(
             {
                 "layer": name,
-                "output": list(found.outputs[name].shape[1:]) if used else None,
+                "output": list(found.trace.outputs[name].shape[1:]) if used else None,
                 "kernel": kernel_summary(part),
                 "parameters": found.count(name, "parameters"),
                 "multiply_adds": found.count(name, "multiply_adds") if used else 0,

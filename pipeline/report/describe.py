@@ -215,10 +215,10 @@ def work_text(experiment: Experiment, scale: str, records: Sequence[Record]) -> 
 def training_multiply_adds(run: Run) -> float | None:
     """Multiply-adds of a whole training, forward and backward; None where the image size is not known."""
     from pipeline.analyse.measure import analysis_of
-    from pipeline.analyse.tracing import SHAPE_OPERATIONS
+    from pipeline.analyse.measure import DATA_SHAPES
 
     train = run.recipe.train
-    if run.recipe.data.name not in SHAPE_OPERATIONS:
+    if run.recipe.data.name not in DATA_SHAPES:
         return None
     try:
         return float(PASSES * analysis_of(run.recipe).multiply_adds * train.batch_size * train.steps)

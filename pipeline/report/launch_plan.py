@@ -17,7 +17,9 @@ def plan_rows(variants: Sequence[VariantPlan], price: float | None) -> list[dict
         cost = "" if price is None or variant.hours is None else f"{price * variant.hours:,.2f}"
         work = (f"{variant.devices}", f"{variant.images:,}", time, cost) if unfinished else ("", "", "", "")
         row = (variant.variant, variant.progress_text, *work)
-        rows.append({name: cell for name, cell in zip(COLUMNS, row, strict=True) if name != "cost" or price is not None})
+        rows.append(
+            {name: cell for name, cell in zip(COLUMNS, row, strict=True) if name != "cost" or price is not None}
+        )
     return rows
 
 
@@ -26,7 +28,8 @@ def plan_summary(plan: LaunchPlan) -> list[str]:
     runs = sum(variant.runs for variant in plan.variants)
     finished = sum(variant.finished for variant in plan.variants)
     counts = {
-        kind: sum(variant.runs for variant in plan.variants if variant.kind == kind) for kind in ("run", "derived run")
+        kind: sum(variant.runs for variant in plan.variants if variant.kind == kind)
+        for kind in ("run", "derived run")
     }
     total = " and ".join(plural(count, kind) for kind, count in counts.items() if count)
     sentences = [f"{total}: {finished:,} finished, {runs - finished:,} to do{work_text(plan, runs > finished)}."]
@@ -79,7 +82,5 @@ def budget_text(plan: LaunchPlan, budget: float) -> str:
         return f"{option}: no estimate yet; runs stop resumable when the budget is used up."
     share = plan.hours / budget
     if share > 1:
-        return (
-            f"{option}: enough for {100 / share:.0f} % of the estimate; runs stop resumable when the budget is used up."
-        )
+        return f"{option}: {100 / share:.0f} % of the estimate; runs stop resumable when the budget is used up."
     return f"{option}: the estimate uses {'at least ' if plan.without_estimate else ''}{100 * share:.0f} % of it."

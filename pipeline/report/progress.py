@@ -75,7 +75,7 @@ class ProgressDisplay:
             self.say("Stopping at the next step, with checkpoints; Ctrl-C once more ends at once", "yellow")
         if event.kind in ("waiting", "note", "stopped"):
             self.say(f"{run.title}: {event.text}", "yellow")
-        if event.kind == "left":
+        if event.kind == "skipped":
             self.say(f"{run.title} cannot be done: {event.text}", "yellow")
         if event.kind == "failed":
             self.bars.console.print(f"{run.title}: {event.text}", style="red", markup=False, soft_wrap=True)

@@ -11,6 +11,7 @@ from pipeline.judge.collect import judge_experiments
 from pipeline.judge.counting import counted_records
 from pipeline.judge.ledger import LedgerEntry
 from pipeline.report.leaderboard import LeaderboardRow, build_leaderboard
+from pipeline.track.mlflow_pages import publish_experiment
 from pipeline.track.record import Record
 from pipeline.track.run_folder import RunFolder
 
@@ -49,26 +50,39 @@ class ExperimentReport:
 def make_report(
     experiment: Experiment, scale: str, records: Sequence[Record], tracker: Any | None
 ) -> ExperimentReport:
-    """Judge, rank and draw an experiment at one scale; write figure and page; publish them where possible."""
-    from pipeline.report.figures import error_curves
-    from pipeline.report.page import write_page
-    from pipeline.report.text import leaderboard_cells, verdict_cells
+    """Judge, rank and draw an experiment at one scale; write figure and page; publish them where possible.
+
+    Figure and page are kept if a report of the same content was made before.
+    """
+    from pipeline.report.stamp import ReportStamp, report_hash
 
     here = [record for rows in counted_records(experiment, scale, records).values() for record in rows]
     rows = [row for row in build_leaderboard([experiment], records) if row.scale == scale]
     entries = judge_experiments([experiment], here, [scale])
     stem = f"{experiment.name.replace('/', '-')}-{scale}"
+    stamp = ReportStamp(
+        report_folder() / f".{stem}.json", report_hash(experiment, scale, rows, entries, here, tracker)
+    )
+    if files := stamp.files(tracker):
+        page, *figures = files
+        return ExperimentReport(rows, entries, figures[0] if figures else None, page)
+    from pipeline.report.figures import error_curves
+    from pipeline.report.page import write_page
+    from pipeline.report.text import leaderboard_cells, verdict_cells
+
     curves = curves_of(here, tracker)
     figure = error_curves(experiment, scale, curves, report_folder() / f"{stem}.png") if curves else None
     page = write_page(experiment, scale, rows, entries, figure, report_folder() / f"{stem}.html")
+    files = [page, *([figure] if figure else [])]
+    run_id = ""
     if tracker and rows:
         tables = {
             "leaderboard": [leaderboard_cells(row) for row in rows],
             "verdicts": [verdict_cells(entry) for entry in entries],
         }
         note = mlflow_note(experiment, scale, tables["leaderboard"], entries)
-        files = [page, *([figure] if figure else [])]
-        tracker.publish(experiment.name, scale, here, tables=tables, files=files, note=note)
+        run_id = publish_experiment(tracker, experiment.name, scale, here, tables=tables, files=files, note=note)
+    stamp.write(files, run_id)
     return ExperimentReport(rows, entries, figure, page)
 
 

@@ -1,7 +1,7 @@
-"""Execute one task in this process, under its lock: train a run or make a derived run."""
+"""Execute one task in this process while holding its lock: train a run or make a derived run."""
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,10 @@ def execute_task(
     stop: Callable[[], bool],
     on_event: Callable[..., None],
 ) -> Record | None:
-    """Train the task's run, or make its derived run; None where `stop()` left it resumable.
+    """Train the task's run or make its derived run, and return its record; None if `stop()` ended it, resumable.
 
-    A task that another process executes is waited for. Called by every rank of a distributed run, all of which return
-    the same; rank 0 holds the lock and calls `on_event(kind, text)`.
+    Waits for a task that another process executes. Every rank of a distributed run calls this function and gets
+    the same result; rank 0 holds the lock and calls `on_event(kind, text)`.
     """
     from filelock import FileLock
 
@@ -44,20 +44,20 @@ def execute_task(
             return record
         on_event("started")
         images, other = ranks.on_all_ranks(lambda _: task_images(task))
-        how = {"threads": threads, "readers": readers, "stop": stop, "report": lambda text: on_event("note", text)}
+        report = partial(on_event, "note")
         if isinstance(task.run, Run):
             from pipeline.train.train import train
 
-            return train(task, images, **how)  # type: ignore[arg-type]
+            return train(task, images, threads=threads, readers=readers, stop=stop, report=report)
         from pipeline.derive.run import make_derived
 
-        return make_derived(task, images, other, **how)  # type: ignore[arg-type]
+        return make_derived(task, images, other, threads=threads, readers=readers, stop=stop, report=report)
     finally:
         lock.release()
 
 
 def ignore_event(*_: object) -> None:
-    """Discard an event that rank 0 reports."""
+    """Discard an event, on all ranks but 0."""
 
 
 def acquire_lock(folder: RunFolder, lock: Any, stop: Callable[[], bool], on_event: Callable[..., None]) -> bool:
@@ -79,9 +79,9 @@ def acquire_lock(folder: RunFolder, lock: Any, stop: Callable[[], bool], on_even
 
 
 def task_images(task: Task) -> tuple[Any, Any]:
-    """Return the images that a run or its members learn from, and those that a transfer learns from, else None.
+    """Return the data set of a run or its members, and the data set of a transfer's classifier or None.
 
-    Raises UserError where the images changed since the task was made.
+    Raises UserError if the images changed since the task was made.
     """
     run = task.run.members[0] if isinstance(task.run, DerivedRun) else task.run
     data = run.recipe.data

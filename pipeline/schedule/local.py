@@ -1,7 +1,7 @@
 """Execute tasks on this machine, in a pool of worker processes.
 
-The parent process assigns tasks, passes on events, and lets workers checkpoint after their current step when the user
-presses Ctrl-C. A worker whose parent is gone does so by itself.
+The parent process assigns tasks and forwards events. On Ctrl-C it lets the workers write checkpoints after their
+current step. A worker whose parent has died also writes a checkpoint and exits.
 """
 
 import contextlib
@@ -20,30 +20,30 @@ from pipeline.common.environment import available_cpus
 from pipeline.common.errors import UserError
 from pipeline.common.signals import count_stop_signals
 from pipeline.plan.expand import DerivedRun
-from pipeline.schedule.execute import execute_task
 from pipeline.plan.task import Task
+from pipeline.schedule.execute import execute_task
 from pipeline.track.record import FINISHED, Record
 from pipeline.track.run_folder import RunFolder
 
 POLL_SECONDS = 0.25
 
-MAX_READERS = 16  # four times as many as a ResNet-50 on one GPU needs
+MAX_READERS = 16  # per worker: four times as many as a ResNet-50 on one GPU needs
 
 BatchOutcome = Literal["ended", "stopped", "failed"]  # all tasks ended; Ctrl-C stopped some; some failed
 
 
 @dataclass(frozen=True)
 class Event:
-    """An event of a task. "left": a derived run that cannot be made, since a run it needs failed."""
+    """An event of a task. "skipped": a derived run that cannot be made, because a run that it needs failed."""
 
-    kind: Literal["started", "waiting", "note", "stopping", "ended", "stopped", "failed", "left"]
+    kind: Literal["started", "waiting", "note", "stopping", "ended", "stopped", "failed", "skipped"]
     task: Task
     text: str = ""
     record: Record | None = None
 
 
 def worker_count(runs: int, threads: int) -> int:
-    """Return the number of workers: one per GPU; without GPUs, one per `threads` CPUs."""
+    """Return the number of workers: one per GPU or, without GPUs, one per `threads` CPUs; at most `runs`."""
     import torch
 
     if torch.cuda.is_available():
@@ -59,10 +59,10 @@ def run_all(
     on_event: Callable[[Event], None],
     tick: Callable[[], None] = lambda: None,
 ) -> BatchOutcome:
-    """Execute all `tasks` and return how that ended; a derived run waits for the runs that it needs.
+    """Execute all `tasks` and return the outcome. A derived run waits for the runs that it needs.
 
-    `on_event` is called for every event, `tick` a few times a second. Ctrl-C (or SIGTERM) stops the runs after their
-    current step, with checkpoints; a second one raises KeyboardInterrupt and ends the workers at once.
+    `on_event` is called for every event, `tick` a few times per second. Ctrl-C or SIGTERM stops the runs after
+    their current step, with checkpoints. A second one raises KeyboardInterrupt and kills the workers.
     """
     context = multiprocessing.get_context("spawn")
     queue = TaskQueue(tasks)
@@ -72,7 +72,7 @@ def run_all(
     with count_stop_signals(raise_on_second=True) as interrupted:
         try:
             while True:
-                for event in queue.unreachable():
+                for event in queue.skip_unreachable():
                     on_event(event)
                 for worker in pool:
                     if worker.task is None and not interrupted() and (task := queue.next()):
@@ -87,7 +87,7 @@ def run_all(
                     events = [event for worker in busy for event in worker.events()]
                 for event in events:
                     kinds.add(event.kind)
-                    queue.note(event)
+                    queue.handle(event)
                     on_event(event)
                 tick()
         finally:
@@ -99,29 +99,29 @@ def run_all(
 
 
 class TaskQueue:
-    """Tasks in order; each is assigned once the runs that it needs have ended."""
+    """Tasks in order. A task is assigned once the runs that it needs have ended."""
 
     def __init__(self, tasks: Sequence[Task]) -> None:
         self.waiting = list(tasks)
-        self.open = {task.identity for task in tasks}  # identities of tasks not ended yet
-        self.useless: dict[str, str] = {}  # identity of a run that cannot be used -> why
+        self.pending = {task.identity for task in tasks}  # identities of tasks that have not ended
+        self.unusable: dict[str, str] = {}  # identity of a run that no derived run can use -> reason
         for task in tasks:
             for need in task.needs:
-                if need not in self.open:
+                if need not in self.pending:
                     self.task_ended(need, RunFolder(task.folder.parent / need).result())
 
     def task_ended(
-        self, identity: str, record: Record | None, why: str = "has not been trained on this machine"
+        self, identity: str, record: Record | None, reason: str = "has not been trained on this machine"
     ) -> None:
-        """Note that a task ended with this record; None: without one, and `why`."""
-        self.open.discard(identity)
+        """Register that a task ended with this record, or without one for this reason."""
+        self.pending.discard(identity)
         if record is None:
-            self.useless[identity] = why
+            self.unusable[identity] = reason
         elif record.status != FINISHED:
-            self.useless[identity] = f"did not converge: {record.ended}"
+            self.unusable[identity] = f"did not converge: {record.ended}"
 
-    def note(self, event: Event) -> None:
-        """Note an event of an assigned task."""
+    def handle(self, event: Event) -> None:
+        """Register the end of an assigned task."""
         if event.kind == "ended":
             self.task_ended(event.task.identity, event.record)
         elif event.kind == "failed":
@@ -129,40 +129,40 @@ class TaskQueue:
             self.task_ended(event.task.identity, None, f"failed: {lines[-1]}")  # the last line of a traceback
 
     def next(self) -> Task | None:
-        """Return and remove the first task whose needs have all ended, or None."""
+        """Remove and return the first task whose needs have all ended; None if there is none."""
         for place, task in enumerate(self.waiting):
-            if not any(need in self.open or need in self.useless for need in task.needs):
+            if not any(need in self.pending or need in self.unusable for need in task.needs):
                 return self.waiting.pop(place)
         return None
 
-    def unreachable(self) -> list[Event]:
-        """Remove the tasks that can never be done, mark their folders, and return the events."""
-        found = [task for task in self.waiting if any(need in self.useless for need in task.needs)]
-        for task in found:
+    def skip_unreachable(self) -> list[Event]:
+        """Remove the tasks that need an unusable run, mark their folders, and return their events."""
+        unreachable = [task for task in self.waiting if any(need in self.unusable for need in task.needs)]
+        for task in unreachable:
             self.waiting.remove(task)
             self.task_ended(task.identity, None, "could not be made")
-        return [mark_unreachable(task, self.useless) for task in found]
+        return [mark_skipped(task, self.unusable) for task in unreachable]
 
 
-def mark_unreachable(task: Task, useless: Mapping[str, str]) -> Event:
-    """Mark a derived run as one that cannot be made: "needs resnet-56 seed 1, which did not converge"."""
+def mark_skipped(task: Task, unusable: Mapping[str, str]) -> Event:
+    """Record in its folder why a derived run cannot be made: "needs resnet-56 seed 1, which did not converge"."""
     assert isinstance(task.run, DerivedRun)
     titles = [member.title for member in task.run.members]
     reasons = [
-        f"{title}, which {useless[need]}"
+        f"{title}, which {unusable[need]}"
         for title, need in zip(titles, task.needs, strict=True)
-        if need in useless
+        if need in unusable
     ]
     more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
     text = f"needs {reasons[0]}{more}"
     folder = RunFolder(task.folder)
     folder.create(task.description())
     folder.mark_unfinished("failed", text)
-    return Event("left", task, text)
+    return Event("skipped", task, text)
 
 
 def reader_count(workers: int) -> int:
-    """Return the reader threads of each worker: its share of the CPUs beside a GPU; 1 where the CPU trains."""
+    """Return the reader threads per worker: its share of the CPUs if a GPU trains, 1 if the CPU trains."""
     import torch
 
     if not torch.cuda.is_available():
@@ -171,7 +171,7 @@ def reader_count(workers: int) -> int:
 
 
 class Worker:
-    """A worker process, started when it gets its first task, and the task it executes."""
+    """A worker process and the task that it executes. The process starts with the first task."""
 
     def __init__(self, context: Any, threads: int, readers: int, number: int) -> None:
         self.context, self.threads, self.readers, self.number = context, threads, readers, number
@@ -180,9 +180,9 @@ class Worker:
         self.task: Task | None = None
 
     def start(self) -> None:
-        """Start a process. It ignores SIGINT, which a terminal sends to it too; the parent forwards it."""
-        self.connection, other = self.context.Pipe()
-        args = (other, self.threads, self.readers, self.number)
+        """Start the process. It ignores SIGINT, which a terminal also sends to it; the parent forwards it."""
+        self.connection, worker_end = self.context.Pipe()
+        args = (worker_end, self.threads, self.readers, self.number)
         self.process = self.context.Process(
             target=worker_main, args=args, name=f"repro-{self.number}", daemon=True
         )
@@ -191,7 +191,7 @@ class Worker:
             self.process.start()
         finally:
             signal.signal(signal.SIGINT, handler)
-        other.close()
+        worker_end.close()
 
     def assign(self, task: Task) -> None:
         """Send a task to the process."""
@@ -199,35 +199,35 @@ class Worker:
             self.close()
             self.start()
         self.task = task
-        with contextlib.suppress(OSError):  # it just died: `events` reports it
+        with contextlib.suppress(OSError):  # the process has died; `events` reports it
             self.connection.send(task)
 
     def stop(self) -> list[Event]:
-        """Ask the process to stop its run after the current step, resumable."""
+        """Tell the process to stop its run after the current step, resumable."""
         with contextlib.suppress(OSError):
             self.connection.send(None)
         return [Event("stopping", self.task)] if self.task else []
 
     def events(self) -> list[Event]:
-        """Return the events since the last call; after a task's last event the worker is free."""
-        found: list[Event] = []
+        """Return the events since the last call. After the last event of a task, `task` is None."""
+        events: list[Event] = []
         try:
             while self.task is not None and self.connection.poll():
                 kind, text, record = self.connection.recv()
-                found.append(Event(kind, self.task, text, record))
+                events.append(Event(kind, self.task, text, record))
                 if kind in ("ended", "stopped", "failed"):
                     self.task = None
         except (EOFError, ConnectionResetError):
             self.process.join(5)
             code = self.process.exitcode
-            how = f"by signal {-code}" if code is not None and code < 0 else f"with exit code {code}"
-            text = f"its process was ended {how}; run the same command again to resume"
-            found.append(Event("failed", self.task, text))  # type: ignore[arg-type]
+            cause = f"by signal {-code}" if code is not None and code < 0 else f"with exit code {code}"
+            text = f"its process was ended {cause}; run the same command again to resume"
+            events.append(Event("failed", self.task, text))  # type: ignore[arg-type]
             self.task = None
-        return found
+        return events
 
     def close(self) -> None:
-        """End the process; all that matters is in its checkpoints."""
+        """End the process. Its checkpoints are complete at any moment."""
         if self.process is None:
             return
         self.connection.close()
@@ -241,14 +241,14 @@ class Worker:
 
 
 def worker_main(connection: Connection, threads: int, readers: int, number: int) -> None:
-    """Execute the tasks that come through `connection` until it closes; the main function of a worker."""
+    """Execute the tasks that arrive through `connection` until it closes; main function of a worker process."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # warns that there is no GPU
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns on machines without a GPU
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
     allowed = [str(number)] * (number + 1) if gpus is None else gpus.split(",")
-    if number < len(allowed):  # one GPU each, of those that the user allows
+    if number < len(allowed):  # one GPU per worker, of those that the user allows
         os.environ["CUDA_VISIBLE_DEVICES"] = allowed[number]
-    stop = connection.poll  # while a task runs, only a stop request or the end of the parent can arrive
+    stop = connection.poll  # while a task runs, the parent sends nothing but a stop request or the end of file
     while True:
         try:
             task: Task | None = connection.recv()
@@ -258,7 +258,7 @@ def worker_main(connection: Connection, threads: int, readers: int, number: int)
             continue
 
         def on_event(kind: str, text: str = "", record: Record | None = None) -> None:
-            with contextlib.suppress(OSError):  # the parent is gone, and `stop` is true
+            with contextlib.suppress(OSError):  # the parent has died; `stop` returns True
                 connection.send((kind, text, record))
 
         try:
@@ -266,5 +266,5 @@ def worker_main(connection: Connection, threads: int, readers: int, number: int)
             on_event("ended" if record else "stopped", "" if record else "stopped; resumable", record)
         except UserError as error:
             on_event("failed", str(error))
-        except Exception:  # noqa: BLE001 - the user sees it, and the other runs go on
+        except Exception:  # noqa: BLE001 - reported to the user; the other runs continue
             on_event("failed", traceback.format_exc())

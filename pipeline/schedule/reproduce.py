@@ -1,12 +1,12 @@
-"""Run an experiment on this machine: train what is not finished, track it, return its records."""
+"""Run tasks on this machine: execute those that are not finished, track all, return their records."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pipeline.common.errors import explain_write_errors
 from pipeline.common.paths import home, runs_folder
-from pipeline.schedule.local import BatchOutcome, Event, run_all, worker_count
 from pipeline.plan.task import Task
+from pipeline.schedule.local import BatchOutcome, Event, run_all, worker_count
 from pipeline.track.record import Record
 from pipeline.track.run_folder import RunFolder
 from pipeline.track.sync import BackgroundSync
@@ -14,11 +14,11 @@ from pipeline.track.sync import BackgroundSync
 
 @dataclass(frozen=True)
 class JobOutcome:
-    """The outcome of `run_tasks`."""
+    """Outcome of `run_tasks`."""
 
     ending: BatchOutcome
     records: list[Record]  # of all tasks that ended
-    untracked: str = ""  # why the tracking server could not be used; "" if it could
+    untracked: str = ""  # error of the tracking server; "" if there was none
 
 
 def run_tasks(
@@ -28,18 +28,17 @@ def run_tasks(
     on_event: Callable[[Event], None],
     tick: Callable[[], None] = lambda: None,
 ) -> JobOutcome:
-    """Execute the tasks that are not finished, sync all to the tracking server, and return the records."""
+    """Execute the tasks that have not ended, sync all to the tracking server, and return the records."""
     with explain_write_errors(home()):
         runs_folder().mkdir(parents=True, exist_ok=True)
     syncing = BackgroundSync()
-    found, missing = split_finished(tasks, syncing)
+    records, missing = split_finished(tasks, syncing)
     for task in tasks:
         syncing.watch(task.folder)
     for task in missing:
         RunFolder(task.folder).clear_unfinished()
-    records = dict(found)
 
-    def note(event: Event) -> None:
+    def handle(event: Event) -> None:
         if event.record:
             records[event.task.identity] = event.record
         on_event(event)
@@ -48,22 +47,25 @@ def run_tasks(
     if missing:
         with syncing:
             workers = worker_count(len(missing), threads)
-            ending = run_all(missing, workers=workers, threads=threads, on_event=note, tick=tick)
+            ending = run_all(missing, workers=workers, threads=threads, on_event=handle, tick=tick)
     syncing.sync()
     ordered = [records[task.identity] for task in tasks if task.identity in records]
     return JobOutcome(ending, ordered, syncing.trouble)
 
 
 def split_finished(tasks: Sequence[Task], syncing: BackgroundSync) -> tuple[dict[str, Record], list[Task]]:
-    """Records of the tasks already ended, here or on the tracking server, and the tasks that are left."""
-    found = {}
+    """Return the records of ended tasks by identity, and the other tasks.
+
+    The records are those on this machine and, if some are missing, on the tracking server.
+    """
+    records = {}
     for task in tasks:
         record = RunFolder(task.folder).result()
         if record:
-            found[task.identity] = record
-    if len(found) < len(tasks):
-        wanted = {task.identity for task in tasks}
+            records[task.identity] = record
+    if len(records) < len(tasks):
+        identities = {task.identity for task in tasks}
         for record in syncing.records():
-            if record.identity in wanted:
-                found.setdefault(record.identity, record)
-    return found, [task for task in tasks if task.identity not in found]
+            if record.identity in identities:
+                records.setdefault(record.identity, record)
+    return records, [task for task in tasks if task.identity not in records]

@@ -1,7 +1,8 @@
 """Cache of code hashes and data manifests, so that a command whose runs are all finished reads no images.
 
 A code hash is valid for the exact bytes of the source files, a manifest for the names, sizes and times of the
-files of its data set. The cache only serves to find that all runs are finished; if one is not, everything is read.
+files of its data set. The cache is used only to find that all runs are finished; if one is not, everything is
+read.
 """
 
 import hashlib
@@ -33,7 +34,7 @@ SOURCE_FILES = (
 
 LIBRARIES_OF_DATA = ("numpy", "pillow", "scikit-learn", "torch", "torchvision")
 
-SHARD_MANIFEST = "manifest.json"  # of shards
+SHARD_MANIFEST = "manifest.json"  # `data.shard_manifest.MANIFEST_NAME`, whose import takes seconds
 
 BUILT_IN = ("digits", "noise")  # sets that come with scikit-learn or are generated
 
@@ -52,47 +53,48 @@ class TaskCache:
         self.codes: dict[str, str] = {}
         self.manifests: dict[str, tuple[str, dict[str, Any]]] = {}  # data set -> (manifest_key, manifest)
         self.changed = False
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            kept = json.loads(cache_file().read_text(encoding="utf-8"))
-            if kept["sources"] == self.sources:
-                self.codes = {**kept["codes"]}
-                self.manifests = {name: (key, {**manifest}) for name, (key, manifest) in kept["manifests"].items()}
+        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+            cached = json.loads(cache_file().read_text(encoding="utf-8"))
+            if cached["sources"] == self.sources:
+                manifests = cached["manifests"].items()
+                self.codes = {**cached["codes"]}
+                self.manifests = {name: (key, {**manifest}) for name, (key, manifest) in manifests}
 
     @cached_property
     def sources(self) -> str:
         """Hash of the source files' bytes, the Python version and the versions of LIBRARIES_OF_DATA."""
-        found = hashlib.sha256(" ".join([sys.version, *map(metadata.version, LIBRARIES_OF_DATA)]).encode())
+        hashed = hashlib.sha256(" ".join([sys.version, *map(metadata.version, LIBRARIES_OF_DATA)]).encode())
         for pattern in SOURCE_FILES:
             for path in sorted(ROOT.glob(pattern)):
                 content = path.read_bytes()
-                found.update(f"\n{path.relative_to(ROOT)} {len(content)}\n".encode())
-                found.update(content)
-        return found.hexdigest()
+                hashed.update(f"\n{path.relative_to(ROOT)} {len(content)}\n".encode())
+                hashed.update(content)
+        return hashed.hexdigest()
 
     def add_code(self, network: str, code: str) -> None:
-        """Keep the code hash of a network."""
+        """Add the code hash of a network."""
         self.codes[network] = code
         self.changed = True
 
     def manifest(self, name: str, *, is_sharded: bool) -> dict[str, Any]:
-        """Return the manifest of a data set; KeyError where none is kept for its files as they are now."""
+        """Return the manifest of a data set. Raises KeyError if none is cached for its current files."""
         key, manifest = self.manifests[entry_name(name, is_sharded)]
         if key != manifest_key(name, is_sharded=is_sharded):
             raise KeyError(name)
         return manifest
 
     def add_manifest(self, name: str, key: str | None, manifest: dict[str, Any], *, is_sharded: bool) -> None:
-        """Keep a manifest; `key` is the data set's `manifest_key` from before its files were read."""
+        """Add a manifest; `key` is the data set's `manifest_key` from before its files were read."""
         if key is not None:
             self.manifests[entry_name(name, is_sharded)] = key, manifest
             self.changed = True
 
     def write(self) -> None:
-        """Write the file if anything was added. Where it cannot be written, the next command takes longer."""
-        kept = {"sources": self.sources, "codes": self.codes, "manifests": self.manifests}
+        """Write the file if anything was added. Ignores OSError: without the cache, commands only take longer."""
         if self.changed:
+            content = {"sources": self.sources, "codes": self.codes, "manifests": self.manifests}
             with suppress(OSError):
-                write_atomically(cache_file(), json.dumps(kept))
+                write_atomically(cache_file(), json.dumps(content))
 
 
 def cache_file() -> Path:
@@ -101,14 +103,14 @@ def cache_file() -> Path:
 
 
 def entry_name(name: str, is_sharded: bool) -> str:
-    """Key of a data set in the file: one set can be read from shards or decoded into memory."""
+    """Return the key of a data set in the file. One set can be read from shards or decoded into memory."""
     return f"{name}, sharded" if is_sharded else name
 
 
 def manifest_key(name: str, *, is_sharded: bool) -> str | None:
     """Return a hash that changes whenever a file of the data set `name` does.
 
-    None where it cannot be known: nothing is found, or the shards are in a remote store.
+    Return None if no file is found or if the shards are in a remote store.
     """
     if "/" in name or "\\" in name or name.startswith("."):
         return None

@@ -1,4 +1,4 @@
-"""Make tasks from runs: read the data for manifests and the code for its hash."""
+"""Make tasks from runs: read the data for their manifests, and hash the code."""
 
 import inspect
 from collections.abc import Iterable
@@ -18,15 +18,15 @@ from pipeline.track.run_folder import RunFolder
 
 
 def make_tasks(runs: Iterable[Run | DerivedRun], cache: TaskCache | None = None) -> list[Task]:
-    """Return a task for each run: read the data for its manifest and the code for its hash; add both to `cache`.
+    """Return a task for each run. Data manifests and code hashes are added to `cache`.
 
-    Raises UserError for data that cannot be read and networks that cannot be built, before any worker starts.
+    Raises UserError, before any worker starts, for data that cannot be read and networks that cannot be built.
     """
     return TaskBuilder(TaskInputs(cache or TaskCache())).tasks(runs)
 
 
 def finished_tasks(runs: Iterable[Run | DerivedRun], cache: TaskCache) -> list[Task] | None:
-    """Return the tasks of `runs` if all of them are finished on this machine, from the cache alone; else None."""
+    """Return the tasks of `runs` from the cache alone; None if one has not ended on this machine."""
     try:
         tasks = TaskBuilder(CachedInputs(cache)).tasks(runs)
     except KeyError:
@@ -35,7 +35,7 @@ def finished_tasks(runs: Iterable[Run | DerivedRun], cache: TaskCache) -> list[T
 
 
 class TaskInputs:
-    """Reads manifests from the data and hashes the code, each once, and checks that networks fit the data."""
+    """Reads data manifests and hashes code, each once, and checks that networks and data fit."""
 
     def __init__(self, cache: TaskCache) -> None:
         self.cache = cache
@@ -44,14 +44,13 @@ class TaskInputs:
         self.checked: set[tuple[str, str]] = set()
 
     def images(self, name: str, is_sharded: bool) -> tuple[Any, dict[str, Any]]:
-        """Return a data set and its manifest."""
+        """Return a data set and its manifest as plain data."""
         from pipeline.data.manifest import manifest_of, manifest_to_dict
         from pipeline.data.sources import load_images
 
         if (name, is_sharded) not in self.sets:
-            key = manifest_key(
-                name, is_sharded=is_sharded
-            )  # before reading: a change during it is noticed next time
+            # Computed before reading, so that the next command notices a change during it.
+            key = manifest_key(name, is_sharded=is_sharded)
             images = load_images(name, data_folder(), sharded=is_sharded)
             manifest = manifest_to_dict(manifest_of(images))
             self.cache.add_manifest(name, key, manifest, is_sharded=is_sharded)
@@ -63,7 +62,7 @@ class TaskInputs:
         return self.images(name, is_sharded)[1]
 
     def check(self, run: Run) -> None:
-        """Raise UserError where a variant's network and images do not fit."""
+        """Raise UserError if a variant's network and images do not fit."""
         if (run.experiment, run.variant) not in self.checked:
             data = run.recipe.data
             check_run(run, self.images(data.name, data.crop is not None)[0])
@@ -80,7 +79,7 @@ class TaskInputs:
 
 
 class CachedInputs:
-    """Manifests and code hashes from the cache; KeyError for what it does not hold."""
+    """Returns manifests and code hashes from the cache. Raises KeyError for those that it does not hold."""
 
     def __init__(self, cache: TaskCache) -> None:
         self.cache = cache
@@ -91,7 +90,7 @@ class CachedInputs:
         return self.cache.manifest(name, is_sharded=is_sharded)
 
     def check(self, run: Run) -> None:
-        """Check nothing: a finished run fits its data."""
+        """Do nothing: network and data of a finished run fit."""
 
     def code(self, network: str) -> str:
         """Return the code hash of a network."""
@@ -99,7 +98,7 @@ class CachedInputs:
 
 
 class TaskBuilder:
-    """Builds tasks; computes once what several tasks share."""
+    """Builds tasks. Runs that differ only in their title share manifest, code hash and identity."""
 
     def __init__(self, inputs: TaskInputs | CachedInputs) -> None:
         self.inputs = inputs
@@ -122,26 +121,26 @@ class TaskBuilder:
         return self.runs[key]
 
     def of_derived(self, derived: DerivedRun) -> Task:
-        """Return the task of a derived run, which names the identities of its members."""
+        """Return the task of a derived run; its `needs` are the identities of its members."""
         members = [self.of_run(member) for member in derived.members]
         data = derived.members[0].recipe.data
         name = derived.spec.data if isinstance(derived.spec, TransferSpec) else data.name
         manifest = self.inputs.manifest(name, data.crop is not None)
         code = derived_code_hash(derived, [member.code for member in members])
         needs = tuple(member.identity for member in members)
-        own = identity(derived, manifest=manifest["sha256"], code=code, members=needs)
-        return replace(make_task(derived, own, code, manifest), needs=needs)
+        derived_identity = identity(derived, manifest=manifest["sha256"], code=code, members=needs)
+        return replace(make_task(derived, derived_identity, code, manifest), needs=needs)
 
 
-def make_task(run: Run | DerivedRun, name: str, code: str, manifest: dict[str, Any]) -> Task:
-    """Return the task of a run whose identity is `name`."""
-    return Task(run, name, code, manifest, runs_folder() / name, data_folder())
+def make_task(run: Run | DerivedRun, run_identity: str, code: str, manifest: dict[str, Any]) -> Task:
+    """Return the task of a run with this identity, in the runs folder."""
+    return Task(run, run_identity, code, manifest, runs_folder() / run_identity, data_folder())
 
 
 def check_run(run: Run, images: Any) -> None:
-    """Raise UserError where network and images do not fit, before a worker starts.
+    """Raise UserError if network and images do not fit.
 
-    The network is built without memory for weights and applied to one image of the declared shape.
+    Builds the network on the meta device and applies it to one image of the declared shape.
     """
     import torch
 
@@ -156,6 +155,6 @@ def check_run(run: Run, images: Any) -> None:
             network.eval()(torch.zeros(1, *shape))
     except (ValueError, TypeError, RuntimeError) as error:
         args = ", ".join(f"{key} {value!r}" for key, value in model.args.items())
-        named = f"{model.name} ({args})" if args else model.name
-        what = "" if isinstance(error, ValueError) else f"{named} on {images.name} does not work: "
-        raise UserError(f"{run.experiment}, {run.variant}: {what}{error}") from None
+        network_name = f"{model.name} ({args})" if args else model.name
+        context = "" if isinstance(error, ValueError) else f"{network_name} on {images.name} does not work: "
+        raise UserError(f"{run.experiment}, {run.variant}: {context}{error}") from None

@@ -1,8 +1,8 @@
-"""The records on a tracking server, read without MLflow's client, which alone takes seconds to import.
+"""Read the records on a tracking server without MLflow's client, which takes seconds to import.
 
-MLflow's search gives every metric, parameter and tag of each run it finds: 4 ms for a run, 40 s for 10,000. So a
-database file is asked for the one tag that is needed. Of a server's records those already seen are kept in a file;
-it is asked for the runs that ended last, and whether all runs are then as many as are known.
+MLflow's search returns every metric, parameter and tag of each run: 4 ms for one run, 40 s for 10,000. So only the
+tag with the record is read from a database file. The records of a server are cached in a file; the server is asked
+for the runs that ended last, and for the number of its runs, to compare with the cache.
 """
 
 import base64
@@ -12,7 +12,7 @@ import os
 import re
 import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,30 +21,29 @@ from pipeline.common.environment import env_number
 from pipeline.common.files import write_atomically
 from pipeline.common.paths import runs_folder
 
-RECORD_TAG, SENT_TAG = (
-    "repro.record",
-    "repro.sent",
-)  # tags: a run's Record; there once all its files have been sent too
+RECORD_TAG = "repro.record"  # tag: the Record of an ended run
+
+SENT_TAG = "repro.sent"  # tag: set once all files of a run are sent
 
 ENDED = f"attributes.end_time > 0 AND tags.`{RECORD_TAG}` LIKE '{{%'"
 
 LAST_FIRST = ["attributes.end_time DESC"]
 
-FIRST_PAGE_SIZE, PAGE_SIZE = 20, 250  # runs in an answer: where little is new, and where much is; one takes 4 ms
+FIRST_PAGE_SIZE, PAGE_SIZE = 20, 250  # runs in one answer, which takes 4 ms per run
 
-RETRIES = 3  # runs may end while it is asked
+RETRIES = 3  # since runs may end between two requests
 
-TIMEOUT = 10.0  # seconds, unless MLFLOW_HTTP_REQUEST_TIMEOUT says otherwise
+TIMEOUT = 10.0  # seconds, unless MLFLOW_HTTP_REQUEST_TIMEOUT is set
 
-FORMAT = 1  # of the file
+FORMAT = 1  # version of the cache file
 
-CREDENTIALS = re.compile(r"//\S*@")  # up to the last @, whatever the password holds
+CREDENTIALS = re.compile(r"//\S*@")  # up to the last @: a password may contain one
 
-ASKED = re.compile(r"([?&][^=&\s]*(?:password|token|secret)[^=&\s]*=)[^&\s]+", re.IGNORECASE)
+QUERY_SECRETS = re.compile(r"([?&][^=&\s]*(?:password|token|secret)[^=&\s]*=)[^&\s]+", re.IGNORECASE)
 
 SECRETS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 
-PLAIN_ADDRESS = {"MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", *SECRETS}  # all that is understood here
+SUPPORTED_VARIABLES = {"MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", *SECRETS}
 
 QUERY = f"""
 SELECT tags.run_uuid, tags.value, sent.value FROM tags
@@ -59,14 +58,14 @@ WHERE tags.key = '{RECORD_TAG}' AND tags.value LIKE '{{%'
 class TrackedRun:
     """An ended run on a tracking server."""
 
-    run_id: str  # MLflow's
-    record: Mapping[str, Any]  # a Record, as plain data
-    sent: bool  # whether its files are there too
+    run_id: str  # of MLflow
+    record: Mapping[str, Any]  # a Record as plain data
+    sent: bool  # all its files are sent
 
 
 def redact(text: str) -> str:
-    """A tracking address, or a text with one, without the passwords it may hold."""
-    text = ASKED.sub(r"\1***", CREDENTIALS.sub("//***@", text))
+    """Return an address, or a text with addresses, with *** for passwords and tokens."""
+    text = QUERY_SECRETS.sub(r"\1***", CREDENTIALS.sub("//***@", text))
     for name in SECRETS:
         if os.environ.get(name):
             text = text.replace(os.environ[name], "***")
@@ -74,18 +73,18 @@ def redact(text: str) -> str:
 
 
 def server_key(uri: str) -> str:
-    """Which server an address is of, whoever asks: without name, password and query."""
+    """Return the address of a server without user, password and query."""
     return CREDENTIALS.sub("//", uri).partition("?")[0].rstrip("/")
 
 
 def read_tracked_runs(uri: str) -> list[TrackedRun] | None:
-    """All ended runs of a server; None where only MLflow's own client can tell.
+    """Return all ended runs of a server; None where only MLflow's client can read them.
 
-    Raises OSError (requests' are some) where nothing answers.
+    Raises OSError (as the exceptions of requests are) where nothing answers.
     """
     if uri.startswith("sqlite:///") and "?" not in uri:
         return read_sqlite(Path(uri.removeprefix("sqlite:///")))
-    unknown = {name for name in os.environ if name.startswith("MLFLOW_TRACKING_")} - PLAIN_ADDRESS
+    unknown = {name for name in os.environ if name.startswith("MLFLOW_TRACKING_")} - SUPPORTED_VARIABLES
     if uri.startswith(("http://", "https://")) and not unknown and "MLFLOW_WORKSPACE" not in os.environ:
         with suppress(UnexpectedAnswerError):
             return read_server(uri)
@@ -93,37 +92,53 @@ def read_tracked_runs(uri: str) -> list[TrackedRun] | None:
 
 
 def read_sqlite(path: Path) -> list[TrackedRun] | None:
-    """All ended runs in a database file, none where there is no file; None where it is not as MLflow makes it."""
+    """Return all ended runs in a database file, none if it does not exist; None if it is not one of MLflow."""
     if not path.is_file():
         return []
     try:
-        base = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=TIMEOUT)
-        try:
-            rows = base.execute(QUERY).fetchall()
-        finally:
-            base.close()
+        with open_sqlite(path) as database:
+            rows = database.execute(QUERY).fetchall()
         return [TrackedRun(run_id, json.loads(text), sent is not None) for run_id, text, sent in rows]
     except (sqlite3.Error, ValueError):
         return None
 
 
-# A server
+def open_sqlite(path: Path) -> AbstractContextManager[sqlite3.Connection]:
+    """Open a database file for reading, closed at the end of the block."""
+    return closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=TIMEOUT))
+
+
+def is_active_run(uri: str, run_id: str) -> bool:
+    """Return True if a server has this run and it is not deleted; False also where that cannot be read."""
+    try:
+        if uri.startswith("sqlite:///") and "?" not in uri:
+            with open_sqlite(Path(uri.removeprefix("sqlite:///"))) as database:
+                found = database.execute(
+                    "SELECT 1 FROM runs WHERE run_uuid = ? AND lifecycle_stage = 'active'", (run_id,)
+                )
+                return found.fetchone() is not None
+        return uri.startswith(("http://", "https://")) and RestServer(uri).has_active_run(run_id)
+    except (sqlite3.Error, OSError, UnexpectedAnswerError):
+        return False
+
+
+# --- a server ----------------------------------------------------------------------------------------------
 
 
 class UnexpectedAnswerError(Exception):
-    """An answer that MLflow's own client may understand, or explain."""
+    """The server answered something that only MLflow's client may understand or explain."""
 
 
 @dataclass
 class RunPage:
-    """Some runs, and whether there are more after them."""
+    """Some runs of a search; `more` if others follow."""
 
     runs: dict[str, TrackedRun]
     more: bool
 
 
 class RestServer:
-    """MLflow's REST interface, as far as it is needed here."""
+    """The parts of MLflow's REST API that reading records needs."""
 
     def __init__(self, uri: str) -> None:
         import requests
@@ -140,48 +155,48 @@ class RestServer:
         self.timeout = env_number("MLFLOW_HTTP_REQUEST_TIMEOUT", TIMEOUT)
         self.experiments = self._experiments()
 
-    def _ask(self, what: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        answer = self.session.post(f"{self.uri}/api/2.0/mlflow/{what}/search", json=body, timeout=self.timeout)
-        if answer.status_code != 200:
-            raise UnexpectedAnswerError
-        try:
-            found = answer.json()
-        except ValueError:
-            raise UnexpectedAnswerError from None
-        if not isinstance(found, dict):
-            raise UnexpectedAnswerError
-        return found
+    def _search(self, kind: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Search runs or experiments. Raises UnexpectedAnswerError."""
+        url = f"{self.uri}/api/2.0/mlflow/{kind}/search"
+        return parse_answer(self.session.post(url, json=body, timeout=self.timeout))
 
     def _experiments(self) -> list[str]:
         found: list[str] = []
         token = ""
         while True:
-            page = self._ask("experiments", {"max_results": 1000, "view_type": "ACTIVE_ONLY", "page_token": token})
-            found += [one["experiment_id"] for one in page.get("experiments", [])]
+            body = {"max_results": 1000, "view_type": "ACTIVE_ONLY", "page_token": token}
+            page = self._search("experiments", body)
+            found += [experiment["experiment_id"] for experiment in page.get("experiments", [])]
             token = page.get("next_page_token", "")
             if not token:
                 return found
 
     def page(self, start: int, count: int, view: str = "ACTIVE_ONLY") -> RunPage:
-        """`count` of the ended runs from number `start` on, the one that ended last first."""
+        """Return `count` of the ended runs, last ended first, from number `start`."""
         body: dict[str, Any] = {"experiment_ids": self.experiments, "filter": ENDED, "order_by": LAST_FIRST}
         body |= {"run_view_type": view, "max_results": count}
-        if start:  # what MLflow gives as a page's token; another server would answer from the first run on
+        if start:  # the format of MLflow's page tokens; another server would answer from the first run
             body["page_token"] = base64.b64encode(json.dumps({"offset": start}).encode()).decode()
-        found = self._ask("runs", body)
+        found = self._search("runs", body)
         try:
             runs = [parse_run(run) for run in found.get("runs", [])]
         except (KeyError, TypeError, ValueError):
             raise UnexpectedAnswerError from None
         return RunPage({run.run_id: run for run in runs}, bool(found.get("next_page_token")))
 
-    def has(self, known: Mapping[str, TrackedRun]) -> bool:
-        """Whether there are as many ended runs as are known: the last of them is, and nothing comes after it."""
+    def has_active_run(self, run_id: str) -> bool:
+        """Return True if the run exists and is not deleted. Raises UnexpectedAnswerError."""
+        url = f"{self.uri}/api/2.0/mlflow/runs/get"
+        found = parse_answer(self.session.get(url, params={"run_id": run_id}, timeout=self.timeout))
+        return bool(found.get("run", {}).get("info", {}).get("lifecycle_stage") == "active")
+
+    def has_only(self, known: Mapping[str, TrackedRun]) -> bool:
+        """Return True if the server has as many ended runs as `known`: the last is known and none follows."""
         page = self.page(max(0, len(known) - 1), 1)
         return page.runs.keys() <= known.keys() and bool(page.runs) == bool(known) and not page.more
 
     def pages(self, view: str = "ACTIVE_ONLY", *, first: int | None = None) -> Iterator[RunPage]:
-        """All ended runs. A run that ends meanwhile pushes others to the next page, where they come again."""
+        """Yield all ended runs. If a run ends in the meantime, others move to the next page and are repeated."""
         start, count = 0, first or PAGE_SIZE
         while True:
             page = self.page(start, count, view)
@@ -191,28 +206,41 @@ class RestServer:
             start, count = start + count, PAGE_SIZE
 
 
+def parse_answer(answer: Any) -> dict[str, Any]:
+    """Return the JSON object in a server's answer. Raises UnexpectedAnswerError."""
+    if answer.status_code != 200:
+        raise UnexpectedAnswerError
+    try:
+        found = answer.json()
+    except ValueError:
+        raise UnexpectedAnswerError from None
+    if not isinstance(found, dict):
+        raise UnexpectedAnswerError
+    return found
+
+
 def parse_run(run: Mapping[str, Any]) -> TrackedRun:
-    """An ended run, from a server's answer."""
+    """Return the ended run in a server's answer."""
     tags = {tag["key"]: tag.get("value", "") for tag in run["data"]["tags"]}
     record = json.loads(tags[RECORD_TAG])
     return TrackedRun(run["info"]["run_id"], {**record}, SENT_TAG in tags)
 
 
 def read_server(uri: str) -> list[TrackedRun]:
-    """All ended runs of a server, most of them from the file of those that were seen before."""
-    server, file = RestServer(uri), RecordCache(server_key(uri))
-    before = file.read() if server.experiments else {}
+    """Return all ended runs of a server, most of them from the cache."""
+    server, cache = RestServer(uri), RecordCache(server_key(uri))
+    before = cache.read() if server.experiments else {}
     known = refresh(server, dict(before)) if server.experiments else {}
     if known != before:
-        file.write(known)
+        cache.write(known)
     return list(known.values())
 
 
 def refresh(server: RestServer, known: dict[str, TrackedRun]) -> dict[str, TrackedRun]:
-    """What the server has, from what is known of it.
+    """Return the runs of the server, given the `known` ones.
 
-    What ended since is read first; if the server then counts as many runs as are known, they are the same. If not,
-    some were deleted, or a run was ended by a machine whose clock is slow, and all is read.
+    Runs that ended since are read first. If the server then has as many runs as are known, they are the same. If
+    not, some were deleted, or a machine with a slow clock ended a run; then all runs are read.
     """
     known = known or fetch_all(server)
     for _ in range(RETRIES):
@@ -221,24 +249,24 @@ def refresh(server: RestServer, known: dict[str, TrackedRun]) -> dict[str, Track
             known |= new
             if not new:
                 break
-        if server.has(known):
+        if server.has_only(known):
             return known
         for page in server.pages("DELETED_ONLY"):
             for name in page.runs:
                 known.pop(name, None)
-        if server.has(known):
+        if server.has_only(known):
             return known
     return fetch_all(server)
 
 
 def fetch_all(server: RestServer) -> dict[str, TrackedRun]:
-    """All that the server has."""
+    """Return all ended runs of the server."""
     return {name: run for page in server.pages() for name, run in page.runs.items()}
 
 
 @dataclass(frozen=True)
 class RecordCache:
-    """The file of the records seen on a server. Damaged, of another server or format, it counts as none."""
+    """Cache file of the records of a server. A damaged file or one of another format counts as empty."""
 
     server: str
     file: Path = field(init=False)
@@ -248,7 +276,7 @@ class RecordCache:
         object.__setattr__(self, "file", runs_folder() / f".tracked-{name}.json")
 
     def read(self) -> dict[str, TrackedRun]:
-        """Run id -> run."""
+        """Return the runs by run id."""
         try:
             kept = json.loads(self.file.read_text(encoding="utf-8"))
             if (kept["format"], kept["server"]) != (FORMAT, self.server):
@@ -258,7 +286,7 @@ class RecordCache:
             return {}
 
     def write(self, known: Mapping[str, TrackedRun]) -> None:
-        """Keep these; where they cannot be, the next question takes longer."""
+        """Replace the file. If it cannot be written, the next command takes longer."""
         runs = [[run.run_id, run.record, run.sent] for run in known.values()]
         with suppress(OSError):
             self.file.parent.mkdir(parents=True, exist_ok=True)

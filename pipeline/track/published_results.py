@@ -1,4 +1,4 @@
-"""How published weights did on a data set, kept in files: read without torch, which takes seconds to import."""
+"""Results of published weights on data sets, in files. Does not import torch, which takes seconds."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -13,7 +13,7 @@ from pipeline.common.paths import home
 
 @dataclass(frozen=True)
 class PublishedResult:
-    """How published weights do on a data set. Errors in percent."""
+    """Errors of published weights on a data set, in percent."""
 
     network: str
     weights: str
@@ -25,7 +25,7 @@ class PublishedResult:
     top1: float
     top5: float
     stated_top1: float | None
-    ignored: int  # files in the folder that are no pictures
+    ignored: int  # files in the folder that are not images
     hardware: str
     commit: str
     evaluated: str  # date and time, UTC
@@ -37,12 +37,12 @@ class PublishedResult:
 
 
 def published_results_folder() -> Path:
-    """Where results on published weights are kept: apart from the runs."""
+    """Return the folder of results of published weights."""
     return home() / "published"
 
 
 def save_result(result: PublishedResult) -> Path:
-    """Write a result beside the earlier ones; the same weights on the same data and protocol replace."""
+    """Write a result to its file. A result of the same weights, data and protocol is replaced."""
     same = {key: getattr(result, key) for key in ("network", "sha256", "data", "protocol", "images", "manifest")}
     path = published_results_folder() / f"{digest(same)}.json"
     with explain_write_errors(path.parent):
@@ -52,11 +52,11 @@ def save_result(result: PublishedResult) -> Path:
 
 
 def load_results() -> list[PublishedResult]:
-    """All kept results, the lowest error first; UserError names a file that cannot be read."""
+    """Return all results, by data set and error. Raises UserError that names a file that cannot be read."""
     found = []
     for path in sorted(published_results_folder().glob("*.json")):
         try:
             found.append(PublishedResult(**json.loads(path.read_text(encoding="utf-8"))))
         except (ValueError, TypeError) as error:
-            raise UserError(f"{path} is no result of published weights ({error}); remove it") from None
+            raise UserError(f"{path} is not a result of published weights ({error}); remove it") from None
     return sorted(found, key=lambda row: (row.data, row.top1))

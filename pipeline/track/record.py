@@ -1,4 +1,4 @@
-"""The record of an ended run: its numbers, and where they come from."""
+"""Records: the results and the provenance of an ended run."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -13,7 +13,7 @@ FINISHED, NOT_CONVERGED = "finished", "not converged"
 
 @dataclass(frozen=True)
 class Record:
-    """One ended run, kept in its folder and in MLflow. Judging and reporting read nothing else."""
+    """Results and provenance of an ended run, kept in its folder and in MLflow; all that judging reads."""
 
     identity: str
     experiment: str
@@ -21,8 +21,8 @@ class Record:
     variant: str
     seed: int
     status: Literal["finished", "not converged"]
-    ended: str  # how it ended: "64000 steps", or "the loss became nan at step 17"
-    changes: Mapping[str, Any]  # by --set; a changed run never counts for a claim
+    ended: str  # end of training: "64000 steps", or "the loss became nan at step 17"
+    changes: Mapping[str, Any]  # by --set; a changed run counts for no claim
     declaration: str  # hashes
     manifest: str
     code: str
@@ -68,7 +68,7 @@ def make_record(
     device_batch: int = 0,
     members: tuple[str, ...] = (),
 ) -> Record:
-    """Return the record of a run or derived run that ended now: what it is, from its task, and what it measured."""
+    """Return the record of a run or derived run that ended now, from its task and its results."""
     run = task.run
     return Record(
         identity=task.identity,

@@ -1,16 +1,16 @@
-"""The folder of one run: its journal, checkpoints and result. Whatever stops a run, what is here stays readable.
+"""The folder of one run: journal, checkpoints and result. It stays readable whatever stops the run.
 
 runs/<identity>/
-  run.json           what is being trained
-  journal.jsonl      the curves: one line a report; append-only
-  progress.json      where training is now, for a progress bar
+  run.json           description of the run
+  journal.jsonl      learning curves, one report per line; append-only
+  progress.json      current step and speed, for a progress bar
   checkpoints/       step-0000440-<16 hex digits of its sha256>.ckpt, the last two
-  network.safetensors    the last model, once finished
-  result.json        the Record, once ended; its presence means: never train this again
+  network.safetensors    the last model of a finished run
+  result.json        the Record of an ended run, which is never trained again
   lock               held by the process that trains
-  log.txt            what happened to it, in sentences
-  stop               why it should stop at its next step, for the processes that train it, wherever they are
-  left.json          why it is not finished, where it was left for a reason: over-budget, cancelled, failed, ...
+  log.txt            events, one sentence per line
+  stop               a request to stop after the current step, with its reason; read by every process that trains
+  left.json          the reason why the run is unfinished: over-budget, cancelled or failed
 """
 
 import json
@@ -51,17 +51,17 @@ class RunFolder:
         self.log_file = path / "log.txt"
 
     def create(self, description: Mapping[str, Any]) -> None:
-        """Make the folder, with what the run is."""
+        """Create the folder and write the run's description."""
         with explain_disk_errors(self.path):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             write_atomically(self.path / "run.json", json.dumps(description, indent=1, sort_keys=True))
 
     def description(self) -> dict[str, Any]:
-        """What `create` was given."""
+        """Return the description that `create` wrote."""
         return json.loads((self.path / "run.json").read_text(encoding="utf-8"))
 
     def is_training(self) -> bool:
-        """Whether a process trains it now."""
+        """Return True while a process holds the run's lock."""
         try:
             with FileLock(self.lock_file, timeout=0):
                 return False
@@ -71,17 +71,17 @@ class RunFolder:
     # The result
 
     def result(self) -> Record | None:
-        """The run's record if it has ended."""
+        """Return the record of an ended run, else None. Raises UserError if it cannot be read."""
         if not self.result_file.is_file():
             return None
         try:
             return Record.from_dict(json.loads(self.result_file.read_text(encoding="utf-8")))
-        except (ValueError, TypeError, AttributeError) as error:  # damaged, or of a version before the first
+        except (ValueError, TypeError, AttributeError) as error:  # damaged
             reason = f"{self.result_file} is not a run's record ({error})"
-            raise UserError(f"{reason}; move its folder away, and the run will be trained again") from None
+            raise UserError(f"{reason}; move its folder away to train the run again") from None
 
     def finish(self, record: Record, network: bytes | None) -> None:
-        """Write the last model, if it converged, and then the record; the checkpoints have done their work."""
+        """Write the last model, None if it did not converge, then the record; remove the checkpoints."""
         with explain_disk_errors(self.path):
             if network is not None:
                 write_atomically(self.network_file, network)
@@ -89,19 +89,19 @@ class RunFolder:
         shutil.rmtree(self.checkpoints, ignore_errors=True)
         (self.path / "progress.json").unlink(missing_ok=True)
 
-    # What is asked of it and what became of it, for processes that share nothing but this folder
+    # Requests to stop, and reasons; also for processes on other machines that share the folder
 
     def request_stop(self, why: str) -> None:
-        """Ask whatever trains it to stop at its next step, resumable."""
+        """Request that the run stops after its current step, resumable."""
         self.path.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path / "stop", f"{why} {time.time():.3f}")
 
     def stop_reason(self) -> str:
-        """Why it should stop, "" if nobody asked."""
+        """Return the reason of the request to stop, "" if there is none."""
         return self.stop_request()[0]
 
     def stop_request(self) -> tuple[str, float]:
-        """Why it should stop, and when that was asked (seconds of the epoch)."""
+        """Return the reason of the request to stop and its time (Unix seconds); ("", 0.0) if there is none."""
         try:
             why, when = (self.path / "stop").read_text(encoding="utf-8").rsplit(" ", 1)
             return why, float(when)
@@ -109,13 +109,13 @@ class RunFolder:
             return "", 0.0
 
     def mark_unfinished(self, why: UnfinishedReason, text: str, asked: float | None = None) -> None:
-        """Say why it is not finished, and answer whoever asked, at what time."""
+        """Write why the run is unfinished, and remove the request to stop, made at the time `asked`."""
         when = asked or self.stop_request()[1] or time.time()
         write_atomically(self.path / "left.json", json.dumps({"why": why, "text": text, "asked": when}))
         (self.path / "stop").unlink(missing_ok=True)
 
     def unfinished(self) -> dict[str, Any]:
-        """{"why", "text", "asked"} of a run that was left unfinished, or {}."""
+        """Return why the run is unfinished: {"why", "text", "asked"}, or {}."""
         try:
             found = json.loads((self.path / "left.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -123,13 +123,13 @@ class RunFolder:
         return found if isinstance(found, dict) and {"why", "text", "asked"} <= found.keys() else {}
 
     def clear_unfinished(self) -> None:
-        """Forget what was asked and why it was left: somebody wants it again."""
+        """Remove the request to stop and the reason why the run is unfinished."""
         with explain_disk_errors(self.path):
             for name in ("stop", "left.json"):
                 (self.path / name).unlink(missing_ok=True)
 
     def log(self, text: str) -> None:
-        """Add what happened to the run's log; one that cannot be written stops nothing."""
+        """Add lines with the current time to the run's log. Write errors are ignored."""
         stamp = datetime.now(UTC).isoformat(sep=" ", timespec="seconds").removesuffix("+00:00")
         with suppress(OSError):
             self.path.mkdir(parents=True, exist_ok=True)
@@ -139,12 +139,12 @@ class RunFolder:
     # The journal
 
     def append_journal(self, entry: Mapping[str, Any]) -> None:
-        """Add one line to the journal: {"step", "time", "metrics"}."""
+        """Add one entry to the journal: {"step", "time", "metrics"}."""
         with explain_disk_errors(self.path), self.journal_file.open("ab") as file:
             file.write(json.dumps(entry).encode() + b"\n")
 
     def repair_journal(self) -> int:
-        """Drop a half-written last line; returns the last step reported, -1 for none."""
+        """Remove a half-written last line; return the last step in the journal, -1 for none."""
         if not self.journal_file.is_file():
             return -1
         whole = self.journal_file.read_bytes()
@@ -155,7 +155,7 @@ class RunFolder:
         return max((entry["step"] for entry, _ in self.journal()), default=-1)
 
     def journal(self, start: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
-        """Entries from byte `start` on, each with the byte after it; a half-written last line is left out."""
+        """Yield the entries from byte `start`, each with the byte after it; skip a half-written last line."""
         if not self.journal_file.is_file():
             return
         with self.journal_file.open("rb") as file:
@@ -168,7 +168,7 @@ class RunFolder:
     # Progress
 
     def write_progress(self, step: int, images_per_second: float) -> None:
-        """Say where training is; a progress bar that cannot be written stops nothing."""
+        """Write step and speed for a progress bar. Write errors are ignored."""
         where = {"host": socket.gethostname(), "pid": os.getpid()}
         text = json.dumps({"step": step, "images_per_second": images_per_second} | where)
         try:
@@ -177,7 +177,7 @@ class RunFolder:
             return
 
     def read_progress(self) -> dict[str, Any]:
-        """The last report: {"step", "images_per_second", "host", "pid"}, or {}."""
+        """Return the last progress: {"step", "images_per_second", "host", "pid"}, or {}."""
         try:
             return json.loads((self.path / "progress.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -186,26 +186,26 @@ class RunFolder:
     # Checkpoints
 
     def save_checkpoint(self, step: int, save: Callable[[Path], None]) -> None:
-        """Let `save` write a file, then put it in place whole; the newest two are kept."""
+        """Write a checkpoint with `save`, rename it into place, and keep the newest two."""
         with explain_disk_errors(self.path):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            beside = self.checkpoints / ".writing"  # one name, so that a killed process leaves one file at most
+            partial = self.checkpoints / ".writing"  # one name, so that killed processes leave at most one file
             try:
-                save(beside)
-                with beside.open("rb") as file:
+                save(partial)
+                with partial.open("rb") as file:
                     os.fsync(file.fileno())
-                beside.replace(self.checkpoints / f"step-{step:010d}-{file_hash(beside)}.ckpt")
+                partial.replace(self.checkpoints / f"step-{step:010d}-{file_hash(partial)}.ckpt")
             finally:
-                beside.unlink(missing_ok=True)
+                partial.unlink(missing_ok=True)
         for old in self.checkpoint_files()[CHECKPOINTS_KEPT:]:
             old.unlink(missing_ok=True)
 
     def evaluation_cache(self, checkpoint: str) -> "EvaluationCache":
-        """Errors of the model in the file `checkpoint`, kept while others are measured."""
+        """Return the cache of errors of the model in the file `checkpoint`."""
         return EvaluationCache(self.checkpoints / "judged.json", checkpoint)
 
     def checkpoint_files(self) -> list[Path]:
-        """All checkpoints, the newest first, damaged ones included."""
+        """Return all checkpoint files, newest first, including damaged ones."""
         found = [path for path in self.checkpoints.glob("*.ckpt") if CHECKPOINT_NAME.fullmatch(path.name)]
         return sorted(found, reverse=True)
 
@@ -214,34 +214,34 @@ class RunFolder:
         names = [CHECKPOINT_NAME.fullmatch(path.name) for path in self.checkpoint_files()]
         return max((int(name[1]) for name in names if name), default=0)
 
-    def last_checkpoint(self, warn: Callable[[str], None]) -> tuple[int, Path] | None:
-        """Step and file of the newest whole checkpoint; a damaged one is named through `warn` and passed over."""
+    def last_checkpoint(self, report: Callable[[str], None]) -> tuple[int, Path] | None:
+        """Return step and file of the newest undamaged checkpoint; `report` is called for each damaged one."""
         files = self.checkpoint_files()
         for path in files:
             match = CHECKPOINT_NAME.fullmatch(path.name)
             if match and file_hash(path) == match[2]:
                 return int(match[1]), path
-            instead = "starting from the first update" if path == files[-1] else "using the one before"
-            warn(f"checkpoint {path.name} is damaged; {instead}")
+            fallback = "starting from the first step" if path == files[-1] else "using the one before"
+            report(f"checkpoint {path.name} is damaged; {fallback}")
         return None
 
 
 class EvaluationCache:
-    """Errors of one model, in a file that ends with the checkpoints."""
+    """Errors of one model by protocol, in a file that is removed with the checkpoints."""
 
     def __init__(self, file: Path, checkpoint: str) -> None:
         self.file, self.checkpoint = file, checkpoint
 
     def read(self) -> dict[str, dict[str, float]]:
-        """All that is kept of this model; nothing of another."""
+        """Return the errors of this model; {} if the file has those of another."""
         try:
             kept = json.loads(self.file.read_text(encoding="utf-8"))
             return dict(kept["errors"]) if kept["checkpoint"] == self.checkpoint else {}
-        except (OSError, ValueError, KeyError, TypeError):  # none, or damaged: they are measured again
+        except (OSError, ValueError, KeyError, TypeError):  # no file, or damaged: evaluate again
             return {}
 
     def add(self, name: str, errors: dict[str, float]) -> None:
-        """Keep these too."""
+        """Add the errors by one protocol."""
         kept = {"checkpoint": self.checkpoint, "errors": self.read() | {name: errors}}
         with explain_disk_errors(self.file.parent):
             self.file.parent.mkdir(parents=True, exist_ok=True)
@@ -249,16 +249,7 @@ class EvaluationCache:
 
 
 def explain_disk_errors(path: Path) -> AbstractContextManager[None]:
-    """Turn an operating system's refusal to write under `path` into a sentence."""
+    """Turn an OSError while writing to a run folder into a UserError."""
     return explain_write_errors(
-        path,
-        "nothing is lost: make room (or mend the folder) and start the same command again, which resumes",
+        path, "nothing is lost: free some space or fix the folder, and run the same command again to resume"
     )
-
-
-def local_records() -> list[Record]:
-    """All ended runs on this machine."""
-    from pipeline.common.paths import runs_folder
-
-    found = [RunFolder(path.parent).result() for path in sorted(runs_folder().glob("*/result.json"))]
-    return [record for record in found if record]

@@ -1,4 +1,4 @@
-"""Run folders go to the tracking server beside the training, which never waits for it."""
+"""Send run folders to the tracking server in a background thread. Training never waits for the server."""
 
 import threading
 import time
@@ -7,8 +7,10 @@ from pathlib import Path
 
 from pipeline.common.errors import UserError
 from pipeline.common.paths import runs_folder
+from pipeline.common.words import plural
+from pipeline.track.mlflow_errors import TrackingError
 from pipeline.track.mlflow_reader import redact
-from pipeline.track.mlflow_writer import Tracker, TrackingError, record_from_run
+from pipeline.track.mlflow_writer import Tracker, record_from_run
 from pipeline.track.record import Record
 from pipeline.track.run_folder import RunFolder
 
@@ -16,29 +18,29 @@ SYNC_SECONDS = 5.0
 
 
 class BackgroundSync:
-    """Sends run folders to the tracking server from a thread of its own; trouble is kept, not raised."""
+    """Sends run folders to the tracking server in a background thread. Errors are kept, not raised."""
 
     def __init__(self) -> None:
-        self.trouble = ""  # what is wrong, "" where nothing is
-        self._left: dict[Path, RunFolder] = {}  # watched, and not yet sent for good
+        self.trouble = ""  # the last error, "" if there is none
+        self._left: dict[Path, RunFolder] = {}  # watched and not completely sent
         self._tracker: Tracker | None = None
         self._over = threading.Event()
         self._round = threading.Lock()
-        self._slow = False  # whether the server let us wait before it was given up
+        self._slow = False  # whether the last round failed after a timeout
         self._thread: threading.Thread | None = None
 
     def watch(self, path: Path) -> None:
-        """Send this folder too, from when it is there until all of it has been sent."""
+        """Add a folder, which need not exist yet. It is watched until all of it is sent."""
         self._left[path] = RunFolder(path)
 
     def tracker(self) -> Tracker:
-        """The tracking server that is named now."""
+        """Return the tracker of the configured server."""
         if self._tracker is None:
             self._tracker = Tracker()
         return self._tracker
 
     def records(self) -> list[Record]:
-        """Tracked records, none where the server cannot be used."""
+        """Return the tracked records; none if the server cannot be used."""
         try:
             return self.tracker().records()
         except UserError as error:
@@ -46,12 +48,12 @@ class BackgroundSync:
             return []
 
     def sync(self) -> None:
-        """One round over all folders that are left; a server that cannot be used ends it, to be tried again.
+        """Send all folders that are left, once. If the server cannot be used, the next round tries again.
 
-        After the end, a server that was waited for in vain is not waited for once more.
+        After the thread has ended, a server that has timed out is not tried again.
         """
-        waited, self._slow = self._over.is_set() and self._slow, False
-        if not waited:
+        timed_out, self._slow = self._over.is_set() and self._slow, False
+        if not timed_out:
             self._sync(lambda: False)
 
     def _sync(self, stop: Callable[[], bool]) -> None:
@@ -59,44 +61,44 @@ class BackgroundSync:
         self._slow = False
         with self._round:
             try:
-                done, wrong = send(self.tracker(), existing_folders(list(self._left.values())), stop)
+                done, errors = send(self.tracker(), existing_folders(list(self._left.values())), stop)
             except TrackingError as error:
                 self.trouble = str(error)
                 self._slow = time.monotonic() - begun > SYNC_SECONDS
                 return
             for folder in done:
                 del self._left[folder.path]
-            self.trouble = summarise_errors(wrong)
+            self.trouble = summarise_errors(errors)
 
     def __enter__(self) -> "BackgroundSync":
         """Start the thread."""
-        self._thread = threading.Thread(target=self._go_on, name="repro-tracking", daemon=True)
+        self._thread = threading.Thread(target=self._sync_until_stopped, name="repro-tracking", daemon=True)
         self._thread.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        """End it, after the folder that is being sent; a last `sync` is the caller's."""
+        """Stop the thread after the folder that is being sent. The caller should call `sync` once more."""
         self._over.set()
         if self._thread:
             self._thread.join()
 
-    def _go_on(self) -> None:
+    def _sync_until_stopped(self) -> None:
         while not self._over.wait(SYNC_SECONDS):
             try:
                 self._sync(self._over.is_set)
-            except Exception as error:  # noqa: BLE001 - whatever it is, training goes on and tracking tries again
+            except Exception as error:  # noqa: BLE001 - training continues; the next round tries again
                 self.trouble = redact(f"tracking failed: {type(error).__name__}: {error}")
 
 
 def existing_folders(folders: Sequence[RunFolder]) -> list[RunFolder]:
-    """Those of the folders that hold a run: by a list of what is there, since most may wait for their turn."""
-    there = {parent: list_names(parent) for parent in {folder.path.parent for folder in folders}}
-    named = [folder for folder in folders if folder.path.name in there[folder.path.parent]]
-    return [folder for folder in named if (folder.path / "run.json").is_file()]
+    """Return the folders that hold a run. Lists the parent first, since most folders may not exist yet."""
+    listed = {parent: list_names(parent) for parent in {folder.path.parent for folder in folders}}
+    existing = [folder for folder in folders if folder.path.name in listed[folder.path.parent]]
+    return [folder for folder in existing if (folder.path / "run.json").is_file()]
 
 
 def list_names(parent: Path) -> set[str]:
-    """What a folder holds; nothing where there is none."""
+    """Return the names in a folder; none if it cannot be read."""
     try:
         return {path.name for path in parent.iterdir()}
     except OSError:
@@ -106,11 +108,11 @@ def list_names(parent: Path) -> set[str]:
 def send(
     tracker: Tracker, folders: Iterable[RunFolder], stop: Callable[[], bool] = lambda: False
 ) -> tuple[list[RunFolder], list[str]]:
-    """Send what is new in these folders: those with nothing left to send, and what is wrong with others.
+    """Send what is new in these folders; return those that are completely sent, and the errors of others.
 
-    TrackingError, and the rest is not tried, where the server cannot be used.
+    Raises TrackingError at the first folder where the server cannot be used.
     """
-    done, wrong = [], []
+    done, errors = [], []
     for folder in folders:
         if stop():
             break
@@ -120,32 +122,32 @@ def send(
         except TrackingError:
             raise
         except (UserError, OSError) as error:
-            said = str(error) if isinstance(error, UserError) else f"{folder.path} is not tracked: {error}"
-            wrong.append(redact(said))
-    return done, wrong
+            text = str(error) if isinstance(error, UserError) else f"{folder.path} is not tracked: {error}"
+            errors.append(redact(text))
+    return done, errors
 
 
-def summarise_errors(wrong: Sequence[str]) -> str:
-    """The first of some sentences, and how many more there are."""
-    more = f" (and {len(wrong) - 1} more like it)" if len(wrong) > 1 else ""
-    return f"{wrong[0]}{more}" if wrong else ""
+def summarise_errors(errors: Sequence[str]) -> str:
+    """Return the first error and the number of others; "" for none."""
+    more = f" (and {plural(len(errors) - 1, 'more error')})" if len(errors) > 1 else ""
+    return f"{errors[0]}{more}" if errors else ""
 
 
 def sync_all(tracker: Tracker) -> tuple[list[Record], str]:
-    """Send every run folder that still holds something unsent (its server was away).
+    """Send every run folder that is not completely sent.
 
-    Returns all tracked records after it, and what is wrong with folders that cannot be sent. A folder that the
-    server has whole is not even looked at.
+    Returns all tracked records, and a summary of the errors of folders that cannot be sent. Folders that the
+    server has completely are not opened.
     """
     ended = tracker.ended()
-    whole = {row.record.get("identity") for row in ended if row.sent}
-    names = sorted(list_names(runs_folder()) - whole)
-    done, wrong = send(tracker, existing_folders([RunFolder(runs_folder() / name) for name in names]))
-    return [record_from_run(row) for row in (tracker.ended() if done else ended)], summarise_errors(wrong)
+    sent = {row.record.get("identity") for row in ended if row.sent}
+    names = sorted(list_names(runs_folder()) - sent)
+    done, errors = send(tracker, existing_folders([RunFolder(runs_folder() / name) for name in names]))
+    return [record_from_run(row) for row in (tracker.ended() if done else ended)], summarise_errors(errors)
 
 
-def local_records_except(but: Collection[str]) -> list[Record]:
-    """The runs that ended on this machine, without those of the identities `but`."""
-    names = sorted(list_names(runs_folder()) - set(but))
-    found = [RunFolder(runs_folder() / name).result() for name in names]
-    return [record for record in found if record]
+def local_records(*, known: Collection[str] = ()) -> list[Record]:
+    """Return the records of the runs that ended on this machine, without those of the identities in `known`."""
+    names = sorted(list_names(runs_folder()) - set(known))
+    results = [RunFolder(runs_folder() / name).result() for name in names]
+    return [record for record in results if record]

@@ -1,4 +1,4 @@
-"""The Lightning callback of a run: seeds, reports, evaluations, checkpoints, stopping."""
+"""Lightning callback of a run: seeds, journal, evaluation, checkpoints, stop requests."""
 
 import time
 from collections.abc import Callable
@@ -13,79 +13,81 @@ from pipeline.data.order import derive_seed
 from pipeline.train.context import RunContext
 from pipeline.train.lightning import BufferedCheckpointIO, ordered_mean_hook
 
-CHECKPOINT_SECONDS = 30.0  # between checkpoints; does not change the numbers
-HEARTBEAT_SECONDS = 0.5
-CHECKPOINT_SHARE = 0.02  # of the time goes into checkpoints, at most
+CHECKPOINT_SECONDS = 30.0  # between checkpoints; does not change a result
+HEARTBEAT_SECONDS = 0.5  # between updates of the run's progress file
+CHECKPOINT_SHARE = 0.02  # largest fraction of the time that checkpoints may take
 
 
 class TrainingCallback(pl.Callback):
-    """Seeds random draws, reports, evaluates, checkpoints and stops, between optimizer steps."""
+    """Between optimizer steps: seeds random draws, writes the journal, evaluates, checkpoints, stops."""
 
     def __init__(self, context: RunContext, stop: Callable[[], bool], start: int) -> None:
         self.context, self.stop, self.start, self.group = context, stop, start, context.group
-        # The journal has lines up to this step already.
+        # Last step in the journal.
         self.reported = self.group.on_rank_zero(lambda _: context.folder.repair_journal())
         self.checkpoint_io = BufferedCheckpointIO()
         self.finished = False
         self.last_window: dict[str, float] = {}
-        self.spent = 0.0  # seconds of training in earlier sessions
+        self.earlier_seconds = 0.0  # seconds of training in earlier sessions
         self.started = self.last_beat = self.last_checkpoint = time.monotonic()
         self.between_checkpoints = checkpoint_interval()
         self.beat_step = -1
-        # Layout of the optimizer steps, where it changed from session to session: images of one micro-batch (which
-        # batch normalisation sees), and number of devices.
+        # Layout of the optimizer steps, one entry per change between sessions: images of one micro-batch (which is
+        # the batch of batch normalisation), and number of devices.
         self.device_batches: list[int] = []
         self.worlds: list[int] = []
 
     def seconds(self) -> float:
         """Return the seconds of training so far, over all sessions."""
-        return self.spent + time.monotonic() - self.started
+        return self.earlier_seconds + time.monotonic() - self.started
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the checkpoint keeps of this callback."""
+        """Return the state of this callback, for the checkpoint."""
         return {"seconds": self.seconds(), "device_batches": self.device_batches, "worlds": self.worlds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what a checkpoint keeps."""
-        self.spent = state_dict["seconds"]
+        """Restore the state from a checkpoint."""
+        self.earlier_seconds = state_dict["seconds"]
         self.device_batches = list(state_dict.get("device_batches", []))  # missing in older checkpoints
         self.worlds = list(state_dict.get("worlds", []))
 
     def record_layout(self, accumulation_steps: int) -> None:
-        """Note micro-batch and number of devices of this session, if they differ from the last session's."""
+        """Record micro-batch and number of devices of this session, if they differ from the last session's."""
         world = self.group.world
         device_batch = self.context.recipe.batch_size // (accumulation_steps * world)
-        for used, now in ((self.device_batches, device_batch), (self.worlds, world)):
-            if used[-1:] != [now]:
-                used.append(now)
+        for values, value in ((self.device_batches, device_batch), (self.worlds, world)):
+            if values[-1:] != [value]:
+                values.append(value)
 
     def layout_changes(self) -> str:
-        """Return device batches and numbers of devices in order, if there was more than one; else ""."""
-        used = {"device batches": self.device_batches, "devices": self.worlds}
-        several = {name: values for name, values in used.items() if len(values) > 1}
-        return "".join(f"; {name} {', '.join(map(str, values))}" for name, values in several.items())
+        """Return the device batches and numbers of devices if they changed: "; device batches 128, 64"."""
+        layout = {"device batches": self.device_batches, "devices": self.worlds}
+        changed = {name: values for name, values in layout.items() if len(values) > 1}
+        return "".join(f"; {name} {', '.join(map(str, values))}" for name, values in changed.items())
 
     def on_load_checkpoint(self, trainer: Any, module: Any, checkpoint: dict[str, Any]) -> None:
         """Discard Lightning's loop state: it counts batches, and sessions may differ in batches per step."""
         del checkpoint["loops"]
 
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Batch, batch_idx: int) -> None:
-        """Seed the random draws: they depend on (seed, step) alone, and for micro-batches also on their number."""
-        seed, accumulated, world = self.context.seed, module.accumulation_steps, self.group.world
-        self.record_layout(accumulated)
-        if accumulated * world == 1:
+        """Seed the random draws from (seed, step) and, if there are several micro-batches, from their number."""
+        seed, accumulation_steps, world = self.context.seed, module.accumulation_steps, self.group.world
+        self.record_layout(accumulation_steps)
+        if accumulation_steps * world == 1:
             torch.manual_seed(derive_seed(seed, "update", batch.step))
         else:
-            module.seed_shared_draws(derive_seed(seed, "update", batch.step))
-            micro_batch = self.group.rank + batch_idx % accumulated * world
+            module.seed_shared_generator(derive_seed(seed, "update", batch.step))
+            micro_batch = self.group.rank + batch_idx % accumulation_steps * world
             torch.manual_seed(derive_seed(seed, "update", batch.step, micro_batch))
-        images_per_pass = self.context.training_data.count
-        if module.wants_pass_patterns and batch.step % images_per_pass == 0:
-            number = batch.step // images_per_pass
-            module.start_pass(*self.context.pass_patterns(number, self.context.recipe.optimizer.samples))  # type: ignore[union-attr]
+        if module.needs_curvature_estimate:
+            data, optimizer = self.context.training_data, self.context.recipe.optimizer
+            number, image = divmod(batch.step, data.train_count)  # of the pass, and of the image within it
+            if image == 0:
+                assert optimizer.name == "sdlm"
+                module.estimate_curvature(*data.curvature_patterns(seed, number, optimizer.samples))
 
     def on_train_start(self, trainer: Any, module: Any) -> None:
-        """Make up for a report that the last session stopped in."""
+        """Report the last step again if the previous session stopped before its report."""
         if self.group.world > 1 and self.context.device == "cpu":
             trainer.strategy.model.register_comm_hook(None, ordered_mean_hook)
         if self.start and self.start > self.reported:
@@ -96,14 +98,17 @@ class TrainingCallback(pl.Callback):
             self.last_window = {name: value for name, value in last.items() if name.startswith("train/")}
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Report and evaluate where the recipe says so, then checkpoint if one is due.
+        """Report and evaluate at the recipe's intervals, then checkpoint if one is due.
 
-        If evaluation is slow, the checkpoint comes first, and a resumed run makes up for the report.
+        Before a slow evaluation a checkpoint is written; if the run stops in the evaluation, the resumed run
+        repeats the report.
         """
         context, done = self.context, batch.step + self.context.block
         if (batch_idx + 1) % module.accumulation_steps:
             return
-        if context.training_data.is_slow and (done % context.eval_every == 0 or done == context.recipe.steps):
+        if context.training_data.evaluates_slowly and (
+            done % context.eval_every == 0 or done == context.recipe.steps
+        ):
             self.checkpoint(trainer, done)
         self.report(module, done)
         now = time.monotonic()
@@ -119,12 +124,12 @@ class TrainingCallback(pl.Callback):
             trainer.should_stop = True
 
     def report(self, module: Any, done: int) -> None:
-        """Add to the journal what is due after `done` steps, unless it is there already."""
+        """Append the metrics that are due after `done` steps to the journal, unless it has them."""
         context = self.context
         self.finished = done >= context.recipe.steps
         metrics: dict[str, float] = {}
         if done % context.log_every == 0 or done == context.recipe.steps:
-            self.last_window = module.take_window()
+            self.last_window = module.pop_window_metrics()
             metrics |= self.last_window
         if done % context.eval_every == 0 and done < context.recipe.steps:
             metrics |= context.held_out_errors()
@@ -134,7 +139,7 @@ class TrainingCallback(pl.Callback):
             )
 
     def checkpoint(self, trainer: Any, done: int) -> None:
-        """Write a checkpoint; large networks, whose checkpoints take long, get fewer of them."""
+        """Write a checkpoint, and lengthen the interval so that checkpoints take at most CHECKPOINT_SHARE."""
         began = time.monotonic()
         trainer.save_checkpoint("")
         self.group.on_rank_zero(lambda _: self.context.folder.save_checkpoint(done, self.checkpoint_io.write))
@@ -144,5 +149,5 @@ class TrainingCallback(pl.Callback):
 
 
 def checkpoint_interval() -> float:
-    """Return the seconds between checkpoints: REPRO_CHECKPOINT_SECONDS, or CHECKPOINT_SECONDS."""
+    """Return the shortest time between checkpoints, in seconds: REPRO_CHECKPOINT_SECONDS or CHECKPOINT_SECONDS."""
     return env_number("REPRO_CHECKPOINT_SECONDS", CHECKPOINT_SECONDS)

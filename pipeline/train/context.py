@@ -1,4 +1,4 @@
-"""The parts of one run: its data, network, precision and intervals."""
+"""Context of one run: its data, network, precision and intervals."""
 
 import math
 from collections.abc import Iterable
@@ -18,13 +18,13 @@ from pipeline.train.inputs import AnyImageSet, ReadOptions
 from pipeline.train.load import load_training_data
 from pipeline.train.process import has_bf16, has_compiler
 
-EVALUATIONS, REPORTS = 40, 200  # per run, unless declared
+EVALUATIONS, REPORTS = 40, 200  # per run, unless the recipe declares an interval
 
-LARGEST_BLOCK = 500  # patterns in one block, each an optimizer step of its own
+LARGEST_BLOCK = 500  # optimizer steps in one batch of the feed, for learning from one pattern at a time
 
 
 class RunContext:
-    """The parts of one run: its data, network, precision and intervals."""
+    """Data, network, precision and intervals of one run."""
 
     def __init__(
         self,
@@ -52,28 +52,24 @@ class RunContext:
         )
         self.module = build_module(run, manifest, compiled=self.compiled)
         self.module.accumulation_steps = options.accumulation_steps
-        self.block = block_size(self.recipe, self.log_every, self.eval_every, self.training_data.count)
+        self.block = block_size(self.recipe, self.log_every, self.eval_every, self.training_data.train_count)
 
     def feed(self, start: int) -> Iterable[Batch]:
         """Return the training batches from step `start` to the last."""
         return self.training_data.feed(self.recipe, self.seed, start, self.block)
 
     def held_out_errors(self) -> dict[str, float]:
-        """Return the errors of rank 0's network on the test set and, if there is one, on the validation set."""
+        """Return the errors of rank 0's network on the test set and, if the recipe has one, the validation set."""
         self.group.broadcast_buffers(self.module.network)
         return self.training_data.held_out_errors(self.module.network, self.module.loss, bf16=self.bf16)
 
     def final_metrics(self) -> dict[str, float]:
-        """Return all that is measured once, on the last model of rank 0."""
+        """Return the metrics of rank 0's final network."""
         self.module.to(self.device)  # the trainer leaves it on the CPU
         self.group.broadcast_buffers(self.module.network)
         newest = self.folder.checkpoint_files()[:1]
         cache = self.folder.evaluation_cache(newest[0].name if newest else "")
         return self.training_data.final_metrics(self.module.network, self.module.loss, bf16=self.bf16, cache=cache)
-
-    def pass_patterns(self, number: int, count: int) -> tuple[Tensor, Tensor]:
-        """Return `count` training images and labels drawn for pass `number`, for curvature estimates before it."""
-        return self.training_data.estimation_patterns(self.seed, number, count)
 
     def weights(self) -> dict[str, Tensor]:
         """Return the network's parameters and buffers, for safetensors."""
@@ -83,16 +79,19 @@ class RunContext:
 
 
 def build_module(run: Run, manifest: Manifest, *, compiled: bool) -> Classifier:
-    """Return the run's LightningModule, initialised from its seed; UserError where network and loss do not fit."""
+    """Return the run's LightningModule, initialised from its seed.
+
+    Raises UserError if network and optimizer do not fit.
+    """
     recipe = run.recipe.train
-    kind: type[Classifier] = Classifier
+    module_class: type[Classifier] = Classifier
     if recipe.optimizer.name == "sdlm":
         from lightning_modules.sdlm import OnlineClassifier
 
-        kind = OnlineClassifier
+        module_class = OnlineClassifier
     torch.manual_seed(derive_seed(run.seed, "weights"))
     try:
-        return kind(
+        return module_class(
             network=run.recipe.model.name,
             network_args=run.recipe.model.args,
             classes=len(manifest.classes),
@@ -111,7 +110,7 @@ def build_module(run: Run, manifest: Manifest, *, compiled: bool) -> Classifier:
 
 
 def block_size(recipe: Train, log_every: int, eval_every: int, images: int) -> int:
-    """Return the number of optimizer steps in one batch of the feed: 1, or several for one-pattern-at-a-time learning.
+    """Return the number of optimizer steps in one batch of the feed: 1, or up to LARGEST_BLOCK with "sdlm".
 
     A block ends at each report, evaluation, curvature estimate and learning-rate drop.
     """

@@ -1,7 +1,7 @@
-"""Errors of a network on a set of images, each image counted exactly once.
+"""Errors of networks on a set of images, each image counted exactly once.
 
-`evaluate_batches` takes batches of images of one size. `evaluate_samples` takes images of any size and a test
-protocol: one or several networks see many views of each image, and their predictions are averaged.
+`evaluate_batches` evaluates one network on batches of images of one size. `evaluate_samples` evaluates one or
+several networks on images of varying size by a test protocol: it averages the predictions over views and networks.
 """
 
 import math
@@ -22,16 +22,16 @@ from pipeline.data.samples import Samples
 from pipeline.data.views import ViewGroup, protocol_views
 from pipeline.declare.protocol import Protocol, ProtocolPart
 
-EVAL_BATCH = 500  # images per forward pass; fixed, since other batch sizes may round differently
+EVAL_BATCH = 500  # images per forward pass; fixed, because other batch sizes may round differently
 
-EVAL_VIEWS = 64  # views per forward pass, at most
+EVAL_VIEWS = 64  # largest number of views per forward pass
 
-EVAL_PIXELS = EVAL_VIEWS * 256**2  # fewer where views are larger, so that memory does not grow with the protocol
+EVAL_PIXELS = EVAL_VIEWS * 256**2  # largest number of pixels per forward pass, for protocols with larger views
 
 
 @dataclass(frozen=True)
 class ErrorCounts:
-    """Top-1 and top-5 errors counted on some images."""
+    """Number of top-1 and top-5 errors on a set of images."""
 
     images: int
     wrong1: int
@@ -41,7 +41,7 @@ class ErrorCounts:
     world: int = 1  # number of ranks that share the images
 
     def metrics(self, split: str) -> dict[str, float]:
-        """Return top-1 and top-5 error in percent, loss, and images counted, as metrics of `split`."""
+        """Return top-1 and top-5 error in percent, loss, and number of images, as metrics of `split`."""
         return {
             f"{split}/top1_error_pct": 100 * self.wrong1 / self.images,
             f"{split}/top5_error_pct": 100 * self.wrong5 / self.images,
@@ -51,7 +51,7 @@ class ErrorCounts:
 
 
 class AveragedNetworks(nn.Module):
-    """Logarithm of the averaged softmax outputs of several networks: (N, C, H, W) -> (N, classes), float64."""
+    """Log of the averaged softmax outputs of several networks: (N, C, H, W) -> (N, classes), float64."""
 
     def __init__(self, networks: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -74,8 +74,8 @@ def evaluate_batches(
 ) -> ErrorCounts:
     """Return the errors of `network` in evaluation mode over `batches`.
 
-    With `world` > 1 these are the errors of one rank's share; see `combine_counts`. Raises RuntimeError where a single
-    rank did not see `expected` images.
+    With `world` > 1 these are the errors of one rank's share; see `combine_counts`. Raises RuntimeError where a
+    single rank did not see `expected` images.
     """
     images = 0
     sums = torch.zeros(3, dtype=torch.float64)  # wrong in top 1, wrong in top 5, losses; read once, at the end
@@ -94,17 +94,20 @@ def evaluate_batches(
 
 
 def require_count(images: int, expected: int) -> None:
-    """Raise RuntimeError unless as many images were evaluated as the manifest counts."""
+    """Raise RuntimeError unless the number of evaluated images equals that in the manifest."""
     if images != expected:
         raise RuntimeError(f"{images} images were evaluated, but the manifest counts {expected}: no result")
 
 
 def combine_counts(parts: Sequence[ErrorCounts], expected: int) -> ErrorCounts:
-    """Return the errors on all images from those of each rank; RuntimeError unless each rank and image counts once."""
+    """Return the errors on all images from those of each rank.
+
+    Raises RuntimeError unless each rank and each image is counted exactly once.
+    """
     worlds, ranks = {part.world for part in parts}, sorted(part.rank for part in parts)
     if len(worlds) != 1 or ranks != list(range(worlds.pop())):
         shares = ", ".join(f"{part.rank} of {part.world}" for part in parts) or "none"
-        raise RuntimeError(f"each rank must report its share exactly once, and these did: {shares}: no result")
+        raise RuntimeError(f"each rank must report its share exactly once, but these did: {shares}: no result")
     images = sum(part.images for part in parts)
     require_count(images, expected)
     loss = math.fsum(part.loss * part.images for part in parts) / images
@@ -113,7 +116,7 @@ def combine_counts(parts: Sequence[ErrorCounts], expected: int) -> ErrorCounts:
 
 @dataclass(frozen=True, eq=False)
 class EnsembleMember:
-    """One network of an ensemble, and the normalisation of its input."""
+    """One network of an ensemble and the normalisation of its input."""
 
     network: nn.Module
     normalise: Normaliser
@@ -121,11 +124,11 @@ class EnsembleMember:
 
 @dataclass(frozen=True, eq=False)
 class ViewStack:
-    """Views of several images that share part, scale and size, so that one forward pass takes them."""
+    """Views of several images with the same part, scale and size, for one forward pass."""
 
-    images: list[int]  # their indices within the job
+    images: list[int]  # indices within the job
     groups: list[ViewGroup]  # one per image
-    share: float  # weight of the scale in the protocol
+    share: float  # weight of part and scale in the protocol
 
 
 def evaluate_samples(
@@ -143,33 +146,35 @@ def evaluate_samples(
 ) -> ErrorCounts:
     """Return the errors of the members' averaged predictions on `samples`, evaluated by `protocol`.
 
-    Softmax probabilities are averaged over the views of a scale, over scales, over parts and over members, with equal
-    weights within each; the loss is the mean of -log(averaged probability of the right class). `threads` read, decode
-    and crop ahead; the numbers do not depend on them. Rank r of `world` takes images r, r + world, ...;
-    `combine_counts` joins the ranks' errors.
+    Softmax probabilities are averaged over the views of a scale, over scales, over parts and over members, with
+    equal weights within each; the loss is the mean of -log(averaged probability of the right class). `threads`
+    read, decode and crop ahead; the numbers do not depend on them. Rank r of `world` takes images r, r + world,
+    ...; `combine_counts` joins the ranks' errors.
 
     Raises StopRequested once `stop()` is true, RuntimeError where a single rank did not see `expected` images,
     DataError for a broken image, and UserError where a network cannot read views of this size.
     """
-    own = range(rank, len(samples), world)
+    rank_samples = range(rank, len(samples), world)
     count = samples_per_pass(protocol)
-    jobs = [own[first : first + count] for first in range(0, len(own), count)]
+    jobs = [rank_samples[start : start + count] for start in range(0, len(rank_samples), count)]
     sums = torch.zeros(3, dtype=torch.float64, device=device)  # as in `evaluate_batches`
     images = 0
-    with ExitStack() as within:
+    with ExitStack() as exit_stack:
         for member in members:
-            within.enter_context(evaluation_mode(member.network))
+            exit_stack.enter_context(evaluation_mode(member.network))
         work = prefetch(
             jobs, lambda job: view_stacks(samples, protocol, job), threads=threads, depth=2 * threads, stop=stop
         )
-        ready = within.enter_context(closing(work))  # ends the threads
+        ready = exit_stack.enter_context(closing(work))  # ends the threads
         for job, stacks in zip(jobs, ready, strict=True):
             logs = [log_average(member, stacks, protocol.name, bf16=bf16, device=device) for member in members]
-            answers = torch.stack(logs).logsumexp(0) - math.log(len(members))  # (images, classes)
+            average = torch.stack(logs).logsumexp(0) - math.log(
+                len(members)
+            )  # log-probabilities (images, classes)
             labels = samples.labels[list(job)].to(device)
-            images += len(answers)
-            right = answers.gather(1, labels[:, None])
-            sums += torch.stack([wrong_in_top(answers, labels, 1), wrong_in_top(answers, labels, 5), -right.sum()])
+            images += len(average)
+            wrong = wrong_in_top(average, labels, 1), wrong_in_top(average, labels, 5)
+            sums += torch.stack([*wrong, -average.gather(1, labels[:, None]).sum()])
     wrong1, wrong5, total = sums.tolist()
     if world == 1:
         require_count(images, expected)
@@ -186,39 +191,39 @@ def samples_per_pass(protocol: Protocol) -> int:
 
 
 def protocol_scales(protocol: Protocol) -> Iterator[tuple[ProtocolPart, int]]:
-    """Yield each part with each of its scales."""
+    """Yield each part with the short side of each of its scales."""
     return ((part, short) for part in protocol.parts for short in part.shorts)
 
 
 def view_stacks(samples: Samples, protocol: Protocol, indices: Sequence[int]) -> list[ViewStack]:
-    """Return the views of some images, stacked by part, scale and size."""
+    """Read the images at `indices` and return their views, stacked by part, scale and size."""
     contents = samples.read(indices)
     if len(contents) != len(indices):
         raise RuntimeError(f"{len(contents)} images were read, but {len(indices)} were requested: no result")
-    found: dict[tuple[int, ...], ViewStack] = {}
+    stacks: dict[tuple[int, ...], ViewStack] = {}
     for number, (index, content) in enumerate(zip(indices, contents, strict=True)):
         image = decode(content, samples.where(index))
-        for place, part in enumerate(protocol.parts):
+        for part_number, part in enumerate(protocol.parts):
             for scale, group in enumerate(protocol_views(image, part)):
-                key = (place, scale, *group.pixels.shape[1:3])
+                key = (part_number, scale, *group.pixels.shape[1:3])
                 share = 1 / len(protocol.parts) / len(part.shorts)
-                stack = found.setdefault(key, ViewStack([], [], share))
+                stack = stacks.setdefault(key, ViewStack([], [], share))
                 stack.images.append(number)
                 stack.groups.append(group)
-    return list(found.values())
+    return list(stacks.values())
 
 
 def log_average(
     member: EnsembleMember, stacks: list[ViewStack], name: str, *, bf16: bool, device: str | torch.device
 ) -> Tensor:
-    """Return the log of a member's averaged probabilities, float64 (images, classes).
+    """Return the log of a member's probabilities averaged over views, float64 (images, classes).
 
-    In logarithms and float64, classes of tiny probability keep their order, and losses stay finite.
+    Averaging in float64 logarithms keeps the order of classes of tiny probability, and losses finite.
     """
     images = 1 + max(number for stack in stacks for number in stack.images)
     total: Tensor | None = None
     for stack in stacks:
-        logs = log_posteriors(member, stack, name, bf16=bf16, device=device)  # (its images, V, classes)
+        logs = log_posteriors(member, stack, name, bf16=bf16, device=device)  # (stacked images, V, classes)
         logs = logs.logsumexp(1) - math.log(logs.shape[1] / stack.share)
         if total is None:
             total = logs.new_full((images, logs.shape[-1]), -math.inf)
@@ -230,18 +235,18 @@ def log_average(
 def log_posteriors(
     member: EnsembleMember, stack: ViewStack, name: str, *, bf16: bool, device: str | torch.device
 ) -> Tensor:
-    """Return the log-probabilities of each view, and of its mirror image where asked: (images, V, classes)."""
+    """Return the log-probabilities of each view and, if the protocol has it, its mirror: (images, V, classes)."""
     first = stack.groups[0]
     pixels = torch.cat([group.pixels for group in stack.groups])
     corners = [group.corners for group in stack.groups if group.corners is not None]
     at = torch.cat(corners).to(device) if corners else None
     step = max(1, min(EVAL_VIEWS, EVAL_PIXELS // (pixels.shape[1] * pixels.shape[2])) // (1 + first.mirror))
-    # A dense view may happen to have the mean image's size; subtract the mean colour from all of them alike.
+    # Dense views vary in size, and some may have the size of the mean image; subtract the mean colour from all.
     normalise = member.normalise.with_mean_colour() if first.dense else member.normalise
     logs = []
     for start in range(0, len(pixels), step):
-        some = slice(start, start + step)
-        x = normalise_crops(normalise, pixels[some].to(device), None if at is None else at[some], first.frame)
+        block = slice(start, start + step)
+        x = normalise_crops(normalise, pixels[block].to(device), None if at is None else at[block], first.frame)
         scores = forward_scores(
             member.network, torch.cat([x, x.flip(3)]) if first.mirror else x, first.dense, name, bf16
         )
@@ -251,12 +256,12 @@ def log_posteriors(
 
 
 def forward_scores(network: nn.Module, x: Tensor, dense: bool, name: str, bf16: bool) -> Tensor:
-    """Return the scores of images (N, 3, h, w); UserError where the network does not read images of this size.
+    """Return the scores of images (N, 3, h, w). Raises UserError if the network cannot read images of this size.
 
-    `dense`: by the network's method of this name. A network without one ends in global average pooling and a linear
-    layer: since that is linear, `forward` gives the average of its scores at all positions.
+    `dense`: by the network's method of this name. A network without one ends in global average pooling and a
+    linear layer: since that is linear, `forward` gives the average of its scores at all positions.
     """
-    apply = getattr(network, "dense", network) if dense else network
+    apply: Callable[[Tensor], Tensor] = getattr(network, "dense", network) if dense else network
     try:
         with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=bf16):
             return apply(x)
@@ -266,23 +271,23 @@ def forward_scores(network: nn.Module, x: Tensor, dense: bool, name: str, bf16: 
 
 
 def response_std(network: nn.Module, batches: Iterable[Batch]) -> float | None:
-    """Return the mean over layers of the standard deviation of a layer's responses after batch normalisation.
+    """Return the standard deviation of layer responses after batch normalisation, mean over layers.
 
-    Figure 7 of arXiv:1512.03385. None for a network without batch normalisation.
+    See Figure 7 of arXiv:1512.03385. None for a network without batch normalisation.
     """
     layers = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     if not layers:
         return None
-    sums = torch.zeros(len(layers), 3, dtype=torch.float64)  # values, their sum, the sum of their squares
+    sums = torch.zeros(len(layers), 3, dtype=torch.float64)  # count, sum, sum of squares
 
-    def watch(layer: int) -> Callable[..., None]:
+    def sum_responses(layer: int) -> Callable[..., None]:
         def add(_module: nn.Module, _inputs: object, output: Tensor) -> None:
             values = output.double()
             sums[layer] += torch.stack([torch.tensor(values.numel()), values.sum(), values.square().sum()]).cpu()
 
         return add
 
-    hooks = [layer.register_forward_hook(watch(i)) for i, layer in enumerate(layers)]
+    hooks = [layer.register_forward_hook(sum_responses(i)) for i, layer in enumerate(layers)]
     try:
         with evaluation_mode(network):
             for _, pixels, _ in batches:
@@ -296,7 +301,7 @@ def response_std(network: nn.Module, batches: Iterable[Batch]) -> float | None:
 
 @contextmanager
 def evaluation_mode(network: nn.Module) -> Iterator[None]:
-    """Within the context the network is in evaluation mode and computes no gradients; its mode is restored after."""
+    """Put the network into evaluation mode without gradients; restore its mode at the end of the context."""
     was_training = network.training
     network.eval()
     try:

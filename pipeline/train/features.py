@@ -1,4 +1,4 @@
-"""Features of images: what enters a network's last fully connected layer."""
+"""Features of images: the input of a network's last fully connected layer."""
 
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -24,11 +24,11 @@ from pipeline.train.evaluate import (
 
 @contextmanager
 def capture_features(network: nn.Module) -> Iterator[list[Tensor]]:
-    """Within the context, each forward pass appends the input of the last fully connected layer to the list.
+    """Yield a list to which each forward pass appends the input of the last fully connected layer, float32 (N, D).
 
-    Raises UserError where the network has no fully connected layer.
+    Raises UserError if the network has no fully connected layer.
     """
-    last: list[Tensor] = []  # input of the fully connected layer reached last
+    last: list[Tensor] = []  # input of the fully connected layer that ran last
     captured: list[Tensor] = []
 
     def before_linear(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -39,7 +39,7 @@ def capture_features(network: nn.Module) -> Iterator[list[Tensor]]:
 
     layers = [module for module in network.modules() if isinstance(module, nn.Linear)]
     if not layers:
-        raise UserError(f"{type(network).__name__} has no fully connected layer whose input could be the features")
+        raise UserError(f"{type(network).__name__} has no fully connected layer, so it computes no features")
     hooks = [module.register_forward_pre_hook(before_linear) for module in layers]
     hooks.append(network.register_forward_hook(after_network))
     try:
@@ -50,7 +50,7 @@ def capture_features(network: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def batch_features(network: nn.Module, builder: BatchBuilder, *, stop: Callable[[], bool] = never_stop) -> Tensor:
-    """Return float32 (N, D) features of all images of `builder`, in order; StopRequested once `stop()` is true."""
+    """Return float32 (N, D) features of all images of `builder`, in order. StopRequested if `stop()` is true."""
     with evaluation_mode(network), capture_features(network) as captured:
         for indices in torch.arange(len(builder)).split(EVAL_BATCH):
             raise_if_stopped(stop)
@@ -69,10 +69,10 @@ def sample_features(
     device: torch.device,
     stop: Callable[[], bool] = never_stop,
 ) -> Tensor:
-    """Return float32 (N, D) features of all samples, in order, each seen by the single crop `view`."""
+    """Return float32 (N, D) features of all samples, in order, from the single crop `view`."""
     size = samples_per_pass(view)
     jobs = [range(start, min(start + size, len(samples))) for start in range(0, len(samples), size)]
-    found = []
+    batches = []
     work = prefetch(
         jobs, lambda job: view_stacks(samples, view, job), threads=threads, depth=2 * threads, stop=stop
     )
@@ -83,5 +83,5 @@ def sample_features(
                 log_average(member, stacks, view.name, bf16=False, device=device)
             features = torch.cat(captured)
             require_count(len(features), len(job))
-            found.append(features[torch.tensor(order).argsort()])
-    return torch.cat(found)
+            batches.append(features[torch.tensor(order).argsort()])
+    return torch.cat(batches)

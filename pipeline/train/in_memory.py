@@ -26,13 +26,13 @@ from pipeline.train.inputs import (
     combine_over_ranks,
 )
 
-RESPONSE_IMAGES = 2000  # test images from which the layers' responses are measured
+RESPONSE_IMAGES = 2000  # test images on which the standard deviation of layer responses is measured
 
 
 class InMemoryData:
-    """A set held in memory; implements `TrainingData`."""
+    """A data set held in memory; implements `TrainingData`."""
 
-    is_slow = False
+    evaluates_slowly = False
     protocols: tuple[str, ...] = ()
 
     def __init__(self, images: ImageSet, data: Data, device: torch.device, key: str, options: ReadOptions) -> None:
@@ -44,7 +44,7 @@ class InMemoryData:
         )
 
     @property
-    def count(self) -> int:
+    def train_count(self) -> int:
         """Number of training images."""
         return len(self.training)
 
@@ -54,11 +54,11 @@ class InMemoryData:
         return len(self.test)
 
     def during_training(self) -> AbstractContextManager[None]:
-        """Return a context that does nothing: all images are here."""
+        """Return a context that does nothing: all images are in memory."""
         return nullcontext()
 
     def batch_builder(self, images: LabelledImages, augment: tuple[str, ...] = ()) -> BatchBuilder:
-        """Return a builder of batches of `images`, normalised by the statistics of the training images."""
+        """Return a builder of batches of `images`, normalised by statistics of the training images."""
         return BatchBuilder(
             images, normalise=self.normaliser, augment=augment, pad_to=self.data.pad_to, device=self.device
         )
@@ -85,9 +85,9 @@ class InMemoryData:
         )
 
     def final_metrics(self, network: nn.Module, loss: Loss, *, bf16: bool, cache: ProtocolCache) -> Metrics:
-        """Return all errors of the last model and its layers' responses; fast, so that `cache` is not used."""
-        some = LabelledImages(self.test.pixels[:RESPONSE_IMAGES], self.test.labels[:RESPONSE_IMAGES])
-        batches = evaluation_batches(self.batch_builder(some), some.labels, batch_size=EVAL_BATCH)
+        """Return the errors on all parts and the standard deviation of layer responses; does not use `cache`."""
+        first = LabelledImages(self.test.pixels[:RESPONSE_IMAGES], self.test.labels[:RESPONSE_IMAGES])
+        batches = evaluation_batches(self.batch_builder(first), first.labels, batch_size=EVAL_BATCH)
         responses = response_std(network, batches)
         return (
             self.held_out_errors(network, loss, bf16=bf16)
@@ -107,10 +107,10 @@ class InMemoryData:
         )
         return combine_over_ranks(group, errors, len(images)).metrics(name)
 
-    def estimation_patterns(self, seed: int, number: int, count: int) -> tuple[Tensor, Tensor]:
-        """Return `count` training images and labels drawn for pass `number`."""
+    def curvature_patterns(self, seed: int, number: int, count: int) -> tuple[Tensor, Tensor]:
+        """Return `count` training images and labels, drawn from (seed, number) without replacement."""
         generator = torch.Generator().manual_seed(derive_seed(seed, "pass", number))
-        indices = torch.randperm(self.count, generator=generator)[:count]
+        indices = torch.randperm(self.train_count, generator=generator)[:count]
         return self.batch_builder(self.training)(indices), self.training.labels[indices].to(self.device)
 
     def ensemble_errors(
@@ -121,7 +121,7 @@ class InMemoryData:
         *,
         bf16: bool,
     ) -> ErrorCounts:
-        """Return the errors of the averaged predictions on the test images, which all members see alike."""
+        """Return the errors of the averaged predictions on the test images, normalised alike for all members."""
         batches = evaluation_batches(self.batch_builder(self.test), self.test.labels, batch_size=EVAL_BATCH)
         if len(networks) == 1:
             return evaluate_batches(networks[0], batches, F.cross_entropy, expected=len(self.test), bf16=bf16)
@@ -132,14 +132,14 @@ class InMemoryData:
     def features(
         self, network: nn.Module, other: AnyImageSet, part: str, protocol: str | None
     ) -> tuple[Tensor, Tensor]:
-        """Return features and labels of the images of `other`'s part, seen whole."""
+        """Return features and labels of the whole images of `other`'s part."""
         if not isinstance(other, ImageSet):
-            raise UserError(f"the network learned from small images, and {other.name} is a set in shards")
+            raise UserError(f"the network learned from small images, but {other.name} is a set in shards")
         images: LabelledImages = getattr(other, part)
         expected, found = self.test.pixels.shape[1:], images.pixels.shape[1:]
         if expected != found:
             sizes = [" x ".join(map(str, shape)) for shape in (expected, found)]
             raise UserError(
-                f"the network learned from images of {sizes[0]}, and those of {other.name} are {sizes[1]}"
+                f"the network learned from images of {sizes[0]}, but those of {other.name} are {sizes[1]}"
             )
         return batch_features(network, self.batch_builder(images), stop=self.options.stop), images.labels

@@ -1,4 +1,4 @@
-"""Training data: one protocol for sets held in memory and for sets read from shards, and how to open either."""
+"""Training data: one protocol for data sets held in memory and for data sets read from shards."""
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
@@ -14,7 +14,7 @@ from pipeline.common.errors import UserError
 from pipeline.data.batches import BatchBuilder
 from pipeline.data.images import DataError, ImageSet, LabelledImages
 from pipeline.data.manifest import Manifest, split_indices
-from pipeline.data.normalise import fit_normaliser
+from pipeline.data.normalise import Normaliser, fit_normaliser
 from pipeline.data.prefetch import never_stop
 from pipeline.data.samples import SampleSubset
 from pipeline.data.shards import ShardSet
@@ -39,18 +39,18 @@ Metrics = dict[str, float]
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How the images of a run are read. None of it changes a number."""
+    """Options for reading the images of a run. `readers` and `cache` do not change a result."""
 
     readers: int = 1  # threads that read sharded images
     cache: Path | None = None  # folder for statistics of the training images
-    report: Callable[[str], None] = lambda _: None  # called with a sentence when something takes long
-    stop: Callable[[], bool] = never_stop  # once true, long work raises StopRequested
-    group: RankGroup = SINGLE_RANK  # the ranks that share the images
-    accumulation_steps: int = 1  # micro-batches of each rank in one optimizer step
+    report: Callable[[str], None] = lambda _: None  # called with a message before long work
+    stop: Callable[[], bool] = never_stop  # long work raises StopRequested once it returns True
+    group: RankGroup = SINGLE_RANK  # ranks that share the images
+    accumulation_steps: int = 1  # micro-batches per rank and optimizer step
 
 
 class ProtocolCache(Protocol):
-    """Errors by protocol, kept on disk while the remaining protocols are evaluated."""
+    """Errors by test protocol, kept on disk until all protocols are evaluated."""
 
     def read(self) -> dict[str, Metrics]: ...
 
@@ -58,12 +58,13 @@ class ProtocolCache(Protocol):
 
 
 class TrainingData(Protocol):
-    """The images that a run learns from and is evaluated on: `InMemoryData` or `ShardedData`."""
+    """Training, validation and test images of a run: `InMemoryData` or `ShardedData`."""
 
-    is_slow: bool  # evaluation takes long enough to be worth a checkpoint first
+    evaluates_slowly: bool  # if True, a checkpoint is written before each evaluation
+    normaliser: Normaliser  # fitted to the training images
 
     @property
-    def count(self) -> int:
+    def train_count(self) -> int:
         """Number of training images."""
 
     @property
@@ -72,22 +73,22 @@ class TrainingData(Protocol):
 
     @property
     def protocols(self) -> tuple[str, ...]:
-        """Test protocols that the recipe declares; empty where test images are evaluated whole."""
+        """Test protocols that the recipe declares; empty if test images are evaluated whole."""
 
     def during_training(self) -> AbstractContextManager[None]:
-        """Return a context for the training loop, in which shards may be copied to this machine."""
+        """Return a context for the training loop, within which shards may be copied to this machine."""
 
     def feed(self, train: Train, seed: int, start: int, block: int) -> Iterable[Batch]:
-        """Return the training batches from step `start` to the last; `block` images of one step come at a time."""
+        """Return the training batches from step `start` to the last, each of `block` steps (see `block_size`)."""
 
     def held_out_errors(self, network: nn.Module, loss: Loss, *, bf16: bool) -> Metrics:
         """Return the errors on the test set and, if the recipe has one, on the validation set."""
 
     def final_metrics(self, network: nn.Module, loss: Loss, *, bf16: bool, cache: ProtocolCache) -> Metrics:
-        """Return all that is measured once, on the last model; `cache` holds what an interrupted attempt measured."""
+        """Return the metrics of the final network; `cache` holds errors that an interrupted attempt measured."""
 
-    def estimation_patterns(self, seed: int, number: int, count: int) -> tuple[Tensor, Tensor]:
-        """Return `count` training images and labels drawn for pass `number` (LeNet-5's curvature estimates)."""
+    def curvature_patterns(self, seed: int, number: int, count: int) -> tuple[Tensor, Tensor]:
+        """Return `count` training images and labels drawn for pass `number`, for LeNet-5's curvature estimate."""
 
     def ensemble_errors(
         self,
@@ -99,30 +100,31 @@ class TrainingData(Protocol):
     ) -> ErrorCounts:
         """Return the errors of the averaged predictions of `networks` on the test set.
 
-        `members` are the training data of each network, whose normalisation it needs. `protocol` None: whole images.
+        `members` holds the training data of each network; its input is normalised by their `normaliser`. With
+        `protocol` None the images are evaluated whole.
         """
 
     def features(
         self, network: nn.Module, other: AnyImageSet, part: str, protocol: str | None
     ) -> tuple[Tensor, Tensor]:
-        """Return float32 (N, D) features and int64 (N,) labels of the images of `other`'s part.
+        """Return float32 (N, D) features and int64 (N,) labels of `other`'s images; `part` is "train" or "test".
 
-        Raises UserError where `other` does not have the kind or size of images that the network learned from.
+        Raises UserError if the images of `other` are of another kind or size than those the network learned from.
         """
 
 
 def combine_over_ranks(group: RankGroup, counts: ErrorCounts, expected: int) -> ErrorCounts:
-    """Return the errors on all images, on every rank, from each rank's own."""
+    """Combine the errors of all ranks, each on its share of the images; return the same on every rank."""
     return counts if group.world == 1 else combine_counts(group.all_gather(counts), expected)
 
 
 def input_shape(images: AnyImageSet, data: Data) -> tuple[int, ...]:
-    """Return the (C, H, W) that a network reads; UserError where `images` cannot be used as `data` declares."""
+    """Return the shape (C, H, W) of a network's input. Raises UserError if `images` and `data` do not fit."""
     if isinstance(images, ShardSet):
         if data.crop is None:
             raise UserError(MANY_SIZES.format(images.name))
         split_indices(len(images.train), train_count=data.train, val_count=data.val)
-        SampleSubset(images.test, torch.tensor([0]))  # raises where there is no test image
+        SampleSubset(images.test, torch.tensor([0]))  # raises DataError if there is no test image
         require_sharded_normalisation(data.normalise)
         return (3, data.crop.side, data.crop.side)
     if data.crop is not None:
@@ -136,7 +138,7 @@ def input_shape(images: AnyImageSet, data: Data) -> tuple[int, ...]:
 
 
 def require_counts(images: AnyImageSet, manifest: Manifest) -> None:
-    """Raise DataError unless the set has as many images as its manifest: every result is of all of them."""
+    """Raise DataError unless the set has as many images as its manifest: every result counts all images."""
     for part in ("train", "test"):
         found, expected = len(getattr(images, part)), getattr(manifest, part)
         if found != expected:

@@ -1,4 +1,4 @@
-"""Plugins that adapt Lightning to ranks started by others and to checkpoints written by rank 0 alone."""
+"""Lightning plugins: for ranks that another program starts, and for checkpoints that rank 0 alone writes."""
 
 import io
 from pathlib import Path
@@ -14,10 +14,10 @@ from pipeline.train.ranks import RankGroup
 
 
 class BufferedCheckpointIO(TorchCheckpointIO):
-    """Hold a checkpoint in memory until `write`, which rank 0 calls after all ranks have taken part in saving it.
+    """Holds a checkpoint in memory until rank 0 calls `write`, after all ranks have taken part in saving it.
 
-    Lightning's own way goes through the system's temporary folder; and on a full disk torch raises a RuntimeError that
-    names no cause, where `write` raises an OSError.
+    Lightning itself writes through the system's temporary folder. On a full disk torch raises a RuntimeError
+    without the cause, but `write` raises an OSError.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
@@ -32,7 +32,7 @@ class BufferedCheckpointIO(TorchCheckpointIO):
 
 
 class RankEnvironment(ClusterEnvironment):
-    """Tell Lightning about ranks that another program started, one device each."""
+    """Describes ranks to Lightning that another program started, with one device each."""
 
     def __init__(self, group: RankGroup) -> None:
         super().__init__()
@@ -70,10 +70,10 @@ class RankEnvironment(ClusterEnvironment):
 
 
 def ordered_mean_hook(_state: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-    """Return the mean of a bucket of gradients over all ranks, added in order of rank; a DDP hook for CPUs.
+    """Return the mean of a bucket of gradients over all ranks, summed in order of rank; a DDP hook for CPUs.
 
-    gloo's all-reduce adds in an order that depends on the place in the bucket, and DDP refills its buckets after the
-    first step of a session: from three ranks on, a resumed run would end with other bits.
+    gloo's all-reduce sums in an order that depends on the position in the bucket, and DDP rebuilds its buckets
+    after the first step of a session. With three or more ranks, a resumed run would therefore end with other bits.
     """
     own = bucket.buffer()
     gathered = [torch.empty_like(own) for _ in range(dist.get_world_size())]

@@ -1,4 +1,4 @@
-"""Open the images of a run as training data."""
+"""Load the images of a run as training data."""
 
 import torch
 
@@ -12,7 +12,10 @@ from pipeline.train.sharded import ShardedData
 def load_training_data(
     images: AnyImageSet, data: Data, device: torch.device, *, sha256: str, options: ReadOptions
 ) -> TrainingData:
-    """Open `images`, whose manifest has this sha256, as the recipe's `data` declares; UserError where it cannot be."""
+    """Return `images` as the training data that the recipe's `data` declares; `sha256` is that of their manifest.
+
+    Raises UserError if images and recipe do not fit.
+    """
     input_shape(images, data)
     key = f"{sha256} {data.train} {data.val}"
     if isinstance(images, ShardSet):

@@ -1,4 +1,4 @@
-"""Prepare the process that trains: threads, memory allocator, precision and compiler support."""
+"""Set up the process that trains: threads and memory allocator; detect bf16 and a compiler."""
 
 import ctypes
 import logging
@@ -12,14 +12,14 @@ import torch
 
 
 def prepare_process(threads: int) -> None:
-    """Set the threads, silence libraries, and tune the allocator of the process that trains.
+    """Set the number of threads, silence libraries, and tune the memory allocator.
 
     Removes PL_TRAINER_* from the environment.
     """
     torch.set_num_threads(threads)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # otherwise Lightning gives every rank all cores
     for name in [name for name in os.environ if name.startswith("PL_TRAINER_")]:
-        del os.environ[name]  # Lightning reads arguments of its Trainer from these
+        del os.environ[name]  # Lightning reads arguments of its Trainer from them
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="pytorch_lightning.*")
@@ -40,13 +40,13 @@ def tune_allocator() -> None:
 
 
 def has_bf16(device: str) -> bool:
-    """Return whether the device computes in bfloat16 without emulation."""
+    """Return True if the device computes in bfloat16 without emulation."""
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return hasattr(torch.ops, "mkldnn") and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return hasattr(torch.ops, "mkldnn") and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def has_compiler() -> bool:
-    """Return whether torch.compile finds a C++ compiler, which it needs for CPU kernels and for GPU launchers."""
-    named = os.environ.get("CXX")
-    return any(shutil.which(name) for name in ([named] if named else ["g++", "clang++"]))
+    """Return True if torch.compile finds a C++ compiler, which it needs for CPU kernels and GPU launchers."""
+    compiler = os.environ.get("CXX")
+    return any(shutil.which(name) for name in ([compiler] if compiler else ["g++", "clang++"]))

@@ -1,7 +1,7 @@
-"""The ranks that train one run together, one device each, and their collective operations.
+"""Collective operations of the ranks that train one run together, with one device each.
 
-They are ranks of torch.distributed, whichever program started them. With one device the operations do nothing, and
-torch.distributed is not needed.
+The ranks are those of torch.distributed, whichever program started them. With a single rank the operations do
+nothing, and torch.distributed is not imported.
 """
 
 from collections.abc import Callable
@@ -46,7 +46,7 @@ class RankGroup:
         return values[0]  # type: ignore[return-value]
 
     def any_rank(self, *flags: bool) -> tuple[bool, ...]:
-        """Return for each flag whether it is true on any rank."""
+        """Return a bool per flag: True if the flag is true on any rank."""
         if self.world == 1:
             return flags
         import torch
@@ -58,7 +58,7 @@ class RankGroup:
         return tuple(flag > 0 for flag in reduced.tolist())
 
     def broadcast_buffers(self, network: "nn.Module") -> None:
-        """Copy rank 0's buffers to every rank: while training, each rank has batch-norm statistics of its own."""
+        """Copy rank 0's buffers to every rank: in training, each rank has its own batch-norm statistics."""
         if self.world == 1:
             return
         import torch
@@ -71,9 +71,9 @@ class RankGroup:
     def on_all_ranks(self, act: Callable[[Stop], T], stop: Stop = lambda: False) -> T:
         """Call `act(agreed)` on every rank and return this rank's result.
 
-        `agreed()` returns whether `stop()` is true on any rank, or a rank has failed. `act` may call it as often as it
-        likes: a rank that is done keeps answering until all are. A UserError or StopRequested on one rank is raised
-        on all.
+        `agreed()` returns True if `stop()` is true on any rank or a rank has failed. `act` may call it any number
+        of times: a rank that is done takes part in the calls of the others until all are done. A UserError or
+        StopRequested on one rank is raised on all.
         """
         if self.world == 1:
             return act(stop)
@@ -90,12 +90,12 @@ class RankGroup:
         while self.any_rank(False, failed is not None or stop())[0]:
             pass
         errors = [error for error in self.all_gather(failed) if error]
-        if errors:  # a user's error comes first: it stopped the other ranks
+        if errors:  # a UserError takes precedence: it is why the other ranks raised StopRequested
             raise next((error for error in errors if isinstance(error, UserError)), errors[0])
         return result  # type: ignore[return-value]
 
     def on_rank_zero(self, act: Callable[[Stop], T], stop: Stop = lambda: False) -> T:
-        """Call `act(agreed)` on rank 0 alone; return its result, or raise its error, on all. See `on_all_ranks`."""
+        """Call `act(agreed)` on rank 0 alone; return its result or raise its error on all. See `on_all_ranks`."""
         return self.broadcast(self.on_all_ranks(act if self.rank == 0 else lambda _: None, stop))  # type: ignore[return-value]
 
 
@@ -103,7 +103,7 @@ SINGLE_RANK = RankGroup(0, 1)
 
 
 def current_ranks() -> RankGroup:
-    """Return this process's ranks, as torch.distributed knows them."""
+    """Return the ranks of torch.distributed, or SINGLE_RANK if it is not initialised."""
     import torch.distributed as dist
 
     if dist.is_available() and dist.is_initialized():
@@ -112,21 +112,23 @@ def current_ranks() -> RankGroup:
 
 
 def micro_batches(batch: int, world: int, device_batch: int | None = None) -> int:
-    """Return the number of equal micro-batches that a global batch of `batch` images is cut into.
+    """Return the number of equal micro-batches that a global batch of `batch` images is split into.
 
-    It is the smallest number that `world` devices can share, with at most `device_batch` images each. Raises UserError
-    if there is none.
+    It is the smallest number that `world` devices can share, with at most `device_batch` images per micro-batch.
+    Raises UserError if there is no such number.
     """
     largest = batch if device_batch is None else device_batch
-    fitting = (count for count in range(world, batch + 1, world) if batch % count == 0 and batch // count <= largest)
-    found = next(fitting, None)
-    if found is not None:
-        return found
+    counts = (
+        count for count in range(world, batch + 1, world) if batch % count == 0 and batch // count <= largest
+    )
+    first = next(counts, None)
+    if first is not None:
+        return first
     if batch % world:
-        counts = divisors(batch)
+        worlds = divisors(batch)
         raise UserError(
-            f"{world} devices cannot share a batch of {batch} images equally; use {join_with_or(counts)} devices,"
-            f" with a device batch of {join_with_or(counts[::-1])}"
+            f"{world} devices cannot share a batch of {batch} images equally; use {join_with_or(worlds)} devices,"
+            f" with a device batch of {join_with_or(worlds[::-1])}"
         )
     raise UserError(
         f"a batch of {batch} images on {world} devices cannot use a device batch of {device_batch}; use"
@@ -140,6 +142,6 @@ def divisors(number: int) -> list[int]:
 
 
 def join_with_or(numbers: list[int]) -> str:
-    """Return the numbers as '1, 2 or 4'."""
+    """Return the numbers as text: '1, 2 or 4'."""
     *others, last = map(str, numbers)
     return f"{', '.join(others)} or {last}" if others else last

@@ -1,4 +1,4 @@
-"""Training data in shards: images of any size, read by threads."""
+"""Training data in shards: images of varying size, read by threads."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -30,9 +30,9 @@ from pipeline.train.inputs import (
 
 
 class ShardedData:
-    """A set in shards; implements `TrainingData`."""
+    """A data set in shards; implements `TrainingData`."""
 
-    is_slow = True
+    evaluates_slowly = True
 
     def __init__(self, shards: ShardSet, data: Data, device: torch.device, key: str, options: ReadOptions) -> None:
         crop = data.crop
@@ -59,7 +59,7 @@ class ShardedData:
         self.pca = principal_colours(statistics) if pca and statistics else None
 
     @property
-    def count(self) -> int:
+    def train_count(self) -> int:
         """Number of training images."""
         return len(self.training)
 
@@ -74,7 +74,7 @@ class ShardedData:
         return self.data.test
 
     def during_training(self) -> AbstractContextManager[None]:
-        """Return a context in which remote shards are copied to this machine, as far as there is room."""
+        """Return a context within which remote shards are copied to this machine, as far as there is room."""
         return copy_in_background(self.shards.train, self.options.report)
 
     def feed(self, train: Train, seed: int, start: int, block: int) -> ShardedFeed:
@@ -97,15 +97,15 @@ class ShardedData:
         )
 
     def held_out_errors(self, network: nn.Module, loss: Loss, *, bf16: bool) -> Metrics:
-        """Return the errors by the first protocol on the test set and, if there is one, on the validation set."""
+        """Return the errors by the first protocol on the test set and, if declared, the validation set."""
         return self._errors("test", self.test, network, self.protocols[0], bf16) | self._errors(
             "val", self.validation, network, self.protocols[0], bf16
         )
 
     def final_metrics(self, network: nn.Module, loss: Loss, *, bf16: bool, cache: ProtocolCache) -> Metrics:
-        """Return the errors by every protocol as test/<protocol>/…, and those by the first also as test/….
+        """Return the errors by every protocol as test/<protocol>/..., and those by the first also as test/...
 
-        What rank 0's `cache` holds of an interrupted attempt is not evaluated again.
+        Errors in rank 0's `cache` are not evaluated again.
         """
         found: Metrics = {}
         for name in self.protocols:
@@ -148,9 +148,9 @@ class ShardedData:
         )
         return combine_over_ranks(group, errors, len(samples)).metrics(part)
 
-    def estimation_patterns(self, seed: int, number: int, count: int) -> tuple[Tensor, Tensor]:
+    def curvature_patterns(self, seed: int, number: int, count: int) -> tuple[Tensor, Tensor]:
         """Raise UserError: LeNet-5's optimizer needs images in memory."""
-        raise UserError("optimizer 'sdlm' learns from small images in memory, not from images in shards")
+        raise UserError("optimizer 'sdlm' needs small images in memory and cannot learn from images in shards")
 
     def ensemble_errors(
         self,
@@ -160,10 +160,9 @@ class ShardedData:
         *,
         bf16: bool,
     ) -> ErrorCounts:
-        """Return the errors of the averaged predictions by one protocol on the test set."""
-        normalisers = [member.normaliser for member in members]  # type: ignore[attr-defined]
+        """Return the errors of the averaged predictions on the test set by `protocol`."""
         return evaluate_samples(
-            [EnsembleMember(*pair) for pair in zip(networks, normalisers, strict=True)],
+            [EnsembleMember(network, data.normaliser) for network, data in zip(networks, members, strict=True)],
             self.test,
             parse_protocol(protocol or ""),
             expected=len(self.test),
@@ -176,10 +175,10 @@ class ShardedData:
     def features(
         self, network: nn.Module, other: AnyImageSet, part: str, protocol: str | None
     ) -> tuple[Tensor, Tensor]:
-        """Return features and labels of the images of `other`'s part, seen by the single crop of `protocol`."""
+        """Return features and labels of `other`'s part, from the single crop of `protocol`."""
         if not isinstance(other, ShardSet):
             raise UserError(
-                f"the network learned from images in shards, and {other.name} is a set of small images"
+                f"the network learned from images in shards, but {other.name} is a set of small images"
             )
         samples = getattr(other, part)
         features = sample_features(
@@ -194,6 +193,6 @@ class ShardedData:
 
 
 def crop_spec(crop: Crop) -> CropSpec:
-    """Return a declared crop as plain values."""
+    """Return a declared crop as the `CropSpec` that readers use."""
     short = (crop.short, crop.short) if isinstance(crop.short, int) else crop.short
     return CropSpec(crop.side, short, crop.centre, crop.at == "five", crop.area, crop.aspect, crop.interpolation)

@@ -1,12 +1,12 @@
 """Train one run from its first optimizer step to its record, in one process or as one rank of several.
 
-A run stopped by Ctrl-C, `kill -9` or a full disk resumes from its last checkpoint when `train` is called again, and
-on a CPU ends with the same bits as a run never stopped: sample order and every random draw are functions of
-(seed, step), and the windows over which training errors are averaged are part of the checkpoint.
+A run that was stopped by Ctrl-C, `kill -9` or a full disk resumes from its last checkpoint when `train` is called
+again. On a CPU it ends with the same bits as an uninterrupted run: sample order and all random draws are functions
+of (seed, step), and the window over which training errors are averaged is part of the checkpoint.
 
-On several devices every rank calls `train`. The global batch is the recipe's: it is cut into micro-batches, which are
-the same on any number of devices that can share them. Only rank 0 writes files. An error or a stop request on one
-rank stops all ranks at the same step.
+On several devices every rank calls `train`. The recipe's global batch is split into micro-batches, which are the
+same on any number of devices that can share them. Only rank 0 writes files. An error or a stop request on one rank
+stops all ranks at the same step.
 """
 
 from collections.abc import Callable
@@ -43,13 +43,13 @@ def train(
     stop: Callable[[], bool] = never_stop,
     report: Callable[[str], None] = lambda _: None,
 ) -> Record | None:
-    """Train the task's run on `images` and write its record; None where `stop()` left it resumable.
+    """Train the task's run on `images`, write its record and return it; None if `stop()` ended it, resumable.
 
-    Called by every rank, all of which return the same. On each rank `threads` compute and `readers` read sharded
-    images; `report` is called with sentences for the user, on rank 0.
+    Every rank calls this function and gets the same result. On each rank `threads` threads compute and `readers`
+    threads read sharded images. On rank 0 `report` is called with messages for the user.
 
-    Raises UserError for what a user can fix (a full disk, devices that cannot share the batch). A run whose loss is
-    not finite ends with a record that says so.
+    Raises UserError for errors that the user can fix, such as a full disk or devices that cannot share the batch.
+    A run whose loss is not finite ends with a record of status "not converged".
     """
     run, folder, manifest = task.run, RunFolder(task.folder), manifest_from_dict(task.manifest)
     assert isinstance(run, Run)
@@ -58,7 +58,7 @@ def train(
     ranks = current_ranks()
     count = count_micro_batches(run.recipe.train, ranks, task.device_batch)
     if ranks.rank:
-        report = ignore
+        report = discard_report
     ranks.on_rank_zero(lambda _: folder.create(task.description()))
     options = ReadOptions(
         readers=readers,
@@ -79,7 +79,7 @@ def train(
         metrics = context.final_metrics() | callback.last_window if status == FINISHED else {}
     except StopRequested:
         return None
-    record = make_record(  # rank 0's is kept
+    record = make_record(  # rank 0's is written and returned
         task,
         status=status,  # type: ignore[arg-type]
         ended=ended + callback.layout_changes(),
@@ -97,7 +97,7 @@ def train(
 
 
 def fit(context: RunContext, callback: TrainingCallback, start: int, checkpoint: str | None) -> tuple[str, str]:
-    """Run Lightning's training loop from step `start`; return the status and how training ended."""
+    """Run Lightning's training loop from step `start`; return status and description of the end of training."""
     ranks, is_gpu = context.group, context.device == "cuda"
     trainer = pl.Trainer(
         accelerator="gpu" if is_gpu else "cpu",
@@ -110,7 +110,7 @@ def fit(context: RunContext, callback: TrainingCallback, start: int, checkpoint:
         precision="bf16-mixed" if context.bf16 else "32-true",
         callbacks=[callback],
         plugins=[callback.checkpoint_io, RankEnvironment(ranks)],
-        default_root_dir=context.folder.path,  # in a Slurm job Lightning resumes from its hpc_ckpt_*.ckpt
+        default_root_dir=context.folder.path,  # in a Slurm job, Lightning looks for hpc_ckpt_*.ckpt in it
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -127,12 +127,12 @@ def fit(context: RunContext, callback: TrainingCallback, start: int, checkpoint:
     return FINISHED, f"{context.recipe.steps} steps"
 
 
-def ignore(_text: str) -> None:
-    """Discard a sentence that rank 0 reports."""
+def discard_report(_text: str) -> None:
+    """Discard a message, on all ranks but 0."""
 
 
 def count_micro_batches(recipe: Train, ranks: RankGroup, device_batch: int | None) -> int:
-    """Return the number of micro-batches of a global batch; UserError where `ranks` cannot share it."""
+    """Return the number of micro-batches of a global batch. Raises UserError if `ranks` cannot share it."""
     if recipe.optimizer.name == "sdlm" and (ranks.world > 1 or device_batch is not None):
         raise UserError(
             "optimizer 'sdlm' learns one pattern at a time, so its batch cannot be split: train on one device,"

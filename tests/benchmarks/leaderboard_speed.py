@@ -307,7 +307,7 @@ def main() -> None:
         tracker = Tracker(uri)
         assert tracker.client
         begun = time.perf_counter()
-        count = len(tracker.searched())
+        count = len(tracker.search_ended())
         say("client", round(time.perf_counter() - begun, 2))
         assert count == asked.runs + 49, f"{count} runs"  # one is deleted
     slow = [name for name in ("file", "server, warm", "shared, warm") if found[name][0] > WANTED]

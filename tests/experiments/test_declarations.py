@@ -133,8 +133,8 @@ def test_two_commands_of_one_line_are_told_apart():
         ("repro run alexnet/imagenet", "no scale 'laptop'"),
         ("repro run alexnet/imagenet --scale papre", "no scale 'papre'"),
         ("repro run alexnet/imagenet --scale paper --variant alexent", "no variant 'alexent'"),
-        ("repro run alexnet/imagnet --scale paper", "experiment 'alexnet/imagnet' not found"),
-        ("repro verify alexnet/imagnet", "experiment 'alexnet/imagnet' not found"),
+        ("repro run alexnet/imagnet --scale paper", "no experiment 'alexnet/imagnet'"),
+        ("repro verify alexnet/imagnet", "no experiment 'alexnet/imagnet'"),
         ("repro run alexnet/architecture", "trains nothing"),
     ],
 )

@@ -56,18 +56,18 @@ def test_training_step_returns_cross_entropy_and_counts_errors(module):
     with torch.no_grad():
         scores = module(one_batch.images)  # still in training mode: the same batch statistics, so the same scores
     torch.testing.assert_close(loss.detach(), F.cross_entropy(scores, one_batch.labels))
-    window = module.take_window()
+    window = module.pop_window_metrics()
     for k in (1, 5):
         wrong = wrong_in_top(scores, one_batch.labels, k).item()
         assert window[f"train/top{k}_error_pct"] == pytest.approx(100 * wrong / 6)
     assert window["train/loss"] == pytest.approx(loss.item())
-    assert module.take_window() == {}
+    assert module.pop_window_metrics() == {}
 
 
 def test_window_weights_batches_by_their_number_of_images(module):
     a, b = batch(0, 6), batch(1, 2)
     first, second = module.training_step(a, 0).item(), module.training_step(b, 1).item()
-    assert module.take_window()["train/loss"] == pytest.approx((6 * first + 2 * second) / 8)
+    assert module.pop_window_metrics()["train/loss"] == pytest.approx((6 * first + 2 * second) / 8)
 
 
 def test_learning_rate_depends_on_the_step_not_on_the_calls(module):
@@ -82,7 +82,7 @@ def test_non_finite_loss_stops_before_the_optimizer_step(module, value):
     one_batch.images[0, 0, 0, 0] = value
     with pytest.raises(NotConvergedError, match=r"the loss became (nan|inf) at step 3"):
         module.training_step(one_batch, 0)
-    assert module.take_window() == {}  # not counted
+    assert module.pop_window_metrics() == {}  # not counted
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -94,17 +94,17 @@ def test_non_finite_loss_in_any_micro_batch_stops_before_the_optimizer_step(modu
     module.training_step(second, 1)
     with pytest.raises(NotConvergedError, match=r"the loss became (nan|inf) at step 3"):
         module.training_step(third, 2)
-    assert module.take_window() == {}
+    assert module.pop_window_metrics() == {}
 
 
 def test_accumulated_step_is_counted_after_its_last_micro_batch(module):
     module.accumulation_steps = 2
     a, b = batch(0, 6), batch(0, 2)
     first = module.training_step(a, 6).item()
-    assert module.take_window() == {}
+    assert module.pop_window_metrics() == {}
     second = module.training_step(b, 7).item()
     assert module.window[0] == 8
-    assert module.take_window()["train/loss"] == pytest.approx((6 * first + 2 * second) / 8)
+    assert module.pop_window_metrics()["train/loss"] == pytest.approx((6 * first + 2 * second) / 8)
 
 
 def totals(scores, labels, loss):
@@ -303,7 +303,7 @@ def test_micro_batches_of_one_mini_batch_share_their_random_paths(network, argum
     def layers_by_micro_batch(mini_batch):
         computed = []
         for micro_batch in range(3):
-            module.seed_shared_draws(mini_batch)
+            module.seed_shared_generator(mini_batch)
             computed.append(computed_layers(module, micro_batch))
         return computed
 
@@ -325,14 +325,14 @@ def test_dropout_differs_between_micro_batches():
     images = torch.randn(2, 3, 16, 16)
     scores = []
     for micro_batch in (0, 0, 1):
-        module.seed_shared_draws(7)
+        module.seed_shared_generator(7)
         torch.manual_seed(micro_batch)
         scores.append(module.network.train()(images))
     assert scores[0].equal(scores[1])
     assert not scores[0].equal(scores[2])
 
 
-def test_seed_shared_draws_ignores_networks_without_shared_draws():
+def test_seed_shared_generator_ignores_networks_without_shared_draws():
     module = classifier()
-    module.seed_shared_draws(7)
+    module.seed_shared_generator(7)
     assert not hasattr(module.network, "shared_draws")

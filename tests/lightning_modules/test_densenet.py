@@ -20,7 +20,7 @@ from lightning_modules.densenet import (
     densenet_imagenet,
 )
 from lightning_modules.published.densenet import PUBLISHED, RENAME
-from lightning_modules.published.weights import carry_over, translated, unfit
+from lightning_modules.published.weights import load_published_state_dict, rename_state_dict, state_dict_mismatch
 from tests.support.network_inspection import count_parameters, on_meta, output_shapes
 
 BC = {"bottleneck": True, "theta": 0.5}
@@ -404,7 +404,7 @@ def with_random_batchnorm(network: nn.Module) -> nn.Module:
 def test_densenet_121_of_other_libraries_gives_equal_scores(source):
     torch.manual_seed(0)
     other, ours = with_random_batchnorm(other_network(source, "densenet121")), densenet_imagenet(depth=121).eval()
-    carry_over(ours, other.state_dict(), [RENAME])
+    load_published_state_dict(ours, other.state_dict(), [RENAME])
     x = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(ours(x), other(x), atol=1e-5, rtol=1e-5)
@@ -415,7 +415,7 @@ def test_weights_of_other_libraries_fit(published):
     with torch.device("meta"):
         state = other_network(published.source, published.model).state_dict()
     assert set(published.args) == {"depth"}
-    assert unfit(imagenet(published.args["depth"]), translated(state, published.rename)) == ""
+    assert state_dict_mismatch(imagenet(published.args["depth"]), rename_state_dict(state, published.rename)) == ""
 
 
 def test_published_weights_are_listed():
@@ -435,7 +435,7 @@ def test_older_torchvision_files_fit():
                 for key, value in state.items()
             }
     assert "features.denseblock1.denselayer1.norm.1.weight" in state
-    assert unfit(imagenet(121), translated(state, RENAME)) == ""
+    assert state_dict_mismatch(imagenet(121), rename_state_dict(state, RENAME)) == ""
 
 
 def test_swapped_names_do_not_fit():
@@ -447,7 +447,9 @@ def test_swapped_names_do_not_fit():
         if "denselayer1.conv" in key:
             key = key.replace("conv1", "conv*").replace("conv2", "conv1").replace("conv*", "conv2")
         swapped[key] = value
-    assert "has shape 32 x 128 x 3 x 3, expected 128 x" in unfit(imagenet(121), translated(swapped, RENAME))
+    assert "has shape 32 x 128 x 3 x 3, expected 128 x" in state_dict_mismatch(
+        imagenet(121), rename_state_dict(swapped, RENAME)
+    )
 
 
 def test_timm_densenet264d_is_a_different_network():
@@ -455,7 +457,7 @@ def test_timm_densenet264d_is_a_different_network():
     with torch.device("meta"):
         other = timm.create_model("densenet264d", pretrained=False)
     assert count_parameters(other) > 2 * 33_337_704
-    assert unfit(imagenet(264), translated(other.state_dict(), RENAME)) != ""
+    assert state_dict_mismatch(imagenet(264), rename_state_dict(other.state_dict(), RENAME)) != ""
 
 
 def test_deep_copy_gives_the_same_scores():

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_modules.googlenet import GoogLeNet, Inception, googlenet, inception_bottleneck, inception_naive
-from lightning_modules.published.weights import renamer, translated, unfit
+from lightning_modules.published.weights import rename_state_dict, renamer, state_dict_mismatch
 from tests.support.network_inspection import count_parameters, on_meta, output_shapes
 
 OUTPUTS = {  # Table 1 and the layers that Figure 3 adds
@@ -342,9 +342,9 @@ def test_torchvision_googlenet_is_a_different_network():
             for name, place in (TORCHVISION_CONVOLUTIONS | TORCHVISION_LINEAR).items()
         )
     )
-    state = translated(other.state_dict(), rename)
-    assert "first 'conv1.bias'" in unfit(on_meta(googlenet, aux=False), state)
-    assert "expected 32 x 16 x 5 x 5" in unfit(on_meta(googlenet, aux=False), state)
+    state = rename_state_dict(other.state_dict(), rename)
+    assert "first 'conv1.bias'" in state_dict_mismatch(on_meta(googlenet, aux=False), state)
+    assert "expected 32 x 16 x 5 x 5" in state_dict_mismatch(on_meta(googlenet, aux=False), state)
 
 
 def test_scores_equal_torchvision_with_the_layers_of_the_paper(network):

@@ -8,7 +8,7 @@ from torch import nn
 from lightning_modules.inception_resnet_v2 import InceptionResNetA, ScaledResidual, inception_resnet_v2
 from lightning_modules.inception_v4 import inception_v4
 from lightning_modules.published.inception_v4 import PUBLISHED
-from lightning_modules.published.weights import translated, unfit
+from lightning_modules.published.weights import rename_state_dict, state_dict_mismatch
 from tests.support.network_inspection import conv_bn, count_parameters, on_meta, output_shapes
 
 FIGURE_15 = {  # channels of Figure 3, Table 1 and Figure 18: 3 x 384 and 1152 + 384 + 288 + 320
@@ -197,11 +197,11 @@ def test_timm_weights_fit_the_released_network_only(paper, released):
     with torch.device("meta"):
         timm_network = timm.create_model(TIMM.model)
     state = timm_network.state_dict()
-    ours = translated(state, TIMM.rename)
+    ours = rename_state_dict(state, TIMM.rename)
     assert len(ours) == len(state)
-    assert unfit(released, ours) == ""
+    assert state_dict_mismatch(released, ours) == ""
     reason = "inception_resnet_a1.branches.branch0.conv.weight has shape 32 x 320 x 1 x 1, expected 32 x 384"
-    assert reason in unfit(paper, ours)
+    assert reason in state_dict_mismatch(paper, ours)
 
 
 def test_scores_equal_timm():
@@ -214,7 +214,7 @@ def test_scores_equal_timm():
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, 0, 0.2)
     ours = inception_resnet_v2(released=True, num_classes=10).eval()
-    ours.load_state_dict(translated(timm_network.state_dict(), TIMM.rename))
+    ours.load_state_dict(rename_state_dict(timm_network.state_dict(), TIMM.rename))
     x = torch.randn(1, 3, 107, 107)  # last maps of 2 x 2, to test the last pooling
     with torch.no_grad():
         expected, scores = timm_network(x), ours(x)

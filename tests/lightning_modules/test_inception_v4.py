@@ -8,7 +8,7 @@ from torch import nn
 
 from lightning_modules.inception_v4 import Concat, ConvBnRelu, inception_v4
 from lightning_modules.published.inception_v4 import PUBLISHED
-from lightning_modules.published.weights import translated, unfit
+from lightning_modules.published.weights import rename_state_dict, state_dict_mismatch
 from tests.support.network_inspection import conv_bn, count_parameters, on_meta, output_shapes
 
 FIGURES_3_AND_9 = {
@@ -212,11 +212,11 @@ def test_timm_weights_fit_the_released_network_only(paper, released):
     with torch.device("meta"):
         timm_network = timm.create_model(TIMM.model)
     state = timm_network.state_dict()
-    ours = translated(state, TIMM.rename)
+    ours = rename_state_dict(state, TIMM.rename)
     assert len(ours) == len(state)
-    assert unfit(released, ours) == ""
+    assert state_dict_mismatch(released, ours) == ""
     # Two transposed kernels in the stem, four in each Inception-B, two in each Inception-C.
-    assert f"{2 + 7 * 4 + 3 * 2 - 1} more shapes differ" in unfit(paper, ours)
+    assert f"{2 + 7 * 4 + 3 * 2 - 1} more shapes differ" in state_dict_mismatch(paper, ours)
 
 
 def test_scores_equal_timm():
@@ -224,7 +224,7 @@ def test_scores_equal_timm():
     timm_network = timm.create_model(TIMM.model, num_classes=10).eval()
     randomize_batchnorm(timm_network)
     ours = inception_v4(released=True, num_classes=10).eval()
-    ours.load_state_dict(translated(timm_network.state_dict(), TIMM.rename))
+    ours.load_state_dict(rename_state_dict(timm_network.state_dict(), TIMM.rename))
     x = torch.randn(1, 3, 107, 107)  # last maps of 2 x 2, to test the last pooling
     with torch.no_grad():
         expected, scores = timm_network(x), ours(x)

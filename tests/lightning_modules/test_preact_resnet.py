@@ -9,7 +9,7 @@ from torch import nn
 
 from lightning_modules.layers import PadShortcut, Projection
 from lightning_modules.preact_resnet import FIGURE_4, ResidualUnit, preact_resnet_cifar
-from lightning_modules.published.weights import renamer, translated
+from lightning_modules.published.weights import rename_state_dict, renamer
 from lightning_modules.resnet import plain_cifar, resnet_cifar
 from tests.support.network_inspection import count_parameters, on_meta, output_shapes
 
@@ -279,7 +279,7 @@ def test_bottleneck_stride_is_in_the_first_convolution():
 )
 def test_rows_of_table_1_equal_networks_of_the_resnet_paper(args, build_equal):
     ours, theirs = original_network(**args), build_equal().eval()
-    theirs.load_state_dict(translated(ours.state_dict(), TO_RESNET))
+    theirs.load_state_dict(rename_state_dict(ours.state_dict(), TO_RESNET))
     torch.testing.assert_close(ours(images()), theirs(images()))
 
 
@@ -372,7 +372,7 @@ def test_unit_output_matches_timms_pre_activation_block(block_type):
         (r"residual\.bn2\.(.+)", r"norm3.\1"),
         (r"residual\.(conv.+)", r"\1"),
     )
-    theirs.load_state_dict(translated(ours.state_dict(), rename))
+    theirs.load_state_dict(rename_state_dict(ours.state_dict(), rename))
     x = torch.randn(2, width, 8, 8)
     torch.testing.assert_close(ours(x), theirs(x), atol=1e-5, rtol=0)
 

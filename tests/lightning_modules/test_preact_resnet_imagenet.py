@@ -8,7 +8,7 @@ from torch import nn
 
 from lightning_modules.preact_resnet import FIGURE_4
 from lightning_modules.preact_resnet_imagenet import PreActResNetImageNet, preact_resnet_imagenet
-from lightning_modules.published.weights import renamer, translated, unfit
+from lightning_modules.published.weights import rename_state_dict, renamer, state_dict_mismatch
 from lightning_modules.resnet_imagenet import resnet_imagenet
 from tests.support.network_inspection import count_parameters, on_meta, output_shapes
 
@@ -94,11 +94,11 @@ def test_network_is_fully_convolutional_and_accepts_320_pixels():
 def test_original_activation_equals_the_resnet_paper():
     ours = on_meta(preact_resnet_imagenet, depth=152, activation="original")
     theirs = on_meta(resnet_imagenet, depth=152)
-    assert unfit(theirs, translated(ours.state_dict(), TO_RESNET)) == ""
+    assert state_dict_mismatch(theirs, rename_state_dict(ours.state_dict(), TO_RESNET)) == ""
     torch.manual_seed(0)
     ours = preact_resnet_imagenet(depth=101, activation="original").eval()
     theirs = resnet_imagenet(depth=101).eval()
-    theirs.load_state_dict(translated(ours.state_dict(), TO_RESNET))
+    theirs.load_state_dict(rename_state_dict(ours.state_dict(), TO_RESNET))
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(ours(x), theirs(x))
@@ -110,7 +110,7 @@ def test_timms_network_has_the_same_parameter_shapes(model):
     with torch.device("meta"):
         theirs = timm.create_model(model, pretrained=False)
     ours = on_meta(preact_resnet_imagenet, depth=int(model[-3:]))
-    assert unfit(ours, flatten_fc(translated(theirs.state_dict(), FROM_TIMM))) == ""
+    assert state_dict_mismatch(ours, flatten_fc(rename_state_dict(theirs.state_dict(), FROM_TIMM))) == ""
 
 
 def timms_and_ours(min_bn_weight: float) -> tuple[nn.Module, PreActResNetImageNet]:
@@ -129,7 +129,7 @@ def timms_and_ours(min_bn_weight: float) -> tuple[nn.Module, PreActResNetImageNe
             nn.init.uniform_(module.weight, min_bn_weight, 1.5)
             nn.init.normal_(module.bias)
     ours = PreActResNetImageNet((1, 1, 1, 1), FULL, num_classes=10, in_channels=3).eval()
-    ours.load_state_dict(flatten_fc(translated(theirs.state_dict(), FROM_TIMM)))
+    ours.load_state_dict(flatten_fc(rename_state_dict(theirs.state_dict(), FROM_TIMM)))
     return theirs, ours
 
 

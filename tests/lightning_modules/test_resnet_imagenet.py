@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_modules.layers import PadShortcut, Projection
 from lightning_modules.published.resnet import PUBLISHED
-from lightning_modules.published.weights import translated, unfit
+from lightning_modules.published.weights import rename_state_dict, state_dict_mismatch
 from lightning_modules.resnet_imagenet import Bottleneck, plain_imagenet, resnet_imagenet
 from tests.support.network_inspection import count_parameters, on_meta, output_shapes, randomize_batchnorm
 
@@ -240,7 +240,7 @@ def test_output_matches_other_libraries_with_their_weights(source, model):
     torch.manual_seed(0)
     theirs, entry = randomize_batchnorm(library_network(source, model)), published_entry(source, model)
     ours = on_meta(resnet_imagenet, **entry.args).to_empty(device="cpu")
-    ours.load_state_dict(translated(theirs.state_dict(), entry.rename))
+    ours.load_state_dict(rename_state_dict(theirs.state_dict(), entry.rename))
     x = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         expected = theirs(x)
@@ -253,7 +253,7 @@ def test_stride_in_the_first_1x1_differs_from_torchvision():
     theirs = randomize_batchnorm(library_network("torchvision", "resnet50"))
     entry = published_entry("torchvision", "resnet50")
     ours = on_meta(resnet_imagenet, depth=50).to_empty(device="cpu")
-    ours.load_state_dict(translated(theirs.state_dict(), entry.rename))  # names and shapes fit nonetheless
+    ours.load_state_dict(rename_state_dict(theirs.state_dict(), entry.rename))  # names and shapes fit nonetheless
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         assert (ours(x) - theirs(x)).norm() > 0.1 * theirs(x).norm()
@@ -263,10 +263,12 @@ def test_stride_in_the_first_1x1_differs_from_torchvision():
 def test_published_state_dict_fits(entry):
     with torch.device("meta"):
         state = library_network(entry.source, entry.model).state_dict()
-    renamed = translated(state, entry.rename)
+    renamed = rename_state_dict(state, entry.rename)
     assert len(renamed) == len(state)
-    assert unfit(on_meta(resnet_imagenet, **entry.args), renamed) == ""
-    assert unfit(on_meta(resnet_imagenet, **entry.args, num_classes=10), renamed).startswith("fc.weight")
+    assert state_dict_mismatch(on_meta(resnet_imagenet, **entry.args), renamed) == ""
+    assert state_dict_mismatch(on_meta(resnet_imagenet, **entry.args, num_classes=10), renamed).startswith(
+        "fc.weight"
+    )
     assert entry.differs == (
         "stride 2 in the 3x3 of a bottleneck, not in its first 1x1" if entry.args["depth"] >= 50 else ""
     )

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_modules.layers import Projection
 from lightning_modules.published.resnext import PUBLISHED
-from lightning_modules.published.weights import translated, unfit
+from lightning_modules.published.weights import rename_state_dict, state_dict_mismatch
 from lightning_modules.resnet_imagenet import resnet_imagenet
 from lightning_modules.resnext import Block, convert_state_dict, resnext_cifar, resnext_imagenet
 from tests.support.network_inspection import count_parameters, on_meta, output_shapes, randomize_batchnorm
@@ -314,7 +314,7 @@ def test_output_matches_other_libraries_with_their_weights(source):
     entry = next(entry for entry in PUBLISHED if (entry.source, entry.model) == (source, "resnext50_32x4d"))
     theirs = randomize_batchnorm(library_network(source, entry.model))
     ours = on_meta(resnext_imagenet, **entry.args).to_empty(device="cpu")
-    ours.load_state_dict(translated(theirs.state_dict(), entry.rename))
+    ours.load_state_dict(rename_state_dict(theirs.state_dict(), entry.rename))
     x = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(ours(x), theirs(x), atol=1e-5, rtol=1e-5)
@@ -324,15 +324,15 @@ def test_output_matches_other_libraries_with_their_weights(source):
 def test_published_state_dict_fits(entry):
     with torch.device("meta"):
         state = library_network(entry.source, entry.model).state_dict()
-    renamed = translated(state, entry.rename)
+    renamed = rename_state_dict(state, entry.rename)
     assert len(renamed) == len(state)
-    assert unfit(on_meta(resnext_imagenet, **entry.args), renamed) == ""
+    assert state_dict_mismatch(on_meta(resnext_imagenet, **entry.args), renamed) == ""
 
 
 def test_state_dict_of_another_width_does_not_fit():
     with torch.device("meta"):
         state = library_network("torchvision", "resnext50_32x4d").state_dict()
     wrong = on_meta(resnext_imagenet, depth=50, cardinality=2, width=40)
-    assert "conv2.0.conv1.weight has shape 128 x 64 x 1 x 1, expected 80 x 64 x 1 x 1" in unfit(
-        wrong, translated(state, PUBLISHED[0].rename)
+    assert "conv2.0.conv1.weight has shape 128 x 64 x 1 x 1, expected 80 x 64 x 1 x 1" in state_dict_mismatch(
+        wrong, rename_state_dict(state, PUBLISHED[0].rename)
     )

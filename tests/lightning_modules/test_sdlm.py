@@ -172,19 +172,19 @@ def online_classifier(**changes) -> OnlineClassifier:
 
 def test_training_step_counts_errors_and_uses_the_learning_rate():
     module, (images, labels) = online_classifier(), patterns(4)
-    module.start_pass(images, labels)
+    module.estimate_curvature(images, labels)
     rates = []
     module.sdlm.run = lambda x, y, eta: rates.append(eta) or torch.tensor([8.0, 3.0, 1.0])
     module.training_step(Batch(0, images, labels), 0)
     module.training_step(Batch(20, images, labels), 1)
     assert rates == pytest.approx([5e-4, 2e-4])
-    window = module.take_window()
+    window = module.pop_window_metrics()
     assert window == {"train/loss": 2.0, "train/top1_error_pct": 75.0, "train/top5_error_pct": 25.0}
 
 
 def test_non_finite_loss_raises():
     module, (images, labels) = online_classifier(), patterns(2)
-    module.start_pass(images, labels)
+    module.estimate_curvature(images, labels)
     images[1] = float("nan")
     with pytest.raises(NotConvergedError, match="nan at step 40"):
         module.training_step(Batch(40, images, labels), 0)
@@ -192,7 +192,7 @@ def test_non_finite_loss_raises():
 
 def test_second_derivatives_are_part_of_a_checkpoint():
     module, again = online_classifier(), online_classifier()
-    module.start_pass(*patterns(3))
+    module.estimate_curvature(*patterns(3))
     checkpoint: dict = {}
     module.on_save_checkpoint(checkpoint)
     again.on_load_checkpoint(checkpoint)
@@ -206,7 +206,7 @@ def test_overfits_two_patterns():
     labels = torch.tensor([3, 8])
     losses = []
     for _ in range(150):
-        module.start_pass(images, labels)
+        module.estimate_curvature(images, labels)
         losses.append(module.sdlm.run(images, labels, 5e-3)[0].item())
     assert losses[-1] < 0.2 * losses[0]
 

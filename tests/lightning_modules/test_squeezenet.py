@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_modules.published.squeezenet import PUBLISHED
-from lightning_modules.published.weights import translated, unfit
+from lightning_modules.published.weights import rename_state_dict, state_dict_mismatch
 from lightning_modules.squeezenet import fire_module_sizes, squeezenet, squeezenet_1_1
 from tests.support.network_inspection import count_parameters, on_meta, output_shapes
 
@@ -284,8 +284,8 @@ def test_output_matches_torchvision_with_its_weights(entry, size):
     torch.manual_seed(0)
     theirs = torchvision.models.get_model(entry.model, weights=None).eval()
     ours = {"squeezenet": squeezenet, "squeezenet_1_1": squeezenet_1_1}[entry.network](**entry.args).eval()
-    state = translated(theirs.state_dict(), entry.rename)
-    assert unfit(ours, state) == ""
+    state = rename_state_dict(theirs.state_dict(), entry.rename)
+    assert state_dict_mismatch(ours, state) == ""
     ours.load_state_dict(state)
     x = torch.randn(1, 3, size, size)
     with torch.no_grad():
@@ -299,7 +299,7 @@ def test_swapped_weights_change_the_output():
 
     theirs = torchvision.models.squeezenet1_0(weights=None).eval()
     ours = squeezenet().eval()
-    state = translated(theirs.state_dict(), PUBLISHED[0].rename)
+    state = rename_state_dict(theirs.state_dict(), PUBLISHED[0].rename)
     state["fire3.expand1x1.weight"] = theirs.state_dict()["features.3.expand1x1.weight"]  # fire2's
     ours.load_state_dict(state)
     x = torch.randn(1, 3, 67, 67)
@@ -312,5 +312,5 @@ def test_weights_of_one_version_do_not_fit_the_other():
 
     with torch.device("meta"):
         theirs = torchvision.models.squeezenet1_1(weights=None).state_dict()
-    mismatch = unfit(on_meta(squeezenet), translated(theirs, PUBLISHED[1].rename))
+    mismatch = state_dict_mismatch(on_meta(squeezenet), rename_state_dict(theirs, PUBLISHED[1].rename))
     assert mismatch.startswith("conv1.weight has shape 64 x 3 x 3 x 3, expected 96 x 3 x 7 x 7")

@@ -11,7 +11,7 @@ import torchvision
 from torch import nn
 
 from lightning_modules.published import vgg as published
-from lightning_modules.published.weights import carry_over, translated, unfit
+from lightning_modules.published.weights import load_published_state_dict, rename_state_dict, state_dict_mismatch
 from lightning_modules.vgg import VGG, conv_stack, glorot_uniform, initialise_from_net_a, vgg
 from tests.support.network_inspection import count_parameters, on_meta, output_shapes
 
@@ -360,7 +360,7 @@ def test_published_state_dict_fits(entry):
     with torch.device("meta"):
         state = library_network(entry.source, entry.model).state_dict()
     ours = on_meta(vgg, **entry.args)
-    assert unfit(ours, translated(state, entry.rename)) == ""
+    assert state_dict_mismatch(ours, rename_state_dict(state, entry.rename)) == ""
     assert count_parameters(ours) == sum(value.numel() for value in state.values())
 
 
@@ -377,8 +377,10 @@ def test_state_dict_of_another_depth_or_with_batch_norm_does_not_fit():
         vgg16 = torchvision.models.vgg16(weights=None).state_dict()
         vgg11_bn = torchvision.models.vgg11_bn(weights=None).state_dict()
     rename = {entry.model: entry.rename for entry in published.TORCHVISION}
-    assert "of 22, first" in unfit(on_meta(vgg, configuration="A"), translated(vgg16, rename["vgg11"]))
-    assert unfit(on_meta(vgg, configuration="A"), translated(vgg11_bn, rename["vgg11"]))
+    assert "of 22, first" in state_dict_mismatch(
+        on_meta(vgg, configuration="A"), rename_state_dict(vgg16, rename["vgg11"])
+    )
+    assert state_dict_mismatch(on_meta(vgg, configuration="A"), rename_state_dict(vgg11_bn, rename["vgg11"]))
 
 
 @pytest.mark.parametrize(
@@ -396,7 +398,7 @@ def test_vgg11_output_matches_other_libraries_with_their_weights(entry):
             if isinstance(module, nn.Conv2d | nn.Linear):
                 module.bias.uniform_(-0.5, 0.5)
     ours = on_meta(vgg, **entry.args, num_classes=10).to_empty(device="cpu")
-    carry_over(ours, theirs.state_dict(), [entry.rename])
+    load_published_state_dict(ours, theirs.state_dict(), [entry.rename])
     x = torch.randn(1, 3, 224, 224)
     with torch.no_grad():
         scores, expected = ours(x), theirs(x)

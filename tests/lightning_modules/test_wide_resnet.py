@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lightning_modules.preact_resnet import preact_resnet_cifar
-from lightning_modules.published.weights import renamer, translated
+from lightning_modules.published.weights import rename_state_dict, renamer
 from lightning_modules.wide_resnet import Block, wide_resnet_cifar
 from tests.support.network_inspection import count_parameters, on_meta, output_shapes
 
@@ -193,7 +193,7 @@ def test_block_of_two_layers_equals_the_pre_activation_unit():
     ours = small_network(depth=16, k=1).conv2[1]
     theirs = preact_resnet_cifar(depth=14, layers_per_unit=2).eval().map32[1]
     rename = renamer((r"bn1\.(.+)", r"pre.bn.\1"), (r"residual\.bn2\.(.+)", r"residual.bn1.\1"), (r"(.+)", r"\1"))
-    theirs.load_state_dict(translated(ours.state_dict(), rename))
+    theirs.load_state_dict(rename_state_dict(ours.state_dict(), rename))
     x = torch.randn(2, 16, 8, 8)
     torch.testing.assert_close(ours(x), theirs(x))
 

@@ -7,7 +7,7 @@ import torchvision
 from torch import nn
 
 from lightning_modules.networks import build
-from lightning_modules.published.weights import translated, unfit
+from lightning_modules.published.weights import rename_state_dict, state_dict_mismatch
 from lightning_modules.published.wide_resnet import PUBLISHED
 from lightning_modules.resnet_imagenet import resnet_imagenet
 from lightning_modules.wide_resnet_imagenet import wide_resnet_imagenet
@@ -98,8 +98,8 @@ def test_output_matches_torchvision_and_timm_with_their_weights(entry):
     torch.manual_seed(0)
     theirs = random_batchnorm(library_network(entry.source, entry.model))
     ours = build(entry.network, entry.args, num_classes=1000, in_channels=3).eval()
-    state = translated(theirs.state_dict(), entry.rename)
-    assert unfit(ours, state) == ""
+    state = rename_state_dict(theirs.state_dict(), entry.rename)
+    assert state_dict_mismatch(ours, state) == ""
     ours.load_state_dict(state)
     x = torch.randn(1, 3, 64, 64)
     expected = theirs(x)
@@ -113,7 +113,7 @@ def test_k_1_equals_the_residual_network_of_the_same_depth(depth, args):
     theirs = on_meta(resnet_imagenet, depth=depth, **args)
     ours = on_meta(wide_resnet_imagenet, depth=depth, k=1)
     names = {name: name.replace("_x.", ".") for name in theirs.state_dict()}
-    assert unfit(ours, {names[name]: value for name, value in theirs.state_dict().items()}) == ""
+    assert state_dict_mismatch(ours, {names[name]: value for name, value in theirs.state_dict().items()}) == ""
     if depth != 18:
         return
     torch.manual_seed(0)

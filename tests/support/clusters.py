@@ -1,4 +1,4 @@
-"""A cluster of its own for the tests: a home, Ray nodes, launches of small real runs, and what happens to them."""
+"""A cluster for tests: a REPRO_HOME, Ray nodes as processes, and launches of small smoke runs."""
 
 import json
 import os
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
 from pipeline.cluster import launches
 from pipeline.cluster.launches import Launch, LaunchTerms
@@ -21,15 +22,17 @@ from pipeline.plan.task import Task
 from pipeline.track.run_folder import RunFolder
 from tests.support.smoke_runs import NO_DATA_FOLDER, smoke_run, smoke_task
 
-PATIENCE = 120.0  # seconds that anything may take on a busy machine
+TIMEOUT = 120.0  # seconds, on a busy machine
+CLUSTER_VARIABLES = ("RAY_AUTH_TOKEN_PATH", "RAY_AUTH_TOKEN", "REPRO_NODE", "RAY_ADDRESS")
 
 
-class Place:
-    """One home and the processes that were started for it; `end` ends these and no others."""
+class ClusterHome:
+    """A REPRO_HOME and the processes started for it; `end` ends these and no others."""
 
-    def __init__(self, home: Path, monkeypatch: Any) -> None:
+    def __init__(self, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.home = home
         self.processes: list[subprocess.Popen[bytes]] = []
+        self.outputs: dict[int, Path] = {}  # by pid
         self.env = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}
         self.env |= {
             "REPRO_HOME": str(home),
@@ -41,106 +44,106 @@ class Place:
         home.mkdir(parents=True, exist_ok=True)
         monkeypatch.setenv("REPRO_HOME", str(home))
 
-    def repro(self, *words: object, env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
-        """A command in a process of its own; what it says goes to a file."""
-        file = self.home / f"{words[0]}-{len(self.processes)}.out"
+    def repro(self, *argv: object, env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+        """Start a `repro` command; its output goes to a file."""
+        file = self.home / f"{argv[0]}-{len(self.processes)}.out"
         with file.open("wb") as out:
             process = subprocess.Popen(
-                [sys.executable, "-m", "pipeline.cli", *map(str, words)],
+                [sys.executable, "-m", "pipeline.cli", *map(str, argv)],
                 env=self.env | dict(env or {}),
                 cwd=self.home,
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        process.said = file  # type: ignore[attr-defined]
+        self.outputs[process.pid] = file
         self.processes.append(process)
         return process
 
+    def output(self, process: subprocess.Popen[bytes]) -> str:
+        """Return the output of a process of `repro`."""
+        return self.outputs[process.pid].read_text(encoding="utf-8", errors="replace")
+
     def head(self, cpus: int = 2) -> subprocess.Popen[bytes]:
-        """The first node; returns once it takes jobs."""
+        """Start a head and return it once it accepts jobs."""
         node = self.repro("node", "--head", "--cpus", cpus, "--grace", 30)
-        until(lambda: (self.home / "cluster" / "node.json").is_file() or node.poll() is not None, "the head is up")
-        assert node.poll() is None, said(node)
+        node_file = self.home / "cluster" / "node.json"
+        wait_until(lambda: node_file.is_file() or node.poll() is not None, "the head is ready")
+        assert node.poll() is None, self.output(node)
         return node
 
     def gcs(self) -> str:
-        """Where the head listens for other nodes."""
+        """Return the address that other nodes join."""
         return str(json.loads((self.home / "cluster" / "node.json").read_text(encoding="utf-8"))["gcs"])
 
     def launch(self, tasks: Sequence[Task], **terms: Any) -> Launch:
-        """A launch of these tasks, written down; nobody carries it out yet."""
+        """Create a launch of these tasks, without running it."""
         return launches.create_launch("a test", ROOT, LaunchTerms(**({"devices": 1} | terms)), tuple(tasks))
 
-    def carry(self, *given: Launch) -> subprocess.Popen[bytes]:
-        """What a job does: hand launches to the supervisor and follow them."""
-        inside = ray_environment(self.home / "cluster" / "token") | {
+    def run(self, *selected: Launch) -> subprocess.Popen[bytes]:
+        """Start the command of a cluster job: pass launches to the supervisor and follow them."""
+        env = ray_environment(self.home / "cluster" / "token") | {
             "RAY_ADDRESS": self.gcs(),
             "REPRO_INSIDE": "1",
         }
-        return self.repro("carry", *(one.id for one in given), env=inside)
+        return self.repro("carry", *(launch.id for launch in selected), env=env)
 
     def end(self) -> None:
-        """SIGTERM to all that was started here, then SIGKILL to what is left of it."""
-        with suppress(OSError, ValueError):  # a head behind the terminal, which a command has started
-            about = json.loads((self.home / "cluster" / "node.json").read_text(encoding="utf-8"))
-            behind = psutil.Process(about["pid"])
-            behind.terminate()
-            behind.wait(40)
-        trees = [tree(process.pid) for process in self.processes]
+        """Send SIGTERM to all processes of the cluster, and SIGKILL to those that remain."""
+        with suppress(OSError, ValueError, psutil.NoSuchProcess):  # a background head, started by a command
+            content = json.loads((self.home / "cluster" / "node.json").read_text(encoding="utf-8"))
+            background_head = psutil.Process(content["pid"])
+            background_head.terminate()
+            background_head.wait(40)
+        trees = [process_tree(process.pid) for process in self.processes]
         for process in reversed(self.processes):
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
         for process in self.processes:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(40)
-        for one in {one for each in trees for one in each}:
+        for member in {member for tree in trees for member in tree}:
             with suppress(psutil.Error):
-                one.kill()
+                member.kill()
 
 
-def tree(pid: int) -> list[psutil.Process]:
-    """A process and all below it."""
+def process_tree(pid: int) -> list[psutil.Process]:
+    """Return a process and its descendants."""
     try:
-        top = psutil.Process(pid)
-        return [top, *top.children(recursive=True)]
+        root = psutil.Process(pid)
+        return [root, *root.children(recursive=True)]
     except psutil.Error:
         return []
 
 
-def said(process: Any) -> str:
-    """What a process of `Place.repro` has printed."""
-    return str(process.said.read_text(encoding="utf-8", errors="replace"))
-
-
-def until(true: Callable[[], Any], what: str, *, seconds: float = PATIENCE) -> float:
-    """Wait for it; seconds that it took."""
-    began = time.monotonic()
-    while not true():
-        if time.monotonic() - began > seconds:
-            raise AssertionError(f"not within {seconds:g} s: {what}")
+def wait_until(condition: Callable[[], Any], description: str, *, seconds: float = TIMEOUT) -> float:
+    """Wait for a condition and return the seconds it took; AssertionError after `seconds`."""
+    start = time.monotonic()
+    while not condition():
+        if time.monotonic() - start > seconds:
+            raise AssertionError(f"not within {seconds:g} s: {description}")
         time.sleep(0.05)
-    return time.monotonic() - began
+    return time.monotonic() - start
 
 
-def small(seed: int = 0, steps: int = 200) -> Task:
-    """A run of seconds, of the launch's home."""
+def small_task(seed: int = 0, steps: int = 200) -> Task:
+    """Return a task that trains for some seconds, with its run folder under REPRO_HOME."""
     run = smoke_run(seed=seed, changes={"train.steps": steps, "train.eval_every": 50, "train.log_every": 10})
     return smoke_task(Path(os.environ["REPRO_HOME"]) / "runs", run)
 
 
-def step_of(task: Task) -> int:
-    """The update that a run has reached, as it says itself."""
+def current_step(task: Task) -> int:
+    """Return the step of a run's last progress report."""
     return int(RunFolder(task.folder).read_progress().get("step", 0))
 
 
-def log_of(task: Task) -> str:
-    """A run's log."""
+def run_log(task: Task) -> str:
+    """Return a run's log."""
     with suppress(OSError):
         return RunFolder(task.folder).log_file.read_text(encoding="utf-8")
     return ""
 
 
-def trainer_of(task: Task) -> int:
-    """The process that trains a run (of several, the first rank)."""
+def training_pid(task: Task) -> int:
+    """Return the pid of the process that trains a run, the first rank of several."""
     return int(RunFolder(task.folder).read_progress()["pid"])

@@ -1,4 +1,4 @@
-"""MLflow servers for tests: its own application over HTTP in this process, with faults; or `mlflow server`."""
+"""MLflow servers: its application over HTTP in this process, with faults, or `mlflow server`."""
 
 import contextlib
 import os
@@ -16,11 +16,11 @@ from typing import Any
 
 from filelock import FileLock
 
-LOST, GONE, HANGS = "lost", "gone", "hangs"  # carried out, but not answered; not even read; not answered for long
+LOST, GONE, HANGS = "lost", "gone", "hangs"  # executed but not answered; not executed; not answered for a minute
 
 
 def empty_database(path: Path) -> bytes:
-    """MLflow's tables, to be copied: they take seconds to make."""
+    """Return the bytes of an empty MLflow database, which takes seconds to create."""
     from pipeline.track.mlflow_writer import Tracker
 
     assert Tracker(f"sqlite:///{path}").client
@@ -28,7 +28,7 @@ def empty_database(path: Path) -> bytes:
 
 
 class Server:
-    """MLflow's application, as `mlflow server` runs it, on a port of its own, over one database file."""
+    """MLflow's application, as `mlflow server` runs it, on a free port, with one database file."""
 
     def __init__(self, database: Path, store: Any = None) -> None:
         with warnings.catch_warnings():
@@ -52,7 +52,7 @@ class Server:
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        """Listen, on the port of before."""
+        """Listen, on the same port as before."""
         from werkzeug.serving import WSGIRequestHandler, make_server
 
         quiet = type("Quiet", (WSGIRequestHandler,), {"log": lambda *_: None})
@@ -63,7 +63,7 @@ class Server:
         self.thread.start()
 
     def stop(self) -> None:
-        """Be away: connections are refused."""
+        """Stop listening: connections are refused."""
         self.listening.shutdown()
         self.thread.join()
         self.listening.server_close()
@@ -91,7 +91,7 @@ class Server:
         return answer
 
     def hang_up(self, environ: dict[str, Any]) -> None:
-        """End a connection without a word."""
+        """Close a connection without an answer."""
         with contextlib.suppress(OSError):
             environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
         raise ConnectionResetError
@@ -99,7 +99,7 @@ class Server:
 
 @contextlib.contextmanager
 def process(database: Path, port: int, *more: str, **settings: str) -> Iterator[subprocess.Popen[bytes]]:
-    """`mlflow server` itself, with one worker and no jobs (two processes, 0.5 GB); killed at the end."""
+    """Start `mlflow server` with one worker and no jobs (two processes, 0.5 GB); kill it at the end."""
     words = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
     words += ["--backend-store-uri", f"sqlite:///{database}", "--workers", "1"]
     words += ["--artifacts-destination", str(database.parent / "artifacts"), *more]
@@ -117,7 +117,7 @@ def process(database: Path, port: int, *more: str, **settings: str) -> Iterator[
 
 
 def kill(server: subprocess.Popen[bytes]) -> None:
-    """End a server and its workers at once."""
+    """Kill a server and its workers."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(server.pid, signal.SIGKILL)
     server.wait()
@@ -135,7 +135,7 @@ def until_up(port: int, server: subprocess.Popen[bytes], seconds: float = 90.0) 
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """Return a free port."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])

@@ -1,4 +1,4 @@
-"""Servers on this machine, for the tests of sets that lie far away: http with its troubles, and S3."""
+"""Local servers for tests of remote sets: http servers, also with faults, and S3."""
 
 import contextlib
 import http.server
@@ -6,51 +6,52 @@ import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 from urllib.request import Request, urlopen
 
 import pytest
 
-KEY, SECRET = "AKIDFORTESTS", "s3cr3t-of-the-tests"  # what S3 is asked with
+KEY, SECRET = "AKIDFORTESTS", "s3cr3t-of-the-tests"  # the credentials of the S3 tests
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """One that takes many connections at once."""
+    """A server with a long queue of connections."""
 
     request_queue_size = 128
 
 
-class Whole(http.server.SimpleHTTPRequestHandler):
-    """Knows no ranges: sends whole files."""
+class WholeFileHandler(http.server.SimpleHTTPRequestHandler):
+    """Ignores ranges and sends whole files."""
 
-    asked: list[str]  # paths, in order; each server has a class of its own
+    requests: list[str]  # paths, in order; `serve` makes one list per server
 
-    def log_message(self, *words: object) -> None:
-        """Nothing on the terminal."""
+    def log_message(self, *arguments: object) -> None:
+        """Print nothing."""
 
     def do_GET(self) -> None:
-        type(self).asked.append(self.path)
-        self.answer()
+        type(self).requests.append(self.path)
+        self.respond()
 
-    def answer(self) -> None:
-        """The file asked for."""
+    def respond(self) -> None:
+        """Send the requested file."""
         super().do_GET()
 
-    def copyfile(self, source, outputfile) -> None:
-        with contextlib.suppress(ConnectionError):  # who hangs up has seen enough
+    def copyfile(self, source: Any, outputfile: Any) -> None:
+        with contextlib.suppress(ConnectionError):  # the client has closed the connection
             super().copyfile(source, outputfile)
 
 
-class Ranged(Whole):
-    """Knows ranges."""
+class RangeHandler(WholeFileHandler):
+    """Supports ranges."""
 
-    def answer(self) -> None:
+    def respond(self) -> None:
         span = self.headers.get("Range")
         file = Path(self.translate_path(self.path))
         if not span or not file.is_file():
-            super().answer()
+            super().respond()
             return
         content = file.read_bytes()
-        first, last = (int(word) for word in span.removeprefix("bytes=").split("-"))
+        first, last = (int(number) for number in span.removeprefix("bytes=").split("-"))
         if first >= len(content):
             self.send_error(416)
             return
@@ -59,37 +60,37 @@ class Ranged(Whole):
         self.send_header("Content-Range", f"bytes {first}-{first + len(part) - 1}/{len(content)}")
         self.send_header("Content-Length", str(len(part)))
         self.end_headers()
-        self.wfile.write(self.cut(part))
+        self.wfile.write(self.sent_bytes(part))
 
-    def cut(self, part: bytes) -> bytes:
-        """What is really sent."""
+    def sent_bytes(self, part: bytes) -> bytes:
+        """Return the bytes that are sent for a range."""
         return part
 
 
-class Dying(Ranged):
-    """Promises a part and sends half of it."""
+class TruncatingHandler(RangeHandler):
+    """Sends less than the announced number of bytes."""
 
-    def cut(self, part: bytes) -> bytes:
+    def sent_bytes(self, part: bytes) -> bytes:
         return part[: len(part) // 2]
 
-    def copyfile(self, source, outputfile) -> None:
+    def copyfile(self, source: Any, outputfile: Any) -> None:
         outputfile.write(source.read(100))
 
 
-class Stumbling(Ranged):
-    """Says 503 the first time that it is asked for something, and answers the next time."""
+class FailingOnceHandler(RangeHandler):
+    """Answers the first request for each path with status 503."""
 
-    def answer(self) -> None:
-        if self.asked.count(self.path) == 1:
+    def respond(self) -> None:
+        if self.requests.count(self.path) == 1:
             self.send_error(503)
         else:
-            super().answer()
+            super().respond()
 
 
-class Refusing(Whole):
-    """Lets nobody in."""
+class ForbiddenHandler(WholeFileHandler):
+    """Answers every request with status 403."""
 
-    def answer(self) -> None:
+    def respond(self) -> None:
         self.send_error(403)
 
     def do_HEAD(self) -> None:
@@ -99,33 +100,36 @@ class Refusing(Whole):
         self.do_GET()
 
 
-class Silent(Whole):
-    """Accepts and says nothing."""
+class SilentHandler(WholeFileHandler):
+    """Accepts connections and does not answer until the server is closed."""
 
-    hold: threading.Event
+    closing: threading.Event
 
-    def answer(self) -> None:
-        self.hold.wait(10)
+    def respond(self) -> None:
+        self.closing.wait(10)
 
 
 @contextlib.contextmanager
-def serve(folder: Path, handler: type[Whole] = Ranged, asked: list[str] | None = None) -> Iterator[str]:
-    """The address of a server of `folder`, gone afterwards with its threads. `asked` is told every path."""
-    own = type(handler.__name__, (handler,), {"asked": [] if asked is None else asked, "hold": threading.Event()})
+def serve(
+    folder: Path, handler: type[WholeFileHandler] = RangeHandler, requests: list[str] | None = None
+) -> Iterator[str]:
+    """Serve `folder` within the context; yield the address. `requests` receives the path of each request."""
+    attributes = {"requests": [] if requests is None else requests, "closing": threading.Event()}
+    own: Any = type(handler.__name__, (handler,), attributes)
     server = Server(("127.0.0.1", 0), partial(own, directory=str(folder)))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_port}"
     finally:
-        own.hold.set()
+        own.closing.set()
         server.shutdown()
         server.server_close()
         thread.join()
 
 
 def use_s3(monkeypatch: pytest.MonkeyPatch, address: str | None) -> None:
-    """Let S3's client find a server here, and the tests' keys; nothing of this machine's owner's."""
+    """Set the AWS variables to the tests' credentials and to a local server, without this user's settings."""
     for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_DEFAULT_PROFILE", "AWS_ROLE_ARN"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
@@ -140,14 +144,14 @@ def use_s3(monkeypatch: pytest.MonkeyPatch, address: str | None) -> None:
 
 @contextlib.contextmanager
 def s3_server() -> Iterator[str]:
-    """The address of an S3 in memory, with one empty bucket of the name `bucket`."""
+    """Run an in-memory S3 server with an empty bucket `bucket` within the context; yield its address."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
     server.start()
     try:
         host, port = server.get_host_and_port()
-        for method, path in (("POST", "moto-api/reset"), ("PUT", "bucket")):  # what it holds is the process's
+        for method, path in (("POST", "moto-api/reset"), ("PUT", "bucket")):  # moto's state is global
             with urlopen(Request(f"http://{host}:{port}/{path}", method=method)):
                 pass
         yield f"http://{host}:{port}"

@@ -18,8 +18,8 @@ from pipeline.train.train import train
 
 RESNET, LENET = "resnet/cifar10_depth", "lenet5/mnist"
 CODE = "code-under-test"
-# Processes forked from one that has imported this module start in half a second, new ones in eight. The fork server
-# finds the module through PYTHONPATH.
+# Processes forked from one that has imported this module start in half a second, new ones in eight. The fork
+# server finds the module through PYTHONPATH.
 ROOT = Path(__file__).parents[2]
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 FORKSERVER = multiprocessing.get_context("forkserver")

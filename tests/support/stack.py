@@ -1,6 +1,7 @@
-"""The processes of docker/compose.yaml on this machine, without containers: PostgreSQL, an S3 server, MLflow with
-its login, Ray's head and a worker. Commands and variables are the compose file's own, but for addresses and ports,
-which are free ones of 127.0.0.1. moto's server takes the place of the S3 gateway.
+"""The services of docker/compose.yaml as processes of this machine, without containers.
+
+PostgreSQL, an S3 server, MLflow with basic authentication, and Ray's head and worker. Commands and variables are
+those of the compose file, except addresses and ports: free ports of 127.0.0.1. moto replaces the S3 gateway.
 """
 
 import os
@@ -22,45 +23,40 @@ from typing import Any
 
 import psutil
 
+from pipeline.cluster.ports import LOOPBACK, free_port
+from pipeline.cluster.processes import is_alive
 from tests.support.composed import COMPOSE, ROOT, services, variables
 
-LOOPBACK = "127.0.0.1"
-START, END = 120.0, 30.0  # seconds, on a busy machine
+START_SECONDS, END_SECONDS = 120.0, 30.0  # limits, on a busy machine
 
 
 def postgres_program(name: str) -> str | None:
-    """initdb or postgres: of the path, else the newest where Debian keeps them."""
-    kept = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), key=lambda path: float(path.parts[-3]))
-    return shutil.which(name) or (str(kept[-1]) if kept else None)
+    """Return the path of initdb or postgres: on PATH, else the newest version in Debian's folder."""
+    installed = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), key=lambda path: float(path.parts[-3]))
+    return shutil.which(name) or (str(installed[-1]) if installed else None)
 
 
-def missing() -> str:
-    """Why the stack cannot be started here, "" if it can."""
-    lacking = [name for name in ("initdb", "postgres") if not postgres_program(name)]
-    return f"{' and '.join(lacking)} of PostgreSQL not found; on Debian: apt install postgresql" if lacking else ""
+def missing_programs() -> str:
+    """Return why the stack cannot start on this machine, "" if it can."""
+    missing = [name for name in ("initdb", "postgres") if not postgres_program(name)]
+    return f"{' and '.join(missing)} of PostgreSQL not found; on Debian: apt install postgresql" if missing else ""
 
 
-def other_user() -> str:
-    """Whom root lets PostgreSQL run as: its own user where there is one."""
-    known = {one.pw_name for one in pwd.getpwall()}
+def postgres_user() -> str:
+    """Return the user for PostgreSQL when the tests run as root: postgres if it exists, else nobody."""
+    known = {user.pw_name for user in pwd.getpwall()}
     return "postgres" if "postgres" in known else "nobody"
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind((LOOPBACK, 0))
-        return one.getsockname()[1]
 
 
 @dataclass
 class Stack:
-    """What runs, and how to reach it."""
+    """Running processes and their addresses."""
 
-    folder: Path  # logs; the home is in it
-    values: dict[str, str]  # the .env file's: passwords
+    folder: Path  # contains the logs and REPRO_HOME
+    values: dict[str, str]  # variables of the .env file: passwords
     ports: dict[str, int]
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
-    seen: set[psutil.Process] = field(default_factory=set)  # all that ever ran for the stack
+    seen: set[psutil.Process] = field(default_factory=set)  # every process of the stack, ended ones included
 
     @property
     def services(self) -> dict[str, Any]:
@@ -79,8 +75,8 @@ class Stack:
         return self.folder / "home"
 
     def local(self, value: object) -> str:
-        """A word of the compose file, with this machine's addresses in the place of the containers'."""
-        places = {
+        """Return a value of the compose file with addresses of this machine instead of the containers'."""
+        addresses = {
             "http://s3:7070": self.s3,
             "http://mlflow:5000": self.mlflow,
             "mlflow:5000,localhost:5000,127.0.0.1:5000": f"{LOOPBACK}:{self.ports['mlflow']}",
@@ -89,26 +85,26 @@ class Stack:
             "/opt/repro/": f"{ROOT}/",
         }
         text = str(value)
-        for there, here in places.items():
-            text = text.replace(there, here)
+        for container_address, local_address in addresses.items():
+            text = text.replace(container_address, local_address)
         return text
 
     def environment(self, service: str, **more: str) -> dict[str, str]:
-        """A service's variables, on top of the few of ours that any program needs."""
-        kept = {name: os.environ[name] for name in ("HOME", "LANG", "TMPDIR") if name in os.environ}
-        kept["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # as in the image
-        theirs = {name: self.local(value) for name, value in self.services[service]["environment"].items()}
-        if "PGHOST" in theirs:
-            theirs |= {"PGHOST": LOOPBACK, "PGPORT": str(self.ports["db"])}
-        return kept | {"OMP_NUM_THREADS": "1"} | theirs | more
+        """Return the variables of a service, with the few of this process that any program needs."""
+        base = {name: os.environ[name] for name in ("HOME", "LANG", "TMPDIR") if name in os.environ}
+        base["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # as in the image
+        own = {name: self.local(value) for name, value in self.services[service]["environment"].items()}
+        if "PGHOST" in own:
+            own |= {"PGHOST": LOOPBACK, "PGPORT": str(self.ports["db"])}
+        return base | {"OMP_NUM_THREADS": "1"} | own | more
 
     def start(
-        self, name: str, words: Sequence[str], environment: Mapping[str, str], user: str | None = None
+        self, name: str, argv: Sequence[str], environment: Mapping[str, str], user: str | None = None
     ) -> None:
-        """Start a process in a session of its own; what it says goes into folder/NAME.log."""
+        """Start a process in a session of its own; its output goes to folder/NAME.log."""
         with (self.folder / f"{name}.log").open("wb") as log:
             self.processes[name] = subprocess.Popen(
-                words,
+                argv,
                 env=dict(environment),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -118,45 +114,46 @@ class Stack:
                 cwd="/" if user else self.folder,
             )
 
-    def said(self, name: str) -> str:
+    def output(self, name: str) -> str:
+        """Return the output of a process."""
         return (self.folder / f"{name}.log").read_text(encoding="utf-8", errors="replace")
 
     def wait(self, name: str, ready: Callable[[], bool]) -> None:
-        """Until it is ready; an error with its last words if it ends or takes too long."""
-        deadline = time.monotonic() + START
+        """Wait until a process is ready; RuntimeError with the end of its output if it ends or takes too long."""
+        deadline = time.monotonic() + START_SECONDS
         while not ready():
             code = self.processes[name].poll()
             if code is not None or time.monotonic() > deadline:
                 why = "is not ready" if code is None else f"ended with {code}"
-                raise RuntimeError(f"{name} {why}:\n{self.said(name)[-2000:]}")
+                raise RuntimeError(f"{name} {why}:\n{self.output(name)[-2000:]}")
             time.sleep(0.2)
-        self.look()
+        self.alive()
 
-    def look(self) -> set[psutil.Process]:
-        """The processes of the stack that are alive, children included."""
+    def alive(self) -> set[psutil.Process]:
+        """Return the live processes of the stack, children included."""
         for process in self.processes.values():
             with suppress(psutil.NoSuchProcess):
-                one = psutil.Process(process.pid)
-                self.seen |= {one, *one.children(recursive=True)}
-        return {one for one in self.seen if one.is_running() and one.status() != psutil.STATUS_ZOMBIE}
+                root = psutil.Process(process.pid)
+                self.seen |= {root, *root.children(recursive=True)}
+        return {process for process in self.seen if is_alive(process)}
 
     def end(self, name: str) -> int:
-        """Ask a process to end as `docker stop` does, and bury it; its exit code."""
+        """Stop a process as `docker stop` does; return its exit code."""
         process = self.processes.pop(name)
         with suppress(psutil.NoSuchProcess):
             self.seen |= set(psutil.Process(process.pid).children(recursive=True))
         process.terminate()
         try:
-            return process.wait(END)
+            return process.wait(END_SECONDS)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             raise
 
-    def repro(self, *words: str, home: Path | None = None) -> subprocess.CompletedProcess[str]:
-        """Run one of our commands with a node's variables, as `docker compose exec head repro ...` does."""
+    def repro(self, *argv: str, home: Path | None = None) -> subprocess.CompletedProcess[str]:
+        """Run a `repro` command with a node's variables, as `docker compose exec head repro ...` does."""
         return subprocess.run(
-            [sys.executable, "-m", "pipeline.cli", *words],
+            [sys.executable, "-m", "pipeline.cli", *argv],
             env=self.node_environment(home),
             cwd=ROOT,
             capture_output=True,
@@ -166,21 +163,24 @@ class Stack:
         )
 
     def node_environment(self, home: Path | None = None) -> dict[str, str]:
+        """Return the variables of a node."""
         return self.environment("head", REPRO_HOME=str(home or self.home), PYTHONPATH=str(ROOT))
 
-    def node(self, name: str, *words: str) -> None:
-        """Start a node of the cluster with one processor."""
-        command = [sys.executable, "-m", "pipeline.cli", "node", *words, "--cpus", "1", "--grace", "20"]
+    def node(self, name: str, *options: str) -> None:
+        """Start a cluster node with one CPU."""
+        command = [sys.executable, "-m", "pipeline.cli", "node", *options, "--cpus", "1", "--grace", "20"]
         self.start(name, command, self.node_environment())
 
 
-def answers(url: str) -> bool:
+def responds(url: str) -> bool:
+    """Return whether a URL responds with status 200."""
     with suppress(OSError):
         return urllib.request.urlopen(url, timeout=5).status == 200
     return False
 
 
-def connects(port: int) -> bool:
+def accepts_connections(port: int) -> bool:
+    """Return whether a process listens on a port of loopback."""
     with suppress(OSError), socket.create_connection((LOOPBACK, port), timeout=1):
         return True
     return False
@@ -188,48 +188,48 @@ def connects(port: int) -> bool:
 
 @contextmanager
 def stack() -> Iterator[Stack]:
-    """Everything but Ray, running; ended at the end, with whatever was started within."""
-    folder = Path(tempfile.mkdtemp(prefix="stack-"))  # not pytest's, which other users may not enter
+    """Start all services except Ray's nodes; at the end, stop them and everything started within the block."""
+    folder = Path(tempfile.mkdtemp(prefix="stack-"))  # the user of PostgreSQL cannot enter pytest's folders
     values = {name: secrets.token_urlsafe(16) for name in variables(COMPOSE.read_text(encoding="utf-8"))}
-    made = Stack(folder, values, {name: free_port() for name in ("db", "s3", "mlflow")})
-    with ExitStack() as after:
-        after.callback(shutil.rmtree, folder, ignore_errors=True)
-        after.callback(end_all, made)
-        database(made)
-        made.start(
-            "s3", [sys.executable, "-m", "moto.server", "-H", LOOPBACK, "-p", str(made.ports["s3"])], os.environ
+    running = Stack(folder, values, {name: free_port() for name in ("db", "s3", "mlflow")})
+    with ExitStack() as cleanup:
+        cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
+        cleanup.callback(end_all, running)
+        start_database(running)
+        running.start(
+            "s3", [sys.executable, "-m", "moto.server", "-H", LOOPBACK, "-p", str(running.ports["s3"])], os.environ
         )
-        made.wait("s3", lambda: connects(made.ports["s3"]))
-        buckets = made.services["buckets"]
-        words = [sys.executable, made.local(buckets["entrypoint"][1]), *buckets["command"]]
-        made.start("buckets", words, made.environment("buckets"))
-        if made.processes.pop("buckets").wait(START):
-            raise RuntimeError(made.said("buckets"))
-        mlflow = made.services["mlflow"]
+        running.wait("s3", lambda: accepts_connections(running.ports["s3"]))
+        buckets = running.services["buckets"]
+        argv = [sys.executable, running.local(buckets["entrypoint"][1]), *buckets["command"]]
+        running.start("buckets", argv, running.environment("buckets"))
+        if running.processes.pop("buckets").wait(START_SECONDS):
+            raise RuntimeError(running.output("buckets"))
+        mlflow = running.services["mlflow"]
         assert mlflow["entrypoint"][-1] == "mlflow"
-        words = [sys.executable, "-m", "mlflow", *map(made.local, mlflow["command"])]
-        made.start("mlflow", words, made.environment("mlflow"))
-        made.wait("mlflow", lambda: answers(f"{made.mlflow}/health"))
-        yield made
+        argv = [sys.executable, "-m", "mlflow", *map(running.local, mlflow["command"])]
+        running.start("mlflow", argv, running.environment("mlflow"))
+        running.wait("mlflow", lambda: responds(f"{running.mlflow}/health"))
+        yield running
 
 
-def database(made: Stack) -> None:
-    """PostgreSQL as its image sets it up: a user with a password, its database, nothing without a password."""
-    about = made.services["db"]["environment"]
-    user = other_user() if os.geteuid() == 0 else None  # it refuses to be root
-    data = Path(tempfile.mkdtemp(prefix="data-", dir=made.folder))
-    password = made.folder / "password"
-    password.write_text(about["POSTGRES_PASSWORD"], encoding="utf-8")
+def start_database(running: Stack) -> None:
+    """Start PostgreSQL as its image does: a user with a password, a database, and no access without password."""
+    settings = running.services["db"]["environment"]
+    user = postgres_user() if os.geteuid() == 0 else None  # PostgreSQL refuses to run as root
+    data = Path(tempfile.mkdtemp(prefix="data-", dir=running.folder))
+    password = running.folder / "password"
+    password.write_text(settings["POSTGRES_PASSWORD"], encoding="utf-8")
     if user:
-        made.folder.chmod(0o711)
+        running.folder.chmod(0o711)
         for path in (data, password):
             shutil.chown(path, user)
-    plain = {"PATH": os.environ["PATH"], "LC_ALL": "C"}
-    words = [
+    environment = {"PATH": os.environ["PATH"], "LC_ALL": "C"}
+    options = [
         "-D",
         str(data),
         "-U",
-        about["POSTGRES_USER"],
+        settings["POSTGRES_USER"],
         f"--pwfile={password}",
         "-A",
         "scram-sha-256",
@@ -237,33 +237,42 @@ def database(made: Stack) -> None:
         "UTF8",
         "-N",
     ]
-    made.start("initdb", [str(postgres_program("initdb")), *words], plain, user)
-    if made.processes.pop("initdb").wait(START):
-        raise RuntimeError(made.said("initdb"))
+    running.start("initdb", [str(postgres_program("initdb")), *options], environment, user)
+    if running.processes.pop("initdb").wait(START_SECONDS):
+        raise RuntimeError(running.output("initdb"))
     password.unlink()
-    here = [
+    server_options = [
         "-c",
         f"listen_addresses={LOOPBACK}",
         "-c",
-        f"port={made.ports['db']}",
+        f"port={running.ports['db']}",
         "-c",
         "unix_socket_directories=",
     ]
-    made.start("db", [str(postgres_program("postgres")), "-D", str(data), *here, "-c", "fsync=off"], plain, user)
-    made.wait("db", lambda: connects(made.ports["db"]))
+    running.start(
+        "db",
+        [str(postgres_program("postgres")), "-D", str(data), *server_options, "-c", "fsync=off"],
+        environment,
+        user,
+    )
+    running.wait("db", lambda: accepts_connections(running.ports["db"]))
     import psycopg
 
-    login = {"host": LOOPBACK, "port": made.ports["db"], "user": about["POSTGRES_USER"]}
-    with psycopg.connect(**login, password=about["POSTGRES_PASSWORD"], dbname="postgres", autocommit=True) as one:
-        one.execute(f"CREATE DATABASE {about['POSTGRES_DB']}")
+    login = {"host": LOOPBACK, "port": running.ports["db"], "user": settings["POSTGRES_USER"]}
+    with psycopg.connect(
+        **login, password=settings["POSTGRES_PASSWORD"], dbname="postgres", autocommit=True
+    ) as connection:
+        connection.execute(f"CREATE DATABASE {settings['POSTGRES_DB']}")
 
 
-def end_all(made: Stack) -> None:
-    """End what still runs, last started first; an error if a process outlives it."""
-    for name in reversed([*made.processes]):
-        made.end(name)
-    _, left = psutil.wait_procs(made.look(), timeout=END)
-    for one in left:
-        one.kill()
+def end_all(running: Stack) -> None:
+    """Stop all processes, the last started first; RuntimeError if a process remains."""
+    for name in reversed([*running.processes]):
+        running.end(name)
+    _, left = psutil.wait_procs(running.alive(), timeout=END_SECONDS)
+    for process in left:
+        process.kill()
     if left:
-        raise RuntimeError(f"these outlived the end of the stack: {[one.cmdline()[:4] for one in left]}")
+        raise RuntimeError(
+            f"processes that did not end with the stack: {[process.cmdline()[:4] for process in left]}"
+        )

@@ -59,7 +59,7 @@ DIFFERS = [20.0, 20.1, 19.9, 20.2, 19.8]
 def test_help_is_instant():
     """No library that takes seconds to import comes with it."""
     code = (
-        "import sys\nsys.argv = ['repro', '--help']\nfrom pipeline.cli import main\n"
+        "import sys\nsys.argv = ['repro', '--help']\nfrom pipeline.cli.main import main\n"
         "try:\n    main()\nexcept SystemExit:\n    pass\n"
         "print([m for m in ('torch', 'mlflow', 'pytorch_lightning', 'matplotlib', 'numpy') if m in sys.modules])"
     )
@@ -187,7 +187,7 @@ def test_a_server_that_is_away_is_said_once_and_the_runs_here_judged(command, kn
     assert code == 0
     assert "✔ reproduced  error-20" in out
     assert err == (
-        "the tracking server http://x cannot be used: [/nobody].\nGoing by the runs on this machine alone.\n"
+        "the tracking server http://x cannot be used: [/nobody].\nUsing only the runs on this machine.\n"
     )
 
 
@@ -277,7 +277,7 @@ def test_a_mistake_with_brackets_is_shown_as_it_was_made(command):
         ("train.lr.x=1", "'lr' is a value, not a map of settings"),
         ("model.depth=abc", "depth of network 'plain_cifar' should be a valid integer"),
         ("model.width=2", "network 'plain_cifar' has no argument 'width'"),
-        ("data.name=nois", "no data set is called 'nois', .*; did you mean 'noise'?"),
+        ("data.name=nois", "no data set 'nois', .*; did you mean 'noise'?"),
         ("data.train=900", "900 training images cannot be taken from 200; .* training may have 1 to 200"),
         ("data.pad_to=8", "pad_to 8 is smaller than the 16 x 16 images; use 16 or more"),
     ],
@@ -419,11 +419,11 @@ def test_analyse_takes_other_arguments(command):
         (("analyse", "--set", "depth=20"), "--set changes one network; name it, as in repro analyse resnet-50"),
         (
             ("evaluate", "resnet-20", "--weights", "nowhere.pth", "--data", "cifar10"),
-            "there is no weights file nowhere.pth; give a .safetensors or .pth file, or 'torchvision'",
+            "weights file nowhere.pth not found; give a .safetensors or .pth file, or 'torchvision'",
         ),
         (
             ("evaluate", "alexnet", "--weights", "torchvision", "--data", "x"),
-            "torchvision publishes no weights for alexnet; it does for its densenet121",
+            "torchvision publishes no weights for alexnet, only for its densenet121",
         ),
         (
             ("run", "alexnet/architecture"),

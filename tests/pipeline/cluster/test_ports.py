@@ -1,4 +1,4 @@
-"""Which doors are open: an audit that sees every one, and says which of them other machines reach."""
+"""The audit of listening sockets, and the choice of ports."""
 
 import os
 import socket
@@ -7,65 +7,69 @@ import sys
 
 import pytest
 
+from pipeline.cluster import ports
 from pipeline.cluster.ports import (
     ListeningSocket,
     audit_lines,
+    choose_ports,
     format_endpoint,
     is_loopback,
     listening_sockets,
     plain_address,
-    process_kind,
+    process_role,
     reachable_sockets,
 )
+from pipeline.common.errors import UserError
 
 
 @pytest.fixture
-def door():
-    """Listen on an address; the port."""
+def listen():
+    """Listen on an address and return the port."""
     opened = []
 
-    def listen(address, family=socket.AF_INET):
-        one = socket.socket(family)
-        opened.append(one)
-        one.bind((address, 0))
-        one.listen()
-        return one.getsockname()[1]
+    def open_socket(address, family=socket.AF_INET):
+        server = socket.socket(family)
+        opened.append(server)
+        server.bind((address, 0))
+        server.listen()
+        return server.getsockname()[1]
 
-    yield listen
-    for one in opened:
-        one.close()
-
-
-def mine():
-    return {(one.address, one.port) for one in listening_sockets([os.getpid()])}
+    yield open_socket
+    for server in opened:
+        server.close()
 
 
-def test_what_listens_is_found_and_what_does_not_is_not(door):
-    before = mine()
-    port, other = door("127.0.0.1"), door("127.0.0.2")
+def own_sockets():
+    """Return address and port of the sockets that this process listens on."""
+    return {(listening.address, listening.port) for listening in listening_sockets([os.getpid()])}
+
+
+def test_listening_sockets_are_found_and_other_sockets_are_not(listen):
+    before = own_sockets()
+    port, other = listen("127.0.0.1"), listen("127.0.0.2")
     bound = socket.socket()
-    bound.bind(("127.0.0.1", 0))  # has a port, and accepts nothing
-    with bound, socket.create_connection(("127.0.0.1", port)):  # as does a connection
-        assert mine() - before == {("127.0.0.1", port), ("127.0.0.2", other)}
+    bound.bind(("127.0.0.1", 0))  # bound, but does not listen
+    with bound, socket.create_connection(("127.0.0.1", port)):  # connected
+        assert own_sockets() - before == {("127.0.0.1", port), ("127.0.0.2", other)}
 
 
-def test_a_socket_on_all_networks_is_beyond_this_machine(door):
-    inner, outer = door("127.0.0.1"), door("0.0.0.0")
-    found = [one for one in listening_sockets([os.getpid()]) if one.port in (inner, outer)]
-    assert [one.port for one in reachable_sockets(found)] == [outer]
+def test_a_socket_on_all_interfaces_is_reachable(listen):
+    inner, outer = listen("127.0.0.1"), listen("0.0.0.0")
+    found = [listening for listening in listening_sockets([os.getpid()]) if listening.port in (inner, outer)]
+    assert [listening.port for listening in reachable_sockets(found)] == [outer]
     assert audit_lines(found)[-1] == (
-        "1 of 2 sockets can be reached from other machines, 1 of them on every network this machine is in"
+        "1 of 2 sockets are reachable from other machines, 1 of them on all network interfaces."
     )
 
 
-def test_an_ipv6_socket_that_listens_on_an_ipv4_address_is_shown_as_that(door):
-    port = door("::ffff:127.0.0.1", socket.AF_INET6)  # as gRPC does
-    [one] = [one for one in listening_sockets([os.getpid()]) if one.port == port]
-    assert (one.address, reachable_sockets([one])) == ("127.0.0.1", [])
+def test_an_ipv6_socket_on_an_ipv4_mapped_address_is_shown_as_ipv4(listen):
+    port = listen("::ffff:127.0.0.1", socket.AF_INET6)  # as gRPC does
+    [found] = [listening for listening in listening_sockets([os.getpid()]) if listening.port == port]
+    assert (found.address, reachable_sockets([found])) == ("127.0.0.1", [])
 
 
-def test_the_doors_of_a_child_are_seen_and_a_shared_one_is_told_once(door):
-    port = door("127.0.0.1")
+def test_sockets_of_several_processes_are_found_once_each(listen):
+    port = listen("127.0.0.1")
     code = "import socket, sys; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True)"
     child = subprocess.Popen(
         [sys.executable, "-c", f"{code}; sys.stdin.read()"],
@@ -74,15 +78,17 @@ def test_the_doors_of_a_child_are_seen_and_a_shared_one_is_told_once(door):
         text=True,
     )
     with child:
-        theirs = int(child.stdout.readline())
+        child_port = int(child.stdout.readline())
         found = listening_sockets([os.getpid(), child.pid, os.getpid()])
-        assert sorted(one.port for one in found if one.port in (port, theirs)) == sorted([port, theirs])
+        assert sorted(listening.port for listening in found if listening.port in (port, child_port)) == sorted(
+            [port, child_port]
+        )
         child.stdin.close()
     assert listening_sockets([child.pid]) == []  # it has ended
 
 
 @pytest.mark.parametrize(
-    ("address", "shown", "inside"),
+    ("address", "shown", "loopback"),
     [
         ("127.0.0.1", "127.0.0.1", True),
         ("127.8.9.1", "127.8.9.1", True),
@@ -95,11 +101,11 @@ def test_the_doors_of_a_child_are_seen_and_a_shared_one_is_told_once(door):
         ("fe80::1%eth0", "fe80::1", False),
     ],
 )
-def test_only_loopback_is_this_machine(address, shown, inside):
-    assert (plain_address(address), is_loopback(address)) == (shown, inside)
+def test_loopback_addresses_are_recognized(address, shown, loopback):
+    assert (plain_address(address), is_loopback(address)) == (shown, loopback)
 
 
-def test_a_name_is_this_machine_only_if_all_its_addresses_are(monkeypatch):
+def test_a_name_is_loopback_only_if_all_its_addresses_are(monkeypatch):
     known = {"localhost": ["127.0.0.1", "::1"], "both": ["127.0.0.1", "10.0.0.7"], "": ["0.0.0.0"]}
 
     def look_up(host, port):
@@ -112,23 +118,23 @@ def test_a_name_is_this_machine_only_if_all_its_addresses_are(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("command", "what"),
+    ("command", "role"),
     [
-        (["/x/ray/core/src/ray/gcs/gcs_server", "--log_dir=/tmp"], "the cluster's directory (GCS)"),
-        (["/x/ray/core/src/ray/raylet/raylet", "--x"], "the node's scheduler (raylet)"),
+        (["/x/ray/core/src/ray/gcs/gcs_server", "--log_dir=/tmp"], "global control service (GCS)"),
+        (["/x/ray/core/src/ray/raylet/raylet", "--x"], "node scheduler (raylet)"),
         (["python", "/x/ray/dashboard/dashboard.py", "--port=8265"], "dashboard and job API"),
-        (["python", "-u", "/x/ray/dashboard/agent.py"], "agent of the dashboard and of jobs"),
-        (["ray::DashboardAgent"], "agent of the dashboard and of jobs"),
-        (["ray::Trainer.train"], "a worker process"),
+        (["python", "-u", "/x/ray/dashboard/agent.py"], "dashboard and job agent"),
+        (["ray::DashboardAgent"], "dashboard and job agent"),
+        (["ray::Trainer.train"], "worker process"),
         (["/usr/bin/sshd", "-D"], "sshd"),
-        ([], "?"),  # of the kernel, or just ended
+        ([], "?"),  # a kernel thread, or just ended
     ],
 )
-def test_a_process_is_named_for_a_person(command, what):
-    assert process_kind(command) == what
+def test_a_process_has_a_role(command, role):
+    assert process_role(command) == role
 
 
-def test_the_audit_in_words():
+def test_the_audit_has_a_line_per_socket_and_a_summary():
     found = [
         ListeningSocket("127.0.0.1", 8265, "python", "dashboard and job API"),
         ListeningSocket("::1", 80, "x", "x"),
@@ -136,9 +142,24 @@ def test_the_audit_in_words():
     assert audit_lines(found) == [
         "  dashboard and job API  127.0.0.1:8265",
         "  x                      [::1]:80",
-        "nothing listens beyond this machine",
+        "No socket is reachable from other machines.",
     ]
-    assert audit_lines([])[-1] == "nothing listens beyond this machine"
+    assert audit_lines([])[-1] == "No socket is reachable from other machines."
     outside = ListeningSocket("10.0.0.7", 6379, "gcs_server", "GCS")
-    assert audit_lines([*found, outside])[-1] == "1 of 3 sockets can be reached from other machines"
+    assert audit_lines([*found, outside])[-1] == "1 of 3 sockets are reachable from other machines."
     assert format_endpoint(outside) == "10.0.0.7:6379"
+
+
+def test_ports_in_use_are_avoided_on_loopback_and_refused_elsewhere(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as first, socket.create_server(("127.0.0.1", 0)) as second:
+        in_use = first.getsockname()[1], second.getsockname()[1]
+        monkeypatch.setattr(ports, "GCS_PORT", in_use[0])
+        monkeypatch.setattr(ports, "DASHBOARD_PORT", in_use[1])
+        gcs, dashboard = choose_ports("127.0.0.1", loopback_only=True, retry=False)
+        assert gcs == 0
+        assert dashboard not in (0, *in_use)
+        with pytest.raises(UserError, match=f"port {in_use[0]} of 127.0.0.1 is in use"):
+            choose_ports("127.0.0.1", loopback_only=False, retry=False)
+    assert choose_ports("127.0.0.1", loopback_only=True, retry=False) == in_use
+    assert choose_ports("127.0.0.1", loopback_only=False, retry=False) == in_use
+    assert choose_ports("127.0.0.1", loopback_only=True, retry=True)[0] == 0

@@ -1,12 +1,12 @@
-"""How numbers are said."""
+"""Numbers, durations and errors as text."""
 
 import pytest
 
-from pipeline.common.words import duration, plural
+from pipeline.common.words import duration, first_line, plural
 
 
 @pytest.mark.parametrize(
-    ("number", "said"),
+    ("number", "text"),
     [
         (0, "0 hours"),
         (1, "1 hour"),
@@ -16,12 +16,12 @@ from pipeline.common.words import duration, plural
         (1.0, "1 hour"),
     ],
 )
-def test_nouns_are_in_the_number_of_their_number(number, said):
-    assert plural(number, "hour") == said
+def test_a_noun_is_plural_except_after_1(number, text):
+    assert plural(number, "hour") == text
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"),
+    ("seconds", "text"),
     [
         (0, "0 s"),
         (0.2, "1 s"),
@@ -33,5 +33,23 @@ def test_nouns_are_in_the_number_of_their_number(number, said):
         (4_464_000, "1,240 h"),
     ],
 )
-def test_durations_are_of_two_digits_or_so(seconds, said):
-    assert duration(seconds) == said
+def test_a_duration_is_rounded_to_its_unit(seconds, text):
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (ValueError("one\ntwo"), "one"),
+        (ValueError("\n  one \ntwo"), "one "),
+        (ValueError(""), "ValueError('')"),
+        (KeyError(), "KeyError()"),
+        (ValueError("x" * 400), "x" * 300),
+    ],
+)
+def test_the_first_line_of_an_error_is_its_message_without_further_lines(error, text):
+    assert first_line(error) == text
+
+
+def test_the_first_line_of_an_error_has_a_limit():
+    assert first_line(ValueError("abcdef"), 4) == "abcd"

@@ -1,4 +1,4 @@
-"""Batches against slow, obvious implementations; feeding on any number of ranks."""
+"""Batches against slow, simple implementations; feeds on any number of ranks."""
 
 import hashlib
 import re
@@ -18,91 +18,93 @@ from pipeline.data.normalise import NORMALISERS, fit_normaliser, whitened
 from pipeline.data.order import batch_indices, permutation
 
 
-def some(n=40, height=8, width=6, channels=3, seed=0):
-    draw = torch.Generator().manual_seed(seed)
-    pixels = torch.randint(0, 256, (n, height, width, channels), dtype=torch.uint8, generator=draw)
-    return LabelledImages(pixels, torch.randint(0, 10, (n,), generator=draw))
+def random_images(n=40, height=8, width=6, channels=3, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 256, (n, height, width, channels), dtype=torch.uint8, generator=generator)
+    return LabelledImages(pixels, torch.randint(0, 10, (n,), generator=generator))
 
 
-def maker_of(images, name="per-pixel-mean", **options):
+def builder_of(images, name="per-pixel-mean", **options):
+    """Return a builder with the normalisation fitted on the images themselves."""
     return BatchBuilder(images, normalise=fit_normaliser(name, images), **options)
 
 
 def nhwc(batch):
+    """Return a batch (N, C, H, W) as a numpy array (N, H, W, C)."""
     return batch.permute(0, 2, 3, 1).numpy()
 
 
-# Normalisers: what each of them is, test_normalise.py says.
+# Normalisers; their values are tested in test_normalise.py.
 
 
 @pytest.mark.parametrize("name", NORMALISERS)
 def test_images_are_normalised_as_fitted(name):
-    images = some()
-    made, fitted = nhwc(maker_of(images, name)(torch.arange(40))), fit_normaliser(name, images)
+    images = random_images()
+    result, fitted = nhwc(builder_of(images, name)(torch.arange(40))), fit_normaliser(name, images)
     x = images.pixels
     x = x if fitted.whitening is None else whitened(x, fitted.whitening)
     np.testing.assert_allclose(
-        made, x * fitted.scale.double() - fitted.shift, atol=1e-4 if "raw" in name else 2e-6
+        result, x * fitted.scale.double() - fitted.shift, atol=1e-4 if "raw" in name else 2e-6
     )
 
 
-def test_the_mean_is_the_training_part_s():
-    training, test = some(seed=0), some(seed=1)
-    made = BatchBuilder(test, normalise=fit_normaliser("per-pixel-mean", training))(torch.arange(40))
+def test_mean_is_that_of_the_training_part():
+    training, test = random_images(seed=0), random_images(seed=1)
+    result = BatchBuilder(test, normalise=fit_normaliser("per-pixel-mean", training))(torch.arange(40))
     mean = training.pixels.numpy().mean(0) / 255
-    np.testing.assert_allclose(nhwc(made), test.pixels.numpy() / 255 - mean, atol=1e-6)
+    np.testing.assert_allclose(nhwc(result), test.pixels.numpy() / 255 - mean, atol=1e-6)
 
 
-def test_normaliser_of_another_size_is_refused():
-    with pytest.raises(DataError, match="fitted on 8 x 6 x 3 images and these are 9 x 6 x 3; fit it on"):
-        BatchBuilder(some(height=9), normalise=fit_normaliser("per-pixel-mean", some()))
-    with pytest.raises(DataError, match="fitted on 8 x 6 x 3 images and these are 8 x 6 x 1"):
-        BatchBuilder(some(channels=1), normalise=fit_normaliser("per-channel", some()))
+def test_normaliser_of_another_size_is_rejected():
+    with pytest.raises(DataError, match="fitted on 8 x 6 x 3 images, but these are 9 x 6 x 3; fit it on"):
+        BatchBuilder(random_images(height=9), normalise=fit_normaliser("per-pixel-mean", random_images()))
+    with pytest.raises(DataError, match="fitted on 8 x 6 x 3 images, but these are 8 x 6 x 1"):
+        BatchBuilder(random_images(channels=1), normalise=fit_normaliser("per-channel", random_images()))
 
 
-# The batch itself.
+# Format and padding.
 
 
 def test_batch_is_float32_in_channels_last_format():
     for channels in (1, 3):
-        maker = maker_of(some(channels=channels), augment=("pad2-crop", "flip", "distort"))
-        made = maker(torch.arange(5), maker.draw(0, 0, 5))
-        assert made.shape == (5, channels, 8, 6)
-        assert made.dtype == torch.float32
-        assert made.is_contiguous(memory_format=torch.channels_last)
+        builder = builder_of(random_images(channels=channels), augment=("pad2-crop", "flip", "distort"))
+        result = builder(torch.arange(5), builder.draw(0, 0, 5))
+        assert result.shape == (5, channels, 8, 6)
+        assert result.dtype == torch.float32
+        assert result.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("size", [10, 11])
 def test_pad_to_centres_on_background(size):
-    images = some()
-    made = nhwc(maker_of(images, "lecun98", pad_to=size)(torch.arange(40)))
+    images = random_images()
+    result = nhwc(builder_of(images, "lecun98", pad_to=size)(torch.arange(40)))
     top, left = (size - 8) // 2, (size - 6) // 2
     expected = np.full((40, size, size, 3), -0.1)
     expected[:, top : top + 8, left : left + 6] = images.pixels.numpy() / 255 * 1.275 - 0.1
-    np.testing.assert_allclose(made, expected, atol=1e-6)
+    np.testing.assert_allclose(result, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["per-pixel-mean", "per-channel"])
 def test_pad_to_is_normalised_as_background(name):
-    images = some()
-    made = maker_of(images, name, pad_to=12)(torch.arange(3))
+    images = random_images()
+    result = builder_of(images, name, pad_to=12)(torch.arange(3))
     x = images.pixels.numpy() / 255
     corner = np.zeros(3) if name == "per-pixel-mean" else -x.mean((0, 1, 2)) / x.std((0, 1, 2))
-    np.testing.assert_allclose(nhwc(made)[:, 0, 0], np.tile(corner, (3, 1)), atol=1e-6)
+    np.testing.assert_allclose(nhwc(result)[:, 0, 0], np.tile(corner, (3, 1)), atol=1e-6)
 
 
-def test_pad_to_less_than_the_image_is_refused():
+def test_pad_to_below_the_image_size_is_rejected():
     with pytest.raises(DataError, match="pad_to 7 is smaller than the 8 x 6 images; use 8 or more"):
-        maker_of(some(), pad_to=7)
+        builder_of(random_images(), pad_to=7)
 
 
-def cropped(indices, draws, *, pad, flip, normalised, outside=0.0):
-    """One image, one row, one column at a time: pad after normalising, crop, then flip."""
+def slow_crops(indices, draws, *, pad, flip, normalised, pad_value=0.0):
+    """Return the crops result one image at a time: pad the normalised image, crop, flip."""
     out = []
     for index, (row_draw, column_draw, flip_draw) in zip(indices, draws[:, :3].tolist(), strict=True):
         image = normalised[index]
         height, width, channels = image.shape
-        padded = np.full((height + 2 * pad, width + 2 * pad, channels), outside)
+        padded = np.full((height + 2 * pad, width + 2 * pad, channels), pad_value)
         padded[pad : pad + height, pad : pad + width] = image
         top, left = int(row_draw * (2 * pad + 1)), int(column_draw * (2 * pad + 1))
         window = padded[top : top + height, left : left + width]
@@ -113,129 +115,129 @@ def cropped(indices, draws, *, pad, flip, normalised, outside=0.0):
 @pytest.mark.parametrize("flip", [True, False])
 @pytest.mark.parametrize("pad", [0, 1, 4])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_crop_and_flip_match_a_slow_loop(pad, flip, channels):
-    images = some(channels=channels)
+def test_crop_and_flip_equal_a_slow_loop(pad, flip, channels):
+    images = random_images(channels=channels)
     augment = (*([f"pad{pad}-crop"] if pad else []), *(["flip"] if flip else []))
-    maker = maker_of(images, augment=augment)
-    indices, draws = torch.arange(39, -1, -1), maker.draw(3, 5, 40)
+    builder = builder_of(images, augment=augment)
+    indices, draws = torch.arange(39, -1, -1), builder.draw(3, 5, 40)
     x = images.pixels.numpy() / 255
-    expected = cropped(indices, draws, pad=pad, flip=flip, normalised=x - x.mean(0))
-    np.testing.assert_allclose(nhwc(maker(indices, draws)), expected, atol=1e-6)
+    expected = slow_crops(indices, draws, pad=pad, flip=flip, normalised=x - x.mean(0))
+    np.testing.assert_allclose(nhwc(builder(indices, draws)), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("flip", [True, False])
 @pytest.mark.parametrize(("pad", "pad_to"), [(1, None), (4, None), (5, None), (4, 11)])
-def test_missing_pixels_are_reflected_as_numpy_pads(pad, pad_to, flip):
-    images = some()
-    maker = maker_of(images, augment=(f"reflect{pad}-crop", *(["flip"] if flip else [])), pad_to=pad_to)
-    indices, draws = torch.arange(39, -1, -1), maker.draw(3, 5, 40)
-    whole = nhwc(maker_of(images, pad_to=pad_to)(indices))
+def test_reflected_border_equals_numpys(pad, pad_to, flip):
+    images = random_images()
+    builder = builder_of(images, augment=(f"reflect{pad}-crop", *(["flip"] if flip else [])), pad_to=pad_to)
+    indices, draws = torch.arange(39, -1, -1), builder.draw(3, 5, 40)
+    whole = nhwc(builder_of(images, pad_to=pad_to)(indices))
     border = (0, 0), (pad, pad), (pad, pad), (0, 0)
-    found = []
+    expected = []
     for image, (down, right, mirrored) in zip(
         np.pad(whole, border, "reflect"), draws[:, :3].tolist(), strict=True
     ):
         top, left = int(down * (2 * pad + 1)), int(right * (2 * pad + 1))
         window = image[top : top + whole.shape[1], left : left + whole.shape[2]]
-        found.append(window[:, ::-1] if flip and mirrored < 0.5 else window)
-    np.testing.assert_array_equal(nhwc(maker(indices, draws)), np.stack(found))
+        expected.append(window[:, ::-1] if flip and mirrored < 0.5 else window)
+    np.testing.assert_array_equal(nhwc(builder(indices, draws)), np.stack(expected))
 
 
-def test_an_image_with_fewer_pixels_than_are_reflected_is_refused():
+def test_image_smaller_than_its_reflection_is_rejected():
     with pytest.raises(
-        DataError, match="'reflect6-crop' mirrors 6 pixels beyond the border, and the images are 8 x 6"
+        DataError, match="'reflect6-crop' mirrors 6 pixels at the border, but the images are 8 x 6"
     ):
-        maker_of(some(), augment=("reflect6-crop",))
+        builder_of(random_images(), augment=("reflect6-crop",))
 
 
 def test_padding_comes_after_mean_subtraction():
-    """White images minus their mean are 0 everywhere; a border padded before would be -1."""
+    """White images minus their mean are 0; a border padded before the subtraction would be -1."""
     white = LabelledImages(torch.full((4, 8, 8, 3), 255, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64))
-    maker = maker_of(white, augment=("pad4-crop",))
-    assert maker(torch.arange(4), maker.draw(0, 0, 4)).abs().max() < 1e-6
+    builder = builder_of(white, augment=("pad4-crop",))
+    assert builder(torch.arange(4), builder.draw(0, 0, 4)).abs().max() < 1e-6
 
 
-def test_lecun98_crops_from_background():
-    images = some()
-    maker = maker_of(images, "lecun98", augment=("pad4-crop",))
-    draws = maker.draw(0, 0, 40)
+def test_lecun98_pads_crops_with_background():
+    images = random_images()
+    builder = builder_of(images, "lecun98", augment=("pad4-crop",))
+    draws = builder.draw(0, 0, 40)
     x = images.pixels.numpy() / 255 * 1.275 - 0.1
-    expected = cropped(torch.arange(40), draws, pad=4, flip=False, normalised=x, outside=-0.1)
-    np.testing.assert_allclose(nhwc(maker(torch.arange(40), draws)), expected, atol=1e-6)
+    expected = slow_crops(torch.arange(40), draws, pad=4, flip=False, normalised=x, pad_value=-0.1)
+    np.testing.assert_allclose(nhwc(builder(torch.arange(40), draws)), expected, atol=1e-6)
 
 
 # Whitened images.
 
 
-def test_whitened_images_are_padded_with_0_after_it():
-    images = some()
-    plain, maker = maker_of(images, "gcn-zca"), maker_of(images, "gcn-zca", pad_to=11)
+def test_whitened_images_are_padded_with_0_after_whitening():
+    images = random_images()
+    plain, builder = builder_of(images, "gcn-zca"), builder_of(images, "gcn-zca", pad_to=11)
     expected = np.zeros((40, 11, 11, 3))
     expected[:, 1:9, 2:8] = nhwc(plain(torch.arange(40)))
-    np.testing.assert_array_equal(nhwc(maker(torch.arange(40))), expected)
+    np.testing.assert_array_equal(nhwc(builder(torch.arange(40))), expected)
 
 
-def test_whitened_images_are_cropped_from_0_and_flipped():
-    images = some()
-    maker = maker_of(images, "gcn-zca", augment=("pad2-crop", "flip"))
-    plain, draws = nhwc(maker_of(images, "gcn-zca")(torch.arange(40))), maker.draw(0, 0, 40)
-    expected = cropped(range(40), draws, pad=2, flip=True, normalised=plain)
-    np.testing.assert_array_equal(nhwc(maker(torch.arange(40), draws)), expected.astype(np.float32))
+def test_whitened_images_are_cropped_with_0_and_flipped():
+    images = random_images()
+    builder = builder_of(images, "gcn-zca", augment=("pad2-crop", "flip"))
+    plain, draws = nhwc(builder_of(images, "gcn-zca")(torch.arange(40))), builder.draw(0, 0, 40)
+    expected = slow_crops(range(40), draws, pad=2, flip=True, normalised=plain)
+    np.testing.assert_array_equal(nhwc(builder(torch.arange(40), draws)), expected.astype(np.float32))
 
 
-def test_images_are_distorted_before_they_are_whitened():
-    images = some()
-    maker = maker_of(images, "gcn-zca", augment=("distort",))
-    draws = maker.draw(0, 0, 40)
-    pixels = maker_of(images, "scale", augment=("distort",))(torch.arange(40), draws) * 255
+def test_images_are_distorted_before_whitening():
+    images = random_images()
+    builder = builder_of(images, "gcn-zca", augment=("distort",))
+    draws = builder.draw(0, 0, 40)
+    pixels = builder_of(images, "scale", augment=("distort",))(torch.arange(40), draws) * 255
     moved = LabelledImages(pixels.permute(0, 2, 3, 1).round().to(torch.uint8), images.labels)
     expected = BatchBuilder(moved, normalise=fit_normaliser("gcn-zca", images))(torch.arange(40))
-    np.testing.assert_array_equal(nhwc(maker(torch.arange(40), draws)), nhwc(expected))
+    np.testing.assert_array_equal(nhwc(builder(torch.arange(40), draws)), nhwc(expected))
 
 
 @pytest.mark.parametrize("augment", [("pad2-crop", "flip"), ("pad2-crop", "flip", "distort")])
-def test_a_whitened_image_is_the_same_bits_in_any_share(augment):
-    images = some(height=16, width=16)
-    maker = maker_of(images, "gcn-zca", augment=augment)
-    draws, order = maker.draw(0, 0, 40), torch.randperm(40)
-    whole = maker(order, draws)
+def test_whitened_image_has_the_same_bits_in_any_micro_batch(augment):
+    images = random_images(height=16, width=16)
+    builder = builder_of(images, "gcn-zca", augment=augment)
+    draws, order = builder.draw(0, 0, 40), torch.randperm(40)
+    whole = builder(order, draws)
     for world in (2, 3, 40):
         for rank in range(world):
-            assert torch.equal(maker(order[rank::world], draws[rank::world]), whole[rank::world])
+            assert torch.equal(builder(order[rank::world], draws[rank::world]), whole[rank::world])
 
 
-def test_every_offset_and_both_flips_occur_equally_often():
-    pixels = torch.arange(81, dtype=torch.uint8).reshape(1, 9, 9, 1)  # the centre tells the offset
-    maker = maker_of(
+def test_offsets_and_flips_are_uniform():
+    pixels = torch.arange(81, dtype=torch.uint8).reshape(1, 9, 9, 1)  # the centre pixel identifies the offset
+    builder = builder_of(
         LabelledImages(pixels, torch.zeros(1, dtype=torch.int64)), "scale", augment=("pad4-crop", "flip")
     )
-    made = maker(torch.zeros(8100, dtype=torch.int64), maker.draw(0, 0, 8100))
-    centres = (made[:, 0, 4, 4] * 255).round().long()
+    result = builder(torch.zeros(8100, dtype=torch.int64), builder.draw(0, 0, 8100))
+    centres = (result[:, 0, 4, 4] * 255).round().long()
     counts = torch.bincount(centres, minlength=81)
     assert counts.min() > 60  # 100 expected, standard deviation 10
     assert counts.max() < 140
-    flipped = (made[:, 0, 4, 3] > made[:, 0, 4, 5]) & (centres % 9 > 0) & (centres % 9 < 8)
+    flipped = (result[:, 0, 4, 3] > result[:, 0, 4, 5]) & (centres % 9 > 0) & (centres % 9 < 8)
     assert 0.46 < flipped.sum() / ((centres % 9 > 0) & (centres % 9 < 8)).sum() < 0.54
 
 
-def test_largest_draw_stays_inside_the_padded_image():
-    maker = maker_of(some(), augment=("pad4-crop", "flip", "distort"))
+def test_largest_draw_stays_in_the_padded_image():
+    builder = builder_of(random_images(), augment=("pad4-crop", "flip", "distort"))
     largest = torch.full((40, 9), float(np.nextafter(1.0, 0.0)), dtype=torch.float64)
-    assert maker(torch.arange(40), largest).isfinite().all()
+    assert builder(torch.arange(40), largest).isfinite().all()
 
 
-def test_without_draws_nothing_is_augmented():
-    images = some()
-    plain, augmented = maker_of(images), maker_of(images, augment=("pad4-crop", "flip", "distort"))
+def test_batch_without_draws_is_not_augmented():
+    images = random_images()
+    plain, augmented = builder_of(images), builder_of(images, augment=("pad4-crop", "flip", "distort"))
     assert torch.equal(plain(torch.arange(40)), augmented(torch.arange(40)))
     assert not torch.equal(plain(torch.arange(40)), augmented(torch.arange(40), augmented.draw(0, 0, 40)))
 
 
-def test_the_images_themselves_are_never_changed():
-    images = some()
+def test_images_are_not_changed():
+    images = random_images()
     before = images.pixels.clone()
-    maker = maker_of(images, augment=("pad4-crop", "flip", "distort"))
-    maker(torch.arange(40), maker.draw(0, 0, 40)).zero_()
+    builder = builder_of(images, augment=("pad4-crop", "flip", "distort"))
+    builder(torch.arange(40), builder.draw(0, 0, 40)).zero_()
     assert torch.equal(images.pixels, before)
 
 
@@ -245,33 +247,33 @@ def test_the_images_themselves_are_never_changed():
         (("pad4",), "unknown augmentation 'pad4'; did you mean 'pad4-crop'?"),
         (("filp",), "unknown augmentation 'filp'; did you mean 'flip'?"),
         (("pad0-crop",), "unknown augmentation 'pad0-crop'; did you mean 'pad4-crop'?"),
-        (("flip", "flip"), "flip, flip repeats one; remove it"),
-        (("pad4-crop", "pad1-crop"), "pad4-crop, pad1-crop repeats one; remove it"),
-        (("pad4-crop", "reflect4-crop"), "pad4-crop, reflect4-crop repeats one; remove it"),
+        (("flip", "flip"), "flip, flip names one kind twice; remove one"),
+        (("pad4-crop", "pad1-crop"), "pad4-crop, pad1-crop names one kind twice; remove one"),
+        (("pad4-crop", "reflect4-crop"), "pad4-crop, reflect4-crop names one kind twice; remove one"),
         (("reflect-crop",), "unknown augmentation 'reflect-crop'; did you mean 'reflect4-crop'?"),
     ],
 )
-def test_augmentation_that_cannot_be_is_refused(augment, text):
+def test_invalid_augmentation_is_rejected(augment, text):
     with pytest.raises(DataError, match=re.escape(text)):
-        maker_of(some(), augment=augment)
+        builder_of(random_images(), augment=augment)
 
 
-# distort: rows of draws are (crop, crop, flip | chosen, right, down, size, squeeze, shear).
+# distort: columns of draws are (crop, crop, flip | is distorted, right, down, size, squeeze, shear).
 
 
 def distorted(pixels, **draws):
-    """One (H, W) image distorted with the given draws, 0.5 (no change) for the others."""
-    names = ("chosen", "right", "down", "size", "squeeze", "shear")
+    """Return one (H, W) image distorted with the given draws, and 0.5 (no change) for the others."""
+    names = ("is_distorted", "right", "down", "size", "squeeze", "shear")
     row = [0.5, 0.5, 0.5] + [draws.get(name, 0.5) for name in names]
     images = LabelledImages(torch.as_tensor(pixels, dtype=torch.uint8)[None, :, :, None], torch.zeros(1))
-    made = maker_of(images, "scale", augment=("distort",))(
+    result = builder_of(images, "scale", augment=("distort",))(
         torch.tensor([0]), torch.tensor([row], dtype=torch.float64)
     )
-    return (made[0, 0] * 255).numpy()
+    return (result[0, 0] * 255).numpy()
 
 
 def centre_and_spread(image):
-    """Centre of mass (row, column) and standard deviations (row, column) of an image's ink."""
+    """Return centre of mass and standard deviations, (row, column) each, of an image's pixel values."""
     rows, columns = np.mgrid[: image.shape[0], : image.shape[1]]
     mean = [np.average(axis, weights=image) for axis in (rows, columns)]
     spread = [
@@ -282,18 +284,19 @@ def centre_and_spread(image):
 
 @pytest.fixture
 def blob():
+    """A square of 12 x 12 in an image of 32 x 32."""
     image = np.zeros((32, 32), np.uint8)
     image[10:22, 10:22] = 200
     return image
 
 
-def test_distortion_of_nothing_is_nothing(blob):
+def test_distortion_by_the_middle_draws_changes_nothing(blob):
     np.testing.assert_allclose(distorted(blob), blob, atol=0.01)
 
 
-def test_distortion_moves_by_whole_pixels(blob):
+def test_distortion_translates_by_whole_pixels(blob):
     right, down = 0.75, 0.0  # one pixel right, two up
-    assert batches.TRANSLATION == 2
+    assert batches.MAX_TRANSLATION == 2
     np.testing.assert_allclose(distorted(blob, right=right, down=down), np.roll(blob, (-2, 1), (0, 1)), atol=0.01)
 
 
@@ -312,93 +315,95 @@ def test_distortion_shears_rows_horizontally():
     line[6:26, 14:18] = 200
     image = distorted(line, shear=1.0)
     columns = [np.average(np.arange(32), weights=image[row]) for row in (8, 23)]
-    assert abs((columns[0] - columns[1]) / 15) == pytest.approx(batches.SHEAR, abs=0.01)
+    assert abs((columns[0] - columns[1]) / 15) == pytest.approx(batches.MAX_SHEAR, abs=0.01)
 
 
 def test_distorted_background_stays_background():
-    maker = maker_of(LabelledImages(torch.zeros(8, 28, 28, 1, dtype=torch.uint8), torch.zeros(8)), "lecun98",
+    builder = builder_of(LabelledImages(torch.zeros(8, 28, 28, 1, dtype=torch.uint8), torch.zeros(8)), "lecun98",
                      augment=("distort",), pad_to=32)  # fmt: skip
-    made = maker(torch.arange(8), maker.draw(0, 0, 8))
-    assert torch.allclose(made, torch.tensor(-0.1))
+    result = builder(torch.arange(8), builder.draw(0, 0, 8))
+    assert torch.allclose(result, torch.tensor(-0.1))
 
 
 def test_one_image_in_ten_is_not_distorted():
-    images = some(1, 8, 8)
-    plain, maker = maker_of(images, "scale"), maker_of(images, "scale", augment=("distort",))
+    images = random_images(1, 8, 8)
+    plain, builder = builder_of(images, "scale"), builder_of(images, "scale", augment=("distort",))
     many = torch.zeros(2000, dtype=torch.int64)
-    untouched = (maker(many, maker.draw(0, 0, 2000)) == plain(many)).flatten(1).all(1)
-    assert 0.08 < untouched.float().mean() < 0.12
+    unchanged = (builder(many, builder.draw(0, 0, 2000)) == plain(many)).flatten(1).all(1)
+    assert 0.08 < unchanged.float().mean() < 0.12
 
 
-# Feeding.
+# Feeds.
 
 ALL = ("pad2-crop", "flip", "distort")
 
 
 def feed(images, **options):
     defaults = {"seed": 1, "batch_size": 8, "start_step": 0, "stop_step": 12}
-    return InMemoryFeed(maker_of(images, augment=ALL), images.labels, **(defaults | options))
+    return InMemoryFeed(builder_of(images, augment=ALL), images.labels, **(defaults | options))
 
 
-def test_batches_are_those_of_the_order():
-    images = some()
+def test_batches_follow_the_order():
+    images = random_images()
     for step, batch in enumerate(feed(images)):
         indices = batch_indices(1, step, 8, 40)
         assert batch.step == step
         assert torch.equal(batch.labels, images.labels[indices])
-        maker = maker_of(images, augment=ALL)
-        assert torch.equal(batch.images, maker(indices, maker.draw(1, step, 8)))
+        builder = builder_of(images, augment=ALL)
+        assert torch.equal(batch.images, builder(indices, builder.draw(1, step, 8)))
 
 
-def test_an_epoch_has_each_image_once_also_when_batches_straddle():
+def test_epoch_has_each_image_once_when_batches_span_epochs():
     pixels = torch.arange(10, dtype=torch.uint8).reshape(10, 1, 1, 1)
     images = LabelledImages(pixels, torch.arange(10))
-    feeding = InMemoryFeed(
-        maker_of(images, "scale"), images.labels, seed=0, batch_size=4, start_step=0, stop_step=5
+    training = InMemoryFeed(
+        builder_of(images, "scale"), images.labels, seed=0, batch_size=4, start_step=0, stop_step=5
     )
-    seen = torch.cat([batch.labels for batch in feeding])
+    seen = torch.cat([batch.labels for batch in training])
     assert torch.equal(seen, torch.cat([permutation(0, 0, 10), permutation(0, 1, 10)]))
-    assert torch.equal((torch.cat([batch.images.flatten() for batch in feeding]) * 255).round().long(), seen)
+    assert torch.equal((torch.cat([batch.images.flatten() for batch in training]) * 255).round().long(), seen)
 
 
 @pytest.mark.parametrize("world", [2, 4])
 @pytest.mark.parametrize("block", [1, 3])
-def test_ranks_together_have_the_batches_of_one(world, block):
-    images = some()
-    whole = list(feed(images, block=block))
-    shares = [list(feed(images, block=block, rank=rank, world=world)) for rank in range(world)]
-    for number, batch in enumerate(whole):
+def test_ranks_share_the_batches_of_one_rank(world, block):
+    images = random_images()
+    expected = list(feed(images, block=block))
+    ranks = [list(feed(images, block=block, rank=rank, world=world)) for rank in range(world)]
+    for number, batch in enumerate(expected):
         for rank in range(world):
-            share = shares[rank][number]
-            assert share.step == batch.step
-            assert torch.equal(share.images, batch.images[rank::world])
-            assert torch.equal(share.labels, batch.labels[rank::world])
+            part = ranks[rank][number]
+            assert part.step == batch.step
+            assert torch.equal(part.images, batch.images[rank::world])
+            assert torch.equal(part.labels, batch.labels[rank::world])
 
 
-@pytest.mark.parametrize(("world", "parts"), [(1, 1), (1, 4), (2, 2), (4, 1), (1, 8), (4, 2), (8, 1)])
-def test_groups_of_a_batch_are_the_same_images_on_any_number_of_ranks(world, parts):
-    images, count = some(), world * parts
-    whole = list(feed(images))
-    ranks = [list(feed(images, rank=rank, world=world, parts=parts)) for rank in range(world)]
-    for step, batch in enumerate(whole):
-        for group in range(count):
-            found = ranks[group % world][step * parts + group // world]
-            assert found.step == step
-            assert torch.equal(found.images, batch.images[group::count])
-            assert torch.equal(found.labels, batch.labels[group::count])
-    assert all(len(rank) == len(feed(images, world=world, parts=parts)) == 12 * parts for rank in ranks)
+@pytest.mark.parametrize(("world", "accumulation_steps"), [(1, 1), (1, 4), (2, 2), (4, 1), (1, 8), (4, 2), (8, 1)])
+def test_micro_batches_are_the_same_on_any_number_of_ranks(world, accumulation_steps):
+    images, count = random_images(), world * accumulation_steps
+    options = {"world": world, "accumulation_steps": accumulation_steps}
+    ranks = [list(feed(images, rank=rank, **options)) for rank in range(world)]
+    for step, batch in enumerate(feed(images)):
+        for number in range(count):
+            micro_batch = ranks[number % world][step * accumulation_steps + number // world]
+            assert micro_batch.step == step
+            assert torch.equal(micro_batch.images, batch.images[number::count])
+            assert torch.equal(micro_batch.labels, batch.labels[number::count])
+    assert all(len(batches) == len(feed(images, **options)) == 12 * accumulation_steps for batches in ranks)
 
 
-def test_parts_of_a_rank_are_its_groups_one_after_the_other():
+def test_rank_slices_are_the_micro_batches_of_a_rank():
     assert rank_slices(20, 1, 2, 2) == [slice(1, None, 4), slice(3, None, 4)]
     assert rank_slices(20, 0, 1, 1) == [slice(0, None, 1)]
-    with pytest.raises(DataError, match="20 cannot be shared equally by 8 ranks"):
+    with pytest.raises(
+        DataError, match="batch of 20 images cannot be split into 8 equal micro-batches; use a batch size that"
+    ):
         rank_slices(20, 1, 2, 4)
 
 
 @pytest.mark.parametrize("block", [2, 5, 100])
-def test_blocks_are_consecutive_batches_joined(block):
-    images = some()
+def test_blocks_are_consecutive_batches(block):
+    images = random_images()
     single, blocks = list(feed(images)), list(feed(images, block=block))
     assert [batch.step for batch in blocks] == list(range(0, 12, block))
     assert len(feed(images, block=block)) == len(blocks)
@@ -407,102 +412,103 @@ def test_blocks_are_consecutive_batches_joined(block):
 
 
 def test_resumed_feed_continues_with_the_same_bits():
-    images = some()
+    images = random_images()
     whole, rest = list(feed(images)), list(feed(images, start_step=7))
     assert [batch.step for batch in rest] == [7, 8, 9, 10, 11]
-    for one, other in zip(whole[7:], rest, strict=True):
-        assert torch.equal(one.images, other.images)
+    for batch, resumed in zip(whole[7:], rest, strict=True):
+        assert torch.equal(batch.images, resumed.images)
 
 
-def test_draws_differ_from_step_to_step_and_image_to_image():
-    maker = maker_of(some())
-    first, second = maker.draw(0, 0, 8), maker.draw(0, 1, 8)
+def test_draws_differ_between_steps_and_images():
+    builder = builder_of(random_images())
+    first, second = builder.draw(0, 0, 8), builder.draw(0, 1, 8)
     assert len(torch.cat([first, second]).unique()) == 2 * 8 * 9
 
 
-def test_a_feed_can_be_read_twice():
-    feeding = feed(some())
-    assert all(torch.equal(a.images, b.images) for a, b in zip(feeding, feeding, strict=True))
+def test_feed_can_be_iterated_twice():
+    batches = feed(random_images())
+    assert all(torch.equal(a.images, b.images) for a, b in zip(batches, batches, strict=True))
 
 
-def test_seeds_differ():
-    first, other = (next(iter(feed(some(), seed=seed))) for seed in (1, 2))
+def test_batches_differ_between_seeds():
+    first, other = (next(iter(feed(random_images(), seed=seed))) for seed in (1, 2))
     assert not torch.equal(first.images, other.images)
 
 
 HOME = Path(pipeline.__file__).parents[1]
-FRESH = """
+NEW_PROCESS = """
 import hashlib, torch
-from pipeline.data.batches import BatchMaker, Feed
-from pipeline.data.images import Images
+from pipeline.data.batches import BatchBuilder, InMemoryFeed
+from pipeline.data.images import LabelledImages
 from pipeline.data.normalise import fit_normaliser
 pixels = (torch.arange(40 * 8 * 6 * 3) * 7919 % 251).to(torch.uint8).reshape(40, 8, 6, 3)
-images = Images(pixels, torch.arange(40) % 10)
-maker = BatchMaker(
+images = LabelledImages(pixels, torch.arange(40) % 10)
+builder = BatchBuilder(
     images, normalise=fit_normaliser("per-pixel-mean", images), augment=("pad2-crop", "flip", "distort")
 )
-feed = Feed(maker, images.labels, seed=1, batch_size=8, start_step={start}, stop_step=12)
+feed = InMemoryFeed(builder, images.labels, seed=1, batch_size=8, start_step={start}, stop_step=12)
 digest = hashlib.sha256(list(feed)[-1].images.contiguous().numpy().tobytes()).hexdigest()
 """
 
 
-def test_a_fresh_process_makes_the_same_bits():
-    here = {}
-    exec(FRESH.format(start=0), here)
-    code = FRESH.format(start=11) + "print(digest)"
+def test_new_process_makes_the_same_bits():
+    namespace = {}
+    exec(NEW_PROCESS.format(start=0), namespace)
+    code = NEW_PROCESS.format(start=11) + "print(digest)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=HOME)
-    there = run.stdout
-    assert there.strip() == here["digest"]
-    assert len(here["digest"]) == hashlib.sha256().digest_size * 2
+    assert run.stdout.strip() == namespace["digest"]
+    assert len(namespace["digest"]) == hashlib.sha256().digest_size * 2
 
 
-def test_batch_size_that_ranks_cannot_share_names_the_possible_ones():
-    with pytest.raises(DataError, match="8 cannot be shared equally by 3 ranks; use 1 or 2 or 4 or 8 ranks, or"):
-        feed(some(), world=3)
+def test_feed_rejects_a_batch_that_ranks_cannot_share():
+    with pytest.raises(DataError, match="batch of 8 images cannot be split into 3 equal micro-batches"):
+        feed(random_images(), world=3)
 
 
 @pytest.mark.parametrize("count", [0, 39])
-def test_labels_of_other_images_are_refused(count):
-    images = some()
-    with pytest.raises(DataError, match=f"40 images with {count} labels cannot be fed"):
-        InMemoryFeed(maker_of(images), images.labels[:count], seed=0, batch_size=8, start_step=0, stop_step=1)
-    with pytest.raises(DataError, match=f"40 images with {count} labels cannot be fed"):
-        list(evaluation_batches(maker_of(images), images.labels[:count], batch_size=8))
+def test_number_of_labels_must_match(count):
+    images = random_images()
+    with pytest.raises(DataError, match=f"{count} labels do not match 40 images"):
+        InMemoryFeed(builder_of(images), images.labels[:count], seed=0, batch_size=8, start_step=0, stop_step=1)
+    with pytest.raises(DataError, match=f"{count} labels do not match 40 images"):
+        list(evaluation_batches(builder_of(images), images.labels[:count], batch_size=8))
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 @pytest.mark.parametrize("batch_size", [8, 13, 39, 100])
 def test_evaluation_has_each_image_once_on_any_number_of_ranks(world, batch_size):
-    images = LabelledImages(some().pixels, torch.arange(40))  # the label is the image's number
-    maker = maker_of(images, augment=ALL)
-    plain = maker(torch.arange(40))
-    seen = []
+    images = LabelledImages(random_images().pixels, torch.arange(40))  # the label is the image's number
+    builder = builder_of(images, augment=ALL)
+    plain = builder(torch.arange(40))
+    labels = []
     for rank in range(world):
-        for batch in evaluation_batches(maker, images.labels, batch_size=batch_size, rank=rank, world=world):
+        for batch in evaluation_batches(builder, images.labels, batch_size=batch_size, rank=rank, world=world):
             assert isinstance(batch, Batch)
             assert 0 < len(batch.labels) <= batch_size
             assert torch.equal(batch.images, plain[batch.labels])  # not augmented
-            seen += batch.labels.tolist()
-    assert sorted(seen) == list(range(40))
+            labels += batch.labels.tolist()
+    assert sorted(labels) == list(range(40))
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
 @pytest.mark.parametrize("count", [1, 7, 499, 10_000])
-def test_evaluation_has_each_of_so_many_images_once(count, batch_size, world):
-    maker = maker_of(some(count, height=1, width=1), "scale")
+def test_evaluation_has_each_image_of_any_number_once(count, batch_size, world):
+    builder = builder_of(random_images(count, height=1, width=1), "scale")
     numbers = torch.arange(count)
-    seen = [
+    labels = [
         batch.labels
         for rank in range(world)
-        for batch in evaluation_batches(maker, numbers, batch_size=batch_size, rank=rank, world=world)
+        for batch in evaluation_batches(builder, numbers, batch_size=batch_size, rank=rank, world=world)
     ]
-    assert torch.equal(torch.cat(seen).sort().values, numbers)
+    assert torch.equal(torch.cat(labels).sort().values, numbers)
 
 
 def test_last_evaluation_batch_is_smaller():
-    images = some()
-    assert [len(batch.labels) for batch in evaluation_batches(maker_of(images), images.labels, batch_size=16)] == [
+    images = random_images()
+    assert [
+        len(batch.labels) for batch in evaluation_batches(builder_of(images), images.labels, batch_size=16)
+    ] == [
         16,
         16,
         8,

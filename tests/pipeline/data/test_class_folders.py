@@ -1,82 +1,74 @@
-"""Photographs in class folders, one by one: their classes, and what is refused."""
+"""Class folders of images of any size: classes, reading, and folders that are rejected."""
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from pipeline.data.class_folders import WNIDS_FILE, ClassFolders
 from pipeline.data.images import DataError
-
-
-def picture(path, size=(20, 14), mode="RGB", seed=0):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draw = np.random.default_rng(seed)
-    shape = (size[1], size[0]) if mode == "L" else (size[1], size[0], 3)
-    Image.fromarray(draw.integers(0, 256, shape, dtype=np.uint8)).save(path)
-    return path
+from tests.support.image_sets import write_image
 
 
 @pytest.fixture
 def folder(tmp_path):
+    """Four images in the classes a, b and c."""
     for seed, name in enumerate(["b/1.png", "a/2.png", "a/1.png", "c/1.jpg"]):
-        picture(tmp_path / name, seed=seed)
+        write_image(tmp_path / name, seed)
     return tmp_path
 
 
-def test_each_picture_comes_once_class_by_class(folder):
-    pictures = ClassFolders(folder, 3)
+def test_images_are_sorted_by_class_and_name(folder):
+    images = ClassFolders(folder, 3)
     files = ["a/1.png", "a/2.png", "b/1.png", "c/1.jpg"]
-    assert [pictures.where(number) for number in range(4)] == [str(folder / file) for file in files]
-    assert pictures.read([3, 0]) == [(folder / files[3]).read_bytes(), (folder / files[0]).read_bytes()]
-    assert pictures.labels.tolist() == [0, 0, 1, 2]
+    assert [images.where(number) for number in range(4)] == [str(folder / file) for file in files]
+    assert images.read([3, 0]) == [(folder / files[3]).read_bytes(), (folder / files[0]).read_bytes()]
+    assert images.labels.tolist() == [0, 0, 1, 2]
 
 
-def test_some_of_ilsvrcs_classes_keep_their_numbers(tmp_path):
+def test_subset_of_ilsvrcs_classes_keeps_its_indices(tmp_path):
     wnids = WNIDS_FILE.read_text(encoding="ascii").split()
     assert (len(wnids), wnids[0], wnids[999]) == (1000, "n01440764", "n15075141")  # tench, toilet paper
     assert wnids == sorted(set(wnids))
     for number in (999, 7):
-        picture(tmp_path / wnids[number] / "x.png")
+        write_image(tmp_path / wnids[number] / "x.png", 0)
     assert ClassFolders(tmp_path, 1000).labels.tolist() == [7, 999]
 
 
-def test_files_that_are_no_pictures_are_counted_not_read(folder):
+def test_other_files_are_listed_and_not_read(folder):
     (folder / "a" / "notes.txt").write_text("x")
-    pictures = ClassFolders(folder, 3)
-    assert [path.name for path in pictures.ignored] == ["notes.txt"]
-    assert len(pictures) == 4
+    images = ClassFolders(folder, 3)
+    assert [path.name for path in images.ignored] == ["notes.txt"]
+    assert len(images) == 4
 
 
 @pytest.mark.parametrize(
-    ("change", "classes", "words"),
+    ("change", "classes", "text"),
     [
-        (lambda f: None, 5, "holds 3 classes, and the network tells 5 classes apart"),
+        (lambda f: None, 5, "holds 3 classes, but the network has 5"),
         (
             lambda f: None,
             1000,
-            "tells 1000 classes apart (or some of ILSVRC's, called as n01440764 is; 'a' is not)",
+            "has 1000; use all of them, or any of ILSVRC's by name, such as n01440764 ('a' is none of them)",
         ),
-        (lambda f: (f / "d").mkdir(), 4, "d holds no picture (.jpeg, .jpg, .png, .bmp, .webp, .ppm); fill it, or"),
-        (lambda f: (f / "a").rename(f / "val"), 3, "holds val; name the one that is meant: "),
+        (lambda f: (f / "d").mkdir(), 4, "d holds no images (.jpeg, .jpg, .png, .bmp, .webp, .ppm); add some or"),
+        (lambda f: (f / "a").rename(f / "val"), 3, "holds the splits val; pass one of them, such as "),
     ],
 )
-def test_a_folder_that_does_not_fit_is_one_sentence(folder, change, classes, words):
+def test_folder_that_does_not_fit_is_rejected(folder, change, classes, text):
     change(folder)
     with pytest.raises(DataError) as caught:
         ClassFolders(folder, classes)
-    assert words in str(caught.value)
+    assert text in str(caught.value)
     assert str(folder) in str(caught.value)
 
 
-def test_no_folder_and_no_class_folders(tmp_path):
-    with pytest.raises(DataError, match=r"there is no folder .*/nothing; give one that holds"):
+def test_missing_folder_and_missing_class_folders_are_rejected(tmp_path):
+    with pytest.raises(DataError, match=r"folder .*/nothing not found; pass a folder that holds"):
         ClassFolders(tmp_path / "nothing", 3)
-    with pytest.raises(DataError, match=r"holds no class folders; a folder of pictures for each class is needed"):
+    with pytest.raises(DataError, match=r"holds no class folders; it must hold one folder of images per class"):
         ClassFolders(tmp_path, 3)
 
 
-def test_a_picture_that_is_gone_is_named(folder):
-    pictures = ClassFolders(folder, 3)
+def test_missing_image_is_named(folder):
+    images = ClassFolders(folder, 3)
     (folder / "c" / "1.jpg").unlink()
-    with pytest.raises(DataError, match=r"c/1.jpg cannot be read \(No such file or directory\); restore it, or"):
-        pictures.read([0, 3])
+    with pytest.raises(DataError, match=r"c/1.jpg cannot be read \(No such file or directory\); restore or"):
+        images.read([0, 3])

@@ -1,4 +1,4 @@
-"""The canonical order and the fingerprint of images in memory."""
+"""Canonical order and fingerprint of images in memory."""
 
 import hashlib
 
@@ -10,14 +10,14 @@ from pipeline.data.images import LabelledImages, fingerprint, in_canonical_order
 CLASSES = ("a", "b", "c")
 
 
-def some(n=20, seed=0):
-    draw = torch.Generator().manual_seed(seed)
-    pixels = torch.randint(0, 256, (n, 4, 4, 3), dtype=torch.uint8, generator=draw)
-    return LabelledImages(pixels, torch.randint(0, 3, (n,), generator=draw))
+def random_images(n=20, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 256, (n, 4, 4, 3), dtype=torch.uint8, generator=generator)
+    return LabelledImages(pixels, torch.randint(0, 3, (n,), generator=generator))
 
 
-def test_canonical_order_forgets_the_order_of_arrival():
-    images, shuffle = some(), torch.randperm(20, generator=torch.Generator().manual_seed(1))
+def test_canonical_order_does_not_depend_on_the_given_order():
+    images, shuffle = random_images(), torch.randperm(20, generator=torch.Generator().manual_seed(1))
     first = in_canonical_order(images)
     second = in_canonical_order(LabelledImages(images.pixels[shuffle], images.labels[shuffle]))
     assert torch.equal(first.pixels, second.pixels)
@@ -26,7 +26,7 @@ def test_canonical_order_forgets_the_order_of_arrival():
 
 
 def test_canonical_order_sorts_by_sha256_of_label_and_pixels():
-    ordered = in_canonical_order(some())
+    ordered = in_canonical_order(random_images())
     keys = [
         hashlib.sha256(int(label).to_bytes(8, "little") + bytes(pixels.flatten().tolist())).hexdigest()
         for pixels, label in zip(ordered.pixels, ordered.labels, strict=True)
@@ -35,47 +35,47 @@ def test_canonical_order_sorts_by_sha256_of_label_and_pixels():
 
 
 def test_duplicates_are_kept():
-    images = some(3)
+    images = random_images(3)
     twice = LabelledImages(torch.cat([images.pixels, images.pixels]), torch.cat([images.labels, images.labels]))
     assert len(in_canonical_order(twice)) == 6
 
 
-def one_pixel(images):
+def change_pixel(images):
     pixels = images.pixels.clone()
     pixels[7, 1, 2, 0] ^= 1
     return LabelledImages(pixels, images.labels)
 
 
-def one_label(images):
+def change_label(images):
     labels = images.labels.clone()
     labels[7] = (labels[7] + 1) % 3
     return LabelledImages(images.pixels, labels)
 
 
-def one_shape(images):  # the same bytes in the same order
+def change_shape(images):  # the same bytes in the same order
     return LabelledImages(images.pixels.reshape(20, 2, 8, 3), images.labels)
 
 
-def one_less(images):
+def drop_image(images):
     return LabelledImages(images.pixels[:-1], images.labels[:-1])
 
 
-@pytest.mark.parametrize("change", [one_pixel, one_label, one_shape, one_less])
+@pytest.mark.parametrize("change", [change_pixel, change_label, change_shape, drop_image])
 @pytest.mark.parametrize("split", [0, 1])
-def test_fingerprint_sees_any_change_of_either_split(change, split):
-    parts = [some(seed=0), some(seed=1)]
+def test_fingerprint_changes_with_any_change_of_either_split(change, split):
+    parts = [random_images(seed=0), random_images(seed=1)]
     before = fingerprint(CLASSES, *parts)
     parts[split] = change(parts[split])
     assert fingerprint(CLASSES, *parts) != before
 
 
-def test_fingerprint_sees_names_and_which_split():
-    train, test = some(seed=0), some(seed=1)
+def test_fingerprint_changes_with_class_names_and_swapped_splits():
+    train, test = random_images(seed=0), random_images(seed=1)
     different = {fingerprint(CLASSES, train, test), fingerprint(("a", "bc", ""), train, test)}
     assert len(different | {fingerprint(CLASSES, test, train)}) == 3
 
 
 def test_fingerprint_does_not_depend_on_memory_layout():
-    train, test = some(seed=0), some(seed=1)
+    train, test = random_images(seed=0), random_images(seed=1)
     strided = LabelledImages(train.pixels.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2), train.labels)
     assert fingerprint(CLASSES, strided, test) == fingerprint(CLASSES, train, test)

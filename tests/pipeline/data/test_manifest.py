@@ -14,6 +14,7 @@ from pipeline.data.sources import load_images
 
 @pytest.fixture(scope="module")
 def noise(tmp_path_factory):
+    """The set "noise"."""
     return load_images("noise", tmp_path_factory.mktemp("data"))
 
 
@@ -25,7 +26,7 @@ def test_manifest_counts_everything(noise):
     assert re.fullmatch("[0-9a-f]{64}", manifest.sha256)
 
 
-def test_classes_without_images_are_counted_too(noise):
+def test_classes_without_images_have_the_count_0(noise):
     few = LabelledImages(noise.test.pixels[noise.test.labels < 8], noise.test.labels[noise.test.labels < 8])
     assert manifest_of(dataclasses.replace(noise, test=few)).per_class["test"] == [10] * 8 + [0, 0]
 
@@ -35,12 +36,12 @@ def test_manifest_survives_json(noise):
     assert manifest_from_dict(json.loads(json.dumps(manifest_to_dict(manifest)))) == manifest
 
 
-def test_source_is_not_part_of_the_hash(noise):
+def test_hash_does_not_depend_on_the_source(noise):
     assert manifest_of(dataclasses.replace(noise, source="a copy")).sha256 == manifest_of(noise).sha256
 
 
 @pytest.mark.parametrize("part", ["train", "test"])
-def test_one_flipped_bit_changes_the_hash(noise, part):
+def test_flipped_bit_changes_the_hash(noise, part):
     images = getattr(noise, part)
     pixels = images.pixels.clone()
     pixels[3, 2, 1, 0] ^= 1
@@ -48,7 +49,7 @@ def test_one_flipped_bit_changes_the_hash(noise, part):
     assert manifest_of(changed).sha256 != manifest_of(noise).sha256
 
 
-def test_incomplete_manifest_is_refused(noise):
+def test_incomplete_manifest_is_rejected(noise):
     values = manifest_to_dict(manifest_of(noise))
     del values["sha256"]
     with pytest.raises(DataError, match=r"missing: sha256; unknown: size"):
@@ -56,6 +57,7 @@ def test_incomplete_manifest_is_refused(noise):
 
 
 def rows(images):
+    """Return the set of (label, pixel bytes)."""
     return {
         (int(label), bytes(row.flatten().tolist()))
         for row, label in zip(images.pixels, images.labels, strict=True)
@@ -77,14 +79,14 @@ def test_split_is_fixed_and_depends_on_its_seed(noise):
     assert rows(first) != rows(other)
 
 
-def test_neither_part_moves_when_the_other_changes_size(noise):
+def test_parts_do_not_change_with_the_size_of_the_other(noise):
     training, validation = train_val_split(noise.train, train_count=100, val_count=50)
     assert rows(train_val_split(noise.train, train_count=20, val_count=50)[1]) == rows(validation)
     assert rows(train_val_split(noise.train, train_count=100, val_count=10)[0]) == rows(training)
     assert rows(train_val_split(noise.train, train_count=20, val_count=50)[0]) < rows(training)
 
 
-def test_everything_may_be_training(noise):
+def test_training_part_can_be_everything(noise):
     training, validation = train_val_split(noise.train, train_count=None, val_count=0)
     assert torch.equal(training.pixels, noise.train.pixels)
     assert len(validation) == 0

@@ -1,4 +1,4 @@
-"""Threads that work ahead: results in order, so many and no more waiting, nothing left behind."""
+"""Prefetching by threads: results in order, a bounded queue, and no threads left behind."""
 
 import threading
 import time
@@ -10,17 +10,18 @@ from pipeline.data.prefetch import prefetch
 
 
 def readers():
+    """Return the running reader threads."""
     return [thread for thread in threading.enumerate() if thread.name.startswith("reader")]
 
 
 @pytest.fixture(autouse=True)
-def _nothing_is_left():
+def _no_readers_are_left():
     yield
     assert readers() == []
 
 
 @pytest.mark.parametrize("threads", [0, 1, 2, 7])
-def test_results_come_in_the_jobs_order(threads):
+def test_results_have_the_order_of_the_jobs(threads):
     def work(n):
         time.sleep(0.002 * (n % 3))
         return n * n
@@ -29,56 +30,56 @@ def test_results_come_in_the_jobs_order(threads):
     assert list(prefetch([], work, threads=threads, depth=4)) == []
 
 
-def test_without_threads_nothing_is_done_before_it_is_asked_for():
-    done = []
-    results = prefetch(range(9), done.append, threads=0, depth=4)
+def test_without_threads_jobs_run_on_demand():
+    finished = []
+    results = prefetch(range(9), finished.append, threads=0, depth=4)
     next(results)
     next(results)
-    assert done == [0, 1]
+    assert finished == [0, 1]
 
 
-def test_no_more_than_depth_results_wait():
-    begun = []
-    results = prefetch(range(100), begun.append, threads=2, depth=4)
+def test_at_most_depth_results_wait():
+    started = []
+    results = prefetch(range(100), started.append, threads=2, depth=4)
     for taken in range(1, 6):
         next(results)
-        time.sleep(0.02)  # as long as they like
-        assert len(begun) <= taken + 4
+        time.sleep(0.02)  # time for the threads to go too far
+        assert len(started) <= taken + 4
     results.close()
 
 
-def test_jobs_are_drawn_no_further_than_needed():
-    drawn = []
+def test_jobs_are_taken_no_further_than_depth():
+    taken = []
 
     def jobs():
         for n in range(100):
-            drawn.append(n)
+            taken.append(n)
             yield n
 
     results = prefetch(jobs(), abs, threads=2, depth=4)
     next(results)
-    assert len(drawn) == 5
+    assert len(taken) == 5
     results.close()
 
 
 @pytest.mark.parametrize("threads", [0, 2])
-def test_a_failure_comes_out_at_its_turn_and_ends_the_rest(threads):
-    begun = []
+def test_error_is_raised_in_order_and_ends_the_rest(threads):
+    started = []
 
     def work(n):
-        begun.append(n)
+        started.append(n)
         if n == 3:
-            raise OSError("the fourth")
+            raise OSError("job 3")
         return n
 
-    results, got = prefetch(range(1000), work, threads=threads, depth=4), []
-    with pytest.raises(OSError, match="the fourth"):
-        got.extend(results)
-    assert len(begun) <= 3 + 1 + 4 + 1
+    results, received = prefetch(range(1000), work, threads=threads, depth=4), []
+    with pytest.raises(OSError, match="job 3"):
+        received.extend(results)
+    assert len(started) <= 3 + 1 + 4 + 1
     assert readers() == []
 
 
-def test_a_failure_of_the_jobs_themselves_comes_out():
+def test_error_of_the_jobs_is_raised():
     def jobs():
         yield 1
         raise OSError("no more jobs")
@@ -87,7 +88,7 @@ def test_a_failure_of_the_jobs_themselves_comes_out():
         list(prefetch(jobs(), abs, threads=2, depth=4))
 
 
-def test_a_caller_that_stops_leaves_no_thread():
+def test_closed_or_deleted_generator_ends_its_threads():
     results = prefetch(range(1000), lambda n: time.sleep(0.001), threads=3, depth=4)
     next(results)
     assert len(readers()) > 0
@@ -99,20 +100,20 @@ def test_a_caller_that_stops_leaves_no_thread():
     assert readers() == []
 
 
-def test_what_waits_is_not_begun_when_the_caller_stops():
-    begun = []
+def test_waiting_jobs_do_not_start_after_close():
+    started = []
 
     def work(n):
-        begun.append(n)
+        started.append(n)
         time.sleep(0.05)
 
     results = prefetch(range(100), work, threads=1, depth=8)
     next(results)
     results.close()
-    assert len(begun) <= 3
+    assert len(started) <= 3
 
 
-def test_readers_use_one_thread_each_and_the_callers_number_stays():
+def test_readers_use_one_thread_each_and_the_caller_keeps_its_number():
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -126,6 +127,6 @@ def test_readers_use_one_thread_each_and_the_callers_number_stays():
         thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
         thread.start()
         thread.join()
-        assert later == [2]  # and of threads that come later
+        assert later == [2]  # also in later threads
     finally:
         torch.set_num_threads(before)

@@ -1,12 +1,12 @@
-"""Some of other samples, numbered anew."""
+"""Subsets of samples, renumbered."""
 
 import torch
 
 from pipeline.data.samples import SampleSubset
 
 
-class Ten:
-    """Ten made-up pictures."""
+class FakeSamples:
+    """Ten fake image files."""
 
     labels = torch.arange(10) * 10
 
@@ -15,23 +15,23 @@ class Ten:
 
     def read(self, indices):
         assert all(type(i) is int for i in indices)
-        return [f"picture {i}".encode() for i in indices]
+        return [f"image {i}".encode() for i in indices]
 
     def where(self, index):
         return f"sample {index}"
 
 
-def test_the_chosen_are_numbered_anew():
-    chosen = SampleSubset(Ten(), torch.tensor([7, 2, 9]))
-    assert len(chosen) == 3
-    assert chosen.labels.tolist() == [70, 20, 90]
-    assert chosen.read([2, 0, 0]) == [b"picture 9", b"picture 7", b"picture 7"]
-    assert chosen.read([]) == []
-    assert chosen.where(1) == "sample 2"
+def test_subset_is_renumbered():
+    subset = SampleSubset(FakeSamples(), torch.tensor([7, 2, 9]))
+    assert len(subset) == 3
+    assert subset.labels.tolist() == [70, 20, 90]
+    assert subset.read([2, 0, 0]) == [b"image 9", b"image 7", b"image 7"]
+    assert subset.read([]) == []
+    assert subset.where(1) == "sample 2"
 
 
-def test_chosen_of_chosen():
-    twice = SampleSubset(SampleSubset(Ten(), torch.tensor([7, 2, 9])), torch.tensor([2, 1]))
-    assert twice.read([0, 1]) == [b"picture 9", b"picture 2"]
+def test_subset_of_a_subset_is_renumbered():
+    twice = SampleSubset(SampleSubset(FakeSamples(), torch.tensor([7, 2, 9])), torch.tensor([2, 1]))
+    assert twice.read([0, 1]) == [b"image 9", b"image 2"]
     assert twice.labels.tolist() == [90, 20]
     assert twice.where(0) == "sample 9"

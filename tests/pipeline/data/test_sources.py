@@ -1,4 +1,4 @@
-"""Image sets by name; torchvision's own reading code runs on small files in its formats."""
+"""Data sets by name; torchvision reads small files in the formats of the published sets."""
 
 import gzip
 import hashlib
@@ -20,17 +20,18 @@ from torchvision import datasets
 from pipeline.data import sources
 from pipeline.data.images import DataError, fingerprint
 from pipeline.data.sources import load_images
+from tests.support.error_messages import error_message
 
 N_TRAIN, N_TEST = 30, 10
 
 
 def random_images(seed, n, shape):
-    draw = np.random.default_rng(seed)
-    return draw.integers(0, 256, (n, *shape), dtype=np.uint8), (np.arange(n) % 10).astype(np.uint8)
+    generator = np.random.default_rng(seed)
+    return generator.integers(0, 256, (n, *shape), dtype=np.uint8), (np.arange(n) % 10).astype(np.uint8)
 
 
 def write_idx(folder, offset=0):
-    """MNIST's four raw files -> {"train": (pixels, labels), "test": ...} as written."""
+    """Write MNIST's four raw files; return {"train": (pixels, labels), "test": ...}."""
     folder.mkdir(parents=True)
     written = {}
     for split, prefix, n in (("train", "train", N_TRAIN), ("test", "t10k", N_TEST)):
@@ -43,6 +44,7 @@ def write_idx(folder, offset=0):
 
 
 def write_png(folder, written):
+    """Write the images as PNG files in class folders."""
     for split, (pixels, labels) in written.items():
         for number, (image, label) in enumerate(zip(pixels, labels, strict=True)):
             path = folder / split / str(label) / f"{number}.png"
@@ -55,20 +57,16 @@ def sha256_of(images):
 
 
 def multiset(pixels, labels):
+    """Return the sorted (label, pixel bytes)."""
     return sorted((int(label), bytes(image)) for image, label in zip(pixels, labels, strict=True))
 
 
-def refused(name, root, *texts):
-    with pytest.raises(DataError) as caught:
-        load_images(name, root)
-    message = str(caught.value)
-    assert "\n" not in message
-    for text in texts:
-        assert text in message
-    return message
+def load_error(name, root, *texts):
+    """Expect a one-line DataError that contains `texts`; return its message."""
+    return error_message(lambda: load_images(name, root), *texts)
 
 
-def test_digits_counts_and_pixels(tmp_path):
+def test_digits_have_the_pixels_of_scikit_learn(tmp_path):
     from sklearn.datasets import load_digits
 
     images, bunch = load_images("digits", tmp_path), load_digits()
@@ -81,7 +79,7 @@ def test_digits_counts_and_pixels(tmp_path):
         assert multiset(back, part.labels) == multiset(bunch.images[chosen].astype(np.uint8), bunch.target[chosen])
 
 
-def test_noise_is_the_same_every_time(tmp_path):
+def test_noise_is_deterministic(tmp_path):
     assert sha256_of(load_images("noise", tmp_path)) == sha256_of(load_images("noise", tmp_path))
 
 
@@ -113,16 +111,16 @@ def test_idx_files_are_read_by_torchvision(tmp_path, monkeypatch, name, folder):
     assert len(images.classes) == 10
 
 
-def test_mnist_is_the_same_set_from_png_folders_and_from_its_archive(tmp_path, monkeypatch):
+def test_mnist_from_png_folders_equals_mnist_from_its_archive(tmp_path, monkeypatch):
     written = write_idx(tmp_path / "archive" / "MNIST" / "raw")
     write_png(tmp_path / "png" / "mnist", written)
     monkeypatch.setattr(sources, "_checked_mnist", lambda images, where: images)
     archive, png = load_images("mnist", tmp_path / "archive"), load_images("mnist", tmp_path / "png")
     assert archive.classes == png.classes == tuple("0123456789")
     assert archive.source != png.source
-    for one, other in ((archive.train, png.train), (archive.test, png.test)):
-        assert torch.equal(one.pixels, other.pixels)
-        assert torch.equal(one.labels, other.labels)
+    for part, other in ((archive.train, png.train), (archive.test, png.test)):
+        assert torch.equal(part.pixels, other.pixels)
+        assert torch.equal(part.labels, other.labels)
 
 
 def test_mnist_folder_with_the_right_content_is_accepted(tmp_path, monkeypatch):
@@ -135,41 +133,43 @@ def test_mnist_folder_with_the_right_content_is_accepted(tmp_path, monkeypatch):
     assert sha256_of(load_images("mnist", tmp_path)) == expected
 
 
-def test_mnist_folder_with_other_content_is_refused(tmp_path):
+def test_mnist_folder_with_other_content_is_rejected(tmp_path):
     write_png(tmp_path / "mnist", write_idx(tmp_path / "raw"))
-    refused("mnist", tmp_path, str(tmp_path / "mnist"), "are not MNIST: 30 + 10 images", "another name")
+    load_error("mnist", tmp_path, str(tmp_path / "mnist"), "are not MNIST: 30 + 10 images", "another name")
 
 
-def test_mnist_archive_with_other_content_is_refused(tmp_path):
+def test_mnist_archive_with_other_content_is_rejected(tmp_path):
     write_idx(tmp_path / "MNIST" / "raw")
-    refused("mnist", tmp_path, str(tmp_path / "MNIST" / "raw"), "are not MNIST")
+    load_error("mnist", tmp_path, str(tmp_path / "MNIST" / "raw"), "are not MNIST")
 
 
-def test_other_published_names_do_not_read_folders(tmp_path):
+def test_folder_with_a_published_name_is_rejected(tmp_path):
     write_png(tmp_path / "cifar10", write_idx(tmp_path / "raw"))
-    refused("cifar10", tmp_path, "means the published set; rename the folder (for example to cifar10-folders)")
+    load_error(
+        "cifar10", tmp_path, "is the name of the published set; rename the folder (for example to cifar10-folders)"
+    )
 
 
 @pytest.mark.parametrize("damage", [lambda raw: raw[:-100], lambda raw: b"", lambda raw: b"<html>" + raw])
 @pytest.mark.parametrize("file", ["train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"])
-def test_damaged_idx_file_is_one_sentence(tmp_path, damage, file):
+def test_damaged_idx_file_is_reported_in_one_line(tmp_path, damage, file):
     path = tmp_path / "FashionMNIST" / "raw" / file
     write_idx(path.parent)
     path.write_bytes(damage(path.read_bytes()))
-    refused("fashion-mnist", tmp_path, str(path.parent), "delete damaged files and try again")
+    load_error("fashion-mnist", tmp_path, str(path.parent), "delete damaged files and run again")
 
 
-def test_too_few_labels_are_noticed(tmp_path):
+def test_missing_labels_are_reported(tmp_path):
     write_idx(tmp_path / "FashionMNIST" / "raw")
     path = tmp_path / "FashionMNIST" / "raw" / "t10k-labels-idx1-ubyte"
     path.write_bytes(struct.pack(">2i", 2049, 9) + bytes(9))
-    refused("fashion-mnist", tmp_path, "10 images but 9 labels")
+    load_error("fashion-mnist", tmp_path, "10 images but 9 labels")
 
 
 def write_cifar(root, monkeypatch, kind, label_key):
-    """A small archive in CIFAR's format, with torchvision's table of md5 sums changed to its sums.
+    """Write a small archive in CIFAR's format, and set torchvision's md5 sums to those of its files.
 
-    The real pickles were written by an old numpy, whose dtype has 0 and 1 for False and True.
+    The published pickles were written by an old numpy, whose dtype has 0 and 1 for False and True.
     """
     folder = root / kind.base_folder
     folder.mkdir(parents=True)
@@ -208,25 +208,25 @@ def test_cifar_pickles_are_read_by_torchvision(tmp_path, monkeypatch, name, clas
         assert multiset(part.pixels.numpy(), part.labels) == multiset(pixels, labels)
 
 
-def test_cifar_archive_put_there_by_hand_is_unpacked(tmp_path, monkeypatch):
-    made = tmp_path / "made"
-    write_cifar(made, monkeypatch, datasets.CIFAR10, "labels")
+def test_cifar_archive_copied_by_hand_is_unpacked(tmp_path, monkeypatch):
+    source = tmp_path / "source"
+    write_cifar(source, monkeypatch, datasets.CIFAR10, "labels")
     root = tmp_path / "root"
     root.mkdir()
     with tarfile.open(root / datasets.CIFAR10.filename, "w:gz") as archive:
-        archive.add(made / datasets.CIFAR10.base_folder, arcname=datasets.CIFAR10.base_folder)
+        archive.add(source / datasets.CIFAR10.base_folder, arcname=datasets.CIFAR10.base_folder)
     md5 = hashlib.md5((root / datasets.CIFAR10.filename).read_bytes()).hexdigest()
     monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", md5)
     assert len(load_images("cifar10", root).train) == 100
 
 
-def test_mnist_files_put_there_by_hand_are_unpacked(tmp_path, monkeypatch):
-    write_idx(tmp_path / "made")
+def test_mnist_files_copied_by_hand_are_unpacked(tmp_path, monkeypatch):
+    write_idx(tmp_path / "source")
     raw = tmp_path / "root" / "FashionMNIST" / "raw"
     raw.mkdir(parents=True)
     sums = []
     for file, _ in datasets.FashionMNIST.resources:
-        content = gzip.compress((tmp_path / "made" / file.removesuffix(".gz")).read_bytes())
+        content = gzip.compress((tmp_path / "source" / file.removesuffix(".gz")).read_bytes())
         (raw / file).write_bytes(content)
         sums.append((file, hashlib.md5(content).hexdigest()))
     monkeypatch.setattr(datasets.FashionMNIST, "resources", sums)
@@ -245,22 +245,24 @@ def test_mnist_files_put_there_by_hand_are_unpacked(tmp_path, monkeypatch):
         ("cifar100", "", "cifar-100-python.tar.gz"),
     ],
 )
-def test_failing_download_is_one_sentence(tmp_path, monkeypatch, error, name, folder, file):
+def test_failed_download_is_reported_in_one_line(tmp_path, monkeypatch, error, name, folder, file):
     def fail(*args, **kwargs):
         raise error
 
     monkeypatch.setattr(urllib.request, "urlopen", fail)
-    message = refused(name, tmp_path, f"{name} could not be downloaded", str(tmp_path / folder), file, "by hand")
+    message = load_error(
+        name, tmp_path, f"{name} could not be downloaded", str(tmp_path / folder), file, "by hand"
+    )
     assert re.search(r"no route|IncompleteRead|slow", message)
 
 
-def test_damaged_download_is_one_sentence(tmp_path, monkeypatch):
+def test_damaged_download_is_reported_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(urllib.request, "urlopen", lambda *args, **kwargs: Response(zlib.compress(b"not this")))
-    refused("cifar10", tmp_path, "File not found or corrupted", str(tmp_path), "cifar-10-python.tar.gz")
+    load_error("cifar10", tmp_path, "File not found or corrupted", str(tmp_path), "cifar-10-python.tar.gz")
 
 
 class Response:
-    """What urlopen returns, as far as torchvision uses it."""
+    """The part of urlopen's result that torchvision uses."""
 
     def __init__(self, content):
         self.rest, self.length, self.url = content, len(content), None
@@ -276,28 +278,32 @@ class Response:
         return part
 
 
-def test_any_other_name_is_a_folder(tmp_path):
+def test_any_other_name_is_read_from_class_folders(tmp_path):
     write_png(tmp_path / "shapes", write_idx(tmp_path / "raw"))
     images = load_images("shapes", tmp_path)
     assert (images.name, len(images.train), len(images.test)) == ("shapes", N_TRAIN, N_TEST)
 
 
-def test_unknown_name_names_the_nearest_one_and_the_folder(tmp_path):
-    refused("cifar01", tmp_path, f"there is no folder {tmp_path / 'cifar01'}; did you mean 'cifar10'?")
+def test_unknown_name_suggests_the_nearest_set(tmp_path):
+    load_error(
+        "cifar01",
+        tmp_path,
+        f"no data set 'cifar01', and no folder {tmp_path / 'cifar01'}; did you mean 'cifar10'?",
+    )
 
 
-def test_unknown_name_may_be_near_to_a_folder(tmp_path):
+def test_unknown_name_suggests_the_nearest_folder(tmp_path):
     write_png(tmp_path / "shapes", write_idx(tmp_path / "raw"))
-    refused("shape", tmp_path, "did you mean 'shapes'?")
+    load_error("shape", tmp_path, "did you mean 'shapes'?")
 
 
-def test_unknown_name_near_to_nothing_lists_all(tmp_path):
-    refused("zzz", tmp_path / "absent", "known are digits, mnist, fashion-mnist, cifar10, cifar100, noise")
+def test_unknown_name_without_a_near_one_lists_all(tmp_path):
+    load_error("zzz", tmp_path / "absent", "; known: cifar10, cifar100, digits, fashion-mnist, mnist, noise")
 
 
-def test_a_name_that_no_prepared_set_can_have_is_said_so(tmp_path):
+def test_invalid_name_of_a_prepared_set_is_rejected(tmp_path):
     for name in ("My Photos", "_x", "\u732b"):
-        with pytest.raises(DataError, match=f"^'{name}' cannot be the name of a prepared set; use the one that"):
+        with pytest.raises(DataError, match=f"^'{name}' cannot be the name of a prepared set; use the name that"):
             load_images(name, tmp_path, sharded=True)
 
 
@@ -306,4 +312,4 @@ def test_name_is_never_a_path(tmp_path, name):
     for folder in (".cache", "a/b", "a\\b"):
         (tmp_path / "root" / folder).mkdir(parents=True)
     (tmp_path / "outside").mkdir()
-    refused(name, tmp_path / "root", "no data set is called")
+    load_error(name, tmp_path / "root", f"no data set {name!r}")

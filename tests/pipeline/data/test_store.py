@@ -15,11 +15,11 @@ from pipeline.data.store import MissingFileError, Store, open_store
 from tests.support.servers import (
     KEY,
     SECRET,
-    Dying,
-    Refusing,
-    Silent,
-    Stumbling,
-    Whole,
+    FailingOnceHandler,
+    ForbiddenHandler,
+    SilentHandler,
+    TruncatingHandler,
+    WholeFileHandler,
     s3_server,
     serve,
     use_s3,
@@ -303,7 +303,7 @@ def test_http_is_read_only(folder):
 
 
 def test_server_without_ranges_is_rejected_before_it_sends_the_whole_file(folder):
-    with serve(folder, Whole) as address:
+    with serve(folder, WholeFileHandler) as address:
         store = store_with_secrets(address)
         assert store.read("a.tar") == CONTENT
         message = store_error(lambda: store.read_ranges([("a.tar", 3, 5)]), f"{address}/a.tar", "whole files")
@@ -311,7 +311,7 @@ def test_server_without_ranges_is_rejected_before_it_sends_the_whole_file(folder
 
 
 def test_interrupted_response_is_reported(folder, tmp_path):
-    with serve(folder, Dying) as address:
+    with serve(folder, TruncatingHandler) as address:
         store = store_with_secrets(address)
         store_error(lambda: store.read_ranges([("a.tar", 0, 100)]), f"{address}/a.tar", "request failed")
         store_error(lambda: store.read("a.tar"), f"{address}/a.tar")
@@ -320,22 +320,22 @@ def test_interrupted_response_is_reported(folder, tmp_path):
 
 
 def test_failed_request_is_retried(folder):
-    with serve(folder, Stumbling) as address:
+    with serve(folder, FailingOnceHandler) as address:
         assert open_store(address).read_ranges([("a.tar", 3, 5)]) == [CONTENT[3:8]]
-    with serve(folder, Stumbling) as address:
+    with serve(folder, FailingOnceHandler) as address:
         assert open_store(address).read("a.tar") == CONTENT
 
 
 def test_last_failure_names_the_status(folder, monkeypatch):
     monkeypatch.setattr(store_module, "RETRY_PAUSES", ())
-    with serve(folder, Stumbling) as address:
+    with serve(folder, FailingOnceHandler) as address:
         store_error(lambda: store_with_secrets(address).read("a.tar"), "status 503")
 
 
 def test_silent_server_times_out(folder, monkeypatch):
     monkeypatch.setattr(store_module, "READ_TIMEOUT", 0.2)
     monkeypatch.setattr(store_module, "RETRY_PAUSES", ())
-    with serve(folder, Silent) as address:
+    with serve(folder, SilentHandler) as address:
         store_error(lambda: store_with_secrets(address).read("a.tar"), f"{address}/a.tar", "request failed")
 
 
@@ -346,7 +346,7 @@ def test_refused_connection_is_reported(folder):
 
 
 def test_refused_access_names_the_credentials(folder):
-    with serve(folder, Refusing) as address:
+    with serve(folder, ForbiddenHandler) as address:
         store = store_with_secrets(address)
         for call in (store.exists, store.read, store.size, lambda name: store.read_ranges([(name, 0, 1)])):
             store_error(lambda call=call: call("a.tar"), f"{address}/a.tar", "refuses access", "credentials")
@@ -421,7 +421,7 @@ def test_missing_credentials_name_the_variables(bucket, monkeypatch):
 
 
 def test_refused_access_to_a_bucket_names_the_credentials(folder, monkeypatch):
-    with serve(folder, Refusing) as address:
+    with serve(folder, ForbiddenHandler) as address:
         use_s3(monkeypatch, address)
         store = open_store("s3://bucket/set")
         for call in (
@@ -459,7 +459,7 @@ CALLS = {  # every operation that sends a request to S3
 
 @pytest.fixture
 def aws(monkeypatch):
-    """A function that sets AWS_... variables, beside those of an S3 server that does not answer, and opens a store."""
+    """A function that sets AWS_... variables and opens a store on an S3 server that does not answer."""
 
     def settings(**values):
         use_s3(monkeypatch, "http://127.0.0.1:1")

@@ -127,7 +127,7 @@ def test_an_error_of_the_declaration_itself_comes_before_the_changes(experiment)
 
 
 @pytest.mark.parametrize(
-    ("key", "changes", "said"),
+    ("key", "changes", "text"),
     [
         ("train.lr", {"train.lr": 1}, "--set train.lr"),
         ("train.lrr", {"train.lr": 1, "data.val": 2}, "--set train.lr=1: train.lrr"),  # no prefix of a word
@@ -140,5 +140,5 @@ def test_an_error_of_the_declaration_itself_comes_before_the_changes(experiment)
         ("", {"data.name": "1"}, "--set data.name='1'"),
     ],
 )
-def test_the_changes_closest_to_the_key_are_named(key, changes, said):
-    assert describe_changes(key, changes) == said
+def test_the_changes_closest_to_the_key_are_named(key, changes, text):
+    assert describe_changes(key, changes) == text

@@ -7,19 +7,23 @@ from pipeline.analyse.catalogue import NetworkCost
 from pipeline.common.errors import UserError
 from pipeline.declare.load import load_experiment
 from pipeline.report.figures import (
+    ACROSS,
     CURVE_COLOURS,
     CURVES,
     POINTS,
     TEST_ERROR_METRIC,
     TRAIN_ERROR,
+    balance_figure,
     binned,
     class_balance,
     complexity_chart,
     complexity_figure,
+    contact_figure,
     contact_sheet,
     curves_figure,
     error_curves,
 )
+from tests.support.image_sets import random_image
 
 STEPS = range(100, 1100, 100)
 
@@ -224,3 +228,27 @@ def test_a_full_disk_leaves_the_figure_of_before(experiment, tmp_path, drawer):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert (tmp_path / "f.png").read_bytes() == b"of before"
     assert [file.name for file in tmp_path.iterdir() if file.is_file()] == ["f.png"]
+
+
+def test_the_contact_sheet_shows_every_image_with_its_class(tmp_path):
+    images, titles = [random_image(seed) for seed in range(15)], [f"class {seed // 5}" for seed in range(15)]
+    figure = contact_figure(images, [*titles[:-1], "$n_0$ of a very long name"], "photographs")
+    shown = [ax for ax in figure.axes if ax.images]
+    assert len(figure.axes) == 2 * ACROSS
+    assert [ax.texts[0].get_text() for ax in shown] == [*titles[:-1], "$n_0$ of a very long…"]
+    assert all((ax.images[0].get_array() == image).all() for ax, image in zip(shown, images, strict=True))
+    path = contact_sheet(images, titles, tmp_path / "new" / "sheet.png")
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert contact_sheet(images, titles, tmp_path / "2.png").read_bytes() == path.read_bytes()
+
+
+def test_the_balance_chart_sorts_classes_by_size(tmp_path):
+    figure = balance_figure({"train": [3, 9, 1], "test": [2, 2, 2]}, "photographs")
+    assert [ax.get_title() for ax in figure.axes] == [
+        "train: 13 pictures, 1 to 9 of a class",
+        "test: 6 pictures, 2 to 2 of a class",
+    ]
+    (area,) = figure.axes[0].collections
+    heights = area.get_paths()[0].vertices[:, 1]
+    assert heights.max() == 9
+    assert class_balance({"train": [3, 9, 1]}, tmp_path / "b.png").read_bytes().startswith(b"\x89PNG")

@@ -145,7 +145,7 @@ def test_a_step_has_lines_as_a_run_has(with_step, experiment, record):
         with_step,
         Event("started", step),
         Event("ended", step, record=record(experiment, "plain-20", 0, 9.5, seconds=3.2)),
-        Event("left", step, "needs plain-20 seed 0, which failed: no room"),
+        Event("skipped", step, "needs plain-20 seed 0, which failed: no room"),
     ) == [
         "two seed 0: 2 plain-20 averaged",
         "two seed 0: test error 9.50 %, done in 3 s",

@@ -1,4 +1,4 @@
-"""A tracking server that goes away, hangs, loses answers or refuses: training never notices, nothing comes twice.
+"""Faults of a tracking server: training never waits, and nothing is sent twice.
 
 Quick: MLflow's own application over HTTP in this process, with faults between its requests. Slow: `mlflow server`
 itself, killed and started again after 0, 20 and 60 seconds, or never; and one that asks for a password.
@@ -21,7 +21,8 @@ from mlflow.tracking import MlflowClient
 
 from pipeline.common.errors import UserError
 from pipeline.track import sync as module
-from pipeline.track.mlflow_writer import RefusedError, Tracker, TrackingError
+from pipeline.track.mlflow_errors import RefusedError, TrackingError
+from pipeline.track.mlflow_writer import Tracker
 from pipeline.track.run_folder import RunFolder
 from pipeline.track.sync import BackgroundSync, sync_all
 from tests.support.mlflow_servers import (
@@ -35,7 +36,7 @@ from tests.support.mlflow_servers import (
     process,
     train_on,
 )
-from tests.support.smoke_runs import FORKSERVER, smoke_run, journal_metrics, train_in
+from tests.support.smoke_runs import FORKSERVER, journal_metrics, smoke_run, train_in
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # MLflow 3.17's own
 STEPS = 160
@@ -48,7 +49,7 @@ def empty(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A finished run's files."""
+    """Files of a finished run: name -> bytes."""
     path = tmp_path_factory.mktemp("trained")
     train_in(path, smoke_run())
     return {file.name: file.read_bytes() for file in path.iterdir() if file.is_file()}
@@ -75,7 +76,7 @@ def server(home, monkeypatch):
 
 @pytest.fixture
 def client(home):
-    """Straight to the database."""
+    """MLflow client on the database file."""
     return MlflowClient(f"sqlite:///{home.parent / 'mlflow.db'}")
 
 
@@ -90,7 +91,7 @@ def placed(home, trained, identity="a", **other) -> RunFolder:
 
 
 def runs_of(client, view=ViewType.ACTIVE_ONLY):
-    """All of MLflow's runs: (parents, children)."""
+    """Return all runs in MLflow: (parents, children)."""
     papers = [found.experiment_id for found in client.search_experiments(ViewType.ALL)]
     rows = client.search_runs(papers, run_view_type=view)
     return [row for row in rows if "mlflow.parentRunId" not in row.data.tags], [
@@ -99,7 +100,7 @@ def runs_of(client, view=ViewType.ACTIVE_ONLY):
 
 
 def assert_whole(client, path) -> str:
-    """That MLflow has every number of a run's journal, once, in order, and its end; returns MLflow's id."""
+    """Assert that MLflow has all numbers of a finished run's journal once and in order; return the run id."""
     _, [child] = runs_of(client)
     assert child.info.status == "FINISHED"
     entries = journal_metrics(path)
@@ -115,15 +116,15 @@ def assert_whole(client, path) -> str:
 
 
 def until(holds, seconds=60.0):
-    """Wait until something holds."""
+    """Wait until `holds()` is true."""
     end = time.monotonic() + seconds
     while not holds():
-        assert time.monotonic() < end, "it never came"
+        assert time.monotonic() < end, "timed out"
         time.sleep(0.1)
 
 
 def seconds_per_step(path: Path, start: float, end: float) -> list[float]:
-    """Seconds of each update between two moments, from the journal's clock."""
+    """Return the seconds per optimizer step between two times, from the journal."""
     times = [(entry["time"], entry["step"]) for entry, _ in RunFolder(path).journal()]
     pairs = list(itertools.pairwise(times))
     return [(b - a) / (n - m) for (a, m), (b, n) in pairs if start <= a and b <= end]
@@ -132,7 +133,7 @@ def seconds_per_step(path: Path, start: float, end: float) -> list[float]:
 # While it trains
 
 
-def test_training_goes_on_while_the_server_is_away_and_all_arrives_once_in_order(
+def test_training_continues_during_an_outage_and_everything_arrives_once_in_order(
     home, server, client, monkeypatch
 ):
     monkeypatch.setattr(module, "SYNC_SECONDS", 0.05)
@@ -146,10 +147,10 @@ def test_training_goes_on_while_the_server_is_away_and_all_arrives_once_in_order
         server.stop()
         before = len(journal_metrics(path))
         until(lambda: "nothing answers" in syncing.trouble)
-        until(lambda: len(journal_metrics(path)) > before + 5)  # it goes on
+        until(lambda: len(journal_metrics(path)) > before + 5)  # training continues
         server.start()
         until(lambda: syncing.trouble == "")
-        server.fault = lambda path: LOST  # all is carried out, and no answer comes back
+        server.fault = lambda path: LOST  # requests are executed but not answered
         until(lambda: "nothing answers" in syncing.trouble)
         server.fault = lambda path: GONE
         worker.join(60)
@@ -161,10 +162,10 @@ def test_training_goes_on_while_the_server_is_away_and_all_arrives_once_in_order
     syncing.sync()
     assert syncing.trouble == ""
     assert_whole(client, path)
-    assert (path / "loaded").read_text() == ""  # who trains does not even know how to reach it
+    assert (path / "loaded").read_text() == ""  # the training process imports nothing of tracking
 
 
-def test_a_run_whose_process_was_killed_is_killed_then_running_then_finished_with_one_id(home, server, client):
+def test_a_run_whose_process_is_killed_is_killed_then_running_with_one_run_id(home, server, client):
     path, tracker = home / "runs" / "x", Tracker()
     folder = RunFolder(path)
     worker = FORKSERVER.Process(target=train_on, args=(path, 100_000))
@@ -185,11 +186,11 @@ def test_a_run_whose_process_was_killed_is_killed_then_running_then_finished_wit
     assert [(run.info.run_id, run.info.status) for run in runs_of(client)[1]] == [(child.info.run_id, "RUNNING")]
     os.kill(again.pid, signal.SIGKILL)
     again.join()
-    sync_all(Tracker())  # what any later command does
+    sync_all(Tracker())  # as any later command does
     assert [(run.info.run_id, run.info.status) for run in runs_of(client)[1]] == [(child.info.run_id, "KILLED")]
 
 
-# Answers that are lost
+# Lost answers
 
 
 @pytest.mark.parametrize(
@@ -207,9 +208,9 @@ def test_a_run_whose_process_was_killed_is_killed_then_running_then_finished_wit
     ],
 )
 def test_a_server_that_dies_before_it_answers_has_everything_once(home, server, client, trained, request_):
-    """What was asked is done, also by MLflow's own retry; then nothing is, until it is back.
+    """The request is executed, also by MLflow's retry; then nothing is, until the server is back.
 
-    That it dies before a request is done is tested beside `Tracker`.
+    A server that dies before it executes a request is tested in test_mlflow_writer.
     """
     path, number = request_
     folder, seen = placed(home, trained), []
@@ -230,7 +231,7 @@ def test_a_server_that_dies_before_it_answers_has_everything_once(home, server, 
     assert Tracker().records()[0].identity == "a"
 
 
-def test_a_request_that_mlflow_itself_sends_again_makes_no_second_run(home, server, client, trained):
+def test_a_request_that_mlflow_retries_creates_no_second_run(home, server, client, trained):
     folder, first = placed(home, trained), iter([LOST])
     server.fault = lambda path: next(first, None) if path == "runs/create" else None
     assert Tracker().sync(folder)
@@ -239,7 +240,7 @@ def test_a_request_that_mlflow_itself_sends_again_makes_no_second_run(home, serv
     assert_whole(client, folder.path)
 
 
-def test_a_folder_that_forgot_what_was_sent_sends_nothing_twice(home, server, client, trained):
+def test_a_damaged_state_file_sends_nothing_twice(home, server, client, trained):
     folder = placed(home, trained)
     Tracker().sync(folder)
     name = assert_whole(client, folder.path)
@@ -249,7 +250,7 @@ def test_a_folder_that_forgot_what_was_sent_sends_nothing_twice(home, server, cl
         assert assert_whole(client, folder.path) == name
 
 
-def test_a_run_that_somebody_deleted_while_it_trains_is_made_anew(home, server, client, trained):
+def test_a_run_deleted_in_mlflow_while_it_trains_is_created_again(home, server, client, trained):
     folder = placed(home, trained)
     record = folder.result_file.read_bytes()
     folder.result_file.unlink()
@@ -261,11 +262,11 @@ def test_a_run_that_somebody_deleted_while_it_trains_is_made_anew(home, server, 
     assert assert_whole(client, folder.path) != child.info.run_id
 
 
-# Several at once
+# Concurrent commands
 
 
 def at_once(*calls):
-    """Run these at the same moment; returns what they raise."""
+    """Call these at the same time; return the UserErrors that they raise."""
     errors = []
 
     def run(call):
@@ -283,7 +284,7 @@ def at_once(*calls):
 
 
 def together(monkeypatch, tracker, barrier, name):
-    """Let the first call of the tracker's client's `name` wait until all others have come as far."""
+    """Make the first call of the client's method `name` wait at a barrier."""
     real, first = getattr(tracker.client, name), iter([True])
 
     def waits(*words, **more):
@@ -295,10 +296,10 @@ def together(monkeypatch, tracker, barrier, name):
 
 
 @pytest.mark.parametrize("name", ["create_experiment", "create_run"])
-def test_commands_that_find_nothing_at_the_same_moment_keep_one_parent(
+def test_commands_that_create_the_parent_at_the_same_time_keep_one(
     home, server, client, trained, monkeypatch, name
 ):
-    """Each saw that there is none before any made one: no lock of one machine helps against that."""
+    """Each finds no parent before any creates one; a lock on one machine cannot prevent that."""
     count = 3
     if name == "create_run":
         client.create_experiment("resnet", (home / "artifacts").as_uri())
@@ -314,8 +315,8 @@ def test_commands_that_find_nothing_at_the_same_moment_keep_one_parent(
     assert len(client.search_experiments(filter_string="name = 'resnet'")) == 1
 
 
-def test_the_same_run_sent_from_two_homes_at_the_same_moment_is_one(home, server, client, trained, monkeypatch):
-    """Of two machines that share nothing but the server, and trained the same run."""
+def test_a_run_sent_from_two_homes_at_the_same_time_is_one_run(home, server, client, trained, monkeypatch):
+    """Two machines that share only the server trained the same run."""
     Tracker().parent_run("resnet/cifar10_depth", "smoke")
     folders = [placed(home / one, trained, "a") for one in ("first", "second")]
     barrier, trackers = threading.Barrier(2), [Tracker(), Tracker()]
@@ -327,8 +328,8 @@ def test_the_same_run_sent_from_two_homes_at_the_same_moment_is_one(home, server
     assert_whole(client, folders[0].path)
 
 
-def test_a_second_parent_that_is_left_gives_its_children_to_the_first(home, server, client, trained):
-    """As where two machines' clocks differ, and each took its own for the first."""
+def test_children_of_a_second_parent_move_to_the_first(home, server, client, trained):
+    """Two parents can remain if the clocks of two machines differ."""
     tracker = Tracker()
     tracker.sync(placed(home, trained, "a"))
     [first], [child] = runs_of(client)
@@ -341,17 +342,17 @@ def test_a_second_parent_that_is_left_gives_its_children_to_the_first(home, serv
     assert [child.data.tags["mlflow.parentRunId"] for child in children] == [first.info.run_id] * 2
 
 
-SENDS = """
+SEND_ALL = """
 import sys, time
 from pathlib import Path
-from pipeline.home import runs_folder
-from pipeline.syncing import Syncing
-from pipeline.tracking import Tracker
+from pipeline.common.paths import runs_folder
+from pipeline.track.mlflow_writer import Tracker
+from pipeline.track.sync import BackgroundSync
 assert Tracker().client
 Path(sys.argv[1]).touch()
 while not Path(sys.argv[2]).exists():
     time.sleep(0.005)
-syncing = Syncing()
+syncing = BackgroundSync()
 for path in sorted(runs_folder().iterdir()):
     syncing.watch(path)
 while syncing._left:
@@ -362,7 +363,7 @@ while syncing._left:
 
 @pytest.mark.parametrize("name", ["search_runs", "create_run", "log_batch"])
 def test_two_homes_that_share_the_folder_send_its_run_once(home, server, client, trained, monkeypatch, name):
-    """Whichever request the first one is at when the second one comes."""
+    """The second command starts during each kind of request of the first one."""
     folder, other = placed(home, trained), home.parent / "other"
     other.symlink_to(home)
     trackers, entered = [Tracker(), Tracker()], threading.Event()
@@ -391,7 +392,7 @@ def test_two_processes_of_two_homes_that_share_the_folder_send_each_run_once(hom
     flags = [home.parent / name for name in ("ready-1", "ready-2", "go")]
     senders = [
         subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", SENDS, str(ready), str(flags[2])],
+            [sys.executable, "-W", "ignore", "-c", SEND_ALL, str(ready), str(flags[2])],
             env=os.environ | {"REPRO_HOME": str(place), "PYTHONPATH": str(Path(__file__).parents[3])},
         )
         for ready, place in zip(flags, (home, other), strict=False)
@@ -412,14 +413,12 @@ def test_two_processes_of_two_homes_that_share_the_folder_send_each_run_once(hom
     assert server.asked.count("runs/create") == 5
 
 
-# A server that refuses, and what is not to be read anywhere
+# Servers that refuse, and passwords
 
 
 @pytest.mark.parametrize("status", [401, 403])
 @pytest.mark.parametrize("job", ["sync", "ended"])
-def test_a_server_that_asks_for_a_password_is_one_sentence_that_says_where_to_put_it(
-    home, server, trained, monkeypatch, status, job
-):
+def test_a_refused_login_is_an_error_that_names_the_variables(home, server, trained, monkeypatch, status, job):
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "somebody")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hunter2-hunter2")
     folder = placed(home, trained)
@@ -429,12 +428,12 @@ def test_a_server_that_asks_for_a_password_is_one_sentence_that_says_where_to_pu
     said = str(caught.value)
     assert said == (
         f"the tracking server {server.uri} cannot be used: it refuses this user; set MLFLOW_TRACKING_USERNAME and"
-        " MLFLOW_TRACKING_PASSWORD to one that it knows"
+        " MLFLOW_TRACKING_PASSWORD to a known one"
     )
     assert not (folder.path / "tracked.json").exists()
 
 
-def test_a_password_is_written_and_printed_nowhere(home, server, client, trained, monkeypatch, capfd, caplog):
+def test_a_password_is_never_written_or_printed(home, server, client, trained, monkeypatch, capfd, caplog):
     caplog.set_level(0)
     folder = placed(home, trained)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri.replace("//", "//me:hunter2@"))
@@ -453,7 +452,7 @@ def test_a_password_is_written_and_printed_nowhere(home, server, client, trained
                 ask()
             assert "hunter2" not in str(caught.value)
     said = capfd.readouterr()
-    assert (said.out, said.err) == ("", "")  # MLflow prints the address of an ended run, password and all
+    assert (said.out, said.err) == ("", "")  # MLflow would print the address of an ended run with its password
     assert "hunter2" not in caplog.text
     for file in [file for file in home.parent.rglob("*") if file.is_file()]:
         assert b"hunter2" not in file.read_bytes(), file
@@ -466,7 +465,7 @@ def test_a_password_is_written_and_printed_nowhere(home, server, client, trained
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(("away", "steps"), [(0, 600), (20, 1200), (60, 2400), (None, 300)])
 def test_an_mlflow_server_killed_while_a_run_trains(home, client, monkeypatch, away, steps):
-    """Killed with SIGKILL, and started again after `away` seconds, or only after training; figures are printed."""
+    """The server is killed, and started again after `away` seconds or after the training. Prints timings."""
     port, database = free_port(), home.parent / "mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
     monkeypatch.setattr(module, "SYNC_SECONDS", 0.5)
@@ -507,7 +506,7 @@ def test_an_mlflow_server_killed_while_a_run_trains(home, client, monkeypatch, a
 
 
 class syncing_again:  # noqa: N801 - used as a function
-    """A thread for a Syncing whose first one has ended."""
+    """A new thread for a BackgroundSync whose thread has ended."""
 
     def __init__(self, syncing):
         self.syncing = syncing
@@ -522,7 +521,7 @@ class syncing_again:  # noqa: N801 - used as a function
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_an_mlflow_server_with_a_password_takes_ours_and_refuses_others(home, trained, monkeypatch):
+def test_an_mlflow_server_with_login_accepts_the_password_and_refuses_others(home, trained, monkeypatch):
     pytest.importorskip("flask_wtf", reason="mlflow[auth] is not installed")
     port = free_port()
     config = home.parent / "auth.ini"

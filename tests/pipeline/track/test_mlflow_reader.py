@@ -1,4 +1,4 @@
-"""Records read without MLflow's client: the same as with it, whatever was added, changed or deleted between."""
+"""Records read without MLflow's client are those that the client reads, after any change on the server."""
 
 import contextlib
 import json
@@ -6,19 +6,28 @@ import os
 import sqlite3
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import requests
 from mlflow.entities import ViewType
 from mlflow.tracking import MlflowClient
 
 from pipeline.common.paths import runs_folder
 from pipeline.track import mlflow_reader as reading
-from pipeline.track.mlflow_reader import RECORD_TAG, SENT_TAG, RecordCache, read_tracked_runs, redact, server_key
-from pipeline.track.mlflow_writer import Tracker, TrackingError
+from pipeline.track.mlflow_errors import TrackingError
+from pipeline.track.mlflow_reader import (
+    RECORD_TAG,
+    SENT_TAG,
+    RecordCache,
+    is_active_run,
+    read_tracked_runs,
+    redact,
+    server_key,
+)
+from pipeline.track.mlflow_writer import Tracker
 from tests.support.mlflow_servers import Server, empty_database
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # MLflow 3.17's own
@@ -32,7 +41,7 @@ def empty(tmp_path_factory):
 
 @pytest.fixture
 def home(tmp_path, monkeypatch, empty):
-    """A home of its own, with a fresh database beside it."""
+    """Folder with an empty home and an empty MLflow database."""
     monkeypatch.setenv("REPRO_HOME", str(tmp_path / "home"))
     for name in [name for name in os.environ if name.startswith("MLFLOW_TRACKING_")]:
         monkeypatch.delenv(name)
@@ -44,13 +53,13 @@ def home(tmp_path, monkeypatch, empty):
 
 @pytest.fixture
 def client(home):
-    """Straight to the database."""
+    """MLflow client on the database file."""
     return MlflowClient(f"sqlite:///{home / 'mlflow.db'}")
 
 
 @pytest.fixture
 def server(home, client) -> Iterator[Server]:
-    """MLflow over HTTP, on that database."""
+    """MLflow server on the same database."""
     made = Server(home / "mlflow.db", client._tracking_client.store)
     yield made
     made.close()
@@ -58,7 +67,7 @@ def server(home, client) -> Iterator[Server]:
 
 @pytest.fixture
 def ended(home, client):
-    """End runs: ended(range(5)) makes five, the last one last."""
+    """Function that adds ended runs: ended(range(5)) adds five, in order of their ends; returns their run ids."""
 
     def end(numbers, *, paper="resnet", status="FINISHED", at=1_700_000_000_000, **more) -> list[str]:
         found = client.get_experiment_by_name(paper)
@@ -80,8 +89,8 @@ def ended(home, client):
 
 
 def by_client(home) -> dict[str, str]:
-    """Run id -> identity, by MLflow's own search."""
-    found = Tracker(f"sqlite:///{home / 'mlflow.db'}").searched()
+    """Return the identities by run id, as MLflow's client reads them."""
+    found = Tracker(f"sqlite:///{home / 'mlflow.db'}").search_ended()
     return {row.run_id: row.record["identity"] for row in found}
 
 
@@ -93,7 +102,7 @@ def seen(uri) -> dict[str, str]:
 
 
 def runs_read(server) -> int:
-    """How many times runs were asked for, since the last call."""
+    """Return the number of searches for runs since the last call."""
     count = server.asked.count("runs/search")
     server.asked.clear()
     return count
@@ -102,7 +111,7 @@ def runs_read(server) -> int:
 # A database file
 
 
-def test_a_file_is_read_as_mlflow_reads_it(home, client, ended):
+def test_a_database_file_gives_the_runs_that_mlflow_finds(home, client, ended):
     ended(range(7))
     ended(range(2), paper="vgg", status="FAILED")
     running = client.create_run(client.get_experiment_by_name("vgg").experiment_id, tags={RECORD_TAG: "{}"})
@@ -112,33 +121,33 @@ def test_a_file_is_read_as_mlflow_reads_it(home, client, ended):
     found = seen(f"sqlite:///{home / 'mlflow.db'}")
     assert found == by_client(home)
     assert sorted(found.values()) == [*(f"resnet-{n}" for n in range(7)), "vgg-0", "vgg-1"]
-    assert running.info.run_id not in found  # its record is there, its end is not
+    assert running.info.run_id not in found  # has a record but has not ended
 
 
-def test_whether_all_files_are_there_is_known(home, client, ended, server):
+def test_runs_whose_files_are_all_sent_are_marked(home, client, ended, server):
     whole, lacking = ended(range(2))
     client.delete_tag(lacking, SENT_TAG)
     for uri in (f"sqlite:///{home / 'mlflow.db'}", server.uri):
         assert {row.run_id: row.sent for row in read_tracked_runs(uri)} == {whole: True, lacking: False}
 
 
-def test_no_file_has_no_records_and_is_not_made(tmp_path):
+def test_a_missing_file_has_no_records_and_is_not_created(tmp_path):
     assert read_tracked_runs(f"sqlite:///{tmp_path / 'none.db'}") == []
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("content", [b"", b"no database at all" * 100])
-def test_a_file_that_is_not_mlflow_s_is_left_to_its_client(tmp_path, content):
+@pytest.mark.parametrize("content", [b"", b"not a database" * 100])
+def test_a_file_that_is_not_an_mlflow_database_is_left_to_the_client(tmp_path, content):
     (tmp_path / "x.db").write_bytes(content)
     assert read_tracked_runs(f"sqlite:///{tmp_path / 'x.db'}") is None
 
 
 @pytest.mark.parametrize("uri", ["postgresql://h/d", "databricks", "sqlite:///x.db?timeout=9", "file:///x"])
-def test_other_stores_are_left_to_mlflow_s_client(uri):
+def test_other_stores_are_left_to_the_client(uri):
     assert read_tracked_runs(uri) is None
 
 
-def test_where_more_is_set_than_is_understood_here_mlflow_s_client_is_asked(home, server, ended, monkeypatch):
+def test_servers_with_unsupported_settings_are_left_to_the_client(home, server, ended, monkeypatch):
     ended(range(2))
     for name in ("MLFLOW_TRACKING_INSECURE_TLS", "MLFLOW_TRACKING_AWS_SIGV4", "MLFLOW_WORKSPACE"):
         with monkeypatch.context() as inner:
@@ -148,33 +157,47 @@ def test_where_more_is_set_than_is_understood_here_mlflow_s_client_is_asked(home
     assert len(Tracker(server.uri).ended()) == 2
 
 
+def test_active_runs_are_those_that_exist_and_are_not_deleted(home, client, ended, server):
+    kept, deleted = ended(range(2))
+    client.delete_run(deleted)
+    for uri in (f"sqlite:///{home / 'mlflow.db'}", server.uri):
+        assert is_active_run(uri, kept)
+        assert not is_active_run(uri, deleted)
+        assert not is_active_run(uri, "0" * 32)
+
+
+@pytest.mark.parametrize("uri", ["sqlite:////nonexistent/mlflow.db", "http://127.0.0.1:9", "postgresql://h/d"])
+def test_a_run_on_an_unreadable_store_does_not_count_as_active(home, uri):
+    assert not is_active_run(uri, "0" * 32)
+
+
 # A server
 
 
-def test_a_server_s_records_are_those_that_mlflow_finds(home, client, ended, server):
+def test_a_server_gives_the_runs_that_mlflow_finds(home, client, ended, server):
     assert seen(server.uri) == {}
     ended(range(6))
     ended(range(4), paper="vgg", status="FAILED")
     assert seen(server.uri) == by_client(home)
     assert len(seen(server.uri)) == 10
-    assert len(Tracker(server.uri).searched()) == 10
+    assert len(Tracker(server.uri).search_ended()) == 10
 
 
-def test_what_was_seen_is_not_asked_for_again(home, ended, server):
+def test_cached_runs_are_not_requested_again(home, ended, server):
     ended(range(15))
     seen(server.uri)
-    assert runs_read(server) == 6  # four pages of 4, one to see that none ended since, and whether they are all
+    assert runs_read(server) == 6  # four pages of 4, one for runs that ended since, one to compare the number
     assert len(seen(server.uri)) == 15
-    assert runs_read(server) == 2  # the last that ended, and whether they are all
+    assert runs_read(server) == 2  # the last that ended, and the number
 
 
-def test_what_ended_since_is_found_by_a_short_page(home, ended, server):
+def test_runs_that_ended_since_are_found_by_short_pages(home, ended, server):
     ended(range(10))
     seen(server.uri)
     ended([10, 11])
     runs_read(server)
     assert seen(server.uri) == by_client(home)
-    assert runs_read(server) == 3  # two pages, and whether they are all
+    assert runs_read(server) == 3  # two pages, and the number
 
 
 def test_runs_that_end_in_the_same_millisecond_are_all_found(home, ended, server):
@@ -184,7 +207,7 @@ def test_runs_that_end_in_the_same_millisecond_are_all_found(home, ended, server
     assert len(seen(server.uri)) == 9
 
 
-def test_a_run_ended_by_a_machine_whose_clock_is_slow_is_found(home, ended, server):
+def test_a_run_ended_by_a_machine_with_a_slow_clock_is_found(home, ended, server):
     ended(range(10))
     seen(server.uri)
     ended([5], at=1_700_000_000_000 - HOUR)
@@ -192,7 +215,9 @@ def test_a_run_ended_by_a_machine_whose_clock_is_slow_is_found(home, ended, serv
 
 
 @pytest.mark.parametrize("number", [0, 5, 9])
-def test_a_deleted_run_is_gone_without_reading_all_and_a_restored_one_is_back(home, client, ended, server, number):
+def test_a_deleted_run_is_dropped_without_reading_all_and_a_restored_one_is_found(
+    home, client, ended, server, number
+):
     runs = ended(range(10))
     seen(server.uri)
     client.delete_run(runs[number])
@@ -205,7 +230,7 @@ def test_a_deleted_run_is_gone_without_reading_all_and_a_restored_one_is_back(ho
     assert len(by_client(home)) == 10
 
 
-def test_one_deleted_and_one_added_are_both_noticed(home, client, ended, server):
+def test_one_deleted_and_one_added_run_are_both_found(home, client, ended, server):
     runs = ended(range(10))
     seen(server.uri)
     client.delete_run(runs[3])
@@ -213,8 +238,8 @@ def test_one_deleted_and_one_added_are_both_noticed(home, client, ended, server)
     assert seen(server.uri) == by_client(home)
 
 
-def test_runs_removed_for_good_are_gone(home, client, ended, server):
-    """As `mlflow gc` does it."""
+def test_permanently_deleted_runs_are_dropped(home, client, ended, server):
+    """`mlflow gc` deletes permanently."""
     runs = ended(range(10))
     seen(server.uri)
     for run_id in runs[4:7]:
@@ -224,7 +249,7 @@ def test_runs_removed_for_good_are_gone(home, client, ended, server):
     assert len(by_client(home)) == 7
 
 
-def test_a_deleted_experiment_s_runs_are_gone_and_back_when_it_is_restored(home, client, ended, server):
+def test_runs_of_a_deleted_experiment_are_dropped_until_it_is_restored(home, client, ended, server):
     ended(range(4))
     ended(range(3), paper="vgg")
     seen(server.uri)
@@ -237,7 +262,7 @@ def test_a_deleted_experiment_s_runs_are_gone_and_back_when_it_is_restored(home,
     assert len(by_client(home)) == 7
 
 
-def test_a_run_that_was_trained_and_ended_again_has_its_new_record(home, client, ended, server):
+def test_a_run_that_ended_again_has_its_new_record(home, client, ended, server):
     runs = ended(range(10))
     seen(server.uri)
     client.set_tag(runs[2], RECORD_TAG, json.dumps({"identity": "resnet-2", "seconds": 9}))
@@ -246,8 +271,8 @@ def test_a_run_that_was_trained_and_ended_again_has_its_new_record(home, client,
     assert again.record["seconds"] == 9
 
 
-def test_another_database_behind_the_same_address_is_noticed(home, client, ended, server, empty):
-    """With as many runs as before."""
+def test_another_database_at_the_same_address_is_noticed(home, client, ended, server, empty):
+    """It has the same number of runs."""
     ended(range(5))
     before = seen(server.uri)
     (home / "other").mkdir()
@@ -271,7 +296,7 @@ def test_another_database_behind_the_same_address_is_noticed(home, client, ended
     assert not found.keys() & before.keys()
 
 
-def test_runs_that_end_while_it_is_asked_are_found(home, ended, server):
+def test_runs_that_end_between_two_requests_are_found(home, ended, server):
     ended(range(5))
     seen(server.uri)
     late = iter(range(5, 7))
@@ -285,10 +310,10 @@ def test_runs_that_end_while_it_is_asked_are_found(home, ended, server):
     assert len(by_client(home)) == 7
 
 
-# What is kept
+# The cache file
 
 
-def kept_file() -> Path:
+def cache_path() -> Path:
     [file] = runs_folder().glob(".tracked-*.json")
     return file
 
@@ -305,32 +330,32 @@ def kept_file() -> Path:
         lambda text: json.dumps(json.loads(text) | {"runs": [["x", {"identity": "made-up"}, True]] * 4}),
     ],
 )
-def test_a_damaged_or_foreign_file_counts_as_none(home, ended, server, damage):
+def test_a_damaged_or_foreign_cache_file_counts_as_empty(home, ended, server, damage):
     ended(range(4))
     expected = seen(server.uri)
-    kept_file().write_text(damage(kept_file().read_text()))
+    cache_path().write_text(damage(cache_path().read_text()))
     assert seen(server.uri) == expected
     runs_read(server)
     assert seen(server.uri) == expected
-    assert runs_read(server) == 2  # it is whole again
+    assert runs_read(server) == 2  # repaired
 
 
-def test_each_server_has_a_file_of_its_own_without_any_password(home, ended, server):
+def test_each_server_has_its_own_cache_file_without_a_password(home, ended, server):
     ended(range(2))
     seen(server.uri)
     seen(server.uri.replace("//", "//me:secret@"))  # the same server
-    assert "secret" not in kept_file().read_text()
-    assert json.loads(kept_file().read_text())["server"] == server.uri
+    assert "secret" not in cache_path().read_text()
+    assert json.loads(cache_path().read_text())["server"] == server.uri
 
 
-def test_a_home_that_cannot_be_written_only_costs_time(home, ended, server):
+def test_without_a_writable_home_runs_are_read_without_a_cache(home, ended, server):
     ended(range(2))
     Path(os.environ["REPRO_HOME"]).write_text("a file, where a folder should be")
     assert len(seen(server.uri)) == 2
     assert RecordCache(server_key(server.uri)).read() == {}
 
 
-# Who asks, and what is said
+# Login and errors
 
 
 @pytest.mark.parametrize(
@@ -341,30 +366,30 @@ def test_a_home_that_cannot_be_written_only_costs_time(home, ended, server):
         ({"TOKEN": "secret"}, "Bearer secret"),
     ],
 )
-def test_name_and_password_are_those_of_mlflow_s_client(home, server, monkeypatch, env, sent):
+def test_login_is_that_of_mlflow_s_client(home, server, monkeypatch, env, sent):
     for name, value in env.items():
         monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", value)
-    heard, app = [], server.app
+    headers, app = [], server.app
 
     def listen(environ, start_response):
-        heard.append(environ.get("HTTP_AUTHORIZATION"))
+        headers.append(environ.get("HTTP_AUTHORIZATION"))
         return app(environ, start_response)
 
     server.app = listen
     read_tracked_runs(server.uri)
-    mine = set(heard)
-    heard.clear()
-    Tracker(server.uri).searched()
-    assert mine == set(heard) == {sent}
+    own = set(headers)
+    headers.clear()
+    Tracker(server.uri).search_ended()
+    assert own == set(headers) == {sent}
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 500])
-def test_what_a_server_refuses_is_left_to_mlflow_s_client_to_explain(home, server, status):
+def test_refused_requests_are_left_to_the_client(home, server, status):
     server.fault = lambda path: status
     assert read_tracked_runs(server.uri) is None
 
 
-def test_a_page_of_something_else_is_left_to_mlflow_s_client(home, server):
+def test_an_unexpected_answer_is_left_to_the_client(home, server):
     server.app = lambda environ, start: (start("200 OK", [("Content-Type", "text/html")]), [b"<html>hello"])[1]
     assert read_tracked_runs(server.uri) is None
     with pytest.raises(TrackingError, match="not in a valid JSON format"):
@@ -372,7 +397,7 @@ def test_a_page_of_something_else_is_left_to_mlflow_s_client(home, server):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "redacted"),
     [
         ("https://me:p@ss/w@host/x", "https://***@host/x"),
         ("sqlite:////a/b.db", "sqlite:////a/b.db"),
@@ -383,42 +408,44 @@ def test_a_page_of_something_else_is_left_to_mlflow_s_client(home, server):
         ),
     ],
 )
-def test_an_address_is_shown_without_its_password(text, said):
-    assert redact(text) == said
+def test_redact_removes_passwords_of_addresses(text, redacted):
+    assert redact(text) == redacted
 
 
-def test_a_password_in_the_environment_is_never_shown(monkeypatch):
+def test_redact_removes_passwords_of_the_environment(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hunter2")
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "t0ken")
     assert redact("with hunter2 and t0ken") == "with *** and ***"
 
 
-def test_a_server_is_the_same_whoever_asks():
+def test_server_key_ignores_user_and_query():
     assert server_key("https://me:p@ss@h:1/x/?token=y") == server_key("https://h:1/x") == "https://h:1/x"
     assert server_key("https://h:1/x") != server_key("https://h:2/x")
 
 
-def test_reading_loads_neither_mlflow_nor_torch(home, ended, server):
+def test_reading_imports_neither_mlflow_nor_torch(home, ended, server):
     ended(range(2))
     for uri in (f"sqlite:///{home / 'mlflow.db'}", server.uri):
         code = (
-            "import sys; from pipeline.tracking import Tracker; print(len(Tracker(sys.argv[1]).ended()),"
+            "import sys; from pipeline.track.mlflow_writer import Tracker; print(len(Tracker(sys.argv[1]).ended()),"
             " *({'mlflow', 'torch', 'sqlalchemy', 'pandas'} & set(sys.modules)))"
         )
         done = subprocess.run([sys.executable, "-c", code, uri], capture_output=True, text=True, check=True)
         assert done.stdout.split() == ["2"]
 
 
-def test_a_server_that_does_not_answer_is_given_up(home, server, monkeypatch):
+def test_a_request_times_out(home, server, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "0.3")
     server.fault = lambda path: "hangs"
-    begun = time.monotonic()
+    timeouts, post = [], requests.Session.post
+    monkeypatch.setattr(
+        requests.Session, "post", lambda *args, **more: (timeouts.append(more["timeout"]), post(*args, **more))[1]
+    )
     with pytest.raises(TrackingError, match="nothing answers there"):
         Tracker(server.uri).ended()
-    assert time.monotonic() - begun < 5
+    assert timeouts == [0.3]
 
 
-def test_deleted_runs_are_what_mlflow_calls_deleted(home, client, ended):
-    """That `ViewType` has the name that is sent."""
+def test_view_types_have_the_names_that_are_sent(home, client, ended):
     assert ViewType.to_string(ViewType.DELETED_ONLY).upper() == "DELETED_ONLY"
     assert ViewType.to_string(ViewType.ACTIVE_ONLY).upper() == "ACTIVE_ONLY"

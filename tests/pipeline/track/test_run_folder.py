@@ -1,4 +1,4 @@
-"""Run folders: whatever stops a run, what is there stays readable."""
+"""Run folders stay readable whatever stops a run."""
 
 import errno
 import json
@@ -6,17 +6,15 @@ import os
 import re
 import socket
 import subprocess
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from pipeline.common import files
 from pipeline.common.errors import UserError
-from pipeline.common.files import write_atomically
 from pipeline.track import run_folder
 from pipeline.track.run_folder import RunFolder
-from tests.support.smoke_runs import smoke_run, journal_metrics, stop_after, train_in, weights
+from tests.support.smoke_runs import journal_metrics, smoke_run, stop_after, train_in, weights
 
 
 @pytest.fixture
@@ -37,30 +35,30 @@ def steps(folder, start=0):
 # The journal
 
 
-def test_journal_goes_on_where_it_was_read_to(folder):
+def test_journal_is_read_from_an_offset(folder):
     assert list(folder.journal()) == []
-    folder.append(entry(1))
+    folder.append_journal(entry(1))
     [(first, end)] = folder.journal()
     assert first == entry(1)
-    folder.append(entry(2))
+    folder.append_journal(entry(2))
     assert [found for found, _ in folder.journal(end)] == [entry(2)]
 
 
-def test_half_written_last_line_is_left_out_and_then_dropped(folder):
-    folder.append(entry(1))
+def test_half_written_last_line_is_skipped_and_repair_removes_it(folder):
+    folder.append_journal(entry(1))
     whole = folder.journal_file.read_bytes()
     for cut in (1, 10, len(whole) - 1):
         folder.journal_file.write_bytes(whole + whole[:cut])
         assert steps(folder) == [1]
-        assert folder.mend_journal() == 1
+        assert folder.repair_journal() == 1
         assert folder.journal_file.read_bytes() == whole
-    folder.append(entry(2))
+    folder.append_journal(entry(2))
     assert steps(folder) == [1, 2]
 
 
-def test_journal_with_nothing_but_half_a_line_is_empty(folder):
+def test_journal_with_only_half_a_line_is_empty(folder):
     folder.journal_file.write_bytes(b'{"step": 1, "ti')
-    assert folder.mend_journal() == -1
+    assert folder.repair_journal() == -1
     assert folder.journal_file.read_bytes() == b""
 
 
@@ -78,20 +76,20 @@ def test_the_newest_two_checkpoints_are_kept(folder):
     assert folder.last_checkpoint(pytest.fail) == (100, folder.checkpoint_files()[0])
 
 
-def test_a_checkpoint_that_fails_half_way_leaves_the_others_and_no_debris(folder):
+def test_a_failed_checkpoint_leaves_the_others_and_no_partial_file(folder):
     save(folder, 1)
 
     def half(path: Path) -> None:
         path.write_bytes(b"half")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with pytest.raises(UserError, match="no space left on device; nothing is lost: make room"):
+    with pytest.raises(UserError, match="no space left on device; nothing is lost: free some space"):
         folder.save_checkpoint(2, half)
     assert folder.last_checkpoint(pytest.fail)[0] == 1
     assert len(list(folder.checkpoints.iterdir())) == 1
 
 
-def test_what_a_killed_process_left_half_written_is_no_checkpoint_and_goes_away(folder):
+def test_a_partial_checkpoint_of_a_killed_process_is_ignored_and_replaced(folder):
     save(folder, 1)
     (folder.checkpoints / ".writing").write_bytes(b"half")
     assert folder.last_checkpoint(pytest.fail)[0] == 1
@@ -112,64 +110,41 @@ def bit_flipped(content):
 
 
 @pytest.mark.parametrize("damage", [truncated, emptied, bit_flipped])
-def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(folder, damage):
+def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_is_used(folder, damage):
     save(folder, 1, b"the first")
     save(folder, 2, b"the second")
     newest, before = folder.checkpoint_files()
     newest.write_bytes(damage(newest.read_bytes()))
-    said = []
-    assert folder.last_checkpoint(said.append) == (1, before)
-    assert said == [f"checkpoint {newest.name} is damaged; using the one before"]
+    reports = []
+    assert folder.last_checkpoint(reports.append) == (1, before)
+    assert reports == [f"checkpoint {newest.name} is damaged; using the one before"]
 
 
-def test_with_every_checkpoint_damaged_a_run_starts_anew_and_says_so(folder):
+def test_if_every_checkpoint_is_damaged_each_is_reported(folder):
     save(folder, 1)
     save(folder, 2)
     for path in folder.checkpoint_files():
         path.write_bytes(b"")
-    said = []
-    assert folder.last_checkpoint(said.append) is None
-    assert [line.rpartition("; ")[2] for line in said] == [
+    reports = []
+    assert folder.last_checkpoint(reports.append) is None
+    assert [line.rpartition("; ")[2] for line in reports] == [
         "using the one before",
-        "starting from the first update",
+        "starting from the first step",
     ]
 
 
-# Files
-
-
-def test_write_atomically_replaces_whole(tmp_path):
-    write_atomically(tmp_path / "a", "näh")
-    assert (tmp_path / "a").read_bytes() == "näh".encode()
-    write_atomically(tmp_path / "a", b"\x00\xff")
-    assert (tmp_path / "a").read_bytes() == b"\x00\xff"
-    assert [path.name for path in tmp_path.iterdir()] == ["a"]
-
-
-def test_write_atomically_that_fails_leaves_the_old_file_and_no_debris(tmp_path, monkeypatch):
-    write_atomically(tmp_path / "a", "old")
-
-    def full(_: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(files.os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        write_atomically(tmp_path / "a", "new")
-    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
-
-
-def test_progress_that_cannot_be_written_stops_nothing(folder, monkeypatch):
-    assert folder.progress() == {}
-    folder.report(7, 12.5)
+def test_progress_that_cannot_be_written_raises_nothing(folder, monkeypatch):
+    assert folder.read_progress() == {}
+    folder.write_progress(7, 12.5)
     where = {"host": socket.gethostname(), "pid": os.getpid()}
-    assert folder.progress() == {"step": 7, "images_per_second": 12.5} | where
+    assert folder.read_progress() == {"step": 7, "images_per_second": 12.5} | where
     (folder.path / "progress.json").write_text('{"step"')
-    assert folder.progress() == {}
+    assert folder.read_progress() == {}
     monkeypatch.setattr(run_folder, "write_atomically", lambda *_: (_ for _ in ()).throw(OSError()))
-    folder.report(8, 12.5)
+    folder.write_progress(8, 12.5)
 
 
-def test_result_is_the_record_written(tmp_path, experiment, record):
+def test_result_is_the_written_record(tmp_path, experiment, record):
     folder = RunFolder(tmp_path / "run")
     folder.create({})
     save(folder, 1)
@@ -182,57 +157,45 @@ def test_result_is_the_record_written(tmp_path, experiment, record):
 
 
 @pytest.mark.parametrize("content", ["", '{"identity": "x"', '{"identity": "x"}', "[1]"])
-def test_a_damaged_record_is_one_sentence_and_not_passed_over(folder, content):
+def test_a_damaged_record_is_an_error_of_one_sentence(folder, content):
     folder.result_file.write_text(content, encoding="utf-8")
     with pytest.raises(UserError, match=r"result\.json is not a run's record .*; move its folder away"):
         folder.result()
 
 
-def test_local_records_are_those_of_ended_runs(tmp_path, monkeypatch, experiment, record):
-    monkeypatch.setenv("REPRO_HOME", str(tmp_path))
-    assert run_folder.local_records() == []
-    made = [record(experiment, "plain-20", seed, 9.5) for seed in (0, 1)]
-    for one in made:
-        folder = RunFolder(tmp_path / "runs" / one.identity)
-        folder.create({})
-        folder.finish(one, None)
-    RunFolder(tmp_path / "runs" / "unfinished").create({})
-    assert sorted(run_folder.local_records(), key=lambda found: found.seed) == made
-
-
-# A full disk, for real
+# A full disk
 
 
 @pytest.fixture
 def tiny_disk(tmp_path):
-    """A file system of six megabytes."""
+    """Path of a file system of six megabytes."""
     place = tmp_path / "disk"
     place.mkdir()
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", place], capture_output=True, check=False
     )
     if mounted.returncode:
-        pytest.skip("only root can make a small disk")
+        pytest.skip("only root can mount a small disk")
     yield place
     subprocess.run(["umount", place], check=True)
 
 
 def fill(place, leave):
-    """Take all but `leave` bytes."""
+    """Fill the disk up to `leave` free bytes."""
     free = os.statvfs(place).f_bavail * os.statvfs(place).f_frsize
     (place / "filler").write_bytes(b"\0" * (free - leave))
 
 
 SENTENCE = (
-    r"^cannot write to .*: no space left on device; nothing is lost: make room \(or mend the folder\) and start "
-    r"the same command again, which resumes$"
+    r"^cannot write to .*: no space left on device; nothing is lost: free some space or fix the folder, and run "
+    r"the same command again to resume$"
 )
 
 
 @pytest.mark.skipif(os.name != "posix", reason="mounts a file system")
 @pytest.mark.parametrize("leave", [0, 4096 * 4, 2_000_000])
 def test_a_full_disk_is_one_sentence_and_the_run_resumes(tmp_path, tiny_disk, leave, monkeypatch):
-    """It is full at the start; with the journal; with the checkpoint (2.2 MB for ResNet-20)."""
+    """The disk is full at the start, with the journal, or with the checkpoint (2.2 MB for ResNet-20)."""
     monkeypatch.setenv("REPRO_CHECKPOINT_SECONDS", "0")
     place, run = tiny_disk / "run", smoke_run()
     train_in(tmp_path / "never-stopped", run)
@@ -249,7 +212,7 @@ def test_a_full_disk_is_one_sentence_and_the_run_resumes(tmp_path, tiny_disk, le
 
 
 @pytest.mark.skipif(os.name != "posix", reason="mounts a file system")
-def test_a_disk_full_at_the_very_end_loses_nothing(tmp_path, tiny_disk):
+def test_a_disk_that_is_full_at_the_end_loses_nothing(tmp_path, tiny_disk):
     """The checkpoint at step 10 just fits; the network and the record do not."""
     place, run = tiny_disk / "run", smoke_run()
     train_in(tmp_path / "never-stopped", run)
@@ -264,7 +227,8 @@ def test_a_disk_full_at_the_very_end_loses_nothing(tmp_path, tiny_disk):
     assert json.loads((place / "result.json").read_text())["ended"] == "12 steps"
 
 
-def test_a_request_to_stop_is_heard_by_whoever_has_the_folder_until_it_is_answered(tmp_path):
+def test_a_request_to_stop_is_read_from_the_folder_until_the_run_is_marked_unfinished(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.track.run_folder.time", SimpleNamespace(time=lambda: 1_700_000_000.0))
     folder = RunFolder(tmp_path / "run")
     assert (folder.stop_reason(), folder.unfinished()) == ("", {})
     folder.request_stop("cancelled")
@@ -273,13 +237,13 @@ def test_a_request_to_stop_is_heard_by_whoever_has_the_folder_until_it_is_answer
     assert folder.stop_reason() == ""
     left = folder.unfinished()
     assert (left["why"], left["text"]) == ("cancelled", "cancelled by a test")
-    assert abs(left["asked"] - time.time()) < 60
+    assert left["asked"] == 1_700_000_000.0
     folder.clear_unfinished()
     assert (folder.stop_reason(), folder.unfinished()) == ("", {})
-    folder.clear_unfinished()  # nothing to forget
+    folder.clear_unfinished()  # nothing to clear
 
 
-def test_every_line_of_a_log_has_its_time(tmp_path):
+def test_every_line_of_the_log_has_its_time(tmp_path):
     folder = RunFolder(tmp_path / "run")
     folder.log("started")
     folder.log("two\nlines")
@@ -288,6 +252,6 @@ def test_every_line_of_a_log_has_its_time(tmp_path):
     assert all(re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d .*", line) for line in lines)
 
 
-def test_a_log_that_cannot_be_written_stops_nothing(tmp_path):
+def test_a_log_that_cannot_be_written_raises_nothing(tmp_path):
     (tmp_path / "run").write_text("a file where the folder should be", encoding="utf-8")
     RunFolder(tmp_path / "run").log("started")

@@ -489,7 +489,7 @@ def test_a_broken_picture_is_named_and_not_skipped(threads):
     whole = pillow_protocols.png(pillow_protocols.picture(300, 400))
     samples = Files([whole] * 70 + [whole[: len(whole) // 2]] + [whole] * 29, [0] * 100)
     network = Placed()
-    with pytest.raises(DataError, match=r"^test\.tar, sample 70 is no readable picture") as refused:
+    with pytest.raises(DataError, match=r"^test\.tar, sample 70 is not a readable image") as refused:
         judged([EnsembleMember(network, mean_subtracted(COLOUR))], samples, "1-crop-24-of-32", threads=threads)
     assert refused.value.__traceback__  # held, and yet nothing of it runs on
     assert readers() == []

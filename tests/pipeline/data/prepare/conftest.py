@@ -28,7 +28,7 @@ def out(tmp_path: Path) -> Store:
 @pytest.fixture(scope="session")
 def stand_in_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The archives of a stand-in with 4 classes, 3 training and 2 test images each; tests must not change them."""
-    folder = tmp_path_factory.mktemp("made") / "standin"
+    folder = tmp_path_factory.mktemp("stand-in") / "standin"
     make_stand_in(folder, classes=4, train=3, test=2, side=32)
     return folder
 

@@ -43,9 +43,10 @@ def test_resized_images_equal_pillows_and_have_the_requested_short_side(tmp_path
     sizes = {"wide": (30, 61), "tall": (77, 40), "exact": (24, 50), "small": (10, 12)}
     for number, (name, (height, width)) in enumerate(sizes.items()):
         write_image(folder / f"{name}.jpg", number, height=height, width=width)
-    made = prepare_folder(tmp_path / "sizes", out, short_side=24, samples=10)
-    assert made.resized is not None
-    assert (made.resized.short_side, made.resized.interpolation, made.resized.quality) == (24, "bilinear", 95)
+    manifest = prepare_folder(tmp_path / "sizes", out, short_side=24, samples=10)
+    resize = manifest.resized
+    assert resize is not None
+    assert (resize.short_side, resize.interpolation, resize.quality) == (24, "bilinear", 95)
     # 24 * 61 / 30 = 48.8, 24 * 77 / 40 = 46.2, 24 * 12 / 10 = 28.8: the long side is rounded down
     expected = {"wide": (24, 48), "tall": (46, 24), "exact": (24, 50), "small": (24, 28)}
     with tarfile.open(out.local / "train-00000.tar") as tar:

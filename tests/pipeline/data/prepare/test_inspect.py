@@ -13,21 +13,21 @@ from pipeline.data.prepare.verify import verify_shards
 from pipeline.data.prepare.write_shards import prepare_shards
 from pipeline.data.shards import open_shards
 from pipeline.data.store import open_store
-from pipeline.report.figures import ACROSS, balance_figure, class_balance, contact_figure, contact_sheet
+from pipeline.report.figures import contact_figure
 from tests.support.image_sets import prepare_random_set, write_image
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def prepared_set(tmp_path_factory):
     """A prepared set of 3 classes with 5 training and 2 test images each."""
-    return prepare_random_set(tmp_path_factory.mktemp("made"), classes=3, train=5, test=2, samples=4)
+    return prepare_random_set(tmp_path_factory.mktemp("prepared"), classes=3, train=5, test=2, samples=4)
 
 
-def test_the_summary_has_counts_and_sizes(shards, made):
+def test_the_summary_has_counts_and_sizes(shards, prepared_set):
     found = summarise(shards)
     sizes = {"train": [], "test": []}
     for name, of_split in sizes.items():
-        for file in (made.store.local.parent / "photographs" / name).rglob("*.jpg"):
+        for file in (prepared_set.store.local.parent / "photographs" / name).rglob("*.jpg"):
             with Image.open(file) as image:
                 of_split.append(image.size)
     assert (found.classes, found.resized, found.sha256) == (3, "no", shards.manifest.sha256)
@@ -87,27 +87,3 @@ def test_every_class_is_sampled_before_a_class_is_sampled_again():
     many = torch.arange(1000).repeat(3)
     assert len(set(many[sample_indices(many, 48, 0)].tolist())) == 48
     assert sample_indices(many, 48, 0) != sample_indices(many, 48, 1)
-
-
-def test_the_contact_sheet_shows_every_image_with_its_class(shards, tmp_path):
-    images, titles = sample_images(shards)
-    figure = contact_figure(images, [*titles[:-1], "$n_0$ of a very long name"], "photographs")
-    shown = [ax for ax in figure.axes if ax.images]
-    assert len(figure.axes) == 2 * ACROSS
-    assert [ax.texts[0].get_text() for ax in shown] == [*titles[:-1], "$n_0$ of a very long…"]
-    assert all((ax.images[0].get_array() == image).all() for ax, image in zip(shown, images, strict=True))
-    path = contact_sheet(images, titles, tmp_path / "new" / "sheet.png")
-    assert path.read_bytes().startswith(b"\x89PNG")
-    assert contact_sheet(images, titles, tmp_path / "2.png").read_bytes() == path.read_bytes()
-
-
-def test_the_balance_chart_sorts_classes_by_size(tmp_path):
-    figure = balance_figure({"train": [3, 9, 1], "test": [2, 2, 2]}, "photographs")
-    assert [ax.get_title() for ax in figure.axes] == [
-        "train: 13 pictures, 1 to 9 of a class",
-        "test: 6 pictures, 2 to 2 of a class",
-    ]
-    (area,) = figure.axes[0].collections
-    heights = area.get_paths()[0].vertices[:, 1]
-    assert heights.max() == 9
-    assert class_balance({"train": [3, 9, 1]}, tmp_path / "b.png").read_bytes().startswith(b"\x89PNG")

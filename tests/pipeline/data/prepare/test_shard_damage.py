@@ -26,9 +26,9 @@ SHARD = "train-00001.tar"  # samples 4 to 7
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def prepared_set(tmp_path_factory):
     """A prepared set of 3 classes with 4 training images and 1 test image each."""
-    return prepare_random_set(tmp_path_factory.mktemp("made"), classes=3, train=4, test=1, samples=4)
+    return prepare_random_set(tmp_path_factory.mktemp("prepared"), classes=3, train=4, test=1, samples=4)
 
 
 def problems(shards, **options):
@@ -183,7 +183,7 @@ def test_a_shard_truncated_between_samples_is_reported(shards):
 
 def test_a_shard_truncated_within_a_sample_is_reported(shards):
     rewrite(shards, lambda content, members: content.__delitem__(slice(members[5][0] + 700, None)))
-    assert_one_problem(shards, "bytes are missing", "sample 6 is cut off", "sample 7 is missing")
+    assert_one_problem(shards, "bytes are missing", "sample 6 is truncated", "sample 7 is missing")
 
 
 def test_a_missing_label_is_reported(shards):
@@ -250,7 +250,7 @@ def test_an_image_that_cannot_be_decoded_is_reported(shards):
 def test_bytes_after_the_end_are_reported(shards):
     rewrite(shards, lambda content, members: content.extend(b"\0" * 7))
     assert_one_problem(shards, "it has 7 bytes too many")
-    assert_unreadable(shards, "sample 7 of train is followed by bytes that were not prepared")
+    assert_unreadable(shards, "sample 7 of train is followed by extra bytes")
 
 
 def test_swapped_shards_are_reported(shards):

@@ -14,19 +14,19 @@ from pipeline.data.prepare.verify import verify_shards
 from pipeline.data.shard_manifest import MANIFEST_NAME, with_checksum
 from pipeline.data.store import open_store
 from tests.support.image_sets import prepare_random_set
-from tests.support.servers import Refusing, Whole, s3_server, serve, use_s3
+from tests.support.servers import ForbiddenHandler, WholeFileHandler, s3_server, serve, use_s3
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def prepared_set(tmp_path_factory):
     """A prepared set of 3 classes with 5 training and 2 test images each."""
-    return prepare_random_set(tmp_path_factory.mktemp("made"), classes=3, train=5, test=2, samples=4)
+    return prepare_random_set(tmp_path_factory.mktemp("prepared"), classes=3, train=5, test=2, samples=4)
 
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch):
     """Retry requests without waiting."""
-    monkeypatch.setattr(store, "PAUSES", ())
+    monkeypatch.setattr(store, "RETRY_PAUSES", ())
 
 
 @pytest.mark.parametrize("threads", [0, 1, 3])
@@ -98,7 +98,7 @@ def test_a_missing_manifest_is_an_error(tmp_path):
         verify_shards(open_store(tmp_path), threads=1)
 
 
-def test_far_away_the_same_is_said(shards, monkeypatch, tmp_path):
+def test_a_remote_set_has_the_same_problems_as_a_local_one(shards, monkeypatch, tmp_path):
     folder = shards.store.local
     (folder / "train-00000.tar").unlink()
     content = bytearray((folder / "train-00001.tar").read_bytes())
@@ -106,8 +106,8 @@ def test_far_away_the_same_is_said(shards, monkeypatch, tmp_path):
     (folder / "train-00001.tar").write_bytes(content)
     local = verify_shards(shards.store, threads=2)
     assert len(local) == 2
-    for handler in (None, Whole):  # also without range requests
-        with serve(folder, handler or Whole) as address:
+    for handler in (None, WholeFileHandler):  # also without range requests
+        with serve(folder, handler or WholeFileHandler) as address:
             remote = verify_shards(open_store(address), threads=2)
             assert [problem.replace(address, str(folder)) for problem in remote] == local
     with s3_server() as address:
@@ -133,6 +133,6 @@ def test_a_remote_set_needs_a_temporary_folder(shards, monkeypatch):
         verify_shards(open_store(address), threads=1)
 
 
-def test_a_server_that_refuses_is_said_to(shards):
-    with serve(shards.store.local, Refusing) as address, pytest.raises(DataError, match="refuses access"):
+def test_a_refusing_server_is_reported(shards):
+    with serve(shards.store.local, ForbiddenHandler) as address, pytest.raises(DataError, match="refuses access"):
         verify_shards(open_store(address), threads=2)

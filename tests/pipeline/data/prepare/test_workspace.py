@@ -106,7 +106,8 @@ def test_an_unfinished_set_is_started_again_if_images_were_removed(tmp_path, out
     bad.unlink()
     prepare_folder(folder, out, samples=2, report=reports.append)
     assert reports == [
-        f"the images of the unfinished set at {out} have changed (10 train + 6 test, now 9 train + 6 test); starting again"
+        f"the images of the unfinished set at {out} have changed (10 train + 6 test, now 9 train + 6 test);"
+        " starting again"
     ]
     prepare_folder(folder, Store(str(tmp_path / "whole")), samples=2)
     assert file_sums(out) == file_sums(tmp_path / "whole")

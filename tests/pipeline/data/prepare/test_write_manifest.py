@@ -21,33 +21,33 @@ from tests.support.preparing import (
 
 
 def test_the_manifest_has_names_counts_and_checksums(source, out):
-    made = prepare_folder(source, out)
-    assert (made.name, made.classes, made.resized) == ("animals", ("ant", "bee"), None)
-    assert {name: (split.samples, split.per_class) for name, split in made.splits.items()} == {
+    manifest = prepare_folder(source, out)
+    assert (manifest.name, manifest.classes, manifest.resized) == ("animals", ("ant", "bee"), None)
+    assert {name: (split.samples, split.per_class) for name, split in manifest.splits.items()} == {
         "train": (10, (5, 5)),
         "test": (6, (3, 3)),
     }
-    assert [shard.samples for shard in made.splits["train"].shards] == [4, 4, 2]
-    assert [shard.name for shard in made.splits["test"].shards] == ["test-00000.tar", "test-00001.tar"]
+    assert [shard.samples for shard in manifest.splits["train"].shards] == [4, 4, 2]
+    assert [shard.name for shard in manifest.splits["test"].shards] == ["test-00000.tar", "test-00001.tar"]
     assert sorted(file_sums(out)) == sorted(
         [MANIFEST_NAME, "train.index.npy", "test.index.npy"]
-        + [shard.name for split in made.splits.values() for shard in split.shards]
+        + [shard.name for split in manifest.splits.values() for shard in split.shards]
     )
-    for split in made.splits.values():
+    for split in manifest.splits.values():
         for shard in split.shards:
             content = (out.local / shard.name).read_bytes()
             assert (shard.bytes, shard.sha256) == (len(content), hashlib.sha256(content).hexdigest())
 
 
 def test_the_sha256_of_a_split_is_of_its_labels_and_images(source, out):
-    made = prepare_folder(source, out)
+    manifest = prepare_folder(source, out)
     files = sorted((source / "train").rglob("*.jpg"))
     order = torch.randperm(10, generator=seeded_generator(0, "shards")).tolist()
     whole = hashlib.sha256()
     for number in order:
         label = 0 if files[number].parent.name == "ant" else 1
         whole.update(label.to_bytes(8, "little") + hashlib.sha256(files[number].read_bytes()).digest())
-    assert made.splits["train"].sha256 == whole.hexdigest()
+    assert manifest.splits["train"].sha256 == whole.hexdigest()
 
 
 # --- a finished set -------------------------------------------------------------------------------------------

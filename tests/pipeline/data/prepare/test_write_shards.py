@@ -56,9 +56,9 @@ def test_images_are_read_back_in_the_order_of_the_manifest(source, out):
 
 
 def test_index_rows_cover_a_shard_without_a_gap_and_locate_the_images(source, out):
-    made = prepare_folder(source, out)
+    manifest = prepare_folder(source, out)
     opened = open_shards(out).train
-    for number, shard in enumerate(made.splits["train"].shards):
+    for number, shard in enumerate(manifest.splits["train"].shards):
         content = (out.local / shard.name).read_bytes()
         rows = opened.index[opened.index["shard"] == number]
         assert rows["offset"].tolist() == [0, *np.cumsum(rows["size"])[:-1].tolist()]
@@ -72,8 +72,8 @@ def test_index_rows_cover_a_shard_without_a_gap_and_locate_the_images(source, ou
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # WebDataset does not close the files it reads
 def test_webdataset_streams_the_same_samples(source, out):
-    made = prepare_folder(source, out)
-    urls = [str(out.local / shard.name) for shard in made.splits["train"].shards]
+    manifest = prepare_folder(source, out)
+    urls = [str(out.local / shard.name) for shard in manifest.splits["train"].shards]
     streamed = list(webdataset.WebDataset(urls, shardshuffle=False))
     gc.collect()
     opened = open_shards(out).train
@@ -99,8 +99,8 @@ def test_members_have_no_time_and_no_user(source, out):
 
 
 def test_a_set_may_have_one_split(source, out):
-    made = prepare_shards(source_from_folders(source, "test"), out, samples=4)
-    assert set(made.splits) == {"test"}
+    manifest = prepare_shards(source_from_folders(source, "test"), out, samples=4)
+    assert set(manifest.splits) == {"test"}
     with pytest.raises(DataError, match="has no train "):
         open_shards(out).train  # noqa: B018
 
@@ -161,11 +161,11 @@ def test_finished_shards_are_not_written_again(source, out, monkeypatch):
 
 def test_s3_gets_the_same_bytes_as_a_folder(source, out, s3, tmp_path):
     far = open_store("s3://shop/sets/animals")
-    made = prepare_folder(source, far, workers=2)
-    assert prepare_folder(source, out) == made
+    manifest = prepare_folder(source, far, workers=2)
+    assert prepare_folder(source, out) == manifest
     expected = {f"sets/animals/{path.name}": path.read_bytes() for path in out.local.iterdir()}
     assert s3_objects(s3) == expected
-    assert prepare_folder(source, far, progress=lambda *_: pytest.fail("nothing to do")) == made
+    assert prepare_folder(source, far, progress=lambda *_: pytest.fail("nothing to do")) == manifest
     assert open_shards(far).train.read([0, 9]) == open_shards(out).train.read([0, 9])
     assert not list(tmp_path.glob("repro-prepare-*/*"))  # no local files remain
 
@@ -321,13 +321,13 @@ def test_writing_stops_after_twenty_broken_images(tmp_path, out):
 @pytest.mark.parametrize("name", ["noise", "digits"])
 def test_a_small_set_is_lossless_in_shards(tmp_path, out, name):
     images = load_images(name, tmp_path)
-    made = prepare_shards(source_from_named_set(name, tmp_path), out, samples=500)
-    assert (made.name, made.source) == (name, images.source)
+    manifest = prepare_shards(source_from_named_set(name, tmp_path), out, samples=500)
+    assert (manifest.name, manifest.source) == (name, images.source)
     again = decode_shards(open_shards(out))
     assert fingerprint(again.classes, again.train, again.test) == fingerprint(
         images.classes, images.train, images.test
     )
-    assert prepare_shards(source_from_named_set(name, tmp_path), out, samples=500) == made
+    assert prepare_shards(source_from_named_set(name, tmp_path), out, samples=500) == manifest
 
 
 def test_the_helper_of_other_tests_prepares_a_set(tmp_path):

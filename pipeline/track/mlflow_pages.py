@@ -1,0 +1,100 @@
+"""Pages in MLflow: aggregates, tables and figures of an experiment at a scale; results of published weights."""
+
+import json
+import math
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from pipeline.common.hashing import digest
+from pipeline.declare.protocol import PART_PATTERN
+from pipeline.track.mlflow_errors import explain_mlflow_errors
+from pipeline.track.mlflow_writer import LOG_BATCH_SIZE, Tracker
+from pipeline.track.record import Record
+
+IMPORTED = "published weights"  # name of the MLflow experiment that holds them
+
+
+def publish_experiment(
+    tracker: Tracker,
+    experiment: str,
+    scale: str,
+    records: Sequence[Record],
+    *,
+    tables: Mapping[str, Sequence[Mapping[str, Any]]],
+    files: Iterable[Path],
+    note: str,
+) -> str:
+    """Put aggregates over seeds, tables, files and a note on the parent run of an experiment at a scale.
+
+    Returns the id of the parent run. Raises TrackingError or RefusedError.
+    """
+    from mlflow.entities import Metric
+
+    with explain_mlflow_errors(tracker.uri):
+        client = tracker.client
+        parent = tracker.parent_run(experiment, scale)
+        now = int(time.time() * 1000)
+        points = [Metric(key, value, now, 0) for key, value in aggregate_metrics(records).items()]
+        for start in range(0, len(points), LOG_BATCH_SIZE):
+            client.log_batch(parent, metrics=points[start : start + LOG_BATCH_SIZE])
+        for name, rows in tables.items():
+            columns = list(rows[0]) if rows else []
+            table = {"columns": columns, "data": [list(row.values()) for row in rows]}
+            client.log_dict(parent, table, f"{name}.json")
+        logged = [{"path": f"{name}.json", "type": "table"} for name in tables]
+        client.set_tag(parent, "mlflow.loggedArtifacts", json.dumps(logged))
+        for path in files:
+            client.log_artifact(parent, str(path))
+        client.set_tag(parent, "mlflow.note.content", note)
+        paper = tracker.experiment_id(experiment.partition("/")[0])
+        client.set_experiment_tag(paper, "mlflow.note.content", note)
+        client.set_terminated(parent, "FINISHED")
+    return parent
+
+
+def publish_imported(tracker: Tracker, result: Mapping[str, Any]) -> str:
+    """Log the result of published weights on a data set; return the id of its run.
+
+    The run is in an MLflow experiment of its own and has no record, so it counts for no claim. The same weights on
+    the same data give the same run. Raises TrackingError or RefusedError.
+    """
+    from mlflow.entities import Metric, RunTag
+
+    same = [result.get(name, "") for name in ("network", "sha256", "data", "protocol", "images", "manifest")]
+    key = f"published:{digest(same)}"
+    about = {name: value for name, value in result.items() if isinstance(value, str) and value}
+    protocol = result.get("protocol", "")
+    has_protocol = PART_PATTERN.match(protocol) is not None  # small images are evaluated whole, described in words
+    parts = ["test", f"test/{protocol}"] if has_protocol else ["test"]
+    values = {"top1_error_pct": result["top1"], "top5_error_pct": result["top5"], "images": result["images"]}
+    with explain_mlflow_errors(tracker.uri):
+        client = tracker.client
+        name = f"{result['network']}, {IMPORTED}" + (f", {protocol}" if has_protocol else "")
+        run_id = tracker.find_run(IMPORTED, key, name, {"repro.kind": IMPORTED}).info.run_id
+        now = int(time.time() * 1000)
+        points = [Metric(f"{part}/{k}", v, now, 0) for part in parts for k, v in values.items()]
+        client.log_batch(run_id, metrics=points, tags=[RunTag(f"repro.{k}", v) for k, v in about.items()])
+        client.set_terminated(run_id)
+    return run_id
+
+
+def aggregate_metrics(records: Sequence[Record]) -> dict[str, float]:
+    """Return mean, number of seeds and, with several seeds, standard deviation of every metric of every variant.
+
+    Keys are such as "resnet-20/test/top1_error_pct/mean", ".../seeds" and ".../std".
+    """
+    values: dict[str, list[float]] = {}
+    for record in records:
+        for key, value in record.metrics.items():
+            if math.isfinite(value):
+                values.setdefault(f"{record.variant}/{key}", []).append(value)
+    result = {}
+    for key, row in values.items():
+        result[f"{key}/mean"] = fmean(row)
+        result[f"{key}/seeds"] = float(len(row))
+        if len(row) > 1:
+            result[f"{key}/std"] = stdev(row)
+    return result

@@ -1,0 +1,71 @@
+"""The token file: created once, readable by its owner only."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from pipeline.cluster import token
+from pipeline.common.errors import UserError
+
+
+def test_a_token_is_created_once_with_256_bits(cluster_home):
+    path = token.ensure_token_file()
+    text = path.read_text()
+    assert path == cluster_home / "cluster" / "token"
+    assert len(bytes.fromhex(text)) == 32
+    assert token.ensure_token_file().read_text() == text
+    assert [file.name for file in path.parent.iterdir()] == ["token"]  # no temporary file
+
+
+def test_a_token_file_has_mode_0600_before_anything_is_written(cluster_home, monkeypatch):
+    seen = []
+    open_file = os.fdopen
+
+    def record_mode(descriptor, *args):
+        seen.append((oct(os.fstat(descriptor).st_mode & 0o777), os.fstat(descriptor).st_size))
+        return open_file(descriptor, *args)
+
+    monkeypatch.setattr(os, "fdopen", record_mode)
+    before = os.umask(0)  # permits everything
+    try:
+        path = token.ensure_token_file()
+    finally:
+        os.umask(before)
+    assert seen == [("0o600", 0)]
+    assert oct(path.stat().st_mode & 0o777) == "0o600"
+
+
+def test_concurrent_processes_get_the_same_token(cluster_home):
+    with ThreadPoolExecutor(16) as pool:
+        tokens = {path.read_text() for path in pool.map(lambda _: token.ensure_token_file(), range(64))}
+    assert len(tokens) == 1
+    assert len(next(iter(tokens))) == 64
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o604, 0o666, 0o660])
+def test_a_token_file_that_others_can_read_is_refused_without_printing_the_token(cluster_home, mode):
+    path = token.ensure_token_file()
+    path.chmod(mode)
+    with pytest.raises(UserError, match="other users of this machine can read the cluster token") as refused:
+        token.ensure_token_file()
+    assert str(path) in str(refused.value)
+    assert "chmod 600" in str(refused.value)
+    assert path.read_text() not in str(refused.value)
+    path.chmod(0o600)
+    assert token.ensure_token_file() == path
+
+
+def test_an_empty_token_file_is_refused(cluster_home):
+    token.ensure_token_file().write_text("\n")
+    with pytest.raises(UserError, match="token is empty; delete the file"):
+        token.ensure_token_file()
+
+
+def test_the_path_in_ray_auth_token_path_is_used(cluster_home, monkeypatch):
+    path = cluster_home / "elsewhere"
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(path))
+    with pytest.raises(UserError, match=r"cannot read the cluster token .*elsewhere: no such file"):
+        token.check_token_file(token.token_path())
+    assert token.ensure_token_file() == path
+    assert not (token.cluster_folder() / "token").exists()

@@ -1,0 +1,59 @@
+"""A report is made again only if what it shows, or its files, changed."""
+
+import pytest
+
+from pipeline.report import publish
+from pipeline.report.publish import make_report
+
+
+@pytest.fixture
+def pages(monkeypatch, tmp_path):
+    """List that gets the path of every page that is written."""
+    from pipeline.report import page
+
+    monkeypatch.setenv("REPRO_HOME", str(tmp_path))
+    written, write = [], page.write_page
+    monkeypatch.setattr(page, "write_page", lambda *words: written.append(words[-1]) or write(*words))
+    return written
+
+
+def test_an_unchanged_report_is_kept(experiment, seed_records, pages):
+    records = seed_records(experiment, "plain-20", [9.0, 9.5])
+    first = make_report(experiment, "paper", records, None)
+    assert make_report(experiment, "paper", records, None) == first
+    assert pages == [first.page]
+
+
+def test_another_record_makes_the_report_again(experiment, seed_records, pages):
+    records = seed_records(experiment, "plain-20", [9.0, 9.5])
+    make_report(experiment, "paper", records[:1], None)
+    make_report(experiment, "paper", records, None)
+    assert len(pages) == 2
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_text("x")])
+def test_a_missing_or_edited_page_is_written_again(experiment, seed_records, pages, damage):
+    records = seed_records(experiment, "plain-20", [9.0])
+    report = make_report(experiment, "paper", records, None)
+    whole = report.page.read_text(encoding="utf-8")
+    damage(report.page)
+    make_report(experiment, "paper", records, None)
+    assert report.page.read_text(encoding="utf-8") == whole
+    assert len(pages) == 2
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"content": 1}'])
+def test_a_damaged_stamp_makes_the_report_again(experiment, seed_records, pages, content):
+    records = seed_records(experiment, "plain-20", [9.0])
+    report = make_report(experiment, "paper", records, None)
+    [stamp] = report.page.parent.glob(".*.json")
+    stamp.write_text(content)
+    make_report(experiment, "paper", records, None)
+    assert len(pages) == 2
+
+
+def test_a_scale_has_a_stamp_of_its_own(experiment, seed_records, pages):
+    make_report(experiment, "paper", seed_records(experiment, "plain-20", [9.0]), None)
+    make_report(experiment, "smoke", seed_records(experiment, "plain-20", [9.0], scale="smoke"), None)
+    assert len(set(pages)) == 2
+    assert publish.report_folder().is_dir()
