@@ -1,4 +1,4 @@
-"""Make the buckets named on the command line that are not there yet. Address and keys: AWS's own variables."""
+"""Create the S3 buckets named on the command line if they do not exist. Address and keys: AWS's variables."""
 
 import sys
 
@@ -6,8 +6,8 @@ import boto3
 
 if __name__ == "__main__":
     store = boto3.client("s3")
-    there = {bucket["Name"] for bucket in store.list_buckets()["Buckets"]}
+    existing = {bucket["Name"] for bucket in store.list_buckets()["Buckets"]}
     for name in sys.argv[1:]:
-        if name not in there:
+        if name not in existing:
             store.create_bucket(Bucket=name)
-        print(f"bucket {name} {'was there' if name in there else 'made'}")
+        print(f"bucket {name} {'exists' if name in existing else 'created'}")

@@ -1,6 +1,6 @@
-"""Whether this container's node of the cluster is up: its raylet lives and, on the head, the directory answers.
+"""Health check of a cluster node: its raylet runs and, on the head, GCS responds.
 
-The node is the container's first process, or the one whose number is given. Exit code 0, or 1 and a sentence.
+The node is process 1, or the process whose pid is given. Exit code 0, or 1 with a message.
 """
 
 import socket
@@ -10,27 +10,26 @@ import urllib.request
 import psutil
 
 DASHBOARD_PORT = 8265
-QUESTION = "/api/gcs_healthz"  # answered without a token
+HEALTH_PATH = "/api/gcs_healthz"  # needs no token
 
 
-def trouble(node: int) -> str:
-    """What is wrong with the node of this process; "" if it is well."""
+def node_problem(pid: int) -> str:
+    """Return what is wrong with the node of process `pid`; "" if it is healthy."""
     try:
-        names = {child.name() for child in psutil.Process(node).children(recursive=True)}
+        names = {child.name() for child in psutil.Process(pid).children(recursive=True)}
     except psutil.NoSuchProcess:
-        return f"there is no process {node}"
+        return f"no process {pid}"
     if "raylet" not in names:
-        return "Ray has not begun, or has ended"
-    if "gcs_server" not in names:  # no head
+        return "Ray has not started, or has ended"
+    if "gcs_server" not in names:  # a worker node
         return ""
-    host = socket.gethostbyname(socket.gethostname())  # where the others reach it; loopback only where all do
+    host = socket.gethostbyname(socket.gethostname())  # the address that other nodes use; loopback in a cluster on one machine
     try:
-        with urllib.request.urlopen(f"http://{host}:{DASHBOARD_PORT}{QUESTION}", timeout=5) as answer:
-            return "" if answer.status == 200 else f"the head answers {answer.status}"
+        with urllib.request.urlopen(f"http://{host}:{DASHBOARD_PORT}{HEALTH_PATH}", timeout=5) as response:
+            return "" if response.status == 200 else f"the head responds with status {response.status}"
     except OSError as error:
-        return f"the head does not answer: {error}"
+        return f"the head does not respond: {error}"
 
 
 if __name__ == "__main__":
-    said = trouble(int(sys.argv[1]) if len(sys.argv) > 1 else 1)
-    sys.exit(said or 0)
+    sys.exit(node_problem(int(sys.argv[1]) if len(sys.argv) > 1 else 1) or 0)

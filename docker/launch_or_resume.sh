@@ -1,11 +1,11 @@
 #!/bin/sh
-# What a RayJob does, with the words of `repro launch`. When KubeRay tries it again, it does not launch anew, with a
-# fresh budget and what was cancelled wanted again, but goes on with what the first try has written down; where that
-# never came so far, it launches.
+# Entry point of a RayJob, with the arguments of `repro launch`. When KubeRay retries the job, a second launch would
+# reset its budget and its cancellations. So a retry resumes the launch that the first try saved; it launches only if
+# the first try saved none.
 set -eu
 
 : "${REPRO_HOME:?}" "${RAY_CLUSTER_NAME:?}"
-job=${RAY_CLUSTER_NAME%-*} # each try has a cluster of its own, called after the RayJob, a hyphen, and some letters
+job=${RAY_CLUSTER_NAME%-*} # each try has its own cluster, named after the RayJob with a random suffix
 begun="$REPRO_HOME/launches/$job.begun"
 if [ -e "$begun" ] && [ -n "$(find "$REPRO_HOME/launches" -name '*.json' -newer "$begun")" ]; then
     exec repro resume

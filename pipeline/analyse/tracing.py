@@ -189,13 +189,24 @@ def compute(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[A
 def compute_meta(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Return the result of an operation on meta tensors.
 
-    Torch's own functions for the shapes of the commonest operations import torch._dynamo, which takes seconds.
+    Torch's own functions for the shapes of some common operations import torch._dynamo, which takes seconds. The
+    shapes of these are computed here.
     """
-    if func.overloadpacket in BATCH_NORM:
+    operation = func.overloadpacket
+    if operation in BATCH_NORM:
         return torch.empty_like(args[0]), args[0].new_empty(0), args[0].new_empty(0)
-    if func.overloadpacket in ELEMENTWISE:
+    if operation in ELEMENTWISE:
         tensors = tensors_in(args)
         return tensors[0].new_empty(torch.broadcast_shapes(*(tensor.shape for tensor in tensors)))
+    if operation is aten.addmm:
+        return args[0].new_empty(args[1].shape[0], args[2].shape[1])
+    if operation is aten.mean:
+        return torch.amax(*args, **kwargs)
+    if operation is aten.cat:
+        dim = args[1] if len(args) > 1 else 0
+        shape = list(args[0][0].shape)
+        shape[dim] = sum(tensor.shape[dim] for tensor in args[0])
+        return args[0][0].new_empty(shape)
     return func(*args, **kwargs)
 
 

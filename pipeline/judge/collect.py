@@ -17,42 +17,49 @@ from pipeline.track.sync import local_records, sync_all
 
 @dataclass(frozen=True)
 class FinishedRuns:
-    """All ended runs that can be found."""
+    """Records of the finished runs on this machine and on the tracking server."""
 
     records: list[Record]
-    tracker: Any | None  # None where the server cannot be used
-    trouble: str = ""  # why, or which run folder cannot be sent
+    tracker: Tracker | None  # None if the tracking server cannot be used
+    trouble: str = ""  # the reason, or the run folders that cannot be sent; "" if there is none
 
 
 def collect_runs() -> FinishedRuns:
-    """The runs ended here and those on the tracking server, after sending it what is unsent."""
+    """Send untracked runs to the tracking server and return the records of this machine and of the server."""
     tracker = Tracker()
     try:
         tracked, trouble = sync_all(tracker)
     except TrackingError as error:
         return FinishedRuns(local_records(), None, str(error))
-    there = {record.identity: record for record in tracked}
-    here = {record.identity: record for record in local_records(known=there)}
-    return FinishedRuns(list((here | there).values()), tracker, trouble)
+    on_server = {record.identity: record for record in tracked}
+    on_this_machine = {record.identity: record for record in local_records(known=on_server)}
+    return FinishedRuns(list((on_this_machine | on_server).values()), tracker, trouble)
 
 
 def judge_experiments(
     experiments: Sequence[Experiment],
     records: Sequence[Record],
     scales: Sequence[str] = (),
-    left: Unfinished | None = None,
+    unfinished: Unfinished | None = None,
 ) -> list[LedgerEntry]:
-    """The ledger of several experiments; without `left`, what is known here of runs left unfinished is told."""
+    """Return the ledger of several experiments, at `scales` only if any are given.
+
+    `unfinished` gives the reasons why runs are unfinished; None reads them from the run folders.
+    """
     from pipeline.analyse.measure import measure_claim
 
-    known_left = unfinished_runs(experiments) if left is None else left
-    return [entry for one in experiments for entry in ledger(one, records, measure_claim, scales, known_left)]
+    reasons = unfinished_runs(experiments) if unfinished is None else unfinished
+    return [
+        entry
+        for experiment in experiments
+        for entry in ledger(experiment, records, measure_claim, scales, reasons)
+    ]
 
 
 def unfinished_runs(experiments: Sequence[Experiment]) -> dict[tuple[str, str, str, int], dict[str, str]]:
-    """Why runs in this machine's or the cluster's folder were left unfinished: the latest word on each.
+    """Return why runs in this machine's or the cluster's run folders are unfinished: the latest reason of each.
 
-    Of what --set changed nothing is told, as it counts for no claim; nor of what is now declared otherwise.
+    Leaves out runs changed by --set, which count for no claim, and runs whose declaration has changed since.
     """
     declared = {experiment.name: experiment for experiment in experiments}
     found = {}
@@ -65,15 +72,15 @@ def unfinished_runs(experiments: Sequence[Experiment]) -> dict[tuple[str, str, s
             run = folder.description()
             experiment = declared.get(run["experiment"])
             if experiment and not run["changes"] and is_declared(experiment, run):
-                said = {key: str(left[key]) for key in ("why", "text")}
-                found[run["experiment"], run["scale"], run["variant"], run["seed"]] = said
-        except (ValueError, TypeError, KeyError):  # damaged: whoever sends it to MLflow complains of it
+                reason = {key: str(left[key]) for key in ("why", "text")}
+                found[run["experiment"], run["scale"], run["variant"], run["seed"]] = reason
+        except (ValueError, TypeError, KeyError):  # damaged; reported when it is sent to MLflow
             continue
     return found
 
 
 def is_declared(experiment: Experiment, run: Mapping[str, Any]) -> bool:
-    """Whether what a folder describes is, recipe and all, what is declared now."""
+    """Return True if the run of a folder's description still has the recipe that is declared."""
     scale, name = run["scale"], run["variant"]
     if scale not in experiment.scales or not (name in experiment.variants or name in experiment.derived):
         return False

@@ -1,4 +1,4 @@
-"""Which records count for a variant at a scale."""
+"""Records that count as evidence for a variant at a scale."""
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -16,20 +16,20 @@ ByVariant = dict[str, list[Record]]
 
 
 def variants_of(claim: Claim) -> list[str]:
-    """The variants whose runs a claim needs, each once."""
+    """Return the variants and derived runs that a claim is about, each once."""
     named = [getattr(claim, key, None) for key in ("of", "lhs", "rhs")]
     return list(dict.fromkeys(variant for variant in named if variant is not None))
 
 
 def counted_records(experiment: Experiment, scale: str, records: Iterable[Record]) -> ByVariant:
-    """The records that count at `scale`, by variant: as now declared, nothing changed by --set.
+    """Return the records that count at `scale`, by variant: of the current declaration, not changed by --set.
 
-    At paper scale only the seeds declared beforehand: more, until the verdict pleases, would prove nothing.
+    At paper scale only the declared seeds count: adding seeds until a verdict pleases would prove nothing.
     """
     unchanged = [record for record in records if not record.changes]
-    every = [*experiment.variants, *experiment.derived]
-    found = {variant: records_of(experiment, scale, variant, unchanged) for variant in every}
-    return {variant: rows for variant, rows in found.items() if rows}
+    names = [*experiment.variants, *experiment.derived]
+    found = {name: records_of(experiment, scale, name, unchanged) for name in names}
+    return {name: rows for name, rows in found.items() if rows}
 
 
 def records_of(
@@ -39,56 +39,56 @@ def records_of(
     records: Sequence[Record],
     changes: Mapping[str, Any] | None = None,
 ) -> list[Record]:
-    """The records of one resolved recipe, or of a step, by seed; at paper scale of the seeds declared beforehand.
+    """Return the records of one resolved recipe, or derived run, by seed; at paper scale of the declared seeds.
 
-    What was trained decides, not what it was trained for: two scales, variants or experiments of one recipe share
-    their runs. Where runs were made with different code or data, those of one kind count, not a mixture: the
-    kind with the most seeds, of equals the latest. A seed that ran twice in it (on other hardware) counts once,
-    the first.
+    The recipe decides, not the name it was run under: two scales, variants or experiments of one recipe share
+    their runs. Runs of different code or data are never mixed: the group with the most seeds counts, then the
+    latest. A seed that ran twice in it (on other hardware) counts once, the first run.
     """
-    counts = declarations_of(experiment, scale, variant, {record.seed for record in records}, changes)
-    kinds: dict[tuple[str, str], dict[int, Record]] = defaultdict(dict)
-    of_it = [record for record in records if record.declaration in counts]
-    for record in sorted(of_it, key=lambda record: record.finished):
-        kinds[record.manifest, record.code].setdefault(record.seed, record)
-    if not kinds:
+    counted = declarations_of(experiment, scale, variant, {record.seed for record in records}, changes)
+    groups: dict[tuple[str, str], dict[int, Record]] = defaultdict(dict)  # by data and code
+    matching = [record for record in records if record.declaration in counted]
+    for record in sorted(matching, key=lambda record: record.finished):
+        groups[record.manifest, record.code].setdefault(record.seed, record)
+    if not groups:
         return []
-    best = max(kinds.values(), key=lambda rows: (len(rows), max(row.finished for row in rows.values())))
-    named = {"experiment": experiment.name, "scale": scale, "variant": variant}
-    return [replace(best[seed], **named) for seed in sorted(best)]  # type: ignore[arg-type]
+    best = max(groups.values(), key=lambda rows: (len(rows), max(row.finished for row in rows.values())))
+    return [
+        replace(best[seed], experiment=experiment.name, scale=scale, variant=variant) for seed in sorted(best)
+    ]
 
 
 def declarations_of(
     experiment: Experiment, scale: str, name: str, seeds: Collection[int], changes: Mapping[str, Any] | None = None
 ) -> set[str]:
-    """The declarations that runs of a variant, or steps, may have which have one of these seeds.
+    """Return the declaration hashes of a variant's runs, or of derived runs, with these seeds.
 
-    At paper scale of the seeds declared beforehand alone, but for runs that are changed and count for nothing.
+    At paper scale only declared seeds are included, except for runs changed by --set, which count for no claim.
     """
-    beforehand = scale == PAPER_SCALE and not changes
+    declared_only = scale == PAPER_SCALE and not changes
     if name in experiment.variants:
-        known = experiment.seeds_of(name, scale)
-        chosen = [seed for seed in seeds if not beforehand or seed in known]
+        declared = experiment.seeds_of(name, scale)
+        chosen = [seed for seed in seeds if not declared_only or seed in declared]
         return set(declaration_hashes(experiment.recipe(name, scale, changes), chosen).values())
-    needed = experiment.derived_spec(name, scale).consumes
-    rows = {variant: experiment.seeds_of(variant, scale) for variant in needed}
-    first = min(needed)  # a step's seed is that of the first run it consumes
-    places = (divmod(seed_index(rows[first], seed), needed[first]) for seed in seeds)
+    consumed = experiment.derived_spec(name, scale).consumes
+    declared_seeds = {variant: experiment.seeds_of(variant, scale) for variant in consumed}
+    first = min(consumed)  # the seed of a derived run is that of the first run it consumes
+    places = (divmod(seed_index(declared_seeds[first], seed), consumed[first]) for seed in seeds)
     numbers = [number for number, rest in places if not rest]
-    if beforehand:
-        numbers = [n for n in numbers if all((n + 1) * needed[v] <= len(rows[v]) for v in needed)]
+    if declared_only:
+        numbers = [n for n in numbers if all((n + 1) * consumed[v] <= len(declared_seeds[v]) for v in consumed)]
     runs = {}
-    for variant, count in needed.items():
-        chosen = [seed_at(rows[variant], number * count + i) for number in numbers for i in range(count)]
+    for variant, count in consumed.items():
+        chosen = [seed_at(declared_seeds[variant], number * count + i) for number in numbers for i in range(count)]
         runs[variant] = make_runs(experiment, scale, variant, chosen, changes)
-    return {step.declaration for step in make_derived_runs(experiment, name, scale, runs)}
+    return {derived.declaration for derived in make_derived_runs(experiment, name, scale, runs)}
 
 
 def comparable_records(claim: Claim, by_variant: ByVariant) -> ByVariant:
-    """The records a claim compares, or {} where a variant has none or the variants saw different data."""
-    needed = variants_of(claim)
-    if any(variant not in by_variant for variant in needed):
+    """Return the records a claim compares; {} if a variant has none or the variants saw different data."""
+    names = variants_of(claim)
+    if any(name not in by_variant for name in names):
         return {}
-    found = {variant: by_variant[variant] for variant in needed}
+    found = {name: by_variant[name] for name in names}
     manifests = {record.manifest for rows in found.values() for record in rows}
     return found if len(manifests) == 1 else {}

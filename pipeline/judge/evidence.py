@@ -1,4 +1,4 @@
-"""Evidence: the finished runs that verdicts rest on, from this machine and the tracking server."""
+"""Evidence: the finished runs that a verdict rests on."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,13 +8,13 @@ from pipeline.judge.counting import ByVariant
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a verdict on trained networks rests on: enough to find every run again."""
+    """Runs behind a verdict on trained networks: enough to find every one of them."""
 
     scale: str
     data: str
     seeds: tuple[int, ...]
-    runs: tuple[str, ...]  # identities; those of the networks that steps are made of come last
-    run_ids: tuple[str, ...]  # MLflow's
+    runs: tuple[str, ...]  # identities; those of `members` come last
+    run_ids: tuple[str, ...]  # of MLflow
     declarations: tuple[str, ...]
     manifests: tuple[str, ...]
     code: tuple[str, ...]
@@ -22,36 +22,37 @@ class Evidence:
     commits: tuple[str, ...]
     hardware: tuple[str, ...]
     precision: tuple[str, ...]
-    images: int  # test images counted in each run; 0 where none converged
+    images: int  # test images evaluated in each run; 0 if none converged
     world: tuple[int, ...] = ()  # devices that trained a run together
-    device_batch: tuple[int, ...] = ()  # images that batch normalisation saw at a time; 0: not known
-    members: tuple[str, ...] = ()  # of `runs`, those that are here only because a step is made of them
+    device_batch: tuple[int, ...] = ()  # images per device in one batch normalisation; 0: not known
+    members: tuple[str, ...] = ()  # of `runs`: only consumed by derived runs, not compared themselves
 
 
 def make_evidence(scale: str, records: ByVariant) -> Evidence:
-    """Where a verdict's numbers come from."""
+    """Return the evidence that the records of a verdict give."""
     rows = [record for rows in records.values() for record in rows]
 
-    def each(field: str) -> tuple[Any, ...]:
+    def distinct(field: str) -> tuple[Any, ...]:
         return tuple(dict.fromkeys(getattr(record, field) for record in rows))
 
-    own = each("identity")
-    members = tuple(one for one in dict.fromkeys(one for row in rows for one in row.members) if one not in own)
+    compared = distinct("identity")
+    consumed = dict.fromkeys(member for row in rows for member in row.members)
+    members = tuple(member for member in consumed if member not in compared)
     return Evidence(
         scale=scale,
         data=rows[0].data,
         seeds=tuple(sorted({record.seed for record in rows})),
-        runs=own + members,
-        run_ids=each("run_id"),
-        declarations=each("declaration"),
-        manifests=each("manifest"),
-        code=each("code"),
-        locks=each("lock"),
-        commits=each("commit"),
-        hardware=each("hardware"),
-        precision=each("precision"),
+        runs=compared + members,
+        run_ids=distinct("run_id"),
+        declarations=distinct("declaration"),
+        manifests=distinct("manifest"),
+        code=distinct("code"),
+        locks=distinct("lock"),
+        commits=distinct("commit"),
+        hardware=distinct("hardware"),
+        precision=distinct("precision"),
         images=int(max(record.metrics.get("test/images", 0) for record in rows)),
-        world=each("world"),
-        device_batch=each("device_batch"),
+        world=distinct("world"),
+        device_batch=distinct("device_batch"),
         members=members,
     )

@@ -1,4 +1,4 @@
-"""The ledger: every claim with its verdict and the evidence it rests on. Pure: records in, entries out."""
+"""The ledger: every claim with its verdict and its evidence. Pure: records in, entries out."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -47,15 +47,15 @@ Unfinished = Mapping[
 
 @dataclass(frozen=True)
 class LedgerEntry:
-    """One claim of the ledger, judged."""
+    """One claim with its verdict and its evidence."""
 
     experiment: str
     claim: Claim
     verdict: Verdict
-    evidence: Evidence | None  # None where arithmetic, or nothing, was enough
+    evidence: Evidence | None  # None if the verdict rests on no run
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON."""
+        """Return plain data, for JSON."""
         return {
             "experiment": self.experiment,
             "claim": self.claim.model_dump(mode="json"),
@@ -69,26 +69,26 @@ def ledger(
     records: Iterable[Record],
     measure: Measure,
     scales: Sequence[str] = (),
-    lefts: Unfinished | None = None,
+    unfinished: Unfinished | None = None,
 ) -> list[LedgerEntry]:
     """Judge all claims of `experiment` from `records`, at `scales` only if any are given.
 
-    `lefts` says why runs were left unfinished, where that is known.
+    `unfinished` gives the reasons why runs are unfinished, where they are known.
     """
     rows = list(records)
     order = scales or sorted(experiment.scales, key=lambda scale: scale != PAPER_SCALE)
-    grouped = {scale: counted_records(experiment, scale, rows) for scale in order}
-    return [judge_claim(claim, experiment, grouped, measure, lefts or {}) for claim in experiment.claims]
+    by_scale = {scale: counted_records(experiment, scale, rows) for scale in order}
+    return [judge_claim(claim, experiment, by_scale, measure, unfinished or {}) for claim in experiment.claims]
 
 
 def judge_claim(
     claim: Claim,
     experiment: Experiment,
-    grouped: dict[str, ByVariant],
+    by_scale: dict[str, ByVariant],
     measure: Measure,
-    lefts: Unfinished | None = None,
+    unfinished: Unfinished | None = None,
 ) -> LedgerEntry:
-    """One claim's entry: at paper scale if that can be judged, else at the first scale that can."""
+    """Return the entry of one claim: judged at paper scale if possible, else at the first scale that allows it."""
 
     def entry(verdict: Verdict, evidence: Evidence | None = None) -> LedgerEntry:
         return LedgerEntry(experiment.name, claim, verdict, evidence)
@@ -99,51 +99,66 @@ def judge_claim(
         try:
             return entry(judge_exact_claim(claim, experiment, measure))
         except UserError as error:
-            said = str(error).removeprefix(f"{experiment.name}: ")
-            raise UserError(f"{experiment.file}: claims.{claim.id}: {said}") from None
+            message = str(error).removeprefix(f"{experiment.name}: ")
+            raise UserError(f"{experiment.file}: claims.{claim.id}: {message}") from None
     judged = []
-    for scale, by_variant in grouped.items():
+    for scale, by_variant in by_scale.items():
         records = comparable_records(claim, by_variant)
-        speaks = scale == PAPER_SCALE or isinstance(claim, OrderingClaim)
         verdict = judge_at_scale(scale, claim, experiment, records) if records else None
-        if speaks and (diverged := diverged_members(claim, experiment, by_variant)):
-            verdict = cannot_judge(Reason.DID_NOT_CONVERGE, diverged)
-        elif speaks and not (verdict and verdict.reason is Reason.DID_NOT_CONVERGE):  # which is final
-            verdict = left_unfinished(claim, experiment, scale, by_variant, lefts or {}) or verdict
+        if scale == PAPER_SCALE or isinstance(claim, OrderingClaim):  # a smaller scale can show a trend only
+            verdict = with_missing_runs(verdict, claim, experiment, scale, by_variant, unfinished or {})
         if verdict:
             judged.append(entry(verdict, make_evidence(scale, records) if records else None))
-    for one in judged:
-        told = one.verdict.outcome is not Outcome.CANNOT_JUDGE
-        if told or one.verdict.reason is Reason.DID_NOT_CONVERGE:  # which no smaller scale can gloss over
-            return one
-    return judged[0] if judged else entry(not_run_verdict(claim, experiment, grouped))
+    for candidate in judged:
+        is_judged = candidate.verdict.outcome is not Outcome.CANNOT_JUDGE
+        if is_judged or candidate.verdict.reason is Reason.DID_NOT_CONVERGE:  # no smaller scale may hide it
+            return candidate
+    return judged[0] if judged else entry(not_run_verdict(claim, experiment, by_scale))
+
+
+def with_missing_runs(
+    verdict: Verdict | None,
+    claim: TrainedClaim,
+    experiment: Experiment,
+    scale: str,
+    by_variant: ByVariant,
+    unfinished: Unfinished,
+) -> Verdict | None:
+    """Return the verdict of one scale, or "cannot judge" if runs did not converge or are unfinished.
+
+    Seeds are declared beforehand: the finished ones prove nothing without the others.
+    """
+    diverged = diverged_members(claim, experiment, by_variant)
+    if diverged:
+        return cannot_judge(Reason.DID_NOT_CONVERGE, diverged)
+    if verdict and verdict.reason is Reason.DID_NOT_CONVERGE:  # final
+        return verdict
+    return unfinished_verdict(claim, experiment, scale, by_variant, unfinished) or verdict
 
 
 def judge_exact_claim(claim: ExactClaim, experiment: Experiment, measure: Measure) -> Verdict:
-    """The verdict of arithmetic: one value, or the ratio of two, compared with what is claimed.
+    """Compare one exact value, or the ratio of two, with the claimed one.
 
-    A claim that was not read in its source can be confirmed, but not used to say that the source is wrong.
+    A claim that was not read in its source can be confirmed, but cannot show that the source is wrong.
     """
     value = measure(claim.metric, experiment, claim.of)
     printed = printed_value(claim.metric, experiment)
     found = f"{printed.where[0].upper()}{printed.where[1:]} prints" if printed else "We measure"
-    recalled = "memory" in (claim.confidence, printed and printed.confidence)
+    from_memory = "memory" in (claim.confidence, printed and printed.confidence)
     if claim.over or claim.over_metric:
         below = measure(claim.over_metric or claim.metric, experiment, claim.over or claim.of)
         if not all(isinstance(side, int | float) for side in (value, below)) or not below:
-            raise UserError(f"{value!r} / {below!r} is no ratio")
+            raise UserError(f"cannot divide {value!r} by {below!r}")
         other = printed_value(claim.over_metric or claim.metric, experiment)
-        recalled = recalled or bool(other and other.confidence == "memory")
+        from_memory = from_memory or bool(other and other.confidence == "memory")
         aside = f" ({other.where})" if other else " (measured)" if printed else ""
         found = f"{found} {value:,} / {below:,}{aside} ="
         value = value / below
     verdict = judge_exact(
         value, claimed=claim.claimed, margin=claim.margin, corrected=claim.corrected, op=claim.op, found=found
     )
-    if recalled and verdict.outcome is not Outcome.REPRODUCED:
-        sentence = (
-            f"{verdict.sentence} The claimed value was recalled and not read again, so the error may be ours."
-        )
+    if from_memory and verdict.outcome is not Outcome.REPRODUCED:
+        sentence = f"{verdict.sentence} The claimed value was quoted from memory, so the error may be ours."
         return replace(
             verdict, outcome=Outcome.CANNOT_JUDGE, reason=Reason.PROTOCOL_UNSPECIFIED, sentence=sentence
         )
@@ -151,108 +166,114 @@ def judge_exact_claim(claim: ExactClaim, experiment: Experiment, measure: Measur
 
 
 def diverged_members(claim: TrainedClaim, experiment: Experiment, by_variant: ByVariant) -> str:
-    """Which runs that a claim's steps consume did not converge: every seed counts, so the others say nothing."""
-    steps = [experiment.derived[name] for name in variants_of(claim) if name in experiment.derived]
-    below = {variant for step in steps for variant in step.consumes}
-    rows = [row for variant in sorted(below) for row in by_variant.get(variant, []) if row.status != FINISHED]
-    what = ", ".join(f"{row.variant} seed {row.seed} ({row.ended})" for row in rows)
-    return f"every seed counts, and some that a step needs did not converge: {what}" if rows else ""
+    """Return a sentence naming the runs that a claim's derived runs consume and that did not converge, or ""."""
+    derived = [experiment.derived[name] for name in variants_of(claim) if name in experiment.derived]
+    consumed = {variant for spec in derived for variant in spec.consumes}
+    rows = [row for name in sorted(consumed) for row in by_variant.get(name, []) if row.status != FINISHED]
+    return f"Every seed counts, and runs that a derived run consumes did not converge: {ends(rows)}." if rows else ""
 
 
-def left_unfinished(
-    claim: TrainedClaim, experiment: Experiment, scale: str, by_variant: ByVariant, lefts: Unfinished
+def ends(records: Iterable[Record]) -> str:
+    """Return how runs ended: "resnet-20 seed 2 (the loss became nan at step 17), ..."."""
+    return ", ".join(f"{record.variant} seed {record.seed} ({record.ended})" for record in records)
+
+
+def unfinished_verdict(
+    claim: TrainedClaim, experiment: Experiment, scale: str, by_variant: ByVariant, unfinished: Unfinished
 ) -> Verdict | None:
-    """That a claim cannot be judged at a scale, where runs declared for it were left; a budget's end comes first.
-
-    Seeds are fixed beforehand: those that ended say nothing without those that were left.
-    """
-    here = {
+    """Return "cannot judge" if runs that are declared for a claim at a scale are unfinished; over-budget first."""
+    at_scale = {
         (variant, seed): left
-        for (of, at, variant, seed), left in sorted(lefts.items())
-        if (of, at) == (experiment.name, scale)
+        for (name, at, variant, seed), left in sorted(unfinished.items())
+        if (name, at) == (experiment.name, scale)
     }
-    missing = missing_runs(claim, experiment, scale, by_variant) if here else set()
-    found: dict[tuple[bool, str, str], list[int]] = {}  # (not a budget's end, variant, why) -> seeds
-    for (variant, seed), left in here.items():
+    missing = missing_runs(claim, experiment, scale, by_variant) if at_scale else set()
+    found: dict[tuple[bool, str, str], list[int]] = {}  # (not over budget, variant, why) -> seeds
+    for (variant, seed), left in at_scale.items():
         if (variant, seed) in missing:
             why, text = left["why"], left["text"]
             other = why != Reason.OVER_BUDGET
-            said = f"{text} ({why})" if other and why not in text else text
-            found.setdefault((other, variant, said), []).append(seed)
+            text = f"{text} ({why})" if other and why not in text else text
+            found.setdefault((other, variant, text), []).append(seed)
     if not found:
         return None
     texts = [
-        f"{variant} seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}: {said}"
-        for (_, variant, said), seeds in sorted(found.items())
+        f"{variant} seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}: {text}"
+        for (_, variant, text), seeds in sorted(found.items())
     ]
     return cannot_judge(
         Reason.NOT_RUN if min(found)[0] else Reason.OVER_BUDGET,
-        f"every seed counts, and runs were left unfinished: {'; '.join(texts)};"
-        f" to go on: {run_command(experiment, scale)}",
+        f"Every seed counts, and some runs are unfinished: {'; '.join(texts)}."
+        f" To resume them: {run_command(experiment, scale)}",
     )
 
 
 def missing_runs(
     claim: TrainedClaim, experiment: Experiment, scale: str, by_variant: ByVariant
 ) -> set[tuple[str, int]]:
-    """Variant, or step, and seed of what is declared for a claim at a scale and has no record.
+    """Return (variant, seed) of the runs that are declared for a claim at a scale and have no record.
 
-    Of a step that has none, the runs that it consumes too.
+    For a derived run without a record, that includes the runs it consumes.
     """
-    there = {(name, row.seed) for name, rows in by_variant.items() for row in rows}
+    recorded = {(name, row.seed) for name, rows in by_variant.items() for row in rows}
     found: set[tuple[str, int]] = set()
     for name in variants_of(claim):
         if name in experiment.variants:
             found |= {(name, seed) for seed in experiment.seeds_of(name, scale)}
             continue
-        needed = experiment.derived_spec(name, scale).consumes
-        runs = {one: make_runs(experiment, scale, one, experiment.seeds_of(one, scale)) for one in needed}
-        for step in make_derived_runs(experiment, name, scale, runs):
-            if (name, step.seed) not in there:
-                found |= {(name, step.seed), *((member.variant, member.seed) for member in step.members)}
-    return found - there
+        consumed = experiment.derived_spec(name, scale).consumes
+        runs = {
+            variant: make_runs(experiment, scale, variant, experiment.seeds_of(variant, scale))
+            for variant in consumed
+        }
+        for derived in make_derived_runs(experiment, name, scale, runs):
+            if (name, derived.seed) not in recorded:
+                found |= {(name, derived.seed), *((member.variant, member.seed) for member in derived.members)}
+    return found - recorded
 
 
 def printed_value(metric: str, experiment: Experiment) -> Printed | None:
-    """What is printed and named by a printed/… metric; None for what is measured."""
+    """Return the printed value that a printed/... metric names; None for any other metric."""
     kind, _, name = metric.partition("/")
     return experiment.printed.get(name) if kind == "printed" else None
 
 
 def judge_at_scale(scale: str, claim: TrainedClaim, experiment: Experiment, records: ByVariant) -> Verdict:
-    """The verdict of a trained claim from the records of one scale; a trend at most below paper scale."""
-    first = next(iter(records.values()))[0]
+    """Return the verdict of a trained claim from the records of one scale; at most a trend below paper scale."""
+    first = next(iter(records.values()))
     full = scale == PAPER_SCALE and all(
         row.data == experiment.paper_data(row.variant) for rows in records.values() for row in rows
     )
     material = [departure for departure in experiment.departures if departure.material]
     is_number = isinstance(claim, MetricClaim | BoundClaim | RatioClaim)
     if is_number and not full:
-        what = f"runs at {scale} scale on {first.data} say nothing about a number of the paper's own setting"
-        return cannot_judge(Reason.NOT_RUN, f"not run at paper scale; {what}", n=len(first_values(records)))
-    diverged = [r for rows in records.values() for r in rows if r.status != FINISHED]
+        why = f"runs at {scale} scale on {first[0].data} cannot be compared with the paper's number"
+        return cannot_judge(Reason.NOT_RUN, f"Not run at paper scale; {why}.", n=len(first))
+    diverged = [row for rows in records.values() for row in rows if row.status != FINISHED]
     if diverged:
-        what = ", ".join(f"{r.variant} seed {r.seed} ({r.ended})" for r in diverged)
-        return cannot_judge(Reason.DID_NOT_CONVERGE, f"every seed counts, and some did not converge: {what}")
+        return cannot_judge(
+            Reason.DID_NOT_CONVERGE, f"Every seed counts, and some runs did not converge: {ends(diverged)}."
+        )
     for variant, metric in measured_sides(claim):
         for row in records[variant]:
             if metric not in row.metrics:
                 known = ", ".join(sorted(row.metrics))
-                why = f"{row.variant} seed {row.seed} measured no {metric}, only {known}"
-                return cannot_judge(Reason.NOT_RUN, why)
+                return cannot_judge(
+                    Reason.NOT_RUN, f"{row.variant} seed {row.seed} has no metric {metric}; it has {known}."
+                )
     verdict = compare(claim, records)
     if is_number and material:
         verdict = as_departing(verdict, material)
     elif not full or material:
-        what = f"at {scale} scale on {first.data}" if not full else "with a recipe that departs from the paper's"
-        verdict = as_trend(verdict, what)
+        where = f"at {scale} scale on {first[0].data}" if not full else "with a recipe that departs from the paper's"
+        verdict = as_trend(verdict, where)
     return replace(verdict, sentence=verdict.sentence + mixed_device_batches(records))
 
 
 def mixed_device_batches(records: ByVariant) -> str:
-    """A sentence to add for variants whose runs were split differently over devices; "" where there are none.
+    """Return a sentence that names variants whose runs have different batch sizes per device, or "".
 
-    Batch normalisation averages over the images that a device sees at a time: their number is part of a recipe.
+    Batch normalisation averages over the images of one device, so their number is part of the recipe.
     """
     found = []
     for variant, rows in records.items():
@@ -261,20 +282,22 @@ def mixed_device_batches(records: ByVariant) -> str:
             found.append(f"{variant} ({', '.join(map(str, sizes))} images)")
     if not found:
         return ""
-    return f" Counted together are runs whose batch normalisation saw different batches: {'; '.join(found)}."
+    return f" Batch normalisation used different batch sizes per device in these runs: {'; '.join(found)}."
 
 
 def as_departing(verdict: Verdict, departures: Sequence[Departure]) -> Verdict:
-    """What remains of a verdict on a number where the recipe is not the paper's: what was measured."""
-    why = f"The recipe departs from the paper's: {' '.join(departure.what for departure in departures)}"
+    """Return "cannot judge" with the measured number, for a claimed number and a recipe that departs from it."""
+    sentence = f"The recipe departs from the paper's: {' '.join(departure.what for departure in departures)}"
     if verdict.measured is not None and verdict.interval:
         low, high = verdict.interval
-        why += f" Measured so: {verdict.measured:.4g} ({100 * LEVEL:.0f} % interval {low:.4g} to {high:.4g})."
-    return replace(verdict, outcome=Outcome.CANNOT_JUDGE, reason=Reason.RECIPE_DEPARTS, sentence=why)
+        sentence += (
+            f" Measured with it: {verdict.measured:.4g} ({100 * LEVEL:.0f} % interval {low:.4g} to {high:.4g})."
+        )
+    return replace(verdict, outcome=Outcome.CANNOT_JUDGE, reason=Reason.RECIPE_DEPARTS, sentence=sentence)
 
 
 def compare(claim: TrainedClaim, records: ByVariant) -> Verdict:
-    """The statistics a kind of claim asks for."""
+    """Run the statistical test of a claim's kind."""
 
     def values(variant: str, metric: str = claim.metric) -> dict[int, float]:
         return {record.seed: record.metrics[metric] for record in records[variant]}
@@ -299,29 +322,22 @@ def compare(claim: TrainedClaim, records: ByVariant) -> Verdict:
 
 
 def measured_sides(claim: TrainedClaim) -> list[tuple[str, str]]:
-    """Each side's variant, and the metric it is measured by."""
+    """Return the variant and the metric of each side of a claim."""
     if isinstance(claim, OrderingClaim):
         return [(claim.lhs, claim.metric), (claim.rhs, claim.rhs_metric or claim.metric)]
     return [(variant, claim.metric) for variant in variants_of(claim)]
 
 
-def first_values(records: ByVariant) -> list[Record]:
-    """The records of the first variant."""
-    return next(iter(records.values()))
-
-
-def not_run_verdict(claim: Claim, experiment: Experiment, grouped: dict[str, ByVariant]) -> Verdict:
-    """Which variant is missing, and the command that would run it."""
-    scale = next(iter(grouped))
-    missing = [variant for variant in variants_of(claim) if variant not in grouped[scale]]
-    return cannot_judge(
-        Reason.NOT_RUN,
-        f"no finished runs; to run them: {run_command(experiment, scale, missing or variants_of(claim))}",
-    )
+def not_run_verdict(claim: Claim, experiment: Experiment, by_scale: dict[str, ByVariant]) -> Verdict:
+    """Return "cannot judge" with the command that runs the missing variants."""
+    scale = next(iter(by_scale))
+    missing = [variant for variant in variants_of(claim) if variant not in by_scale[scale]]
+    command = run_command(experiment, scale, missing or variants_of(claim))
+    return cannot_judge(Reason.NOT_RUN, f"No finished runs. To run them: {command}")
 
 
 def run_command(experiment: Experiment, scale: str, names: Sequence[str] = ()) -> str:
-    """The command that runs these variants, and those that these steps consume."""
-    of = [experiment.derived[name].consumes if name in experiment.derived else [name] for name in names]
-    variants = dict.fromkeys(variant for several in of for variant in several)
+    """Return the command that runs these variants and the variants that these derived runs consume."""
+    needed = [experiment.derived[name].consumes if name in experiment.derived else [name] for name in names]
+    variants = dict.fromkeys(variant for group in needed for variant in group)
     return " ".join([f"repro run {experiment.name} --scale {scale}", *(f"--variant {name}" for name in variants)])

@@ -9,39 +9,39 @@ from typing import Literal
 
 ALPHA = 0.05  # of each one-sided test
 
-LEVEL = 1 - 2 * ALPHA  # of every interval
+LEVEL = 1 - 2 * ALPHA  # confidence level of every interval
 
-MIN_SEEDS = 3  # fewer say next to nothing about a spread
+MIN_SEEDS = 3  # fewer hardly show a spread
 
-MAX_SUGGESTED_SEEDS = 100  # more are not suggested to anybody
+MAX_SUGGESTED_SEEDS = 100  # verdicts never suggest more
 
-POWER = 0.8  # "probably enough" seeds: four times in five
+POWER = 0.8  # of the suggested number of seeds
 
-ROUNDING = 1e-12  # relative; closer than this, two numbers differ by floating-point rounding only
+ROUNDING = 1e-12  # relative difference that counts as floating-point rounding
 
 
 def finite_test_set_noise(error_pct: float, images: int) -> float:
-    """Standard error, in points of percent, of an error rate counted on `images` test images (binomial)."""
+    """Return the binomial standard error, in percentage points, of an error rate measured on `images` images."""
     if not 0 <= error_pct <= 100:
-        raise ValueError(f"an error rate lies between 0 and 100 %, not at {error_pct}")
+        raise ValueError(f"an error rate must be between 0 and 100 %, not {error_pct}")
     if images < 1:
-        raise ValueError(f"an error rate needs at least one image, not {images}")
+        raise ValueError(f"the number of images must be >= 1, not {images}")
     share = error_pct / 100
     return 100 * math.sqrt(share * (1 - share) / images)
 
 
 @dataclass(frozen=True)
 class IntervalTest:
-    """Where the interval of an estimate lies with respect to a claimed region."""
+    """Estimate, its interval, and the place of the interval with respect to a claimed region."""
 
     place: Literal["inside", "above", "below", "across"]
     estimate: float
     low: float  # the interval's ends
     high: float
-    p_value: float | None  # None: the values have no spread, so there is nothing to test
+    p_value: float | None  # None if the values have no spread
     mean_over_spread: float | None
     n: int
-    enough: int | None  # "across": seeds that would probably decide; None: more than MOST_SEEDS
+    enough: int | None  # for "across": seeds that would probably decide; None: over MAX_SUGGESTED_SEEDS
 
 
 def interval_test(
@@ -55,9 +55,9 @@ def interval_test(
     """Test whether mu + k sigma of the normal population behind `values` lies in the region low..high.
 
     sqrt(n) (mean - (mu + k sigma)) / s follows a noncentral t with n - 1 degrees of freedom and
-    noncentrality -k sqrt(n). A region with one limit leaves it out ("more than"), one with two includes them
-    (a margin does); this matters only for values without spread. `scale` is the size of the numbers that the
-    values are differences of, for telling a spread from rounding.
+    noncentrality -k sqrt(n). A region with one limit excludes it ("more than"), one with two includes both (a
+    margin); this matters only for values without spread. `scale` is the size of the numbers whose differences
+    `values` are: a spread below its rounding error counts as none.
     """
     n, mean = len(values), average(values)
     limits = [limit for limit in (low, high) if math.isfinite(limit)]
@@ -73,7 +73,7 @@ def interval_test(
     upper = mean - t_quantile(ALPHA, df, nc) * error
     estimate = mean + k * spread / _c4(n)
     place = _place(lower, upper, low, high)
-    # one p per limit: how probable is an estimate as far inside, if the truth were at that limit?
+    # one p-value per limit: probability of an estimate at least this far inside if the true value is at the limit
     p_low = t_probability_below(-(mean - low) / error, df, -nc) if low in limits else 0.0
     p_high = t_probability_below((mean - high) / error, df, nc) if high in limits else 0.0
     enough = _enough_seeds(n, estimate, spread, low, high, k) if place == "across" else None
@@ -81,7 +81,7 @@ def interval_test(
 
 
 def _place(lower: float, upper: float, low: float, high: float) -> Literal["inside", "above", "below", "across"]:
-    """Where the interval lower..upper lies with respect to the region low..high."""
+    """Return the place of the interval lower..upper with respect to the region low..high."""
     if low <= lower and upper <= high:
         return "inside"
     if lower > high:
@@ -92,11 +92,11 @@ def _place(lower: float, upper: float, low: float, high: float) -> Literal["insi
 
 
 def _enough_seeds(n: int, estimate: float, spread: float, low: float, high: float, k: float) -> int | None:
-    """Seeds with which the interval would probably no longer lie across a limit; None: over MOST_SEEDS.
+    """Return the number of seeds with which the interval would probably cross no limit.
 
-    Takes estimate and spread for the truth: a rough guide, and rounded like one.
+    None if it is over MAX_SUGGESTED_SEEDS. A rough guide: it takes estimate and spread as exact, and is rounded.
     """
-    if low <= estimate <= high:  # then every limit must be cleared, else the nearest
+    if low <= estimate <= high:  # inside: the interval must clear every limit; outside: the nearest
         distances = [abs(limit - estimate) for limit in (low, high) if math.isfinite(limit)]
     else:
         distances = [low - estimate if estimate < low else estimate - high]
@@ -104,7 +104,7 @@ def _enough_seeds(n: int, estimate: float, spread: float, low: float, high: floa
     def power(seeds: int) -> float:
         error = spread * math.sqrt(1 / seeds + k * k / (2 * (seeds - 1)))
         needed = t_quantile(1 - ALPHA, seeds - 1, 0.0)
-        nearby = [d / error for d in distances if d < 30 * error]  # further off is certain
+        nearby = [d / error for d in distances if d < 30 * error]  # beyond, the probability is 0
         return 1 - sum(t_probability_below(needed, seeds - 1, d) for d in nearby)
 
     more = range(n + 1, MAX_SUGGESTED_SEEDS + 1)
@@ -117,14 +117,14 @@ def _enough_seeds(n: int, estimate: float, spread: float, low: float, high: floa
 
 @cache
 def t_quantile(probability: float, df: int, nc: float) -> float:
-    """Quantile of the noncentral t distribution; nc = 0 is Student's."""
+    """Return a quantile of the noncentral t distribution; nc = 0 is Student's t."""
     from scipy import special
 
     return float(special.nctdtrit(df, nc, probability) if nc else special.stdtrit(df, probability))
 
 
 def t_probability_below(t: float, df: int, nc: float) -> float:
-    """P(T < t) for a noncentral t; nc = 0 is Student's."""
+    """Return P(T < t) for the noncentral t distribution; nc = 0 is Student's t."""
     from scipy import special
 
     return float(special.nctdtr(df, nc, t) if nc else special.stdtr(df, t))
@@ -132,9 +132,9 @@ def t_probability_below(t: float, df: int, nc: float) -> float:
 
 @cache
 def expected_best(draws: int) -> float:
-    """c_N: the least of N draws from a normal population is expected c_N sigma below its mean.
+    """Return c_N: the expected smallest of N normal draws is c_N sigma below the mean.
 
-    Half of Tippett's integral for the range, of 1 - Phi(x)^N - (1 - Phi(x))^N over all x; c_1 = 0.
+    Half of Tippett's integral for the range: 1 - Phi(x)^N - (1 - Phi(x))^N over all x; c_1 = 0.
     """
     from scipy import integrate, special
 
@@ -146,12 +146,12 @@ def expected_best(draws: int) -> float:
 
 
 def _c4(n: int) -> float:
-    """E[s] / sigma for n normal draws: dividing s by it removes the bias of mean + k s."""
+    """Return E[s] / sigma for n normal draws; dividing s by it removes the bias of mean + k s."""
     return math.sqrt(2 / (n - 1)) * math.exp(math.lgamma(n / 2) - math.lgamma((n - 1) / 2))
 
 
 def statistic_sigmas(statistic: str) -> float:
-    """The k of mu + k sigma that a statistic estimates."""
+    """Return the k of mu + k sigma that a statistic estimates: 0 for "mean"."""
     if statistic == "mean":
         return 0.0
     draws = statistic.removeprefix("best of ")
@@ -161,4 +161,5 @@ def statistic_sigmas(statistic: str) -> float:
 
 
 def average(values: Sequence[float]) -> float:
+    """Return the mean, summed without rounding errors."""
     return math.fsum(values) / len(values)

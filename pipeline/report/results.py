@@ -193,7 +193,7 @@ def with_block(text: str, block: str) -> str:
 def exact_section(experiments: Sequence[Experiment]) -> str:
     """The claims that arithmetic alone judges: how many of each experiment, and in full those that do not hold."""
     entries = [
-        entry for entry in judge_experiments(experiments, [], left={}) if isinstance(entry.claim, ExactClaim)
+        entry for entry in judge_experiments(experiments, [], unfinished={}) if isinstance(entry.claim, ExactClaim)
     ]
     rows = []
     for name in dict.fromkeys(entry.experiment for entry in entries):

@@ -39,7 +39,7 @@ def read(folder: Path) -> int:
     from pipeline.data.shards import open_shards
 
     samples = open_shards(folder / "shards").train
-    plain = Normaliser("scale", scale=torch.full((3,), 1 / 255), shift=torch.zeros(3), outside=0.0)
+    plain = Normaliser("scale", scale=torch.full((3,), 1 / 255), shift=torch.zeros(3), pad_value=0.0)
     maker = CropBatchBuilder(normalise=plain, augment=("flip",))
     cut = CropSpec(56, (60, 72), None, False, None, None, "bilinear")
     steps = len(samples) // 100

@@ -117,7 +117,7 @@ def ours(folder: Path, workers: int, *, whole: bool = False) -> float:
             return pixels
 
     mean, std = torch.tensor(MEAN), torch.tensor(STD)
-    normalise = Normaliser("published", scale=1 / (255 * std), shift=mean / std, outside=0.0)
+    normalise = Normaliser("published", scale=1 / (255 * std), shift=mean / std, pad_value=0.0)
     maker = (CropBatchBuilder if whole else Read)(normalise=normalise, augment=("flip",))
     samples = open_shards(folder / "shards").train
     cut = CropSpec(SIDE, None, None, False, (0.08, 1.0), (3 / 4, 4 / 3), "bilinear")

@@ -1,5 +1,6 @@
 """Declarations that learn from photographs: crops, protocols, steps and margins fit, and each can be trained."""
 
+import functools
 import json
 import math
 import re
@@ -84,10 +85,16 @@ def test_a_crop_is_the_image_that_the_network_is_said_to_read(key):
     assert NETWORKS[seen.model.name].image[1] == (224 if smaller else seen.data.crop.side)
 
 
+@functools.cache
+def network_on_meta(network: str, args: str) -> torch.nn.Module:
+    """Return a network without memory for its weights."""
+    with torch.device("meta"):
+        return build(network, json.loads(args), num_classes=1000, in_channels=3).eval()
+
+
 def scores_of(network: str, args: str, protocol: str) -> list[torch.Size]:
     """Shapes of the scores for a picture of 90 x 120, seen as the protocol says; nothing is computed."""
-    with torch.device("meta"):
-        built = build(network, json.loads(args), num_classes=1000, in_channels=3).eval()
+    built = network_on_meta(network, args)
     picture = torch.zeros(90, 120, 3, dtype=torch.uint8).numpy()
     groups = [group for part in parse_protocol(protocol).parts for group in protocol_views(picture, part)]
     pixels = [(group.pixels.to("meta").permute(0, 3, 1, 2).float(), group.dense) for group in groups]

@@ -142,9 +142,9 @@ def free_port() -> int:
 
 
 def train_on(path: Path, steps: int) -> None:
-    """A worker process: trains under the run's lock, and says at the end what it knows of tracking.
+    """Train under the run's lock, then write which tracking modules are imported to the file `loaded`.
 
-    Here, since the modules of tests import MLflow themselves.
+    Called in a worker process. Test modules import MLflow themselves, so the function is here.
     """
     from tests.support.smoke_runs import smoke_run, train_in
 

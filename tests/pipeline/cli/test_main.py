@@ -1,4 +1,4 @@
-"""The command as a user meets it: what it prints, how it ends, what it says of a mistake."""
+"""The command with real runs: output, exit codes, resuming, the MLflow UI."""
 
 import contextlib
 import json
@@ -27,7 +27,7 @@ SMOKE = ("run", RESNET, "--scale", "smoke")
 
 
 def repro(home, *words, wait=True, **environment):
-    """Run the command in a process of its own, as a user does."""
+    """Run the command in a process of its own."""
     env = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "REPRO_", "OMP_"))}
     env |= {"REPRO_HOME": str(home), "COLUMNS": "100", **environment}
     command = [sys.executable, "-m", "pipeline.cli", *map(str, words)]
@@ -40,38 +40,38 @@ def repro(home, *words, wait=True, **environment):
 
 @pytest.fixture(scope="session")
 def home(tmp_path_factory):
-    """A home in which the smoke runs of the depth experiment were made, and what the command said."""
+    """Home with the smoke runs of the depth experiment, and the process that trained them."""
     path = tmp_path_factory.mktemp("home")
     return path, repro(path, *SMOKE)
 
 
 @pytest.fixture
-def there(home, command, monkeypatch):
-    """The command, in that home and in this process; workers are forked from one that has imported everything."""
+def trained_command(home, command, monkeypatch):
+    """`command` in that home; worker processes are forked from one that has imported everything."""
     monkeypatch.setenv("REPRO_HOME", str(home[0]))
     monkeypatch.setattr(local.multiprocessing, "get_context", lambda _: FORKSERVER)
     return command
 
 
 @pytest.fixture
-def here(command, monkeypatch):
-    """The same in the test's own, empty home."""
+def local_command(command, monkeypatch):
+    """`command` in an empty home; worker processes as in `trained_command`."""
     monkeypatch.setattr(local.multiprocessing, "get_context", lambda _: FORKSERVER)
     return command
 
 
-def test_a_run_ends_with_leaderboard_verdicts_figure_and_what_to_do_next(home):
+def test_run_prints_leaderboard_verdicts_figure_and_hints(home):
     path, done = home
     assert done.returncode == 0, done.stderr
     for words in ("resnet-20", "plain-20", "trend", "repro ui", "repro verify"):
         assert words in done.stdout
     assert (path / "report" / "resnet-cifar10_depth-smoke.png").stat().st_size > 10_000
     assert (path / "report" / "resnet-cifar10_depth-smoke.html").is_file()
-    assert "\x1b" not in done.stdout + done.stderr  # plain lines where there is no terminal
+    assert "\x1b" not in done.stdout + done.stderr  # plain lines without a terminal
 
 
-def test_every_line_on_progress_is_ours(home):
-    """No library's warning, no traceback: a run begins, and ends with its error."""
+def test_progress_lines_are_start_and_end_of_runs(home):
+    """No warnings of libraries, no traceback."""
     lines = home[1].stderr.splitlines()
     known = re.compile(
         r"(plain|resnet)-20 seed [012]: (training|test error \d+\.\d\d %, trained in \d+ s)|\d+ % of all updates"
@@ -80,11 +80,11 @@ def test_every_line_on_progress_is_ours(home):
     assert len([line for line in lines if "trained in" in line]) == 6
 
 
-def test_what_is_finished_is_not_trained_again(home, there):
+def test_finished_runs_are_not_trained_again(home, trained_command):
     path, _ = home
     stamps = {file: file.stat().st_mtime_ns for file in path.glob("runs/*/network.safetensors")}
     assert len(stamps) == 6
-    code, out, err = there(*SMOKE)
+    code, out, err = trained_command(*SMOKE)
     assert (code, err) == (0, "6 of 6 runs are finished already\n")
     assert "resnet-20" in out
     assert {file: file.stat().st_mtime_ns for file in path.glob("runs/*/network.safetensors")} == stamps
@@ -95,44 +95,44 @@ def test_what_is_finished_is_not_trained_again(home, there):
     [("list",), ("show", RESNET), ("leaderboard",), ("verify", RESNET), SMOKE],
     ids=lambda words: words[0],
 )
-def test_json_is_json_and_nothing_else(there, words):
-    code, out, err = there(*words, "--json")
+def test_json_output_is_only_json(trained_command, words):
+    code, out, err = trained_command(*words, "--json")
     assert (code, err) == (0, "")
     assert json.loads(out)
 
 
-def test_the_leaderboard_counts_images_and_seeds(there):
-    rows = json.loads(there("leaderboard", "--json")[1])
+def test_the_leaderboard_counts_images_and_seeds(trained_command):
+    rows = json.loads(trained_command("leaderboard", "--json")[1])
     assert {row["variant"] for row in rows if not row["departs"]} == {"plain-20", "resnet-20"}
     assert {(row["images"], row["seeds"], row["scale"]) for row in rows if not row["departs"]} == {
         (100, 3, "smoke")
     }
 
 
-def test_verify_judges_from_the_evidence_alone(there):
-    code, out, _ = there("verify", RESNET)
-    assert code == 0  # nothing is "not reproduced": smoke runs speak about trends at most
+def test_verify_judges_from_finished_runs(trained_command):
+    code, out, _ = trained_command("verify", RESNET)
+    assert code == 0  # smoke runs support trends at most
     assert "! erratum  lecture-weight-decay\n" in out
     assert "trend" in out
 
 
-def test_dry_run_trains_nothing(here, tmp_path):
-    code, out, _ = here(*SMOKE, "--seeds", "1", "--dry-run")
+def test_dry_run_trains_nothing(local_command, tmp_path):
+    code, out, _ = local_command(*SMOKE, "--seeds", "1", "--dry-run")
     assert code == 0
     assert "2 runs, 0 finished, 2 to train" in out
     assert not list(tmp_path.iterdir())
 
 
-def test_a_changed_recipe_is_labelled_and_does_not_count(there):
+def test_a_changed_recipe_is_labelled_and_counts_for_no_claim(trained_command):
     changed = (*SMOKE, "--set", "train.lr=0.05", "--variant", "resnet-20", "--seeds", "1")
-    assert there(*changed)[0] == 0
-    rows = json.loads(there("leaderboard", "--json")[1])
+    assert trained_command(*changed)[0] == 0
+    rows = json.loads(trained_command("leaderboard", "--json")[1])
     labels = {(row["variant"], row["departs"], row["seeds"]) for row in rows}
     assert ("resnet-20", "train.lr=0.05", 1) in labels
     assert ("resnet-20", "", 3) in labels  # the declared runs as before, without the changed one
 
 
-MISTAKES = [
+USER_ERRORS = [
     (("run", "resnet/cifar10_dept"), "no experiment 'resnet/cifar10_dept'; did you mean 'resnet/cifar10_depth'?"),
     (("run", RESNET, "--scale", "laptp"), "no scale 'laptp'; did you mean 'laptop'?"),
     ((*SMOKE, "--variant", "resnet-21"), "no variant 'resnet-21'; did you mean"),
@@ -148,8 +148,8 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("words", "sentence"), MISTAKES, ids=[" ".join(w)[-28:] for w, _ in MISTAKES])
-def test_a_mistake_is_one_sentence_and_exit_code_2(command, tmp_path, words, sentence):
+@pytest.mark.parametrize(("words", "sentence"), USER_ERRORS, ids=[" ".join(w)[-28:] for w, _ in USER_ERRORS])
+def test_a_user_error_is_one_sentence_and_exit_code_2(command, tmp_path, words, sentence):
     code, out, err = command(*words)
     assert (code, out) == (2, "")
     assert err.startswith("error: ")
@@ -158,8 +158,8 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(command, tmp_path, words, sen
     assert not (tmp_path / "runs").exists()
 
 
-def pictures(folder, *, without=None):
-    """Two classes of four pictures in each split, but not in the one left out."""
+def write_images(folder, *, without=None):
+    """Write two classes of four images in each split, except the class of the split in `without`."""
     for split in ("train", "test"):
         for name in ("dark", "light"):
             if (split, name) != without:
@@ -168,8 +168,8 @@ def pictures(folder, *, without=None):
                     Image.new("RGB", (16, 16), (i, 0, 0)).save(folder / split / name / f"{i}.png")
 
 
-def test_a_data_folder_without_a_class_is_named(command, tmp_path):
-    pictures(tmp_path / "data" / "mine", without=("test", "light"))
+def test_a_data_folder_without_a_class_is_an_error(command, tmp_path):
+    write_images(tmp_path / "data" / "mine", without=("test", "light"))
     code, _, err = command(*SMOKE, "--set", "data.name=mine")
     assert code == 2
     assert err.endswith(
@@ -177,8 +177,8 @@ def test_a_data_folder_without_a_class_is_named(command, tmp_path):
     )
 
 
-def test_a_broken_picture_is_named(command, tmp_path):
-    pictures(tmp_path / "data" / "mine")
+def test_a_broken_image_is_an_error(command, tmp_path):
+    write_images(tmp_path / "data" / "mine")
     broken = tmp_path / "data" / "mine" / "train" / "dark" / "2.png"
     broken.write_bytes(broken.read_bytes()[:40])
     code, _, err = command(*SMOKE, "--set", "data.name=mine")
@@ -187,26 +187,26 @@ def test_a_broken_picture_is_named(command, tmp_path):
     assert err.count("\n") == 1
 
 
-def test_threads_that_are_no_number_are_refused(command, monkeypatch):
+def test_a_number_of_threads_that_is_not_a_number_is_an_error(command, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "many")
     code, _, err = command(*SMOKE)
     assert (code, err) == (2, "error: OMP_NUM_THREADS is 'many': must be an integer >= 1\n")
 
 
-def test_a_tracking_server_that_is_away_costs_nothing(here, monkeypatch, tmp_path):
+def test_runs_are_kept_and_sent_later_if_the_server_is_unreachable(local_command, monkeypatch, tmp_path):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9")
-    code, out, err = here(*SMOKE, "--variant", "plain-20", "--seeds", "1")
+    code, out, err = local_command(*SMOKE, "--variant", "plain-20", "--seeds", "1")
     assert code == 0
     assert err.count("Not tracked yet") == err.count("nothing answers there") == 1
     assert "secret" not in out + err
-    monkeypatch.delenv("MLFLOW_TRACKING_URI")  # the default one is there
-    rows = json.loads(here("leaderboard", "--json")[1])
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")  # the local database
+    rows = json.loads(local_command("leaderboard", "--json")[1])
     assert [(row["variant"], row["seeds"]) for row in rows] == [("plain-20", 1)]
     (sent,) = tmp_path.glob("runs/*/tracked.json")
     assert json.loads(sent.read_text(encoding="utf-8"))["done"]
 
 
-# Processes of their own, as a user starts them
+# Processes of their own
 
 
 def wait_for(what, seconds=90):
@@ -216,11 +216,11 @@ def wait_for(what, seconds=90):
         if found:
             return found
         time.sleep(0.05)
-    raise AssertionError("it did not happen")
+    raise AssertionError("timed out")
 
 
 def group_of(process):
-    """The living processes of a command's own process group, itself included."""
+    """Return the ids of the living processes of a command's process group."""
     ids = [path.name for path in Path("/proc").iterdir() if path.name.isdigit()]
     found = []
     for number in ids:
@@ -236,8 +236,8 @@ def group_of(process):
 LONG = (*SMOKE, "--variant", "resnet-20", "--seeds", "1", "--set", "train.steps=80")
 
 
-def test_ctrl_c_leaves_a_run_that_the_same_command_resumes_to_the_same_bits(tmp_path, here):
-    """Ctrl-C reaches every process of a terminal's group. Then one of the checkpoints is damaged."""
+def test_a_run_stopped_by_ctrl_c_resumes_to_the_same_bits(tmp_path, local_command):
+    """A terminal sends Ctrl-C to the whole process group. Afterwards one checkpoint is damaged."""
     process = repro(tmp_path, *LONG, wait=False, REPRO_CHECKPOINT_SECONDS="0.3")
     wait_for(lambda: any(len(folder.checkpoint_files()) == 2 for folder in folders(tmp_path)))
     os.killpg(process.pid, signal.SIGINT)
@@ -252,7 +252,7 @@ def test_ctrl_c_leaves_a_run_that_the_same_command_resumes_to_the_same_bits(tmp_
     newest, _before = folder.checkpoint_files()
     newest.write_bytes(newest.read_bytes()[:5000])
 
-    code, _, err = here(*LONG)
+    code, _, err = local_command(*LONG)
     assert code == 0
     assert f"resnet-20 seed 0: checkpoint {newest.name} is damaged; using the one before\n" in err
     train_in(tmp_path / "whole", smoke_run(changes={"train.steps": 80}))
@@ -260,7 +260,7 @@ def test_ctrl_c_leaves_a_run_that_the_same_command_resumes_to_the_same_bits(tmp_
 
 
 @pytest.mark.slow
-def test_the_same_run_asked_for_twice_at_once_is_trained_once(tmp_path):
+def test_two_commands_train_the_same_run_once(tmp_path):
     both = [repro(tmp_path, *LONG, "--json", wait=False), repro(tmp_path, *LONG, wait=False)]
     said = [process.communicate(timeout=200) for process in both]
     assert [process.returncode for process in both] == [0, 0], said
@@ -271,16 +271,16 @@ def test_the_same_run_asked_for_twice_at_once_is_trained_once(tmp_path):
     assert f"{board[0]['top1']:.2f}" in said[1][0]
     assert len(folders(tmp_path)) == 1
     steps = [entry["step"] for entry, _ in folders(tmp_path)[0].journal()]
-    assert steps == sorted(set(steps))  # one process wrote it
+    assert steps == sorted(set(steps))  # written by one process
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_a_sentence_and_the_same_command_finishes_once_there_is_room(tmp_path):
+def test_a_full_disk_is_an_error_and_the_same_command_finishes_later(tmp_path):
     place = tmp_path / "disk"
     place.mkdir()
     small = ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(place)]
     if subprocess.run(small, capture_output=True, check=False).returncode:
-        pytest.skip("only root can make a small disk")
+        pytest.skip("only root can mount a small disk")
     try:
         free = os.statvfs(place).f_bavail * os.statvfs(place).f_frsize
         (place / "filler").write_bytes(b"\0" * (free - 2_500_000))  # a database and a checkpoint do not both fit
@@ -298,11 +298,11 @@ def test_a_full_disk_is_a_sentence_and_the_same_command_finishes_once_there_is_r
         subprocess.run(["umount", str(place)], check=True)
 
 
-# MLflow's pages
+# The MLflow UI
 
 
 def listening():
-    """Address and port of everything that listens for TCP on this machine, IPv6 ones as (None, port)."""
+    """Return address and port of all listening TCP sockets; (None, port) for IPv6."""
     found = set()
     for name in ("tcp", "tcp6"):
         for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]:
@@ -316,7 +316,7 @@ def listening():
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="reads Linux's list of sockets")
-def test_ui_serves_the_parent_run_on_loopback_only_and_ends_with_ctrl_c(home, command, monkeypatch):
+def test_ui_serves_the_parent_run_on_loopback_only_until_ctrl_c(home, command, monkeypatch):
     monkeypatch.setenv("REPRO_HOME", str(home[0]))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -361,7 +361,7 @@ def test_ui_serves_the_parent_run_on_loopback_only_and_ends_with_ctrl_c(home, co
     assert not [port_ for _, port_ in listening() if port_ == port]
 
 
-def test_ui_of_a_server_elsewhere_is_its_address_without_the_password(command, monkeypatch):
+def test_ui_of_a_tracking_server_prints_its_address_without_the_password(command, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@mlflow.example:8443")
     code, out, _ = command("ui")
     assert code == 0

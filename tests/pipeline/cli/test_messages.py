@@ -1,4 +1,4 @@
-"""What the commands print and how they exit, in this process: no training, no server. See also test_cli.py."""
+"""Output and exit codes of the commands, in this process, without training and servers. See also test_main.py."""
 
 import io
 import json
@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -25,10 +26,12 @@ ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 
 @pytest.fixture
 def known(monkeypatch):
-    """Let the commands find these records, and a server that cannot be used if there is `trouble`."""
+    """Function that sets the finished runs, and why the server cannot be used, if `trouble` is given."""
 
     def find(*records, trouble=""):
-        monkeypatch.setattr("pipeline.judge.collect.collect_runs", lambda: FinishedRuns(list(records), None, trouble))
+        monkeypatch.setattr(
+            "pipeline.judge.collect.collect_runs", lambda: FinishedRuns(list(records), None, trouble)
+        )
 
     find()
     return find
@@ -36,7 +39,7 @@ def known(monkeypatch):
 
 @pytest.fixture
 def terminal(monkeypatch, command):
-    """The same on a terminal of some width: exit code and the lines seen, without colours."""
+    """Function that runs a command on a terminal of some width; returns exit code and lines without colours."""
 
     def run(width, *words):
         seen = io.StringIO()
@@ -49,7 +52,9 @@ def terminal(monkeypatch, command):
 
 
 def row(variant, errors, **other):
-    return [fake_record(load_experiment(RESNET), variant, seed, error, **other) for seed, error in enumerate(errors)]
+    return [
+        fake_record(load_experiment(RESNET), variant, seed, error, **other) for seed, error in enumerate(errors)
+    ]
 
 
 AGREES = [8.6, 8.7, 8.8, 8.9, 8.75]
@@ -57,7 +62,7 @@ DIFFERS = [20.0, 20.1, 19.9, 20.2, 19.8]
 
 
 def test_help_is_instant():
-    """No library that takes seconds to import comes with it."""
+    """It imports no library whose import takes seconds."""
     code = (
         "import sys\nsys.argv = ['repro', '--help']\nfrom pipeline.cli.main import main\n"
         "try:\n    main()\nexcept SystemExit:\n    pass\n"
@@ -68,7 +73,25 @@ def test_help_is_instant():
     assert "run" in done.stdout
 
 
-def test_list_says_what_each_asks_and_how_to_go_on(command):
+def test_version_prints_name_number_and_commit(command, monkeypatch):
+    monkeypatch.setattr("pipeline.common.provenance.commit", lambda: "0123456789ab")
+    code, out, err = command("--version")
+    assert (code, out, err) == (0, f"cnn-repro {metadata.version('cnn-repro')} (commit 0123456789ab)\n", "")
+
+
+def test_version_without_a_checkout_has_no_commit(command, monkeypatch):
+    monkeypatch.setattr("pipeline.common.provenance.commit", lambda: "unknown")
+    assert command("--version")[1] == f"cnn-repro {metadata.version('cnn-repro')}\n"
+
+
+def test_help_lists_version_and_every_command(command):
+    _, out, _ = command("--help")
+    assert "--version" in out
+    for name in ("list", "show", "run", "verify", "analyse", "evaluate", "leaderboard", "results", "ui", "launch"):
+        assert re.search(rf"\b{name} ", out)
+
+
+def test_list_prints_questions_counts_and_a_hint(command):
     code, out, err = command("list")
     assert (code, err) == (0, "")
     lines = out.splitlines()
@@ -78,7 +101,7 @@ def test_list_says_what_each_asks_and_how_to_go_on(command):
     assert lines[-1] == "Details: repro show EXPERIMENT"
 
 
-def test_show_has_recipe_variants_scales_claims_and_departures(command, known):
+def test_show_prints_recipe_variants_scales_claims_and_departures(command, known):
     code, out, _ = command("show", RESNET)
     assert code == 0
     for words in (
@@ -112,7 +135,7 @@ def test_verify_exits_0_where_what_was_run_is_reproduced(command, known):
     assert "✔ reproduced  error-20\n" in out
 
 
-def test_claims_without_runs_are_one_list_with_the_command_that_runs_them(command, known):
+def test_claims_without_runs_share_a_line_with_the_command_that_runs_them(command, known):
     _, out, _ = command("verify", RESNET)
     assert out.count("cannot judge: not-run") == 1
     assert re.search(r"cannot judge: not-run \(\d+ claims\)\n    error-20, error-32, ", out)
@@ -126,7 +149,7 @@ def test_verify_without_a_name_judges_every_experiment(command, known):
     assert all(f"\n{name}\n" in out for name in experiment_names()[1:])
 
 
-def test_leaderboard_ranks_with_the_paper_s_number_beside(command, known):
+def test_leaderboard_ranks_networks_beside_the_paper_s_number(command, known):
     known(*row("resnet-20", AGREES), *row("plain-20", [9.0, 9.2], changes={"train.lr": 0.05}))
     code, out, _ = command("leaderboard", RESNET)
     assert code == 0
@@ -135,7 +158,7 @@ def test_leaderboard_ranks_with_the_paper_s_number_beside(command, known):
     heads = ("network", "top-1 error %", "top-5 %", "training %", "paper %", "seeds", "noise")
     assert lines[1].split() == " ".join(heads).split()
     assert lines[2].split() == ["resnet-20", "8.75", "±", "0.11", "0.88", "4.38", "8.75", "5", "±", "0.28"]
-    # The label of a changed run is not taken for a rich style.
+    # The label of a changed run is not interpreted as rich markup.
     assert lines[3].split()[:2] == ["plain-20", "[train.lr=0.05]"]
 
 
@@ -146,13 +169,11 @@ def test_a_network_that_did_not_converge_is_in_the_leaderboard(command, known):
     assert "did not converge" in out
 
 
-def test_an_empty_leaderboard_says_how_to_fill_it(command, known):
-    assert (
-        command("leaderboard")[1] == "No finished runs. Start some: repro run EXPERIMENT --scale laptop\n"
-    )
+def test_an_empty_leaderboard_prints_how_to_fill_it(command, known):
+    assert command("leaderboard")[1] == "No finished runs. Start some: repro run EXPERIMENT --scale laptop\n"
 
 
-def test_numbers_for_other_data_are_said_to_be(command, known):
+def test_leaderboard_says_where_the_paper_s_data_differ(command, known):
     known(*row("resnet-20", [50.0, 60.0, 70.0], scale="smoke"))
     assert "\nThe paper's errors are on cifar10.\n" in command("leaderboard", RESNET)[1]
 
@@ -166,14 +187,14 @@ def test_nothing_is_wider_than_the_terminal(terminal, known, words, width):
     assert max(map(len, lines)) <= width
 
 
-def test_a_table_of_one_network_is_one_line_on_80_columns(terminal, known):
+def test_a_network_is_one_line_on_80_columns(terminal, known):
     known(*row("resnet-20-wd-1e-5", DIFFERS))
     _, lines = terminal(80, "leaderboard")
     assert lines[2].split() == ["resnet-20-wd-1e-5", "20.00", "±", "0.16", "2.00", "10.00", "5", "±", "0.40"]
 
 
 @pytest.mark.parametrize("words", [("list",), ("show", RESNET), ("verify", RESNET), ("leaderboard",)])
-def test_in_a_pipe_a_sentence_is_a_line_and_nothing_is_coloured(command, known, words):
+def test_in_a_pipe_sentences_are_not_wrapped_and_nothing_is_coloured(command, known, words):
     known(*row("resnet-20", DIFFERS))
     _, out, err = command(*words)
     assert "\x1b" not in out + err
@@ -181,7 +202,7 @@ def test_in_a_pipe_a_sentence_is_a_line_and_nothing_is_coloured(command, known, 
         assert re.search(r"\n    The mean .*\.\n    Runs: ", out)
 
 
-def test_a_server_that_is_away_is_said_once_and_the_runs_here_judged(command, known):
+def test_an_unreachable_server_is_reported_once_and_local_runs_are_judged(command, known):
     known(*row("resnet-20", AGREES), trouble="the tracking server http://x cannot be used: [/nobody]")
     code, out, err = command("verify", RESNET)
     assert code == 0
@@ -209,7 +230,7 @@ def test_after_training_claims_that_need_paper_scale_are_one_line(capsys):
 
 @pytest.fixture
 def trained(monkeypatch):
-    """Let training end so."""
+    """Function that replaces training by an outcome."""
 
     def end(ending, *records, untracked=""):
         monkeypatch.setattr(
@@ -222,14 +243,14 @@ def trained(monkeypatch):
 SMOKE = ("run", RESNET, "--scale", "smoke", "--seeds", "1")
 
 
-def test_ctrl_c_exits_130_at_once_and_says_how_to_go_on(command, known, trained):
+def test_ctrl_c_exits_130_and_prints_how_to_resume(command, known, trained):
     trained("stopped")
     code, out, err = command(*SMOKE)
     assert (code, out) == (130, "")
     assert err == "Stopped. Finished runs are kept. Run the same command again to resume.\n"
 
 
-def test_a_run_that_failed_exits_1_after_what_could_be_reported(command, known, trained):
+def test_a_failed_run_exits_1_after_the_report_of_the_others(command, known, trained):
     trained("failed", *row("resnet-20", [50.0], scale="smoke"))
     code, out, err = command(*SMOKE)
     assert code == 1
@@ -237,7 +258,7 @@ def test_a_run_that_failed_exits_1_after_what_could_be_reported(command, known, 
     assert err.startswith("Some runs failed. Finished runs are kept.")
 
 
-def test_an_untracked_run_is_said_once_and_reported_all_the_same(command, trained):
+def test_an_untracked_run_is_reported_with_one_warning(command, trained):
     trained("ended", *row("resnet-20", [50.0], scale="smoke"), untracked="nothing answers there")
     code, out, err = command(*SMOKE)
     assert code == 0
@@ -248,7 +269,7 @@ def test_an_untracked_run_is_said_once_and_reported_all_the_same(command, traine
     )
 
 
-def test_a_second_ctrl_c_ends_at_once_with_a_line_too(command, monkeypatch):
+def test_a_second_ctrl_c_exits_130_with_one_line(command, monkeypatch):
     def pressed(*_, **__):
         raise KeyboardInterrupt
 
@@ -258,10 +279,10 @@ def test_a_second_ctrl_c_ends_at_once_with_a_line_too(command, monkeypatch):
     assert err == "Interrupted. Run the same command again to resume from the last checkpoints.\n"
 
 
-# Mistakes
+# User errors
 
 
-def test_a_mistake_with_brackets_is_shown_as_it_was_made(command):
+def test_brackets_in_an_error_message_are_printed_as_given(command):
     code, out, err = command(*SMOKE, "--set", "train.lr=[/x]")
     assert (code, out) == (2, "")
     assert err.endswith("should be a valid number, not ['/x']\n")
@@ -282,7 +303,9 @@ def test_a_mistake_with_brackets_is_shown_as_it_was_made(command):
         ("data.pad_to=8", "pad_to 8 is smaller than the 16 x 16 images; use 16 or more"),
     ],
 )
-def test_a_setting_that_cannot_be_is_one_sentence_before_anything_starts(command, tmp_path, change, sentence):
+def test_an_invalid_setting_is_an_error_of_one_sentence_before_anything_starts(
+    command, tmp_path, change, sentence
+):
     code, out, err = command(*SMOKE, "--set", change)
     assert (code, out) == (2, "")
     assert re.fullmatch("error: .*" + "(?:.*)".join(map(re.escape, sentence.split(".*"))) + ".*\n", err)
@@ -290,7 +313,7 @@ def test_a_setting_that_cannot_be_is_one_sentence_before_anything_starts(command
 
 
 @pytest.mark.parametrize("words", [SMOKE, ("ui",)])
-def test_a_home_that_cannot_be_is_one_sentence(command, tmp_path, monkeypatch, words):
+def test_an_impossible_home_is_an_error_of_one_sentence(command, tmp_path, monkeypatch, words):
     (tmp_path / "taken").write_text("by a file")
     monkeypatch.setenv("REPRO_HOME", str(tmp_path / "taken" / "home"))
     code, _, err = command(*words)
@@ -300,7 +323,7 @@ def test_a_home_that_cannot_be_is_one_sentence(command, tmp_path, monkeypatch, w
 
 @pytest.mark.parametrize("left", ['{"why": "failed"}', '{"why": "failed", "text": "no room", "asked": 0}'])
 @pytest.mark.parametrize("run", ["{", "[]", '{"experiment": "lenet5/mnist"}', '{"experiment": []}'])
-def test_a_damaged_folder_of_a_left_run_is_complained_of_and_stops_nothing(command, tmp_path, run, left):
+def test_a_damaged_folder_of_an_unfinished_run_is_reported_and_stops_nothing(command, tmp_path, run, left):
     folder = tmp_path / "runs" / "0123"
     folder.mkdir(parents=True)
     (folder / "run.json").write_text(run)
@@ -313,7 +336,7 @@ def test_a_damaged_folder_of_a_left_run_is_complained_of_and_stops_nothing(comma
 PLAIN = ["-c", "from pipeline.cli.main import main; main()"]
 
 
-def test_a_terminal_without_our_signs_gets_others():
+def test_characters_outside_the_encoding_are_replaced():
     words = [sys.executable, *PLAIN, "verify", "lenet5/architecture"]
     plain = os.environ | {"PYTHONIOENCODING": "ascii"}
     done = subprocess.run(words, env=plain, capture_output=True, check=False)
@@ -321,16 +344,18 @@ def test_a_terminal_without_our_signs_gets_others():
     assert b"? reproduced" in done.stdout
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is full")
-@pytest.mark.parametrize("asked", [["list", "--json"], ["--help"]], ids=["more than a buffer", "less"])
-def test_output_that_cannot_be_written_is_one_sentence(asked):
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full does not exist")
+@pytest.mark.parametrize(
+    "asked", [["list", "--json"], ["--help"]], ids=["more than a buffer", "less than a buffer"]
+)
+def test_output_that_cannot_be_written_is_an_error_of_one_sentence(asked):
     with Path("/dev/full").open("wb") as full:
         words = [sys.executable, *PLAIN, *asked]
         done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, check=False)
     assert (done.returncode, done.stderr) == (2, b"error: cannot write the output: no space left on device\n")
 
 
-def test_a_reader_that_has_had_enough_hears_nothing():
+def test_a_closed_pipe_ends_the_command_silently():
     words = [sys.executable, *PLAIN, "list"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.close()
@@ -339,13 +364,13 @@ def test_a_reader_that_has_had_enough_hears_nothing():
 
 
 @pytest.mark.parametrize("count", ["0", "-1", "many"])
-def test_threads_from_one_on(monkeypatch, count):
+def test_number_of_threads_must_be_at_least_one(monkeypatch, count):
     monkeypatch.setenv("OMP_NUM_THREADS", count)
     with pytest.raises(UserError, match=f"OMP_NUM_THREADS is '{count}': must be an integer >= 1"):
         main.thread_count()
 
 
-def test_threads_are_one_unless_asked(monkeypatch):
+def test_number_of_threads_is_one_by_default(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert main.thread_count() == 1
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
@@ -363,7 +388,7 @@ def test_changes_are_yaml():
     }
 
 
-# --- what networks cost, and weights of others -------------------------------------------------------------
+# --- analyse, published weights ----------------------------------------------------------------------------
 
 
 def test_analyse_prints_a_network_as_its_papers_table(command):
@@ -377,7 +402,7 @@ def test_analyse_prints_a_network_as_its_papers_table(command):
     assert lines[9].split()[:2] == ["total", "60,000"]
 
 
-def test_analyse_takes_other_arguments(command):
+def test_analyse_changes_arguments_of_a_network(command):
     code, out, _ = command("analyse", "resnet-20", "--set", "depth=38", "--json")
     shown = json.loads(out)
     assert (code, shown["network"], shown["input"]) == (0, "resnet-20 (depth 38)", [3, 32, 32])
@@ -431,14 +456,14 @@ def test_analyse_takes_other_arguments(command):
         ),
     ],
 )
-def test_a_mistake_about_a_network_is_one_sentence(command, words, said):
+def test_an_error_about_a_network_is_one_sentence(command, words, said):
     code, _, err = command(*words)
     assert code == 2
     assert said in err
     assert "Traceback" not in err
 
 
-def test_analyse_shows_all_networks_and_draws_the_comparison(command, monkeypatch, tmp_path):
+def test_analyse_prints_all_networks_and_draws_the_comparison(command, monkeypatch, tmp_path):
     shown = [load_experiment("resnet/cifar10_depth"), load_experiment("complexity/architecture")]
     few = {name: v for name, v in shown[1].variants.items() if name in ("alexnet", "resnet-18")}
     shown[1] = shown[1].model_copy(update={"variants": few})
@@ -457,7 +482,7 @@ def test_analyse_shows_all_networks_and_draws_the_comparison(command, monkeypatc
     assert picture.is_relative_to(tmp_path)
 
 
-def test_published_weights_are_a_labelled_row_and_no_evidence(command, known, monkeypatch, tmp_path):
+def test_published_weights_are_a_labelled_row_of_the_leaderboard(command, known, monkeypatch, tmp_path):
     about = ("resnet-50", "torchvision X", "00", "stride 2 elsewhere", "val", "one crop")
     save_result(PublishedResult(*about, 50000, 23.85, 7.13, 23.87, 3, "hardware", "commit", "today"))
     code, out, _ = command("leaderboard")
@@ -474,7 +499,7 @@ def test_published_weights_are_a_labelled_row_and_no_evidence(command, known, mo
     assert "published weights" not in out
 
 
-def test_verify_of_all_counts_what_arithmetic_confirms_and_shows_errata(command, known):
+def test_verify_of_all_counts_exact_claims_and_prints_errata(command, known):
     _, out, _ = command("verify")
     assert re.search(r"\nlenet5/architecture\n✔ reproduced by arithmetic \(\d+ claims\)\n", out)
     assert "    Details: repro verify lenet5/architecture\n" in out

@@ -46,8 +46,8 @@ def no_delay(monkeypatch):
 class FakeClient:
     """Fake of Ray's JobSubmissionClient.
 
-    `streams`: the chunks of each connection, where an exception breaks it. `infos`: the results of `get_job_info`, the
-    last one repeated. `log`: the whole output.
+    `streams`: the chunks of each connection, where an exception breaks it. `infos`: the results of `get_job_info`,
+    the last one repeated. `log`: the whole output.
     """
 
     def __init__(self, streams=(), infos=(), log="", job="job-1"):

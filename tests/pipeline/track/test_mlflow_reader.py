@@ -427,7 +427,8 @@ def test_reading_imports_neither_mlflow_nor_torch(home, ended, server):
     ended(range(2))
     for uri in (f"sqlite:///{home / 'mlflow.db'}", server.uri):
         code = (
-            "import sys; from pipeline.track.mlflow_writer import Tracker; print(len(Tracker(sys.argv[1]).ended()),"
+            "import sys; from pipeline.track.mlflow_writer import Tracker;"
+            " print(len(Tracker(sys.argv[1]).ended()),"
             " *({'mlflow', 'torch', 'sqlalchemy', 'pandas'} & set(sys.modules)))"
         )
         done = subprocess.run([sys.executable, "-c", code, uri], capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""Evaluation against a slow, obvious loop."""
+"""Test evaluation against a loop over single images and views; each image counts exactly once."""
 
 import math
 import threading
@@ -30,7 +30,7 @@ from tests.support import pillow_protocols
 
 
 class Small(nn.Module):
-    """Two batch-norms, a dropout that only training may feel, and ten classes."""
+    """A network with batch normalisation, dropout and ten classes."""
 
     def __init__(self):
         super().__init__()
@@ -56,20 +56,22 @@ def network():
     return network
 
 
-def some(count=43, classes=10):
-    draw = torch.Generator().manual_seed(1)
-    pixels = torch.randint(0, 256, (count, 8, 8, 3), dtype=torch.uint8, generator=draw)
-    return LabelledImages(pixels, torch.randint(0, classes, (count,), generator=draw))
+def random_images(count=43, classes=10):
+    """Return random images of 8 x 8 pixels."""
+    generator = torch.Generator().manual_seed(1)
+    pixels = torch.randint(0, 256, (count, 8, 8, 3), dtype=torch.uint8, generator=generator)
+    return LabelledImages(pixels, torch.randint(0, classes, (count,), generator=generator))
 
 
-def batches(images, size):
+def evaluation_batches_of(images, size):
+    """Return batches of images / 255."""
     return evaluation_batches(
         BatchBuilder(images, normalise=fit_normaliser("scale", images)), images.labels, batch_size=size
     )
 
 
-def by_hand(network, images):
-    """One image at a time: wrong in top 1, wrong in top 5, mean loss."""
+def evaluate_one_by_one(network, images):
+    """Evaluate one image at a time; return top-1 errors, top-5 errors and mean loss."""
     network.eval()
     wrong1 = wrong5 = loss = 0
     for pixels, label in zip(images.pixels, images.labels.tolist(), strict=True):
@@ -84,10 +86,12 @@ def by_hand(network, images):
 
 
 @pytest.mark.parametrize("size", [1, 10, 43, 500])
-def test_errors_are_those_of_a_loop_over_single_images(network, size):
-    images = some()
-    wrong1, wrong5, loss = by_hand(network, images)
-    found = evaluate_batches(network, batches(images, size), F.cross_entropy, expected=43, bf16=False)
+def test_errors_equal_those_of_a_loop_over_single_images(network, size):
+    images = random_images()
+    wrong1, wrong5, loss = evaluate_one_by_one(network, images)
+    found = evaluate_batches(
+        network, evaluation_batches_of(images, size), F.cross_entropy, expected=43, bf16=False
+    )
     assert (found.images, found.wrong1, found.wrong5) == (43, wrong1, wrong5)
     assert 0 < wrong5 < wrong1 < 43
     assert found.loss == pytest.approx(loss, rel=1e-5)
@@ -99,25 +103,31 @@ def test_errors_are_those_of_a_loop_over_single_images(network, size):
     }
 
 
-def test_each_image_is_seen_once_and_the_last_batch_is_smaller(network):
+def test_each_image_is_evaluated_once_and_the_last_batch_is_smaller(network):
     network.batches.clear()
-    evaluate_batches(network, batches(some(43), 10), F.cross_entropy, expected=43, bf16=False)
+    evaluate_batches(
+        network, evaluation_batches_of(random_images(43), 10), F.cross_entropy, expected=43, bf16=False
+    )
     assert network.batches == [10, 10, 10, 10, 3]
 
 
 @pytest.mark.parametrize("expected", [42, 44])
-def test_a_count_that_is_not_the_manifest_s_is_no_result(network, expected):
-    with pytest.raises(RuntimeError, match=f"43 images were evaluated where the manifest counts {expected}"):
-        evaluate_batches(network, batches(some(43), 10), F.cross_entropy, expected=expected, bf16=False)
+def test_number_of_images_must_be_that_of_the_manifest(network, expected):
+    with pytest.raises(RuntimeError, match=f"43 images were evaluated, but the manifest counts {expected}"):
+        evaluate_batches(
+            network, evaluation_batches_of(random_images(43), 10), F.cross_entropy, expected=expected, bf16=False
+        )
 
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("expected", [43, 44])
-def test_the_network_s_mode_and_statistics_are_as_before_also_after_a_refusal(network, training, expected):
+def test_mode_and_statistics_of_the_network_are_restored_also_after_an_error(network, training, expected):
     network.train(training)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     try:
-        evaluate_batches(network, batches(some(43), 10), F.cross_entropy, expected=expected, bf16=False)
+        evaluate_batches(
+            network, evaluation_batches_of(random_images(43), 10), F.cross_entropy, expected=expected, bf16=False
+        )
     except RuntimeError:
         assert expected == 44
     assert {module.training for module in network.modules()} == {training}
@@ -125,45 +135,48 @@ def test_the_network_s_mode_and_statistics_are_as_before_also_after_a_refusal(ne
     assert all(parameter.grad is None for parameter in network.parameters())
 
 
-def test_scores_in_bf16_are_judged_in_fp32(network):
+def test_loss_of_bf16_scores_is_computed_in_fp32(network):
     dtypes = []
 
     def loss(scores, labels):
         dtypes.append(scores.dtype)
         return F.cross_entropy(scores, labels)
 
-    evaluate_batches(network, batches(some(43), 43), loss, expected=43, bf16=True)
+    evaluate_batches(network, evaluation_batches_of(random_images(43), 43), loss, expected=43, bf16=True)
     assert dtypes == [torch.float32]
 
 
-def test_response_std_is_numpy_s_over_each_layer_s_responses(network):
-    images = some()
+def test_response_std_equals_numpy_std_of_each_layer(network):
+    images = random_images()
     responses = {1: [], 2: []}
     hooks = [
         bn.register_forward_hook(lambda _m, _i, output, n=n: responses[n].append(output.detach().numpy().copy()))
         for n, bn in ((1, network.bn1), (2, network.bn2))
     ]
     network.eval()
-    for _, pixels, _ in batches(images, 10):
+    for _, pixels, _ in evaluation_batches_of(images, 10):
         network(pixels)
     for hook in hooks:
         hook.remove()
     network.train()
     expected = np.mean([np.concatenate(rows).astype(np.float64).std() for rows in responses.values()])
-    assert response_std(network, batches(images, 10)) == pytest.approx(expected, rel=1e-6)
+    assert response_std(network, evaluation_batches_of(images, 10)) == pytest.approx(expected, rel=1e-6)
     assert network.training
     assert not network.bn1._forward_hooks
 
 
-def test_a_network_without_batch_norm_has_no_response_std():
-    assert response_std(nn.Sequential(nn.Flatten(), nn.Linear(192, 10)), batches(some(), 10)) is None
+def test_network_without_batch_norm_has_no_response_std():
+    assert (
+        response_std(nn.Sequential(nn.Flatten(), nn.Linear(192, 10)), evaluation_batches_of(random_images(), 10))
+        is None
+    )
 
 
-# --- photographs and test protocols ------------------------------------------------------------------------
+# --- test protocols ----------------------------------------------------------------------------------------
 
 
-class Files:
-    """Pictures of any size, as a folder or shards would give them."""
+class InMemorySamples:
+    """Samples of encoded images in memory."""
 
     def __init__(self, contents, labels):
         self.contents, self.labels = contents, torch.as_tensor(labels)
@@ -178,14 +191,14 @@ class Files:
         return f"test.tar, sample {index}"
 
 
-class Placed(nn.Module):
-    """Ten classes by where which colour is: no view, and no mirror image, gives the answer of another."""
+class PositionDependent(nn.Module):
+    """A network that depends on the position of colours, so that every view has other scores."""
 
     def __init__(self, seed=0):
         super().__init__()
         self.fc = nn.Linear(48, 10)
-        draw = torch.Generator().manual_seed(seed)
-        nn.init.normal_(self.fc.weight, std=1.5, generator=draw)
+        generator = torch.Generator().manual_seed(seed)
+        nn.init.normal_(self.fc.weight, std=1.5, generator=generator)
         nn.init.zeros_(self.fc.bias)
         self.seen = []
 
@@ -195,7 +208,7 @@ class Placed(nn.Module):
 
 
 def mean_subtracted(mean):
-    """x/255 - mean, of one colour (3,) or an image (S, S, 3)."""
+    """Return a normaliser that computes x / 255 - mean; the mean is a colour (3,) or an image (S, S, 3)."""
     return Normaliser("per-pixel-mean", torch.ones(3) / 255, torch.as_tensor(mean, dtype=torch.float32), 0.0)
 
 
@@ -205,16 +218,19 @@ SIZES = [(40, 60), (60, 40), (33, 33), (100, 90), (9, 30), (50, 31), (24, 36)]
 
 
 @pytest.fixture(scope="module")
-def photographs():
-    pictures = [pillow_protocols.picture(*size, seed=1600 + i) for i, size in enumerate(SIZES * 2)]  # no close calls
-    labels = np.random.default_rng(5).integers(0, 10, len(pictures))
-    with torch.no_grad():  # every second picture is one that the network knows, more or less
-        planes = [(torch.from_numpy(p) / 255 - torch.tensor(COLOUR)).permute(2, 0, 1) for p in pictures[::2]]
-        labels[::2] = [Placed()(x[None].float()).argmax() for x in planes]
-    return pictures, Files([pillow_protocols.png(pixels) for pixels in pictures], labels)
+def images_and_samples():
+    """Images of several sizes, and the same images as samples with labels."""
+    images = [
+        pillow_protocols.picture(*size, seed=1600 + i) for i, size in enumerate(SIZES * 2)
+    ]  # seeds without nearly equal scores
+    labels = np.random.default_rng(5).integers(0, 10, len(images))
+    with torch.no_grad():  # every second label is the prediction on the whole image
+        planes = [(torch.from_numpy(p) / 255 - torch.tensor(COLOUR)).permute(2, 0, 1) for p in images[::2]]
+        labels[::2] = [PositionDependent()(x[None].float()).argmax() for x in planes]
+    return images, InMemorySamples([pillow_protocols.png(pixels) for pixels in images], labels)
 
 
-def judged(members, samples, name, *, threads=0, bf16=False, expected=None, **share):
+def evaluate(members, samples, name, *, threads=0, bf16=False, expected=None, **share):
     return evaluate_samples(
         members,
         samples,
@@ -227,138 +243,142 @@ def judged(members, samples, name, *, threads=0, bf16=False, expected=None, **sh
     )
 
 
-def by_hand_pictures(networks, pictures, labels, name):
-    """Wrong in top 1, wrong in top 5, mean loss: view by view; `networks` with their means."""
+def evaluate_view_by_view(networks, images, labels, name):
+    """Evaluate view by view; return top-1 errors, top-5 errors and mean loss. `networks` are pairs with a mean."""
     wrong1 = wrong5 = 0
     losses = []
-    for pixels, label in zip(pictures, labels.tolist(), strict=True):
-        answer = pillow_protocols.probabilities(networks, pixels, pillow_protocols.PROTOCOLS[name])
-        best = answer.argsort()[::-1]
+    for pixels, label in zip(images, labels.tolist(), strict=True):
+        probabilities = pillow_protocols.probabilities(networks, pixels, pillow_protocols.PROTOCOLS[name])
+        best = probabilities.argsort()[::-1]
         wrong1 += best[0] != label
         wrong5 += label not in best[:5]
-        losses.append(-math.log(answer[label]))
+        losses.append(-math.log(probabilities[label]))
     return wrong1, wrong5, np.mean(losses)
 
 
 @pytest.mark.parametrize("mean", [COLOUR, IMAGE], ids=["colour", "image"])
 @pytest.mark.parametrize("name", pillow_protocols.PROTOCOLS)
-def test_every_protocol_is_a_loop_over_single_views(photographs, name, mean):
-    pictures, samples = photographs
-    network = Placed()
-    wrong1, wrong5, loss = by_hand_pictures([(network, mean)], pictures, samples.labels, name)
-    found = judged([EnsembleMember(network, mean_subtracted(mean))], samples, name)
+def test_every_protocol_equals_a_loop_over_single_views(images_and_samples, name, mean):
+    images, samples = images_and_samples
+    network = PositionDependent()
+    wrong1, wrong5, loss = evaluate_view_by_view([(network, mean)], images, samples.labels, name)
+    found = evaluate([EnsembleMember(network, mean_subtracted(mean))], samples, name)
     assert (found.images, found.wrong1, found.wrong5) == (14, wrong1, wrong5)
-    assert found.loss == pytest.approx(loss, rel=5e-4)  # Pillow's pixels differ a little
+    assert found.loss == pytest.approx(loss, rel=5e-4)  # Pillow rounds pixels differently
     assert 0 < wrong5 < wrong1 < 14
 
 
-def test_a_dense_view_that_has_a_mean_images_size_by_chance_has_its_mean_colour_taken_out():
-    samples = Files([pillow_protocols.png(pillow_protocols.picture(side, side, seed=side)) for side in (32, 40)], [1, 2])
+def test_mean_colour_is_subtracted_from_a_dense_view_of_the_size_of_the_mean_image():
+    samples = InMemorySamples(
+        [pillow_protocols.png(pillow_protocols.picture(side, side, seed=side)) for side in (32, 40)], [1, 2]
+    )
     image, colour = (
-        judged([EnsembleMember(Placed(), mean_subtracted(mean))], samples, "dense-of-32").loss
+        evaluate([EnsembleMember(PositionDependent(), mean_subtracted(mean))], samples, "dense-of-32").loss
         for mean in (IMAGE, IMAGE.mean((0, 1)))
     )
     assert image == pytest.approx(colour, rel=1e-6)
 
 
 @pytest.mark.parametrize("name", ["10-crop-23-of-square-32", "dense-of-40-and-50-crop-24-of-40"])
-def test_an_ensemble_averages_its_networks_each_with_its_own_mean(photographs, name):
-    pictures, samples = photographs
-    networks = [(Placed(1), COLOUR), (Placed(2), IMAGE)]
-    expected = by_hand_pictures(networks, pictures, samples.labels, name)
+def test_ensemble_averages_networks_with_their_own_means(images_and_samples, name):
+    images, samples = images_and_samples
+    networks = [(PositionDependent(1), COLOUR), (PositionDependent(2), IMAGE)]
+    expected = evaluate_view_by_view(networks, images, samples.labels, name)
     members = [EnsembleMember(network, mean_subtracted(mean)) for network, mean in networks]
-    found = judged(members, samples, name)
+    found = evaluate(members, samples, name)
     assert (found.wrong1, found.wrong5, found.loss) == (*expected[:2], pytest.approx(expected[2], rel=5e-4))
-    assert judged(members[::-1], samples, name).loss == pytest.approx(found.loss, rel=1e-12)
-    assert judged(members[:1], samples, name).loss != pytest.approx(found.loss, rel=0.01)
-    assert judged(members[:1] * 3, samples, name).loss == pytest.approx(judged(members[:1], samples, name).loss)
+    assert evaluate(members[::-1], samples, name).loss == pytest.approx(found.loss, rel=1e-12)
+    assert evaluate(members[:1], samples, name).loss != pytest.approx(found.loss, rel=0.01)
+    assert evaluate(members[:1] * 3, samples, name).loss == pytest.approx(
+        evaluate(members[:1], samples, name).loss
+    )
 
 
-def unmirrored(image, part):
-    return [replace(group, mirror=False) for group in under_test_views(image, part)]
+def without_mirror(image, part):
+    return [replace(group, mirror=False) for group in original_views(image, part)]
 
 
-def one_frame(normaliser, pixels, corners, frame):
-    return under_test_normalised(normaliser, pixels, None, None)
+def without_position(normaliser, pixels, corners, frame):
+    return original_normalise(normaliser, pixels, None, None)
 
 
-def turned(image, part):
-    return [replace(group, pixels=group.pixels.flip(1)) for group in under_test_views(image, part)]
+def flipped(image, part):
+    return [replace(group, pixels=group.pixels.flip(1)) for group in original_views(image, part)]
 
 
-def by_views(samples, protocol, indices):
-    found = under_test_stacks(samples, protocol, indices)
+def weighted_by_views(samples, protocol, indices):
+    found = original_stacks(samples, protocol, indices)
     return [replace(stack, share=2 * len(stack.groups[0].pixels) / protocol.views) for stack in found]
 
 
-under_test_views, under_test_normalised = under_test.protocol_views, under_test.normalise_crops
-under_test_stacks = under_test.view_stacks
+original_views, original_normalise = under_test.protocol_views, under_test.normalise_crops
+original_stacks = under_test.view_stacks
 
 
 @pytest.mark.parametrize(
     ("name", "function", "fault"),
     [
-        ("10-crop-24-of-32", "views", unmirrored),
-        ("dense-of-24-37", "views", unmirrored),
-        ("1-crop-24-of-32", "views", turned),
-        ("10-crop-23-of-square-32", "normalised", one_frame),
-        ("dense-of-40-and-50-crop-24-of-40", "stacks", by_views),  # every view alike, whichever part it is of
+        ("10-crop-24-of-32", "protocol_views", without_mirror),
+        ("dense-of-24-37", "protocol_views", without_mirror),
+        ("1-crop-24-of-32", "protocol_views", flipped),
+        ("10-crop-23-of-square-32", "normalise_crops", without_position),
+        ("dense-of-40-and-50-crop-24-of-40", "view_stacks", weighted_by_views),  # all views of equal weight
     ],
 )
-def test_a_fault_would_show(monkeypatch, photographs, name, function, fault):
-    _, samples = photographs
-    members = [EnsembleMember(Placed(), mean_subtracted(IMAGE))]
-    right = judged(members, samples, name).loss
+def test_comparison_detects_a_fault(monkeypatch, images_and_samples, name, function, fault):
+    _, samples = images_and_samples
+    members = [EnsembleMember(PositionDependent(), mean_subtracted(IMAGE))]
+    correct = evaluate(members, samples, name).loss
     monkeypatch.setattr(under_test, function, fault)
-    assert judged(members, samples, name).loss != pytest.approx(right, rel=3e-3)
+    assert evaluate(members, samples, name).loss != pytest.approx(correct, rel=3e-3)
 
 
 @pytest.mark.parametrize("name", pillow_protocols.PROTOCOLS)
-def test_a_network_is_really_shown_as_many_views_as_the_name_says_and_few_at_a_time(photographs, name):
-    _, samples = photographs
-    network = Placed()
-    judged([EnsembleMember(network, mean_subtracted(COLOUR))], samples, name)
+def test_number_of_views_is_that_of_the_protocol_in_limited_batches(images_and_samples, name):
+    _, samples = images_and_samples
+    network = PositionDependent()
+    evaluate([EnsembleMember(network, mean_subtracted(COLOUR))], samples, name)
     assert sum(map(len, network.seen)) == parse_protocol(name).views * len(samples)
     assert max(map(len, network.seen)) <= EVAL_VIEWS == 64
-    if parse_protocol(name).views < 10 and "dense" not in name:  # pictures share a batch
+    if parse_protocol(name).views < 10 and "dense" not in name:  # images share a batch
         assert len(network.seen) == 1
 
 
 @pytest.mark.parametrize(("name", "views"), [("10-crop-24-of-32", 10), ("150-crop-24-of-32-37-56", 150)])
-def test_views_of_a_picture_are_all_different_and_half_of_them_mirror_images(name, views):
-    network = Placed()
-    samples = Files([pillow_protocols.png(pillow_protocols.picture(100, 90))], [0])
-    judged([EnsembleMember(network, mean_subtracted(COLOUR))], samples, name)
-    shown = torch.cat(network.seen)
-    assert len(shown) == len(torch.unique(shown, dim=0)) == views
-    assert torch.equal(torch.unique(shown, dim=0), torch.unique(shown.flip(3), dim=0))
+def test_views_differ_and_half_of_them_are_mirrored(name, views):
+    network = PositionDependent()
+    samples = InMemorySamples([pillow_protocols.png(pillow_protocols.picture(100, 90))], [0])
+    evaluate([EnsembleMember(network, mean_subtracted(COLOUR))], samples, name)
+    views_seen = torch.cat(network.seen)
+    assert len(views_seen) == len(torch.unique(views_seen, dim=0)) == views
+    assert torch.equal(torch.unique(views_seen, dim=0), torch.unique(views_seen.flip(3), dim=0))
 
 
-def test_larger_views_are_shown_fewer_at_a_time(monkeypatch, photographs):
-    _, samples = photographs
+def test_batches_of_larger_views_are_smaller(monkeypatch, images_and_samples):
+    _, samples = images_and_samples
     monkeypatch.setattr(under_test, "EVAL_PIXELS", 10 * 24**2)
-    network = Placed()
-    whole = judged([EnsembleMember(network, mean_subtracted(COLOUR))], samples, "50-crop-24-of-32")
+    network = PositionDependent()
+    small_batches = evaluate([EnsembleMember(network, mean_subtracted(COLOUR))], samples, "50-crop-24-of-32")
     assert max(map(len, network.seen)) == 10
     monkeypatch.undo()
-    assert judged(
+    assert evaluate(
         [EnsembleMember(network, mean_subtracted(COLOUR))], samples, "50-crop-24-of-32"
-    ).loss == pytest.approx(whole.loss, rel=1e-6)
+    ).loss == pytest.approx(small_batches.loss, rel=1e-6)
     assert max(map(len, network.seen)) == 50
 
 
 @pytest.mark.parametrize("name", ["1-crop-24-of-32", "144-crop-24-of-32-36-40-44", "dense-of-24-37"])
-def test_the_numbers_are_the_same_bits_for_any_number_of_threads(photographs, name):
-    _, samples = photographs
-    members = [EnsembleMember(Placed(), mean_subtracted(COLOUR))]
-    assert len({judged(members, samples, name, threads=threads) for threads in (0, 1, 2, 5)}) == 1
+def test_number_of_threads_changes_no_bit(images_and_samples, name):
+    _, samples = images_and_samples
+    members = [EnsembleMember(PositionDependent(), mean_subtracted(COLOUR))]
+    assert len({evaluate(members, samples, name, threads=threads) for threads in (0, 1, 2, 5)}) == 1
 
 
-# --- exactly once ------------------------------------------------------------------------------------------
+# --- counting ----------------------------------------------------------------------------------------------
 
 
-class Numbers(nn.Module):
-    """Reads a picture's number from its one colour."""
+class NumberReader(nn.Module):
+    """Reads an image's number from its single colour, and predicts number % 7."""
 
     def __init__(self):
         super().__init__()
@@ -368,19 +388,23 @@ class Numbers(nn.Module):
         red, green, _ = (255 * x[:, :, 0, 0]).round().long().T
         number = red + 256 * green
         self.seen += number.tolist()
-        return F.one_hot(number % 7, 10).float()  # right for six of seven, if the label is number % 7 but for 0
+        return F.one_hot(number % 7, 10).float()
 
 
-def numbered(count):
+def numbered_samples(count):
+    """Return images whose colour is their number; the label is number % 7, or 9 where that is 0."""
     pixels = [np.full((8, 9, 3), (i % 256, i // 256, 0), dtype=np.uint8) for i in range(count)]
-    return Files([pillow_protocols.png(image) for image in pixels], [9 if i % 7 == 0 else i % 7 for i in range(count)])
+    return InMemorySamples(
+        [pillow_protocols.png(image) for image in pixels], [9 if i % 7 == 0 else i % 7 for i in range(count)]
+    )
 
 
-def by_ranks(samples, world, threads):
-    network = Numbers()
-    member = EnsembleMember(network, fit_normaliser("scale", some(1)))
+def evaluate_on_ranks(samples, world, threads):
+    """Evaluate each rank's share; return the errors, and the numbers of the images seen."""
+    network = NumberReader()
+    member = EnsembleMember(network, fit_normaliser("scale", random_images(1)))
     parts = [
-        judged([member], samples, "1-crop-4-of-8", threads=threads, rank=rank, world=world)
+        evaluate([member], samples, "1-crop-4-of-8", threads=threads, rank=rank, world=world)
         for rank in range(world)
     ]
     return parts, network.seen
@@ -389,79 +413,95 @@ def by_ranks(samples, world, threads):
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 @pytest.mark.parametrize("batch", [1, 7, 64])
 @pytest.mark.parametrize("count", [1, 7, 499])
-def test_each_picture_is_counted_once_on_any_number_of_ranks_and_threads(monkeypatch, count, batch, world):
+def test_each_image_is_counted_once_with_any_number_of_ranks_and_threads(monkeypatch, count, batch, world):
     monkeypatch.setattr(under_test, "EVAL_VIEWS", batch)
-    samples = numbered(count)
+    samples = numbered_samples(count)
     for threads in (0, 2):
-        parts, seen = by_ranks(samples, world, threads)
+        parts, seen = evaluate_on_ranks(samples, world, threads)
         assert sorted(seen) == list(range(count))
         assert [part.images for part in parts] == [len(range(rank, count, world)) for rank in range(world)]
         found = combine_counts(parts, count)
         wrong = len(range(0, count, 7))
-        assert (found.images, found.wrong1, found.wrong5) == (count, wrong, wrong)  # the others tie, and are wrong
-        right_one, wrong_one = math.log(math.e + 9) - 1, math.log(math.e + 9)
-        assert found.loss == pytest.approx((wrong * wrong_one + (count - wrong) * right_one) / count, rel=1e-6)
+        assert (found.images, found.wrong1, found.wrong5) == (
+            count,
+            wrong,
+            wrong,
+        )  # a label among equal scores counts as wrong
+        right_loss, wrong_loss = math.log(math.e + 9) - 1, math.log(math.e + 9)
+        assert found.loss == pytest.approx((wrong * wrong_loss + (count - wrong) * right_loss) / count, rel=1e-6)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 @pytest.mark.parametrize("threads", [0, 2])
 @pytest.mark.parametrize("batch", [1, 7, 64])
-def test_each_of_10_000_pictures_is_counted_once(monkeypatch, world, threads, batch):
+def test_each_of_10_000_images_is_counted_once(monkeypatch, world, threads, batch):
     monkeypatch.setattr(under_test, "EVAL_VIEWS", batch)
-    parts, seen = by_ranks(numbered(10_000), world, threads)
+    parts, seen = evaluate_on_ranks(numbered_samples(10_000), world, threads)
     assert sorted(seen) == list(range(10_000))
     assert combine_counts(parts, 10_000).wrong1 == len(range(0, 10_000, 7))
 
 
 @pytest.mark.parametrize("expected", [13, 15])
-def test_pictures_that_are_not_the_manifests_are_no_result(photographs, expected):
-    _, samples = photographs
-    with pytest.raises(RuntimeError, match=f"14 images were evaluated where the manifest counts {expected}"):
-        judged([EnsembleMember(Placed(), mean_subtracted(COLOUR))], samples, "1-crop-24-of-32", expected=expected)
+def test_number_of_samples_must_be_that_of_the_manifest(images_and_samples, expected):
+    _, samples = images_and_samples
+    with pytest.raises(RuntimeError, match=f"14 images were evaluated, but the manifest counts {expected}"):
+        evaluate(
+            [EnsembleMember(PositionDependent(), mean_subtracted(COLOUR))],
+            samples,
+            "1-crop-24-of-32",
+            expected=expected,
+        )
 
 
 @pytest.mark.parametrize("threads", [0, 2])
 @pytest.mark.parametrize("change", [lambda read: read[:-1], lambda read: [*read, read[0]]], ids=["less", "twice"])
-def test_a_picture_that_was_not_read_or_was_read_twice_is_no_result(monkeypatch, photographs, change, threads):
-    _, samples = photographs
+def test_missing_or_repeated_image_is_an_error(monkeypatch, images_and_samples, change, threads):
+    _, samples = images_and_samples
     monkeypatch.setattr(samples, "read", lambda indices: change([samples.contents[i] for i in indices]))
-    with pytest.raises(RuntimeError, match=r"1[35] pictures came where 14 were read: no result"):
-        judged([EnsembleMember(Placed(), mean_subtracted(COLOUR))], samples, "1-crop-24-of-32", threads=threads)
+    with pytest.raises(RuntimeError, match=r"1[35] images were read, but 14 were requested: no result"):
+        evaluate(
+            [EnsembleMember(PositionDependent(), mean_subtracted(COLOUR))],
+            samples,
+            "1-crop-24-of-32",
+            threads=threads,
+        )
 
 
-def test_ranks_together_are_refused_when_one_is_missing_or_counted_twice():
-    parts, _ = by_ranks(numbered(8), 2, 0)
+def test_missing_or_repeated_rank_is_an_error():
+    parts, _ = evaluate_on_ranks(numbered_samples(8), 2, 0)
     assert combine_counts(parts, 8).images == combine_counts(parts[::-1], 8).images == 8
-    for wrong in ([parts[0]], [parts[0], parts[0]], [*parts, parts[1]], []):  # two of four are eight, too
-        with pytest.raises(RuntimeError, match=r"should be all there, each of them once: no result"):
+    for wrong in ([parts[0]], [parts[0], parts[0]], [*parts, parts[1]], []):
+        with pytest.raises(
+            RuntimeError, match=r"each rank must report its share exactly once, but these did: .*: no result"
+        ):
             combine_counts(wrong, 8)
-    with pytest.raises(RuntimeError, match=r"here 0 of 2, 0 of 3"):
+    with pytest.raises(RuntimeError, match=r"but these did: 0 of 2, 0 of 3"):
         combine_counts([ErrorCounts(4, 0, 0, 0.1, 0, 2), ErrorCounts(4, 0, 0, 0.1, 0, 3)], 8)
     for expected in (7, 9):
-        with pytest.raises(RuntimeError, match=f"8 images were evaluated where the manifest counts {expected}"):
+        with pytest.raises(RuntimeError, match=f"8 images were evaluated, but the manifest counts {expected}"):
             combine_counts(parts, expected)
 
 
-def test_a_rank_without_a_picture_has_no_share_in_the_errors():
-    parts, _ = by_ranks(numbered(1), 3, 0)
+def test_rank_without_images_does_not_change_the_errors():
+    parts, _ = evaluate_on_ranks(numbered_samples(1), 3, 0)
     assert [part.images for part in parts] == [1, 0, 0]
     assert combine_counts(parts, 1) == replace(parts[0], rank=0, world=1)
 
 
-def test_together_weighs_each_ranks_loss_by_its_images():
+def test_loss_of_a_rank_is_weighted_by_its_images():
     found = combine_counts([ErrorCounts(3, 1, 0, 2.0, 0, 2), ErrorCounts(1, 1, 1, 4.0, 1, 2)], 4)
     assert found == ErrorCounts(4, 2, 1, (3 * 2.0 + 4.0) / 4)
 
 
 @pytest.mark.parametrize("world", [2, 3, 50])
-def test_small_images_too_are_judged_by_ranks_together(network, world):
-    images = some(43)
-    maker = BatchBuilder(images, normalise=fit_normaliser("scale", images))
+def test_errors_of_ranks_on_batches_equal_those_of_one(network, world):
+    images = random_images(43)
+    builder = BatchBuilder(images, normalise=fit_normaliser("scale", images))
     parts = [
         evaluate_batches(
             network,
-            evaluation_batches(maker, images.labels, batch_size=10, rank=rank, world=world),
+            evaluation_batches(builder, images.labels, batch_size=10, rank=rank, world=world),
             F.cross_entropy,
             expected=43,
             bf16=False,
@@ -470,44 +510,49 @@ def test_small_images_too_are_judged_by_ranks_together(network, world):
         )
         for rank in range(world)
     ]
-    assert [part.images for part in parts[40:]] == [0] * len(parts[40:])  # no batch of 10 has so many places
-    whole = evaluate_batches(network, batches(images, 43), F.cross_entropy, expected=43, bf16=False)
+    assert [part.images for part in parts[40:]] == [0] * len(
+        parts[40:]
+    )  # a batch of 10 has no image for these ranks
+    expected = evaluate_batches(
+        network, evaluation_batches_of(images, 43), F.cross_entropy, expected=43, bf16=False
+    )
     found = combine_counts(parts, 43)
-    assert (found.images, found.wrong1, found.wrong5) == (43, whole.wrong1, whole.wrong5)
-    assert found.loss == pytest.approx(whole.loss)
+    assert (found.images, found.wrong1, found.wrong5) == (43, expected.wrong1, expected.wrong5)
+    assert found.loss == pytest.approx(expected.loss)
 
 
-# --- what goes wrong ---------------------------------------------------------------------------------------
+# --- errors ------------------------------------------------------------------------------------------------
 
 
-def readers():
+def reader_threads():
+    """Return the reader threads that are running."""
     return [thread for thread in threading.enumerate() if thread.name.startswith("reader")]
 
 
 @pytest.mark.parametrize("threads", [0, 2])
-def test_a_broken_picture_is_named_and_not_skipped(threads):
-    whole = pillow_protocols.png(pillow_protocols.picture(300, 400))
-    samples = Files([whole] * 70 + [whole[: len(whole) // 2]] + [whole] * 29, [0] * 100)
-    network = Placed()
-    with pytest.raises(DataError, match=r"^test\.tar, sample 70 is not a readable image") as refused:
-        judged([EnsembleMember(network, mean_subtracted(COLOUR))], samples, "1-crop-24-of-32", threads=threads)
-    assert refused.value.__traceback__  # held, and yet nothing of it runs on
-    assert readers() == []
+def test_broken_image_is_an_error_with_its_name(threads):
+    content = pillow_protocols.png(pillow_protocols.picture(300, 400))
+    samples = InMemorySamples([content] * 70 + [content[: len(content) // 2]] + [content] * 29, [0] * 100)
+    network = PositionDependent()
+    with pytest.raises(DataError, match=r"^test\.tar, sample 70 is not a readable image") as caught:
+        evaluate([EnsembleMember(network, mean_subtracted(COLOUR))], samples, "1-crop-24-of-32", threads=threads)
+    assert caught.value.__traceback__  # although the exception is held, its threads have ended
+    assert reader_threads() == []
     assert not network.fc.weight.grad
 
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("expected", [14, 15])
-def test_networks_are_in_their_own_mode_again_also_after_a_refusal(photographs, training, expected):
-    _, samples = photographs
-    networks = [Placed(1).train(training), Placed(2).train(not training)]
+def test_modes_of_the_networks_are_restored_also_after_an_error(images_and_samples, training, expected):
+    _, samples = images_and_samples
+    networks = [PositionDependent(1).train(training), PositionDependent(2).train(not training)]
     modes = []
     for network in networks:
         network.fc.register_forward_hook(
             lambda module, *_: modes.append((module.training, torch.is_grad_enabled()))
         )
     try:
-        judged(
+        evaluate(
             [EnsembleMember(n, mean_subtracted(COLOUR)) for n in networks],
             samples,
             "1-crop-24-of-32",
@@ -519,25 +564,25 @@ def test_networks_are_in_their_own_mode_again_also_after_a_refusal(photographs, 
     assert [network.training for network in networks] == [training, not training]
 
 
-class WithAuxiliary(Placed):
-    """As GoogLeNet: more than one answer, but only in training."""
+class WithAuxiliary(PositionDependent):
+    """Returns a tuple of scores in training, like GoogLeNet."""
 
     def forward(self, x):
         scores = super().forward(x)
         return (scores, scores, scores) if self.training else scores
 
 
-def test_auxiliary_classifiers_have_no_part_in_it(photographs):
-    _, samples = photographs
+def test_auxiliary_classifiers_are_not_evaluated(images_and_samples):
+    _, samples = images_and_samples
     found = [
-        judged([EnsembleMember(kind().train(), mean_subtracted(COLOUR))], samples, "10-crop-24-of-32")
-        for kind in (Placed, WithAuxiliary)
+        evaluate([EnsembleMember(network_class().train(), mean_subtracted(COLOUR))], samples, "10-crop-24-of-32")
+        for network_class in (PositionDependent, WithAuxiliary)
     ]
     assert found[0] == found[1]
 
 
 @pytest.mark.parametrize(
-    ("name", "args", "protocol", "words"),
+    ("name", "args", "protocol", "message"),
     [
         (
             "alexnet",
@@ -558,7 +603,7 @@ def test_auxiliary_classifiers_have_no_part_in_it(photographs):
             {"local": True},
             "dense-of-40",
             "'dense-of-40' does not fit: alexnet_cifar cannot be applied densely: the filters of local3 belong to"
-            " places; use larger scales, or crops of a size that it reads",
+            " one place; use larger scales, or crops of a size that it reads",
         ),
         (
             "resnet_imagenet",
@@ -569,64 +614,66 @@ def test_auxiliary_classifiers_have_no_part_in_it(photographs):
         ),
     ],
 )
-def test_a_network_that_cannot_read_such_views_says_what_can_be_used(name, args, protocol, words):
+def test_views_that_the_network_cannot_read_are_a_user_error(name, args, protocol, message):
     network = build(name, args, num_classes=10, in_channels=3)
-    samples = Files([pillow_protocols.png(pillow_protocols.picture(24, 36))], [0])
-    with pytest.raises(UserError, match=words) as refused:
-        judged([EnsembleMember(network, mean_subtracted(COLOUR))], samples, protocol, threads=2)
-    assert "\n" not in str(refused.value)
-    assert readers() == []
+    samples = InMemorySamples([pillow_protocols.png(pillow_protocols.picture(24, 36))], [0])
+    with pytest.raises(UserError, match=message) as caught:
+        evaluate([EnsembleMember(network, mean_subtracted(COLOUR))], samples, protocol, threads=2)
+    assert "\n" not in str(caught.value)
+    assert reader_threads() == []
 
 
-# --- numbers -----------------------------------------------------------------------------------------------
+# --- precision ---------------------------------------------------------------------------------------------
 
 
-class Sure(Placed):
-    """So sure that in float32 all but one probability vanish."""
+class Confident(PositionDependent):
+    """In float32 all probabilities but one underflow to 0."""
 
     def forward(self, x):
         return 3000 * super().forward(x)
 
 
-def test_a_network_that_is_quite_sure_has_a_finite_loss_and_its_fifth_best_class_counts():
+def test_tiny_probabilities_keep_a_finite_loss_and_their_order():
     pixels = pillow_protocols.picture(33, 33)
-    network = Sure()
+    network = Confident()
     with torch.no_grad():
         scores = network((torch.from_numpy(pixels) / 255 - torch.tensor(COLOUR)).permute(2, 0, 1)[None].float())[0]
-    for place in range(1, 10):
-        label = int(scores.argsort(descending=True)[place])
+    for rank in range(1, 10):
+        label = int(scores.argsort(descending=True)[rank])
         assert scores.softmax(0)[label] == 0
-        samples = Files([pillow_protocols.png(pixels)], [label])
-        found = judged([EnsembleMember(network, mean_subtracted(COLOUR))], samples, "1-crop-33-of-33")
-        assert (found.wrong1, found.wrong5) == (1, int(place >= 5))
+        samples = InMemorySamples([pillow_protocols.png(pixels)], [label])
+        found = evaluate([EnsembleMember(network, mean_subtracted(COLOUR))], samples, "1-crop-33-of-33")
+        assert (found.wrong1, found.wrong5) == (1, int(rank >= 5))
         assert found.loss == pytest.approx(float(scores.max() - scores[label]), rel=1e-4)
 
 
-def test_in_bf16_the_network_computes_and_the_probabilities_do_not(photographs):
-    _, samples = photographs
+def test_network_computes_in_bf16_if_requested(images_and_samples):
+    _, samples = images_and_samples
     dtypes = set()
-    network = Placed()
+    network = PositionDependent()
     network.fc.register_forward_hook(lambda _module, _inputs, scores: dtypes.add(scores.dtype))
-    found = judged([EnsembleMember(network, mean_subtracted(COLOUR))], samples, "10-crop-24-of-32", bf16=True)
+    found = evaluate([EnsembleMember(network, mean_subtracted(COLOUR))], samples, "10-crop-24-of-32", bf16=True)
     assert dtypes == {torch.bfloat16}
-    plain = judged([EnsembleMember(network, mean_subtracted(COLOUR))], samples, "10-crop-24-of-32")
+    plain = evaluate([EnsembleMember(network, mean_subtracted(COLOUR))], samples, "10-crop-24-of-32")
     assert plain.loss != found.loss == pytest.approx(plain.loss, rel=0.02)  # bfloat16 has three digits
 
 
 def test_probabilities_of_bf16_scores_are_not_rounded_to_bf16():
-    network = Placed()
+    network = PositionDependent()
     scores = []
     network.fc.register_forward_hook(lambda _module, _inputs, output: scores.append(output.double()))
-    samples = Files([pillow_protocols.png(pillow_protocols.picture(33, 33))], [3])
-    found = judged([EnsembleMember(network, mean_subtracted(COLOUR))], samples, "10-crop-24-of-33", bf16=True)
+    samples = InMemorySamples([pillow_protocols.png(pillow_protocols.picture(33, 33))], [3])
+    found = evaluate([EnsembleMember(network, mean_subtracted(COLOUR))], samples, "10-crop-24-of-33", bf16=True)
     assert found.loss == pytest.approx(-math.log(scores[0].softmax(1).mean(0)[3]), rel=1e-12)
 
 
-def test_single_crops_are_what_evaluate_says_of_the_same_images(network):
-    images = some()
-    samples = Files([pillow_protocols.png(pixels.numpy()) for pixels in images.pixels], images.labels)
-    expected = evaluate_batches(network, batches(images, 43), F.cross_entropy, expected=43, bf16=False)
-    found = judged([EnsembleMember(network, fit_normaliser("scale", images))], samples, "1-crop-8-of-8")
+def test_single_crop_of_the_whole_image_equals_evaluate_batches(network):
+    images = random_images()
+    samples = InMemorySamples([pillow_protocols.png(pixels.numpy()) for pixels in images.pixels], images.labels)
+    expected = evaluate_batches(
+        network, evaluation_batches_of(images, 43), F.cross_entropy, expected=43, bf16=False
+    )
+    found = evaluate([EnsembleMember(network, fit_normaliser("scale", images))], samples, "1-crop-8-of-8")
     assert (found.wrong1, found.wrong5) == (expected.wrong1, expected.wrong5)
     assert found.loss == pytest.approx(expected.loss, rel=1e-6)
 
@@ -642,9 +689,7 @@ def test_single_crops_are_what_evaluate_says_of_the_same_images(network):
         ("stochastic_depth_cifar", {"depth": 8, "p_L": 1.0}),
     ],
 )
-def test_the_scores_averaged_over_places_are_forwards_where_a_network_ends_in_a_mean_and_a_linear_layer(
-    name, args
-):
+def test_forward_is_the_average_over_positions_for_global_pooling_and_a_linear_layer(name, args):
     torch.manual_seed(0)
     network = build(name, args, num_classes=10, in_channels=3).eval()
     pool = next(m for m in network.modules() if isinstance(m, nn.AdaptiveAvgPool2d))
@@ -654,9 +699,9 @@ def test_the_scores_averaged_over_places_are_forwards_where_a_network_ends_in_a_
     x = torch.randn(2, 3, 24, 36)
     with torch.no_grad():
         scores = network(x)
-        [places] = maps
-        at_each = torch.stack([linear(places[:, :, i, j]) for i in range(6) for j in range(9)])
+        [features] = maps
+        scores_at = torch.stack([linear(features[:, :, i, j]) for i in range(6) for j in range(9)])
     assert not hasattr(network, "dense")
-    assert places.shape[2:] == (6, 9)
-    torch.testing.assert_close(scores, at_each.mean(0), atol=1e-5, rtol=1e-5)
-    assert at_each.std(0).min() > 0.001
+    assert features.shape[2:] == (6, 9)
+    torch.testing.assert_close(scores, scores_at.mean(0), atol=1e-5, rtol=1e-5)
+    assert scores_at.std(0).min() > 0.001

@@ -30,7 +30,7 @@ def test_images_in_shards_need_a_crop(data_root):
     images = load_shards(data_root)
     with pytest.raises(UserError, match=r"holds images of many sizes; declare in data.crop how they are cropped"):
         input_shape(images, Data(name="x"))
-    with pytest.raises(DataError, match=r"holds pictures of many sizes, .* say in data.crop"):
+    with pytest.raises(DataError, match=r"holds images of different sizes; declare how .* in data.crop"):
         sources.load_images("photographs", data_root)  # into memory, as for a recipe without a crop
 
 
