@@ -21,8 +21,9 @@ setup: $(READY) ## the environment, in .venv
 demo: $(READY) ## plain against residual nets on handwritten digits: train, judge, draw
 	@$(BIN)/repro run resnet/cifar10_depth --scale laptop
 
-# One worker a core; an idle worker takes half of the tests that another one has left.
-PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
+# One worker a core. A file stays on one worker, which keeps what it has trained and measured; tests/conftest.py sorts
+# the files.
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 test: $(READY) ## the tests, without the slow ones
 	@$(PYTEST) --time-budget 5

@@ -23,7 +23,7 @@ def node_problem(pid: int) -> str:
         return "Ray has not started, or has ended"
     if "gcs_server" not in names:  # a worker node
         return ""
-    host = socket.gethostbyname(socket.gethostname())  # the address that other nodes use; loopback in a cluster on one machine
+    host = socket.gethostbyname(socket.gethostname())  # the address that other nodes use
     try:
         with urllib.request.urlopen(f"http://{host}:{DASHBOARD_PORT}{HEALTH_PATH}", timeout=5) as response:
             return "" if response.status == 200 else f"the head responds with status {response.status}"

@@ -1,7 +1,7 @@
 """Split a lock file for the CPU image.
 
-`python without_torch.py requirements.lock` prints it without torch's CUDA build. With `--torch`, it prints torch and
-torchvision in the same versions, to install from PyTorch's index of CPU builds.
+`python without_torch.py requirements.lock` prints it without torch's CUDA build. With `--torch`, it prints torch
+and torchvision in the same versions, to install from PyTorch's index of CPU builds.
 """
 
 import re

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.support.clean_environment import clean_environment
+from tests.support.file_order import sort_longest_first
 
 # At import, before any test module, worker process or server: Lightning, Ray, MLflow, fsspec, OpenMP and rich read
 # the environment when they are imported.
@@ -23,6 +24,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[STARTED] = time.monotonic()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    sort_longest_first(items)
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import clean_environment as environment
+from tests.support.file_order import LONGEST_FIRST
 
 ROOT = Path(__file__).parents[1]
 
@@ -30,6 +31,10 @@ def test_hostile_variables_are_removed_before_the_tests_start():
 @pytest.mark.parametrize("prefix", environment.PREFIXES)
 def test_every_prefix_has_a_hostile_value(prefix):
     assert any(name.startswith(prefix) for name in environment.HOSTILE)
+
+
+def test_files_that_start_first_exist():
+    assert [name for name in LONGEST_FIRST if not (ROOT / "tests" / name).is_file()] == []
 
 
 def test_other_variables_are_kept():

@@ -142,7 +142,7 @@ def class_count(data: Data) -> int:
 
 
 def published_image_shape(recipe: Recipe | PublishedRecipe) -> tuple[int, int, int]:
-    """Return (C, H, W) of a known data set's images, padded by the recipe; for imagenet, of the network's paper."""
+    """Return (C, H, W) of a known data set's images with padding; for imagenet, of the network's paper."""
     data = recipe.data
     if data.name == IMAGENET_SHAPE:
         from lightning_modules.networks import NETWORKS

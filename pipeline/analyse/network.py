@@ -98,7 +98,9 @@ class NetworkAnalysis:
         }
         if kind not in simple or rest:
             known = ", ".join(simple)
-            raise UserError(f"unknown metric model/{metric}; known: {known}, count/CLASS, own/NAME, layer/NAME/WHAT")
+            raise UserError(
+                f"unknown metric model/{metric}; known: {known}, count/CLASS, own/NAME, layer/NAME/WHAT"
+            )
         return simple[kind]()
 
     def layers(self, names: Sequence[str], what: str) -> Any:
@@ -128,7 +130,9 @@ class NetworkAnalysis:
         if what == "receptive_field":
             return self.trace.fields[name].field
         known = ", ".join(("output", *COUNTS, "receptive_field", *INITIAL_STATISTICS))
-        return plain_attribute(self.modules[name], what, "a layer", f"; known: {known}, or an attribute of the layer")
+        return plain_attribute(
+            self.modules[name], what, "a layer", f"; known: {known}, or an attribute of the layer"
+        )
 
     def count(self, name: str, what: str) -> int:
         """Return a count over layer `name` and all layers inside it; "" is the whole network."""

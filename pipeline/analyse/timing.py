@@ -1,4 +1,4 @@
-"""How long a network takes for one image on this machine."""
+"""Forward times of networks on this machine."""
 
 import time
 
@@ -11,7 +11,7 @@ REPEATS = 7
 
 
 def forward_times(named: NamedNetwork, repeats: int = REPEATS) -> tuple[float, ...]:
-    """Seconds of `repeats` forward passes of one image, in single precision, after one that is not counted."""
+    """Return the seconds of `repeats` forward passes of one image in fp32, after one warm-up pass."""
     model = named.variant.model
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -150,7 +150,7 @@ def run(
         return
     try:
         with ProgressDisplay(tasks, err, quietly=as_json) as progress:
-            outcome = run_tasks(tasks, threads=threads, on_event=progress.happened, tick=progress.tick)
+            outcome = run_tasks(tasks, threads=threads, on_event=progress.on_event, tick=progress.tick)
     except KeyboardInterrupt:  # the second one
         print_warning_line("Interrupted. Run the same command again to resume from the last checkpoints.")
         raise typer.Exit(STOPPED) from None

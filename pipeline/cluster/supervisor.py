@@ -45,7 +45,7 @@ CANCELLED, NODE_DRAINING = "cancelled by repro cancel", "its node is shutting do
 
 @dataclass
 class RunState:
-    """What the supervisor remembers of a run."""
+    """The supervisor's record of a run."""
 
     task: Task
     launch: Launch

@@ -53,9 +53,7 @@ def records_of(
     if not groups:
         return []
     best = max(groups.values(), key=lambda rows: (len(rows), max(row.finished for row in rows.values())))
-    return [
-        replace(best[seed], experiment=experiment.name, scale=scale, variant=variant) for seed in sorted(best)
-    ]
+    return [replace(best[seed], experiment=experiment.name, scale=scale, variant=variant) for seed in sorted(best)]
 
 
 def declarations_of(

@@ -170,7 +170,9 @@ def diverged_members(claim: TrainedClaim, experiment: Experiment, by_variant: By
     derived = [experiment.derived[name] for name in variants_of(claim) if name in experiment.derived]
     consumed = {variant for spec in derived for variant in spec.consumes}
     rows = [row for name in sorted(consumed) for row in by_variant.get(name, []) if row.status != FINISHED]
-    return f"Every seed counts, and runs that a derived run consumes did not converge: {ends(rows)}." if rows else ""
+    return (
+        f"Every seed counts, and runs that a derived run consumes did not converge: {ends(rows)}." if rows else ""
+    )
 
 
 def ends(records: Iterable[Record]) -> str:
@@ -265,7 +267,9 @@ def judge_at_scale(scale: str, claim: TrainedClaim, experiment: Experiment, reco
     if is_number and material:
         verdict = as_departing(verdict, material)
     elif not full or material:
-        where = f"at {scale} scale on {first[0].data}" if not full else "with a recipe that departs from the paper's"
+        where = (
+            f"at {scale} scale on {first[0].data}" if not full else "with a recipe that departs from the paper's"
+        )
         verdict = as_trend(verdict, where)
     return replace(verdict, sentence=verdict.sentence + mixed_device_batches(records))
 

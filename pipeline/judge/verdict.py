@@ -118,8 +118,8 @@ def judge_metric(
 ) -> Verdict:
     """Test whether an error rate over seeds is equivalent to the published one.
 
-    `values` (by seed), `claimed` and `margin` are in percent; lower is better. `statistic` is "mean" or "best of N"
-    (such as "best of 5"): a paper's best of N runs is compared with the expected best of N of our runs.
+    `values` (by seed), `claimed` and `margin` are in percent; lower is better. `statistic` is "mean", or "best of
+    N" such as "best of 5": a paper's best of N runs is compared with the expected best of N of our runs.
 
     Raises ValueError for no values, an unknown statistic, or a margin that is not above zero.
     """

@@ -1,4 +1,4 @@
-"""What networks cost, in words: one network layer by layer, all of them side by side. Pure."""
+"""Rows and cells of the tables of `repro analyse`: one network by layer, all networks side by side. Pure."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -13,60 +13,59 @@ from pipeline.analyse.tracing import POOLING, is_weighted_layer
 
 
 def layer_rows(found: NetworkAnalysis) -> list[dict[str, Any]]:
-    """The network as its paper's table has it: a row for each of its parts, in order; the total comes last."""
+    """Return a row for each top-level layer, as in the table of the paper, and the total as the last row."""
     rows = []
-    for name, part in found.network.named_children():
+    for name, layer in found.network.named_children():
         used = name in found.trace.outputs
         reach = found.trace.fields.get(name)
         rows.append(
             {
                 "layer": name,
                 "output": list(found.trace.outputs[name].shape[1:]) if used else None,
-                "kernel": kernel_summary(part),
+                "kernel": kernel_summary(layer),
                 "parameters": found.count(name, "parameters"),
                 "multiply_adds": found.count(name, "multiply_adds") if used else 0,
                 "activations": found.count(name, "activations"),
-                "receptive_field": reach.field if reach and used and enlarges_field(part) else None,
+                "receptive_field": reach.field if reach and used and enlarges_field(layer) else None,
             }
         )
     total = {what: found.measure(what) for what in ("parameters", "multiply_adds", "activations")}
     return [*rows, {"layer": "total", "output": None, "kernel": "", "receptive_field": None} | total]
 
 
-def enlarges_field(part: nn.Module) -> bool:
-    """Whether units of a layer, or of one within, see more than the units before."""
-    return any(is_weighted_layer(m) or isinstance(m, POOLING) or hasattr(m, "window") for m in part.modules())
+def enlarges_field(layer: nn.Module) -> bool:
+    """Return True for a layer that can have a larger receptive field than its input."""
+    return any(is_weighted_layer(m) or isinstance(m, POOLING) or hasattr(m, "window") for m in layer.modules())
 
 
-def kernel_summary(part: nn.Module) -> str:
-    """The windows within a part: "7x7/2", "3 x 1x1, 3 x 3x3"; "/2" is a stride, "g32" groups."""
-    words = [kernel_text(module) for module in part.modules()]
-    found = Counter(word for word in words if word)
-    return ", ".join(f"{n} x {word}" if n > 1 else word for word, n in found.items())
+def kernel_summary(layer: nn.Module) -> str:
+    """Return the kernels inside a layer: "7x7/2", "3 x 1x1, 3 x 3x3"; "/2" is the stride, "g32" the groups."""
+    found = Counter(text for module in layer.modules() if (text := kernel_text(module)))
+    return ", ".join(f"{n} x {text}" if n > 1 else text for text, n in found.items())
 
 
 def kernel_text(module: nn.Module) -> str:
-    """The window of one layer; "" for what has none."""
+    """Return the kernel of one module, "" if it has none."""
     if hasattr(module, "window"):
         return f"sum {module.window}x{module.window}/{module.window}"
     if isinstance(module, nn.AdaptiveAvgPool2d):
-        return "global mean" if module.output_size in (1, (1, 1)) else f"mean to {module.output_size}"
+        return "global avg" if module.output_size in (1, (1, 1)) else f"avg to {module.output_size}"
     if not isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
         return ""
     high, wide = as_pair(module.kernel_size)
     stride = as_pair(module.stride or module.kernel_size)[0]
-    kind = {nn.MaxPool2d: "max ", nn.AvgPool2d: "mean "}.get(type(module), "")
+    kind = {nn.MaxPool2d: "max ", nn.AvgPool2d: "avg "}.get(type(module), "")
     groups = f" g{module.groups}" if isinstance(module, nn.Conv2d) and module.groups > 1 else ""
     return f"{kind}{high}x{wide}" + (f"/{stride}" if stride > 1 else "") + groups
 
 
 def as_pair(value: Any) -> tuple[int, int]:
-    """3 -> (3, 3); (3, 1) as it is."""
+    """Return (3, 3) for 3, and a pair unchanged."""
     return (value, value) if isinstance(value, int) else tuple(value)
 
 
 def layer_cells(row: dict[str, Any]) -> dict[str, str]:
-    """A row of `layer_rows`, ready to show."""
+    """Return a row of `layer_rows` as text."""
     return {
         "layer": row["layer"],
         "output": " x ".join(map(str, row["output"] or ())),
@@ -74,12 +73,12 @@ def layer_cells(row: dict[str, Any]) -> dict[str, str]:
         "parameters": f"{row['parameters']:,}" if row["parameters"] else "",
         "multiply-adds": f"{row['multiply_adds']:,}" if row["multiply_adds"] else "",
         "activations": f"{row['activations']:,}" if row["activations"] else "",
-        "sees": str(row["receptive_field"] or ""),
+        "field": str(row["receptive_field"] or ""),
     }
 
 
 def complexity_cells(row: NetworkCost) -> dict[str, str]:
-    """One network, ready to show."""
+    """Return one network's row in the table of all networks, as text."""
     return {
         "network": row.name,
         "input": "x".join(map(str, row.image)),
@@ -92,7 +91,7 @@ def complexity_cells(row: NetworkCost) -> dict[str, str]:
 
 
 def chart_cells(row: NetworkCost) -> dict[str, str]:
-    """One network of the chart, ready to show."""
+    """Return one network's row in the lecture's comparison, as text."""
     return {
         "network": row.name,
         "top-1 %": "" if row.top1_pct is None else f"{row.top1_pct:g}",
@@ -104,12 +103,12 @@ def chart_cells(row: NetworkCost) -> dict[str, str]:
 
 
 def millions(number: int) -> str:
-    """60965224 -> "60.97 M", 1582671872 -> "1,582.67 M"."""
+    """Return a number in millions: 60965224 -> "60.97 M"."""
     return f"{number / 1e6:,.2f} M"
 
 
 def milliseconds(times: Sequence[float]) -> str:
-    """The median, and the range: "41 (40 to 44)"."""
+    """Return median and range of times in seconds as milliseconds: "41 (40 to 44)"."""
     if not times:
         return ""
     low, middle, high = (1000 * of(times) for of in (min, median, max))

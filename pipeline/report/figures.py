@@ -1,4 +1,4 @@
-"""Figures in the manner of the papers, drawn from tracked runs and from what networks cost."""
+"""Figures in the style of the papers: error curves, cost of networks, images and classes of a data set."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -18,42 +18,42 @@ from pipeline.common.errors import explain_write_errors
 from pipeline.common.files import write_atomically
 from pipeline.declare.experiment import Experiment
 
-Curve = Sequence[tuple[int, float]]  # (update, value)
+Curve = Sequence[tuple[int, float]]  # (step, value)
 TRAIN_ERROR, TEST_ERROR_METRIC = "train/top1_error_pct", "test/top1_error_pct"
 CURVES = (TRAIN_ERROR, TEST_ERROR_METRIC)
 CURVE_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe and Ito
-ACROSS = 8  # pictures in a row of a contact sheet
-POINTS = 40  # a training error is drawn as the mean over this many parts of a run
+ACROSS = 8  # images in a row of a contact sheet
+POINTS = 40  # points of a training curve; each is the mean over a part of the run
 
 
 def save_figure(figure: Figure, path: Path, *, dpi: int) -> Path:
-    """Write `figure` to `path`, a PNG: whole or not at all; UserError names a folder that cannot be written."""
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=dpi, metadata={"Software": None})
+    """Write `figure` to the PNG file `path` atomically. Raises UserError if the folder cannot be written."""
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=dpi, metadata={"Software": None})
     with explain_write_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, picture.getvalue())
+        write_atomically(path, png.getvalue())
     return path
 
 
 def error_curves(
     experiment: Experiment, scale: str, curves: Mapping[str, Mapping[str, Sequence[Curve]]], path: Path
 ) -> Path:
-    """Write `curves_figure` to `path`, a PNG."""
+    """Write `curves_figure` to the PNG file `path`."""
     return save_figure(curves_figure(experiment, scale, curves), path, dpi=150)
 
 
 def curves_figure(
     experiment: Experiment, scale: str, curves: Mapping[str, Mapping[str, Sequence[Curve]]]
 ) -> Figure:
-    """Figure 6 of arXiv:1512.03385 for any experiment: training error dashed, test error bold.
+    """Return figure 6 of arXiv:1512.03385 for any experiment: training error dashed, test error bold.
 
-    One panel a network (plain beside residual), one colour a variant; the line is the mean over seeds, the band
-    reaches from the lowest to the highest. Photographs are judged by the first protocol of each variant, which the
-    title names, or where they differ the legend. `curves`: variant -> metric -> one curve per seed.
+    One panel per network (plain beside residual), one colour per variant. The line is the mean over seeds, the
+    band their range. The title names the first test protocol of the variants; if they differ, the legend does.
+    `curves`: variant -> metric -> one curve per seed.
     """
     protocols = {v: next(iter(experiment.protocols(v, scale)), "") for v in experiment.variants if v in curves}
-    apart = len(set(protocols.values())) > 1
+    protocols_differ = len(set(protocols.values())) > 1
     panels: dict[str, list[str]] = {}
     for variant in experiment.variants:
         if variant in curves:
@@ -63,9 +63,11 @@ def curves_figure(
     axes = figure.subplots(1, max(len(panels), 1), sharey=True, squeeze=False)[0]
     for ax, (network, variants) in zip(axes, panels.items(), strict=False):
         for colour, variant in zip(cycle(CURVE_COLOURS), variants, strict=False):
-            plot_variant(ax, curves[variant], colour, f"{variant}, {protocols[variant]}" if apart else variant)
+            plot_variant(
+                ax, curves[variant], colour, f"{variant}, {protocols[variant]}" if protocols_differ else variant
+            )
         ax.set_title(network.removesuffix("_cifar"), fontsize=11)
-        ax.set_xlabel("updates")
+        ax.set_xlabel("steps")
         ax.xaxis.set_major_formatter("{x:,.0f}")
         ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         ax.grid(alpha=0.25, linewidth=0.6)
@@ -77,7 +79,7 @@ def curves_figure(
     counts = {max(len(rows) for rows in metrics.values()) for metrics in curves.values()}
     seeds = "–".join(str(count) for count in sorted({min(counts), max(counts)}))
     recipe = experiment.recipe(next(iter(curves)), scale)
-    shown = next((f", {protocol}" for protocol in protocols.values() if protocol and not apart), "")
+    shown = "" if protocols_differ else next((f", {protocol}" for protocol in protocols.values() if protocol), "")
     over = "one seed" if seeds == "1" else f"mean and range over {seeds} seeds"
     between = ":\n" if len(panels) < 2 else ": "  # one panel is too narrow for a line
     figure.suptitle(f"{experiment.name} at {scale} scale on {recipe.data.name}{shown}{between}{over}", fontsize=10)
@@ -85,14 +87,14 @@ def curves_figure(
 
 
 def plot_variant(ax: Axes, curves: Mapping[str, Sequence[Curve]], colour: str, label: str) -> None:
-    """One variant: both errors, mean and range over seeds."""
-    named = TEST_ERROR_METRIC if any(curves.get(TEST_ERROR_METRIC, ())) else TRAIN_ERROR
+    """Draw both errors of one variant: mean and range over seeds."""
+    labelled = TEST_ERROR_METRIC if any(curves.get(TEST_ERROR_METRIC, ())) else TRAIN_ERROR
     for metric in CURVES:
         rows = [curve for curve in curves.get(metric, ()) if curve]
         if metric == TRAIN_ERROR and rows:
             size = -(-max(len(curve) for curve in rows) // POINTS)
             rows = [binned(curve, size) for curve in rows]
-        values: dict[int, list[float]] = {}  # of the seeds that came so far
+        values: dict[int, list[float]] = {}  # step -> values of the seeds that reached it
         for row in rows:
             for step, value in row:
                 values.setdefault(step, []).append(value)
@@ -102,26 +104,27 @@ def plot_variant(ax: Axes, curves: Mapping[str, Sequence[Curve]], colour: str, l
         mean, low, high = ([of(values[step]) for step in steps] for of in (fmean, min, max))
         bold = metric == TEST_ERROR_METRIC
         style: dict[str, Any] = {"linewidth": 2.2} if bold else {"linewidth": 1.1, "linestyle": "--"}
-        ax.plot(steps, mean, color=colour, label=label if metric == named else None, **style)
+        ax.plot(steps, mean, color=colour, label=label if metric == labelled else None, **style)
         ax.fill_between(steps, low, high, color=colour, alpha=0.12, linewidth=0)
 
 
 def binned(curve: Curve, size: int) -> list[tuple[int, float]]:
-    """A long curve as the means of every `size` values, each placed at its last update."""
+    """Return the means of every `size` values of a curve, each at the last of their steps."""
     parts = [curve[start : start + size] for start in range(0, len(curve), size)]
     return [(part[-1][0], fmean(value for _, value in part)) for part in parts]
 
 
 def complexity_chart(rows: Sequence[NetworkCost], hardware: str, path: Path) -> Path:
-    """Write `complexity_figure` to `path`, a PNG."""
+    """Write `complexity_figure` to the PNG file `path`."""
     return save_figure(complexity_figure(rows, hardware), path, dpi=150)
 
 
 def complexity_figure(rows: Sequence[NetworkCost], hardware: str) -> Figure:
-    """The lecture's comparison, after arXiv:1605.07678: accuracy, operations, parameters, memory and time.
+    """Return the lecture's comparison, after arXiv:1605.07678: accuracy, operations, parameters, memory and time.
 
-    Left: accuracy against operations, area of a disc = parameters. Right: memory and forward time of one image,
-    the bar at the median of the repeats, the line from the fastest to the slowest. Networks with an accuracy only.
+    Left: accuracy against operations; the area of a disc is the number of parameters. Right: memory and forward
+    time of one image; the bar is the median of the repeats, the line their range. Networks without a published
+    accuracy are left out.
     """
     shown = sorted((row for row in rows if row.top1_pct is not None), key=lambda row: row.top1_pct or 0)
     figure = Figure(figsize=(13, 6), layout="constrained")
@@ -137,7 +140,7 @@ def complexity_figure(rows: Sequence[NetworkCost], hardware: str) -> Figure:
     for size in (5, 50, 150):
         discs.scatter([], [], s=size * 12, color="#999999", alpha=0.5, linewidths=0, label=f"{size} M")
     discs.legend(title="parameters", frameon=False, loc="lower right", labelspacing=3, borderpad=2.4, fontsize=8)
-    discs.set_xlabel("operations of one image (10⁹; a multiply-add is two)")
+    discs.set_xlabel("operations per image (10⁹; a multiply-add counts as two)")
     discs.set_ylabel("published top-1 accuracy, single central crop (%)")
     discs.margins(0.14)
     discs.set_xlim(left=0)
@@ -147,7 +150,7 @@ def complexity_figure(rows: Sequence[NetworkCost], hardware: str) -> Figure:
     memory.barh(names, weights, color=colours)
     rest = [row.memory_mb - own for row, own in zip(shown, weights, strict=True)]
     memory.barh(names, rest, left=weights, color=colours, alpha=0.4)
-    memory.set_xlabel("memory (MB): parameters,\nthen maps (pale); one image")
+    memory.set_xlabel("memory (MB): parameters,\nfeature maps of one image (pale)")
     timed = [[1000 * s for s in row.forward_s] for row in shown]
     middle = [median(times) if times else 0.0 for times in timed]
     low = [m - min(times) if times else 0.0 for m, times in zip(middle, timed, strict=True)]
@@ -160,20 +163,20 @@ def complexity_figure(rows: Sequence[NetworkCost], hardware: str) -> Figure:
         ax.set_axisbelow(True)
         ax.spines[["top", "right"]].set_visible(False)
     figure.suptitle(
-        "Accuracy is published (read off the chart of arXiv:1605.07678); everything else is ours", fontsize=10
+        "Accuracy as published (read from the chart of arXiv:1605.07678); all else measured here", fontsize=10
     )
     return figure
 
 
 def contact_sheet(images: Sequence[Any], titles: Sequence[str], path: Path, *, heading: str = "") -> Path:
-    """Write `contact_figure` to `path`, a PNG."""
+    """Write `contact_figure` to the PNG file `path`."""
     return save_figure(contact_figure(images, titles, heading), path, dpi=110)
 
 
 def contact_figure(images: Sequence[Any], titles: Sequence[str], heading: str = "") -> Figure:
-    """Pictures in rows of eight, whole and in their own shape, each above its title.
+    """Return a figure of images in rows of eight, uncropped and undistorted, each above its title.
 
-    `images`: uint8 (H, W, 3) of any size, none of them above a few hundred pixels when drawn.
+    `images`: uint8 (H, W, 3) of any size; large ones are subsampled to a few hundred pixels.
     """
     rows = max(-(-len(images) // ACROSS), 1)
     figure = Figure(
@@ -185,8 +188,8 @@ def contact_figure(images: Sequence[Any], titles: Sequence[str], heading: str = 
     for ax in axes.flat:
         ax.set_axis_off()
     for ax, image, title in zip(axes.flat, images, titles, strict=False):
-        few = max(max(image.shape[:2]) // 320, 1)  # a sheet needs no more pixels
-        ax.imshow(image[::few, ::few], interpolation="nearest" if max(image.shape) <= 64 else "antialiased")
+        stride = max(max(image.shape[:2]) // 320, 1)
+        ax.imshow(image[::stride, ::stride], interpolation="nearest" if max(image.shape) <= 64 else "antialiased")
         short = title if len(title) <= 21 else f"{title[:20]}…"
         ax.text(0.5, -0.03, short, transform=ax.transAxes, ha="center", va="top", fontsize=7.5, parse_math=False)
     if heading:
@@ -195,12 +198,15 @@ def contact_figure(images: Sequence[Any], titles: Sequence[str], heading: str = 
 
 
 def class_balance(counts: Mapping[str, Sequence[int]], path: Path, *, heading: str = "") -> Path:
-    """Write `balance_figure` to `path`, a PNG."""
+    """Write `balance_figure` to the PNG file `path`."""
     return save_figure(balance_figure(counts, heading), path, dpi=110)
 
 
 def balance_figure(counts: Mapping[str, Sequence[int]], heading: str = "") -> Figure:
-    """Pictures of each class, the largest first; one panel a split. `counts`: split -> of each class."""
+    """Return a figure of the images per class, the largest class first, with one panel per split.
+
+    `counts`: split -> number of images of each class.
+    """
     figure = Figure(figsize=(5.2 * max(len(counts), 1), 3.4), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, max(len(counts), 1), squeeze=False)[0]
@@ -209,9 +215,9 @@ def balance_figure(counts: Mapping[str, Sequence[int]], heading: str = "") -> Fi
         ax.fill_between(
             range(len(sizes) + 1), [*sizes, sizes[-1]], step="post", color=colour, alpha=0.6, linewidth=0
         )
-        ax.set_title(f"{split}: {sum(sizes):,} pictures, {min(sizes):,} to {max(sizes):,} of a class", fontsize=10)
+        ax.set_title(f"{split}: {sum(sizes):,} images, {min(sizes):,} to {max(sizes):,} per class", fontsize=10)
         ax.set_xlabel("classes, largest first")
-        ax.set_ylabel("pictures")
+        ax.set_ylabel("images")
         ax.set_xlim(0, len(sizes))
         ax.set_ylim(bottom=0)
         ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))

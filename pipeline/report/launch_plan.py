@@ -32,7 +32,9 @@ def plan_summary(plan: LaunchPlan) -> list[str]:
         for kind in ("run", "derived run")
     }
     total = " and ".join(plural(count, kind) for kind, count in counts.items() if count)
-    sentences = [f"{total}: {finished:,} finished, {runs - finished:,} to do{work_text(plan, runs > finished)}."]
+    sentences = [
+        f"{total}: {finished:,} finished, {runs - finished:,} to do{remaining_work(plan, runs > finished)}."
+    ]
     if plan.shared:
         sentences.append(f"{plan.shared:,} of them are also part of an earlier launch; each is done once.")
     sentences += estimate_sources(plan.variants)
@@ -48,7 +50,7 @@ def plan_summary(plan: LaunchPlan) -> list[str]:
     return sentences
 
 
-def work_text(plan: LaunchPlan, unfinished: bool) -> str:
+def remaining_work(plan: LaunchPlan, unfinished: bool) -> str:
     """'; 9,216 images to train on, 25.6 h of device time, cost 64.00 at 2.5 per hour'; '' without work to do."""
     if not unfinished:
         return ""

@@ -1,4 +1,4 @@
-"""One HTML page an experiment and scale: leaderboard, figure and ledger, complete in one file."""
+"""HTML page of one experiment at one scale: leaderboard, figure and verdicts in one file."""
 
 import base64
 from collections.abc import Sequence
@@ -26,12 +26,12 @@ def write_page(
     figure: Path | None,
     path: Path,
 ) -> Path:
-    """Write the page to `path`; nothing in it needs another file or a network.
+    """Write the page to `path` atomically; it refers to no other file. Verdicts that rest on runs come first.
 
-    It is written whole or not at all; UserError names a folder that cannot be written.
+    Raises UserError if the folder cannot be written.
     """
-    by_runs_first = sorted(entries, key=lambda e: e.evidence is None or e.verdict.reason is Reason.NOT_RUN)
-    verdicts = [verdict_cells(entry) for entry in by_runs_first]
+    runs_first = sorted(entries, key=lambda e: e.evidence is None or e.verdict.reason is Reason.NOT_RUN)
+    verdicts = [verdict_cells(entry) for entry in runs_first]
     html = (
         Environment(autoescape=True)
         .from_string(TEMPLATE.read_text(encoding="utf-8"))

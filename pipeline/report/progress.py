@@ -1,4 +1,4 @@
-"""What is seen while runs train: bars on a terminal, plain lines elsewhere."""
+"""Progress of runs: bars on a terminal, plain lines elsewhere."""
 
 import time
 from collections.abc import Sequence
@@ -16,18 +16,18 @@ from rich.progress import Progress as Bars
 
 from pipeline.common.words import plural
 from pipeline.plan.expand import DerivedRun, Run
+from pipeline.plan.task import Task
 from pipeline.report.describe import derived_text
 from pipeline.schedule.local import Event
-from pipeline.plan.task import Task
 from pipeline.track.record import FINISHED
 from pipeline.track.run_folder import RunFolder
 
 TEST_ERROR = "test/top1_error_pct"
-LINE_SECONDS = 30.0  # between lines on progress where there is no terminal
+LINE_SECONDS = 30.0  # between progress lines without a terminal
 
 
 class ProgressDisplay:
-    """Bars or lines for a list of tasks; a context manager."""
+    """Context manager that shows the progress of a list of tasks."""
 
     def __init__(self, tasks: Sequence[Task], console: Console, *, quietly: bool = False) -> None:
         self.tasks, self.console, self.quietly = tasks, console, quietly
@@ -54,17 +54,17 @@ class ProgressDisplay:
         """Start the bars."""
         self.bars.start()
         if self.before and not self.quietly:
-            self.console.print(f"{self.before} of {len(self.tasks)} runs are finished already")
+            self.console.print(f"{self.before} of {len(self.tasks)} runs are already finished")
         steps = sum(step_count(task.run) for task in self.tasks if task.identity not in self.ended)
-        self.total = self.bars.add_task("all runs, updates", total=steps, speed="", visible=bool(steps))
+        self.total = self.bars.add_task("all runs, steps", total=steps, speed="", visible=bool(steps))
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Take them away."""
+        """Remove the bars."""
         self.bars.stop()
 
-    def happened(self, event: Event) -> None:
-        """Show an event."""
+    def on_event(self, event: Event) -> None:
+        """Show an event of a task."""
         run, name = event.task.run, event.task.identity
         if event.kind == "started" and name not in self.bar_of:
             self.bar_of[name] = self.bars.add_task(run.title, total=step_count(run) or None, speed="")
@@ -72,11 +72,13 @@ class ProgressDisplay:
                 self.say(f"{run.title}: {derived_text(run.spec) if isinstance(run, DerivedRun) else 'training'}")
         if event.kind == "stopping" and not self.stopping:
             self.stopping = True
-            self.say("Stopping at the next step, with checkpoints; Ctrl-C once more ends at once", "yellow")
+            self.say(
+                "Stopping at the next step and saving checkpoints. Press Ctrl-C again to end at once", "yellow"
+            )
         if event.kind in ("waiting", "note", "stopped"):
             self.say(f"{run.title}: {event.text}", "yellow")
         if event.kind == "skipped":
-            self.say(f"{run.title} cannot be done: {event.text}", "yellow")
+            self.say(f"{run.title} skipped: {event.text}", "yellow")
         if event.kind == "failed":
             self.bars.console.print(f"{run.title}: {event.text}", style="red", markup=False, soft_wrap=True)
         if event.kind == "ended" and event.record:
@@ -84,8 +86,8 @@ class ProgressDisplay:
             record = event.record
             if record.status == FINISHED:
                 error = f"test error {record.metrics[TEST_ERROR]:.2f} %"
-                how = "trained" if isinstance(run, Run) else "done"
-                self.say(f"{run.title}: {error}, {how} in {record.seconds:,.0f} s")
+                verb = "trained" if isinstance(run, Run) else "done"
+                self.say(f"{run.title}: {error}, {verb} in {record.seconds:,.0f} s")
             else:
                 self.say(f"{run.title}: did not converge: {record.ended}", "yellow")
         if event.kind in ("ended", "stopped", "failed") and name in self.bar_of:
@@ -93,51 +95,53 @@ class ProgressDisplay:
         self.tick()
 
     def tick(self) -> None:
-        """Move the bars to where the runs are."""
+        """Update the bars from the runs' progress files."""
         done = 0.0
         for name, bar in self.bar_of.items():
             steps = self.bars.tasks[bar].total or 0
-            where = {} if name in self.ended else self.folders[name].read_progress()
-            step = steps if name in self.ended else where.get("step", 0)
+            progress = {} if name in self.ended else self.folders[name].read_progress()
+            step = steps if name in self.ended else progress.get("step", 0)
             done += step
-            speed = f"{where['images_per_second']:,.0f} images/s" if where.get("images_per_second") else ""
+            rate = progress.get("images_per_second")
+            speed = f"{rate:,.0f} images/s" if rate else ""
             self.bars.update(bar, completed=step, speed=speed)
         self.bars.update(self.total, completed=done)
         if not self.console.is_terminal and time.monotonic() - self.last_line > LINE_SECONDS:
             self.last_line = time.monotonic()
             total = self.bars.tasks[self.total].total or 1
-            self.say(f"{100 * done / total:.0f} % of all updates")
+            self.say(f"{100 * done / total:.0f} % of all steps")
 
     def say(self, text: str, style: str = "") -> None:
-        """One line above the bars."""
+        """Print one line above the bars."""
         if not self.quietly:
             self.bars.console.print(text, style=style, markup=False, soft_wrap=True)
 
 
 def step_count(run: Run | DerivedRun) -> int:
-    """How many a run makes; a step makes none."""
+    """Return the number of optimizer steps of a run; 0 for a derived run."""
     return run.recipe.train.steps if isinstance(run, Run) else 0
 
 
 def plan_lines(tasks: Sequence[Task], console: Console) -> None:
-    """What there is to do, a line a run or a step."""
+    """Print the state of every run and derived run, one per line, and their numbers."""
     width = max(len(task.run.title) for task in tasks)
-    left = 0
+    unfinished = 0
     for task in tasks:
         folder = RunFolder(task.folder)
         steps = f"{step_count(task.run):,}"
         checkpoint = folder.last_checkpoint(lambda _: None)
-        left += not folder.result()
+        unfinished += not folder.result()
         state = f"to train, {steps} steps"
         if folder.result():
             state = "finished"
         elif isinstance(task.run, DerivedRun):
-            state = f"to do when its runs have ended: {derived_text(task.run.spec)}"
+            state = f"to do after its runs: {derived_text(task.run.spec)}"
         elif checkpoint:
             state = f"to resume at step {checkpoint[0]:,} of {steps}"
         console.print(f"{task.run.title:<{width}}  {state}", soft_wrap=True)
     runs = sum(isinstance(task.run, Run) for task in tasks)
-    steps = f" and {plural(len(tasks) - runs, 'step')}" if runs < len(tasks) else ""
+    derived = f" and {plural(len(tasks) - runs, 'derived run')}" if runs < len(tasks) else ""
     console.print(
-        f"{plural(runs, 'run')}{steps}, {len(tasks) - left} finished, {left} to {'do' if steps else 'train'}"
+        f"{plural(runs, 'run')}{derived}, {len(tasks) - unfinished} finished,"
+        f" {unfinished} to {'do' if derived else 'train'}"
     )

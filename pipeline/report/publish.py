@@ -19,13 +19,16 @@ MAX_NOTE_LENGTH = 5000  # characters of a tag on an MLflow experiment
 
 
 def curves_of(records: Sequence[Record], tracker: Any | None) -> dict[str, dict[str, list[Any]]]:
-    """The curves of runs: variant -> metric -> one list of (update, value) per seed; from here or the server."""
+    """Return the curves of runs: variant -> metric -> one list of (step, value) per seed.
+
+    Read from the run folder if it exists, else from the tracking server.
+    """
     from pipeline.report.figures import CURVES
 
     result: dict[str, dict[str, list[Any]]] = {}
     for record in records:
-        here = RunFolder(runs_folder() / record.identity)
-        entries = [entry for entry, _ in here.journal()]
+        folder = RunFolder(runs_folder() / record.identity)
+        entries = [entry for entry, _ in folder.journal()]
         for metric in CURVES:
             points = [(e["step"], e["metrics"][metric]) for e in entries if metric in e["metrics"]]
             if not points and tracker and record.run_id:
@@ -39,7 +42,7 @@ def curves_of(records: Sequence[Record], tracker: Any | None) -> dict[str, dict[
 
 @dataclass(frozen=True)
 class ExperimentReport:
-    """What is shown and kept of an experiment at a scale."""
+    """Leaderboard, verdicts and files of an experiment at one scale."""
 
     rows: list[LeaderboardRow]
     entries: list[LedgerEntry]
@@ -50,18 +53,18 @@ class ExperimentReport:
 def make_report(
     experiment: Experiment, scale: str, records: Sequence[Record], tracker: Any | None
 ) -> ExperimentReport:
-    """Judge, rank and draw an experiment at one scale; write figure and page; publish them where possible.
+    """Judge and rank an experiment at one scale, write figure and page, and publish them to MLflow.
 
-    Figure and page are kept if a report of the same content was made before.
+    Figure and page are kept if a report with the same content exists. Without a tracker nothing is published.
     """
     from pipeline.report.stamp import ReportStamp, report_hash
 
-    here = [record for rows in counted_records(experiment, scale, records).values() for record in rows]
+    counted = [record for rows in counted_records(experiment, scale, records).values() for record in rows]
     rows = [row for row in build_leaderboard([experiment], records) if row.scale == scale]
-    entries = judge_experiments([experiment], here, [scale])
+    entries = judge_experiments([experiment], counted, [scale])
     stem = f"{experiment.name.replace('/', '-')}-{scale}"
     stamp = ReportStamp(
-        report_folder() / f".{stem}.json", report_hash(experiment, scale, rows, entries, here, tracker)
+        report_folder() / f".{stem}.json", report_hash(experiment, scale, rows, entries, counted, tracker)
     )
     if files := stamp.files(tracker):
         page, *figures = files
@@ -70,7 +73,7 @@ def make_report(
     from pipeline.report.page import write_page
     from pipeline.report.text import leaderboard_cells, verdict_cells
 
-    curves = curves_of(here, tracker)
+    curves = curves_of(counted, tracker)
     figure = error_curves(experiment, scale, curves, report_folder() / f"{stem}.png") if curves else None
     page = write_page(experiment, scale, rows, entries, figure, report_folder() / f"{stem}.html")
     files = [page, *([figure] if figure else [])]
@@ -81,7 +84,9 @@ def make_report(
             "verdicts": [verdict_cells(entry) for entry in entries],
         }
         note = mlflow_note(experiment, scale, tables["leaderboard"], entries)
-        run_id = publish_experiment(tracker, experiment.name, scale, here, tables=tables, files=files, note=note)
+        run_id = publish_experiment(
+            tracker, experiment.name, scale, counted, tables=tables, files=files, note=note
+        )
     stamp.write(files, run_id)
     return ExperimentReport(rows, entries, figure, page)
 
@@ -89,18 +94,18 @@ def make_report(
 def mlflow_note(
     experiment: Experiment, scale: str, board: Sequence[dict[str, str]], entries: Sequence[LedgerEntry]
 ) -> str:
-    """Leaderboard and the verdicts that rest on runs, as Markdown for MLflow, which holds so much and no more."""
+    """Return leaderboard and verdicts that rest on runs as Markdown, cut to the length that MLflow stores."""
     from pipeline.report.text import markdown, outcome_counts, verdict_cells
 
-    said = [verdict_cells(entry) for entry in entries if entry.evidence]
-    for shown in range(len(said), -1, -1):
+    verdicts = [verdict_cells(entry) for entry in entries if entry.evidence]
+    for shown in range(len(verdicts), -1, -1):
         note = "\n\n".join(
             [
                 f"# {experiment.question}",
                 f"Scale: {scale}. {experiment.scales[scale].why}",
                 markdown(board),
-                markdown(said[:shown], ("verdict", "claim", "says")),
-                f"All {len(entries)} claims: {outcome_counts(entries)}. With their evidence: verdicts.json.",
+                markdown(verdicts[:shown], ("verdict", "claim", "says")),
+                f"All {len(entries)} claims: {outcome_counts(entries)}. Evidence: verdicts.json.",
             ]
         )
         if len(note) <= MAX_NOTE_LENGTH:

@@ -1,13 +1,18 @@
-"""RESULTS.md: what was measured, written from the tracked runs. Nothing in it is typed by hand."""
+"""RESULTS.md, the leaderboard in README.md, their figures and records, all written from the tracked runs.
+
+Data flow: records -> `collect_results` (one `ScaleResults` per experiment and scale) -> text -> files.
+"""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from pipeline.common.errors import UserError
 from pipeline.common.files import write_atomically
+from pipeline.common.words import plural
 from pipeline.declare.claims import ExactClaim
 from pipeline.declare.experiment import Experiment
 from pipeline.declare.recipe import PAPER_SCALE
@@ -17,32 +22,75 @@ from pipeline.judge.ledger import LedgerEntry
 from pipeline.judge.verdict import Outcome, Reason
 from pipeline.report.describe import derived_text
 from pipeline.report.figures import error_curves
-from pipeline.report.leaderboard import build_leaderboard
+from pipeline.report.leaderboard import LeaderboardRow, build_leaderboard
 from pipeline.report.publish import curves_of
 from pipeline.report.text import leaderboard_cells, markdown, outcome_counts, short_commit, verdict_cells
 from pipeline.track.record import Record
 
 PREAMBLE = """# Results
 
-Written by `repro results` from the tracked runs in `results/records.json`; nothing here is typed by hand.
-± is the standard deviation over seeds; test-set noise is the standard error that the finite number of test images
-alone gives. Errors are top-1 and top-5, in percent, of the last model.
+Written by `repro results` from the tracked runs in `results/records.json`; do not edit by hand.
+± is the standard deviation over seeds. Test-set noise is the standard error due to the finite number of test
+images. Errors are top-1 and top-5, in percent, of the last model.
 """
-README_START, README_END = "<!-- leaderboard -->", "<!-- /leaderboard -->"  # README.md's own part is between them
-EXACT_PREAMBLE = (
-    Outcome.REPRODUCED,
-    Outcome.ERRATUM,
-    Outcome.NOT_REPRODUCED,
-    Outcome.CANNOT_JUDGE,
-)  # by arithmetic
-LEFT_OUT = ("smoke", "stand-in")  # scales that show that everything runs, and nothing else
+README_START, README_END = (
+    "<!-- leaderboard -->",
+    "<!-- /leaderboard -->",
+)  # around the generated part of README.md
+EXACT_OUTCOMES = (Outcome.REPRODUCED, Outcome.ERRATUM, Outcome.NOT_REPRODUCED, Outcome.CANNOT_JUDGE)
+LEFT_OUT = ("smoke", "stand-in")  # scales that only show that everything runs
+
+Figures = Mapping[tuple[str, str], str]  # experiment and scale -> path of the figure, relative to RESULTS.md
+
+
+@dataclass(frozen=True)
+class ScaleResults:
+    """Finished runs of one experiment at one scale, with their leaderboard rows and verdicts."""
+
+    experiment: Experiment
+    scale: str
+    records: list[Record]
+    rows: list[LeaderboardRow]
+    entries: list[LedgerEntry]  # the claims that these runs can judge
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Names of experiment and scale."""
+        return self.experiment.name, self.scale
 
 
 def write_results(
     experiments: Sequence[Experiment], records: Sequence[Record], tracker: Any, file: Path
 ) -> list[Path]:
-    """Write `file`, `results/records.json` and a figure for each experiment and scale beside it."""
-    kept = [
+    """Write `file`, `results/records.json` and a figure per experiment and scale beside it, and README.md's table.
+
+    Returns the files written. Raises UserError if there are no finished runs.
+    """
+    kept = reported_records(experiments, records)
+    if not kept:
+        raise UserError("no finished runs to report; start some with: repro run EXPERIMENT")
+    results = collect_results(experiments, kept)
+    folder = file.parent / "results"
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = draw_figures(results, tracker, folder)
+    relative = {key: f"{folder.name}/{path.name}" for key, path in figures.items()}
+    texts = {
+        file: render_results(results, relative) + "\n" + exact_section(experiments),
+        folder / "records.json": json.dumps([record.to_dict() for record in kept], indent=1, sort_keys=True)
+        + "\n",
+    }
+    readme = file.parent / "README.md"
+    updated = {}
+    if readme.is_file() and README_START in (text := readme.read_text(encoding="utf-8")):
+        updated[readme] = with_block(text, render_readme_block(results))
+    for path, text in (texts | updated).items():
+        write_atomically(path, text)
+    return [*texts, *figures.values(), *updated]
+
+
+def reported_records(experiments: Sequence[Experiment], records: Sequence[Record]) -> list[Record]:
+    """Return the records that count, without those of the scales in LEFT_OUT."""
+    return [
         record
         for experiment in experiments
         for scale in experiment.scales
@@ -50,170 +98,173 @@ def write_results(
         for rows in counted_records(experiment, scale, records).values()
         for record in rows
     ]
-    if not kept:
-        raise UserError("there are no finished runs to report; start some with: repro run EXPERIMENT")
-    folder = file.parent / "results"
-    folder.mkdir(parents=True, exist_ok=True)
-    written = [file, folder / "records.json"]
-    figures: dict[tuple[str, str], str] = {}
-    for experiment, scale in sections(experiments, kept):
-        here = [r for r in kept if (r.experiment, r.scale) == (experiment.name, scale)]
-        curves = curves_of(here, tracker)
+
+
+def collect_results(experiments: Sequence[Experiment], records: Sequence[Record]) -> list[ScaleResults]:
+    """Rank and judge the runs of every experiment and scale that has records, in order."""
+    by_scale: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        by_scale.setdefault((record.experiment, record.scale), []).append(record)
+    found = []
+    for experiment in experiments:
+        for scale in experiment.scales:
+            own = by_scale.get((experiment.name, scale))
+            if own:
+                rows = [row for row in build_leaderboard([experiment], own) if row.scale == scale]
+                found.append(ScaleResults(experiment, scale, own, rows, entries_of_runs(experiment, own, scale)))
+    return found
+
+
+def entries_of_runs(experiment: Experiment, records: Sequence[Record], scale: str) -> list[LedgerEntry]:
+    """Return the ledger's entries that runs at `scale` can judge."""
+    entries = judge_experiments([experiment], records, [scale], {})
+    return [entry for entry in entries if entry.evidence and entry.verdict.reason is not Reason.NOT_RUN]
+
+
+def draw_figures(results: Sequence[ScaleResults], tracker: Any, folder: Path) -> dict[tuple[str, str], Path]:
+    """Write the figure of every experiment and scale that has curves, and return the paths."""
+    figures = {}
+    for result in results:
+        curves = curves_of(result.records, tracker)
         if curves:
-            path = folder / f"{experiment.name.replace('/', '-')}-{scale}.png"
-            written.append(error_curves(experiment, scale, curves, path))
-            figures[experiment.name, scale] = f"results/{path.name}"
-    write_atomically(
-        written[1], json.dumps([record.to_dict() for record in kept], indent=1, sort_keys=True) + "\n"
-    )
-    write_atomically(file, results_text(experiments, kept, figures))
-    readme = file.parent / "README.md"
-    if readme.is_file() and README_START in readme.read_text(encoding="utf-8"):
-        write_atomically(readme, with_block(readme.read_text(encoding="utf-8"), readme_block(experiments, kept)))
-        written.append(readme)
-    return written
+            path = folder / f"{result.experiment.name.replace('/', '-')}-{result.scale}.png"
+            figures[result.key] = error_curves(result.experiment, result.scale, curves, path)
+    return figures
 
 
-def sections(experiments: Sequence[Experiment], records: Sequence[Record]) -> list[tuple[Experiment, str]]:
-    """The experiments and scales that have runs, in order."""
-    have = {(record.experiment, record.scale) for record in records}
-    return [(e, scale) for e in experiments for scale in e.scales if (e.name, scale) in have]
+def results_text(experiments: Sequence[Experiment], records: Sequence[Record], figures: Figures) -> str:
+    """Return the text of RESULTS.md for these records."""
+    return render_results(collect_results(experiments, records), figures) + "\n" + exact_section(experiments)
 
 
-def results_text(
-    experiments: Sequence[Experiment], records: Sequence[Record], figures: dict[tuple[str, str], str]
-) -> str:
-    """The whole file, from records alone."""
-    parts = [PREAMBLE]
-    for experiment, scale in sections(experiments, records):
-        here = [r for r in records if (r.experiment, r.scale) == (experiment.name, scale)]
-        parts.append(section(experiment, scale, here, figures.get((experiment.name, scale))))
-    parts.append(exact_section(experiments))
-    return "\n".join(parts)
+def readme_block(experiments: Sequence[Experiment], records: Sequence[Record]) -> str:
+    """Return the generated part of README.md for these records."""
+    return render_readme_block(collect_results(experiments, records))
 
 
-def section(experiment: Experiment, scale: str, records: Sequence[Record], figure: str | None) -> str:
-    """One experiment at one scale: how it was run, leaderboard, figure, verdicts."""
-    rows = [leaderboard_cells(row) for row in build_leaderboard([experiment], records) if row.scale == scale]
-    entries = judged_by_these(experiment, records, scale)
+def render_results(results: Sequence[ScaleResults], figures: Figures) -> str:
+    """Return RESULTS.md without its last section, that of the exact claims."""
+    return "\n".join([PREAMBLE, *(section(result, figures.get(result.key)) for result in results)])
+
+
+def section(result: ScaleResults, figure: str | None) -> str:
+    """Return one section: how the runs were made, leaderboard, figure, verdicts."""
+    experiment, scale, records = result.experiment, result.scale, result.records
     protocols = {p for r in records for p in experiment.protocols(r.variant, scale, r.changes)[:1]}
-    shown = f", {', '.join(sorted(protocols))}" if protocols else ""
+    protocol = f", {', '.join(sorted(protocols))}" if protocols else ""
     runs = [record for record in records if record.variant in experiment.variants]
-    steps = [record for record in records if record.variant in experiment.derived]
+    derived = [record for record in records if record.variant in experiment.derived]
     images = max(record.metrics.get("test/images", 0) for record in records)
     lines = [
         f"## {experiment.name} at {scale} scale\n",
         f"{experiment.question} {experiment.scales[scale].why}\n",
         f"- Paper: {experiment.paper.authors} {experiment.paper.year}, section {experiment.paper.section}",
         f"- Data: {records[0].data}, manifest {distinct_values(records, 'manifest', 16)}; "
-        f"{images:,.0f} test images counted in each run{shown}",
-        *recipes(experiment, scale, records),
-        f"- Seeds: {seeds_line(runs, steps)}",
+        f"{images:,.0f} test images in each run{protocol}",
+        *recipe_lines(experiment, scale, records),
+        f"- Seeds: {seeds_text(runs, derived)}",
         f"- Hardware: {distinct_values(records, 'hardware')}; "
         f"torch {', '.join(dict.fromkeys(r.libraries['torch'] for r in records))}, "
-        f"{'/'.join(dict.fromkeys(str(r.threads) for r in records))} thread a run",
-        f"- Commit: {commit_line(runs, steps)}",
+        f"threads per run: {distinct_values(records, 'threads')}",
+        f"- Commit: {commit_text(runs, derived)}",
     ]
     if scale == PAPER_SCALE:
         lines += [f"- Departure: {item.what} {item.why}" for item in experiment.departures]
-    lines += ["", markdown(rows), ""]
+    lines += ["", markdown([leaderboard_cells(row) for row in result.rows]), ""]
     if figure:
-        lines += [f"![training and test error over the updates]({figure})", ""]
-    lines += [f"Verdicts that rest on these runs: {outcome_counts(entries)}.", "", verdict_table(entries), ""]
+        lines += [f"![training and test error by step]({figure})", ""]
+    counts = outcome_counts(result.entries)
+    lines += [f"Verdicts from these runs: {counts}.", "", verdict_table(result.entries), ""]
     return "\n".join(lines)
 
 
-def seeds_line(runs: Sequence[Record], steps: Sequence[Record]) -> str:
-    """The seeds of the runs, how many these are, how long they took; and how many steps there are beside them."""
-    said = [f"{len(steps)} steps"] if steps else []
+def seeds_text(runs: Sequence[Record], derived: Sequence[Record]) -> str:
+    """Return the seeds and the number of runs, their mean duration, and the number of derived runs."""
+    derived_count = [plural(len(derived), "derived run")] if derived else []
     if not runs:
-        return said[0]
+        return derived_count[0]
     seeds = ", ".join(map(str, sorted({run.seed for run in runs})))
-    each_took = f"{len(runs)} runs, {fmean(run.seconds for run in runs):,.0f} s each in the mean"
-    return f"{seeds}; {' and '.join([each_took, *said])}"
+    duration = f"{plural(len(runs), 'run')}, {fmean(run.seconds for run in runs):,.0f} s each on average"
+    return "; ".join([seeds, duration, *derived_count])
 
 
-def commit_line(runs: Sequence[Record], steps: Sequence[Record]) -> str:
-    """Commits, locks and code hashes of the runs, and then those of the steps."""
+def commit_text(runs: Sequence[Record], derived: Sequence[Record]) -> str:
+    """Return commits, lock hashes and code hashes of the runs, then of the derived runs."""
 
-    def told(records: Sequence[Record]) -> str:
+    def hashes(records: Sequence[Record]) -> str:
         commits = ", ".join(dict.fromkeys(short_commit(record.commit) for record in records))
         return f"{commits}; lock {distinct_values(records, 'lock')}; code {distinct_values(records, 'code')}"
 
-    parts = [told(runs)] if runs else []
-    return "; ".join([*parts, f"of the steps {told(steps)}"] if steps else parts)
+    parts = [hashes(runs)] if runs else []
+    return "; ".join([*parts, f"derived runs: {hashes(derived)}"] if derived else parts)
 
 
-def recipes(experiment: Experiment, scale: str, records: Sequence[Record]) -> list[str]:
-    """A line for each recipe in use; where there are several, with the variants it is for."""
-    variants: dict[str, list[str]] = {}
-    for variant in dict.fromkeys(record.variant for record in records if record.variant in experiment.variants):
+def recipe_lines(experiment: Experiment, scale: str, records: Sequence[Record]) -> Iterator[str]:
+    """Yield a line for each recipe, with its variants if there are several recipes, and for each derived run."""
+    names = dict.fromkeys(record.variant for record in records)
+    variants: dict[str, list[str]] = {}  # by recipe
+    for variant in (name for name in names if name in experiment.variants):
         train = experiment.recipe(variant, scale).train
-        computed = distinct_values([record for record in records if record.variant == variant], "precision")
-        said = f"{train.steps:,} updates of {train.batch_size}, rate {train.lr:g}, {train.optimizer.name}"
-        variants.setdefault(f"{said}, computed in {computed}", []).append(variant)
-    steps = [name for name in experiment.derived if name in {record.variant for record in records}]
-    done = [f"- Step {name}: {derived_text(experiment.derived_spec(name, scale))}" for name in steps]
-    if len(variants) == 1:
-        return [f"- Recipe: {next(iter(variants))}", *done]
-    return [*(f"- Recipe of {', '.join(names)}: {said}" for said, names in variants.items()), *done]
+        precision = distinct_values([record for record in records if record.variant == variant], "precision")
+        steps = f"{train.steps:,} steps of {plural(train.batch_size, 'image')}"
+        recipe = f"{steps}, learning rate {train.lr:g}, {train.optimizer.name}, {precision}"
+        variants.setdefault(recipe, []).append(variant)
+    for recipe, group in variants.items():
+        yield f"- Recipe: {recipe}" if len(variants) == 1 else f"- Recipe of {', '.join(group)}: {recipe}"
+    for name in experiment.derived:
+        if name in names:
+            yield f"- Derived run {name}: {derived_text(experiment.derived_spec(name, scale))}"
 
 
-def judged_by_these(experiment: Experiment, records: Sequence[Record], scale: str) -> list[LedgerEntry]:
-    """The claims that runs at `scale` can speak about."""
-    entries = judge_experiments([experiment], records, [scale], {})
-    return [entry for entry in entries if entry.evidence and entry.verdict.reason is not Reason.NOT_RUN]
-
-
-def readme_block(experiments: Sequence[Experiment], records: Sequence[Record]) -> str:
-    """The leaderboard in short, for README.md: every experiment and scale that has runs, and its verdicts."""
+def render_readme_block(results: Sequence[ScaleResults]) -> str:
+    """Return short leaderboards and verdicts of every experiment and scale that has runs, for README.md."""
     parts = []
-    for experiment, scale in sections(experiments, records):
-        here = [r for r in records if (r.experiment, r.scale) == (experiment.name, scale)]
-        groups: dict[tuple[str, str], list[dict[str, str]]] = {}  # of what can be ranked: data and protocol
-        for row in build_leaderboard([experiment], here):
-            if row.scale == scale:
-                groups.setdefault((row.data, row.protocol), []).append(leaderboard_cells(row))
-        columns = ("network", "top-1 error %", "training error %", "paper top-1 %", "seeds", "images")
-        for (data, protocol), rows in groups.items():
-            shown = f", {protocol}" if protocol else ""
-            parts += [f"**{experiment.name}** at {scale} scale on {data}{shown}", markdown(rows, columns)]
-        verdicts = [verdict_cells(entry) for entry in judged_by_these(experiment, here, scale)]
-        parts.append(markdown(verdicts, ("verdict", "says", "source")))
+    columns = ("network", "top-1 error %", "training error %", "paper top-1 %", "seeds", "images")
+    for result in results:
+        tables: dict[tuple[str, str], list[dict[str, str]]] = {}  # data and protocol: rows that can be ranked
+        for row in result.rows:
+            tables.setdefault((row.data, row.protocol), []).append(leaderboard_cells(row))
+        for (data, protocol), rows in tables.items():
+            where = f"{data}, {protocol}" if protocol else data
+            parts.append(f"**{result.experiment.name}** at {result.scale} scale on {where}")
+            parts.append(markdown(rows, columns))
+        parts.append(markdown([verdict_cells(entry) for entry in result.entries], ("verdict", "says", "source")))
     return "\n\n".join(part for part in parts if part)
 
 
 def with_block(text: str, block: str) -> str:
-    """`text` with `block` between its markers."""
+    """Return `text` with `block` between its markers."""
     before, _, rest = text.partition(README_START)
     _, _, after = rest.partition(README_END)
     return f"{before}{README_START}\n\n{block}\n\n{README_END}{after}"
 
 
 def exact_section(experiments: Sequence[Experiment]) -> str:
-    """The claims that arithmetic alone judges: how many of each experiment, and in full those that do not hold."""
+    """Return the section of the exact claims: counts per experiment, and every claim that is not reproduced."""
     entries = [
         entry for entry in judge_experiments(experiments, [], unfinished={}) if isinstance(entry.claim, ExactClaim)
     ]
-    rows = []
-    for name in dict.fromkeys(entry.experiment for entry in entries):
-        mine = [entry.verdict.outcome for entry in entries if entry.experiment == name]
-        rows.append(
-            {"experiment": name, "claims": str(len(mine))} | {o: str(mine.count(o) or "") for o in EXACT_PREAMBLE}
-        )
+    by_experiment: dict[str, list[Outcome]] = {}
+    for entry in entries:
+        by_experiment.setdefault(entry.experiment, []).append(entry.verdict.outcome)
+    rows = [
+        {"experiment": name, "claims": str(len(outcomes))}
+        | {outcome: str(outcomes.count(outcome) or "") for outcome in EXACT_OUTCOMES}
+        for name, outcomes in by_experiment.items()
+    ]
     wrong = [entry for entry in entries if entry.verdict.outcome is not Outcome.REPRODUCED]
     return (
-        f"## Judged by arithmetic\n\n{outcome_counts(entries)}. Each with its arithmetic: `repro verify EXPERIMENT`.\n\n"
-        f"{markdown(rows)}\n\nThose that do not hold:\n\n{verdict_table(wrong, 'experiment')}\n"
+        f"## Judged by arithmetic\n\n{outcome_counts(entries)}. All of them: `repro verify EXPERIMENT`.\n\n"
+        f"{markdown(rows)}\n\nNot reproduced:\n\n{verdict_table(wrong, 'experiment')}\n"
     )
 
 
 def verdict_table(entries: Sequence[LedgerEntry], *more: str) -> str:
-    """Verdicts as Markdown."""
+    """Return verdicts as a Markdown table, with the columns `more` first."""
     rows = [{"experiment": entry.experiment} | verdict_cells(entry) for entry in entries]
     return markdown(rows, (*more, "verdict", "claim", "says", "source", "evidence"))
 
 
 def distinct_values(records: Sequence[Record], field: str, digits: int | None = None) -> str:
-    """The different values of a field."""
+    """Return the different values of a field, each cut to `digits` characters."""
     return ", ".join(dict.fromkeys(str(getattr(record, field))[:digits] for record in records))

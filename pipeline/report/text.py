@@ -1,8 +1,9 @@
-"""Tables as rows of words, the same for the terminal, MLflow, the page and RESULTS.md."""
+"""Cells of the tables on the terminal, in MLflow, on the HTML page and in RESULTS.md."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from pipeline.common.words import plural
 from pipeline.judge.ledger import LedgerEntry
 from pipeline.judge.statistics import finite_test_set_noise
 from pipeline.judge.verdict import Outcome, Verdict
@@ -23,7 +24,7 @@ MARKS = {
 
 
 def leaderboard_cells(row: LeaderboardRow) -> dict[str, str]:
-    """One row of the leaderboard, ready to show."""
+    """Return one row of the leaderboard as text."""
     spread = "" if row.top1_std is None else f" ± {row.top1_std:.2f}"
     seeds = f"{row.seeds}" + (f" (+{row.diverged} diverged)" if row.diverged else "")
     return {
@@ -41,7 +42,7 @@ def leaderboard_cells(row: LeaderboardRow) -> dict[str, str]:
 
 
 def published_cells(row: "PublishedResult") -> dict[str, str]:
-    """One row of weights of others, ready to show."""
+    """Return one row of published weights as text."""
     return {
         "network": row.network,
         "weights": row.weights,
@@ -54,24 +55,24 @@ def published_cells(row: "PublishedResult") -> dict[str, str]:
 
 
 def percent(value: float | None) -> str:
-    """Two decimals, nothing for nothing."""
+    """Return a number with two decimals, "" for None."""
     return "" if value is None else f"{value:.2f}"
 
 
 def paper_number(row: LeaderboardRow) -> str:
-    """The published error; with the data it is for, where ours were trained on other data."""
+    """Return the published error, with its data set if that is not ours."""
     if row.paper is None:
         return ""
     return f"{row.paper:g}" if row.data == row.paper_data else f"{row.paper:g} ({row.paper_data})"
 
 
 def verdict_cells(entry: LedgerEntry) -> dict[str, str]:
-    """One row of the ledger, ready to show."""
+    """Return one entry of the ledger as text."""
     claim, verdict = entry.claim, entry.verdict
     rule = getattr(claim, "rule", "")
     source = claim.source if claim.by == "paper" else f"lecture; {claim.source}"
     if claim.confidence != "checked":
-        source += f" ({'read off a figure' if claim.confidence == 'figure' else 'from memory'})"
+        source += f" ({'read from a figure' if claim.confidence == 'figure' else 'from memory'})"
     return {
         "claim": claim.id,
         "says": claim.says,
@@ -83,36 +84,36 @@ def verdict_cells(entry: LedgerEntry) -> dict[str, str]:
 
 
 def verdict_text(verdict: Verdict) -> str:
-    """'✔ reproduced', '– cannot judge: not-run'."""
+    """Return a verdict with its mark: '✔ reproduced', '– cannot judge: not-run'."""
     reason = f": {verdict.reason}" if verdict.reason else ""
     return f"{MARKS[verdict.outcome]} {verdict.outcome}{reason}"
 
 
 def runs_text(entry: LedgerEntry) -> str:
-    """The runs behind a verdict, in few words."""
+    """Return the scale, data, number and commits of the runs behind a verdict; "" without runs."""
     if entry.evidence is None:
         return ""
     evidence = entry.evidence
     commits = ", ".join(short_commit(commit) for commit in evidence.commits)
-    below = f" (made of {len(evidence.members)} more)" if evidence.members else ""
-    runs = f"{len(evidence.runs) - len(evidence.members)} runs{below}"
-    return f"{evidence.scale} on {evidence.data}, {runs}, commit {commits}"
+    members = f" (made from {len(evidence.members)} others)" if evidence.members else ""
+    runs = plural(len(evidence.runs) - len(evidence.members), "run")
+    return f"{evidence.scale} scale on {evidence.data}, {runs}{members}, commit {commits}"
 
 
 def short_commit(commit: str) -> str:
-    """The first 8 digits of a commit, keeping its "-dirty"."""
+    """Return the first 8 digits of a commit and its "-dirty"."""
     digits, dash, dirty = commit.partition("-")
     return digits[:8] + dash + dirty
 
 
 def outcome_counts(entries: Sequence[LedgerEntry]) -> str:
-    """'12 reproduced, 2 erratum, 31 cannot judge', in a fixed order."""
+    """Return the number of each outcome in a fixed order: '12 reproduced, 2 erratum, 31 cannot judge'."""
     found = [(kind, sum(entry.verdict.outcome is kind for entry in entries)) for kind in Outcome]
     return ", ".join(f"{number} {kind}" for kind, number in found if number) or "no claims"
 
 
 def markdown(rows: Sequence[dict[str, str]], columns: Sequence[str] = ()) -> str:
-    """A Markdown table; `columns` chooses and orders."""
+    """Return a Markdown table; `columns` selects and orders the columns."""
 
     def cell(text: str) -> str:
         return " ".join(text.split()).replace("|", "\\|")

@@ -1,10 +1,10 @@
-"""Preparing and reading 10 and 100 times the pictures: seconds and memory, and what 14 million would take.
+"""Time and memory of preparing and reading 1,000 to 100,000 images, extrapolated to 14 million.
 
     python tests/benchmarks/data_growth.py [--sizes 1000,10000,100000] [--side 64]
 
-Pictures are the stand-in's (`repro data stand-in`), small ones, in ILSVRC's archives. Each part is a process of
-its own: prepare (md5 of the archives, listing, decoding every picture, writing shards; two workers) and read (one
-epoch of `PhotoFeed`, crops of 56, two threads). Memory is the peak of the largest process.
+The images are small ones from `repro data stand-in`, in archives laid out as ILSVRC's. Each part runs in its own
+process: prepare (MD5 of the archives, listing, decoding every image, writing shards; two workers) and read (one
+epoch of `ShardedFeed`, crops of 56 pixels, two threads). Memory is the peak of the largest process.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 CLASSES = 20
-MILLIONS = 14.2  # pictures in the whole of ImageNet
+MILLIONS = 14.2  # images in all of ImageNet
 
 
 def prepare(folder: Path) -> int:
@@ -51,7 +51,7 @@ PARTS = {"prepare": prepare, "read": read}
 
 
 def measured(part: str, folder: Path) -> dict[str, float]:
-    """Pictures, seconds and megabytes of one part, by a process of its own."""
+    """Measure one part in its own process; return its images, seconds and megabytes."""
     words = [sys.executable, __file__, "--part", part, "--folder", str(folder)]
     done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
     return json.loads(done.stdout.splitlines()[-1])
@@ -63,10 +63,10 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=64)
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.part:
+    arguments = parser.parse_args()
+    if arguments.part:
         start = time.perf_counter()
-        pictures = PARTS[asked.part](asked.folder)
+        pictures = PARTS[arguments.part](arguments.folder)
         seconds = time.perf_counter() - start
         who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
         peak = max(resource.getrusage(one).ru_maxrss for one in who) / 1024
@@ -75,17 +75,17 @@ def main() -> None:
     from pipeline.data.prepare.stand_in import make_stand_in
 
     rows = {part: [] for part in PARTS}
-    for size in map(int, asked.sizes.split(",")):
+    for size in map(int, arguments.sizes.split(",")):
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
             target, train = folder / "archives", size // CLASSES
-            make_stand_in(target, classes=CLASSES, train=train, test=1, side=asked.side)
+            make_stand_in(target, classes=CLASSES, train=train, test=1, side=arguments.side)
             for part in PARTS:
                 row = measured(part, folder)
                 rows[part].append(row)
                 speed = row["pictures"] / row["seconds"]
                 said = f"{row['seconds']:8.1f} s {speed:8.0f} images/s {row['mb']:6.0f} MB"
-                print(f"{part:<8}{size:>8,} pictures{said}", flush=True)
+                print(f"{part:<8}{size:>8,} images{said}", flush=True)
     for part, found in rows.items():
         first, last = found[-2:]
         seconds = (last["seconds"] - first["seconds"]) / (last["pictures"] - first["pictures"])
@@ -93,7 +93,7 @@ def main() -> None:
         more = MILLIONS * 1e6 - last["pictures"]
         hours = (last["seconds"] + more * seconds) / 3600
         gigabytes = (last["mb"] + more * max(0.0, megabytes)) / 1024
-        print(f"{part}: {MILLIONS} million such pictures would take {hours:.1f} h here, and {gigabytes:.1f} GB")
+        print(f"{part}: {MILLIONS} million such images would take {hours:.1f} h here, and {gigabytes:.1f} GB")
 
 
 if __name__ == "__main__":

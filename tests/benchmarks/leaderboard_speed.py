@@ -1,22 +1,19 @@
-"""`repro leaderboard` over 10,000 tracked runs: seconds of the whole command, its start included.
+"""Wall time of `repro leaderboard` with 10,000 tracked runs, process start included.
 
     python tests/benchmarks/leaderboard_speed.py [--runs 10000] [--rounds 5]
 
-One run is trained at smoke scale and sent to MLflow the real way; what MLflow then holds of it, in every table, is
-copied in SQL for each run of every experiment's plan, with that run's own tags, recipe, record and numbers, until
-there are enough. No copy has fewer metrics, parameters or tags than a real run; its curves have as many points as
-a hundred reports give.
+One run is trained at smoke scale and synced to MLflow. Its rows in every table are then copied in SQL, once for
+each planned run of every experiment, with the tags, recipe, record and metrics of that run. A copy has as many
+metrics, parameters and tags as a real run, and 100 points per curve.
 
-file       the database file of this machine, read directly
-server     `mlflow server` with one worker on that file: `cold` without a file of known records, `warm` with it,
-           and with it after 50 more runs ended, and after a run was deleted
-shared     as warm, with a folder of each run in REPRO_HOME too: journal, record and what was sent
-client     the same records by MLflow's own search over the server, from a process that has imported it: what the
-           command would have to do without any of this
+file       the database file on this machine, read directly
+server     `mlflow server` with one worker on that file: `cold` without the record cache, `warm` with it, then
+           after 50 more runs ended, and after one run was deleted
+shared     as warm, with a run folder for each run in REPRO_HOME: journal, record and sync state
+client     the same records through MLflow's search API, from a process that has imported MLflow
 
-`warm` and `file` are medians of the rounds. Behind each, the seconds of processor that the command itself used: on
-a machine that does other work too, they say what it would take on a quiet one. The parts of a command are timed
-apart, by a process of its own.
+`warm` and `file` are medians over the rounds. The second number of each pair is the CPU time of the command, which
+depends less on other work on the machine. The parts of a command are timed in a separate process.
 """
 
 import argparse
@@ -36,11 +33,11 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "pipeline")]
-WANTED = 2.0  # seconds: the issue's
+sys.path.insert(0, str(ROOT))
+LIMIT = 2.0  # seconds
 POINTS = 100  # of each curve
 TABLES = {"tags": "run_uuid", "params": "run_uuid", "latest_metrics": "run_uuid", "metrics": "run_uuid"}
-# What a command consists of, each in a process of its own that has done what comes before.
+# The parts of the command, timed one after the other.
 PARTS = """
 import json, sys, time
 marks, begun = {}, time.perf_counter()
@@ -50,21 +47,22 @@ def mark(name):
     begun = time.perf_counter()
 import pipeline.cli
 mark("import the command line")
-from pipeline.reproduce import all_experiments, known
+from pipeline.declare.load import load_all
+from pipeline.judge.collect import collect_runs
 mark("import the rest")
-declared = all_experiments()
+declared = load_all()
 mark("read the declarations")
-found = known().records
+found = collect_runs().records
 mark("read the records")
-from pipeline.report.leaderboard import leaderboard
-rows = leaderboard(declared, found)
+from pipeline.report.leaderboard import build_leaderboard
+rows = build_leaderboard(declared, found)
 mark("rank them")
 print(json.dumps({"records": len(found), "rows": len(rows), **marks}))
 """
 
 
 def planned(count: int) -> list[Any]:
-    """`count` runs of all experiments and scales, five seeds of each first, then five more, …"""
+    """Return `count` runs of all experiments and scales: five seeds of each first, then five more, and so on."""
     from pipeline.declare.load import experiment_names, load_experiment
     from pipeline.plan.expand import Run, plan_runs
 
@@ -81,11 +79,11 @@ def planned(count: int) -> list[Any]:
                         found.append(run)
         if len(found) >= count:
             return found[:count]
-    raise SystemExit(f"there are no {count} runs to plan")
+    raise SystemExit(f"cannot plan {count} runs")
 
 
 def record_of(run: Any, number: int, like: Any) -> Any:
-    """The record of a run that never was, like that of the one that was."""
+    """Return a record for a run that was not trained, with the fields of `like` that do not identify it."""
     from pipeline.report.leaderboard import TOP1, TOP5
 
     draw = random.Random(number)
@@ -110,7 +108,7 @@ def record_of(run: Any, number: int, like: Any) -> Any:
 
 
 class Store:
-    """The one real run in a database, and its copies."""
+    """A database with one trained run and copies of it."""
 
     def __init__(self, home: Path) -> None:
         from pipeline.track.mlflow_writer import Tracker
@@ -145,7 +143,7 @@ class Store:
             self.base.executemany(words, [list(row.values()) for row in rows])
 
     def paper(self, run: Any) -> int:
-        """MLflow's experiment of a run's paper, made by MLflow."""
+        """Return the id of the MLflow experiment for the paper of a run."""
         name = run.experiment.partition("/")[0]
         if name not in self.papers:
             self.base.commit()
@@ -153,7 +151,7 @@ class Store:
         return self.papers[name]
 
     def add(self, runs: list[Any]) -> None:
-        """A copy of the real run for each of these; the time of their ends goes up."""
+        """Add a copy of the trained run for each of `runs`, with increasing end times."""
         from pipeline.track.mlflow_writer import flatten
 
         start = int(time.time() * 1000) - 10**9
@@ -190,7 +188,7 @@ class Store:
         self.base.commit()
 
     def points(self, run_id: str, ended: int) -> list[dict[str, Any]]:
-        """The curves."""
+        """Return the rows of the curves of one run."""
         first = {row["key"]: row for row in self.rows["metrics"]}
         return [
             row | {"run_uuid": run_id, "step": number, "timestamp": ended - 60_000 + 500 * number}
@@ -199,14 +197,14 @@ class Store:
         ]
 
     def delete(self) -> None:
-        """One of them, as MLflow does it."""
+        """Delete one run through MLflow."""
         rows = self.base.execute("SELECT run_uuid FROM tags WHERE key = 'repro.identity'")
         run_id = rows.fetchall()[self.count // 2][0]
         self.base.commit()
         self.tracker.client.delete_run(run_id)
 
     def folders(self, server: str) -> None:
-        """A folder of each run, with what its process and the syncing left there."""
+        """Write a run folder for each run, with its record, journal and sync state."""
         from pipeline.track.mlflow_reader import read_tracked_runs, server_key
 
         files = {name: (self.first / name).read_bytes() for name in ("journal.jsonl", "network.safetensors")}
@@ -222,7 +220,7 @@ class Store:
 
 
 def command(home: Path, uri: str | None) -> tuple[float, float]:
-    """Seconds of `repro leaderboard`, from its start to its end; and of the processor, for it alone."""
+    """Run `repro leaderboard`; return its wall time and its CPU time in seconds."""
     with_it = environment(home, uri)
     begun, before = time.perf_counter(), os.times()
     words = [sys.executable, "-m", "pipeline.cli", "leaderboard"]
@@ -230,25 +228,25 @@ def command(home: Path, uri: str | None) -> tuple[float, float]:
     seconds, after = time.perf_counter() - begun, os.times()
     used = after.children_user + after.children_system - before.children_user - before.children_system
     if done.returncode or done.stderr or "resnet-20" not in done.stdout:
-        raise SystemExit(f"it failed: {done.stdout[-500:]}{done.stderr}")
+        raise SystemExit(f"repro leaderboard failed: {done.stdout[-500:]}{done.stderr}")
     return round(seconds, 2), round(used, 2)
 
 
 def parts(home: Path, uri: str | None) -> dict[str, float]:
-    """Seconds of the parts of a command."""
+    """Return the seconds of each part of the command."""
     words = [sys.executable, "-c", PARTS]
     done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=environment(home, uri), check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def environment(home: Path, uri: str | None) -> dict[str, str]:
-    """Of a process with this home and this tracking server."""
+    """Return the environment of a process with this home and this tracking server."""
     plain = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
     return plain | {"REPRO_HOME": str(home)} | ({"MLFLOW_TRACKING_URI": uri} if uri else {})
 
 
 def forget(home: Path) -> None:
-    """Remove the file of known records."""
+    """Remove the record cache."""
     for file in (home / "runs").glob(".tracked-*"):
         file.unlink()
 
@@ -257,7 +255,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=5)
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
     from pipeline.common.provenance import commit, hardware_name
     from tests.support.mlflow_servers import free_port, process
@@ -272,17 +270,19 @@ def main() -> None:
         home = Path(ends.enter_context(tempfile.TemporaryDirectory()))
         os.environ["REPRO_HOME"] = str(home)
         store = Store(home)
-        runs = planned(asked.runs + 49)
+        runs = planned(arguments.runs + 49)
         begun = time.perf_counter()
-        store.add(runs[: asked.runs - 1])  # the first is the real one
+        store.add(runs[: arguments.runs - 1])  # the first is the trained one
         megabytes = store.file.stat().st_size / 1e6
-        print(f"{asked.runs} runs, {megabytes:.0f} MB, made in {time.perf_counter() - begun:.0f} s", flush=True)
+        print(
+            f"{arguments.runs} runs, {megabytes:.0f} MB, made in {time.perf_counter() - begun:.0f} s", flush=True
+        )
 
         def several(uri: str | None) -> tuple[float, float]:
-            rows = [command(home, uri) for _ in range(asked.rounds)]
+            rows = [command(home, uri) for _ in range(arguments.rounds)]
             return statistics.median(row[0] for row in rows), statistics.median(row[1] for row in rows)
 
-        command(home, None)  # the files come into memory
+        command(home, None)  # reads the files into the page cache
         say("file", several(None))
         say("file, parts", {name: round(value, 3) for name, value in parts(home, None).items()})
 
@@ -292,7 +292,7 @@ def main() -> None:
         say("server, cold", command(home, uri))
         say("server, warm", several(uri))
         say("server, parts", {name: round(value, 3) for name, value in parts(home, uri).items()})
-        store.add(runs[asked.runs - 1 :])
+        store.add(runs[arguments.runs - 1 :])
         say("server, 50 more ended", command(home, uri))
         store.delete()
         say("server, one deleted", command(home, uri))
@@ -309,11 +309,17 @@ def main() -> None:
         begun = time.perf_counter()
         count = len(tracker.search_ended())
         say("client", round(time.perf_counter() - begun, 2))
-        assert count == asked.runs + 49, f"{count} runs"  # one is deleted
-    slow = [name for name in ("file", "server, warm", "shared, warm") if found[name][0] > WANTED]
+        assert count == arguments.runs + 49, f"{count} runs"  # one is deleted
+    slow = [name for name in ("file", "server, warm", "shared, warm") if found[name][0] > LIMIT]
     print(
         json.dumps(
-            {"seconds": found, "runs": asked.runs, "hardware": hardware_name(), "commit": commit(), "slow": slow},
+            {
+                "seconds": found,
+                "runs": arguments.runs,
+                "hardware": hardware_name(),
+                "commit": commit(),
+                "slow": slow,
+            },
             indent=1,
         )
     )

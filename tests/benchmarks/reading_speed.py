@@ -1,17 +1,17 @@
-"""Reading photographs: RandomResizedCrop 224 and flip, beside ImageFolder and WebDataset, on the same files.
+"""Reading JPEGs with RandomResizedCrop 224 and flip: this project, ImageFolder and WebDataset on the same files.
 
-    python tests/benchmarks/reading_speed.py [--pictures DIR] [--rounds 5]
+    python tests/benchmarks/reading_speed.py [--images DIR] [--rounds 5]
 
 imagefolder  torchvision's ImageFolder with its usual transforms (RandomResizedCrop, RandomHorizontalFlip,
              ToTensor, Normalize) in a DataLoader
 webdataset   WebDataset(shards).decode("pilrgb") with the same transforms
-ours         `PhotoFeed`, the batches of a real run: read from shards by number, checked, decoded and cropped by
-             threads. Flips and normalising happen on the training device; "whole" does them on this processor too
+ours         `ShardedFeed`, as a run uses it: samples are read from shards by number, checked, decoded and cropped
+             by threads. Flips and normalisation happen on the training device; "whole" does them on the CPU too
 
-Per core: one process, one thread, no workers. On two cores: two workers (processes for the peers, threads for us),
-wall clock, after a first pass over all pictures. Each measurement is a process of its own; within a round all are
-taken in turn, and a ratio is taken within a round. `--pictures` is a folder of class folders of JPEGs; without
-it, 250 pictures of ImageNet's usual size are cut from scikit-learn's two photographs. On a quiet machine.
+One core: one process, one thread, no workers. Two cores: two workers (processes for the peers, threads for
+ours), wall time, after a first pass over all images. Each measurement runs in its own process; they alternate
+within a round, and ratios are taken within a round. `--images` is a folder of class folders of JPEGs. Without
+it, 250 images of ImageNet's usual size are cut from scikit-learn's two photographs. Run it on a quiet machine.
 """
 
 import argparse
@@ -26,8 +26,8 @@ from pathlib import Path
 
 BATCH, SIDE = 50, 224
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-PASSES = {0: 2, 2: 8}  # workers -> passes over the pictures that are timed, after a first one
-WANTED = {  # issue and README: least ratio to a peer
+PASSES = {0: 2, 2: 8}  # workers -> timed passes over the images, after a first one
+WANTED = {  # least ratio to a peer
     ("original", 0, "imagefolder"): 1.75,
     ("original", 0, "webdataset"): 1.8,
     ("short side 256", 0, "imagefolder"): 2.7,
@@ -35,8 +35,8 @@ WANTED = {  # issue and README: least ratio to a peer
 }
 
 
-def made_up(folder: Path, count: int = 250) -> Path:
-    """Real photographs' parts, 500 x 375, as JPEGs of some 110 KB in five class folders."""
+def write_images(folder: Path, count: int = 250) -> Path:
+    """Write crops of photographs, 500 x 375, as JPEGs of about 110 KB in five class folders."""
     import numpy as np
     from PIL import Image
     from sklearn.datasets import load_sample_images
@@ -67,13 +67,13 @@ def peer_transforms():
 
 
 def timed(passes, count: int, workers: int) -> float:
-    """Pictures a second of `passes()`, a generator of batches over all pictures; the first pass does not count."""
+    """Return the images per second of `passes()`, a generator of batches; the first pass is not timed."""
     for _ in passes():
         pass
     start = time.perf_counter()
     for _ in range(PASSES[workers]):
         seen = sum(len(batch[0]) for batch in passes())
-        assert seen == count, f"{seen} of {count} pictures"
+        assert seen == count, f"{seen} of {count} images"
     return PASSES[workers] * count / (time.perf_counter() - start)
 
 
@@ -111,7 +111,7 @@ def ours(folder: Path, workers: int, *, whole: bool = False) -> float:
     tune_allocator()  # as every run does
 
     class Read(CropBatchBuilder):
-        """The readers' part alone: what comes after is the device's."""
+        """Leave out what the training device does."""
 
         def __call__(self, pixels, corners=None, frame=None, draws=None):
             return pixels
@@ -151,7 +151,7 @@ READERS = {
 
 
 def prepared(pictures: Path, folder: Path, short_side: int | None) -> None:
-    """`folder/shards`, and `folder/pictures` with the very same files."""
+    """Write `folder/shards`, and `folder/pictures` with the same files."""
     from pipeline.data.prepare.source_folders import source_from_folders
     from pipeline.data.prepare.write_shards import prepare_shards
     from pipeline.data.shards import open_shards
@@ -167,7 +167,7 @@ def prepared(pictures: Path, folder: Path, short_side: int | None) -> None:
 
 
 def pixels_apart(folder: Path) -> float:
-    """Mean distance of our pixels from Pillow's, in levels of 255, over random crops of all pictures."""
+    """Return the mean difference from Pillow's pixels, in levels of 255, over random crops of all images."""
     import numpy as np
     from PIL import Image
 
@@ -189,7 +189,7 @@ def pixels_apart(folder: Path) -> float:
 
 
 def measure(reader: str, folder: Path, workers: int) -> float:
-    """Pictures a second, by a process of its own."""
+    """Return the images per second, measured in its own process."""
     words = [sys.executable, __file__, "--one", reader, "--folder", str(folder), "--workers", str(workers)]
     done = subprocess.run(
         words,
@@ -204,28 +204,28 @@ def measure(reader: str, folder: Path, workers: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=Path)
+    parser.add_argument("--images", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--one", choices=READERS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--workers", type=int, default=0, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.one:
+    arguments = parser.parse_args()
+    if arguments.one:
         import torch
 
         torch.set_num_threads(1)
-        print(json.dumps(READERS[asked.one](asked.folder, asked.workers)))
+        print(json.dumps(READERS[arguments.one](arguments.folder, arguments.workers)))
         return
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
-        pictures = asked.pictures or made_up(work / "made-up")
+        pictures = arguments.images or write_images(work / "images")
         folders = {"original": work / "original", "short side 256": work / "resized"}
         for name, folder in folders.items():
             prepared(pictures, folder, None if name == "original" else 256)
-            print(f"{name}: our pixels are {pixels_apart(folder):.3f} of 255 from Pillow's on average")
+            print(f"{name}: mean difference from Pillow's pixels {pixels_apart(folder):.3f} of 255")
         for workers in PASSES:
             for name, folder in folders.items():
-                table(name, folder, workers, asked.rounds)
+                table(name, folder, workers, arguments.rounds)
 
 
 def table(name: str, folder: Path, workers: int, rounds: int) -> None:

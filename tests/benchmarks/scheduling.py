@@ -1,15 +1,16 @@
-"""Scheduling 500 runs of 8 GPUs each on 1,000 simulated GPUs, and what a run costs as there are more of them.
+"""Scheduling 500 runs of 8 GPUs each on 1,000 simulated GPUs, and the cost per run as the queue grows.
 
     python tests/benchmarks/scheduling.py [--rounds 2] [--part all|queue|ray]
 
-queue  the queue alone on a simulated clock: microseconds a run for 100, 1,000 and 10,000 runs. Its makespan is the
-       ideal one's, which is arithmetic: in this order, each run starts as soon as 8 devices are free.
-ray    a real Ray of five nodes on this machine, each saying it has 200 GPUs. The queue admits; a run is a
-       placement group of eight one-GPU bundles, held for its length, with no process behind it. Its makespan over
-       the ideal one, best of the rounds.
+queue  the queue alone on a simulated clock: microseconds per run for 100, 1,000 and 10,000 runs. Its makespan must
+       equal the ideal one, in which each run starts, in order, as soon as 8 devices are free.
+ray    a Ray cluster of five nodes on this machine, each with 200 simulated GPUs. The queue admits runs. A run is a
+       placement group of eight one-GPU bundles, held for the length of the run, without a process. Prints the
+       makespan relative to the ideal one, best of the rounds.
 
-Lengths are log-normal (sigma 0.6: one run in twenty is more than 2.7 times the middle one), from a fixed seed, and
-scaled so that the ideal takes 50 s: an overhead that is nothing to hours of training is seen here.
+Lengths are log-normal (sigma 0.6: one run in twenty is more than 2.7 times the median), from a fixed seed, and
+scaled so that the ideal makespan is 50 s. Overheads that hours of training would hide are visible at this
+length.
 """
 
 import argparse
@@ -33,10 +34,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from pipeline.cluster.queue import (
-    Queue,  # noqa: E402
-    QueueItem,
-)
+from pipeline.cluster.queue import Queue, QueueItem  # noqa: E402
 
 DEVICES, WIDTH, RUNS = 1000, 8, 500
 NODES = 5
@@ -46,13 +44,13 @@ WANTED = 1.05  # makespan over the ideal, at most
 
 
 def run_lengths(runs: int) -> list[float]:
-    """Realistic, unequal lengths, in seconds of no special size."""
+    """Return unequal run lengths, in arbitrary seconds."""
     draw = random.Random(runs)
     return [draw.lognormvariate(0.0, SIGMA) for _ in range(runs)]
 
 
 def ideal_ends(lengths: list[float], slots: int) -> list[float]:
-    """When each run ends that starts, in this order, as soon as one of `slots` is free."""
+    """Return when each run ends if runs start in order, each as soon as one of `slots` is free."""
     free, ends = [0.0] * slots, []
     for length in lengths:
         ends.append(heapq.heappop(free) + length)
@@ -61,14 +59,14 @@ def ideal_ends(lengths: list[float], slots: int) -> list[float]:
 
 
 def filled(lengths: list[float]) -> Queue:
-    """A queue with one launch of these runs."""
+    """Return a queue with one launch of these runs."""
     queue = Queue()
     queue.add("all", [QueueItem(str(number), f"run {number}", WIDTH) for number in range(len(lengths))])
     return queue
 
 
 def simulated_ends(lengths: list[float], devices: int) -> list[float]:
-    """When each run ends that the queue admits, on a simulated clock."""
+    """Return when each run ends that the queue admits, on a simulated clock."""
     queue, free, now = filled(lengths), devices, 0.0
     running: list[tuple[float, str]] = []
     ends = [0.0] * len(lengths)
@@ -85,7 +83,7 @@ def simulated_ends(lengths: list[float], devices: int) -> list[float]:
 
 
 def queue_cost(runs: int, rounds: int) -> float:
-    """Microseconds of processor for each of so many runs, best of the rounds. The schedule must be the ideal."""
+    """Return CPU microseconds per run, best of the rounds; AssertionError if the schedule is not the ideal one."""
     lengths, seconds = run_lengths(runs), []
     ideal = ideal_ends(lengths, DEVICES // WIDTH)
     for _ in range(rounds):
@@ -99,14 +97,14 @@ def queue_cost(runs: int, rounds: int) -> float:
 
 @contextlib.contextmanager
 def simulated_cluster() -> Iterator[None]:
-    """Five Ray nodes of 200 made-up GPUs, on loopback and behind a token of their own; gone afterwards."""
+    """Start five Ray nodes of 200 simulated GPUs, on loopback and with their own token; stop them at the end."""
     with tempfile.TemporaryDirectory(prefix="repro-") as folder, socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
         free.close()
         os.environ |= {
             "RAY_TMPDIR": folder,
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # else it listens on every interface
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # otherwise it listens on every interface
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
         }
@@ -128,11 +126,11 @@ def simulated_cluster() -> Iterator[None]:
 
 
 def on_ray(lengths: list[float]) -> dict[str, float]:
-    """Carry the runs out: seconds until all have ended, and where they went.
+    """Execute the runs on Ray; return the seconds until all have ended, and the delays between runs.
 
-    Devices are free for the queue at once when a run ends, as the supervisor of a real cluster counts them. Ray
-    hears from a node 15 to 105 ms later; a group asked for sooner is placed when Ray looks at all groups again:
-    at the next change anywhere, or within a second.
+    The queue counts devices as free as soon as a run ends, as the supervisor does. Ray learns it from the node
+    15 to 105 ms later. A group requested before that is placed when Ray next looks at all groups: at the next
+    change anywhere, or within a second.
     """
     import ray
     from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
@@ -145,7 +143,7 @@ def on_ray(lengths: list[float]) -> dict[str, float]:
 
     queue, free = filled(lengths), DEVICES
     asked: dict[Future[tuple[PlacementGroup, float]], str] = {}
-    running: list[tuple[float, str, PlacementGroup]] = []  # heap: when it ends
+    running: list[tuple[float, str, PlacementGroup]] = []  # heap, by end
     starts, ends, order = [], [], []
     origin = time.perf_counter()
     with ThreadPoolExecutor(DEVICES // WIDTH) as pool:
@@ -172,7 +170,7 @@ def on_ray(lengths: list[float]) -> dict[str, float]:
                 queue.ended(identity, "finished", ends[-1])
     if order != sorted(order):
         raise AssertionError("runs were not admitted in their order")
-    if ray.available_resources().get("GPU", 0) < DEVICES:  # the last ones' are on their way
+    if ray.available_resources().get("GPU", 0) < DEVICES:  # the last groups are being removed
         time.sleep(1)
     if ray.available_resources()["GPU"] != DEVICES:
         raise AssertionError("a placement group was left behind")
@@ -188,8 +186,8 @@ def on_ray(lengths: list[float]) -> dict[str, float]:
     }
 
 
-def said_of_this_machine() -> str:
-    """Commit, processor, cores."""
+def machine_description() -> str:
+    """Return commit, processor and number of cores."""
     words = ["git", "describe", "--always", "--dirty"]
     commit = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
     with contextlib.suppress(OSError):
@@ -200,10 +198,10 @@ def said_of_this_machine() -> str:
 
 
 def queue_part(rounds: int) -> dict[str, float]:
-    """Print and return microseconds a run."""
+    """Print and return microseconds per run."""
     found = {str(runs): queue_cost(runs, max(3, rounds)) for runs in (100, 1000, 10_000)}
     for runs, cost in found.items():
-        print(f"queue: {int(runs):>6,} runs {cost:6.1f} microseconds a run", flush=True)
+        print(f"queue: {int(runs):>6,} runs {cost:6.1f} microseconds per run", flush=True)
     print(f"queue: a run costs {found['10000'] / found['100']:.2f} times as much with 100 times the runs")
     return found
 
@@ -232,13 +230,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--part", choices=("all", "queue", "ray"), default="all")
-    asked = parser.parse_args()
-    print(said_of_this_machine())
+    arguments = parser.parse_args()
+    print(machine_description())
     found: dict[str, dict[str, float]] = {}
-    if asked.part != "ray":
-        found["queue"] = queue_part(asked.rounds)
-    if asked.part != "queue":
-        found["ray"] = ray_part(asked.rounds)
+    if arguments.part != "ray":
+        found["queue"] = queue_part(arguments.rounds)
+    if arguments.part != "queue":
+        found["ray"] = ray_part(arguments.rounds)
     print(json.dumps(found, indent=1))
 
 

@@ -1,15 +1,16 @@
-"""Training speed of ResNet-20 at batch 128 on CIFAR-size images: ours, our bare loop, and a peer's usual way.
+"""Training speed of ResNet-20 at batch 128 on CIFAR-size images: this project, a bare loop, and plain PyTorch.
 
     python tests/benchmarks/training_speed.py [--rounds 5] [--steps 60] [--threads 2]
 
 peer   a plain PyTorch loop over torchvision's CIFAR10 with RandomCrop, flip, ToTensor and Normalize through a
        DataLoader (the best of 0, 1 and 2 workers), float32, default memory format, accuracy of every batch.
-ours   `pipeline.train.train`, the real path of a run: Lightning, journal, progress, training errors; at the
-       precision that `laptop` and `gpu` scales use.
-bare   our own batches, precision and memory format in a loop of six lines, without Lightning or any report.
+ours   `pipeline.train.train`, as `repro run` calls it: Lightning, journal, progress, training errors; at the
+       precision of the `laptop` and `gpu` scales.
+bare   the same batches, precision and memory format in a loop of six lines, without Lightning, journal or
+       progress.
 
-Each runs in a process of its own, in turn, round by round; a ratio is taken within a round. The images are
-generated (speed does not depend on what they show) and the same for all. To be run on a quiet machine.
+Each measurement runs in its own process. They alternate within a round, and ratios are taken within a round. The
+images are generated, and the same for all. Run it on a quiet machine.
 """
 
 import argparse
@@ -24,12 +25,12 @@ import time
 from pathlib import Path
 
 BATCH = 128
-WARM_UP = 10  # updates before the clock starts; compilation, where used, falls into them
+WARM_UP = 10  # steps before the clock starts, compilation included
 IMAGES = 10_000
 
 
 def peer(steps: int, folder: Path, workers: int) -> float:
-    """Images per second of the usual loop."""
+    """Return the images per second of the plain PyTorch loop."""
     import torch
     from torch.utils.data import DataLoader
     from torchvision import transforms
@@ -38,7 +39,7 @@ def peer(steps: int, folder: Path, workers: int) -> float:
     from lightning_modules.resnet import resnet_cifar
 
     class Generated(CIFAR10):
-        """CIFAR10 as torchvision reads it, from files whose checksums cannot be the published ones."""
+        """torchvision's CIFAR10 without the check of the published checksums."""
 
         def _check_integrity(self) -> bool:
             return True
@@ -70,7 +71,7 @@ def peer(steps: int, folder: Path, workers: int) -> float:
 
 
 def ours(steps: int, folder: Path, *, threads: int) -> float:
-    """Images per second of a real run."""
+    """Return the images per second of a run."""
     from pipeline.data.manifest import manifest_of, manifest_to_dict
     from pipeline.plan.task import Task
     from pipeline.train.train import train
@@ -78,7 +79,7 @@ def ours(steps: int, folder: Path, *, threads: int) -> float:
     images = image_set(folder)
     times: list[float] = []
 
-    def clock() -> bool:  # asked after every update
+    def clock() -> bool:  # called after every step
         times.append(time.perf_counter())
         return False
 
@@ -90,7 +91,7 @@ def ours(steps: int, folder: Path, *, threads: int) -> float:
 
 
 def bare(steps: int, folder: Path, *, threads: int) -> float:
-    """Images per second of our batches, precision and network in a loop of six lines."""
+    """Return the images per second of the same batches, precision and network in a loop of six lines."""
     import torch
     import torch.nn.functional as F
 
@@ -123,7 +124,7 @@ def bare(steps: int, folder: Path, *, threads: int) -> float:
 
 
 def declared(steps: int):
-    """The run that `ours` trains: ResNet-20 as its experiment declares it at gpu scale, for `steps` updates."""
+    """Return the run that `ours` trains: ResNet-20 as declared at gpu scale, for `steps` steps."""
     from pipeline.declare.load import load_experiment
     from pipeline.plan.expand import plan_runs
 
@@ -134,7 +135,7 @@ def declared(steps: int):
 
 
 def image_set(folder: Path):
-    """The generated images as one of our data sets."""
+    """Return the generated images as an image set."""
     import torch
 
     from pipeline.data.images import ImageSet, LabelledImages
@@ -146,7 +147,7 @@ def image_set(folder: Path):
 
 
 def generated():
-    """IMAGES random images, (N, 32, 32, 3) uint8, and their labels."""
+    """Return IMAGES random images, uint8 (N, 32, 32, 3), and their labels."""
     import numpy as np
 
     draw = np.random.default_rng(0)
@@ -154,7 +155,7 @@ def generated():
 
 
 def write_archive(folder: Path) -> None:
-    """The generated images in the files that torchvision's CIFAR10 reads."""
+    """Write the generated images as the files that torchvision's CIFAR10 reads."""
     pixels, labels = generated()
     place = folder / "cifar-10-batches-py"
     place.mkdir(parents=True)
@@ -168,7 +169,7 @@ def write_archive(folder: Path) -> None:
 
 
 def timed(what: str, steps: int, folder: Path, threads: int) -> float:
-    """One measurement, in a process of its own."""
+    """Return one measurement, made in its own process."""
     words = [sys.executable, __file__, "--measure", what, "--steps", str(steps), "--threads", str(threads)]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(
@@ -180,35 +181,35 @@ def timed(what: str, steps: int, folder: Path, threads: int) -> float:
 
 
 def main() -> None:
-    """Measure, in turn, and print."""
+    """Measure in turn and print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.measure:
+    arguments = parser.parse_args()
+    if arguments.measure:
         import torch
 
-        torch.set_num_threads(asked.threads)
-        kind, _, workers = asked.measure.partition("-")
+        torch.set_num_threads(arguments.threads)
+        kind, _, workers = arguments.measure.partition("-")
         measure = {"ours": ours, "bare": bare}.get(kind)
         if measure:
-            print(measure(asked.steps, asked.folder, threads=asked.threads))
+            print(measure(arguments.steps, arguments.folder, threads=arguments.threads))
         else:
-            print(peer(asked.steps, asked.folder, int(workers)))
+            print(peer(arguments.steps, arguments.folder, int(workers)))
         return
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         write_archive(folder)
-        tuned = {f"peer-{n}": timed(f"peer-{n}", asked.steps, folder, asked.threads) for n in (0, 1, 2)}
+        tuned = {f"peer-{n}": timed(f"peer-{n}", arguments.steps, folder, arguments.threads) for n in (0, 1, 2)}
         best = max(tuned, key=tuned.__getitem__)
         print("peer by loader workers:", {name[5:]: round(value) for name, value in tuned.items()}, flush=True)
         rounds = []
-        for number in range(asked.rounds):
+        for number in range(arguments.rounds):
             names = (best, "ours", "bare") if number % 2 == 0 else ("bare", "ours", best)
-            row = {name: timed(name, asked.steps, folder, asked.threads) for name in names}
+            row = {name: timed(name, arguments.steps, folder, arguments.threads) for name in names}
             rounds.append({"peer": row[best], "ours": row["ours"], "bare": row["bare"]})
             print("  ".join(f"{name} {value:6.0f} images/s" for name, value in rounds[-1].items()), flush=True)
     over_peer = [row["ours"] / row["peer"] for row in rounds]
@@ -226,8 +227,8 @@ def main() -> None:
                     "min": min(over_bare),
                     "max": max(over_bare),
                 },
-                "threads": asked.threads,
-                "steps": asked.steps,
+                "threads": arguments.threads,
+                "steps": arguments.steps,
             },
             indent=1,
         )

@@ -1,4 +1,4 @@
-"""A small declaration and made-up records, for the tests of everything that reads them."""
+"""Fixtures of all pipeline tests: a small declaration, fake records, and commands run in this process."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -71,17 +71,19 @@ def declare(tmp_path: Path) -> Callable[..., Experiment]:
 
 @pytest.fixture
 def experiment(declare: Callable[..., Experiment]) -> Experiment:
+    """The small declaration, loaded."""
     return declare()
 
 
 @pytest.fixture
 def record() -> Callable[..., Record]:
+    """Function that returns the record of a run that was not trained."""
     return fake_record
 
 
 @pytest.fixture
 def seed_records() -> Callable[..., list[Record]]:
-    """One record for each of the errors given, with seeds 0, 1, 2, …"""
+    """Function that returns one record for each error, with seeds 0, 1, 2 and so on."""
 
     def several(experiment: Experiment, variant: str, errors: list[float], **other: Any) -> list[Record]:
         return [fake_record(experiment, variant, seed, error, **other) for seed, error in enumerate(errors)]
@@ -93,22 +95,22 @@ def seed_records() -> Callable[..., list[Record]]:
 def command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> Callable[..., tuple[int, str, str]]:
-    """Run `repro` in this process: exit code, standard output, standard error. Its home is the test's folder."""
+    """Function that runs `repro` in this process; returns exit code, stdout and stderr. REPRO_HOME is tmp_path."""
     from pipeline.cli import main, terminal
 
     monkeypatch.setenv("REPRO_HOME", str(tmp_path))
     for name in ("OMP_NUM_THREADS", "MLFLOW_TRACKING_URI", "REPRO_DATA", "COLUMNS"):
         monkeypatch.delenv(name, raising=False)
-    set_console(monkeypatch, terminal.console())  # as wide as a pipe, whatever the tests run in
+    set_console(monkeypatch, terminal.console())  # as wide as in a pipe, also on a terminal
 
     def run(*words: object) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", ["repro", *map(str, words)])
         code = 0
         try:
             main.main()
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        said = capsys.readouterr()
-        return code, said.out, said.err
+        except SystemExit as exit_:
+            code = int(exit_.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
 
     return run

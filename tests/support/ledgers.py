@@ -1,4 +1,4 @@
-"""Ledgers of the declaration in tests/pipeline/conftest.py, judged from records of runs that were never trained."""
+"""Ledgers of the declaration in tests/pipeline/conftest.py, judged from made-up records."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -52,3 +52,11 @@ def derived_records(
                 metrics=base.metrics | {"test/top1_error_pct": error}, **other)
         for run, error in zip(runs, errors, strict=False)
     ]  # fmt: skip
+
+
+def with_device_batches(records: list[Record], batches: list[int]) -> list[Record]:
+    """Return the records as if each device had trained on so many of the 128 images of a batch."""
+    return [
+        replace(record, world=128 // batch, device_batch=batch)
+        for record, batch in zip(records, batches, strict=True)
+    ]

@@ -1,4 +1,4 @@
-"""The test protocols written out once more, slowly: Pillow, plain loops, one view and one network at a time."""
+"""A second implementation of the test protocols: Pillow and plain loops, one view and one network at a time."""
 
 import io
 from typing import NamedTuple
@@ -11,7 +11,7 @@ RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling
 
 
 class Way(NamedTuple):
-    """One part of a protocol, in words of its own."""
+    """One part of a protocol."""
 
     kind: str
     side: int | None
@@ -35,21 +35,21 @@ PROTOCOLS = {
 
 
 def png(pixels: np.ndarray) -> bytes:
-    """uint8 (H, W, 3) as a file that keeps every pixel."""
+    """Return uint8 (H, W, 3) as a PNG file."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     return file.getvalue()
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """Smooth, as photographs are, and with other colours everywhere: uint8 (H, W, 3)."""
+    """Return a smooth random image, uint8 (H, W, 3)."""
     draw = np.random.default_rng(seed)
     spots = Image.fromarray(draw.integers(0, 256, (5, 5, 3), dtype=np.uint8))
     return np.array(spots.resize((width, height), Image.Resampling.BICUBIC))
 
 
 def resized(image: Image.Image, short: int, interpolation: str) -> Image.Image:
-    """The short side `short`, the long one in proportion, rounded down."""
+    """Resize the short side to `short` and the long one in proportion, rounded down."""
     width, height = image.size
     size = max(short, short * width // height), max(short, short * height // width)
     return image.resize(size, RESAMPLING[interpolation])
@@ -73,7 +73,7 @@ def five(image: Image.Image, side: int) -> list[tuple[int, int]]:
 
 
 def views(pixels: np.ndarray, way: Way, short: int) -> list[tuple[np.ndarray, tuple[int, int] | None]]:
-    """At one scale: each view, unmirrored, and where it lies in the central square if it is cut out of that."""
+    """Return the unmirrored views at one scale, each with its offset in the central square if it is cut out of it."""
     image = resized(Image.fromarray(pixels), short, way.interpolation)
     if way.kind == "dense":
         return [(np.array(image), None)]
@@ -103,7 +103,7 @@ def views(pixels: np.ndarray, way: Way, short: int) -> list[tuple[np.ndarray, tu
 
 
 def probabilities(networks, pixels: np.ndarray, ways: list[Way]) -> np.ndarray:
-    """(classes,): averaged over views, over scales, over parts, over networks.
+    """Return (classes,) probabilities, averaged over views, scales, parts and networks.
 
     `networks`: pairs of a network in evaluation mode and its mean, (3,) or (S, S, 3), to be subtracted from x/255.
     """

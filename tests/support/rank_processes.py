@@ -1,4 +1,4 @@
-"""Processes that are the ranks of one group, for the tests of what several devices do together."""
+"""Processes that are the ranks of one torch.distributed group on this machine."""
 
 import os
 from collections.abc import Callable
@@ -10,45 +10,46 @@ import torch.distributed as dist
 
 from tests.support.smoke_runs import FORKSERVER
 
-SECONDS = 120  # after which a test has found a group that hangs
+HANG_SECONDS = 120  # after which ranks count as hanging
 
 
 class Ranks:
-    """`world` processes in one group of torch.distributed, on this machine's loopback. To be closed."""
+    """`world` processes in one gloo group on loopback. Call `close` at the end."""
 
     def __init__(self, folder: Path, world: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.connections, self.processes = [], []
         for rank in range(world):
-            here, there = FORKSERVER.Pipe()
-            process = FORKSERVER.Process(target=serve, args=(there, folder / "meeting", rank, world), daemon=True)
+            own_end, rank_end = FORKSERVER.Pipe()
+            arguments = (rank_end, folder / "rendezvous", rank, world)
+            process = FORKSERVER.Process(target=serve, args=arguments, daemon=True)
             process.start()
-            there.close()
-            self.connections.append(here)
+            rank_end.close()
+            self.connections.append(own_end)
             self.processes.append(process)
 
-    def run(self, work: Callable[..., Any], *words: Any) -> list[Any]:
-        """What `work(*words)` returns on each rank; an exception that it raises there is what it returns."""
-        self.begin(work, *words)
-        return self.ended()
+    def run(self, work: Callable[..., Any], *arguments: Any) -> list[Any]:
+        """Return the result of `work(*arguments)` on each rank, or the exception that it raised."""
+        self.start(work, *arguments)
+        return self.results()
 
-    def begin(self, work: Callable[..., Any], *words: Any) -> None:
-        """The first half of `run`."""
+    def start(self, work: Callable[..., Any], *arguments: Any) -> None:
+        """Call `work(*arguments)` on each rank, without waiting."""
         for connection in self.connections:
-            connection.send((work, words))
+            connection.send((work, arguments))
 
-    def ended(self) -> list[Any]:
-        """The second half of `run`."""
-        assert all(connection.poll(SECONDS) for connection in self.connections), "the ranks wait for each other"
+    def results(self) -> list[Any]:
+        """Wait for the results of `start`."""
+        assert all(connection.poll(HANG_SECONDS) for connection in self.connections), "the ranks hang"
         return [connection.recv() for connection in self.connections]
 
-    def lose(self, rank: int) -> None:
-        """`kill -9` one of them; the others are the first again."""
+    def kill(self, rank: int) -> None:
+        """Send SIGKILL to one rank. `results` then returns those of the others."""
         self.processes[rank].kill()
         self.connections.pop(rank).close()
 
     def close(self) -> None:
-        """End them."""
+        """End the processes."""
         for connection in self.connections:
             if not connection.closed:
                 connection.close()
@@ -58,18 +59,18 @@ class Ranks:
             process.join()
 
 
-def serve(connection: Any, meeting: Path, rank: int, world: int) -> None:
-    """A rank's life."""
+def serve(connection: Any, rendezvous: Path, rank: int, world: int) -> None:
+    """Join the group and execute what the connection brings, until it is closed."""
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world)
     try:
         while True:
-            work, words = connection.recv()
+            work, arguments = connection.recv()
             try:
-                answer = work(*words)
-            except Exception as error:  # noqa: BLE001 - for the test to judge
-                answer = error
-            connection.send(answer)
+                result = work(*arguments)
+            except Exception as error:  # noqa: BLE001 - the test checks it
+                result = error
+            connection.send(result)
     except EOFError:
         dist.destroy_process_group()

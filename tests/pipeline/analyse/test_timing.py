@@ -1,4 +1,4 @@
-"""Forward times: as many as asked, of the network asked for, leaving the caller's random numbers alone."""
+"""Test forward times."""
 
 import torch
 
@@ -7,7 +7,7 @@ from pipeline.analyse.timing import forward_times
 from pipeline.declare.load import load_all
 
 
-def test_times_are_positive_and_draw_nothing():
+def test_times_are_positive_and_leave_the_random_state_unchanged():
     named = find_network("lenet5", load_all())
     torch.manual_seed(3)
     expected = torch.rand(2)

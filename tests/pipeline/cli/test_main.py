@@ -173,7 +173,7 @@ def test_a_data_folder_without_a_class_is_an_error(command, tmp_path):
     code, _, err = command(*SMOKE, "--set", "data.name=mine")
     assert code == 2
     assert err.endswith(
-        "class 'light' has no images in the test split; add some, or remove the class from both splits\n"
+        "class 'light' has no images in the test split; add some or remove the class from both splits\n"
     )
 
 
@@ -233,12 +233,12 @@ def group_of(process):
     return found
 
 
-LONG = (*SMOKE, "--variant", "resnet-20", "--seeds", "1", "--set", "train.steps=80")
+LONG = (*SMOKE, "--variant", "resnet-20", "--seeds", "1", "--set", "train.steps=40")
 
 
 def test_a_run_stopped_by_ctrl_c_resumes_to_the_same_bits(tmp_path, local_command):
     """A terminal sends Ctrl-C to the whole process group. Afterwards one checkpoint is damaged."""
-    process = repro(tmp_path, *LONG, wait=False, REPRO_CHECKPOINT_SECONDS="0.3")
+    process = repro(tmp_path, *LONG, wait=False, REPRO_CHECKPOINT_SECONDS="0")
     wait_for(lambda: any(len(folder.checkpoint_files()) == 2 for folder in folders(tmp_path)))
     os.killpg(process.pid, signal.SIGINT)
     out, said = process.communicate(timeout=60)
@@ -255,7 +255,7 @@ def test_a_run_stopped_by_ctrl_c_resumes_to_the_same_bits(tmp_path, local_comman
     code, _, err = local_command(*LONG)
     assert code == 0
     assert f"resnet-20 seed 0: checkpoint {newest.name} is damaged; using the one before\n" in err
-    train_in(tmp_path / "whole", smoke_run(changes={"train.steps": 80}))
+    train_in(tmp_path / "whole", smoke_run(changes={"train.steps": 40}))
     assert folder.network_file.read_bytes() == weights(tmp_path / "whole")
 
 
@@ -292,7 +292,7 @@ def test_a_full_disk_is_an_error_and_the_same_command_finishes_later(tmp_path):
         again = repro(place, *LONG)
         assert again.returncode == 0, again.stderr
         (folder,) = folders(place)
-        train_in(tmp_path / "whole", smoke_run(changes={"train.steps": 80}))
+        train_in(tmp_path / "whole", smoke_run(changes={"train.steps": 40}))
         assert folder.network_file.read_bytes() == weights(tmp_path / "whole")
     finally:
         subprocess.run(["umount", str(place)], check=True)

@@ -60,7 +60,8 @@ def assert_same_as_uninterrupted(task, tmp_path):
     assert journal_metrics(task.folder) == journal_metrics(tmp_path / "uninterrupted")
 
 
-@pytest.mark.parametrize(("kills", "steps"), [(1, 150), pytest.param(4, 500, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("kills", "steps"), [(1, 150), (4, 500)])
 def test_a_run_whose_worker_is_killed_resumes_with_the_same_bits(cluster, tmp_path, kills, steps):
     cluster.head(cpus=1)
     tasks = [small_task(0, steps=steps), small_task(1, steps=20)]

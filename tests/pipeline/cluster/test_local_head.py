@@ -1,4 +1,4 @@
-"""How commands find this machine's head, its environment, and its start in the background."""
+"""The head of this machine: its environment, how commands find it, and its start in the background."""
 
 import dataclasses
 import json

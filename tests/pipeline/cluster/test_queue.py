@@ -383,7 +383,7 @@ def test_every_waiting_item_has_a_reason():
 
 
 class ModelQueue:
-    """The same rules without heaps and counters: every question scans lists."""
+    """The rules of the queue without heaps and counters: each method scans lists."""
 
     def __init__(self):
         self.order = []  # identities in queue order

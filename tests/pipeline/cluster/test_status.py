@@ -213,7 +213,7 @@ def test_a_history_has_log_and_measurements_in_order_of_time(tasks):
         stamp.format(1, "started")
         + stamp.format(3, "noted")
         + stamp.format(5, "died")
-        + stamp.format(5, "goes on from step 4")
+        + stamp.format(5, "resumes from step 4")
     )
     second = 1_795_456_800  # 2026-11-23 18:00:00 UTC
     folder.append_journal(
@@ -225,7 +225,7 @@ def test_a_history_has_log_and_measurements_in_order_of_time(tasks):
         "2026-11-23 18:00:03 step 400: test/top1 40.1, train/loss 1.23457",
         "2026-11-23 18:00:03 noted",
         "2026-11-23 18:00:05 died",
-        "2026-11-23 18:00:05 goes on from step 4",
+        "2026-11-23 18:00:05 resumes from step 4",
         "2026-11-23 18:00:09 step 1,800: train/loss 1",
     ]
 

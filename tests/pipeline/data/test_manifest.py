@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipeline.data.images import DataError, LabelledImages
-from pipeline.data.manifest import manifest_from_dict, manifest_of, manifest_to_dict, train_val_split
+from pipeline.data.manifest import manifest_from_dict, manifest_of, manifest_to_dict, sample_split, train_val_split
 from pipeline.data.sources import load_images
 
 
@@ -106,3 +106,20 @@ def test_training_part_can_be_everything(noise):
 def test_impossible_counts_name_the_possible_ones(noise, train_count, val_count, text):
     with pytest.raises(DataError, match=re.escape(text)):
         train_val_split(noise.train, train_count=train_count, val_count=val_count)
+
+
+def test_manifest_of_shards_has_the_hash_of_the_shards(prepared_set):
+    found = manifest_of(prepared_set)
+    assert (found.train, found.test, found.image) == (12, 6, (3, 0, 0))
+    assert found.per_class == {"train": [4, 4, 4], "test": [2, 2, 2]}
+    assert found.sha256 == prepared_set.manifest.sha256
+    assert manifest_from_dict(manifest_to_dict(found)) == found
+
+
+def test_validation_part_of_shards_is_not_in_the_training_part(prepared_set):
+    training, validation = sample_split(prepared_set.train, train_count=7, val_count=5)
+    assert not {training.where(i) for i in range(7)} & {validation.where(i) for i in range(5)}
+    assert (len(training), len(validation)) == (7, 5)
+    everything, nothing = sample_split(prepared_set.train, train_count=None, val_count=0)
+    assert everything is prepared_set.train
+    assert len(nothing) == 0

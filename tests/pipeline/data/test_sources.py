@@ -3,8 +3,10 @@
 import gzip
 import hashlib
 import http.client
+import json
 import pickle
 import re
+import shutil
 import struct
 import tarfile
 import urllib.error
@@ -19,6 +21,7 @@ from torchvision import datasets
 
 from pipeline.data import sources
 from pipeline.data.images import DataError, fingerprint
+from pipeline.data.shard_manifest import with_checksum
 from pipeline.data.sources import load_images
 from tests.support.error_messages import error_message
 
@@ -313,3 +316,35 @@ def test_name_is_never_a_path(tmp_path, name):
         (tmp_path / "root" / folder).mkdir(parents=True)
     (tmp_path / "outside").mkdir()
     load_error(name, tmp_path / "root", f"no data set {name!r}")
+
+
+@pytest.fixture
+def shards_root(prepared_set, tmp_path):
+    """A data folder with the prepared set 'photographs'."""
+    root = tmp_path / "data"
+    shutil.copytree(prepared_set.store.local, root / "photographs")
+    return root
+
+
+def test_missing_prepared_set_is_an_error_with_the_command_that_makes_it(tmp_path):
+    with pytest.raises(
+        DataError, match=r"no shards of imagenet in \S+imagenet; make them with: repro data prepare SOURCE"
+    ):
+        load_images("imagenet", tmp_path, sharded=True)
+
+
+def test_shards_in_a_folder_of_another_name_are_refused(shards_root):
+    (shards_root / "pictures").symlink_to(shards_root / "photographs")
+    with pytest.raises(
+        DataError, match=r"the shards in \S+ are of 'photographs'; move them to a folder of that name"
+    ):
+        load_images("pictures", shards_root, sharded=True)
+
+
+def test_set_called_imagenet_must_have_the_counts_of_imagenet(shards_root):
+    (shards_root / "photographs").rename(shards_root / "imagenet")
+    manifest_file = shards_root / "imagenet" / "manifest.json"
+    values = json.loads(manifest_file.read_text(encoding="utf-8"))
+    manifest_file.write_text(with_checksum(values | {"name": "imagenet"}), encoding="utf-8")
+    with pytest.raises(DataError, match=r"is not ImageNet: it has 12 \+ 6 images, but ILSVRC-2012 has 1281167"):
+        load_images("imagenet", shards_root, sharded=True)

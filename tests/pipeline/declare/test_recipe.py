@@ -3,6 +3,7 @@
 import pytest
 
 from pipeline.declare.experiment import DeclarationError
+from pipeline.declare.recipe import Data
 
 # ruff: noqa: E501 - one error per line reads as a table
 ERRORS = {  # replaced text, new text, message
@@ -55,3 +56,38 @@ def test_a_float_may_be_written_with_an_exponent(experiment):
 
 def test_further_keys_of_a_model_are_arguments_of_its_builder(experiment):
     assert experiment.variants["resnet-20"].model.args == {"depth": 20, "shortcut": "A"}
+
+
+CROP = {"crop": {"side": 32, "short": 36}, "test": ["1-crop-32-of-36"]}
+
+
+@pytest.mark.parametrize(
+    ("declared", "message"),
+    [
+        ({"crop": {"side": 32, "short": 36}}, "'crop' needs a 'test' protocol, such as 1-crop-224-of-256"),
+        ({"test": ["1-crop-32-of-36"]}, "'test' needs 'crop': test protocols are for images of varying size"),
+        (CROP | {"augment": ["pad4-crop"]}, "'pad4-crop' cannot be combined with 'crop': it is for small images"),
+        (CROP | {"pad_to": 64}, "'pad_to' cannot be combined with 'crop': it is for small images"),
+        ({"augment": ["pca-colour"]}, "'pca-colour' needs 'crop': it is for images of varying size"),
+        (CROP | {"test": ["7-crop-32-of-36"]}, "the crops for 1 short side must"),
+        (CROP | {"crop": {"side": 32}}, "give either 'short' (resize, then crop) or 'area' with 'aspect'"),
+        (CROP | {"crop": {"side": 32, "area": [0.1, 1.0]}}, "'area' and 'aspect' must be given together"),
+        (CROP | {"crop": {"side": 32, "short": [44, 36]}}, "'short' must be increasing, not [44, 36]"),
+        (
+            CROP | {"crop": {"side": 32, "short": 30}},
+            "'side' must be <= 'centre', and 'centre' must be <= 'short'",
+        ),
+        (
+            CROP | {"crop": {"side": 32, "short": 40, "centre": 44}},
+            "'side' must be <= 'centre', and 'centre' must be <= 'short'",
+        ),
+        (
+            CROP | {"crop": {"side": 32, "area": [0.1, 1.5], "aspect": [0.75, 1.3]}},
+            "'area' must be <= 1 and cannot be combined with 'centre' or 'at'",
+        ),
+    ],
+)
+def test_data_settings_that_do_not_fit_are_an_error(declared, message):
+    with pytest.raises(ValueError, match=r".") as caught:
+        Data(name="x", **declared)
+    assert message in str(caught.value)

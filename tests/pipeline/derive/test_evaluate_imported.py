@@ -9,7 +9,8 @@ from PIL import Image
 
 from pipeline.analyse.catalogue import NamedNetwork, find_network
 from pipeline.common.errors import UserError
-from pipeline.data.images import ImageSet, LabelledImages
+from pipeline.data.images import DataError, ImageSet, LabelledImages
+from pipeline.data.shard_manifest import with_checksum
 from pipeline.derive import evaluate_imported as under_test
 from pipeline.derive.evaluate_imported import evaluate_imported, labelled_samples
 from pipeline.derive.import_weights import build_for_import, import_file
@@ -108,6 +109,14 @@ def test_name_of_a_set_in_shards_is_that_of_its_manifest(experiments, torchvisio
     assert (name, len(samples)) == ("photographs", 6)
     shards.store.local.rename(tmp_path / "imagenet")
     assert labelled_samples(str(tmp_path / "imagenet"), 3)[0] == "photographs"
+
+
+def test_set_called_imagenet_must_have_the_counts_of_imagenet(tmp_path):
+    folder = prepare_random_set(tmp_path, classes=3, train=1, test=2).store.local
+    values = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    (folder / "manifest.json").write_text(with_checksum(values | {"name": "imagenet"}), encoding="utf-8")
+    with pytest.raises(DataError, match=r"is not ImageNet"):
+        labelled_samples(str(folder), 3)
 
 
 def test_ensemble_is_one_result(experiments, torchvision_state, tmp_path):

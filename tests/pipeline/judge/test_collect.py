@@ -66,9 +66,9 @@ def test_runs_whose_declaration_changed_are_left_out(declare):
     assert unfinished_runs([now]) == {
         ("toy/depth", "paper", "plain-20", 0): {"why": "cancelled", "text": "by root"}
     }
-    assert unfinished_runs([declare("plain-20:", "other-20:", "of: plain-20", "of: other-20", "of: plain-20", "of: other-20",
-                          "of: plain-20", "of: other-20", "rhs: plain-20", "rhs: other-20",
-                          "rhs: plain-20", "rhs: other-20", "[plain-20,", "[other-20,")]) == {}  # fmt: skip
+    renamed = [("plain-20:", "other-20:"), *[("of: plain-20", "of: other-20")] * 3]
+    renamed += [*[("rhs: plain-20", "rhs: other-20")] * 2, ("[plain-20,", "[other-20,")]
+    assert unfinished_runs([declare(*(text for pair in renamed for text in pair))]) == {}
     assert unfinished_runs([]) == {}
 
 
@@ -86,14 +86,11 @@ def test_changed_finished_and_incomplete_runs_are_left_out(experiment, record):
 
 
 def test_ledger_shows_the_reasons(experiment):
-    def reason():
-        return next(
-            entry for entry in judge_experiments([experiment], []) if entry.claim.id == "error"
-        ).verdict.reason
+    def reason(**options):
+        entries = judge_experiments([experiment], [], **options)
+        return next(entry for entry in entries if entry.claim.id == "error").verdict.reason
 
     assert reason() == "not-run"
     mark_unfinished("a", "over-budget", "spent", experiment=experiment)
     assert reason() == "over-budget"
-    assert [
-        entry.verdict.reason for entry in judge_experiments([experiment], [], left={}) if entry.claim.id == "error"
-    ] == ["not-run"]
+    assert reason(unfinished={}) == "not-run"

@@ -83,3 +83,12 @@ def test_the_description_of_a_derived_run_has_its_members(with_derived_runs):
         {"run": "plain-20 seed 0", "identity": "a"},
         {"run": "plain-20 seed 1", "identity": "b"},
     ]
+
+
+def test_the_task_of_a_derived_run_is_read_back_with_its_changes(with_derived_runs):
+    run = first_derived(with_derived_runs, changes={"train.lr": 0.05})
+    task = task_of(run, needs=("a", "b"))
+    read = Task.from_dict(through_json(task.to_dict()))
+    assert read == task
+    assert (read.run.declaration, read.run.changes) == (run.declaration, {"train.lr": 0.05})
+    assert not read.is_distributable

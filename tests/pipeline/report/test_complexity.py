@@ -1,4 +1,4 @@
-"""Networks in rows of words: one layer by layer, all side by side."""
+"""Test rows and cells of the tables of `repro analyse`."""
 
 import pytest
 import torch
@@ -19,8 +19,8 @@ from pipeline.report.complexity import (
 )
 
 
-def test_a_networks_rows_are_its_papers_table():
-    """LeCun et al. 1998, section II-B: maps, and parameters that add up to 60,000."""
+def test_rows_of_lenet5_match_the_paper():
+    # LeCun et al. 1998, section II-B: maps, and 60,000 parameters in total
     rows = layer_rows(NetworkAnalysis(lenet5(), (1, 32, 32)))
     assert [row["layer"] for row in rows] == ["c1", "s2", "c3", "s4", "c5", "f6", "output", "total"]
     assert [row["output"] for row in rows[:4]] == [[6, 28, 28], [6, 14, 14], [16, 10, 10], [16, 5, 5]]
@@ -29,17 +29,17 @@ def test_a_networks_rows_are_its_papers_table():
     assert sum(row["multiply_adds"] for row in rows[:-1]) == rows[-1]["multiply_adds"]
 
 
-def test_the_rows_add_up_to_the_total():
+def test_rows_add_up_to_the_total():
     rows = layer_rows(NetworkAnalysis(resnet_cifar(depth=20), (3, 32, 32)))
     for what in ("parameters", "multiply_adds", "activations"):
         assert sum(row[what] for row in rows[:-1]) == rows[-1][what]
     by_name = {row["layer"]: row for row in rows}
-    assert by_name["bn1"]["receptive_field"] is None  # sees no more than what came before
+    assert by_name["bn1"]["receptive_field"] is None  # does not enlarge the receptive field
     assert by_name["map16"]["kernel"] == "3x3/2, 5 x 3x3"
-    assert by_name["pool"]["kernel"] == "global mean"
+    assert by_name["pool"]["kernel"] == "global avg"
 
 
-def test_a_part_that_is_not_used_when_evaluating_costs_nothing_but_its_parameters():
+def test_layer_unused_in_evaluation_has_parameters_only():
     network = nn.Sequential(nn.Conv2d(3, 4, 3))
     network.aux = nn.Linear(4, 4)
     network.forward = lambda x: network[0](x)
@@ -48,24 +48,24 @@ def test_a_part_that_is_not_used_when_evaluating_costs_nothing_but_its_parameter
 
 
 @pytest.mark.parametrize(
-    ("module", "words"),
+    ("module", "text"),
     [
         (nn.Conv2d(4, 4, 3), "3x3"),
         (nn.Conv2d(4, 4, (1, 7), stride=2), "1x7/2"),
         (nn.Conv2d(4, 4, 5, groups=2), "5x5 g2"),
         (nn.MaxPool2d(3, 2), "max 3x3/2"),
         (nn.MaxPool2d(2), "max 2x2/2"),
-        (nn.AvgPool2d(7), "mean 7x7/7"),
-        (nn.AdaptiveAvgPool2d((1, 1)), "global mean"),
-        (nn.AdaptiveAvgPool2d(6), "mean to 6"),
+        (nn.AvgPool2d(7), "avg 7x7/7"),
+        (nn.AdaptiveAvgPool2d((1, 1)), "global avg"),
+        (nn.AdaptiveAvgPool2d(6), "avg to 6"),
         (nn.ReLU(), ""),
     ],
 )
-def test_windows_in_words(module, words):
-    assert kernel_text(module) == words
+def test_kernel_text(module, text):
+    assert kernel_text(module) == text
 
 
-def test_equal_windows_are_counted():
+def test_equal_kernels_are_counted():
     assert (
         kernel_summary(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 1))) == "2 x 1x1, 3x3"
     )
@@ -87,7 +87,7 @@ def row(**changes) -> NetworkCost:
     return NetworkCost(**(base | changes))
 
 
-def test_one_network_in_words():
+def test_cells_of_one_network():
     assert complexity_cells(row()) == {
         "network": "alexnet",
         "input": "3x227x227",
@@ -106,7 +106,7 @@ def test_operations_are_twice_the_multiply_adds():
     assert milliseconds(()) == ""
 
 
-def test_cells_show_nothing_for_nothing():
+def test_cells_of_a_layer_without_counts_are_empty():
     cells = layer_cells(
         {
             "layer": "relu",
@@ -121,7 +121,7 @@ def test_cells_show_nothing_for_nothing():
     assert {value for key, value in cells.items() if key != "layer"} == {""}
 
 
-def test_on_meta_tensors_the_rows_are_the_same():
+def test_rows_on_the_meta_device_are_the_same():
     with torch.device("meta"):
         network = resnet_cifar(depth=8)
     assert layer_rows(NetworkAnalysis(network, (3, 32, 32))) == layer_rows(

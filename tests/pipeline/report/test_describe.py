@@ -1,4 +1,4 @@
-"""`repro show`: the words and the estimate of the work."""
+"""Test the text of `repro show` and the estimate of the work."""
 
 import copy
 import dataclasses
@@ -25,7 +25,7 @@ from pipeline.report.describe import (
 )
 
 
-def test_settings_in_words():
+def test_settings_text():
     assert settings_text({"depth": 20, "warmup": {"lr": 0.01, "below": 80.0}, "augment": ["flip", "distort"]}) == (
         "depth 20, warmup.lr 0.01, warmup.below 80.0, augment flip/distort"
     )
@@ -33,63 +33,66 @@ def test_settings_in_words():
     assert settings_text({"a": 1}, start="; ") == "; a 1"
 
 
-def test_an_empty_list_is_said_to_be_one():
+def test_empty_list_is_none():
     assert settings_text({"augment": []}) == "augment none"
 
 
 @pytest.mark.parametrize(
-    ("crop", "said"),
+    ("crop", "text"),
     [
         (
             {"side": 224, "short": (256, 480)},  # ResNet
-            "a random 224 x 224 of the picture resized to a short side of 256 to 480",
+            "random 224 x 224 crop of the image, resized to a short side of 256 to 480",
         ),
         (
-            {"side": 227, "short": 256, "centre": 256, "interpolation": "bicubic"},  # AlexNet, but for the cubic
-            "a random 227 x 227 of the central 256 x 256 of the picture resized to a short side of 256,"
-            " by cubic interpolation",
+            {
+                "side": 227,
+                "short": 256,
+                "centre": 256,
+                "interpolation": "bicubic",
+            },  # AlexNet, with bicubic interpolation
+            "random 227 x 227 crop of the central 256 x 256 of the image, resized to a short side of 256,"
+            " bicubic interpolation",
         ),
         (
             {"side": 224, "short": 256, "centre": 256, "at": "five"},  # ZFNet
-            "the middle or a corner's 224 x 224 of the central 256 x 256 of the picture resized to a short side of"
-            " 256",
+            "centre or corner 224 x 224 crop of the central 256 x 256 of the image, resized to a short side of 256",
         ),
         (
             {"side": 224, "area": (0.08, 1.0), "aspect": (3 / 4, 4 / 3)},  # GoogLeNet
-            "a random part with 8 to 100 % of the picture's area, 0.75 to 1.33 times as wide as high, resized to"
-            " 224 x 224",
+            "random crop of 8 to 100 % of the image's area, aspect ratio 0.75 to 1.33, resized to 224 x 224",
         ),
     ],
 )
-def test_crops_in_words(crop, said):
-    assert crop_text(Crop(**crop)) == said
+def test_crop_text(crop, text):
+    assert crop_text(Crop(**crop)) == text
 
 
 @pytest.mark.parametrize(
-    ("data", "train", "said"),
+    ("data", "train", "text"),
     [
         ({}, {}, ""),
-        ({"name": "digits"}, {"steps": 60, "batch_size": 32}, "data digits; 60 updates of 32 images"),
+        ({"name": "digits"}, {"steps": 60, "batch_size": 32}, "data digits; 60 steps of 32 images"),
         ({}, {"batch_size": 1}, "batches of 1 image"),
-        ({}, {"steps": 5, "lr": 0.1, "eval_every": 3, "log_every": 1}, "5 updates, lr 0.1"),
+        ({}, {"steps": 5, "lr": 0.1, "eval_every": 3, "log_every": 1}, "5 steps, lr 0.1"),
         (
             {"crop": {"side": 64, "short": [72, 96], "at": "five"}, "test": ["dense-of-72", "1-crop-64-of-72"]},
             {},
-            "crops of 64 x 64, short side 72 to 96, crop.at five, tested by dense-of-72, 1-crop-64-of-72",
+            "crops of 64 x 64, short side 72 to 96, crop.at five, tested with dense-of-72, 1-crop-64-of-72",
         ),
         ({"crop": {"short": None, "area": [0.1, 1]}}, {}, "crop.short None, crop.area 0.1/1"),
         ({"crop": None, "test": [], "train": 4500, "val": 500}, {}, "whole images, train 4500, val 500"),
     ],
 )
-def test_what_a_variant_or_a_scale_sets_anew(data, train, said):
+def test_override_text(data, train, text):
     given = copy.deepcopy((data, train))
-    assert override_text(data, train) == said
+    assert override_text(data, train) == text
     assert (data, train) == given
 
 
 @pytest.fixture
 def shown():
-    """What `repro show` says of an experiment, line by line."""
+    """Return the lines that `repro show` prints of an experiment."""
 
     def lines(experiment):
         out = Console(file=io.StringIO(), width=1000)
@@ -99,7 +102,7 @@ def shown():
     return lines
 
 
-def test_photographs_are_shown_with_crop_and_protocols_and_every_scale_with_what_differs(declare, shown):
+def test_crop_protocols_and_changes_of_each_scale_are_shown(declare, shown):
     lines = shown(
         declare(
             "data: {name: cifar10, augment: [pad4-crop, flip]}",
@@ -114,38 +117,34 @@ def test_photographs_are_shown_with_crop_and_protocols_and_every_scale_with_what
             'metric: test/dense-of-256/top1_error_pct, op: ">", claimed',
         )
     )
-    assert "learns from a random 224 x 224 of the picture resized to a short side of 256 to 480" in lines
-    assert "tested by dense-of-256 (also while training), dense-of-384" in lines
-    (laptop,) = (line for line in lines if line.startswith("otherwise: data standin"))
-    assert "crops of 64 x 64, short side 72, tested by 1-crop-64-of-72; 400 updates" in laptop
-    assert "precision bf16, channels_last True" in laptop  # of every laptop scale, though it declares neither
-    (smoke,) = (line for line in lines if line.startswith("otherwise: 12 updates"))
+    assert "training images: random 224 x 224 crop of the image, resized to a short side of 256 to 480" in lines
+    assert "tested with dense-of-256 (also during training), dense-of-384" in lines
+    (laptop,) = (line for line in lines if line.startswith("changes: data standin"))
+    assert "crops of 64 x 64, short side 72, tested with 1-crop-64-of-72; 400 steps" in laptop
+    assert "precision bf16, channels_last True" in laptop  # default of laptop scales
+    (smoke,) = (line for line in lines if line.startswith("changes: 12 steps"))
     assert "bf16" not in smoke
     scales = lines[lines.index("scales") :]
-    assert not scales[2].startswith("otherwise")  # "paper", which differs in nothing
+    assert not scales[2].startswith("changes")  # paper
 
 
 def test_small_images_are_shown_without_a_crop(experiment: Experiment, shown):
-    assert not [line for line in shown(experiment) if line.startswith(("learns from", "tested by"))]
+    assert not [line for line in shown(experiment) if line.startswith(("training images", "tested with"))]
 
 
-def test_every_experiment_of_photographs_says_how_they_are_cropped_and_judged(shown):
-    with_crops = [one for one in map(load_experiment, experiment_names()) if one.data.crop and one.train]
+def test_crops_and_protocols_of_every_experiment_with_crops_are_shown(shown):
+    with_crops = [e for e in map(load_experiment, experiment_names()) if e.data.crop and e.train]
     assert len(with_crops) >= 5  # of AlexNet, ZFNet, GoogLeNet, VGG, ResNet
-    for one in with_crops:
-        lines = shown(one)
-        assert f"learns from {crop_text(one.data.crop)}" in lines
-        assert any(line.startswith(f"tested by {one.data.test[0]} (also while training)") for line in lines)
+    for declared in with_crops:
+        lines = shown(declared)
+        assert f"training images: {crop_text(declared.data.crop)}" in lines
+        tested = f"tested with {declared.data.test[0]} (also during training)"
+        assert any(line.startswith(tested) for line in lines)
 
 
-def test_drops_in_words():
-    assert (
-        lr_drops_text(LrDrops(at=(5, 32000), factor=0.1))
-        == "times 0.1 from update 5, times 0.1 from update 32,000"
-    )
-    assert (
-        lr_drops_text(LrDrops(at=(5, 6), factor=(0.4, 0.5))) == "times 0.4 from update 5, times 0.5 from update 6"
-    )
+def test_lr_drops_text():
+    assert lr_drops_text(LrDrops(at=(5, 32000), factor=0.1)) == "times 0.1 at step 5, times 0.1 at step 32,000"
+    assert lr_drops_text(LrDrops(at=(5, 6), factor=(0.4, 0.5))) == "times 0.4 at step 5, times 0.5 at step 6"
 
 
 @pytest.mark.parametrize(
@@ -156,7 +155,7 @@ def test_drops_in_words():
         ("lenet5/mnist", "lenet5", "paper"),
     ],
 )
-def test_work_is_three_passes_of_the_analysed_network_over_every_image(experiment, variant, scale):
+def test_work_is_three_passes_per_image(experiment, variant, scale):
     run = plan_runs(load_experiment(experiment), scale=scale, variants=[variant], seeds=1)[0]
     train = run.recipe.train
     assert (
@@ -165,45 +164,48 @@ def test_work_is_three_passes_of_the_analysed_network_over_every_image(experimen
 
 
 def test_work_of_a_scale(experiment: Experiment):
-    assert work_text(experiment, "smoke", []).startswith("6 runs (2 variants x 3 seeds), 72 updates, ")
+    assert work_text(experiment, "smoke", []).startswith("6 runs (2 variants x 3 seeds), 72 steps, ")
 
 
-def test_work_names_hardware_once_runs_have_shown_it(experiment: Experiment, seed_records):
+def test_work_has_the_duration_of_tracked_runs(experiment: Experiment, seed_records):
     records = seed_records(experiment, "plain-20", [9.0, 9.1, 9.2], scale="smoke")
     records = [dataclasses.replace(one, seconds=float(s)) for one, s in zip(records, (1, 2000, 3000), strict=True)]
     assert work_text(experiment, "smoke", records).endswith(
-        "; measured: 2,000 s a run in the median of 3 on one core"
+        "; measured: 2,000 s per run (median of 3 runs on one core)"
     )
 
 
 @pytest.mark.parametrize(
-    ("step", "said"),
+    ("spec", "text"),
     [
-        (EnsembleSpec(kind="ensemble", members={"a": 5, "b": 1}), "5 a + b averaged"),
+        (EnsembleSpec(kind="ensemble", members={"a": 5, "b": 1}), "average of 5 a + b"),
         (
             EnsembleSpec(kind="ensemble", members={"a": 2}, test=("dense-of-256",)),
-            "2 a averaged, tested by dense-of-256",
+            "average of 2 a, tested with dense-of-256",
         ),
-        (ProtocolSpec(kind="protocol", of="a", test=("dense-of-256",)), "a tested by dense-of-256"),
+        (ProtocolSpec(kind="protocol", of="a", test=("dense-of-256",)), "a tested with dense-of-256"),
         (
             CompressionSpec(kind="compression", of="a", density=0.33, conv_bits=8, fc_bits=5),
-            "a compressed: 33 % of the weights, 8 bits in convolutions and 5 in full connections",
+            "a compressed to 33 % of the weights, 8 bits in convolutional and 5 bits in fully connected layers",
         ),
-        (TransferSpec(kind="transfer", of="a", data="b", c=0.5), "features of a for b, soft-max with C 0.5"),
+        (
+            TransferSpec(kind="transfer", of="a", data="b", c=0.5),
+            "features of a on b, softmax classifier with C 0.5",
+        ),
     ],
 )
-def test_steps_in_words(step, said):
-    assert derived_text(step) == said
+def test_derived_text(spec, text):
+    assert derived_text(spec) == text
 
 
-def test_steps_are_shown_and_counted_as_work(declare, shown):
+def test_derived_runs_are_shown_and_counted(declare, shown):
     two = "derived:\n  two: {kind: ensemble, members: {plain-20: 2}}\nscales:\n"
     more = "plain-20: {seeds: [0, 1, 2, 3, 4, 5], model:"
     declared = declare("scales:\n", two, "plain-20: {model:", more)
     text = shown(declared)
-    assert text[text.index("steps, when their runs have ended") + 1] == "two  2 plain-20 averaged"
+    assert text[text.index("derived runs, made from finished runs") + 1] == "two  average of 2 plain-20"
     assert "plain-20   plain_cifar depth 20; 6 seeds" in text
-    assert work_text(declared, "smoke", []).startswith("6 runs (2 variants x 3 seeds), 72 updates, 1 step, ")
+    assert work_text(declared, "smoke", []).startswith("6 runs (2 variants x 3 seeds), 72 steps, 1 derived run, ")
     assert work_text(declared, "paper", []).startswith(
-        "16 runs (3 variants x seeds as declared), 1,024,000 updates, 3 steps"
+        "16 runs (3 variants x declared seeds), 1,024,000 steps, 3 derived runs"
     )

@@ -1,4 +1,4 @@
-"""The page: whole in one file, and safe whatever a declaration says."""
+"""Test the HTML page: complete in one file, with escaped text."""
 
 import base64
 import re
@@ -16,7 +16,7 @@ VOID = {"meta", "img", "br"}
 
 
 class Tags(HTMLParser):
-    """Every tag with its attributes, and the tags left open."""
+    """Parser that records all tags with their attributes, and the tags left open."""
 
     def __init__(self):
         super().__init__()
@@ -33,6 +33,8 @@ class Tags(HTMLParser):
 
 @pytest.fixture
 def page(experiment, seed_records, tmp_path):
+    """Return a function that writes a page and returns its text."""
+
     def write(*, figure=None, records=None):
         if records is None:
             records = [
@@ -54,20 +56,20 @@ def tags(html):
     return parser
 
 
-def test_the_page_refers_to_no_other_file(page, tmp_path):
+def test_page_refers_to_no_other_file(page, tmp_path):
     (tmp_path / "f.png").write_bytes(b"PNG bytes")
     html = page(figure=tmp_path / "f.png")
-    pointing = [
+    references = [
         v
         for _, attributes in tags(html).seen
         for k, v in attributes.items()
         if k in ("src", "href", "action", "data")
     ]
-    assert pointing == ["data:image/png;base64," + base64.b64encode(b"PNG bytes").decode()]
+    assert references == ["data:image/png;base64," + base64.b64encode(b"PNG bytes").decode()]
     assert not re.search(r"https?://|url\(|@import|<script|<link", html)
 
 
-def test_what_a_declaration_says_is_text_not_html(page):
+def test_text_of_a_declaration_is_escaped(page):
     html = page()
     assert "Won &lt;b&gt;first&lt;/b&gt; | place" in html
     assert "On &lt;Depth&gt;" in html
@@ -75,23 +77,23 @@ def test_what_a_declaration_says_is_text_not_html(page):
     assert "<b>first" not in html
 
 
-def test_tables_verdicts_and_departures_are_all_there(page, experiment):
+def test_page_has_tables_verdicts_and_departures(page, experiment):
     html = page()
     assert "9.50 ± 0.10" in html
     assert all(f"<b>{claim.id}</b>" in html for claim in experiment.claims)
     assert "Verdicts: " in html
     assert '<td class="n good">✔ reproduced</td>' in html
     assert "Pixels are scaled. No scale is named." in html
-    assert "paper on cifar10, 3 runs, commit 01234567" in html
+    assert "paper scale on cifar10, 3 runs, commit 01234567" in html
 
 
-def test_the_page_is_well_formed_with_and_without_runs(page):
+def test_page_is_well_formed_with_and_without_runs(page):
     for html in (page(), page(records=[])):
         assert tags(html).open == []
         assert "error curves" not in html
 
 
-def test_a_folder_that_cannot_be_made_is_one_sentence(page, tmp_path):
+def test_folder_that_cannot_be_created_raises_user_error(page, tmp_path):
     (tmp_path / "new").write_text("")  # where the folder should be
     with pytest.raises(
         UserError, match=rf"^cannot write to {tmp_path}/new: file exists; .* REPRO_HOME, and start"
@@ -99,7 +101,7 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(page, tmp_path):
         page()
 
 
-def test_a_full_disk_leaves_the_page_of_before(page, tmp_path):
+def test_full_disk_keeps_the_previous_page(page, tmp_path):
     resource = pytest.importorskip("resource")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = page()

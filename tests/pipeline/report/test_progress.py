@@ -1,4 +1,4 @@
-"""What is seen while runs train."""
+"""Test the progress of runs: lines, bars, plans."""
 
 import io
 import json
@@ -9,15 +9,16 @@ from rich.console import Console
 
 from pipeline.declare.experiment import Experiment
 from pipeline.plan.expand import plan_runs
+from pipeline.plan.task import Task
 from pipeline.report import progress
 from pipeline.report.progress import ProgressDisplay, plan_lines
 from pipeline.schedule.local import Event
-from pipeline.plan.task import Task
 from pipeline.track.run_folder import RunFolder
 
 
 @pytest.fixture
 def tasks(experiment: Experiment, tmp_path: Path) -> list[Task]:
+    """Return the tasks of one seed at smoke scale: plain-20 and resnet-20."""
     runs = plan_runs(experiment, scale="smoke", seeds=1)
     return [Task(run, run.variant, "code", {}, tmp_path / run.variant, tmp_path) for run in runs]
 
@@ -31,15 +32,15 @@ def lines(tasks, *events, quietly=False):
     shown, file = console()
     with ProgressDisplay(tasks, shown, quietly=quietly) as seen:
         for event in events:
-            seen.happened(event)
+            seen.on_event(event)
     return file.getvalue().splitlines()
 
 
-def test_without_a_terminal_there_are_plain_lines(tasks, experiment, record):
+def test_lines_without_a_terminal(tasks, experiment, record):
     plain, resnet = tasks
     good = record(experiment, "plain-20", 0, 9.5, seconds=1234.4)
     bad = record(experiment, "resnet-20", 0, 9.5, status="not converged", ended="the loss became nan at step 3")
-    said = lines(
+    shown = lines(
         tasks,
         Event("started", plain),
         Event("note", plain, "checkpoint [x] is damaged"),
@@ -47,7 +48,7 @@ def test_without_a_terminal_there_are_plain_lines(tasks, experiment, record):
         Event("waiting", resnet, "another repro command trains it already"),
         Event("ended", resnet, record=bad),
     )
-    assert said == [
+    assert shown == [
         "plain-20 seed 0: training",
         "plain-20 seed 0: checkpoint [x] is damaged",
         "plain-20 seed 0: test error 9.50 %, trained in 1,234 s",
@@ -56,36 +57,36 @@ def test_without_a_terminal_there_are_plain_lines(tasks, experiment, record):
     ]
 
 
-def test_stopping_is_said_once_for_all_runs(tasks):
-    said = lines(
+def test_stopping_is_printed_once_for_all_runs(tasks):
+    shown = lines(
         tasks, *(Event("stopping", task) for task in tasks), Event("stopped", tasks[0], "stopped; resumable")
     )
-    assert said == [
-        "Stopping at the next step, with checkpoints; Ctrl-C once more ends at once",
+    assert shown == [
+        "Stopping at the next step and saving checkpoints. Press Ctrl-C again to end at once",
         "plain-20 seed 0: stopped; resumable",
     ]
 
 
-def test_quietly_only_failures_are_seen(tasks):
+def test_only_failures_are_printed_quietly(tasks):
     events = [Event("started", tasks[0]), Event("note", tasks[0], "x"), Event("failed", tasks[0], "[/no] disk")]
     assert lines(tasks, *events, quietly=True) == ["plain-20 seed 0: [/no] disk"]
 
 
-def test_a_line_on_progress_now_and_then(tasks, monkeypatch):
+def test_progress_lines(tasks, monkeypatch):
     monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
     folder = RunFolder(tasks[0].folder)
     folder.create({})
     folder.write_progress(6, 100.0)
-    assert "25 % of all updates" in lines(tasks, Event("started", tasks[0]))
+    assert "25 % of all steps" in lines(tasks, Event("started", tasks[0]))
 
 
-def test_on_a_terminal_there_is_a_bar_a_run_with_its_speed_and_nothing_stays(tasks):
+def test_bar_with_speed_on_a_terminal(tasks):
     folder = RunFolder(tasks[0].folder)
     folder.create({})
     folder.write_progress(6, 1234.5)
     shown, file = console(terminal=True)
     with ProgressDisplay(tasks, shown) as seen:
-        seen.happened(Event("started", tasks[0]))
+        seen.on_event(Event("started", tasks[0]))
         seen.tick()
         seen.bars.refresh()
     assert "plain-20 seed 0" in file.getvalue()
@@ -93,14 +94,14 @@ def test_on_a_terminal_there_is_a_bar_a_run_with_its_speed_and_nothing_stays(tas
     assert "1,234 images/s" in file.getvalue()
 
 
-def test_what_is_finished_is_said_at_the_start(tasks, experiment, record):
+def test_finished_runs_are_counted_at_the_start(tasks, experiment, record):
     folder = RunFolder(tasks[0].folder)
     folder.create({})
     folder.finish(record(experiment, "plain-20", 0, 9.5), None)
-    assert lines(tasks) == ["1 of 2 runs are finished already"]
+    assert lines(tasks) == ["1 of 2 runs are already finished"]
 
 
-def test_a_plan_says_what_is_finished_resumes_or_begins(tasks, experiment, record):
+def test_plan_shows_the_state_of_every_run(tasks, experiment, record):
     shown, file = console()
     plan_lines(tasks, shown)
     assert file.getvalue().splitlines() == [
@@ -123,12 +124,12 @@ def test_a_plan_says_what_is_finished_resumes_or_begins(tasks, experiment, recor
     assert file.getvalue().endswith("1 run, 1 finished, 0 to train\n")
 
 
-# --- steps -------------------------------------------------------------------------------------------------
+# --- derived runs ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def with_step(declare, tmp_path):
-    """Two runs and the ensemble of them."""
+def with_ensemble(declare, tmp_path):
+    """Return the tasks of two runs and their ensemble."""
     two = "derived:\n  two: {kind: ensemble, members: {plain-20: 2}}\nscales:\n"
     runs = plan_runs(declare("scales:\n", two), scale="smoke", variants=["plain-20"], seeds=2)
     names = [f"{run.variant}-{run.seed}" for run in runs]
@@ -139,35 +140,35 @@ def with_step(declare, tmp_path):
     ]
 
 
-def test_a_step_has_lines_as_a_run_has(with_step, experiment, record):
-    *_, step = with_step
+def test_lines_of_a_derived_run(with_ensemble, experiment, record):
+    *_, ensemble = with_ensemble
     assert lines(
-        with_step,
-        Event("started", step),
-        Event("ended", step, record=record(experiment, "plain-20", 0, 9.5, seconds=3.2)),
-        Event("skipped", step, "needs plain-20 seed 0, which failed: no room"),
+        with_ensemble,
+        Event("started", ensemble),
+        Event("ended", ensemble, record=record(experiment, "plain-20", 0, 9.5, seconds=3.2)),
+        Event("skipped", ensemble, "needs plain-20 seed 0, which failed: no room"),
     ) == [
-        "two seed 0: 2 plain-20 averaged",
+        "two seed 0: average of 2 plain-20",
         "two seed 0: test error 9.50 %, done in 3 s",
-        "two seed 0 cannot be done: needs plain-20 seed 0, which failed: no room",
+        "two seed 0 skipped: needs plain-20 seed 0, which failed: no room",
     ]
 
 
-def test_a_step_has_a_bar_without_an_end_and_adds_nothing_to_all_updates(with_step):
+def test_bar_of_a_derived_run_has_no_total(with_ensemble):
     shown, _ = console(terminal=True)
-    with ProgressDisplay(with_step, shown) as seen:
-        seen.happened(Event("started", with_step[2]))
-        bar = seen.bars.tasks[seen.bar_of[with_step[2].identity]]
+    with ProgressDisplay(with_ensemble, shown) as seen:
+        seen.on_event(Event("started", with_ensemble[2]))
+        bar = seen.bars.tasks[seen.bar_of[with_ensemble[2].identity]]
         assert (bar.total, bar.visible) == (None, True)
         assert seen.bars.tasks[seen.total].total == 24  # two runs of 12
 
 
-def test_a_plan_tells_steps_and_what_they_are(with_step):
+def test_plan_shows_derived_runs(with_ensemble):
     shown, file = console()
-    plan_lines(with_step, shown)
+    plan_lines(with_ensemble, shown)
     assert file.getvalue().splitlines() == [
         "plain-20 seed 0  to train, 12 steps",
         "plain-20 seed 1  to train, 12 steps",
-        "two seed 0       to do when its runs have ended: 2 plain-20 averaged",
-        "2 runs and 1 step, 0 finished, 3 to do",
+        "two seed 0       to do after its runs: average of 2 plain-20",
+        "2 runs and 1 derived run, 0 finished, 3 to do",
     ]

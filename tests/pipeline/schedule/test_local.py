@@ -126,7 +126,7 @@ def test_pool_waits_for_a_run_that_another_process_trains(tmp_path):
 
 def pid_of(task):
     """Return the process that trains a task, once it does."""
-    for _ in range(300):
+    for _ in range(1000):
         pid = RunFolder(task.folder).read_progress().get("pid")
         if pid:
             return pid
@@ -166,7 +166,7 @@ def worker_with_checkpoint_every_step(*args):
 
 
 def test_next_call_resumes_the_run_of_a_killed_worker(tmp_path, monkeypatch):
-    task = smoke_task(tmp_path / "runs", smoke_run(changes={"train.steps": 60}))
+    task = smoke_task(tmp_path / "runs", smoke_run(changes={"train.steps": 30}))
     train_in(tmp_path / "expected", task.run)
 
     def kill_in_the_middle():
@@ -224,9 +224,11 @@ def test_worker_whose_parent_died_writes_a_checkpoint_and_exits(tmp_path):
     parent = FORKSERVER.Process(target=run_pool, args=(task,))
     parent.start()
     folder = RunFolder(task.folder)
-    worker = pid_of(task)
-    parent.kill()
-    parent.join()
+    try:
+        worker = pid_of(task)
+    finally:
+        parent.kill()
+        parent.join()
     for _ in range(200):
         if not is_alive(worker):
             break
@@ -241,7 +243,7 @@ def test_worker_whose_parent_died_writes_a_checkpoint_and_exits(tmp_path):
 
 def test_next_call_after_ctrl_c_ends_with_the_same_bits(tmp_path):
     tasks = [
-        smoke_task(tmp_path / "runs", smoke_run(seed=seed, changes={"train.steps": 60})) for seed in (0, 1, 2)
+        smoke_task(tmp_path / "runs", smoke_run(seed=seed, changes={"train.steps": 30})) for seed in (0, 1, 2)
     ]
     interrupted = []
 
@@ -384,7 +386,8 @@ def test_derived_run_is_skipped_if_a_member_failed(tmp_path):
     assert kinds_of(events, good) == ["started", "ended"]
     assert kinds_of(events, derived) == ["skipped"]
     assert RunFolder(derived.folder).unfinished()["text"] == (
-        "needs resnet-20 seed 0, which failed: noise: the images changed since the command began; run the same command again"
+        "needs resnet-20 seed 0, which failed: noise: the images changed since the command began; run the same"
+        " command again"
     )
 
 

@@ -76,6 +76,14 @@ def test_the_newest_two_checkpoints_are_kept(folder):
     assert folder.last_checkpoint(pytest.fail) == (100, folder.checkpoint_files()[0])
 
 
+def test_the_last_step_is_that_of_the_newest_checkpoint_file(folder):
+    assert folder.last_step() == 0
+    for step in (9, 10):
+        save(folder, step)
+    folder.checkpoint_files()[0].write_bytes(b"damaged")  # only the name counts
+    assert folder.last_step() == 10
+
+
 def test_a_failed_checkpoint_leaves_the_others_and_no_partial_file(folder):
     save(folder, 1)
 
@@ -255,3 +263,13 @@ def test_every_line_of_the_log_has_its_time(tmp_path):
 def test_a_log_that_cannot_be_written_raises_nothing(tmp_path):
     (tmp_path / "run").write_text("a file where the folder should be", encoding="utf-8")
     RunFolder(tmp_path / "run").log("started")
+
+
+def test_cached_errors_are_those_of_one_model(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.evaluation_cache("a").add("test/x", {"test/loss": 1.0})
+    folder.evaluation_cache("a").add("test/y", {"test/loss": 2.0})
+    assert set(folder.evaluation_cache("a").read()) == {"test/x", "test/y"}
+    assert folder.evaluation_cache("b").read() == {}
+    (tmp_path / "checkpoints" / "judged.json").write_text("{", encoding="utf-8")
+    assert folder.evaluation_cache("a").read() == {}

@@ -1,4 +1,4 @@
-"""Ranks agree: on values, on flags, on what one of them does for all, and on what ends them."""
+"""Test micro-batches, and the collective operations of one and of three ranks."""
 
 import time
 
@@ -13,30 +13,30 @@ from pipeline.data.prefetch import StopRequested, raise_if_stopped
 from pipeline.train.ranks import SINGLE_RANK, RankGroup, current_ranks, divisors, micro_batches
 from tests.support.rank_processes import Ranks
 
-# --- into how many groups a batch is cut -----------------------------------------------------------------------
+# --- micro-batches -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("batch", "world", "device_batch", "count"),
     [
         (128, 1, None, 1),
-        (128, 4, None, 4),  # the whole share of each
+        (128, 4, None, 4),  # one micro-batch per device
         (128, 4, 128, 4),
         (128, 4, 32, 4),
-        (128, 4, 31, 8),  # of 16, the largest that divide it and are at most 31
+        (128, 4, 31, 8),  # of 16 images, the largest divisor of a share that is <= 31
         (128, 4, 1, 128),
         (128, 1, 100, 2),
         (256, 8, 20, 16),
-        (96, 3, 20, 6),  # of 16: four of 24 are too large, and three cannot share five
+        (96, 3, 20, 6),  # of 16 images: four of 24 are too large, and three devices cannot share five
         (1, 1, 7, 1),
     ],
 )
-def test_a_batch_is_cut_into_as_few_groups_as_fit(batch, world, device_batch, count):
+def test_batch_is_split_into_the_fewest_micro_batches_that_fit(batch, world, device_batch, count):
     assert micro_batches(batch, world, device_batch) == count
 
 
 @given(batch=st.integers(1, 300), world=st.integers(1, 20), device_batch=st.none() | st.integers(1, 300))
-def test_groups_are_equal_shared_equally_small_enough_and_the_fewest(batch, world, device_batch):
+def test_micro_batches_are_equal_small_enough_and_the_fewest(batch, world, device_batch):
     if batch % world:
         with pytest.raises(UserError, match="cannot share a batch of"):
             micro_batches(batch, world, device_batch)
@@ -50,20 +50,20 @@ def test_groups_are_equal_shared_equally_small_enough_and_the_fewest(batch, worl
     assert not any(fits(fewer) for fewer in range(1, count))
 
 
-def test_devices_that_cannot_share_a_batch_are_told_which_could():
-    with pytest.raises(UserError) as refused:
+def test_error_lists_the_numbers_of_devices_that_can_share_the_batch():
+    with pytest.raises(UserError) as caught:
         micro_batches(20, 3, 4)
-    assert str(refused.value) == (
+    assert str(caught.value) == (
         "3 devices cannot share a batch of 20 images equally; use 1, 2, 4, 5, 10 or 20 devices, with a"
         " device batch of 20, 10, 5, 4, 2 or 1"
     )
 
 
 @pytest.mark.parametrize("device_batch", [0, -1])
-def test_a_device_batch_of_nothing_is_told_what_could_be(device_batch):
-    with pytest.raises(UserError) as refused:
+def test_error_lists_the_possible_device_batches(device_batch):
+    with pytest.raises(UserError) as caught:
         micro_batches(20, 2, device_batch)
-    assert str(refused.value) == (
+    assert str(caught.value) == (
         f"a batch of 20 images on 2 devices cannot use a device batch of {device_batch}; use 1, 2, 5 or 10"
     )
 
@@ -72,23 +72,23 @@ def test_divisors():
     assert [divisors(n) for n in (1, 12, 13)] == [[1], [1, 2, 3, 4, 6, 12], [1, 13]]
 
 
-# --- alone -----------------------------------------------------------------------------------------------------
+# --- one rank ------------------------------------------------------------------------------------------------
 
 
-def test_a_process_by_itself_is_a_group_of_one():
+def test_single_process_is_a_group_of_one_rank():
     assert current_ranks() == SINGLE_RANK == RankGroup(0, 1)
 
 
-def test_alone_all_is_as_if_there_were_no_group():
+def test_operations_of_a_single_rank_use_no_torch_distributed():
     network = nn.BatchNorm1d(3)
     SINGLE_RANK.broadcast_buffers(network)
     assert SINGLE_RANK.all_gather("x") == ["x"]
     assert SINGLE_RANK.broadcast("x") == "x"
     assert SINGLE_RANK.any_rank(True, False) == (True, False)
-    for together in (SINGLE_RANK.on_all_ranks, SINGLE_RANK.on_rank_zero):
-        assert together(lambda stop: stop(), lambda: "asked") == "asked"
+    for operation in (SINGLE_RANK.on_all_ranks, SINGLE_RANK.on_rank_zero):
+        assert operation(lambda stop: stop(), lambda: "requested") == "requested"
         with pytest.raises(ZeroDivisionError):
-            together(lambda _: 1 // 0)
+            operation(lambda _: 1 // 0)
 
 
 # --- three ranks -------------------------------------------------------------------------------------------------
@@ -101,22 +101,23 @@ def ranks(tmp_path_factory):
     three.close()
 
 
-def test_they_know_who_they_are(ranks):
+def test_ranks_know_their_number(ranks):
     assert ranks.run(current_ranks) == [RankGroup(0, 3), RankGroup(1, 3), RankGroup(2, 3)]
 
 
-def told():
+def exchange():
+    """Exchange a value and flags with the other ranks."""
     group = current_ranks()
     name = f"rank {group.rank}"
     return group.all_gather(name), group.broadcast(name), group.any_rank(False, group.rank == 2, True)
 
 
-def test_values_and_flags_are_heard_by_all(ranks):
-    everybody = ["rank 0", "rank 1", "rank 2"]
-    assert ranks.run(told) == [(everybody, "rank 0", (False, True, True))] * 3
+def test_values_and_flags_are_known_to_all_ranks(ranks):
+    names = ["rank 0", "rank 1", "rank 2"]
+    assert ranks.run(exchange) == [(names, "rank 0", (False, True, True))] * 3
 
 
-def averages():
+def broadcast_statistics():
     group = current_ranks()
     network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     with torch.no_grad():
@@ -127,39 +128,39 @@ def averages():
 
 
 def test_buffers_become_those_of_the_first_and_parameters_do_not(ranks):
-    weights, buffers = zip(*ranks.run(averages), strict=True)
+    weights, buffers = zip(*ranks.run(broadcast_statistics), strict=True)
     assert weights == (0.0, 1.0, 2.0)
     assert buffers[0] == buffers[1] == buffers[2]
 
 
-def led_by_the_first():
+def act_on_rank_zero():
     done = []
     group = current_ranks()
-    said = group.on_rank_zero(lambda _: done.append(group.rank) or f"by {group.rank}")
-    return said, done
+    result = group.on_rank_zero(lambda _: done.append(group.rank) or f"by {group.rank}")
+    return result, done
 
 
-def test_what_is_led_is_done_by_the_first_and_told_to_all(ranks):
-    assert ranks.run(led_by_the_first) == [("by 0", [0]), ("by 0", []), ("by 0", [])]
+def test_rank_0_acts_and_all_ranks_get_its_result(ranks):
+    assert ranks.run(act_on_rank_zero) == [("by 0", [0]), ("by 0", []), ("by 0", [])]
 
 
 def full_disk(_stop):
     raise UserError("cannot write to /runs: no space left on device")
 
 
-def led_astray():
+def fail_on_rank_zero():
     return current_ranks().on_rank_zero(full_disk)
 
 
-def test_what_the_first_cannot_do_is_told_to_all(ranks):
-    for error in ranks.run(led_astray):
+def test_user_error_of_rank_0_is_raised_on_all_ranks(ranks):
+    for error in ranks.run(fail_on_rank_zero):
         assert isinstance(error, UserError)
         assert str(error) == "cannot write to /runs: no space left on device"
-    assert ranks.run(current_ranks)[1] == RankGroup(1, 3)  # and they go on
+    assert ranks.run(current_ranks)[1] == RankGroup(1, 3)  # the ranks still work
 
 
-def uneven(pieces):
-    """Each rank has another number of pieces of work, and asks before each whether to go on."""
+def work_unevenly(pieces):
+    """Do pieces[rank] pieces of work, and check for a stop request before each."""
     group, done = current_ranks(), 0
 
     def act(stop):
@@ -173,11 +174,11 @@ def uneven(pieces):
 
 
 @pytest.mark.parametrize("pieces", [(3, 3, 3), (0, 5, 1), (4, 0, 0)])
-def test_ranks_may_have_more_to_do_than_others(ranks, pieces):
-    assert ranks.run(uneven, pieces) == list(pieces)
+def test_ranks_may_have_different_amounts_of_work(ranks, pieces):
+    assert ranks.run(work_unevenly, pieces) == list(pieces)
 
 
-def long_work(asked, way):
+def work_until_stopped(stopping, method):
     """Endless work that rank `asked` alone stops at its tenth call of `stop`; number of calls on this rank."""
     group, calls = current_ranks(), 0
 
@@ -188,36 +189,36 @@ def long_work(asked, way):
     def stop():
         nonlocal calls
         calls += 1
-        return group.rank == asked and calls >= 10
+        return group.rank == stopping and calls >= 10
 
     try:
-        return getattr(group, way)(act, stop)
+        return getattr(group, method)(act, stop)
     except StopRequested:
         return calls
 
 
-@pytest.mark.parametrize("way", ["on_all_ranks", "on_rank_zero"])
-@pytest.mark.parametrize("asked", [0, 1, 2])
-def test_work_ends_on_all_ranks_when_one_is_asked_to_stop_also_one_that_only_waits(ranks, asked, way):
+@pytest.mark.parametrize("method", ["on_all_ranks", "on_rank_zero"])
+@pytest.mark.parametrize("stopping", [0, 1, 2])
+def test_stop_request_on_one_rank_ends_the_work_of_all(ranks, stopping, method):
     # A rank that only waits finds out one round later.
-    assert all(10 <= calls <= 11 for calls in ranks.run(long_work, asked, way))
+    assert all(10 <= calls <= 11 for calls in ranks.run(work_until_stopped, stopping, method))
 
 
-def one_fails(failing):
+def fail_on_one_rank(failing):
     group = current_ranks()
 
     def act(stop):
         for piece in range(100):
             raise_if_stopped(stop)
             if group.rank == failing and piece == 3:
-                raise UserError("test.tar, sample 70 is no readable picture")
+                raise UserError("test.tar, sample 70 is not an image")
             time.sleep(0.001)
 
     return group.on_all_ranks(act)
 
 
 @pytest.mark.parametrize("failing", [0, 2])
-def test_the_mistake_that_ends_one_rank_is_what_all_say(ranks, failing):
-    for error in ranks.run(one_fails, failing):
+def test_user_error_of_one_rank_is_raised_on_all_ranks(ranks, failing):
+    for error in ranks.run(fail_on_one_rank, failing):
         assert isinstance(error, UserError)
-        assert str(error) == "test.tar, sample 70 is no readable picture"
+        assert str(error) == "test.tar, sample 70 is not an image"

@@ -63,7 +63,9 @@ def test_reader_threads_change_no_bit(uninterrupted_sharded, sharded_run, data_r
     assert weights(tmp_path) == weights(uninterrupted_sharded[1])
 
 
-@pytest.mark.parametrize("moment", [2, 7, 12, 16, 18])
+@pytest.mark.parametrize(
+    "moment", [2, pytest.param(7, marks=pytest.mark.slow), 12, pytest.param(16, marks=pytest.mark.slow), 18]
+)
 def test_run_stopped_in_statistics_or_evaluation_resumes_there(
     uninterrupted_sharded, sharded_run, data_root, tmp_path, monkeypatch, moment
 ):

@@ -269,10 +269,10 @@ def test_killed_rank_ends_the_other_and_two_new_ranks_resume_with_the_same_bits(
         ranks = Ranks(tmp_path / str(number), 2)
         try:
             ranks.run(current_ranks)  # returns when the processes have started
-            ranks.begin(train_with_checkpoints, path, smoke_run())
+            ranks.start(train_with_checkpoints, path, smoke_run())
             time.sleep(draw.uniform(0.5, 1.5))
-            ranks.lose(killed)
-            [other] = ranks.ended()  # fails long before the 30 minutes after which torch.distributed gives up
+            ranks.kill(killed)
+            [other] = ranks.results()  # fails long before the 30 minutes after which torch.distributed gives up
             assert isinstance(other, RuntimeError) or other.status == "finished"
         finally:
             ranks.close()

@@ -1,0 +1,121 @@
+"""Test which records count: recipes, code, data, seeds, changes."""
+
+import random
+from dataclasses import replace
+
+import pytest
+
+from pipeline.judge.counting import counted_records
+from pipeline.judge.ledger import ledger
+from tests.support.ledgers import (
+    DEEP,
+    OF_PAIR,
+    OF_SMALL,
+    PLAIN,
+    SIX_SEEDS,
+    derived_records,
+    fixed_measure,
+    judge_by_id,
+    outcomes,
+)
+
+
+def test_run_changed_by_set_never_counts(experiment, both):
+    changed = both(experiment, changes={"train.lr": 0.05})
+    assert outcomes(experiment, changed)["deeper"] == "cannot judge: not-run"
+    found = judge_by_id(experiment, [*both(experiment), *changed])["deeper"]
+    assert len(found.evidence.runs) == 10
+    assert found.verdict == judge_by_id(experiment, both(experiment))["deeper"].verdict
+
+
+def test_run_changed_to_another_variants_recipe_does_not_count(declare, seed_records):
+    declared = declare("depth: 32}}", "depth: 20}, train: {lr: 0.05}}")  # plain-32 is plain-20 with another lr
+    changed = seed_records(declared, "plain-20", DEEP, changes={"train.lr": 0.05})
+    assert changed[0].declaration == seed_records(declared, "plain-32", DEEP)[0].declaration
+    assert outcomes(declared, changed)["stuck"] == "cannot judge: not-run"
+
+
+def test_run_of_an_old_declaration_does_not_count(declare, both):
+    old = both(declare())
+    changed = declare("momentum: 0.9", "momentum: 0.8")
+    assert outcomes(changed, old)["error"] == "cannot judge: not-run"
+    assert outcomes(changed, [*old, *both(changed)])["error"] == "reproduced"
+
+
+@pytest.mark.parametrize("field", ["code", "manifest"])
+def test_runs_of_different_code_or_data_are_not_mixed(experiment, seed_records, field):
+    old = seed_records(experiment, "plain-20", [20.0, 20.1, 19.9], **{field: "old"})
+    new = seed_records(experiment, "plain-20", PLAIN, **{field: "new"})
+    (found,) = counted_records(experiment, "paper", [*old, *new]).values()
+    assert [getattr(record, field) for record in found] == ["new"] * 5  # the group with the most seeds
+    assert judge_by_id(experiment, [*old, *new])["error"].verdict.measured == pytest.approx(9.5)
+
+
+def test_latest_of_two_groups_with_as_many_seeds_counts(experiment, seed_records):
+    old = seed_records(experiment, "plain-20", PLAIN, code="old", finished="2026-01-01T00:00:00+00:00")
+    new = seed_records(experiment, "plain-20", DEEP, code="new", finished="2026-01-02T00:00:00+00:00")
+    for records in ([*old, *new], [*new, *old]):
+        (found,) = counted_records(experiment, "paper", records).values()
+        assert {record.code for record in found} == {"new"}
+
+
+def test_first_run_of_a_seed_counts(experiment, record):
+    first = record(experiment, "plain-20", 0, 9.0, finished="2026-01-01T00:00:00+00:00", hardware="machine 1")
+    again = record(experiment, "plain-20", 0, 5.0, finished="2026-01-02T00:00:00+00:00", hardware="machine 2")
+    (found,) = counted_records(experiment, "paper", [again, first]).values()
+    assert [record.hardware for record in found] == ["machine 1"]
+
+
+def test_undeclared_seeds_do_not_count_at_paper_scale(experiment, record):
+    records = [record(experiment, "plain-20", seed, 9.5) for seed in range(7)]
+    (found,) = counted_records(experiment, "paper", records).values()
+    assert [record.seed for record in found] == [0, 1, 2, 3, 4]
+
+
+def test_order_of_the_records_does_not_matter(experiment, both):
+    records = both(experiment)
+    expected = [entry.to_dict() for entry in ledger(experiment, records, fixed_measure)]
+    for seed in range(5):
+        random.Random(seed).shuffle(records)
+        assert [entry.to_dict() for entry in ledger(experiment, records, fixed_measure)] == expected
+
+
+def test_recipe_decides_not_the_experiment_it_was_run_for(declare, both):
+    # a finished run is never trained again, so it must count wherever its recipe is declared
+    declared = declare("  smoke:", "  again: {why: The same recipe.}\n  smoke:")
+    records = both(declared, scale="again")
+    found = judge_by_id(declared, records)["deeper"]
+    assert (found.verdict.outcome, found.evidence.scale) == ("reproduced", "paper")
+    other = [type(r)(**(r.to_dict() | {"experiment": "other/record", "variant": "elsewhere"})) for r in records]
+    assert judge_by_id(declared, other)["deeper"].verdict == found.verdict
+
+
+def test_runs_of_another_recipe_do_not_count(declare, both):
+    other = both(declare("steps: 64000", "steps: 64001"))
+    assert outcomes(declare(), other)["error"] == "cannot judge: not-run"
+
+
+def test_large_seed_does_not_slow_down_derived_runs(declare):
+    # a seed may be a date or a hash, and its records are read by all who share the tracking server
+    declared = declare(*OF_PAIR, *SIX_SEEDS)
+    records = derived_records(declared, "pair", [9.4, 9.5, 9.6])
+    large = [replace(record, seed=seed, declaration="other") for record in records for seed in (20261123, 2**70)]
+    assert judge_by_id(declared, [*large, *records])["error"].evidence.seeds == (0, 2, 4)
+
+
+def test_derived_run_of_another_recipe_does_not_count(declare):
+    other = derived_records(declare(*OF_SMALL, "density: 0.5", "density: 0.4"), "small", [9.5] * 5)
+    declared = declare(*OF_SMALL)
+    assert outcomes(declared, other)["error"] == "cannot judge: not-run"
+    retrained = derived_records(declare(*OF_SMALL, "steps: 64000", "steps: 64001"), "small", [9.5] * 5)
+    assert outcomes(declared, retrained)["error"] == "cannot judge: not-run"
+    assert outcomes(declared, derived_records(declared, "small", [9.5] * 5))["error"] == "reproduced"
+
+
+def test_derived_runs_of_undeclared_seeds_do_not_count_at_paper_scale(declare):
+    declared = declare(*OF_SMALL)
+    records = derived_records(declared, "small", [9.5] * 5 + [100.0] * 3, seeds=8)
+    assert len(records) == 8
+    assert judge_by_id(declared, records)["error"].evidence.seeds == (0, 1, 2, 3, 4)
+    laptop = derived_records(declared, "small", [1.0] * 8, scale="laptop", seeds=8)
+    assert len(counted_records(declared, "laptop", laptop)["small"]) == 8
