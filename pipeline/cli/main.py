@@ -235,7 +235,7 @@ def analyse(
     )
     print_table([layer_cells(row) for row in rows], left=("layer", "output", "kernel"))
     say("multiply-adds: of convolutional and fully connected layers, without biases; activations: their outputs.")
-    say("sees: side of the receptive field in input pixels, padding included. /2: stride; g32: groups.")
+    say("field: side of the receptive field in input pixels, padding included. /2: stride; g32: groups.")
 
 
 def analyse_all(as_json: bool) -> None:

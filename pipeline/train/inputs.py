@@ -144,5 +144,5 @@ def require_counts(images: AnyImageSet, manifest: Manifest) -> None:
         if found != expected:
             raise DataError(
                 f"{images.name} has {found:,} {part} images, but its manifest counts {expected:,}; run the same"
-                " command again to read both anew"
+                " command again to read both"
             )

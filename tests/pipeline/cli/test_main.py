@@ -74,7 +74,7 @@ def test_progress_lines_are_start_and_end_of_runs(home):
     """No warnings of libraries, no traceback."""
     lines = home[1].stderr.splitlines()
     known = re.compile(
-        r"(plain|resnet)-20 seed [012]: (training|test error \d+\.\d\d %, trained in \d+ s)|\d+ % of all updates"
+        r"(plain|resnet)-20 seed [012]: (training|test error \d+\.\d\d %, trained in \d+ s)|\d+ % of all steps"
     )
     assert [line for line in lines if not known.fullmatch(line)] == []
     assert len([line for line in lines if "trained in" in line]) == 6
@@ -85,7 +85,7 @@ def test_finished_runs_are_not_trained_again(home, trained_command):
     stamps = {file: file.stat().st_mtime_ns for file in path.glob("runs/*/network.safetensors")}
     assert len(stamps) == 6
     code, out, err = trained_command(*SMOKE)
-    assert (code, err) == (0, "6 of 6 runs are finished already\n")
+    assert (code, err) == (0, "6 of 6 runs are already finished\n")
     assert "resnet-20" in out
     assert {file: file.stat().st_mtime_ns for file in path.glob("runs/*/network.safetensors")} == stamps
 

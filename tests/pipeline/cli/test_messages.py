@@ -116,10 +116,10 @@ def test_show_prints_recipe_variants_scales_claims_and_departures(command, known
     code, out, _ = command("show", RESNET)
     assert code == 0
     for words in (
-        "64,000 updates of 128 images, learning rate 0.1; times 0.1 from update 32,000, times 0.1 from update 48,",
+        "64,000 steps of 128 images, learning rate 0.1; times 0.1 at step 32,000, times 0.1 at step 48,000",
         "sgd: momentum 0.9, weight_decay 0.0001, decay all, loss cross-entropy",
         "warmup.lr 0.01, warmup.train_error_below_pct 80.0",
-        "40 runs (8 variants x 5 seeds), 2,560,000 updates",
+        "40 runs (8 variants x 5 seeds), 2,560,000 steps",
         "parameters-20: ResNet-20 has 0.27 million parameters (claimed 270000; Table 6)",
         "resnet-32 < resnet-20; Table 6)",
     ):
@@ -417,7 +417,7 @@ def test_analyse_prints_a_network_as_its_papers_table(command):
     assert (code, err) == (0, "")
     lines = out.splitlines()
     assert lines[0] == "lenet5, 10 classes, one image of 1 x 32 x 32"
-    heads = ["layer", "output", "kernel", "parameters", "multiply-adds", "activations", "sees"]
+    heads = ["layer", "output", "kernel", "parameters", "multiply-adds", "activations", "field"]
     assert lines[1].split() == heads
     assert lines[2].split() == ["c1", "6", "x", "28", "x", "28", "156", "117,600", "4,704", "5"]
     assert lines[9].split()[:2] == ["total", "60,000"]

@@ -50,13 +50,14 @@ def test_empty_list_is_none():
                 "short": 256,
                 "centre": 256,
                 "interpolation": "bicubic",
-            },  # AlexNet, with bicubic interpolation
+            },  # AlexNet, but bicubic
             "random 227 x 227 crop of the central 256 x 256 of the image, resized to a short side of 256,"
             " bicubic interpolation",
         ),
         (
             {"side": 224, "short": 256, "centre": 256, "at": "five"},  # ZFNet
-            "centre or corner 224 x 224 crop of the central 256 x 256 of the image, resized to a short side of 256",
+            "centre or corner 224 x 224 crop of the central 256 x 256 of the image, resized to a short side of"
+            " 256",
         ),
         (
             {"side": 224, "area": (0.08, 1.0), "aspect": (3 / 4, 4 / 3)},  # GoogLeNet

@@ -1,4 +1,4 @@
-"""The figure in the manner of the papers: panels, lines, bands."""
+"""Test figures: panels, lines, bands, charts, contact sheets."""
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ def lines(ax, style):
     return [line for line in ax.get_lines() if line.get_linestyle() == style]
 
 
-def test_one_panel_a_network_one_colour_a_variant_both_line_styles(experiment):
+def test_one_panel_per_network_and_one_colour_per_variant(experiment):
     curves = {"plain-20": both(10), "plain-32": both(20), "resnet-20": both(5)}
     figure = curves_figure(experiment, "paper", curves)
     plain, residual = figure.axes
@@ -59,7 +59,7 @@ def test_one_panel_a_network_one_colour_a_variant_both_line_styles(experiment):
     assert plain.get_ylim()[0] == plain.get_xlim()[0] == 0
 
 
-def test_the_line_is_the_mean_and_the_band_the_range(experiment):
+def test_line_is_the_mean_and_band_the_range(experiment):
     figure = curves_figure(
         experiment, "paper", {"plain-20": {TEST_ERROR_METRIC: [[(10, 4.0)], [(10, 6.0)], [(10, 5.6)]]}}
     )
@@ -70,7 +70,7 @@ def test_the_line_is_the_mean_and_the_band_the_range(experiment):
     assert (min(heights), max(heights)) == (4.0, 6.0)
 
 
-def test_a_seed_that_diverged_is_drawn_as_far_as_it_came(experiment):
+def test_diverged_seed_is_drawn_to_its_last_step(experiment):
     short = [(100, 30.0), (200, 90.0)]
     figure = curves_figure(
         experiment, "paper", {"plain-20": {TEST_ERROR_METRIC: [[(s, 10.0) for s in STEPS], short]}}
@@ -81,14 +81,13 @@ def test_a_seed_that_diverged_is_drawn_as_far_as_it_came(experiment):
     assert list(drawn) == list(STEPS)
 
 
-def test_a_variant_without_an_evaluation_yet_is_drawn_by_its_training_error(experiment):
+def test_variant_without_an_evaluation_has_its_training_error(experiment):
     figure = curves_figure(experiment, "paper", {"plain-20": {TRAIN_ERROR: [curve(3)]}, "plain-32": both(4)})
     assert (len(lines(figure.axes[0], "--")), len(lines(figure.axes[0], "-"))) == (2, 1)
     assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["plain-20", "plain-32"]
 
 
-def test_the_protocol_by_which_photographs_were_judged_is_said():
-    """In the title; where the variants' protocols differ, beside each of them."""
+def test_protocol_is_in_the_title_or_if_they_differ_in_the_legend():
     vgg, curves = load_experiment("vgg/imagenet"), {"vgg-16": both(20)}
     figure = curves_figure(vgg, "paper", curves)
     assert figure.get_suptitle().startswith("vgg/imagenet at paper scale on imagenet, dense-of-256:\n")
@@ -98,13 +97,13 @@ def test_the_protocol_by_which_photographs_were_judged_is_said():
     assert legend == ["vgg-16, dense-of-256", "vgg-16-384, dense-of-384"]
 
 
-def test_different_numbers_of_seeds_are_both_said(experiment):
+def test_title_has_both_numbers_of_seeds(experiment):
     figure = curves_figure(experiment, "paper", {"plain-20": both(1, seeds=2), "plain-32": both(2, seeds=5)})
     assert figure.get_suptitle().endswith("over 2–5 seeds")
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
-def test_the_title_of_one_panel_is_not_cut_off(seeds):
+def test_title_of_one_panel_fits(seeds):
     long = load_experiment("resnet/imagenet")
     figure = curves_figure(long, "stand-in", {"resnet-18-a": both(1, seeds=seeds)})
     figure.canvas.draw()
@@ -113,7 +112,7 @@ def test_the_title_of_one_panel_is_not_cut_off(seeds):
     assert figure.get_suptitle().endswith({1: "\none seed", 3: "\nmean and range over 3 seeds"}[seeds])
 
 
-def test_no_variant_is_left_out_where_colours_run_out(declare):
+def test_more_variants_than_colours_are_all_drawn(declare):
     many = 3 * len(CURVE_COLOURS) + 2
     more = "".join(f"  more-{i}: {{model: {{name: plain_cifar, depth: 20}}}}\n" for i in range(many))
     declared = declare("variants:\n", f"variants:\n{more}")
@@ -121,7 +120,7 @@ def test_no_variant_is_left_out_where_colours_run_out(declare):
     assert len(lines(figure.axes[0], "-")) == many
 
 
-def test_the_figure_is_written_and_twice_the_same(experiment, tmp_path):
+def test_figure_is_written_with_the_same_bytes_twice(experiment, tmp_path):
     curves = {"plain-20": both(10, steps=range(1, 301)), "resnet-20": both(5)}
     first = error_curves(experiment, "laptop", curves, tmp_path / "new" / "one.png")
     second = error_curves(experiment, "laptop", curves, tmp_path / "two.png")
@@ -129,12 +128,12 @@ def test_the_figure_is_written_and_twice_the_same(experiment, tmp_path):
     assert first.read_bytes() == second.read_bytes()
 
 
-def test_long_training_curves_are_drawn_as_means_of_equal_parts(experiment):
+def test_long_training_curves_are_drawn_as_means_of_parts(experiment):
     steps = range(1, 20 * POINTS + 1)
     figure = curves_figure(experiment, "paper", {"plain-20": {TRAIN_ERROR: [[(s, float(s)) for s in steps]]}})
     (line,) = figure.axes[0].get_lines()
     assert len(line.get_xdata()) == POINTS
-    assert line.get_xydata()[0].tolist() == [20, 10.5]  # the mean of 1 to 20, at the last of them
+    assert line.get_xydata()[0].tolist() == [20, 10.5]  # mean of steps 1 to 20, at step 20
 
 
 def test_binned():
@@ -142,7 +141,7 @@ def test_binned():
     assert binned([(1, 1.0), (2, 3.0)], 1) == [(1, 1.0), (2, 3.0)]
 
 
-def test_the_curves_asked_for_are_those_drawn():
+def test_curve_metrics():
     assert CURVES == ("train/top1_error_pct", "test/top1_error_pct")
 
 
@@ -164,15 +163,15 @@ def cost(name, top1, *, paper="x", millions=10, giga=1.0, times=(0.02, 0.01, 0.0
     )
 
 
-def test_the_comparison_has_accuracy_against_operations_and_the_area_of_parameters():
+def test_comparison_shows_accuracy_operations_and_parameters():
     rows = [
         cost("big", 76.0, millions=140, giga=15),
         cost("small", 57.0, millions=1.2, giga=0.8),
         cost("bare", None),
     ]
     discs, memory, time = complexity_figure(rows, "two cores").axes
-    shown = {text.get_text(): text.xy for text in discs.texts}
-    assert shown == {"big": (30.0, 76.0), "small": (1.6, 57.0)}  # a multiply-add is two operations
+    positions = {text.get_text(): text.xy for text in discs.texts}
+    assert positions == {"big": (30.0, 76.0), "small": (1.6, 57.0)}  # a multiply-add counts as two operations
     sizes = [c.get_sizes()[0] for c in discs.collections if len(c.get_offsets()) and c.get_sizes()[0] > 7]
     assert sizes[0] / sizes[1] == pytest.approx(140 / 1.2)
     assert [label.get_text() for label in memory.get_yticklabels()] == ["small", "big"]  # by accuracy
@@ -188,23 +187,23 @@ def test_times_are_medians_with_their_range():
     assert (low, high) == pytest.approx((10, 40))
 
 
-def test_the_chart_is_a_picture(tmp_path):
+def test_chart_is_a_png(tmp_path):
     path = complexity_chart([cost("a", 70.0)], "x", tmp_path / "new" / "c.png")
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
 # --- a folder that cannot be written -----------------------------------------------------------------------
 
-DRAWERS = {  # every figure that is written
+DRAWERS = {  # every figure that is written to a file
     "training": lambda experiment, path: error_curves(experiment, "laptop", {"plain-20": both(10)}, path),
     "complexity": lambda experiment, path: complexity_chart([cost("a", 70.0)], "x", path),
-    "pictures": lambda experiment, path: contact_sheet([np.zeros((9, 9, 3), np.uint8)], ["a"], path),
+    "images": lambda experiment, path: contact_sheet([np.zeros((9, 9, 3), np.uint8)], ["a"], path),
     "classes": lambda experiment, path: class_balance({"train": [3, 9, 1]}, path),
 }
 
 
 @pytest.mark.parametrize("drawer", DRAWERS)
-def test_a_folder_that_cannot_be_made_is_one_sentence(experiment, tmp_path, drawer):
+def test_folder_that_cannot_be_created_raises_user_error(experiment, tmp_path, drawer):
     (tmp_path / "file").write_text("")
     folder = tmp_path / "file" / "report"
     with pytest.raises(UserError) as caught:
@@ -216,21 +215,21 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(experiment, tmp_path, draw
 
 
 @pytest.mark.parametrize("drawer", DRAWERS)
-def test_a_full_disk_leaves_the_figure_of_before(experiment, tmp_path, drawer):
+def test_full_disk_keeps_the_previous_figure(experiment, tmp_path, drawer):
     resource = pytest.importorskip("resource")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    (tmp_path / "f.png").write_bytes(b"of before")
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # the kernel's own error, with a smaller disk
+    (tmp_path / "f.png").write_bytes(b"previous")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # the kernel raises the error of a full disk
     try:
         with pytest.raises(UserError, match=rf"^cannot write to {tmp_path}: file too large; .*REPRO_HOME"):
             DRAWERS[drawer](experiment, tmp_path / "f.png")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert (tmp_path / "f.png").read_bytes() == b"of before"
+    assert (tmp_path / "f.png").read_bytes() == b"previous"
     assert [file.name for file in tmp_path.iterdir() if file.is_file()] == ["f.png"]
 
 
-def test_the_contact_sheet_shows_every_image_with_its_class(tmp_path):
+def test_contact_sheet_shows_every_image_with_its_title(tmp_path):
     images, titles = [random_image(seed) for seed in range(15)], [f"class {seed // 5}" for seed in range(15)]
     figure = contact_figure(images, [*titles[:-1], "$n_0$ of a very long name"], "photographs")
     shown = [ax for ax in figure.axes if ax.images]
@@ -242,11 +241,11 @@ def test_the_contact_sheet_shows_every_image_with_its_class(tmp_path):
     assert contact_sheet(images, titles, tmp_path / "2.png").read_bytes() == path.read_bytes()
 
 
-def test_the_balance_chart_sorts_classes_by_size(tmp_path):
+def test_balance_figure_sorts_classes_by_size(tmp_path):
     figure = balance_figure({"train": [3, 9, 1], "test": [2, 2, 2]}, "photographs")
     assert [ax.get_title() for ax in figure.axes] == [
-        "train: 13 pictures, 1 to 9 of a class",
-        "test: 6 pictures, 2 to 2 of a class",
+        "train: 13 images, 1 to 9 per class",
+        "test: 6 images, 2 to 2 per class",
     ]
     (area,) = figure.axes[0].collections
     heights = area.get_paths()[0].vertices[:, 1]

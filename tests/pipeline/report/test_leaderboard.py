@@ -1,4 +1,4 @@
-"""Ranks, spreads, and whose number stands beside ours."""
+"""Test the leaderboard: ranks, spreads, the paper's numbers, changed and derived runs."""
 
 import json
 from dataclasses import replace
@@ -17,12 +17,12 @@ def only(rows):
     return row
 
 
-def test_the_lowest_error_is_first(experiment, seed_records):
+def test_lowest_error_is_first(experiment, seed_records):
     records = [*seed_records(experiment, "plain-20", DEEP), *seed_records(experiment, "plain-32", PLAIN)]
     assert [row.variant for row in build_leaderboard([experiment], records)] == ["plain-32", "plain-20"]
 
 
-def test_scales_are_ranked_each_by_itself(experiment, seed_records):
+def test_scales_are_ranked_separately(experiment, seed_records):
     records = [
         *seed_records(experiment, "plain-20", [1.0, 1.0], scale="laptop"),
         *seed_records(experiment, "plain-20", PLAIN),
@@ -34,7 +34,7 @@ def test_scales_are_ranked_each_by_itself(experiment, seed_records):
     ]  # fmt: skip
 
 
-def test_mean_and_spread_are_over_the_seeds(experiment, seed_records):
+def test_mean_and_spread_over_the_seeds(experiment, seed_records):
     row = only(build_leaderboard([experiment], seed_records(experiment, "plain-20", PLAIN)))
     assert row.top1 == pytest.approx(fmean(PLAIN)) == pytest.approx(9.6)
     assert row.top1_std == pytest.approx(stdev(PLAIN)) == pytest.approx((0.07) ** 0.5)  # (.04 + .01 + .09) / 2
@@ -48,7 +48,7 @@ def test_one_seed_has_no_spread(experiment, seed_records):
     assert only(build_leaderboard([experiment], seed_records(experiment, "plain-20", [9.5]))).top1_std is None
 
 
-def test_a_diverged_seed_is_counted_and_in_no_mean(experiment, seed_records, record):
+def test_diverged_seed_is_counted_and_left_out_of_the_mean(experiment, seed_records, record):
     records = [
         *seed_records(experiment, "plain-20", [9.0, 10.0]),
         record(experiment, "plain-20", 2, 0.0, status="not converged", metrics={}),
@@ -57,14 +57,14 @@ def test_a_diverged_seed_is_counted_and_in_no_mean(experiment, seed_records, rec
     assert (row.top1, row.seeds, row.diverged) == (9.5, 2, 1)
 
 
-def test_a_network_of_which_no_seed_converged_is_last_and_not_left_out(experiment, seed_records):
+def test_network_without_a_converged_seed_is_last(experiment, seed_records):
     gone = seed_records(experiment, "plain-20", [0.0, 0.0], status="not converged", metrics={})
     rows = build_leaderboard([experiment], [*gone, *seed_records(experiment, "plain-32", [99.0])])
     assert [row.variant for row in rows] == ["plain-32", "plain-20"]
     assert (rows[1].top1, rows[1].top5, rows[1].noise, rows[1].seeds, rows[1].diverged) == (None, None, None, 0, 2)
 
 
-def test_the_papers_number_comes_with_the_data_it_is_for(experiment, seed_records):
+def test_papers_number_has_its_data_set(experiment, seed_records):
     row = only(build_leaderboard([experiment], seed_records(experiment, "plain-20", PLAIN, scale="laptop")))
     assert (row.paper, row.paper_data, row.data) == (9.5, "cifar10", "digits")
     assert only(build_leaderboard([experiment], seed_records(experiment, "plain-32", PLAIN))).paper is None
@@ -78,12 +78,12 @@ def test_the_papers_number_comes_with_the_data_it_is_for(experiment, seed_record
         ("of: plain-20, metric: test/top1_error_pct", "of: plain-20, metric: test/top5_error_pct"),
     ],
 )
-def test_only_the_papers_own_mean_top_1_error_is_its_number(declare, old, new):
+def test_papers_number_is_its_mean_top_1_error(declare, old, new):
     assert paper_error(declare(), "plain-20") == 9.5
     assert paper_error(declare(old, new), "plain-20") is None
 
 
-def test_runs_changed_by_set_have_a_row_of_their_own_labelled(experiment, seed_records):
+def test_changed_runs_have_a_labelled_row(experiment, seed_records):
     changes = {"train.lr": 0.05, "train.batch_size": 64}
     records = [
         *seed_records(experiment, "plain-20", PLAIN),
@@ -106,14 +106,14 @@ def test_each_change_has_its_row_and_of_one_kind_only(experiment, seed_records):
     assert [(row.departs, row.top1) for row in rows] == [("train.lr=0.05", 1.0), ("train.lr=0.2", 3.0)]
 
 
-def test_changed_runs_of_an_old_declaration_or_a_setting_no_longer_there_have_none(declare, seed_records):
+def test_changed_runs_of_an_old_declaration_have_no_row(declare, seed_records):
     old = declare()
     records = [
         *seed_records(old, "plain-20", [1.0], changes={"train.lr": 0.05}),
         *seed_records(old, "plain-20", [1.0], changes={"train.optimizer.momentum": 0.5}),
     ]
     assert len(build_leaderboard([old], records)) == 2
-    # ours learns one pattern at a time now, which knows no momentum
+    # the new optimizer has no momentum
     online = "{name: sdlm, mu: 0.02, samples: 5}\n  loss: {name: map, j: 1.0, divided_by: 1.0}"
     new = declare(
         "{name: sgd, momentum: 0.9, weight_decay: 1e-4}",
@@ -126,25 +126,27 @@ def test_changed_runs_of_an_old_declaration_or_a_setting_no_longer_there_have_no
     assert build_leaderboard([new], records) == []
 
 
-def test_a_row_is_plain_data(experiment, seed_records):
+def test_row_converts_to_json(experiment, seed_records):
     (row,) = build_leaderboard([experiment], seed_records(experiment, "plain-20", PLAIN))
     assert json.loads(json.dumps(row.to_dict()))["variant"] == "plain-20"
 
 
-def test_without_runs_there_are_no_rows(experiment):
+def test_no_runs_give_no_rows(experiment):
     assert build_leaderboard([experiment], []) == []
 
 
-def test_a_step_has_a_row_among_the_networks(declare, seed_records):
+def test_derived_run_has_a_row(declare, seed_records):
     two = "derived:\n  two: {kind: ensemble, members: {plain-20: 2}}\nscales:\n"
     claimed = "of: plain-20, metric: test/top1_error_pct"
     declared = declare("scales:\n", two, claimed, "of: two, metric: test/top1_error_pct")
     alone = seed_records(declared, "plain-20", PLAIN)
-    steps = [one for one in plan_runs(declared, scale="paper") if one.variant == "two"]
-    done = [replace(alone[0], variant="two", seed=one.seed, declaration=one.declaration) for one in steps]
-    rows = build_leaderboard(
-        [declared], [*alone, *(replace(one, metrics=one.metrics | {"test/top1_error_pct": 8.5}) for one in done)]
-    )
+    derived = [run for run in plan_runs(declared, scale="paper") if run.variant == "two"]
+    metrics = alone[0].metrics | {"test/top1_error_pct": 8.5}
+    ensembles = [
+        replace(alone[0], variant="two", seed=run.seed, declaration=run.declaration, metrics=metrics)
+        for run in derived
+    ]
+    rows = build_leaderboard([declared], [*alone, *ensembles])
     assert [(row.variant, row.top1, row.seeds, row.paper, row.protocol) for row in rows] == [
         ("two", 8.5, 2, 9.5, ""),
         ("plain-20", pytest.approx(9.6), 3, None, ""),

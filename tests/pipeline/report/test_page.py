@@ -94,9 +94,9 @@ def test_page_is_well_formed_with_and_without_runs(page):
 
 
 def test_folder_that_cannot_be_created_raises_user_error(page, tmp_path):
-    (tmp_path / "new").write_text("")  # where the folder should be
+    (tmp_path / "new").write_text("")  # a file in place of the folder
     with pytest.raises(
-        UserError, match=rf"^cannot write to {tmp_path}/new: file exists; .* REPRO_HOME, and start"
+        UserError, match=rf"^cannot write to {tmp_path}/new: file exists; .* REPRO_HOME to another"
     ):
         page()
 
@@ -105,9 +105,9 @@ def test_full_disk_keeps_the_previous_page(page, tmp_path):
     resource = pytest.importorskip("resource")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = page()
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # the kernel's own error, with a smaller disk
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # the kernel raises the error of a full disk
     try:
-        with pytest.raises(UserError, match=rf"^cannot write to {tmp_path}/new: file too large; make room"):
+        with pytest.raises(UserError, match=rf"^cannot write to {tmp_path}/new: file too large; free some space"):
             page(records=[])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

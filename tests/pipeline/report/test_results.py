@@ -1,4 +1,4 @@
-"""RESULTS.md is a function of the records: nothing typed, nothing left out but smoke runs."""
+"""Test that RESULTS.md, figures, records and README.md's table are functions of the records."""
 
 import json
 from dataclasses import replace
@@ -18,6 +18,7 @@ from pipeline.track.run_folder import RunFolder
 
 @pytest.fixture
 def records(experiment, seed_records):
+    """Return runs at paper and laptop scale, then one changed run and one smoke run."""
     return [
         *seed_records(experiment, "plain-20", [9.4, 9.5, 9.6]),
         *seed_records(experiment, "resnet-20", [8.4, 8.5, 8.6], precision="bf16"),
@@ -29,50 +30,55 @@ def records(experiment, seed_records):
 
 @pytest.fixture(autouse=True)
 def _home(tmp_path, monkeypatch):
+    """Set REPRO_HOME to a folder of the test."""
     monkeypatch.setenv("REPRO_HOME", str(tmp_path / "home"))
 
 
 class NoCurves:
+    """Tracker whose runs have no curves."""
+
     def curves(self, run_id, metric):
         return []
 
 
 class Curves:
+    """Tracker whose runs have the same curve."""
+
     def curves(self, run_id, metric):
         return [(100, 50.0), (200, 10.0)]
 
 
-def test_the_text_is_a_pure_function_of_the_records(experiment, records):
+def test_text_is_a_pure_function_of_the_records(experiment, records):
     first = results_text([experiment], records, {})
     assert first == results_text([experiment], records, {})
     assert first != results_text([experiment], [replace(records[0], metrics=records[3].metrics), *records[1:]], {})
 
 
-def test_every_number_is_that_of_the_records(experiment, records):
+def test_numbers_are_those_of_the_records(experiment, records):
     text = results_text([experiment], records[:9], {})
     assert "## toy/depth at paper scale" in text
     assert "| plain-20 | 9.50 ± 0.10 | 0.95 | 4.75 | 9.5 | 3 | 10,000 |" in text
     assert "| plain-20 | 3.50 ± 0.10 | 0.35 | 1.75 | 9.5 (cifar10) | 3 | 10,000 |" in text
-    assert "- Seeds: 0, 1, 2; 6 runs, 60 s each in the mean" in text
-    assert "- Seeds: 0, 1, 2; 3 runs, 7 s each in the mean" in text
-    assert "- Data: cifar10, manifest manifest of cifa; 10,000 test images counted in each run" in text
+    assert "- Seeds: 0, 1, 2; 6 runs, 60 s each on average" in text
+    assert "- Seeds: 0, 1, 2; 3 runs, 7 s each on average" in text
+    assert "- Data: cifar10, manifest manifest of cifa; 10,000 test images in each run" in text
     assert "- Commit: 01234567; lock lock-1; code code-1" in text
 
 
-def test_each_recipe_in_use_is_told(experiment, records):
+def test_every_recipe_has_a_line(experiment, records):
     text = results_text([experiment], records[:9], {})
-    assert "- Recipe of plain-20: 64,000 updates of 128, rate 0.1, sgd, computed in fp32" in text
-    assert "- Recipe of resnet-20: 64,000 updates of 128, rate 0.1, sgd, computed in bf16" in text
-    assert "- Recipe: 400 updates of 128, rate 0.1, sgd, computed in fp32" in text
+    assert "- Recipe of plain-20: 64,000 steps of 128 images, learning rate 0.1, sgd, fp32" in text
+    assert "- Recipe of resnet-20: 64,000 steps of 128 images, learning rate 0.1, sgd, bf16" in text
+    assert "- Recipe: 400 steps of 128 images, learning rate 0.1, sgd, fp32" in text
 
 
-def test_departures_belong_to_the_paper_scale(experiment, records):
+def test_departures_are_listed_at_paper_scale_only(experiment, records):
     at_paper, at_laptop = results_text([experiment], records[:9], {}).split("## toy/depth at laptop scale")
     assert "- Departure: Pixels are scaled. No scale is named." in at_paper
     assert "Departure" not in at_laptop
 
 
-def test_networks_judged_by_different_protocols_are_not_ranked_together(seed_records):
+def test_networks_with_different_protocols_are_ranked_apart(seed_records):
     vgg = load_experiment("vgg/imagenet")
     errors = {"vgg-16": [27.0], "vgg-16-384": [26.8], "vgg-13": [28.0]}
     records = [record for name, found in errors.items() for record in seed_records(vgg, name, found)]
@@ -87,17 +93,14 @@ def test_networks_judged_by_different_protocols_are_not_ranked_together(seed_rec
     ]
 
 
-def test_a_bar_in_a_claim_breaks_no_table(experiment, records):
+def test_bar_in_a_claim_is_escaped(experiment, records):
     for line in results_text([experiment], records[:9], {}).splitlines():
         if line.startswith("| "):
-            assert line.replace("\\|", "").count("|") in (
-                6,
-                7,
-                11,
-            )  # five or six columns of verdicts, ten of networks
+            columns = line.replace("\\|", "").count("|") - 1
+            assert columns in (5, 6, 10)  # verdicts without and with experiment; networks
 
 
-def test_exact_claims_are_judged_by_arithmetic_at_the_end(experiment, records):
+def test_last_section_has_the_exact_claims(experiment, records):
     last = results_text([experiment], records[:9], {}).split("## Judged by arithmetic\n")[1]
     assert "1 reproduced, 1 erratum. " in last
     assert "| toy/depth | 2 | 1 | 1 |  |  |" in last
@@ -105,24 +108,24 @@ def test_exact_claims_are_judged_by_arithmetic_at_the_end(experiment, records):
         "| toy/depth | ! erratum | decay | Decay of 1e-5 | lecture; notes | We measure 0.0001, which agrees"
         in last
     )
-    assert "0.27 million" not in last  # holds, so it is counted only
+    assert "0.27 million" not in last  # reproduced, so only counted
 
 
-def test_a_scale_of_diverged_runs_alone_is_reported(experiment, seed_records):
+def test_scale_with_diverged_runs_only_is_reported(experiment, seed_records):
     gone = seed_records(experiment, "plain-20", [0.0, 0.0, 0.0], status="not converged", metrics={})
     text = results_text([experiment], gone, {})
     assert "| plain-20 | did not converge |" in text
     assert "cannot judge: did-not-converge" in text
 
 
-def test_two_scales_of_one_recipe_are_told_apart(declare, seed_records):
+def test_runs_shared_by_two_scales_are_listed_once(declare, seed_records):
     declared = declare("  smoke:", "  again: {why: The same recipe.}\n  smoke:")
     records = seed_records(declared, "plain-20", [9.4, 9.5, 9.6])
     text = results_text([declared], records, {})
     assert text.count("| plain-20 | 9.50") == 1
 
 
-def test_files_are_written_beside_each_other(experiment, records, tmp_path):
+def test_written_files(experiment, records, tmp_path):
     written = write_results([experiment], records, Curves(), tmp_path / "RESULTS.md")
     assert [str(path.relative_to(tmp_path)) for path in written] == [
         "RESULTS.md", "results/records.json", "results/toy-depth-paper.png", "results/toy-depth-laptop.png",
@@ -132,58 +135,58 @@ def test_files_are_written_beside_each_other(experiment, records, tmp_path):
     assert written[2].read_bytes().startswith(b"\x89PNG")
 
 
-def test_smoke_runs_and_changed_runs_stay_out(experiment, records, tmp_path):
+def test_smoke_runs_and_changed_runs_are_left_out(experiment, records, tmp_path):
     text_file, kept_file = write_results([experiment], records, NoCurves(), tmp_path / "RESULTS.md")
     text = text_file.read_text(encoding="utf-8")
     assert "77.7" not in text
     assert "train.lr=0.05" not in text
     kept = [Record.from_dict(raw) for raw in json.loads(kept_file.read_text(encoding="utf-8"))]
     assert kept == [*records[:3], *records[3:6], *records[6:9]]
-    assert "![" not in text  # no curves, no figure
+    assert "![" not in text  # no curves
 
 
-def test_the_kept_records_give_the_same_text_again(experiment, records, tmp_path):
+def test_written_records_give_the_same_text(experiment, records, tmp_path):
     text_file, kept_file = write_results([experiment], records, NoCurves(), tmp_path / "RESULTS.md")
     kept = [Record.from_dict(raw) for raw in json.loads(kept_file.read_text(encoding="utf-8"))]
     assert results_text([experiment], kept, {}) == text_file.read_text(encoding="utf-8")
 
 
-def test_writing_twice_writes_the_same_bytes(experiment, records, tmp_path):
+def test_writing_twice_gives_the_same_bytes(experiment, records, tmp_path):
     once = [path.read_bytes() for path in write_results([experiment], records, Curves(), tmp_path / "RESULTS.md")]
     again = [path.read_bytes() for path in write_results([experiment], records, Curves(), tmp_path / "RESULTS.md")]
     assert once == again
 
 
-def test_without_runs_the_way_to_some_is_told(experiment, tmp_path):
+def test_no_runs_raises_user_error_with_the_command(experiment, tmp_path):
     with pytest.raises(UserError, match=r"no finished runs to report; start some with: repro run EXPERIMENT"):
         write_results([experiment], [], NoCurves(), tmp_path / "RESULTS.md")
     assert list(tmp_path.glob("RES*")) == []
 
 
-def test_smoke_is_the_only_scale_left_out():
+def test_left_out_scales():
     assert module.LEFT_OUT == ("smoke", "stand-in")
 
 
-def test_steps_are_told_with_what_they_are(declare, seed_records):
+def test_derived_runs_have_lines_and_rows(declare, seed_records):
     two = "derived:\n  two: {kind: ensemble, members: {plain-20: 2}}\nscales:\n"
     declared = declare("scales:\n", two)
     alone = seed_records(declared, "plain-20", [9.4, 9.5, 9.6])
-    steps = [one for one in plan_runs(declared, scale="paper") if one.variant == "two"]
-    own = {"variant": "two", "seconds": 1.0, "commit": "c0ffee00", "code": "of-steps", "members": ("a", "b")}
-    done = [replace(alone[0], seed=one.seed, declaration=one.declaration, **own) for one in steps]
-    assert len(done) == 2
-    text = results_text([declared], [*alone, *done], {})
-    assert "- Recipe: 64,000 updates of 128, rate 0.1, sgd, computed in fp32" in text
-    assert "- Step two: 2 plain-20 averaged" in text
+    derived = [run for run in plan_runs(declared, scale="paper") if run.variant == "two"]
+    own = {"variant": "two", "seconds": 1.0, "commit": "c0ffee00", "code": "code-2", "members": ("a", "b")}
+    ensembles = [replace(alone[0], seed=run.seed, declaration=run.declaration, **own) for run in derived]
+    assert len(ensembles) == 2
+    text = results_text([declared], [*alone, *ensembles], {})
+    assert "- Recipe: 64,000 steps of 128 images, learning rate 0.1, sgd, fp32" in text
+    assert "- Derived run two: average of 2 plain-20" in text
     assert "| two | 9.40 ± 0.00 | " in text
-    assert "- Seeds: 0, 1, 2; 3 runs, 60 s each in the mean and 2 steps\n" in text
+    assert "- Seeds: 0, 1, 2; 3 runs, 60 s each on average; 2 derived runs\n" in text
     assert (
-        "- Commit: 01234567; lock lock-1; code code-1; of the steps c0ffee00; lock lock-1; code of-steps\n" in text
+        "- Commit: 01234567; lock lock-1; code code-1; derived runs: c0ffee00; lock lock-1; code code-2\n" in text
     )
-    assert "- Seeds: 2 steps\n- Hardware" in results_text([declared], done, {})
+    assert "- Seeds: 2 derived runs\n- Hardware" in results_text([declared], ensembles, {})
 
 
-def test_what_is_kept_on_this_machine_of_runs_left_unfinished_is_no_part_of_it(experiment, records):
+def test_unfinished_runs_of_this_machine_do_not_change_the_text(experiment, records):
     before = results_text([experiment], records[:9], {})
     folder = RunFolder(runs_folder() / "left")
     [first, *_] = plan_runs(experiment, scale="paper", variants=["plain-20"], seeds=4)[3:]

@@ -42,7 +42,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Record | No
     return train_in(path, smoke_run()), path
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
     """Two rank processes."""
     ranks = Ranks(tmp_path_factory.mktemp("two_ranks"), 2)

@@ -127,7 +127,7 @@ def broadcast_statistics():
     return network[0].weight[0, 0].item(), [buffer.tolist() for buffer in network.buffers()]
 
 
-def test_buffers_become_those_of_the_first_and_parameters_do_not(ranks):
+def test_buffers_of_rank_0_are_copied_and_parameters_are_not(ranks):
     weights, buffers = zip(*ranks.run(broadcast_statistics), strict=True)
     assert weights == (0.0, 1.0, 2.0)
     assert buffers[0] == buffers[1] == buffers[2]
