@@ -24,7 +24,7 @@ COUNTS = ("parameters", "weights", "multiply_adds", "activations", "connections"
 
 INITIAL_STATISTICS = ("init_std", "init_mean", "init_bias")
 
-PLAIN_ATTRIBUTES = int | float | bool | str | tuple  # types of the attributes that a claim can name
+PLAIN_ATTRIBUTES = (int, float, bool, str, tuple)  # types of the attributes that a claim can name
 
 
 class NetworkAnalysis:

@@ -100,7 +100,8 @@ def check_claims(experiment: Experiment) -> None:
                 )
         if not experiment.scales and not isinstance(claim, ExactClaim | OpenClaim):
             raise DeclarationError(
-                f"{file}: claims.{claim.id}: a claim of kind {claim.kind!r} needs runs, but the experiment declares no scales"
+                f"{file}: claims.{claim.id}: a claim of kind {claim.kind!r} needs runs, but the experiment"
+                " declares no scales"
             )
         check_metrics(experiment, claim)
 

@@ -415,5 +415,5 @@ def _seeds(seeds: Iterable[int]) -> str:
     return f"seed{'s' if len(names) > 1 else ''} {_listed(names)}"
 
 
-def _listed(words: Sequence[str]) -> str:
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

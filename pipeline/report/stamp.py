@@ -21,7 +21,7 @@ from pipeline.track.record import Record
 
 @dataclass(frozen=True)
 class ReportStamp:
-    """A file beside a report: hash of all that the report shows, its files, and MLflow's parent run."""
+    """File next to a report: hash of all that the report shows, its files, and MLflow's parent run."""
 
     file: Path
     content: str  # hash

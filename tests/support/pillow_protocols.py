@@ -73,7 +73,7 @@ def five(image: Image.Image, side: int) -> list[tuple[int, int]]:
 
 
 def views(pixels: np.ndarray, way: Way, short: int) -> list[tuple[np.ndarray, tuple[int, int] | None]]:
-    """Return the unmirrored views at one scale, each with its offset in the central square if it is cut out of it."""
+    """Return the unmirrored views at one scale, with their offsets in the central square if cut out of it."""
     image = resized(Image.fromarray(pixels), short, way.interpolation)
     if way.kind == "dense":
         return [(np.array(image), None)]

@@ -136,7 +136,7 @@ def test_verify_exits_1_where_a_claim_is_not_reproduced(command, known):
     code, out, _ = command("verify", RESNET)
     assert code == 1
     assert "✘ not reproduced  error-20\n    ResNet-20 has a test error of 8.75 % (Table 6)\n" in out
-    assert "    Runs: paper on cifar10, 5 runs, commit " in out
+    assert "    Runs: paper scale on cifar10, 5 runs, commit " in out
 
 
 def test_verify_exits_0_where_what_was_run_is_reproduced(command, known):

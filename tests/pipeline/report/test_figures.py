@@ -231,7 +231,7 @@ def test_full_disk_keeps_the_previous_figure(experiment, tmp_path, drawer):
 
 def test_contact_sheet_shows_every_image_with_its_title(tmp_path):
     images, titles = [random_image(seed) for seed in range(15)], [f"class {seed // 5}" for seed in range(15)]
-    figure = contact_figure(images, [*titles[:-1], "$n_0$ of a very long name"], "photographs")
+    figure = contact_figure(images, [*titles[:-1], "$n_0$ of a very long name"], "images")
     shown = [ax for ax in figure.axes if ax.images]
     assert len(figure.axes) == 2 * ACROSS
     assert [ax.texts[0].get_text() for ax in shown] == [*titles[:-1], "$n_0$ of a very long…"]
@@ -242,7 +242,7 @@ def test_contact_sheet_shows_every_image_with_its_title(tmp_path):
 
 
 def test_balance_figure_sorts_classes_by_size(tmp_path):
-    figure = balance_figure({"train": [3, 9, 1], "test": [2, 2, 2]}, "photographs")
+    figure = balance_figure({"train": [3, 9, 1], "test": [2, 2, 2]}, "images")
     assert [ax.get_title() for ax in figure.axes] == [
         "train: 13 images, 1 to 9 per class",
         "test: 6 images, 2 to 2 per class",

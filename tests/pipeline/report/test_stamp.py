@@ -13,7 +13,7 @@ def pages(monkeypatch, tmp_path):
 
     monkeypatch.setenv("REPRO_HOME", str(tmp_path))
     written, write = [], page.write_page
-    monkeypatch.setattr(page, "write_page", lambda *words: written.append(words[-1]) or write(*words))
+    monkeypatch.setattr(page, "write_page", lambda *args: written.append(args[-1]) or write(*args))
     return written
 
 

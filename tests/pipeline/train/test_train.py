@@ -84,7 +84,7 @@ def test_report_interval_does_not_change_the_weights(uninterrupted, tmp_path):
 # --- stopping and resuming -----------------------------------------------------------------------------------
 
 
-def test_stopped_at_every_step_and_resumed_is_the_run_expected_path(uninterrupted, tmp_path):
+def test_run_stopped_after_every_step_equals_the_uninterrupted_run(uninterrupted, tmp_path):
     for step in range(1, 12):
         assert train_in(tmp_path, smoke_run(), stop=lambda: True) is None
         assert int(RunFolder(tmp_path).checkpoint_files()[0].name[5:15]) == step
@@ -92,7 +92,7 @@ def test_stopped_at_every_step_and_resumed_is_the_run_expected_path(uninterrupte
 
 
 @pytest.mark.parametrize("steps", [(1,), (5,), (11,), (3, 4), (7, 2), (1, 1, 9)])
-def test_stopped_after_some_steps_and_resumed_is_the_run_expected_path(uninterrupted, tmp_path, steps):
+def test_run_stopped_after_some_steps_equals_the_uninterrupted_run(uninterrupted, tmp_path, steps):
     for count in steps:
         assert train_in(tmp_path, smoke_run(), stop=stop_after(count)) is None
     assert_same_run(tmp_path, train_in(tmp_path, smoke_run()), uninterrupted)
@@ -149,7 +149,7 @@ def train_with_random_kills(path, seed, kills):
     return first_steps
 
 
-def test_killed_at_random_moments_and_resumed_is_the_run_expected_path(uninterrupted, tmp_path):
+def test_run_killed_at_random_moments_equals_the_uninterrupted_run(uninterrupted, tmp_path):
     seed = random.randrange(10**6)
     print("random seed", seed)
     first_steps = train_with_random_kills(tmp_path, seed, kills=4)
@@ -159,7 +159,7 @@ def test_killed_at_random_moments_and_resumed_is_the_run_expected_path(uninterru
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(10))
-def test_killed_many_times_and_resumed_is_the_run_expected_path(uninterrupted, tmp_path, seed):
+def test_run_killed_many_times_equals_the_uninterrupted_run(uninterrupted, tmp_path, seed):
     train_with_random_kills(tmp_path, seed, kills=10)
     assert_same_run(tmp_path, RunFolder(tmp_path).result(), uninterrupted)
 
@@ -167,7 +167,7 @@ def test_killed_many_times_and_resumed_is_the_run_expected_path(uninterrupted, t
 # --- not converged -------------------------------------------------------------------------------------------
 
 
-def test_infinite_loss_ends_the_run_with_a_record_that_names_the_step(tmp_path):
+def test_loss_that_is_not_finite_ends_the_run_with_a_record_that_names_the_step(tmp_path):
     record = train_in(tmp_path, smoke_run("plain-20", changes={"train.lr": 1e30}))
     assert record.status == "not converged"
     what, _, step = record.ended.rpartition(" at step ")

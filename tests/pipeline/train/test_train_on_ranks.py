@@ -222,12 +222,12 @@ def test_stop_request_on_one_rank_stops_both_at_that_step_resumable(two_ranks, o
 
 @SLOW
 def test_micro_batches_resume_with_the_same_bits(two_ranks, tmp_path):
-    uninterrupted = train_on_all(two_ranks, tmp_path / "on_two_ranks", smoke_run(), 5)
+    uninterrupted = train_on_all(two_ranks, tmp_path / "uninterrupted", smoke_run(), 5)
     assert train_on_all(two_ranks, tmp_path / "stopped", smoke_run(), 5, 5) is None
     assert_same_run(
         tmp_path / "stopped",
         train_on_all(two_ranks, tmp_path / "stopped", smoke_run(), 5),
-        (uninterrupted, tmp_path / "on_two_ranks"),
+        (uninterrupted, tmp_path / "uninterrupted"),
     )
 
 
@@ -291,13 +291,13 @@ def three_ranks(tmp_path_factory):
 @SLOW
 def test_three_ranks_resume_with_the_same_bits(three_ranks, tmp_path):
     run = smoke_run(changes={"train.batch_size": 12, "train.steps": 6, "train.lr_drops": None})
-    uninterrupted = train_on_all(three_ranks, tmp_path / "on_two_ranks", run)
+    uninterrupted = train_on_all(three_ranks, tmp_path / "uninterrupted", run)
     assert (uninterrupted.world, uninterrupted.device_batch) == (3, 4)
     assert train_on_all(three_ranks, tmp_path / "stopped", run, None, 2, 2) is None
     assert_same_run(
         tmp_path / "stopped",
         train_on_all(three_ranks, tmp_path / "stopped", run),
-        (uninterrupted, tmp_path / "on_two_ranks"),
+        (uninterrupted, tmp_path / "uninterrupted"),
     )
 
 
