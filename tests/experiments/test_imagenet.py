@@ -92,14 +92,25 @@ def network_on_meta(network: str, args: str) -> torch.nn.Module:
         return build(network, json.loads(args), num_classes=1000, in_channels=3).eval()
 
 
-def scores_of(network: str, args: str, protocol: str) -> list[torch.Size]:
-    """Shapes of the scores for a picture of 90 x 120, seen as the protocol says; nothing is computed."""
+@functools.cache
+def scores_shape(network: str, args: str, size: tuple[int, ...], dense: bool) -> torch.Size:
+    """Return the shape of the scores for images of this size, (1, C, H, W); nothing is computed."""
     built = network_on_meta(network, args)
-    picture = torch.zeros(90, 120, 3, dtype=torch.uint8).numpy()
-    groups = [group for part in parse_protocol(protocol).parts for group in protocol_views(picture, part)]
-    pixels = [(group.pixels.to("meta").permute(0, 3, 1, 2).float(), group.dense) for group in groups]
-    with torch.inference_mode():  # as `evaluate.shown`, whose autocast knows no device without memory
-        return [(getattr(built, "dense", built) if dense else built)(x).shape for x, dense in pixels]
+    with torch.inference_mode():
+        return (getattr(built, "dense", built) if dense else built)(torch.zeros(size, device="meta")).shape
+
+
+def scores_of(network: str, args: str, protocol: str) -> list[torch.Size]:
+    """Return the shape of the scores for each group of views of an image of 90 x 120 under the protocol."""
+    image = torch.zeros(90, 120, 3, dtype=torch.uint8).numpy()
+    groups = [group for part in parse_protocol(protocol).parts for group in protocol_views(image, part)]
+    shapes = []
+    for group in groups:
+        views, height, width, channels = group.pixels.shape
+        count, *others = scores_shape(network, args, (1, channels, height, width), group.dense)
+        assert count == 1
+        shapes.append(torch.Size((views, *others)))
+    return shapes
 
 
 @pytest.mark.parametrize(("network", "args", "protocol"), SHOWN)

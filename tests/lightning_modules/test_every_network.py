@@ -22,7 +22,7 @@ class Case:
     args: dict[str, Any] = field(default_factory=dict)
     classes: int = 10
     lr: float = 1e-3  # of Adam, to overfit one batch
-    slow: bool = False  # overfitting or tracing takes more than a few seconds
+    slow: bool = False  # overfitting, exporting, tracing or bfloat16 takes seconds
     blocks: int | None = (
         None  # blocks per side of the images, if initial weights are too build_small for pixel noise
     )
@@ -68,6 +68,8 @@ NETWORK_NAMES = [pytest.param(name, id=name) for name in CASES]
 WITH_SLOW_MARK = [
     pytest.param(name, id=name, marks=pytest.mark.slow if case.slow else ()) for name, case in CASES.items()
 ]
+# VGG has 133 million parameters. AlexNet has the same kinds of layers.
+SLOW_VGG = [pytest.param(name, id=name, marks=pytest.mark.slow if name == "vgg" else ()) for name in CASES]
 
 
 def build_small(name: str, seed: int = 0) -> nn.Module:
@@ -100,14 +102,14 @@ def test_every_network_has_a_case():
     assert set(CASES) == set(NETWORKS)
 
 
-@pytest.mark.parametrize("name", NETWORK_NAMES)
+@pytest.mark.parametrize("name", SLOW_VGG)
 def test_initial_weights_depend_on_the_seed_only(name):
     one, same, other = (build_small(name, seed).state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(value, same[key]) for key, value in one.items())
     assert any(not torch.equal(value, other[key]) for key, value in one.items())
 
 
-@pytest.mark.parametrize("name", NETWORK_NAMES)
+@pytest.mark.parametrize("name", SLOW_VGG)
 def test_every_parameter_gets_a_gradient(name):
     """After one backward pass with a few images every parameter has a finite gradient that is not all zeros."""
     network = build_small(name).train()
@@ -138,7 +140,7 @@ def test_overfits_one_batch(name):
     assert loss < 0.1
 
 
-@pytest.mark.parametrize("name", NETWORK_NAMES)
+@pytest.mark.parametrize("name", WITH_SLOW_MARK)
 def test_exported_network_gives_equal_output(name):
     network, x = build_small(name).eval(), images(name)
     exported = torch.export.export(network, (x,)).module()
@@ -169,10 +171,7 @@ def test_compiled_network_gives_the_same_output_and_trains(name):
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize(
-    "name",  # VGG takes half a minute where the CPU emulates bfloat16; AlexNet has the same kinds of layers
-    [pytest.param(name, id=name, marks=pytest.mark.slow if name == "vgg" else ()) for name in CASES],
-)
+@pytest.mark.parametrize("name", WITH_SLOW_MARK)
 def test_bfloat16_output_is_close(name):
     network, x = build_small(name).eval(), images(name)
     with torch.no_grad():

@@ -10,6 +10,7 @@ from pipeline.declare.experiment import Experiment
 from pipeline.declare.load import load_experiment
 from pipeline.track.record import Record
 from tests.support.fake_records import fake_record, set_console
+from tests.support.shared_files import once_per_session
 
 DECLARATION = """
 paper: {title: "On <Depth>", authors: "A & B", year: 2015, arxiv: "0000.00000", section: "4.2"}
@@ -89,6 +90,26 @@ def seed_records() -> Callable[..., list[Record]]:
         return [fake_record(experiment, variant, seed, error, **other) for seed, error in enumerate(errors)]
 
     return several
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """Function that returns the folder of a finished smoke run with this seed. Tests must not change it."""
+
+    def find(seed: int) -> Path:
+        from tests.support.smoke_runs import smoke_run, train_in
+
+        return once_per_session(tmp_path_factory, f"run-{seed}", lambda path: train_in(path, smoke_run(seed=seed)))
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The bytes of an empty MLflow database, which takes seconds to create."""
+    from tests.support.mlflow_servers import create_database
+
+    return once_per_session(tmp_path_factory, "empty.db", create_database).read_bytes()
 
 
 @pytest.fixture

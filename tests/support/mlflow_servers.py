@@ -19,12 +19,12 @@ from filelock import FileLock
 LOST, GONE, HANGS = "lost", "gone", "hangs"  # executed but not answered; not executed; not answered for a minute
 
 
-def empty_database(path: Path) -> bytes:
-    """Return the bytes of an empty MLflow database, which takes seconds to create."""
-    from pipeline.track.mlflow_writer import Tracker
+def create_database(path: Path) -> None:
+    """Create an empty MLflow database."""
+    from pipeline.track.mlflow_writer import Tracker, silence_mlflow
 
+    silence_mlflow()
     assert Tracker(f"sqlite:///{path}").client
-    return path.read_bytes()
 
 
 class Server:

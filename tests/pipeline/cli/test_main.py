@@ -18,7 +18,8 @@ from PIL import Image
 
 from pipeline.schedule import local
 from pipeline.track.run_folder import RunFolder
-from tests.support.smoke_runs import FORKSERVER, smoke_run, train_in, weights
+from tests.support.clean_environment import IGNORED
+from tests.support.smoke_runs import FORKSERVER, journal_metrics, smoke_run, train_in, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # MLflow 3.17's own
 
@@ -38,11 +39,16 @@ def repro(home, *words, wait=True, **environment):
     return subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=200)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """Home with the smoke runs of the depth experiment, and the process that trained them."""
-    path = tmp_path_factory.mktemp("home")
-    return path, repro(path, *SMOKE)
+    """Home with the smoke runs of the depth experiment, and the process that trained them.
+
+    The environment is that of a Slurm and MPI job, with an `srun` on PATH. It must not change results or output.
+    """
+    path, srun = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("bin") / "srun"
+    srun.write_text("#!/bin/sh\nexit 1\n", encoding="utf-8")
+    srun.chmod(0o755)
+    return path, repro(path, *SMOKE, **IGNORED, PATH=f"{srun.parent}:{os.environ['PATH']}")
 
 
 @pytest.fixture
@@ -78,6 +84,17 @@ def test_progress_lines_are_start_and_end_of_runs(home):
     )
     assert [line for line in lines if not known.fullmatch(line)] == []
     assert len([line for line in lines if "trained in" in line]) == 6
+
+
+def test_variables_of_batch_systems_and_launchers_change_no_bit(home, tmp_path):
+    train_in(tmp_path, smoke_run())
+    [folder] = [
+        folder
+        for folder in folders(home[0])
+        if (folder.result().variant, folder.result().seed) == ("resnet-20", 0) and not folder.result().changes
+    ]
+    assert weights(folder.path) == weights(tmp_path)
+    assert journal_metrics(folder.path) == journal_metrics(tmp_path)
 
 
 def test_finished_runs_are_not_trained_again(home, trained_command):
@@ -236,9 +253,10 @@ def group_of(process):
 LONG = (*SMOKE, "--variant", "resnet-20", "--seeds", "1", "--set", "train.steps=40")
 
 
+@pytest.mark.slow  # test_local.py and test_messages.py stop commands with workers forked from this process
 def test_a_run_stopped_by_ctrl_c_resumes_to_the_same_bits(tmp_path, local_command):
     """A terminal sends Ctrl-C to the whole process group. Afterwards one checkpoint is damaged."""
-    process = repro(tmp_path, *LONG, wait=False, REPRO_CHECKPOINT_SECONDS="0")
+    process = repro(tmp_path, *LONG, wait=False, REPRO_CHECKPOINT_SECONDS="0.1")
     wait_for(lambda: any(len(folder.checkpoint_files()) == 2 for folder in folders(tmp_path)))
     os.killpg(process.pid, signal.SIGINT)
     out, said = process.communicate(timeout=60)

@@ -1,5 +1,7 @@
 """Fixtures of the tests of derived runs: finished members, and weights to import."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ from pipeline.plan.expand import DerivedRun, Run, plan_runs
 from pipeline.track.run_folder import RunFolder
 from pipeline.train.train import train
 from tests.support.image_sets import prepare_random_set
-from tests.support.smoke_runs import smoke_run, task_at, train_in
+from tests.support.smoke_runs import smoke_run, task_at
 
 SHARDED_CHANGES = {
     "train.steps": 1,
@@ -32,13 +34,9 @@ def runs() -> list[Run]:
 
 
 @pytest.fixture(scope="session")
-def folders(runs: list[Run], tmp_path_factory: pytest.TempPathFactory) -> list[RunFolder]:
+def folders(runs: list[Run], finished_run: Callable[[int], Path]) -> list[RunFolder]:
     """The folders of `runs`, trained for 12 steps."""
-    root = tmp_path_factory.mktemp("runs")
-    found = [RunFolder(root / str(run.seed)) for run in runs]
-    for run, folder in zip(runs, found, strict=True):
-        assert train_in(folder.path, run)
-    return found
+    return [RunFolder(finished_run(run.seed)) for run in runs]
 
 
 @pytest.fixture(scope="session")

@@ -22,12 +22,25 @@ from tests.support.plans import DERIVED_OF_PLAIN_20, first_derived, first_run
 DRAFT = '"""A module."""\n'
 
 
+@pytest.fixture(scope="module")
+def tree_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("tree")
+
+
 @pytest.fixture
-def tree(tmp_path):
-    """A copy of the project's code that a test may change."""
+def tree(tree_folder):
+    """A copy of the project's code that a test may change.
+
+    Always in the same folder and with the original times: only files that a test changes are parsed again.
+    """
     for package in ("pipeline", "lightning_modules"):
-        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
-    return tmp_path
+        shutil.copytree(ROOT / package, tree_folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    yield tree_folder
+    for path in tree_folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 @pytest.fixture

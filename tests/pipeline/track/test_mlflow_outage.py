@@ -30,37 +30,29 @@ from tests.support.mlflow_servers import (
     HANGS,
     LOST,
     Server,
-    empty_database,
     free_port,
     kill,
     process,
     train_on,
 )
-from tests.support.smoke_runs import FORKSERVER, journal_metrics, smoke_run, train_in
+from tests.support.smoke_runs import FORKSERVER, journal_metrics
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # MLflow 3.17's own
 STEPS = 160
 
 
 @pytest.fixture(scope="module")
-def empty(tmp_path_factory):
-    return empty_database(tmp_path_factory.mktemp("mlflow") / "empty.db")
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(finished_run):
     """Files of a finished run: name -> bytes."""
-    path = tmp_path_factory.mktemp("trained")
-    train_in(path, smoke_run())
-    return {file.name: file.read_bytes() for file in path.iterdir() if file.is_file()}
+    return {file.name: file.read_bytes() for file in finished_run(0).iterdir() if file.is_file()}
 
 
 @pytest.fixture
-def home(tmp_path, monkeypatch, empty):
+def home(tmp_path, monkeypatch, empty_database):
     monkeypatch.setenv("REPRO_HOME", str(tmp_path / "home"))
     for name in ("USERNAME", "PASSWORD", "TOKEN"):
         monkeypatch.delenv(f"MLFLOW_TRACKING_{name}", raising=False)
-    (tmp_path / "mlflow.db").write_bytes(empty)
+    (tmp_path / "mlflow.db").write_bytes(empty_database)
     (tmp_path / "home").mkdir()
     return tmp_path / "home"
 

@@ -28,24 +28,19 @@ from pipeline.track.mlflow_reader import (
     server_key,
 )
 from pipeline.track.mlflow_writer import Tracker
-from tests.support.mlflow_servers import Server, empty_database
+from tests.support.mlflow_servers import Server
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # MLflow 3.17's own
 HOUR = 3_600_000  # milliseconds
 
 
-@pytest.fixture(scope="module")
-def empty(tmp_path_factory):
-    return empty_database(tmp_path_factory.mktemp("mlflow") / "empty.db")
-
-
 @pytest.fixture
-def home(tmp_path, monkeypatch, empty):
+def home(tmp_path, monkeypatch, empty_database):
     """Folder with an empty home and an empty MLflow database."""
     monkeypatch.setenv("REPRO_HOME", str(tmp_path / "home"))
     for name in [name for name in os.environ if name.startswith("MLFLOW_TRACKING_")]:
         monkeypatch.delenv(name)
-    (tmp_path / "mlflow.db").write_bytes(empty)
+    (tmp_path / "mlflow.db").write_bytes(empty_database)
     monkeypatch.setattr(reading, "FIRST_PAGE_SIZE", 2)
     monkeypatch.setattr(reading, "PAGE_SIZE", 4)
     return tmp_path
@@ -271,12 +266,12 @@ def test_a_run_that_ended_again_has_its_new_record(home, client, ended, server):
     assert again.record["seconds"] == 9
 
 
-def test_another_database_at_the_same_address_is_noticed(home, client, ended, server, empty):
+def test_another_database_at_the_same_address_is_noticed(home, client, ended, server, empty_database):
     """It has the same number of runs."""
     ended(range(5))
     before = seen(server.uri)
     (home / "other").mkdir()
-    (home / "other" / "mlflow.db").write_bytes(empty)
+    (home / "other" / "mlflow.db").write_bytes(empty_database)
     other, port = Server(home / "other" / "mlflow.db"), server.port
     other.stop()
     server.stop()

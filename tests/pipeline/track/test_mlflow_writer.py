@@ -37,15 +37,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWar
 NOBODY = "http://127.0.0.1:9"  # the discard port: nothing listens there
 
 
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory):
-    """Bytes of an empty MLflow database, created once, since that takes seconds."""
-    tracking.silence_mlflow()
-    path = tmp_path_factory.mktemp("mlflow") / "empty.db"
-    assert Tracker(f"sqlite:///{path}").client
-    return path.read_bytes()
-
-
 @pytest.fixture
 def home(tmp_path, monkeypatch, empty_database):
     """Home folder with an empty MLflow database."""
@@ -61,11 +52,9 @@ def client(home):
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory):
+def trained(finished_run):
     """Files of a finished run: name -> bytes."""
-    path = tmp_path_factory.mktemp("trained")
-    train_in(path, smoke_run())
-    return {file.name: file.read_bytes() for file in path.iterdir()}
+    return {file.name: file.read_bytes() for file in finished_run(0).iterdir()}
 
 
 def placed(home, files):

@@ -13,30 +13,23 @@ from pipeline.track.mlflow_errors import TrackingError
 from pipeline.track.mlflow_writer import Tracker
 from pipeline.track.run_folder import RunFolder
 from pipeline.track.sync import BackgroundSync, local_records, summarise_errors, sync_all
-from tests.support.mlflow_servers import HANGS, Server, empty_database
+from tests.support.mlflow_servers import HANGS, Server
 from tests.support.smoke_runs import smoke_run, stop_after, train_in
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # MLflow 3.17's own
 
 
 @pytest.fixture(scope="module")
-def empty(tmp_path_factory):
-    return empty_database(tmp_path_factory.mktemp("mlflow") / "empty.db")
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(finished_run):
     """A finished run's files."""
-    path = tmp_path_factory.mktemp("trained")
-    train_in(path, smoke_run())
-    return {file.name: file.read_bytes() for file in path.iterdir() if file.is_file()}
+    return {file.name: file.read_bytes() for file in finished_run(0).iterdir() if file.is_file()}
 
 
 @pytest.fixture
-def home(tmp_path, monkeypatch, empty):
+def home(tmp_path, monkeypatch, empty_database):
     monkeypatch.setenv("REPRO_HOME", str(tmp_path))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    (tmp_path / "mlflow.db").write_bytes(empty)
+    (tmp_path / "mlflow.db").write_bytes(empty_database)
     return tmp_path
 
 

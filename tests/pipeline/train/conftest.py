@@ -1,6 +1,6 @@
 """Fixtures of the tests of training: a sharded data set and its run, finished runs, and two ranks."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -8,9 +8,9 @@ import pytest
 from pipeline.declare.load import load_experiment
 from pipeline.plan.expand import Run, plan_runs
 from pipeline.track.record import Record
+from pipeline.track.run_folder import RunFolder
 from tests.support.rank_processes import Ranks
 from tests.support.sharded_runs import SHARDED_EXPERIMENT, prepare_data_folder
-from tests.support.smoke_runs import smoke_run, train_in
 
 
 @pytest.fixture(scope="session")
@@ -36,10 +36,10 @@ def sharded_run(sharded_experiment: Path) -> Run:
 
 
 @pytest.fixture(scope="session")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Record | None, Path]:
-    """Record and folder of an uninterrupted smoke run, trained in this process."""
-    path = tmp_path_factory.mktemp("uninterrupted")
-    return train_in(path, smoke_run()), path
+def uninterrupted(finished_run: Callable[[int], Path]) -> tuple[Record | None, Path]:
+    """Record and folder of an uninterrupted smoke run."""
+    path = finished_run(0)
+    return RunFolder(path).result(), path
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,10 @@ from tests.support.clean_environment import IGNORED
 from tests.support.smoke_runs import journal_metrics, smoke_run, stop_after, train_in, weights
 
 
-@pytest.fixture(scope="module")
-def plain_run(tmp_path_factory):
+@pytest.fixture
+def plain_run(finished_run):
     """Folder of a run trained without any of these variables."""
-    path = tmp_path_factory.mktemp("plain")
-    train_in(path, smoke_run())
-    return path
+    return finished_run(0)
 
 
 @pytest.fixture

@@ -48,7 +48,7 @@ def test_evaluations_in_training_use_the_first_protocol(uninterrupted_sharded):
     assert entries[4]["test/images"] == 12
 
 
-@pytest.mark.parametrize("after", [1, 5])
+@pytest.mark.parametrize("after", [pytest.param(1, marks=pytest.mark.slow), 5])
 def test_run_stopped_within_an_epoch_ends_with_the_same_bits(
     uninterrupted_sharded, sharded_run, data_root, tmp_path, after
 ):
@@ -64,7 +64,7 @@ def test_reader_threads_change_no_bit(uninterrupted_sharded, sharded_run, data_r
 
 
 @pytest.mark.parametrize(
-    "moment", [2, pytest.param(7, marks=pytest.mark.slow), 12, pytest.param(16, marks=pytest.mark.slow), 18]
+    "moment", [2, *(pytest.param(moment, marks=pytest.mark.slow) for moment in (7, 12, 16)), 18]
 )
 def test_run_stopped_in_statistics_or_evaluation_resumes_there(
     uninterrupted_sharded, sharded_run, data_root, tmp_path, monkeypatch, moment
