@@ -13,6 +13,7 @@ from torch import Tensor
 from lightning_modules.errors import wrong_in_top
 from lightning_modules.networks import build
 from lightning_modules.recipe import Batch, lr_at, parameter_groups
+from lightning_modules.weights import average_of, copy_weights, frozen_copy, limit_filters
 
 WARMUP_WINDOW = 100  # optimizer steps per measurement of the training error that ends a warm-up
 
@@ -54,13 +55,18 @@ class Classifier(pl.LightningModule):
         classes, channels: number of classes and of image channels.
         loss: {"name": "cross-entropy"}.
         lr: learning rate at step 0.
-        lr_drops, lr_end: see `recipe.lr_at`.
+        lr_drops, lr_end, lr_power: see `recipe.lr_at`.
         warmup: None, or {"lr": rate, "train_error_below_pct": error}: use this rate until the top-1 training error
             over 100 steps is below `error` (ResNet-110, arXiv:1512.03385, section 4.2).
         optimizer: {"name": "sgd", "momentum", "nesterov", "weight_decay", "decay": "all" | "weights"}, or
             {"name": "rmsprop", "alpha", "eps", "momentum", "weight_decay", "decay"}.
         channels_last: use the channels-last memory format.
         compile: run the network through torch.compile.
+        plateau_factor: multiplies the learning rate at each of the steps in `plateau_steps`.
+        average: None, or {"decay", "since", "batch_norm"}: keep an average of the weights from step `since` on,
+            see `weights.average_of`.
+        filter_rms_limit: None, or the largest root mean square of a filter, see `weights.limit_filters`.
+        keep_best: keep a copy of the network, which `copy_best` makes.
     """
 
     needs_curvature_estimate = False  # True: the training loop calls `estimate_curvature` before each pass
@@ -81,6 +87,11 @@ class Classifier(pl.LightningModule):
         channels_last: bool = False,
         compile: bool = False,
         lr_end: tuple[float, int] | None = None,
+        lr_power: float = 1.0,
+        plateau_factor: float = 1.0,
+        average: Mapping[str, Any] | None = None,
+        filter_rms_limit: float | None = None,
+        keep_best: bool = False,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -95,6 +106,11 @@ class Classifier(pl.LightningModule):
         # State of the warm-up: 1 once it has ended, then images and top-1 errors of the current window.
         self.register_buffer("warm", torch.tensor([0.0, 0.0, 0.0], dtype=torch.float64))
         self.totals: Tensor | None = None  # `batch_totals` of this step's micro-batches so far
+        self.plateau_steps: list[int] = []  # steps from which the learning rate is lower, see `plateau_drops`
+        self.average = (
+            average_of(self.network, average["decay"], batch_norm=average["batch_norm"]) if average else None
+        )
+        self.best = frozen_copy(self.network) if keep_best else None
 
     @property
     def forward_network(self) -> Callable[[Tensor], Any]:
@@ -153,13 +169,39 @@ class Classifier(pl.LightningModule):
         if hasattr(network, "shared_draws"):  # keep the generator: a new object makes torch.compile recompile
             network.shared_draws = (network.shared_draws or torch.Generator()).manual_seed(seed)
 
+    def lr_of(self, step: int) -> float:
+        """Return the learning rate of optimizer step `step`."""
+        hparams = self.hparams
+        if hparams["warmup"] and not self.warmup_has_ended(step):
+            return float(hparams["warmup"]["lr"])
+        lr = lr_at(step, hparams["lr"], hparams["lr_drops"], hparams["lr_end"], hparams["lr_power"])
+        return float(lr * hparams["plateau_factor"] ** sum(step >= at for at in self.plateau_steps))
+
     def set_lr(self, step: int) -> None:
-        """Set the learning rate of optimizer step `step`."""
-        lr = lr_at(step, self.hparams["lr"], self.hparams["lr_drops"], self.hparams["lr_end"])
-        if self.hparams["warmup"] and not self.warmup_has_ended(step):
-            lr = self.hparams["warmup"]["lr"]
-        for group in self.optimizers().param_groups:
-            group["lr"] = lr
+        """Set the learning rate of optimizer step `step`.
+
+        With `rate_in_velocity` the velocity is v = momentum v - lr gradient, and the weights change by v
+        (Krizhevsky et al. 2012, section 5). PyTorch keeps v / -lr, which is scaled here when the rate changes.
+        """
+        lr, optimizer = self.lr_of(step), self.optimizers()
+        for group in optimizer.param_groups:
+            before, group["lr"] = group["lr"], lr
+            if before != lr and self.hparams["optimizer"].get("rate_in_velocity"):
+                for parameter in group["params"]:
+                    if (velocity := optimizer.state[parameter].get("momentum_buffer")) is not None:
+                        velocity.mul_(before / lr)
+
+    def end_step(self, step: int) -> None:
+        """Limit the filters and update the average, after `step` optimizer steps."""
+        if limit := self.hparams["filter_rms_limit"]:
+            limit_filters(self.network, limit)
+        if self.average is not None and step >= self.hparams["average"]["since"]:
+            self.average.update_parameters(self.network)
+
+    def copy_best(self) -> None:
+        """Keep a copy of the current network as the best."""
+        assert self.best is not None
+        copy_weights(self.network, self.best)
 
     def warmup_has_ended(self, step: int) -> bool:
         """Return True once a window of 100 steps had a low enough training error; checked every 100 steps."""

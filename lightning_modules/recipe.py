@@ -15,7 +15,13 @@ class Batch(NamedTuple):
     labels: "Tensor"  # int64 (N,)
 
 
-def lr_at(step: int, lr: float, drops: Mapping[str, Any] | None, end: tuple[float, int] | None = None) -> float:
+def lr_at(
+    step: int,
+    lr: float,
+    drops: Mapping[str, Any] | None,
+    end: tuple[float, int] | None = None,
+    power: float = 1.0,
+) -> float:
     """Return the learning rate of optimizer step `step`, counted from 0.
 
     Args:
@@ -23,11 +29,14 @@ def lr_at(step: int, lr: float, drops: Mapping[str, Any] | None, end: tuple[floa
         drops: None, or {"at": steps, "factor": one number or one per step}, which multiplies the rate by the i-th
             factor from step `at[i]` on: "divided by 10 at 32k and 48k" is {"at": [32000, 48000], "factor": 0.1}.
             Or {"every": n, "factor": number}, which multiplies it after every n steps.
-        end: (final rate, steps) for a linear schedule instead of drops: from `lr` at step 0 to the final rate
+        end: (final rate, steps) for a continuous schedule instead of drops: from `lr` at step 0 to the final rate
             after that many steps.
+        power: of the continuous schedule, last + (lr - last) * (1 - step / steps)^power; 1 is linear.
     """
     if end is not None:
         last, steps = end
+        if power != 1.0:
+            return last + (lr - last) * (1 - step / steps) ** power
         return lr + (last - lr) * step / steps
     if drops is None:
         return lr
@@ -37,6 +46,30 @@ def lr_at(step: int, lr: float, drops: Mapping[str, Any] | None, end: tuple[floa
         if step >= at:
             lr *= factor
     return lr
+
+
+def plateau_drops(evaluations: Mapping[int, float], patience: int, max_drops: int) -> list[int]:
+    """Return the steps after which a plateau schedule has lowered the learning rate, in order.
+
+    A drop follows when the error has not been lower than the lowest so far in `patience` evaluations in a row.
+    Then the count starts again, from the same lowest error.
+
+    Args:
+        evaluations: step -> error, of all evaluations so far.
+        patience: number of evaluations without a lower error.
+        max_drops: the number of drops after which no more follow.
+    """
+    lowest, waited = float("inf"), 0
+    found: list[int] = []
+    for step, error in sorted(evaluations.items()):
+        if error < lowest:
+            lowest, waited = error, 0
+        else:
+            waited += 1
+        if waited == patience and len(found) < max_drops:
+            found.append(step)
+            waited = 0
+    return found
 
 
 def factors(drops: Mapping[str, Any]) -> Sequence[float]:

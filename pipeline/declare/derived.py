@@ -30,6 +30,11 @@ COMPRESSION_METRICS = (
 )
 
 
+# Weights of the members: the last, or their average over training. A recipe that selects a network by its
+# validation error has the selected weights in place of the last.
+Weights = Literal["last", "average"]
+
+
 class EnsembleSpec(FrozenModel):
     """An ensemble: the mean of the softmax outputs of several networks."""
 
@@ -38,6 +43,7 @@ class EnsembleSpec(FrozenModel):
     members: Annotated[dict[str, PositiveInt], Field(min_length=1)]
     # Test protocols; empty: those of the members.
     test: Annotated[tuple[ProtocolName, ...], AfterValidator(require_unique)] = ()
+    weights: Weights = "last"
 
     @property
     def consumes(self) -> dict[str, int]:
@@ -67,6 +73,7 @@ class ProtocolSpec(SingleRunSpec):
 
     kind: Literal["protocol"]
     test: Annotated[tuple[ProtocolName, ...], Field(min_length=1), AfterValidator(require_unique)]
+    weights: Weights = "last"
 
 
 class TransferSpec(SingleRunSpec):

@@ -183,11 +183,15 @@ class Sgd(FrozenModel):
     nesterov: StrictBool = False
     weight_decay: NonNegativeFloat = 0.0  # times the weight, added to its gradient
     decay: Literal["all", "weights"] = "all"  # parameters with weight decay; weights: not biases and batch norm
+    # True: the velocity is momentum * velocity - lr * gradient (Krizhevsky et al. 2012). False: lr multiplies the
+    # velocity. The two differ when the rate changes.
+    rate_in_velocity: StrictBool = False
 
     @model_validator(mode="after")
     def _fits(self) -> "Sgd":
-        if self.nesterov and not self.momentum:
-            raise ValueError("nesterov needs momentum > 0")
+        for key in ("nesterov", "rate_in_velocity"):
+            if getattr(self, key) and not self.momentum:
+                raise ValueError(f"{key} needs momentum > 0")
         return self
 
 
@@ -254,6 +258,26 @@ class Warmup(FrozenModel):
     train_error_below_pct: PositiveFloat
 
 
+class Plateau(FrozenModel):
+    """The learning rate falls when the error has stopped improving: "divided by 10 when the error plateaus"."""
+
+    # Part whose top-1 error is watched: held-out training images, or the test part, which on ImageNet is the
+    # ILSVRC validation set that the papers watch.
+    watch: Literal["val", "test"]
+    factor: Annotated[float, Field(strict=True, gt=0, lt=1)]  # multiplies the rate at each drop
+    patience: PositiveInt  # number of evaluations in a row without a lower error
+    max_drops: PositiveInt  # after which the rate stays
+
+
+class Average(FrozenModel):
+    """An average of the weights over training, evaluated beside the last weights."""
+
+    # Of an exponential moving average; None: the plain mean (Polyak averaging).
+    decay: Annotated[float, Field(strict=True, gt=0, lt=1)] | None = None
+    since: Annotated[int, Field(strict=True, ge=0)] = 0  # the weights before this step do not count
+    batch_norm: StrictBool = False  # average the statistics of batch norm too; otherwise the last ones are used
+
+
 class Train(FrozenModel):
     """Training settings: optimizer, schedule, loss and precision."""
 
@@ -261,8 +285,14 @@ class Train(FrozenModel):
     batch_size: PositiveInt  # global: over all devices
     lr: PositiveFloat  # learning rate of the first step
     lr_drops: LrDrops | None = None
-    lr_end: NonNegativeFloat | None = None  # linear decay from `lr` to this rate, reached after the last step
+    lr_end: NonNegativeFloat | None = None  # decay from `lr` to this rate, reached after the last step
+    lr_power: PositiveFloat = 1.0  # of the decay to lr_end: (1 - step / steps)^lr_power; 1: linear
+    plateau: Plateau | None = None
     warmup: Warmup | None = None
+    clip_norm: PositiveFloat | None = None  # largest norm of the gradient of all parameters together
+    filter_rms_limit: PositiveFloat | None = None  # largest root mean square of a convolution's filter (ZFNet)
+    average: Average | None = None
+    select: Literal["last", "val"] = "last"  # network judged: the last, or that of the lowest validation error
     optimizer: Annotated[Sgd | RmsProp | Sdlm, Field(discriminator="name")]
     loss: Annotated[CrossEntropy | MapLoss, Field(discriminator="name")] = CrossEntropy()
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast, on hardware that supports it
@@ -276,17 +306,40 @@ class Train(FrozenModel):
         last = self.lr_drops and (self.lr_drops.at or (self.lr_drops.every,))[-1]
         if last and last >= self.steps:
             raise ValueError(f"the drop at step {last} must be before step {self.steps}, the end of training")
-        if self.lr_drops and self.lr_end is not None:
-            raise ValueError("give either 'lr_drops' or 'lr_end', not both")
-        if self.optimizer.name == "sdlm" and self.batch_size != 1:
-            raise ValueError("optimizer 'sdlm' needs batch_size 1")
-        if self.optimizer.name == "sdlm" and (self.precision != "fp32" or self.warmup or self.lr_end is not None):
-            raise ValueError("optimizer 'sdlm' does not support bf16, warmup or lr_end")
-        if self.optimizer.name == "sdlm" and self.lr_drops and self.lr_drops.every:
-            raise ValueError("optimizer 'sdlm' needs lr_drops with 'at', not 'every'")
+        schedules = [key for key in ("lr_drops", "lr_end", "plateau") if getattr(self, key) is not None]
+        if len(schedules) > 1:
+            raise ValueError(f"give either {schedules[0]!r} or {schedules[1]!r}, not both")
+        if self.lr_power != 1.0 and self.lr_end is None:
+            raise ValueError("lr_power needs lr_end")
+        if self.average and self.average.since >= self.steps:
+            raise ValueError(f"average.since must be before step {self.steps}, the end of training")
+        if self.optimizer.name == "sgd" and self.optimizer.rate_in_velocity and self.lr_end == 0:
+            raise ValueError("rate_in_velocity needs a learning rate > 0 at every step, but lr_end is 0")
+        if self.optimizer.name == "sdlm":
+            self._fits_sdlm()
         if (self.loss.name == "map") != (self.optimizer.name == "sdlm"):
             raise ValueError("loss 'map' and optimizer 'sdlm' must be used together (LeNet-5)")
         return self
+
+    def _fits_sdlm(self) -> None:
+        """Raise ValueError for settings that LeNet-5's optimizer does not support."""
+        if self.batch_size != 1:
+            raise ValueError("optimizer 'sdlm' needs batch_size 1")
+        unsupported = {
+            "precision bf16": self.precision != "fp32",
+            "warmup": self.warmup,
+            "lr_end": self.lr_end is not None,
+            "plateau": self.plateau,
+            "clip_norm": self.clip_norm,
+            "filter_rms_limit": self.filter_rms_limit,
+            "average": self.average,
+            "select: val": self.select == "val",
+        }
+        found = [key for key, value in unsupported.items() if value]
+        if found:
+            raise ValueError(f"optimizer 'sdlm' does not support {' and '.join(found)}")
+        if self.lr_drops and self.lr_drops.every:
+            raise ValueError("optimizer 'sdlm' needs lr_drops with 'at', not 'every'")
 
 
 class Recipe(FrozenModel):
@@ -295,3 +348,11 @@ class Recipe(FrozenModel):
     model: Model
     data: Data
     train: Train
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Recipe":
+        watches = self.train.plateau is not None and self.train.plateau.watch == "val"
+        if (watches or self.train.select == "val") and not self.data.val:
+            key = "train.plateau.watch" if watches else "train.select"
+            raise ValueError(f"{key} 'val' needs held-out training images; declare their number as data.val")
+        return self

@@ -65,7 +65,8 @@ class DerivedContext:
                     self.images, data, self.device, sha256=manifest.sha256, options=self.options
                 )
             self.datasets.append(loaded[key])
-            self.networks.append(load_network(run, folder, manifest).to(self.device))
+            averaged = getattr(self.derived.spec, "weights", "last") == "average"
+            self.networks.append(load_network(run, folder, manifest, averaged=averaged).to(self.device))
 
     def errors(self, networks: Sequence[nn.Module], stage: str = "test", protocols: Sequence[str] = ()) -> Metrics:
         """Return the errors of the averaged predictions of `networks`, one per member, on the test set.
@@ -127,20 +128,18 @@ def require_finished(run: Run, folder: RunFolder, manifest: Manifest) -> Record:
     return record
 
 
-def load_network(run: Run, folder: RunFolder, manifest: Manifest) -> nn.Module:
-    """Return the run's last model; UserError where its file is missing or damaged."""
-    model = run.recipe.model
-    if not folder.network_file.is_file():
+def load_network(run: Run, folder: RunFolder, manifest: Manifest, *, averaged: bool = False) -> nn.Module:
+    """Return the run's model, or the one with its averaged weights; UserError where its file cannot be read."""
+    model, file = run.recipe.model, folder.average_file if averaged else folder.network_file
+    if not file.is_file():
         raise UserError(
-            f"the last model of {run.title} is not at {folder.network_file}: it was trained on another machine;"
-            " copy its folder here and run the same command again"
+            f"the model of {run.title} is not at {file}: it was trained on another machine; copy its folder here"
+            " and run the same command again"
         )
     try:
-        weights = load_file(folder.network_file)
+        weights = load_file(file)
     except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"cannot read {folder.network_file} ({error}); move its folder away to train the run again"
-        ) from None
+        raise UserError(f"cannot read {file} ({error}); move its folder away to train the run again") from None
     network = build(model.name, model.args, num_classes=len(manifest.classes), in_channels=manifest.image[0])
     network.load_state_dict(weights)
     return network.to(memory_format=torch.channels_last) if run.recipe.train.channels_last else network

@@ -73,5 +73,5 @@ def make_derived(
     if result.content is not None:
         with explain_disk_errors(folder.path):
             write_atomically(folder.path / COMPRESSED_FILE, result.content)
-    folder.finish(record, None)
+    folder.finish(record)
     return record

@@ -12,7 +12,14 @@ from pipeline.declare.recipe import Recipe
 LATER_DEFAULTS: dict[str, Any] = {
     "train.optimizer.nesterov": False,
     "train.lr_drops.every": None,
+    "train.optimizer.rate_in_velocity": False,
     "train.lr_end": None,
+    "train.lr_power": 1.0,
+    "train.plateau": None,
+    "train.clip_norm": None,
+    "train.filter_rms_limit": None,
+    "train.average": None,
+    "train.select": "last",
     "data.crop": None,
     "data.test": [],
 }

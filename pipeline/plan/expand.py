@@ -64,6 +64,8 @@ class DerivedRun:
     def declaration(self) -> str:
         """Hash of its settings and of its members' declarations. The names of variants are not part of it."""
         settings = self.spec.model_dump(mode="json", exclude={"of", "members"})
+        if settings.get("weights") == "last":  # added later: recorded derived runs keep their hashes
+            del settings["weights"]
         hashes: dict[str, dict[int, str]] = {}  # variant -> seed -> declaration
         for first in self.members:
             if first.variant not in hashes:  # the members of a variant have the same recipe

@@ -5,7 +5,8 @@ runs/<identity>/
   journal.jsonl      learning curves, one report per line; append-only
   progress.json      current step and speed, for a progress bar
   checkpoints/       step-0000440-<16 hex digits of its sha256>.ckpt, the last two
-  network.safetensors    the last model of a finished run
+  network.safetensors    the last model of a finished run, or the one selected by its validation error
+  average.safetensors    its averaged weights, if the recipe averages them
   result.json        the Record of an ended run, which is never trained again
   lock               held by the process that trains
   log.txt            events, one sentence per line
@@ -48,6 +49,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.lock_file = path / "lock"
         self.network_file = path / "network.safetensors"
+        self.average_file = path / "average.safetensors"
         self.log_file = path / "log.txt"
 
     def create(self, description: Mapping[str, Any]) -> None:
@@ -58,7 +60,8 @@ class RunFolder:
 
     def description(self) -> dict[str, Any]:
         """Return the description that `create` wrote."""
-        return json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+        description: dict[str, Any] = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+        return description
 
     def is_training(self) -> bool:
         """Return True while a process holds the run's lock."""
@@ -80,11 +83,11 @@ class RunFolder:
             reason = f"{self.result_file} is not a run's record ({error})"
             raise UserError(f"{reason}; move its folder away to train the run again") from None
 
-    def finish(self, record: Record, network: bytes | None) -> None:
-        """Write the last model, None if it did not converge, then the record; remove the checkpoints."""
+    def finish(self, record: Record, weights: Mapping[str, bytes] | None = None) -> None:
+        """Write the files of weights, if the run converged, then the record; remove the checkpoints."""
         with explain_disk_errors(self.path):
-            if network is not None:
-                write_atomically(self.network_file, network)
+            for name, content in (weights or {}).items():
+                write_atomically(self.path / name, content)
             write_atomically(self.result_file, json.dumps(record.to_dict(), indent=1, sort_keys=True))
         shutil.rmtree(self.checkpoints, ignore_errors=True)
         (self.path / "progress.json").unlink(missing_ok=True)
@@ -179,9 +182,10 @@ class RunFolder:
     def read_progress(self) -> dict[str, Any]:
         """Return the last progress: {"step", "images_per_second", "host", "pid"}, or {}."""
         try:
-            return json.loads((self.path / "progress.json").read_text(encoding="utf-8"))
+            progress: dict[str, Any] = json.loads((self.path / "progress.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
+        return progress
 
     # Checkpoints
 
@@ -200,9 +204,9 @@ class RunFolder:
         for old in self.checkpoint_files()[CHECKPOINTS_KEPT:]:
             old.unlink(missing_ok=True)
 
-    def evaluation_cache(self, checkpoint: str) -> "EvaluationCache":
-        """Return the cache of errors of the model in the file `checkpoint`."""
-        return EvaluationCache(self.checkpoints / "judged.json", checkpoint)
+    def evaluation_cache(self, checkpoint: str, prefix: str = "") -> "EvaluationCache":
+        """Return the cache of errors of the model in the file `checkpoint`; one per prefix."""
+        return EvaluationCache(self.checkpoints / f"{prefix}judged.json", checkpoint)
 
     def checkpoint_files(self) -> list[Path]:
         """Return all checkpoint files, newest first, including damaged ones."""

@@ -1,13 +1,13 @@
 """Lightning callback of a run: seeds, journal, evaluation, checkpoints, stop requests."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 
-from lightning_modules.recipe import Batch
+from lightning_modules.recipe import Batch, plateau_drops
 from pipeline.common.environment import env_number
 from pipeline.data.order import derive_seed
 from pipeline.train.context import RunContext
@@ -36,6 +36,10 @@ class TrainingCallback(pl.Callback):
         # the batch of batch normalisation), and number of devices.
         self.device_batches: list[int] = []
         self.worlds: list[int] = []
+        self.errors: dict[str, dict[int, float]] = {
+            "val": {},
+            "test": {},
+        }  # part -> step -> top-1 error in percent
 
     def seconds(self) -> float:
         """Return the seconds of training so far, over all sessions."""
@@ -90,6 +94,7 @@ class TrainingCallback(pl.Callback):
         """Report the last step again if the previous session stopped before its report."""
         if self.group.world > 1 and self.context.device == "cpu":
             trainer.strategy.model.register_comm_hook(None, ordered_mean_hook)
+        self.restore_errors(module)
         if self.start and self.start > self.reported:
             self.report(module, self.start)
         elif self.start >= self.context.recipe.steps:
@@ -106,6 +111,7 @@ class TrainingCallback(pl.Callback):
         context, done = self.context, batch.step + self.context.block
         if (batch_idx + 1) % module.accumulation_steps:
             return
+        module.end_step(done)
         if context.training_data.evaluates_slowly and (
             done % context.eval_every == 0 or done == context.recipe.steps
         ):
@@ -131,12 +137,65 @@ class TrainingCallback(pl.Callback):
         if done % context.log_every == 0 or done == context.recipe.steps:
             self.last_window = module.pop_window_metrics()
             metrics |= self.last_window
-        if done % context.eval_every == 0 and done < context.recipe.steps:
-            metrics |= context.held_out_errors()
+        selects, ends = context.recipe.select == "val", done == context.recipe.steps
+        if (done % context.eval_every == 0 and not ends) or (
+            selects and ends
+        ):  # at the end all metrics are measured
+            errors = context.held_out_errors()
+            self.add_errors(module, done, errors)
+            metrics |= errors
+            if context.recipe.plateau:
+                metrics["train/lr"] = module.lr_of(done)
         if metrics and done > self.reported:
             self.group.on_rank_zero(
                 lambda _: context.folder.append_journal({"step": done, "time": time.time(), "metrics": metrics})
             )
+
+    def restore_errors(self, module: Any) -> None:
+        """Restore the errors of earlier sessions up to the first step of this one, from the journal.
+
+        A checkpoint may be older than the last evaluation of its step, so it does not hold them.
+        """
+
+        def read(_: object) -> list[tuple[int, dict[str, float]]]:
+            entries = [entry for entry, _ in self.context.folder.journal()]
+            return [(entry["step"], entry["metrics"]) for entry in entries if entry["step"] <= self.start]
+
+        for step, metrics in self.group.on_rank_zero(read):
+            self.add_errors(module, step, metrics)
+
+    def add_errors(self, module: Any, step: int, metrics: Mapping[str, float]) -> None:
+        """Add the errors after `step` steps; lower the learning rate or keep the network if they say so."""
+        recipe = self.context.recipe
+        for part, errors in self.errors.items():
+            if (name := f"{part}/top1_error_pct") in metrics:
+                errors[step] = metrics[name]
+        if recipe.plateau:
+            errors, plateau = self.errors[recipe.plateau.watch], recipe.plateau
+            module.plateau_steps = plateau_drops(errors, plateau.patience, plateau.max_drops)
+        if recipe.select == "val" and self.best_step() == step and step >= self.start:
+            module.copy_best()
+
+    def best_step(self) -> int:
+        """Return the first step of the lowest validation error so far."""
+        errors = self.errors["val"]
+        return min(errors, key=lambda step: (errors[step], step), default=-1)
+
+    def last_metrics(self) -> dict[str, float]:
+        """Return the metrics of the end of training: its last window, and the steps at which the rate fell."""
+        drops = {}
+        if plateau := self.context.recipe.plateau:
+            steps = plateau_drops(self.errors[plateau.watch], plateau.patience, plateau.max_drops)
+            drops = {"train/lr_drops": float(len(steps))}
+            drops |= {f"train/lr_drop_{number}_step": float(step) for number, step in enumerate(steps, 1)}
+        return self.last_window | drops
+
+    def selected(self) -> str:
+        """Return the step selected by its validation error: "; judged: step 4 (validation error 50 %)"."""
+        step = self.best_step()
+        if self.context.recipe.select == "last" or step < 0:
+            return ""
+        return f"; judged: step {step} (validation error {self.errors['val'][step]:.4g} %)"
 
     def checkpoint(self, trainer: Any, done: int) -> None:
         """Write a checkpoint, and lengthen the interval so that checkpoints take at most CHECKPOINT_SHARE."""

@@ -3,8 +3,9 @@
 import math
 from collections.abc import Iterable
 
+import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_modules.classifier import Classifier
 from lightning_modules.recipe import Batch
@@ -63,19 +64,38 @@ class RunContext:
         self.group.broadcast_buffers(self.module.network)
         return self.training_data.held_out_errors(self.module.network, self.module.loss, bf16=self.bf16)
 
-    def final_metrics(self) -> dict[str, float]:
-        """Return the metrics of rank 0's final network."""
-        self.module.to(self.device)  # the trainer leaves it on the CPU
-        self.group.broadcast_buffers(self.module.network)
-        newest = self.folder.checkpoint_files()[:1]
-        cache = self.folder.evaluation_cache(newest[0].name if newest else "")
-        return self.training_data.final_metrics(self.module.network, self.module.loss, bf16=self.bf16, cache=cache)
+    @property
+    def judged(self) -> nn.Module:
+        """The network that is judged: the last, or that of the lowest validation error."""
+        return self.module.network if self.module.best is None else self.module.best
 
-    def weights(self) -> dict[str, Tensor]:
-        """Return the network's parameters and buffers, for safetensors."""
-        return {
-            name: value.detach().cpu().contiguous() for name, value in self.module.network.state_dict().items()
-        }
+    def final_metrics(self) -> dict[str, float]:
+        """Return the metrics of rank 0's judged network, and as average/... those of the averaged weights."""
+        self.module.to(self.device)  # the trainer leaves it on the CPU
+        metrics = self.errors_of(self.judged)
+        if self.module.average is not None:
+            averaged = self.errors_of(self.module.average.module, "average-")
+            metrics |= {f"average/{name}": value for name, value in averaged.items()}
+        return metrics
+
+    def errors_of(self, network: nn.Module, prefix: str = "") -> dict[str, float]:
+        """Return the final metrics of a network; `prefix` distinguishes its errors in the folder's cache."""
+        self.group.broadcast_buffers(network)
+        newest = self.folder.checkpoint_files()[:1]
+        cache = self.folder.evaluation_cache(newest[0].name if newest else "", prefix)
+        return self.training_data.final_metrics(network, self.module.loss, bf16=self.bf16, cache=cache)
+
+    def weights(self) -> dict[str, bytes]:
+        """Return file name -> content of the judged network and, where there are averaged weights, of these."""
+        networks = {self.folder.network_file.name: self.judged}
+        if self.module.average is not None:
+            networks[self.folder.average_file.name] = self.module.average.module
+        return {name: safetensors.torch.save(plain_state(network)) for name, network in networks.items()}
+
+
+def plain_state(network: nn.Module) -> dict[str, Tensor]:
+    """Return a network's parameters and buffers, for safetensors."""
+    return {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
 
 
 def build_module(run: Run, manifest: Manifest, *, compiled: bool) -> Classifier:
@@ -104,6 +124,11 @@ def build_module(run: Run, manifest: Manifest, *, compiled: bool) -> Classifier:
             channels_last=recipe.channels_last,
             compile=compiled,
             lr_end=None if recipe.lr_end is None else (recipe.lr_end, recipe.steps),
+            lr_power=recipe.lr_power,
+            plateau_factor=recipe.plateau.factor if recipe.plateau else 1.0,
+            average=recipe.average.model_dump(mode="json") if recipe.average else None,
+            filter_rms_limit=recipe.filter_rms_limit,
+            keep_best=recipe.select == "val",
         )
     except ValueError as error:  # network and optimizer do not fit
         raise UserError(str(error)) from error

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from contextlib import closing
 
 import pytorch_lightning as pl
-import safetensors.torch
 import torch
 from pytorch_lightning.strategies import DDPStrategy
 
@@ -76,13 +75,13 @@ def train(
         status, ended = fit(context, callback, start, str(checkpoint[1]) if checkpoint else None)
         if status == FINISHED and not callback.finished:
             return None
-        metrics = context.final_metrics() | callback.last_window if status == FINISHED else {}
+        metrics = context.final_metrics() | callback.last_metrics() if status == FINISHED else {}
     except StopRequested:
         return None
     record = make_record(  # rank 0's is written and returned
         task,
         status=status,  # type: ignore[arg-type]
-        ended=ended + callback.layout_changes(),
+        ended=ended + callback.selected() + callback.layout_changes(),
         metrics=metrics,
         precision="bf16" if context.bf16 else "fp32",
         compiled=context.compiled,
@@ -91,7 +90,7 @@ def train(
         world=ranks.world,
         device_batch=run.recipe.train.batch_size // count,
     )
-    weights = safetensors.torch.save(context.weights()) if status == FINISHED and ranks.rank == 0 else None
+    weights = context.weights() if status == FINISHED and ranks.rank == 0 else {}
     ranks.on_rank_zero(lambda _: folder.finish(record, weights))
     return ranks.broadcast(record)
 
@@ -106,6 +105,7 @@ def fit(context: RunContext, callback: TrainingCallback, start: int, checkpoint:
         # Every parameter takes part in every step: networks that skip blocks give their parameters zero gradients.
         strategy=DDPStrategy(broadcast_buffers=False) if ranks.world > 1 else "auto",
         accumulate_grad_batches=context.module.accumulation_steps,
+        gradient_clip_val=context.recipe.clip_norm,
         max_epochs=1,  # the feed is one sequence of batches over all epochs
         precision="bf16-mixed" if context.bf16 else "32-true",
         callbacks=[callback],

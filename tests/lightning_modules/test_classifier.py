@@ -201,6 +201,65 @@ def test_linear_learning_rate_schedule(monkeypatch):
     assert module.optimizers().param_groups[0]["lr"] == pytest.approx(0.05)
 
 
+def step_of(module, step):
+    """Take one optimizer step."""
+    module.set_lr(step)
+    optimizer = module.optimizers()
+    optimizer.zero_grad()
+    module.training_step(batch(step), 0).backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("decay", [0.0, 1e-2])
+def test_velocity_with_the_rate_inside_is_that_of_the_equation(monkeypatch, decay):
+    """Krizhevsky et al. 2012, section 5: v = 0.9 v - decay lr w - lr gradient, w = w + v."""
+    sgd = SGD | {"weight_decay": decay, "rate_in_velocity": True}
+    module = with_optimizer(classifier(optimizer=sgd, lr_drops={"at": [2], "factor": 0.1}), monkeypatch)
+    twin = with_optimizer(classifier(optimizer=sgd, lr_drops={"at": [2], "factor": 0.1}), monkeypatch)
+    velocity = [torch.zeros_like(w) for w in twin.network.parameters()]
+    for step in range(5):
+        step_of(module, step)
+        lr = 0.1 if step < 2 else 0.01
+        gradients = torch.autograd.grad(twin.training_step(batch(step), 0), list(twin.network.parameters()))
+        with torch.no_grad():
+            for v, w, gradient in zip(velocity, twin.network.parameters(), gradients, strict=True):
+                v.mul_(0.9).sub_(lr * (gradient + decay * w))
+                w.add_(v)
+        for ours, theirs in zip(module.network.parameters(), twin.network.parameters(), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_velocity_without_the_rate_differs_after_a_drop(monkeypatch):
+    drops = {"lr_drops": {"at": [2], "factor": 0.1}}
+    modules = [
+        with_optimizer(classifier(optimizer=SGD | {"rate_in_velocity": inside}, **drops), monkeypatch)
+        for inside in (False, True)
+    ]
+    for step in range(3):
+        for module in modules:
+            step_of(module, step)
+        same = torch.allclose(*(module.network.conv1.weight for module in modules))
+        assert same == (step < 2)
+
+
+def test_plateau_steps_lower_the_rate(monkeypatch):
+    module = with_optimizer(classifier(lr_drops=None, plateau_factor=0.1), monkeypatch)
+    module.plateau_steps = [4, 8]
+    assert [round(module.lr_of(step), 6) for step in (0, 3, 4, 7, 8, 99)] == [0.1, 0.1, 0.01, 0.01, 0.001, 0.001]
+
+
+def test_average_starts_at_its_first_step_and_filters_are_limited_before(monkeypatch):
+    average = {"decay": None, "since": 2, "batch_norm": False}
+    module = classifier(average=average, filter_rms_limit=0.01)
+    weights = []
+    for step in (1, 2, 3):
+        module.network.conv1.weight.data.uniform_(-1, 1)
+        module.end_step(step)
+        weights.append(module.network.conv1.weight.detach().clone())
+        assert weights[-1].square().mean(dim=(1, 2, 3)).sqrt().max() <= 0.01 + 1e-6
+    torch.testing.assert_close(module.average.module.conv1.weight, (weights[1] + weights[2]) / 2)
+
+
 class WithAuxiliary(torch.nn.Module):
     """Wrap a network: three scores in training, the first in evaluation."""
 

@@ -68,7 +68,7 @@ def copy_record(folder: RunFolder, path: Path, **changes: Any) -> RunFolder:
     """Write a folder's record, changed, to the new folder `path`, without its network."""
     record = replace(folder.result(), **changes)
     path.mkdir()
-    RunFolder(path).finish(record, None)
+    RunFolder(path).finish(record)
     return RunFolder(path)
 
 
@@ -76,5 +76,7 @@ def fake_run_folder(path: Path, network: nn.Module, record: Record, images_manif
     """Write the folder of a run that was never trained, with this network."""
     folder = RunFolder(path)
     path.mkdir()
-    folder.finish(replace(record, manifest=images_manifest.sha256[:16]), save(network.state_dict()))
+    folder.finish(
+        replace(record, manifest=images_manifest.sha256[:16]), {"network.safetensors": save(network.state_dict())}
+    )
     return folder

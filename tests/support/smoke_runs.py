@@ -1,5 +1,6 @@
 """Runs at smoke scale, trained in half a second each, and the processes that train them."""
 
+import dataclasses
 import multiprocessing
 import os
 from collections.abc import Callable, Mapping
@@ -39,6 +40,13 @@ def smoke_run(
         load_experiment(experiment), scale="smoke", variants=[variant], seeds=seed + 1, changes=changes
     )
     return next(run for run in runs if run.seed == seed)
+
+
+def with_network(name: str, changes: Mapping[str, Any] | None = None, **arguments: Any) -> Run:
+    """Return a smoke run of another network."""
+    run = smoke_run(changes=changes)
+    model = type(run.recipe.model)(name=name, **arguments)
+    return dataclasses.replace(run, recipe=run.recipe.model_copy(update={"model": model}))
 
 
 @cache

@@ -44,7 +44,7 @@ def finish(task: Task, experiment: Experiment, **fields: Any) -> None:
     """Give a run a result with a test error of 9.5 %."""
     folder = RunFolder(task.folder)
     folder.create({})
-    folder.finish(fake_record(experiment, task.run.variant, task.run.seed, 9.5, scale="smoke", **fields), None)
+    folder.finish(fake_record(experiment, task.run.variant, task.run.seed, 9.5, scale="smoke", **fields))
 
 
 def save_checkpoint(task: Task, step: int) -> None:

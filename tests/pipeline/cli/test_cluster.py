@@ -113,7 +113,7 @@ def finish(task) -> None:
     folder.create({})
     run = task.run
     made = fake_record(load_experiment(RESNET), run.variant, run.seed, 50.0, scale="smoke", identity=task.identity)
-    folder.finish(made, None)
+    folder.finish(made)
 
 
 # --- launch ------------------------------------------------------------------------------------------------

@@ -170,7 +170,7 @@ def test_a_run_with_a_result_in_its_folder_is_finished(declared, tasks, record):
     plain = of_variant(tasks, "plain-20")
     for task in plain:
         RunFolder(task.folder).create({})
-        RunFolder(task.folder).finish(record(declared, "plain-20", task.run.seed, 9.0, scale="smoke"), None)
+        RunFolder(task.folder).finish(record(declared, "plain-20", task.run.seed, 9.0, scale="smoke"))
     plan = plan_variant(plain, 1, set(), Estimator([]))
     assert (plan.progress_text, plan.images, plan.hours) == ("3 runs, all finished", 0, 0.0)
 
@@ -217,7 +217,7 @@ def test_a_derived_run_is_left_out_if_a_network_is_only_on_another_machine(
     assert {need for task in started.tasks for need in task.needs} == set()
     assert RunFolder(ensemble.folder).unfinished()["text"] == why
     RunFolder(runs[0].folder).create({})
-    RunFolder(runs[0].folder).finish(tracked, None)  # its folder was copied to this machine
+    RunFolder(runs[0].folder).finish(tracked)  # its folder was copied to this machine
     assert plan_launch(request, selection, [tracked]).tasks == averaged
     done = record(experiment, "plain-20", 0, 9.0, scale="smoke", identity=ensemble.identity)
     assert plan_launch(request, selection, [tracked, done]).left_out == []
@@ -247,7 +247,7 @@ def test_with_a_supervisor_a_cancelled_run_gets_a_stop_request(tasks):
 
 def test_without_a_supervisor_cancelled_runs_are_marked_and_the_launch_ends(tasks, declared, record):
     RunFolder(tasks[0].folder).create({})
-    RunFolder(tasks[0].folder).finish(record(declared, "plain-20", 0, 9.0, scale="smoke"), None)
+    RunFolder(tasks[0].folder).finish(record(declared, "plain-20", 0, 9.0, scale="smoke"))
     launches.mark_unfinished(tasks[1], "failed", "the disk is full")
     launch = launches.create_launch("w", Path("code"), LaunchTerms(1), tuple(tasks))
     assert cancel_runs([launch], tasks[2].identity, supervised=False, training=set()) == [tasks[2]]

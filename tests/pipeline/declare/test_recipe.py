@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.declare.experiment import DeclarationError
-from pipeline.declare.recipe import Data
+from pipeline.declare.recipe import Data, Train
 
 # ruff: noqa: E501 - one error per line reads as a table
 ERRORS = {  # replaced text, new text, message
@@ -37,6 +37,17 @@ ERRORS = {  # replaced text, new text, message
     "every after the end": ("{at: [32000, 48000],", "{every: 64000,", "train: the drop at step 64000 must be before step 64000, the end of training"),
     "drops and a line": ("  lr: 0.1\n", "  lr: 0.1\n  lr_end: 0.0\n", "train: give either 'lr_drops' or 'lr_end', not both"),
     "nesterov alone": ("momentum: 0.9,", "nesterov: true,", "train.optimizer: nesterov needs momentum > 0"),
+    "drops and a plateau": ("  lr: 0.1\n", "  lr: 0.1\n  plateau: {watch: test, factor: 0.1, patience: 3, max_drops: 3}\n", "train: give either 'lr_drops' or 'plateau', not both"),
+    "plateau of no images": ("  lr_drops: {at: [32000, 48000], factor: 0.1}\n", "  plateau: {watch: val, factor: 0.1, patience: 3, max_drops: 3}\n", "plain-20 at paper scale: train.plateau.watch 'val' needs held-out training images; declare their number as data.val"),
+    "rising rate": ("  lr_drops: {at: [32000, 48000], factor: 0.1}\n", "  plateau: {watch: test, factor: 10.0, patience: 3, max_drops: 3}\n", "train.plateau.factor: should be less than 1, not 10.0"),
+    "no patience": ("  lr_drops: {at: [32000, 48000], factor: 0.1}\n", "  plateau: {watch: test, factor: 0.1, patience: 0, max_drops: 3}\n", "train.plateau.patience: should be greater than 0, not 0"),
+    "selection without images": ("  lr: 0.1\n", "  lr: 0.1\n  select: val\n", "plain-20 at paper scale: train.select 'val' needs held-out training images; declare their number as data.val"),
+    "selection by test": ("  lr: 0.1\n", "  lr: 0.1\n  select: test\n", "train.select: unknown value 'test'; known: last, val"),
+    "power alone": ("  lr: 0.1\n", "  lr: 0.1\n  lr_power: 2.0\n", "train: lr_power needs lr_end"),
+    "average after the end": ("  lr: 0.1\n", "  lr: 0.1\n  average: {since: 64000}\n", "train: average.since must be before step 64000, the end of training"),
+    "decay of one": ("  lr: 0.1\n", "  lr: 0.1\n  average: {decay: 1.0}\n", "train.average.decay: should be less than 1, not 1.0"),
+    "no gradient": ("  lr: 0.1\n", "  lr: 0.1\n  clip_norm: 0.0\n", "train.clip_norm: should be greater than 0, not 0.0"),
+    "rate in no velocity": ("momentum: 0.9,", "rate_in_velocity: true,", "train.optimizer: rate_in_velocity needs momentum > 0"),
     "seed twice": ("[0, 1, 2, 3, 4]", "[0, 1, 2, 1]", "seeds: 1 is listed twice"),
     "negative seed": ("[0, 1, 2, 3, 4]", "[-1]", "seeds.0: should be greater than or equal to 0, not -1"),
     "no seeds": ("[0, 1, 2, 3, 4]", "[]", "seeds: should not be empty"),
@@ -91,3 +102,36 @@ def test_data_settings_that_do_not_fit_are_an_error(declared, message):
     with pytest.raises(ValueError, match=r".") as caught:
         Data(name="x", **declared)
     assert message in str(caught.value)
+
+
+SDLM = {
+    "steps": 10,
+    "batch_size": 1,
+    "lr": 0.1,
+    "optimizer": {"name": "sdlm", "mu": 0.02, "samples": 500},
+    "loss": {"name": "map", "j": 1.0, "divided_by": 84.0},
+}
+
+
+@pytest.mark.parametrize(
+    ("setting", "name"),
+    [
+        ({"average": {}}, "average"),
+        ({"clip_norm": 1.0}, "clip_norm"),
+        ({"filter_rms_limit": 0.1}, "filter_rms_limit"),
+        ({"select": "val"}, "select: val"),
+        ({"plateau": {"watch": "test", "factor": 0.1, "patience": 1, "max_drops": 1}}, "plateau"),
+        ({"lr_end": 0.0}, "lr_end"),
+        ({"precision": "bf16"}, "precision bf16"),
+    ],
+)
+def test_the_optimizer_of_lenet5_refuses_settings_that_it_would_ignore(setting, name):
+    Train.model_validate(SDLM)
+    with pytest.raises(ValueError, match=f"optimizer 'sdlm' does not support {name}"):
+        Train.model_validate(SDLM | setting)
+
+
+def test_a_velocity_cannot_hold_a_rate_of_zero():
+    sgd = {"name": "sgd", "momentum": 0.9, "rate_in_velocity": True}
+    with pytest.raises(ValueError, match="needs a learning rate > 0 at every step, but lr_end is 0"):
+        Train.model_validate({"steps": 9, "batch_size": 1, "lr": 0.1, "lr_end": 0.0, "optimizer": sgd})

@@ -30,9 +30,7 @@ def test_member_that_did_not_converge_is_a_user_error(runs, folders, tmp_path):
 
 def test_missing_network_file_is_a_user_error(runs, folders, tmp_path):
     without_network = copy_record(folders[0], tmp_path / "without_network")
-    with pytest.raises(
-        UserError, match=r"the last model of resnet-20 seed 0 is not at .*trained on another machine"
-    ):
+    with pytest.raises(UserError, match=r"the model of resnet-20 seed 0 is not at .*trained on another machine"):
         make_in(tmp_path, derived_of(ENSEMBLE, runs), [without_network, *folders[1:]])
 
 

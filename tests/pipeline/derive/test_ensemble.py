@@ -6,17 +6,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from pipeline.common.hashing import digest
 from pipeline.data import manifest
 from pipeline.declare.derived import EnsembleSpec, ProtocolSpec
+from pipeline.declare.experiment import DeclarationError
 from pipeline.declare.load import load_experiment
 from pipeline.declare.protocol import parse_protocol
 from pipeline.derive.context import load_network
 from pipeline.plan.expand import plan_runs
+from pipeline.track.run_folder import RunFolder
 from pipeline.train.evaluate import AveragedNetworks, EnsembleMember, evaluate_samples
 from pipeline.train.inputs import ReadOptions
 from pipeline.train.load import load_training_data
 from tests.support.derived_runs import ENSEMBLE, derived_of, load_member, make_in, scores_of
-from tests.support.smoke_runs import images_of
+from tests.support.smoke_runs import images_of, smoke_run, train_in
 
 
 def test_ensemble_averages_softmax_outputs(runs, folders, tmp_path):
@@ -113,3 +116,36 @@ def test_each_network_of_an_ensemble_gets_images_normalised_as_in_its_training(
     )
     assert record.metrics["test/loss"] == pytest.approx(expected.loss, rel=1e-6)
     assert record.metrics["test/loss"] != pytest.approx(folders[0].result().metrics["test/loss"], rel=1e-3)
+
+
+# --- averaged weights ----------------------------------------------------------------------------------------
+
+
+def averaged(count):
+    return EnsembleSpec(kind="ensemble", members={"resnet-20": count}, weights="average")
+
+
+def test_ensemble_of_averaged_weights_has_their_errors(tmp_path):
+    """An ensemble of equal networks has the errors that the run measured for its averaged weights."""
+    run = smoke_run(changes={"train.average": {"decay": 0.5, "since": 4}})
+    record = train_in(tmp_path / "run", run)
+    derived = derived_of(averaged(2), [run, run])
+    errors = make_in(tmp_path / "ensemble", derived, [RunFolder(tmp_path / "run")] * 2).metrics
+    assert errors["test/top1_error_pct"] == record.metrics["average/test/top1_error_pct"]
+    assert errors["test/loss"] == pytest.approx(record.metrics["average/test/loss"], rel=1e-5)
+    assert errors["test/loss"] != pytest.approx(record.metrics["test/loss"], rel=1e-3)
+
+
+def test_averaged_weights_need_an_average(declare):
+    derived = "derived:\n  two: {kind: ensemble, members: {plain-20: 2}, weights: average}\nscales:\n"
+    with pytest.raises(DeclarationError, match=r"derived.two.weights .at paper scale.: plain-20 keeps no average"):
+        declare("scales:\n", derived)
+
+
+def test_last_weights_are_not_part_of_the_hash_of_a_derived_run(runs):
+    """Recorded derived runs were declared without the key."""
+    last = EnsembleSpec(kind="ensemble", members={"resnet-20": 3}, weights="last")
+    members = [run.declaration for run in runs]
+    expected = digest({"step": {"kind": "ensemble", "test": []}, "members": members})
+    assert derived_of(last, runs).declaration == expected
+    assert derived_of(averaged(3), runs).declaration != expected

@@ -97,7 +97,7 @@ def test_bar_with_speed_on_a_terminal(tasks):
 def test_finished_runs_are_counted_at_the_start(tasks, experiment, record):
     folder = RunFolder(tasks[0].folder)
     folder.create({})
-    folder.finish(record(experiment, "plain-20", 0, 9.5), None)
+    folder.finish(record(experiment, "plain-20", 0, 9.5))
     assert lines(tasks) == ["1 of 2 runs are already finished"]
 
 
@@ -111,7 +111,7 @@ def test_plan_shows_the_state_of_every_run(tasks, experiment, record):
     ]
     for task in tasks:
         RunFolder(task.folder).create({})
-    RunFolder(tasks[0].folder).finish(record(experiment, "plain-20", 0, 9.5), None)
+    RunFolder(tasks[0].folder).finish(record(experiment, "plain-20", 0, 9.5))
     RunFolder(tasks[1].folder).save_checkpoint(7, lambda path: path.write_text(json.dumps("weights")))
     shown, file = console()
     plan_lines(tasks, shown)

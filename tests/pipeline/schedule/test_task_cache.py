@@ -44,7 +44,7 @@ def finished(record, experiment):
         for task in tasks:
             folder = RunFolder(task.folder)
             folder.create(task.description())
-            folder.finish(record(experiment, "plain-20", 0, 9.5, identity=task.identity), None)
+            folder.finish(record(experiment, "plain-20", 0, 9.5, identity=task.identity))
         cache.write()
         return tasks
 

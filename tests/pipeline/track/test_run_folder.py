@@ -158,7 +158,7 @@ def test_result_is_the_written_record(tmp_path, experiment, record):
     save(folder, 1)
     assert folder.result() is None
     made = record(experiment, "plain-20", 0, 9.5)
-    folder.finish(made, b"the network")
+    folder.finish(made, {"network.safetensors": b"the network"})
     assert folder.result() == made
     assert folder.network_file.read_bytes() == b"the network"
     assert not folder.checkpoints.exists()

@@ -334,7 +334,7 @@ def test_local_records_are_those_of_ended_runs(home, experiment, record):
     for made in records:
         folder = RunFolder(home / "runs" / made.identity)
         folder.create({})
-        folder.finish(made, None)
+        folder.finish(made)
     RunFolder(home / "runs" / "unfinished").create({})
     assert sorted(local_records(), key=lambda found: found.seed) == records
 

@@ -29,6 +29,7 @@ from tests.support.smoke_runs import (
     stop_after,
     train_in,
     weights,
+    with_network,
 )
 
 BATCH = 20  # of the run
@@ -49,13 +50,6 @@ def train_on_all(ranks, *args):
         raise first
     assert all(other == first for other in others)
     return first
-
-
-def with_network(name, changes=None, **arguments):
-    """Return a smoke run of another network."""
-    run = smoke_run(changes=changes)
-    model = type(run.recipe.model)(name=name, **arguments)
-    return dataclasses.replace(run, recipe=run.recipe.model_copy(update={"model": model}))
 
 
 def network_of(run):

@@ -1,0 +1,97 @@
+"""Averages of weights, copies, and the limit on filters, each against an obvious computation."""
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_modules.weights import average_of, copy_weights, frozen_copy, limit_filters
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1))
+
+
+def train_a_little(net, steps):
+    """Yield the network's state after each of some random changes of its weights and statistics."""
+    for _ in range(steps):
+        net(torch.randn(5, 3, 8, 8))
+        with torch.no_grad():
+            for parameter in net.parameters():
+                parameter.add_(torch.randn_like(parameter))
+        yield {name: value.clone() for name, value in net.state_dict().items()}
+
+
+def averaged(decay, *, batch_norm):
+    """Return the average after six steps, and the states that went into it."""
+    net = network()
+    average, states = average_of(net, decay, batch_norm=batch_norm), []
+    for state in train_a_little(net, 6):
+        average.update_parameters(net)
+        states.append(state)
+    return average.module.state_dict(), states
+
+
+def test_plain_average_is_the_mean_of_all_weights():
+    average, states = averaged(None, batch_norm=True)
+    for name in ("0.weight", "1.bias", "1.running_var"):
+        expected = torch.stack([state[name] for state in states]).mean(0)
+        torch.testing.assert_close(average[name], expected)
+
+
+def test_exponential_average_starts_at_the_first_weights():
+    average, states = averaged(0.9, batch_norm=True)
+    for name in ("0.weight", "1.running_mean"):
+        expected = states[0][name]
+        for state in states[1:]:
+            expected = 0.9 * expected + 0.1 * state[name]
+        torch.testing.assert_close(average[name], expected)
+
+
+@pytest.mark.parametrize("decay", [None, 0.5])
+def test_statistics_of_batch_norm_are_the_last_ones_unless_averaged(decay):
+    average, states = averaged(decay, batch_norm=False)
+    assert torch.equal(average["1.running_mean"], states[-1]["1.running_mean"])
+    assert not torch.allclose(average["1.weight"], states[-1]["1.weight"])
+
+
+def test_counter_of_batch_norm_is_the_last_one():
+    average, _ = averaged(None, batch_norm=True)
+    assert average["1.num_batches_tracked"] == 6
+
+
+def test_no_optimizer_changes_an_average_or_a_copy():
+    for module in (average_of(network(), None, batch_norm=False), frozen_copy(network())):
+        assert not any(parameter.requires_grad for parameter in module.parameters())
+
+
+def test_copy_weights_copies_parameters_and_buffers():
+    net, target = network(), frozen_copy(network())
+    *_, last = train_a_little(net, 2)
+    copy_weights(net, target)
+    assert all(torch.equal(value, last[name]) for name, value in target.state_dict().items())
+    net[0].weight.data.zero_()
+    assert target[0].weight.abs().max() > 0  # a copy, not a reference
+
+
+def test_filters_above_the_limit_are_scaled_to_it_and_others_stay():
+    net = network()
+    with torch.no_grad():
+        net[0].weight[0] *= 10
+        net[0].weight[1] = 0
+    before = net[0].weight.detach().clone()
+    bias = net[0].bias.detach().clone()
+    limit_filters(net, 0.1)
+    for old, new in zip(before, net[0].weight.detach(), strict=True):
+        rms = float((old**2).mean() ** 0.5)
+        torch.testing.assert_close(new, old * 0.1 / rms if rms > 0.1 else old)
+    assert (before.square().mean(dim=(1, 2, 3)).sqrt() > 0.1).tolist()[0] is True
+    assert torch.equal(net[0].bias, bias)
+    assert torch.equal(net[0].weight[1], torch.zeros(3, 3, 3))
+
+
+def test_only_convolutions_are_limited():
+    net = nn.Sequential(nn.Linear(4, 4))
+    net[0].weight.data.fill_(3.0)
+    limit_filters(net, 0.1)
+    assert (net[0].weight == 3).all()
