@@ -19,6 +19,7 @@ from pipeline.analyse.tracing import (
     trace_forward,
 )
 from pipeline.common.errors import UserError
+from pipeline.declare.claim_tables import SQUARE_SIZES
 
 COUNTS = ("parameters", "weights", "multiply_adds", "activations", "connections", "convolutions")
 
@@ -130,9 +131,13 @@ class NetworkAnalysis:
         if what == "receptive_field":
             return self.trace.fields[name].field
         known = ", ".join(("output", *COUNTS, "receptive_field", *INITIAL_STATISTICS))
-        return plain_attribute(
+        value = plain_attribute(
             self.modules[name], what, "a layer", f"; known: {known}, or an attribute of the layer"
         )
+        is_square = what in SQUARE_SIZES and isinstance(
+            value, int
+        )  # a pooling has one number for height and width
+        return [value, value] if is_square else value
 
     def count(self, name: str, what: str) -> int:
         """Return a count over layer `name` and all layers inside it; "" is the whole network."""

@@ -1,6 +1,6 @@
 """The command `repro`. A command parses, calls one function, prints, and returns an exit code.
 
-Exit codes: 0 success; 1 a claim is not reproduced (verify) or a run failed (run); 2 a UserError; 130 stopped by
+Exit codes: 0 success; 1 a claim is contradicted (verify) or a run failed (run); 2 a UserError; 130 stopped by
 Ctrl-C, resumable. Heavy libraries are imported inside the commands that need them.
 """
 
@@ -83,6 +83,7 @@ def options(
 def list_experiments(as_json: AsJson = False) -> None:
     """List all experiments with their questions, variants, scales and claims."""
     from pipeline.declare.load import experiment_names, load_experiment
+    from pipeline.report.text import claim_counts
 
     experiments = [load_experiment(name) for name in experiment_names()]
     if as_json:
@@ -92,7 +93,7 @@ def list_experiments(as_json: AsJson = False) -> None:
         out.print(f"[bold]{e.name}[/]")
         say(e.question, indent=2)
         scales = f"scales: {', '.join(e.scales)}" if e.scales else "judged by arithmetic, no training"
-        say(f"{plural(len(e.variants), 'variant')}, {plural(len(e.claims), 'claim')}; {scales}", indent=2)
+        say(f"{plural(len(e.variants), 'variant')}; claims: {claim_counts(e.claims)}; {scales}", indent=2)
     out.print("\nDetails: [bold]repro show EXPERIMENT[/]")
 
 
@@ -187,10 +188,13 @@ def verify(
     experiment: OptionalName = None,
     as_json: AsJson = False,
 ) -> None:
-    """Judge every claim from the finished runs and print the verdicts. Exit 1 if a claim is not reproduced."""
+    """Judge every claim from the finished runs and print the verdicts.
+
+    Exit 1 if a claim is not confirmed or not reproduced, or if a recipe departs.
+    """
     from pipeline.declare.load import load_all, load_experiment
     from pipeline.judge.collect import judge_experiments
-    from pipeline.judge.verdict import Outcome
+    from pipeline.judge.verdict import CONTRADICTIONS
 
     declared = [load_experiment(experiment)] if experiment else load_all()
     entries = judge_experiments(declared, cli_cluster.collect_with_warnings().records)
@@ -198,7 +202,7 @@ def verify(
         print_json([entry.to_dict() for entry in entries])
     else:
         print_ledger(entries, experiment)
-    raise typer.Exit(any(entry.verdict.outcome is Outcome.NOT_REPRODUCED for entry in entries))
+    raise typer.Exit(any(entry.verdict.outcome in CONTRADICTIONS for entry in entries))
 
 
 @app.command()

@@ -78,7 +78,6 @@ def print_published(rows: "list[PublishedResult]") -> None:
 def print_outcome(entries: "list[LedgerEntry]", experiment: str) -> None:
     """Print the verdicts that rest on runs, and counts of all others."""
     from pipeline.judge.verdict import Reason
-    from pipeline.report.text import outcome_counts
 
     trained = [entry for entry in entries if entry.evidence]
     shown = [entry for entry in trained if entry.verdict.reason is not Reason.NOT_RUN]
@@ -88,41 +87,73 @@ def print_outcome(entries: "list[LedgerEntry]", experiment: str) -> None:
         print_entry(entry)
     if more := len(trained) - len(shown):
         say(f"{plural(more, 'more claim')} about these networks can only be judged at paper scale.")
-    say(f"All {plural(len(entries), 'claim')}: {outcome_counts(entries)}.")
+    print_headlines(entries)
     out.print(f"All verdicts: [bold]repro verify {experiment}[/]\n")
 
 
-def print_ledger(entries: "list[LedgerEntry]", name: str | None) -> None:
-    """Print every verdict. Claims that need runs share a line.
+def print_headlines(entries: "list[LedgerEntry]") -> None:
+    """Print one line for each category of claims."""
+    from pipeline.report.text import headlines
 
-    So do claims that arithmetic confirms, if `name` is None: all experiments are printed. Else it is the argument
-    that named the experiment.
+    for line in headlines(entries):
+        say(line)
+
+
+def print_ledger(entries: "list[LedgerEntry]", name: str | None) -> None:
+    """Print every verdict. Claims that need runs are listed by the command that runs them.
+
+    If `name` is None, all experiments are printed: claims that are confirmed or followed share a line each, and so
+    do claims that need runs. Else it is the argument that named the experiment.
     """
     from pipeline.judge.verdict import Outcome, Reason
-    from pipeline.report.text import outcome_counts, verdict_text
 
     for experiment in dict.fromkeys(entry.experiment for entry in entries):
         own = [entry for entry in entries if entry.experiment == experiment]
         waiting = [entry for entry in own if entry.verdict.reason is Reason.NOT_RUN]
-        exact = [e for e in own if e.evidence is None and e.verdict.outcome is Outcome.REPRODUCED and not name]
+        short = (Outcome.CONFIRMED, Outcome.FOLLOWED) if name is None else ()
         out.print(f"[bold]{experiment}[/]")
-        if exact:
-            out.print(f"[green]{verdict_text(exact[0].verdict)}[/] by arithmetic ({plural(len(exact), 'claim')})")
-            say(f"Details: repro verify {experiment}", indent=4)
+        print_counted([entry for entry in own if entry.verdict.outcome in short], experiment)
         for entry in own:
-            if entry not in waiting and entry not in exact:
+            if entry not in waiting and entry.verdict.outcome not in short:
                 print_entry(entry)
-        if waiting:
-            out.print(f"[dim]{verdict_text(waiting[0].verdict)}[/] ({plural(len(waiting), 'claim')})")
-            say(", ".join(entry.claim.id for entry in waiting), indent=4)
-            say(f"They need finished runs: repro run {name or experiment} --scale paper", indent=4)
+        print_waiting(waiting, experiment, name)
         out.print()
-    say(f"All {plural(len(entries), 'claim')}: {outcome_counts(entries)}.")
+    print_headlines(entries)
+
+
+def print_counted(entries: "list[LedgerEntry]", experiment: str) -> None:
+    """Print the number of claims of each outcome, and the command that lists them."""
+    from pipeline.report.text import verdict_text
+
+    for verdict in dict.fromkeys(verdict_text(entry.verdict) for entry in entries):
+        number = sum(verdict_text(entry.verdict) == verdict for entry in entries)
+        out.print(f"[green]{verdict}[/] ({plural(number, 'claim')})")
+    if entries:
+        say(f"Details: repro verify {experiment}", indent=4)
+
+
+def print_waiting(entries: "list[LedgerEntry]", experiment: str, name: str | None) -> None:
+    """Print the claims that need runs, by the command that runs them; only their names if `name` is None."""
+    from pipeline.report.text import next_step_text, verdict_text
+
+    if not entries:
+        return
+    out.print(f"[dim]{verdict_text(entries[0].verdict)}[/] ({plural(len(entries), 'claim')})")
+    if name is None:
+        say(", ".join(entry.claim.id for entry in entries), indent=4)
+        say(f"The commands that would judge them: repro verify {experiment}", indent=4)
+        return
+    by_step: dict[str, list[str]] = {}
+    for entry in entries:
+        by_step.setdefault(entry.command or next_step_text(entry), []).append(entry.claim.id)
+    for step, claims in by_step.items():
+        say(step.replace(f"repro run {experiment} ", f"repro run {name} "), indent=4)
+        say(f"judges {', '.join(claims)}" if step.startswith("repro") else ", ".join(claims), indent=8)
 
 
 def print_entry(entry: "LedgerEntry") -> None:
-    """Print one claim: verdict and name, statement and source, the comparison, the runs."""
-    from pipeline.report.text import verdict_cells, verdict_text
+    """Print one claim: verdict and name, statement and source, the comparison, the runs, the next step."""
+    from pipeline.report.text import next_step_text, verdict_cells, verdict_text
 
     cells = verdict_cells(entry)
     out.print(
@@ -132,10 +163,12 @@ def print_entry(entry: "LedgerEntry") -> None:
     say(cells["evidence"], indent=4)
     if cells["runs"]:
         say(f"Runs: {cells['runs']}", indent=4)
+    if step := next_step_text(entry):
+        say(step, indent=4)
 
 
 def verdict_colour(entry: "LedgerEntry") -> str:
-    """Return green for reproduced claims, red for not reproduced ones, yellow for errata, dim for all others."""
+    """Return green for claims that hold, red for those that do not, yellow for errata, dim for all others."""
     from pipeline.report.page import CLASSES
     from pipeline.report.text import MARKS
 

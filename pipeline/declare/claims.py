@@ -1,4 +1,4 @@
-"""Claims: statements of a paper or of the lecture (Stanford CS231n, lecture 9), and departures."""
+"""Claims: statements of a paper or of the lecture (Stanford CS231n, lecture 9); choices and departures."""
 
 from typing import Literal
 
@@ -16,13 +16,21 @@ from pipeline.declare.recipe import (
 )
 
 
-class Departure(FrozenModel):
-    """A setting that differs from the paper's, with the reason."""
+class Deviation(FrozenModel):
+    """A setting that is not the paper's, with the reason."""
 
     what: str
     why: str
-    # True: trained numbers are not comparable with the paper's, and are judged as a trend at most.
-    material: StrictBool = False
+    material: StrictBool = False  # it could change the measured numbers
+    of: tuple[str, ...] = ()  # variants that it concerns; empty: all
+
+
+class Choice(Deviation):
+    """A setting that the source leaves open, and what we chose."""
+
+
+class Departure(Deviation):
+    """A setting that differs from what the source says."""
 
 
 class BaseClaim(FrozenModel):
@@ -130,6 +138,24 @@ class RatioClaim(BaseClaim):
         return self
 
 
+class GainClaim(BaseClaim):
+    """The metric of `lhs` is lower than that of `rhs` by `claimed`, in the metric's unit, paired by seed."""
+
+    kind: Literal["gain"]
+    lhs: str
+    rhs: str
+    metric: str
+    rhs_metric: str | None = None  # metric of `rhs`; None: the same as of `lhs`
+    claimed: PositiveFloat
+    margin: PositiveFloat
+
+    @model_validator(mode="after")
+    def _fits(self) -> "GainClaim":
+        if (self.lhs, self.metric) == (self.rhs, self.rhs_metric or self.metric):
+            raise ValueError(f"{self.lhs!r} is compared with itself; give another variant or 'rhs_metric'")
+        return self
+
+
 class OpenClaim(BaseClaim):
     """A statement that no run can decide, with the reason."""
 
@@ -138,7 +164,7 @@ class OpenClaim(BaseClaim):
     why: str
 
 
-Claim = ExactClaim | MetricClaim | BoundClaim | OrderingClaim | RatioClaim | OpenClaim
+Claim = ExactClaim | MetricClaim | BoundClaim | OrderingClaim | GainClaim | RatioClaim | OpenClaim
 
 
 class Paper(FrozenModel):

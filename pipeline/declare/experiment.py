@@ -1,13 +1,13 @@
-"""The type of an experiment: question, variants, seeds, scales, derived runs, claims and departures."""
+"""The type of an experiment: question, variants, scales, derived runs, claims, choices, departures."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, ValidationError
 
 from lightning_modules.names import nearest
 from pipeline.common.errors import UserError
-from pipeline.declare.claims import Claim, Departure, Paper, Printed
+from pipeline.declare.claims import Choice, Claim, Departure, Deviation, Paper, Printed
 from pipeline.declare.derived import (
     COMPRESSION_METRICS,
     ERROR_METRICS,
@@ -85,6 +85,7 @@ class Experiment(FrozenModel):
     scales: dict[str, Scale]
     printed: dict[str, Printed] = Field(default_factory=dict)
     claims: tuple[Annotated[Claim, Field(discriminator="kind")], ...] = ()
+    choices: tuple[Choice, ...] = ()
     departures: tuple[Departure, ...] = ()
 
     @property
@@ -96,6 +97,12 @@ class Experiment(FrozenModel):
     def folder(self) -> str:
         """Short name of the paper: the folder of the file."""
         return self.name.partition("/")[0]
+
+    def material(self, deviations: Sequence[Deviation], names: Collection[str]) -> list[Deviation]:
+        """Return the material ones of `choices` or `departures` that concern these variants or derived runs."""
+        consumed = {name: set(self.derived[name].consumes) if name in self.derived else {name} for name in names}
+        variants = set().union(*consumed.values())
+        return [item for item in deviations if item.material and (not item.of or variants & set(item.of))]
 
     def seeds_at(self, scale: str) -> tuple[int, ...]:
         """Return the declared seeds of a scale: its own, or the experiment's."""
@@ -139,7 +146,8 @@ class Experiment(FrozenModel):
         `named`, the list also has the first protocol's errors under their short names: "test/top1_error_pct".
         """
         spec = self.derived.get(name)
-        data = self.recipe(name if spec is None else next(iter(spec.consumes)), PAPER_SCALE).data
+        recipe = self.recipe(name if spec is None else next(iter(spec.consumes)), PAPER_SCALE)
+        data = recipe.data
         protocols = [f"/{protocol}" for protocol in self.protocols(name, PAPER_SCALE)] if data.crop else []
         protocols += [] if named and protocols else [""]
         more: tuple[str, ...] = ()
@@ -148,6 +156,9 @@ class Experiment(FrozenModel):
             more = tuple(f"train/{error}" for error in TRAIN_METRICS)
             if not data.crop:
                 more += ("test/response_std", *(f"trainset/{error}" for error in ERROR_METRICS))
+            if recipe.train.average:
+                averaged = [f"average/{part}{by}/{e}" for part in parts for by in protocols for e in ERROR_METRICS]
+                more += tuple(averaged)
         elif isinstance(spec, TransferSpec):
             parts, protocols, more = ["test"], [""], TRANSFER_METRICS
         elif isinstance(spec, CompressionSpec):
@@ -232,4 +243,4 @@ class Experiment(FrozenModel):
                     setting = setting.get(part) if isinstance(setting, Mapping) else None
                 if setting not in (None, {}):
                     return f"{self.file}: {place}.{key}"
-        return f"{self.file}: {variant} at {scale} scale: {key}"
+        return f"{self.file}: {variant} at {scale} scale{f': {key}' if key else ''}"

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from lightning_modules.names import nearest
 from pipeline.common.errors import UserError
 from pipeline.common.paths import ROOT
+from pipeline.declare.claim_tables import expand_claims, expand_printed
 from pipeline.declare.claims import BoundClaim, Claim, ExactClaim, MetricClaim, OpenClaim
 from pipeline.declare.derived import incompatibility
 from pipeline.declare.experiment import DeclarationError, Experiment
@@ -47,6 +48,11 @@ def load_experiment(name: str, folder: Path = EXPERIMENTS) -> Experiment:
         raise DeclarationError(f"{file}: name: unknown key; the name of an experiment is the path of its file")
     raw["name"] = full_name
     try:
+        raw["claims"] = expand_claims(raw.get("claims", []))
+        raw["printed"] = expand_printed(raw.get("printed", {}))
+    except ValueError as error:
+        raise DeclarationError(f"{file}: {error}") from None
+    try:
         experiment = Experiment.model_validate(raw)
     except ValidationError as error:
         raise DeclarationError(f"{file}: {validation_message(error, Experiment, raw)}") from None
@@ -78,6 +84,12 @@ def check_experiment(experiment: Experiment) -> None:
             experiment.recipe(variant, scale_name)
     for variant in experiment.variants:
         experiment.published(variant)
+    for key in ("choices", "departures"):
+        for number, item in enumerate(getattr(experiment, key)):
+            for variant in item.of:
+                if variant not in experiment.variants:
+                    near = nearest(variant, experiment.variants)
+                    raise DeclarationError(f"{file}: {key}.{number}.of: unknown variant {variant!r}{near}")
     check_derived(experiment)
     check_claims(experiment)
 
@@ -157,6 +169,13 @@ def check_derived_at(experiment: Experiment, name: str, scale: str) -> None:
     reason = incompatibility(spec, [experiment.recipe(variant, scale).data for variant in spec.consumes])
     if reason:
         raise DeclarationError(f"{file}: derived.{name} (at {scale} scale): {reason}")
+    if getattr(spec, "weights", "last") == "average":
+        for variant in spec.consumes:
+            if not experiment.recipe(variant, scale).train.average:
+                raise DeclarationError(
+                    f"{file}: derived.{name}.weights (at {scale} scale): {variant} keeps no average of its"
+                    " weights; declare train.average"
+                )
     if name not in experiment.derived_at(scale):
         return
     for variant, needed in spec.consumes.items():

@@ -8,8 +8,8 @@ from pipeline.common.errors import UserError
 from pipeline.declare.claims import (
     BoundClaim,
     Claim,
-    Departure,
     ExactClaim,
+    GainClaim,
     MetricClaim,
     OpenClaim,
     OrderingClaim,
@@ -18,31 +18,21 @@ from pipeline.declare.claims import (
 )
 from pipeline.declare.experiment import Experiment
 from pipeline.declare.recipe import PAPER_SCALE
+from pipeline.judge.category import category
 from pipeline.judge.counting import ByVariant, comparable_records, counted_records, variants_of
 from pipeline.judge.evidence import Evidence, make_evidence
-from pipeline.judge.statistics import LEVEL
-from pipeline.judge.verdict import (
-    Outcome,
-    Reason,
-    Verdict,
-    as_trend,
-    cannot_judge,
-    judge_bound,
-    judge_exact,
-    judge_metric,
-    judge_ordering,
-    judge_ratio,
-)
-from pipeline.plan.expand import make_derived_runs, make_runs
+from pipeline.judge.exact import judge_exact
+from pipeline.judge.missing import TrainedClaim, Unfinished, ends, not_run_verdict, with_missing_runs
+from pipeline.judge.remedy import command_to_judge
+from pipeline.judge.rules import conclude, number_below_paper_scale
+from pipeline.judge.trained import judge_bound, judge_gain, judge_metric, judge_ordering, judge_ratio
+from pipeline.judge.verdict import Outcome, Reason, Verdict, cannot_judge
 from pipeline.track.record import FINISHED, Record
 
 Measure = Callable[[str, Experiment, str | None], Any]  # metric, experiment, variant -> the exact value
 
-TrainedClaim = MetricClaim | BoundClaim | OrderingClaim | RatioClaim
-
-Unfinished = Mapping[
-    tuple[str, str, str, int], Mapping[str, str]
-]  # experiment, scale, variant, seed -> {"why", "text"}
+FINAL = frozenset({Reason.DID_NOT_CONVERGE, Reason.RECIPE_DEPARTS, Reason.RECIPE_UNSPECIFIED})
+"""Reasons of complete runs: no smaller scale may hide them behind a trend."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +43,7 @@ class LedgerEntry:
     claim: Claim
     verdict: Verdict
     evidence: Evidence | None  # None if the verdict rests on no run
+    command: str = ""  # runs that would allow a verdict where there is none; "" if no command would
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data, for JSON."""
@@ -61,6 +52,8 @@ class LedgerEntry:
             "claim": self.claim.model_dump(mode="json"),
             "verdict": asdict(self.verdict),
             "evidence": asdict(self.evidence) if self.evidence else None,
+            "category": category(self.claim),
+            "command": self.command,
         }
 
 
@@ -101,39 +94,27 @@ def judge_claim(
         except UserError as error:
             message = str(error).removeprefix(f"{experiment.name}: ")
             raise UserError(f"{experiment.file}: claims.{claim.id}: {message}") from None
-    judged = []
+    verdict, evidence, scale = judge_trained_claim(claim, experiment, by_scale, unfinished or {})
+    command = command_to_judge(verdict, claim, experiment, scale, by_scale)
+    return LedgerEntry(experiment.name, claim, verdict, evidence, command)
+
+
+def judge_trained_claim(
+    claim: TrainedClaim, experiment: Experiment, by_scale: Mapping[str, ByVariant], unfinished: Unfinished
+) -> tuple[Verdict, Evidence | None, str]:
+    """Return verdict, evidence and scale: paper scale if possible, else the first scale that allows a verdict."""
+    found: list[tuple[Verdict, Evidence | None, str]] = []
     for scale, by_variant in by_scale.items():
         records = comparable_records(claim, by_variant)
         verdict = judge_at_scale(scale, claim, experiment, records) if records else None
         if scale == PAPER_SCALE or isinstance(claim, OrderingClaim):  # a smaller scale can show a trend only
-            verdict = with_missing_runs(verdict, claim, experiment, scale, by_variant, unfinished or {})
+            verdict = with_missing_runs(verdict, claim, experiment, scale, by_variant, unfinished)
         if verdict:
-            judged.append(entry(verdict, make_evidence(scale, records) if records else None))
-    for candidate in judged:
-        is_judged = candidate.verdict.outcome is not Outcome.CANNOT_JUDGE
-        if is_judged or candidate.verdict.reason is Reason.DID_NOT_CONVERGE:  # no smaller scale may hide it
-            return candidate
-    return judged[0] if judged else entry(not_run_verdict(claim, experiment, by_scale))
-
-
-def with_missing_runs(
-    verdict: Verdict | None,
-    claim: TrainedClaim,
-    experiment: Experiment,
-    scale: str,
-    by_variant: ByVariant,
-    unfinished: Unfinished,
-) -> Verdict | None:
-    """Return the verdict of one scale, or "cannot judge" if runs did not converge or are unfinished.
-
-    Seeds are declared beforehand: the finished ones prove nothing without the others.
-    """
-    diverged = diverged_members(claim, experiment, by_variant)
-    if diverged:
-        return cannot_judge(Reason.DID_NOT_CONVERGE, diverged)
-    if verdict and verdict.reason is Reason.DID_NOT_CONVERGE:  # final
-        return verdict
-    return unfinished_verdict(claim, experiment, scale, by_variant, unfinished) or verdict
+            found.append((verdict, make_evidence(scale, records) if records else None, scale))
+    for verdict, evidence, scale in found:
+        if verdict.outcome is not Outcome.CANNOT_JUDGE or verdict.reason in FINAL:
+            return verdict, evidence, scale
+    return found[0] if found else (not_run_verdict(claim, experiment, by_scale), None, next(iter(by_scale)))
 
 
 def judge_exact_claim(claim: ExactClaim, experiment: Experiment, measure: Measure) -> Verdict:
@@ -143,7 +124,9 @@ def judge_exact_claim(claim: ExactClaim, experiment: Experiment, measure: Measur
     """
     value = measure(claim.metric, experiment, claim.of)
     printed = printed_value(claim.metric, experiment)
-    found = f"{printed.where[0].upper()}{printed.where[1:]} prints" if printed else "We measure"
+    recipe = category(claim) == "recipe"
+    ours = "We use" if recipe else "We measure"
+    found = f"{printed.where[0].upper()}{printed.where[1:]} prints" if printed else ours
     from_memory = "memory" in (claim.confidence, printed and printed.confidence)
     if claim.over or claim.over_metric:
         below = measure(claim.over_metric or claim.metric, experiment, claim.over or claim.of)
@@ -155,83 +138,20 @@ def judge_exact_claim(claim: ExactClaim, experiment: Experiment, measure: Measur
         found = f"{found} {value:,} / {below:,}{aside} ="
         value = value / below
     verdict = judge_exact(
-        value, claimed=claim.claimed, margin=claim.margin, corrected=claim.corrected, op=claim.op, found=found
+        value,
+        claimed=claim.claimed,
+        margin=claim.margin,
+        corrected=claim.corrected,
+        op=claim.op,
+        recipe=recipe,
+        found=found,
     )
-    if from_memory and verdict.outcome is not Outcome.REPRODUCED:
+    if from_memory and verdict.outcome not in (Outcome.CONFIRMED, Outcome.FOLLOWED):
         sentence = f"{verdict.sentence} The claimed value was quoted from memory, so the error may be ours."
         return replace(
             verdict, outcome=Outcome.CANNOT_JUDGE, reason=Reason.PROTOCOL_UNSPECIFIED, sentence=sentence
         )
     return verdict
-
-
-def diverged_members(claim: TrainedClaim, experiment: Experiment, by_variant: ByVariant) -> str:
-    """Return a sentence naming the runs that a claim's derived runs consume and that did not converge, or ""."""
-    derived = [experiment.derived[name] for name in variants_of(claim) if name in experiment.derived]
-    consumed = {variant for spec in derived for variant in spec.consumes}
-    rows = [row for name in sorted(consumed) for row in by_variant.get(name, []) if row.status != FINISHED]
-    return (
-        f"Every seed counts, and runs that a derived run consumes did not converge: {ends(rows)}." if rows else ""
-    )
-
-
-def ends(records: Iterable[Record]) -> str:
-    """Return how runs ended: "resnet-20 seed 2 (the loss became nan at step 17), ..."."""
-    return ", ".join(f"{record.variant} seed {record.seed} ({record.ended})" for record in records)
-
-
-def unfinished_verdict(
-    claim: TrainedClaim, experiment: Experiment, scale: str, by_variant: ByVariant, unfinished: Unfinished
-) -> Verdict | None:
-    """Return "cannot judge" if runs that are declared for a claim at a scale are unfinished; over-budget first."""
-    at_scale = {
-        (variant, seed): left
-        for (name, at, variant, seed), left in sorted(unfinished.items())
-        if (name, at) == (experiment.name, scale)
-    }
-    missing = missing_runs(claim, experiment, scale, by_variant) if at_scale else set()
-    found: dict[tuple[bool, str, str], list[int]] = {}  # (not over budget, variant, why) -> seeds
-    for (variant, seed), left in at_scale.items():
-        if (variant, seed) in missing:
-            why, text = left["why"], left["text"]
-            other = why != Reason.OVER_BUDGET
-            text = f"{text} ({why})" if other and why not in text else text
-            found.setdefault((other, variant, text), []).append(seed)
-    if not found:
-        return None
-    texts = [
-        f"{variant} seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}: {text}"
-        for (_, variant, text), seeds in sorted(found.items())
-    ]
-    return cannot_judge(
-        Reason.NOT_RUN if min(found)[0] else Reason.OVER_BUDGET,
-        f"Every seed counts, and some runs are unfinished: {'; '.join(texts)}."
-        f" To resume them: {run_command(experiment, scale)}",
-    )
-
-
-def missing_runs(
-    claim: TrainedClaim, experiment: Experiment, scale: str, by_variant: ByVariant
-) -> set[tuple[str, int]]:
-    """Return (variant, seed) of the runs that are declared for a claim at a scale and have no record.
-
-    For a derived run without a record, that includes the runs it consumes.
-    """
-    recorded = {(name, row.seed) for name, rows in by_variant.items() for row in rows}
-    found: set[tuple[str, int]] = set()
-    for name in variants_of(claim):
-        if name in experiment.variants:
-            found |= {(name, seed) for seed in experiment.seeds_of(name, scale)}
-            continue
-        consumed = experiment.derived_spec(name, scale).consumes
-        runs = {
-            variant: make_runs(experiment, scale, variant, experiment.seeds_of(variant, scale))
-            for variant in consumed
-        }
-        for derived in make_derived_runs(experiment, name, scale, runs):
-            if (name, derived.seed) not in recorded:
-                found |= {(name, derived.seed), *((member.variant, member.seed) for member in derived.members)}
-    return found - recorded
 
 
 def printed_value(metric: str, experiment: Experiment) -> Printed | None:
@@ -246,11 +166,10 @@ def judge_at_scale(scale: str, claim: TrainedClaim, experiment: Experiment, reco
     full = scale == PAPER_SCALE and all(
         row.data == experiment.paper_data(row.variant) for rows in records.values() for row in rows
     )
-    material = [departure for departure in experiment.departures if departure.material]
-    is_number = isinstance(claim, MetricClaim | BoundClaim | RatioClaim)
-    if is_number and not full:
-        why = f"runs at {scale} scale on {first[0].data} cannot be compared with the paper's number"
-        return cannot_judge(Reason.NOT_RUN, f"Not run at paper scale; {why}.", n=len(first))
+    where = f"at {scale} scale on {first[0].data}"
+    number = not isinstance(claim, OrderingClaim)
+    if number and not full:
+        return number_below_paper_scale(where, len(first))
     diverged = [row for rows in records.values() for row in rows if row.status != FINISHED]
     if diverged:
         return cannot_judge(
@@ -263,14 +182,13 @@ def judge_at_scale(scale: str, claim: TrainedClaim, experiment: Experiment, reco
                 return cannot_judge(
                     Reason.NOT_RUN, f"{row.variant} seed {row.seed} has no metric {metric}; it has {known}."
                 )
-    verdict = compare(claim, records)
-    if is_number and material:
-        verdict = as_departing(verdict, material)
-    elif not full or material:
-        where = (
-            f"at {scale} scale on {first[0].data}" if not full else "with a recipe that departs from the paper's"
-        )
-        verdict = as_trend(verdict, where)
+    choices, departures = (
+        [item.what for item in experiment.material(items, variants_of(claim))]
+        for items in (experiment.choices, experiment.departures)
+    )
+    verdict = conclude(
+        compare(claim, records), number=number, full=full, where=where, choices=choices, departures=departures
+    )
     return replace(verdict, sentence=verdict.sentence + mixed_device_batches(records))
 
 
@@ -289,59 +207,35 @@ def mixed_device_batches(records: ByVariant) -> str:
     return f" Batch normalisation used different batch sizes per device in these runs: {'; '.join(found)}."
 
 
-def as_departing(verdict: Verdict, departures: Sequence[Departure]) -> Verdict:
-    """Return "cannot judge" with the measured number, for a claimed number and a recipe that departs from it."""
-    sentence = f"The recipe departs from the paper's: {' '.join(departure.what for departure in departures)}"
-    if verdict.measured is not None and verdict.interval:
-        low, high = verdict.interval
-        sentence += (
-            f" Measured with it: {verdict.measured:.4g} ({100 * LEVEL:.0f} % interval {low:.4g} to {high:.4g})."
-        )
-    return replace(verdict, outcome=Outcome.CANNOT_JUDGE, reason=Reason.RECIPE_DEPARTS, sentence=sentence)
-
-
 def compare(claim: TrainedClaim, records: ByVariant) -> Verdict:
     """Run the statistical test of a claim's kind."""
-
-    def values(variant: str, metric: str = claim.metric) -> dict[int, float]:
-        return {record.seed: record.metrics[metric] for record in records[variant]}
-
+    sides = [
+        {record.seed: record.metrics[metric] for record in records[variant]}
+        for variant, metric in measured_sides(claim)
+    ]
     match claim:
         case MetricClaim():
-            return judge_metric(
-                values(claim.of), claimed=claim.claimed, margin=claim.margin, statistic=claim.statistic
-            )
+            return judge_metric(*sides, claimed=claim.claimed, margin=claim.margin, statistic=claim.statistic)
         case BoundClaim():
-            return judge_bound(values(claim.of), op=claim.op, bound=claim.claimed)
+            return judge_bound(*sides, op=claim.op, bound=claim.claimed)
         case OrderingClaim():
-            other = claim.rhs_metric or claim.metric
-            sides = values(claim.lhs), values(claim.rhs, other)
-            names = (claim.lhs, claim.rhs)
-            if claim.rhs_metric:
-                names = (f"{claim.lhs}'s {claim.metric}", f"{claim.rhs}'s {other}")
-            return judge_ordering(*sides, op=claim.op, margin=claim.margin, names=names)
+            return judge_ordering(*sides, op=claim.op, margin=claim.margin, names=side_names(claim))
+        case GainClaim():
+            return judge_gain(*sides, claimed=claim.claimed, margin=claim.margin, names=side_names(claim))
         case RatioClaim():
-            return judge_ratio(values(claim.lhs), values(claim.rhs), claimed=claim.claimed, margin=claim.margin)
+            return judge_ratio(*sides, claimed=claim.claimed, margin=claim.margin)
     raise AssertionError(claim)
 
 
 def measured_sides(claim: TrainedClaim) -> list[tuple[str, str]]:
     """Return the variant and the metric of each side of a claim."""
-    if isinstance(claim, OrderingClaim):
+    if isinstance(claim, OrderingClaim | GainClaim):
         return [(claim.lhs, claim.metric), (claim.rhs, claim.rhs_metric or claim.metric)]
     return [(variant, claim.metric) for variant in variants_of(claim)]
 
 
-def not_run_verdict(claim: Claim, experiment: Experiment, by_scale: dict[str, ByVariant]) -> Verdict:
-    """Return "cannot judge" with the command that runs the missing variants."""
-    scale = next(iter(by_scale))
-    missing = [variant for variant in variants_of(claim) if variant not in by_scale[scale]]
-    command = run_command(experiment, scale, missing or variants_of(claim))
-    return cannot_judge(Reason.NOT_RUN, f"No finished runs. To run them: {command}")
-
-
-def run_command(experiment: Experiment, scale: str, names: Sequence[str] = ()) -> str:
-    """Return the command that runs these variants and the variants that these derived runs consume."""
-    needed = [experiment.derived[name].consumes if name in experiment.derived else [name] for name in names]
-    variants = dict.fromkeys(variant for group in needed for variant in group)
-    return " ".join([f"repro run {experiment.name} --scale {scale}", *(f"--variant {name}" for name in variants)])
+def side_names(claim: OrderingClaim | GainClaim) -> tuple[str, str]:
+    """Return the names of both sides: their variants, with the metrics if these differ."""
+    if not claim.rhs_metric:
+        return claim.lhs, claim.rhs
+    return f"{claim.lhs}'s {claim.metric}", f"{claim.rhs}'s {claim.rhs_metric}"

@@ -10,11 +10,13 @@ from rich.markup import escape
 from lightning_modules.recipe import factors
 from pipeline.common.errors import UserError
 from pipeline.common.words import plural
-from pipeline.declare.claims import ExactClaim, OrderingClaim, RatioClaim
+from pipeline.declare.claims import Claim, ExactClaim, GainClaim, OrderingClaim, RatioClaim
 from pipeline.declare.derived import CompressionSpec, DerivedSpec, EnsembleSpec, ProtocolSpec
 from pipeline.declare.experiment import Experiment
 from pipeline.declare.recipe import REDUCED_PRECISION, Crop, LrDrops
 from pipeline.plan.expand import DerivedRun, Run, plan_runs
+from pipeline.report.deviations import deviation_groups
+from pipeline.report.text import claim_counts
 from pipeline.track.record import FINISHED, Record
 
 PASSES = 3  # a training step costs a forward pass, and a backward pass of twice that
@@ -23,7 +25,7 @@ PASSES = 3  # a training step costs a forward pass, and a backward pass of twice
 def print_experiment(
     experiment: Experiment, records: Sequence[Record], out: Console, say: Callable[..., None]
 ) -> None:
-    """Print recipe, variants, scales with their work, claims and departures; `say` prints folded prose."""
+    """Print recipe, variants, scales with their work, claims, choices, departures; `say` prints folded prose."""
     paper, train, data = experiment.paper, experiment.train, experiment.data
 
     def head(title: str) -> None:
@@ -67,20 +69,29 @@ def print_experiment(
         if changes:
             say(f"changes: {changes}", indent=6)
         say(work_text(experiment, name, records), indent=6)
-    head(f"claims ({len(experiment.claims)})")
+    head(f"claims ({claim_counts(experiment.claims)})")
     for claim in experiment.claims:
         where = f"lecture; {claim.source}" if claim.by == "lecture" else claim.source
-        number = getattr(claim, "claimed", None)
-        formula = "" if number is None else f"claimed {number}; "
-        if isinstance(claim, ExactClaim) and claim.op != "=":
-            formula = f"claimed {claim.op} {number}; "
-        if isinstance(claim, OrderingClaim | RatioClaim):
-            formula = f"{claim.lhs} {getattr(claim, 'op', '/')} {claim.rhs}; "
-        say(f"{claim.id}: {claim.says} ({formula}{where})", indent=2)
-    if experiment.departures:
-        head("departures from the paper")
-        for departure in experiment.departures:
-            say(f"{departure.what} {departure.why}", indent=2)
+        say(f"{claim.id}: {claim.says} ({claim_formula(claim)}{where})", indent=2)
+    for title, groups in deviation_groups(experiment).items():
+        head(title)
+        for effect, texts in groups:
+            say(effect, indent=2)
+            for text in texts:
+                say(f"- {text}", indent=4)
+
+
+def claim_formula(claim: Claim) -> str:
+    """Return what a claim compares, before its source: "claimed 270000; ", "plain-56 > plain-20; "."""
+    if isinstance(claim, OrderingClaim):
+        return f"{claim.lhs} {claim.op} {claim.rhs}; "
+    if isinstance(claim, GainClaim):
+        return f"{claim.rhs} - {claim.lhs} = {claim.claimed:g} ± {claim.margin:g}; "
+    if isinstance(claim, RatioClaim):
+        return f"{claim.lhs} / {claim.rhs}; "
+    number = getattr(claim, "claimed", None)
+    op = f"{claim.op} " if isinstance(claim, ExactClaim) and claim.op != "=" else ""
+    return "" if number is None else f"claimed {op}{number}; "
 
 
 def settings_text(settings: Mapping[str, Any], *, start: str = "") -> str:
@@ -220,12 +231,13 @@ def work_text(experiment: Experiment, scale: str, records: Sequence[Record]) -> 
 
 def training_multiply_adds(run: Run) -> float | None:
     """Return the multiply-adds of a training, forward and backward; None if the image size is not known."""
-    from pipeline.analyse.measure import DATA_SHAPES, analysis_of
+    from pipeline.analyse.measure import DATA_SHAPES, measure_network
 
     train = run.recipe.train
     if run.recipe.data.name not in DATA_SHAPES:
         return None
     try:
-        return float(PASSES * analysis_of(run.recipe).multiply_adds * train.batch_size * train.steps)
+        multiply_adds: int = measure_network(run.recipe, "multiply_adds")
+        return float(PASSES * multiply_adds * train.batch_size * train.steps)
     except UserError as error:
         raise UserError(f"{run.experiment}.yaml: variants.{run.variant}.model: {error}") from None

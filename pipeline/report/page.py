@@ -11,8 +11,9 @@ from pipeline.common.files import write_atomically
 from pipeline.declare.experiment import Experiment
 from pipeline.judge.ledger import LedgerEntry
 from pipeline.judge.verdict import Reason
+from pipeline.report.deviations import deviation_groups
 from pipeline.report.leaderboard import LeaderboardRow
-from pipeline.report.text import leaderboard_cells, outcome_counts, verdict_cells
+from pipeline.report.text import headlines, leaderboard_cells, verdict_cells
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 CLASSES = {"✔": "good", "▲": "good", "✘": "bad", "!": "note", "–": "open"}
@@ -42,7 +43,8 @@ def write_page(
             rows=[leaderboard_cells(row) for row in rows],
             figure=base64.b64encode(figure.read_bytes()).decode() if figure else None,
             verdicts=[(row, CLASSES[row["verdict"][0]]) for row in verdicts],
-            counts=outcome_counts(entries),
+            headlines=headlines(entries),
+            deviations=deviation_groups(experiment),
         )
     )
     with explain_write_errors(path.parent):

@@ -95,7 +95,7 @@ def mlflow_note(
     experiment: Experiment, scale: str, board: Sequence[dict[str, str]], entries: Sequence[LedgerEntry]
 ) -> str:
     """Return leaderboard and verdicts that rest on runs as Markdown, cut to the length that MLflow stores."""
-    from pipeline.report.text import markdown, outcome_counts, verdict_cells
+    from pipeline.report.text import headlines, markdown, verdict_cells
 
     verdicts = [verdict_cells(entry) for entry in entries if entry.evidence]
     for shown in range(len(verdicts), -1, -1):
@@ -105,7 +105,9 @@ def mlflow_note(
                 f"Scale: {scale}. {experiment.scales[scale].why}",
                 markdown(board),
                 markdown(verdicts[:shown], ("verdict", "claim", "says")),
-                f"All {len(entries)} claims: {outcome_counts(entries)}. Evidence: verdicts.json.",
+                "All claims:",
+                "\n".join(f"- {line}" for line in headlines(entries)),
+                "Evidence: verdicts.json.",
             ]
         )
         if len(note) <= MAX_NOTE_LENGTH:

@@ -16,15 +16,25 @@ from pipeline.common.words import plural
 from pipeline.declare.claims import ExactClaim
 from pipeline.declare.experiment import Experiment
 from pipeline.declare.recipe import PAPER_SCALE
+from pipeline.judge.category import Category
 from pipeline.judge.collect import judge_experiments
 from pipeline.judge.counting import counted_records
 from pipeline.judge.ledger import LedgerEntry
 from pipeline.judge.verdict import Outcome, Reason
 from pipeline.report.describe import derived_text
+from pipeline.report.deviations import deviation_lines
 from pipeline.report.figures import error_curves
 from pipeline.report.leaderboard import LeaderboardRow, build_leaderboard
 from pipeline.report.publish import curves_of
-from pipeline.report.text import leaderboard_cells, markdown, outcome_counts, short_commit, verdict_cells
+from pipeline.report.text import (
+    by_category,
+    headlines,
+    leaderboard_cells,
+    markdown,
+    outcome_counts,
+    short_commit,
+    verdict_cells,
+)
 from pipeline.track.record import Record
 
 PREAMBLE = """# Results
@@ -37,7 +47,10 @@ README_START, README_END = (
     "<!-- leaderboard -->",
     "<!-- /leaderboard -->",
 )  # around the generated part of README.md
-EXACT_OUTCOMES = (Outcome.REPRODUCED, Outcome.ERRATUM, Outcome.NOT_REPRODUCED, Outcome.CANNOT_JUDGE)
+EXACT_OUTCOMES: dict[Category, tuple[Outcome, ...]] = {
+    "arithmetic": (Outcome.CONFIRMED, Outcome.ERRATUM, Outcome.NOT_CONFIRMED, Outcome.CANNOT_JUDGE),
+    "recipe": (Outcome.FOLLOWED, Outcome.ERRATUM, Outcome.DEPARTS, Outcome.CANNOT_JUDGE),
+}
 LEFT_OUT = ("smoke", "stand-in")  # scales that only show that everything runs
 
 Figures = Mapping[tuple[str, str], str]  # experiment and scale -> path of the figure, relative to RESULTS.md
@@ -70,19 +83,20 @@ def write_results(
     if not kept:
         raise UserError("no finished runs to report; start some with: repro run EXPERIMENT")
     results = collect_results(experiments, kept)
+    entries = judge_experiments(experiments, kept, unfinished={})
     folder = file.parent / "results"
     folder.mkdir(parents=True, exist_ok=True)
     figures = draw_figures(results, tracker, folder)
     relative = {key: f"{folder.name}/{path.name}" for key, path in figures.items()}
     texts = {
-        file: render_results(results, relative) + "\n" + exact_section(experiments),
+        file: render_results(results, relative, entries),
         folder / "records.json": json.dumps([record.to_dict() for record in kept], indent=1, sort_keys=True)
         + "\n",
     }
     readme = file.parent / "README.md"
     updated = {}
     if readme.is_file() and README_START in (text := readme.read_text(encoding="utf-8")):
-        updated[readme] = with_block(text, render_readme_block(results))
+        updated[readme] = with_block(text, render_readme_block(results, entries))
     for path, text in (texts | updated).items():
         write_atomically(path, text)
     return [*texts, *figures.values(), *updated]
@@ -134,17 +148,25 @@ def draw_figures(results: Sequence[ScaleResults], tracker: Any, folder: Path) ->
 
 def results_text(experiments: Sequence[Experiment], records: Sequence[Record], figures: Figures) -> str:
     """Return the text of RESULTS.md for these records."""
-    return render_results(collect_results(experiments, records), figures) + "\n" + exact_section(experiments)
+    entries = judge_experiments(experiments, records, unfinished={})
+    return render_results(collect_results(experiments, records), figures, entries)
 
 
 def readme_block(experiments: Sequence[Experiment], records: Sequence[Record]) -> str:
     """Return the generated part of README.md for these records."""
-    return render_readme_block(collect_results(experiments, records))
+    entries = judge_experiments(experiments, records, unfinished={})
+    return render_readme_block(collect_results(experiments, records), entries)
 
 
-def render_results(results: Sequence[ScaleResults], figures: Figures) -> str:
-    """Return RESULTS.md without its last section, that of the exact claims."""
-    return "\n".join([PREAMBLE, *(section(result, figures.get(result.key)) for result in results)])
+def render_results(results: Sequence[ScaleResults], figures: Figures, entries: Sequence[LedgerEntry]) -> str:
+    """Return RESULTS.md; `entries` are all claims of all experiments."""
+    sections = [section(result, figures.get(result.key)) for result in results]
+    return "\n".join([PREAMBLE, headline_list(entries) + "\n", *sections, exact_section(entries)])
+
+
+def headline_list(entries: Sequence[LedgerEntry]) -> str:
+    """Return the headlines of all claims as a Markdown list."""
+    return "\n".join(f"- {line}" for line in headlines(entries))
 
 
 def section(result: ScaleResults, figure: str | None) -> str:
@@ -169,7 +191,7 @@ def section(result: ScaleResults, figure: str | None) -> str:
         f"- Commit: {commit_text(runs, derived)}",
     ]
     if scale == PAPER_SCALE:
-        lines += [f"- Departure: {item.what} {item.why}" for item in experiment.departures]
+        lines += [f"- {line}" for line in deviation_lines(experiment)]
     lines += ["", markdown([leaderboard_cells(row) for row in result.rows]), ""]
     if figure:
         lines += [f"![training and test error by step]({figure})", ""]
@@ -216,9 +238,9 @@ def recipe_lines(experiment: Experiment, scale: str, records: Sequence[Record]) 
             yield f"- Derived run {name}: {derived_text(experiment.derived_spec(name, scale))}"
 
 
-def render_readme_block(results: Sequence[ScaleResults]) -> str:
-    """Return short leaderboards and verdicts of every experiment and scale that has runs, for README.md."""
-    parts = []
+def render_readme_block(results: Sequence[ScaleResults], entries: Sequence[LedgerEntry]) -> str:
+    """Return headlines of all claims, then short leaderboards and verdicts of the runs, for README.md."""
+    parts = ["All claims:", headline_list(entries)]
     columns = ("network", "top-1 error %", "training error %", "paper top-1 %", "seeds", "images")
     for result in results:
         tables: dict[tuple[str, str], list[dict[str, str]]] = {}  # data and protocol: rows that can be ranked
@@ -239,24 +261,29 @@ def with_block(text: str, block: str) -> str:
     return f"{before}{README_START}\n\n{block}\n\n{README_END}{after}"
 
 
-def exact_section(experiments: Sequence[Experiment]) -> str:
-    """Return the section of the exact claims: counts per experiment, and every claim that is not reproduced."""
-    entries = [
-        entry for entry in judge_experiments(experiments, [], unfinished={}) if isinstance(entry.claim, ExactClaim)
-    ]
+def exact_section(entries: Sequence[LedgerEntry]) -> str:
+    """Return the section of the claims judged without training: arithmetic, then recipe."""
+    exact = by_category([entry for entry in entries if isinstance(entry.claim, ExactClaim)])
+    parts = [category_section(kind, rows) for kind, rows in exact.items()]
+    return "\n".join(["## Judged without training\n", "All of them: `repro verify EXPERIMENT`.\n", *parts])
+
+
+def category_section(kind: Category, entries: Sequence[LedgerEntry]) -> str:
+    """Return counts of a category by experiment, and every claim whose source is wrong or not matched."""
     by_experiment: dict[str, list[Outcome]] = {}
     for entry in entries:
         by_experiment.setdefault(entry.experiment, []).append(entry.verdict.outcome)
+    agrees, *others = EXACT_OUTCOMES[kind]
     rows = [
         {"experiment": name, "claims": str(len(outcomes))}
-        | {outcome: str(outcomes.count(outcome) or "") for outcome in EXACT_OUTCOMES}
+        | {outcome: str(outcomes.count(outcome) or "") for outcome in (agrees, *others)}
         for name, outcomes in by_experiment.items()
     ]
-    wrong = [entry for entry in entries if entry.verdict.outcome is not Outcome.REPRODUCED]
-    return (
-        f"## Judged by arithmetic\n\n{outcome_counts(entries)}. All of them: `repro verify EXPERIMENT`.\n\n"
-        f"{markdown(rows)}\n\nNot reproduced:\n\n{verdict_table(wrong, 'experiment')}\n"
-    )
+    wrong = [entry for entry in entries if entry.verdict.outcome is not agrees]
+    title = f"### {kind.capitalize()}\n\n{outcome_counts(entries)}.\n\n{markdown(rows)}\n"
+    if not wrong:
+        return title
+    return f"{title}\nAll but the {agrees}:\n\n{verdict_table(wrong, 'experiment')}\n"
 
 
 def verdict_table(entries: Sequence[LedgerEntry], *more: str) -> str:

@@ -1,25 +1,47 @@
-"""Cells of the tables on the terminal, in MLflow, on the HTML page and in RESULTS.md."""
+"""Cells of tables and headlines on the terminal, in MLflow, on the HTML page and in RESULTS.md."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pipeline.common.words import plural
+from pipeline.declare.claims import Claim, OpenClaim
+from pipeline.judge.category import Category, category
 from pipeline.judge.ledger import LedgerEntry
 from pipeline.judge.statistics import finite_test_set_noise
-from pipeline.judge.verdict import Outcome, Verdict
+from pipeline.judge.verdict import Outcome, Reason, Verdict
 from pipeline.report.leaderboard import LeaderboardRow
 
 if TYPE_CHECKING:
     from pipeline.track.published_results import PublishedResult
 
 MARKS = {
+    Outcome.CONFIRMED: "✔",
+    Outcome.ERRATUM: "!",
+    Outcome.NOT_CONFIRMED: "✘",
+    Outcome.FOLLOWED: "✔",
+    Outcome.DEPARTS: "✘",
     Outcome.REPRODUCED: "✔",
-    Outcome.TREND: "✔",
     Outcome.BETTER: "▲",
     Outcome.NOT_REPRODUCED: "✘",
+    Outcome.REACHED: "✔",
+    Outcome.TREND: "✔",
     Outcome.NO_TREND: "✘",
-    Outcome.ERRATUM: "!",
     Outcome.CANNOT_JUDGE: "–",
+}
+
+MEANINGS: dict[Category, str] = {
+    "arithmetic": "shapes, counts and printed values, compared exactly",
+    "recipe": "our settings against the printed ones; no more than that",
+    "trained": "results of training, judged by statistics over seeds",
+}
+
+NO_COMMAND = {  # why no run would judge a claim
+    Reason.NOT_RUN: "the declared runs are finished and do not measure what is claimed",
+    Reason.UNDERPOWERED: "the declared seeds do not suffice, and at paper scale only they count",
+    Reason.RECIPE_UNSPECIFIED: "the source leaves a setting open that could change the result",
+    Reason.RECIPE_DEPARTS: "the declared recipe departs from the paper's",
+    Reason.DID_NOT_CONVERGE: "every declared seed counts, and a finished run is not trained again",
 }
 
 
@@ -84,7 +106,7 @@ def verdict_cells(entry: LedgerEntry) -> dict[str, str]:
 
 
 def verdict_text(verdict: Verdict) -> str:
-    """Return a verdict with its mark: '✔ reproduced', '– cannot judge: not-run'."""
+    """Return a verdict with its mark: "✔ confirmed", "– cannot judge: not-run"."""
     reason = f": {verdict.reason}" if verdict.reason else ""
     return f"{MARKS[verdict.outcome]} {verdict.outcome}{reason}"
 
@@ -107,9 +129,51 @@ def short_commit(commit: str) -> str:
 
 
 def outcome_counts(entries: Sequence[LedgerEntry]) -> str:
-    """Return the number of each outcome in a fixed order: '12 reproduced, 2 erratum, 31 cannot judge'."""
-    found = [(kind, sum(entry.verdict.outcome is kind for entry in entries)) for kind in Outcome]
-    return ", ".join(f"{number} {kind}" for kind, number in found if number) or "no claims"
+    """Return the number of each outcome in a fixed order, with the reasons of those that cannot be judged.
+
+    For example "3 trend supported, 31 cannot judge (30 not-run, 1 underpowered)". Give entries of one category.
+    """
+    outcomes = Counter(entry.verdict.outcome for entry in entries)
+    reasons = Counter(entry.verdict.reason for entry in entries)
+    parts = [f"{outcomes[kind]:,} {outcome_noun(kind, outcomes[kind])}" for kind in Outcome if outcomes[kind]]
+    if outcomes[Outcome.CANNOT_JUDGE]:
+        parts[-1] += f" ({', '.join(f'{reasons[kind]:,} {kind}' for kind in Reason if reasons[kind])})"
+    return ", ".join(parts) or "no claims"
+
+
+def outcome_noun(outcome: Outcome, number: int) -> str:
+    """Return an outcome's word after a number: "errata" for several errata."""
+    return "errata" if outcome is Outcome.ERRATUM and number > 1 else str(outcome)
+
+
+def by_category(entries: Sequence[LedgerEntry]) -> dict[Category, list[LedgerEntry]]:
+    """Return the entries of each category that has any."""
+    found = {kind: [entry for entry in entries if category(entry.claim) == kind] for kind in MEANINGS}
+    return {kind: rows for kind, rows in found.items() if rows}
+
+
+def claim_counts(claims: Sequence[Claim]) -> str:
+    """Return the number of claims of each category: "10 arithmetic, 5 recipe, 25 trained"."""
+    found = Counter(map(category, claims))
+    return ", ".join(f"{found[kind]:,} {kind}" for kind in MEANINGS if found[kind]) or "none"
+
+
+def headlines(entries: Sequence[LedgerEntry]) -> list[str]:
+    """Return a line for each category of claims: its outcomes and what they mean. Categories are not added up."""
+    return [
+        f"{kind.capitalize()}: {outcome_counts(rows)} - {MEANINGS[kind]}"
+        for kind, rows in by_category(entries).items()
+    ]
+
+
+def next_step_text(entry: LedgerEntry) -> str:
+    """Return the command that would judge a trained claim, or why none would; "" if it is judged or open."""
+    reason = entry.verdict.reason
+    if entry.command:
+        return f"To judge it: {entry.command}"
+    if reason not in NO_COMMAND or isinstance(entry.claim, OpenClaim) or category(entry.claim) != "trained":
+        return ""
+    return f"No command would judge it: {NO_COMMAND[reason]}."
 
 
 def markdown(rows: Sequence[dict[str, str]], columns: Sequence[str] = ()) -> str:

@@ -73,7 +73,7 @@ def publish_imported(tracker: Tracker, result: Mapping[str, Any]) -> str:
     with explain_mlflow_errors(tracker.uri):
         client = tracker.client
         name = f"{result['network']}, {IMPORTED}" + (f", {protocol}" if has_protocol else "")
-        run_id = tracker.find_run(IMPORTED, key, name, {"repro.kind": IMPORTED}).info.run_id
+        run_id: str = tracker.find_run(IMPORTED, key, name, {"repro.kind": IMPORTED}).info.run_id
         now = int(time.time() * 1000)
         points = [Metric(f"{part}/{k}", v, now, 0) for part in parts for k, v in values.items()]
         client.log_batch(run_id, metrics=points, tags=[RunTag(f"repro.{k}", v) for k, v in about.items()])

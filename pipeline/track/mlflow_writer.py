@@ -157,7 +157,8 @@ class Tracker:
         """Return the id of the parent run of an experiment at a scale; create it if it does not exist."""
         paper, _, file = experiment.partition("/")
         tags = {"repro.experiment": experiment, "repro.scale": scale}
-        return self.find_run(paper, f"parent:{experiment}@{scale}", f"{file} @ {scale}", tags).info.run_id
+        run_id: str = self.find_run(paper, f"parent:{experiment}@{scale}", f"{file} @ {scale}", tags).info.run_id
+        return run_id
 
     def sync(self, folder: RunFolder) -> bool:
         """Send what is new in a run's folder. An unfinished run has status KILLED while nothing trains it.

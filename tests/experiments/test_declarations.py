@@ -19,16 +19,18 @@ from pipeline.analyse.measure import class_count, measure_claim, published_image
 from pipeline.cli import main
 from pipeline.common.errors import UserError
 from pipeline.common.paths import ROOT
-from pipeline.declare.claims import BoundClaim, ExactClaim, MetricClaim, OrderingClaim, RatioClaim
+from pipeline.declare.claims import BoundClaim, ExactClaim, GainClaim, MetricClaim, OrderingClaim, RatioClaim
 from pipeline.declare.load import EXPERIMENTS, experiment_names, load_all, load_experiment
 from pipeline.declare.protocol import parse_protocol
 from pipeline.declare.recipe import Crop
+from pipeline.judge.category import category
 from pipeline.judge.counting import variants_of
 from pipeline.judge.ledger import judge_exact_claim, measured_sides
 from pipeline.judge.verdict import Outcome
 from pipeline.plan.expand import DerivedRun, Run, plan_runs
 from pipeline.report.results import README_END, README_START, readme_block, results_text, with_block
 from pipeline.track.record import Record
+from tests.support.claim_counts import claim_counts, claims_table
 
 NAMES = experiment_names()
 LOADED = {name: load_experiment(name) for name in NAMES}
@@ -44,7 +46,7 @@ RESPONDING = sorted(
         (name, variant)
         for name in NAMES
         for claim in LOADED[name].claims
-        if isinstance(claim, MetricClaim | BoundClaim | OrderingClaim | RatioClaim)
+        if isinstance(claim, MetricClaim | BoundClaim | OrderingClaim | GainClaim | RatioClaim)
         for variant, metric in measured_sides(claim)
         if metric == "test/response_std"
     }
@@ -246,7 +248,8 @@ def test_a_size_that_is_said_and_not_judged_is_noticed(says, margin, without):
 def test_an_exact_claim_holds_or_is_a_declared_erratum(name, claim):
     verdict = judge_exact_claim(claim, LOADED[name], measure_claim)
     wrong = Outcome.CANNOT_JUDGE if claim.confidence == "memory" else Outcome.ERRATUM  # recalled, not read
-    expected = Outcome.REPRODUCED if claim.corrected is None else wrong
+    right = Outcome.FOLLOWED if category(claim) == "recipe" else Outcome.CONFIRMED
+    expected = right if claim.corrected is None else wrong
     assert verdict.outcome is expected, verdict.sentence
 
 
@@ -259,7 +262,7 @@ def test_responses_are_claimed_of_networks_that_have_some(name, variant):
 def test_a_comparison_is_of_two_variants_on_the_same_data(name):
     declared = LOADED[name]
     for claim, scale in itertools.product(declared.claims, declared.scales):
-        if isinstance(claim, OrderingClaim | RatioClaim):
+        if isinstance(claim, OrderingClaim | GainClaim | RatioClaim):
             left, right = (data_of(declared, side, scale) for side in (claim.lhs, claim.rhs))
             assert left == right, claim.id
 
@@ -355,6 +358,7 @@ def test_the_docs_commands_can_be_given():
             parse_protocol(command.partition("--protocol ")[2])
 
 
+
 # --- the committed results: here, where all networks have been looked at already ------------------------------
 
 
@@ -393,3 +397,9 @@ def test_a_number_changed_by_hand_is_noticed(records):
 def test_every_record_is_of_clean_code(records):
     assert records
     assert not [record.identity for record in records if record.commit.endswith("-dirty")]
+
+
+def test_the_printed_table_counts_every_claim_once():
+    *_, total = claims_table().splitlines()[-1].split()
+    assert int(total) == sum(len(declared.claims) for declared in LOADED.values())
+    assert set(claim_counts()) == {declared.folder for declared in LOADED.values()}

@@ -19,6 +19,10 @@ scales:
 """
 OF_PAIR = ("scales:\n", DERIVED, "of: plain-20, metric: test", "of: pair, metric: test")
 OF_SMALL = ("scales:\n", DERIVED, "of: plain-20, metric: test", "of: small, metric: test")
+AS_GAIN = (  # makes a gain of the claim "deeper"
+    'kind: ordering, says: "Deeper is worse", lhs: plain-32, op: ">", rhs: plain-20,',
+    'kind: gain, says: "By 1 point", claimed: 1.0, margin: 0.3, lhs: plain-20, rhs: plain-32,',
+)
 SIX_SEEDS = ("seeds: [0, 1, 2, 3, 4]", "seeds: [0, 1, 2, 3, 4, 5]")
 
 

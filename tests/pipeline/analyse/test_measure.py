@@ -44,7 +44,7 @@ def test_epochs_are_steps_times_batch_size_over_images(declare):
 
 
 def test_printed_values_are_read_from_the_declaration(declare):
-    declared = declare("claims:", "printed: {error: {value: 14.8, where: Table 3}}\nclaims:")
+    declared = declare("claims:", "printed: {Table 3: {error: 14.8}}\nclaims:")
     assert measure_claim("printed/error", declared, None) == 14.8
 
 

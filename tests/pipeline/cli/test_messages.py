@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
@@ -14,13 +15,18 @@ from rich.console import Console
 
 from pipeline.cli import main, tables
 from pipeline.common.errors import UserError
+from pipeline.declare.claims import Departure
 from pipeline.declare.load import load_experiment
 from pipeline.judge.collect import FinishedRuns, judge_experiments
+from pipeline.judge.verdict import Outcome, Reason
 from pipeline.schedule.reproduce import JobOutcome
 from pipeline.track.published_results import PublishedResult, save_result
 from tests.support.fake_records import fake_record, set_console
 
 RESNET = "resnet/cifar10_depth"
+TABLE_6 = next(
+    claim for claim in load_experiment(RESNET).claims if (claim.kind, claim.source) == ("metric", "Table 6")
+)  # the first row: ResNet-20 has an error of 8.75 %
 ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -108,7 +114,11 @@ def test_list_prints_questions_counts_and_a_hint(command):
     lines = out.splitlines()
     at = lines.index(RESNET)
     assert lines[at + 1] == "  Do deeper plain networks train worse, while deeper residual networks do not?"
-    assert re.fullmatch(r"  12 variants, \d+ claims; scales: paper, paper-45k, gpu, laptop, smoke", lines[at + 2])
+    assert re.fullmatch(
+        r"  12 variants; claims: \d+ arithmetic, \d+ recipe, \d+ trained;"
+        r" scales: paper, paper-45k, gpu, laptop, smoke",
+        lines[at + 2],
+    )
     assert lines[-1] == "Details: repro show EXPERIMENT"
 
 
@@ -120,12 +130,13 @@ def test_show_prints_recipe_variants_scales_claims_and_departures(command, known
         "sgd: momentum 0.9, weight_decay 0.0001, decay all, loss cross-entropy",
         "warmup.lr 0.01, warmup.train_error_below_pct 80.0",
         "40 runs (8 variants x 5 seeds), 2,560,000 steps",
-        "parameters-20: ResNet-20 has 0.27 million parameters (claimed 270000; Table 6)",
+        "has 0.27 million parameters (claimed 270000; Table 6)",
         "resnet-32 < resnet-20; Table 6)",
     ):
         assert words in out
-    for head in ("recipe", "variants", "scales", "departures from the paper"):
+    for head in ("recipe", "variants", "scales", "choices where the source is silent"):
         assert f"\n{head}\n" in out
+    assert "\n  Not material: no effect on verdicts.\n    - " in out
     declared = load_experiment(RESNET)
     assert all(f"  {claim.id}: " in out for claim in declared.claims)
     assert all(f"  {name}" in out for name in (*declared.variants, *declared.scales))
@@ -135,7 +146,7 @@ def test_verify_exits_1_where_a_claim_is_not_reproduced(command, known):
     known(*row("resnet-20", DIFFERS))
     code, out, _ = command("verify", RESNET)
     assert code == 1
-    assert "✘ not reproduced  error-20\n    ResNet-20 has a test error of 8.75 % (Table 6)\n" in out
+    assert f"✘ not reproduced  {TABLE_6.id}\n    {TABLE_6.says} (Table 6)\n" in out
     assert "    Runs: paper scale on cifar10, 5 runs, commit " in out
 
 
@@ -143,15 +154,55 @@ def test_verify_exits_0_where_what_was_run_is_reproduced(command, known):
     known(*row("resnet-20", AGREES))
     code, out, _ = command("verify", RESNET)
     assert code == 0
-    assert "✔ reproduced  error-20\n" in out
+    assert f"✔ reproduced  {TABLE_6.id}\n" in out
 
 
-def test_claims_without_runs_share_a_line_with_the_command_that_runs_them(command, known):
+def with_verdicts(monkeypatch, **verdicts):
+    """Replace what commands judge by one claim of the experiment with this verdict."""
+    entry = judge_experiments([load_experiment(RESNET)], [], unfinished={})[0]
+    changed = replace(entry, verdict=replace(entry.verdict, **verdicts))
+    monkeypatch.setattr("pipeline.judge.collect.judge_experiments", lambda *_: [changed])
+
+
+@pytest.mark.parametrize("outcome", Outcome)
+def test_verify_exits_1_for_contradicted_claims_only(command, known, monkeypatch, outcome):
+    reason = Reason.NOT_RUN if outcome is Outcome.CANNOT_JUDGE else None
+    with_verdicts(monkeypatch, outcome=outcome, reason=reason)
+    code, _, _ = command("verify", RESNET)
+    assert code == (outcome in ("not confirmed", "departs", "not reproduced"))
+
+
+def test_claims_without_runs_are_listed_by_the_command_that_runs_them(command, known):
     _, out, _ = command("verify", RESNET)
-    assert out.count("cannot judge: not-run") == 1
-    assert re.search(r"cannot judge: not-run \(\d+ claims\)\n    error-20, error-32, ", out)
-    assert f"    They need finished runs: repro run {RESNET} --scale paper\n" in out
-    assert re.search(r"All \d+ claims: \d+ reproduced, 1 erratum, \d+ cannot judge.\n$", out)
+    assert out.count("cannot judge: not-run (") == 1
+    assert re.search(r"\n– cannot judge: not-run \(\d+ claims\)\n    repro run ", out)
+    assert f"    repro run {RESNET} --scale paper --variant resnet-20\n        judges {TABLE_6.id}\n" in out
+    assert re.search(r"\nArithmetic: \d+ confirmed - .*\nRecipe: \d+ followed, 1 erratum - .*\nTrained: ", out)
+    assert re.search(r"\nTrained: (\d+) cannot judge \(\1 not-run\) - .*\n$", out)
+
+
+def test_commands_name_the_experiment_as_the_user_did(command, known):
+    path = f"experiments/{RESNET}.yaml"
+    _, out, _ = command("verify", path)
+    assert f"    repro run {path} --scale paper --variant resnet-20\n" in out
+
+
+def test_recipe_that_departs_has_no_command(command, known, monkeypatch):
+    declared = load_experiment(RESNET)
+    departure = Departure(what="Fewer steps.", why="Cheaper.", material=True)
+    changed = declared.model_copy(update={"departures": (departure,)})
+    monkeypatch.setattr("pipeline.declare.load.load_experiment", lambda _: changed)
+    known(*row("resnet-20", DIFFERS))
+    code, out, _ = command("verify", RESNET)
+    assert code == 0
+    assert f"– cannot judge: recipe-departs  {TABLE_6.id}\n" in out
+    assert (
+        "The recipe departs from the paper's: Fewer steps. The paper's own recipe may give another result.\n"
+        in out
+    )
+    assert "    No command would judge it: the declared recipe departs from the paper's.\n" in out
+    known(*row("resnet-20", AGREES))
+    assert f"✔ reached  {TABLE_6.id}\n" in command("verify", RESNET)[1]
 
 
 @pytest.mark.usefixtures("few_experiments")
@@ -227,7 +278,7 @@ def test_an_unreachable_server_is_reported_once_and_local_runs_are_judged(comman
     known(*row("resnet-20", AGREES), trouble="the tracking server http://x cannot be used: [/nobody]")
     code, out, err = command("verify", RESNET)
     assert code == 0
-    assert "✔ reproduced  error-20" in out
+    assert f"✔ reproduced  {TABLE_6.id}" in out
     assert err == (
         "the tracking server http://x cannot be used: [/nobody].\nUsing only the runs on this machine.\n"
     )
@@ -243,9 +294,9 @@ def test_after_training_claims_that_need_paper_scale_are_one_line(capsys):
     entries = judge_experiments([load_experiment(RESNET)], records, ["smoke"])
     tables.print_outcome(entries, RESNET)
     out = capsys.readouterr().out
-    assert "not-run" not in out
+    assert "cannot judge: not-run" not in out
     assert "3 more claims about these networks can only be judged at paper scale.\n" in out
-    assert re.search(r"\nAll \d+ claims: ", out)
+    assert re.search(r"\nArithmetic: \d+ confirmed - .*\nRecipe: .*\nTrained: ", out)
     assert f"All verdicts: repro verify {RESNET}\n" in out
 
 
@@ -362,7 +413,7 @@ def test_characters_outside_the_encoding_are_replaced():
     plain = os.environ | {"PYTHONIOENCODING": "ascii"}
     done = subprocess.run(words, env=plain, capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
-    assert b"? reproduced" in done.stdout
+    assert b"? confirmed" in done.stdout
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full does not exist")
@@ -523,7 +574,9 @@ def test_published_weights_are_a_labelled_row_of_the_leaderboard(command, known,
 @pytest.mark.usefixtures("few_experiments")
 def test_verify_of_all_counts_exact_claims_and_prints_errata(command, known):
     _, out, _ = command("verify")
-    assert re.search(r"^lenet5/architecture\n✔ reproduced by arithmetic \(\d+ claims\)\n", out)
+    assert re.search(r"^lenet5/architecture\n✔ confirmed \(\d+ claims\)\n✔ followed \(\d+ claims?\)\n", out)
     assert "    Details: repro verify lenet5/architecture\n" in out
     assert "! erratum  lecture-weight-decay\n" in out
-    assert "✔ reproduced  parameters-20\n" not in out
+    assert not re.search(r"✔ (confirmed|followed)  ", out)
+    assert "    The commands that would judge them: repro verify lenet5/mnist\n" in out
+    assert "repro run" not in out

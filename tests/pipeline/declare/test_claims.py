@@ -21,7 +21,6 @@ ERRORS = {  # replaced text, new text, message
     "ordering claim": ("lhs: plain-32, op", "left: plain-32, op", "claims.deeper.left: unknown key; known: by, confidence, id, kind, lhs, margin, metric, op, rhs, rhs_metric, says, source"),
     "departure": ("what: Pixels", "wat: Pixels", "departures.0.wat: unknown key; did you mean 'what'?"),
     "kind of claim": ("kind: metric", "kind: metrc", "claims.error: unknown kind 'metrc'; did you mean 'metric'?"),
-    "no kind of claim": ("kind: metric, ", "", "claims.error: the key 'kind' is required"),
     "no claim's source": (", source: \"ILSVRC\"", "", "claims.prize.source: this key is required"),
 }  # fmt: skip
 

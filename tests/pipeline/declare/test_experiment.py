@@ -155,7 +155,7 @@ variants:
   resnet-20: {model: {name: resnet_cifar, depth: 20}, data: {name: cifar10}, train: {lr: 0.2}}
 scales: {}
 printed:
-  error: {value: 14.8, where: "Table 3"}
+  Table 3: {error: {value: 14.8, confidence: memory}}
 claims:
   - {id: size, kind: exact, says: "0.27 million", of: resnet-20, metric: model/parameters, claimed: 270000, margin: 5000, source: "Table 6"}
   - {id: chart, kind: exact, by: lecture, says: "11.7", metric: printed/error, claimed: 11.7, corrected: 14.8, source: "slides"}
@@ -201,7 +201,11 @@ def test_a_variant_with_a_partial_recipe_needs_the_experiments(arithmetic):
             "kind: bound, op: '<', says",
             "toy/architecture.yaml: claims.size.margin: unknown key",
         ),
-        ("where: ", "were: ", "toy/architecture.yaml: printed.error.were: unknown key; did you mean 'where'?"),
+        (
+            "confidence: memory",
+            "confidense: memory",
+            "toy/architecture.yaml: printed.error.confidense: unknown key; did you mean 'confidence'?",
+        ),
     ],
 )
 def test_an_error_names_file_and_key(arithmetic, old, new, words):

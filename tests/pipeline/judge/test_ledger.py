@@ -1,4 +1,4 @@
-"""Test verdicts of claims from made-up records: outcomes, scales, exact values, derived and unfinished runs."""
+"""Test verdicts of claims from made-up records: outcomes, scales, exact values, derived runs."""
 
 import json
 from dataclasses import replace
@@ -9,6 +9,7 @@ from pipeline.common.errors import UserError
 from pipeline.declare.claims import ExactClaim, Printed
 from pipeline.judge.ledger import judge_claim, judge_exact_claim, ledger
 from tests.support.ledgers import (
+    AS_GAIN,
     DEEP,
     DERIVED,
     OF_PAIR,
@@ -81,15 +82,101 @@ def test_variants_on_different_data_are_not_compared(declare, both):
     assert outcomes(declared, both(declared))["deeper"] == "cannot judge: not-run"
 
 
-def test_material_departure_leaves_trends_only(declare, both):
-    declared = declare("why: No scale is named.}", "why: Cheaper., material: true}")
-    found = outcomes(declared, both(declared))
-    assert {found[key] for key in ("error", "stuck", "ratio")} == {"cannot judge: recipe-departs"}
-    assert found["deeper"] == "trend supported"
-    assert "Pixels are scaled." in judge_by_id(declared, both(declared))["error"].verdict.sentence
-    assert judge_by_id(declared, both(declared))["error"].verdict.measured == pytest.approx(
-        sum(PLAIN) / len(PLAIN)
+def with_material(key, of=""):
+    """Replacement that declares a material choice or departure, concerning all variants or those of `of`."""
+    return "departures:\n  - {what: Pixels are scaled., why: No scale is named.}", (
+        f"{key}:\n  - {{what: Pixels are scaled., why: Cheaper., material: true{f', of: [{of}]' if of else ''}}}"
     )
+
+
+def other_errors(experiment, seed_records):
+    """Records with which no trained claim holds."""
+    return [
+        *seed_records(experiment, "plain-20", [12.0, 12.1, 11.9, 12.0, 12.0]),
+        *seed_records(experiment, "plain-32", [8.0, 8.1, 7.9, 8.0, 8.0]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("key", "inside", "outside"),
+    [
+        ("choices", "reproduced", "cannot judge: recipe-unspecified"),
+        ("departures", "reached", "cannot judge: recipe-departs"),
+    ],
+)
+def test_material_choice_or_departure_changes_every_verdict(declare, both, seed_records, key, inside, outside):
+    declared = declare(*with_material(key))
+    good = judge_by_id(declared, both(declared))
+    assert {good[claim].verdict.outcome for claim in TRAINED} == {inside}
+    assert all("Pixels are scaled." in good[claim].verdict.sentence for claim in TRAINED)
+    records = other_errors(declared, seed_records)
+    assert {outcomes(declared, records)[claim] for claim in TRAINED} == {outside}
+    verdict = judge_by_id(declared, records)["error"].verdict
+    assert (verdict.measured, verdict.n, verdict.level) == (pytest.approx(12.0), 5, 0.9)
+    assert verdict.interval[0] < 12 < verdict.interval[1]
+
+
+def test_better_number_with_a_material_deviation_cannot_be_judged(declare, seed_records):
+    for key, reason in (("choices", "recipe-unspecified"), ("departures", "recipe-departs")):
+        declared = declare(*with_material(key))
+        better = seed_records(declared, "plain-20", [5.0, 5.1, 4.9, 5.0, 5.0])
+        assert outcomes(declared, better)["error"] == f"cannot judge: {reason}"
+
+
+def test_only_deviations_of_the_claims_variants_count(declare, both):
+    declared = declare(*with_material("departures", of="plain-20"))
+    found = outcomes(declared, both(declared))
+    assert {key: found[key] for key in TRAINED} == {
+        "error": "reached", "stuck": "reproduced", "deeper": "reached", "ratio": "reached",
+    }  # fmt: skip
+    other = declare(*with_material("departures", of="resnet-20"))
+    assert {outcomes(other, both(other))[key] for key in TRAINED} == {"reproduced"}
+
+
+def test_deviation_of_a_member_concerns_its_derived_run(declare):
+    for of, outcome in (("plain-20", "reached"), ("plain-32", "reproduced")):
+        declared = declare(*OF_PAIR, *SIX_SEEDS, *with_material("departures", of=of))
+        assert outcomes(declared, derived_records(declared, "pair", [9.4, 9.5, 9.6]))["error"] == outcome
+
+
+def test_immaterial_deviations_have_no_effect(experiment, both):
+    assert experiment.departures
+    found = judge_by_id(experiment, both(experiment))
+    assert found["error"].verdict.outcome == "reproduced"
+    assert "Pixels" not in found["error"].verdict.sentence
+
+
+def test_trend_of_a_smaller_scale_does_not_depend_on_departures(declare, both):
+    declared = declare(*with_material("departures"))
+    found = outcomes(declared, both(declared, scale="laptop"))
+    assert found["deeper"] == "trend supported"
+    assert {found[key] for key in ("error", "stuck", "ratio")} == {"cannot judge: not-run"}
+
+
+@pytest.mark.parametrize(("key", "reason"), [("choices", "unspecified"), ("departures", "departs")])
+def test_result_of_a_deviating_recipe_is_not_hidden_by_a_smaller_scale(declare, both, seed_records, key, reason):
+    declared = declare(*with_material(key))
+    records = [*other_errors(declared, seed_records), *both(declared, scale="laptop")]
+    assert outcomes(declared, records)["deeper"] == f"cannot judge: recipe-{reason}"
+
+
+def test_gain_is_judged_as_a_number(declare, both, seed_records):
+    declared = declare(*AS_GAIN)
+    found = judge_by_id(declared, both(declared))["deeper"]
+    assert (found.verdict.outcome, found.verdict.measured) == ("reproduced", pytest.approx(1.0))  # 10.5 - 9.5
+    assert found.verdict.sentence.startswith("The mean of plain-32 minus plain-20 over 5 paired seeds is 1 ")
+    assert outcomes(declared, other_errors(declared, seed_records))["deeper"] == "not reproduced"
+    assert outcomes(declared, both(declared, scale="laptop"))["deeper"] == "cannot judge: not-run"
+
+
+def test_gain_between_two_metrics_of_one_network(declare, seed_records):
+    metrics = f"metric: {TOP5}, rhs_metric: test/top1_error_pct"
+    sides = f"claimed: 9.45, margin: 0.3, lhs: plain-32, rhs: plain-32, {metrics}"
+    before = "claimed: 1.0, margin: 0.3, lhs: plain-20, rhs: plain-32, metric: test/top1_error_pct"
+    declared = declare(*AS_GAIN, before, sides)
+    verdict = judge_by_id(declared, seed_records(declared, "plain-32", DEEP))["deeper"].verdict
+    assert (verdict.outcome, verdict.measured) == ("reproduced", pytest.approx(10.5 - 1.05))
+    assert f"plain-32's test/top1_error_pct minus plain-32's {TOP5}" in verdict.sentence
 
 
 def test_one_diverged_seed_makes_a_claim_unjudgeable(experiment, both, record):
@@ -153,7 +240,7 @@ def test_exact_claims_measure_their_metric_and_need_no_run(experiment):
         ("model/parameters", "toy/depth", "plain-20"),
         ("recipe/train.optimizer.weight_decay", "toy/depth", "plain-20"),
     ]
-    assert (found["size"].verdict.outcome, found["size"].verdict.measured) == ("reproduced", 269_722)
+    assert (found["size"].verdict.outcome, found["size"].verdict.measured) == ("confirmed", 269_722)
     assert found["decay"].verdict.outcome == "erratum"
     assert found["size"].evidence is None
 
@@ -195,8 +282,8 @@ def test_equal_or_unknown_batches_per_device_are_not_mentioned(experiment, seed_
     assert "Batch normalisation" not in found["error"].verdict.sentence + found["deeper"].verdict.sentence
 
 
-def test_trends_and_departing_numbers_mention_batches_per_device(declare, seed_records):
-    declared = declare("why: No scale is named.}", "why: Cheaper., material: true}")
+def test_numbers_and_orderings_mention_batches_per_device(declare, seed_records):
+    declared = declare(*with_material("departures"))
     rows = [seed_records(declared, "plain-20", PLAIN), seed_records(declared, "plain-32", DEEP)]
     found = judge_by_id(declared, [row for row in rows for row in with_device_batches(row, [64, 64, 64, 64, 32])])
     assert "plain-20 (32, 64 images)." in found["error"].verdict.sentence
@@ -210,6 +297,7 @@ def test_entry_converts_to_json(experiment, both):
     assert back[2]["verdict"]["outcome"] == "reproduced"
     assert back[2]["evidence"]["seeds"] == [0, 1, 2, 3, 4]
     assert back[0]["evidence"] is None
+    assert [row["category"] for row in back] == ["arithmetic", "recipe", *["trained"] * 5]
 
 
 # --- exact claims: ratios and printed values ---------------------------------------------------------------
@@ -228,6 +316,7 @@ def measured(metric, experiment, variant):
         ("printed/error", None): 14.8,
         ("model/input", "plain-20"): [3, 32, 32],
         ("model/additions", "plain-20"): 0,
+        ("recipe/train.lr", "plain-20"): 0.1,
     }[metric, variant]
 
 
@@ -241,13 +330,13 @@ def measured(metric, experiment, variant):
         ),
         (
             exact(metric="model/layer/fc/parameters", over_metric="model/parameters", claimed=0.1),
-            "reproduced",
+            "confirmed",
             "We measure 70 / 700 = 0.1, which agrees with the claimed 0.1.",
         ),
-        (exact(over="plain-32", op="<", claimed=1), "reproduced", "which agrees with the claimed less than 1."),
+        (exact(over="plain-32", op="<", claimed=1), "confirmed", "which agrees with the claimed less than 1."),
         (
             exact(over="plain-32", op=">", claimed=1),
-            "not reproduced",
+            "not confirmed",
             "does not agree with the claimed more than 1.",
         ),
         (
@@ -256,6 +345,17 @@ def measured(metric, experiment, variant):
             "Table 3 prints 14.8, which agrees with the correction 14.8 and not with the claimed 11.7.",
         ),
         (exact(metric="model/additions", op=">", claimed=0, corrected=0), "erratum", "We measure 0, which agrees"),
+        (
+            exact(metric="recipe/train.lr", claimed=0.1),
+            "followed",
+            "We use 0.1, which agrees with the claimed 0.1.",
+        ),
+        (exact(metric="recipe/train.lr", claimed=0.2), "departs", "We use 0.1, which does not agree"),
+        (
+            exact(metric="recipe/train.lr", claimed=0.2, corrected=0.1),
+            "erratum",
+            "with the correction 0.1 and not",
+        ),
     ],
 )
 def test_exact_claim_outcomes(experiment, claim, outcome, sentence):
@@ -273,9 +373,12 @@ def test_claim_from_memory_is_confirmed_or_not_judged(experiment):
     assert (
         judge_exact_claim(exact(claimed=900, confidence="memory"), experiment, measured).outcome == "cannot judge"
     )
-    assert judge_exact_claim(exact(claimed=700, confidence="memory"), experiment, measured).outcome == "reproduced"
+    assert judge_exact_claim(exact(claimed=700, confidence="memory"), experiment, measured).outcome == "confirmed"
     read = judge_exact_claim(exact(claimed=900, confidence="figure"), experiment, measured)
-    assert read.outcome == "not reproduced"
+    assert read.outcome == "not confirmed"
+    setting = {"metric": "recipe/train.lr", "confidence": "memory"}
+    assert judge_exact_claim(exact(claimed=0.1, **setting), experiment, measured).outcome == "followed"
+    assert judge_exact_claim(exact(claimed=0.2, **setting), experiment, measured).outcome == "cannot judge"
 
 
 def test_ratio_names_the_source_of_each_side(experiment):
@@ -377,144 +480,3 @@ def test_derived_run_cannot_be_judged_if_a_member_diverged(declare, record):
 def test_command_for_a_derived_run_names_its_members(declare):
     verdict = judge_by_id(declare(*OF_PAIR), [])["error"].verdict
     assert verdict.sentence.endswith("repro run toy/depth --scale paper --variant plain-20")
-
-
-# --- unfinished runs ---------------------------------------------------------------------------------------
-
-
-def unfinished_run(why, text, variant="plain-20", seed=0, scale="paper", experiment="toy/depth"):
-    return {(experiment, scale, variant, seed): {"why": why, "text": text}}
-
-
-def judged_reason(experiment, unfinished, records=(), claim="error"):
-    verdict = judge_by_id(experiment, records, unfinished=unfinished)[claim].verdict
-    return verdict.reason, verdict.sentence
-
-
-def test_verdict_names_runs_over_budget(experiment):
-    reason, sentence = judged_reason(
-        experiment, unfinished_run("over-budget", "the launch's 5 GPU hours are spent")
-    )
-    assert reason == "over-budget"
-    assert "plain-20 seed 0: the launch's 5 GPU hours are spent" in sentence
-    assert sentence.endswith(". To resume them: repro run toy/depth --scale paper")
-
-
-@pytest.mark.parametrize(
-    ("why", "text", "shown"),
-    [
-        ("failed", "no GPU is left", "plain-20 seed 3: no GPU is left (failed)"),
-        ("failed", "failed: no GPU is left", "plain-20 seed 3: failed: no GPU is left"),
-        ("cancelled", "by root@host", "plain-20 seed 3: by root@host (cancelled)"),
-    ],
-)
-def test_verdict_names_failed_and_cancelled_runs(experiment, why, text, shown):
-    reason, sentence = judged_reason(experiment, unfinished_run(why, text, seed=3))
-    assert reason == "not-run"
-    assert shown in sentence
-
-
-def test_over_budget_comes_before_failed(experiment):
-    both = (
-        unfinished_run("failed", "x", seed=0)
-        | unfinished_run("over-budget", "y", seed=1)
-        | unfinished_run("over-budget", "z", seed=2)
-    )
-    reason, sentence = judged_reason(experiment, both)
-    assert reason == "over-budget"
-    assert "plain-20 seed 1: y; plain-20 seed 2: z; plain-20 seed 0: x (failed). To resume them" in sentence
-
-
-@pytest.mark.parametrize(
-    ("why", "reason", "text"), [("over-budget", "over-budget", "spent"), ("failed", "not-run", "spent (failed)")]
-)
-def test_unfinished_declared_seeds_make_a_claim_unjudgeable(experiment, both, why, reason, text):
-    records = [
-        row for row in both(experiment) if (row.variant, row.seed) not in {("plain-20", 1), ("plain-20", 4)}
-    ]
-    unfinished = unfinished_run(why, "spent", seed=1) | unfinished_run(why, "spent", seed=4)
-    assert outcomes(experiment, records)["error"] == "reproduced"  # by the three finished seeds
-    found = judge_by_id(experiment, records, unfinished=unfinished)
-    for claim in ("error", "deeper", "ratio"):
-        assert found[claim].verdict.reason == reason
-        assert f"Every seed counts, and some runs are unfinished: plain-20 seeds 1, 4: {text}." in (
-            found[claim].verdict.sentence
-        )
-    assert found["error"].evidence.seeds == (0, 2, 3)
-    assert found["stuck"].verdict.outcome == "reproduced"  # rests on the other network
-
-
-def test_trend_needs_every_declared_seed(experiment, both):
-    records = [row for row in both(experiment, scale="laptop") if row.seed != 2]
-    assert outcomes(experiment, records)["deeper"] == "trend supported"
-    assert judged_reason(
-        experiment, unfinished_run("cancelled", "by root", seed=2, scale="laptop"), records, "deeper"
-    ) == (
-        "not-run",
-        "Every seed counts, and some runs are unfinished: plain-20 seed 2: by root (cancelled)."
-        " To resume them: repro run toy/depth --scale laptop",
-    )
-
-
-def test_unfinished_undeclared_seed_is_ignored(experiment, both):
-    unfinished = unfinished_run("failed", "x", seed=5)
-    assert (
-        judge_by_id(experiment, both(experiment), unfinished=unfinished)["error"].verdict.outcome == "reproduced"
-    )
-    assert judged_reason(experiment, unfinished)[1].startswith("No finished runs.")
-
-
-def test_did_not_converge_comes_before_unfinished(experiment, both, record):
-    records = both(experiment)[1:]
-    records[0] = record(experiment, "plain-20", 1, 0.0, status="not converged", ended="lost", metrics={})
-    assert judged_reason(experiment, unfinished_run("failed", "x"), records)[0] == "did-not-converge"
-
-
-def test_derived_run_with_an_unfinished_member_is_unfinished(declare):
-    declared = declare(*OF_PAIR, "seeds: [0, 1, 2, 3, 4]", "seeds: [0, 1, 2, 3, 4, 5, 6, 7, 8]")
-    records = derived_records(declared, "pair", [9.4, 9.5, 9.6])  # of seeds 0 to 5
-    assert outcomes(declared, records)["error"] == "reproduced"
-    reason, sentence = judged_reason(declared, unfinished_run("over-budget", "spent", seed=7), records)
-    assert (reason, "plain-20 seed 7: spent." in sentence) == ("over-budget", True)
-    for seed in (1, 8):  # seed 1: its pair is finished; seed 8: in no pair
-        unfinished = unfinished_run("over-budget", "spent", seed=seed)
-        assert judge_by_id(declared, records, unfinished=unfinished)["error"].verdict.outcome == "reproduced"
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        unfinished_run("over-budget", "x", variant="resnet-20"),
-        unfinished_run("over-budget", "x", scale="laptop"),
-        unfinished_run("over-budget", "x", experiment="toy/width"),
-    ],
-)
-def test_unfinished_runs_of_other_variants_are_ignored(experiment, other):
-    reason, sentence = judged_reason(experiment, other)
-    assert (reason, sentence.startswith("No finished runs.")) == ("not-run", True)
-
-
-def test_complete_claim_is_judged_despite_unfinished_runs(experiment, both):
-    records = both(experiment)
-    assert (
-        judge_by_id(experiment, records, unfinished=unfinished_run("over-budget", "x"))["error"].verdict.outcome
-        == "reproduced"
-    )
-
-
-def test_comparison_names_only_the_missing_runs(experiment, seed_records):
-    records = seed_records(experiment, "plain-20", PLAIN)
-    unfinished = unfinished_run("over-budget", "x") | unfinished_run(
-        "over-budget", "spent", variant="plain-32", seed=1
-    )
-    reason, sentence = judged_reason(experiment, unfinished, records, "deeper")
-    assert (reason, "plain-32 seed 1: spent." in sentence) == ("over-budget", True)
-
-
-def test_derived_run_of_unfinished_members_has_their_reason(declare):
-    declared = declare(*OF_PAIR)
-    assert judged_reason(declared, unfinished_run("over-budget", "spent"))[0] == "over-budget"
-    reason, sentence = judged_reason(
-        declared, unfinished_run("failed", "needs plain-20 seed 1, which failed: x", variant="pair")
-    )
-    assert (reason, "pair seed 0: needs plain-20 seed 1, which failed: x" in sentence) == ("not-run", True)

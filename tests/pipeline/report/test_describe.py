@@ -23,6 +23,7 @@ from pipeline.report.describe import (
     training_multiply_adds,
     work_text,
 )
+from tests.support.ledgers import AS_GAIN
 
 
 def test_settings_text():
@@ -127,6 +128,35 @@ def test_crop_protocols_and_changes_of_each_scale_are_shown(declare, shown):
     assert "bf16" not in smoke
     scales = lines[lines.index("scales") :]
     assert not scales[2].startswith("changes")  # paper
+
+
+def test_choices_and_departures_are_shown_with_their_effect(declare, shown):
+    lines = shown(
+        declare(
+            "departures:\n",
+            "choices:\n  - {what: No flips., why: The paper is silent., material: true, of: [plain-20]}\n"
+            "departures:\n  - {what: Fewer steps., why: Cheaper., material: true}\n",
+        )
+    )
+    assert lines[lines.index("choices where the source is silent") :] == [
+        "choices where the source is silent",
+        "Material: inside the margin, reproduced with the choice listed; outside, cannot judge.",
+        "- No flips. The paper is silent. Concerns only plain-20.",
+        "",
+        "departures from the paper",
+        "Material: inside the margin, reached; outside, cannot judge.",
+        "- Fewer steps. Cheaper.",
+        "Not material: no effect on verdicts.",
+        "- Pixels are scaled. No scale is named.",
+    ]
+
+
+def test_claims_are_counted_by_category_and_show_what_they_compare(declare, shown):
+    lines = shown(declare(*AS_GAIN))
+    assert "claims (1 arithmetic, 1 recipe, 5 trained)" in lines
+    assert "deeper: By 1 point (plain-32 - plain-20 = 1 ± 0.3; Figure 6)" in lines
+    assert "ratio: By a tenth (plain-32 / plain-20; Figure 6)" in lines
+    assert "error: Plain-20 reaches 9.5 % (claimed 9.5; Figure 6)" in lines
 
 
 def test_small_images_are_shown_without_a_crop(experiment: Experiment, shown):

@@ -81,9 +81,12 @@ def test_page_has_tables_verdicts_and_departures(page, experiment):
     html = page()
     assert "9.50 ± 0.10" in html
     assert all(f"<b>{claim.id}</b>" in html for claim in experiment.claims)
-    assert "Verdicts: " in html
+    for line in ("Arithmetic: ", "Recipe: 1 erratum - ", "Trained: 1 reproduced, 4 cannot judge"):
+        assert f"<li>{line}" in html
     assert '<td class="n good">✔ reproduced</td>' in html
-    assert "Pixels are scaled. No scale is named." in html
+    assert "<h2>Departures from the paper</h2>" in html
+    assert "Not material: no effect on verdicts." in html
+    assert "<li>Pixels are scaled. No scale is named.</li>" in html
     assert "paper scale on cifar10, 3 runs, commit 01234567" in html
 
 

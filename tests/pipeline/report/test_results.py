@@ -72,6 +72,18 @@ def test_every_recipe_has_a_line(experiment, records):
     assert "- Recipe: 400 steps of 128 images, learning rate 0.1, sgd, fp32" in text
 
 
+def test_material_choices_and_departures_are_marked(declare, seed_records):
+    declared = declare(
+        "departures:\n",
+        "choices:\n  - {what: No flips., why: Silent., material: true, of: [plain-20]}\ndepartures:\n"
+        "  - {what: Fewer steps., why: Cheaper., material: true}\n",
+    )
+    text = results_text([declared], seed_records(declared, "plain-20", [9.4, 9.5, 9.6]), {})
+    assert "- Material choice: No flips. Silent. Concerns only plain-20.\n" in text
+    assert "- Material departure: Fewer steps. Cheaper.\n- Departure: Pixels are scaled. No scale" in text
+    assert "Verdicts from these runs: 1 reached." in text
+
+
 def test_departures_are_listed_at_paper_scale_only(experiment, records):
     at_paper, at_laptop = results_text([experiment], records[:9], {}).split("## toy/depth at laptop scale")
     assert "- Departure: Pixels are scaled. No scale is named." in at_paper
@@ -101,14 +113,28 @@ def test_bar_in_a_claim_is_escaped(experiment, records):
 
 
 def test_last_section_has_the_exact_claims(experiment, records):
-    last = results_text([experiment], records[:9], {}).split("## Judged by arithmetic\n")[1]
-    assert "1 reproduced, 1 erratum. " in last
-    assert "| toy/depth | 2 | 1 | 1 |  |  |" in last
+    last = results_text([experiment], records[:9], {}).split("## Judged without training\n")[1]
+    arithmetic, recipe = last.split("### Recipe\n")
+    assert "### Arithmetic\n\n1 confirmed.\n" in arithmetic
+    assert "| toy/depth | 1 | 1 |  |  |  |" in arithmetic
+    assert "0.27 million" not in last  # confirmed, so only counted
+    assert "1 erratum.\n" in recipe
+    assert "| experiment | claims | followed | erratum | departs | cannot judge |" in recipe
+    assert "| toy/depth | 1 |  | 1 |  |  |" in recipe
     assert (
-        "| toy/depth | ! erratum | decay | Decay of 1e-5 | lecture; notes | We measure 0.0001, which agrees"
-        in last
+        "| toy/depth | ! erratum | decay | Decay of 1e-5 | lecture; notes | We use 0.0001, which agrees" in recipe
     )
-    assert "0.27 million" not in last  # reproduced, so only counted
+
+
+def test_headlines_count_all_claims_by_category(experiment, records):
+    headlines = [
+        "- Arithmetic: 1 confirmed - shapes, counts and printed values, compared exactly",
+        "- Recipe: 1 erratum - our settings against the printed ones; no more than that",
+        "- Trained: 1 reproduced, 4 cannot judge (3 not-run, 1 no-labels) - results of training, judged by"
+        " statistics over seeds",
+    ]
+    for text in (results_text([experiment], records[:9], {}), readme_block([experiment], records[:9])):
+        assert "\n".join(headlines) in text
 
 
 def test_scale_with_diverged_runs_only_is_reported(experiment, seed_records):

@@ -1,16 +1,19 @@
-"""Test cells of tables, counts of outcomes, and Markdown."""
+"""Test cells of tables, counts of outcomes, headlines, next steps, and Markdown."""
 
 from dataclasses import replace
 
 import pytest
 
 from pipeline.judge.ledger import ledger
-from pipeline.judge.verdict import Outcome
+from pipeline.judge.verdict import Outcome, Reason, cannot_judge
 from pipeline.report.leaderboard import build_leaderboard
 from pipeline.report.text import (
     MARKS,
+    claim_counts,
+    headlines,
     leaderboard_cells,
     markdown,
+    next_step_text,
     outcome_counts,
     runs_text,
     short_commit,
@@ -81,7 +84,7 @@ def test_verdict_shows_source_and_mark(entries):
     assert verdict_cells(entries["size"])["source"] == "Table 6"
     assert verdict_cells(entries["decay"])["source"] == "lecture; notes"
     assert verdict_cells(entries["error"])["source"] == "Figure 6 (read from a figure)"
-    assert verdict_cells(entries["size"])["verdict"] == "✔ reproduced"
+    assert verdict_cells(entries["size"])["verdict"] == "✔ confirmed"
     assert verdict_cells(entries["decay"])["verdict"] == "! erratum"
     assert verdict_cells(entries["prize"])["verdict"] == "– cannot judge: no-labels"
 
@@ -117,9 +120,56 @@ def test_short_commit_keeps_dirty(commit, short):
 
 
 def test_counts_are_in_a_fixed_order(entries):
-    orders = [list(entries.values()), list(reversed(entries.values()))]
-    assert {outcome_counts(order) for order in orders} == {"5 reproduced, 1 erratum, 1 cannot judge"}
+    trained = [entries[key] for key in ("error", "stuck", "deeper", "ratio", "prize")]
+    for order in (trained, trained[::-1]):
+        assert outcome_counts(order) == "4 reproduced, 1 cannot judge (1 no-labels)"
+    assert outcome_counts([entries["decay"]] * 2 + [entries["size"]]) == "1 confirmed, 2 errata"
     assert outcome_counts([]) == "no claims"
+
+
+def test_reasons_are_counted(entries):
+    open_claim = entries["prize"]
+    underpowered = replace(open_claim, verdict=cannot_judge(Reason.UNDERPOWERED, ""))
+    assert outcome_counts([open_claim, underpowered, open_claim]) == "3 cannot judge (2 no-labels, 1 underpowered)"
+
+
+def test_headlines_count_each_category_apart(entries):
+    assert headlines(list(entries.values())) == [
+        "Arithmetic: 1 confirmed - shapes, counts and printed values, compared exactly",
+        "Recipe: 1 erratum - our settings against the printed ones; no more than that",
+        "Trained: 4 reproduced, 1 cannot judge (1 no-labels) - results of training, judged by statistics over"
+        " seeds",
+    ]
+    assert [line.partition(":")[0] for line in headlines([entries["decay"]])] == ["Recipe"]
+    assert claim_counts([entry.claim for entry in entries.values()]) == "1 arithmetic, 1 recipe, 5 trained"
+
+
+@pytest.mark.parametrize(
+    ("reason", "command", "text"),
+    [
+        (Reason.NOT_RUN, "repro run x", "To judge it: repro run x"),
+        (
+            Reason.UNDERPOWERED,
+            "",
+            "No command would judge it: the declared seeds do not suffice, and at paper scale only they count.",
+        ),
+        (Reason.RECIPE_DEPARTS, "", "No command would judge it: the declared recipe departs from the paper's."),
+        (
+            Reason.RECIPE_UNSPECIFIED,
+            "",
+            "No command would judge it: the source leaves a setting open that could change the result.",
+        ),
+    ],
+)
+def test_next_step_of_a_claim_without_a_verdict(entries, reason, command, text):
+    entry = replace(entries["error"], verdict=cannot_judge(reason, ""), command=command)
+    assert next_step_text(entry) == text
+
+
+def test_judged_open_and_exact_claims_have_no_next_step(entries):
+    assert {next_step_text(entries[key]) for key in ("error", "deeper", "prize", "size", "decay")} == {""}
+    recalled = replace(entries["size"], verdict=cannot_judge(Reason.PROTOCOL_UNSPECIFIED, ""))
+    assert next_step_text(recalled) == ""
 
 
 def test_markdown_table():

@@ -384,7 +384,7 @@ def test_a_note_fits_in_an_mlflow_tag(home, client, trained):
     entries = [entry for entry in made.entries if entry.evidence] * 40
     note = mlflow_note(load_experiment(RESNET), "smoke", board, entries)
     assert 4000 < len(note) <= 5000
-    assert note.endswith(". Evidence: verdicts.json.")
+    assert note.endswith("\n\nEvidence: verdicts.json.")
 
 
 def test_a_report_is_published_once_unless_its_parent_run_was_deleted(home, client, trained, monkeypatch):

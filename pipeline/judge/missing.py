@@ -1,0 +1,124 @@
+"""Runs that a claim needs and that are missing, unfinished or did not converge, and the command that runs them."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from pipeline.declare.claims import BoundClaim, Claim, GainClaim, MetricClaim, OrderingClaim, RatioClaim
+from pipeline.declare.experiment import Experiment
+from pipeline.judge.counting import ByVariant, variants_of
+from pipeline.judge.verdict import Reason, Verdict, cannot_judge
+from pipeline.plan.expand import make_derived_runs, make_runs
+from pipeline.track.record import FINISHED, Record
+
+TrainedClaim = MetricClaim | BoundClaim | OrderingClaim | GainClaim | RatioClaim
+
+Unfinished = Mapping[
+    tuple[str, str, str, int], Mapping[str, str]
+]  # experiment, scale, variant, seed -> {"why", "text"}
+
+
+def with_missing_runs(
+    verdict: Verdict | None,
+    claim: TrainedClaim,
+    experiment: Experiment,
+    scale: str,
+    by_variant: ByVariant,
+    unfinished: Unfinished,
+) -> Verdict | None:
+    """Return the verdict of one scale, or "cannot judge" if runs did not converge or are unfinished.
+
+    Seeds are declared beforehand: the finished ones prove nothing without the others.
+    """
+    diverged = diverged_members(claim, experiment, by_variant)
+    if diverged:
+        return cannot_judge(Reason.DID_NOT_CONVERGE, diverged)
+    if verdict and verdict.reason is Reason.DID_NOT_CONVERGE:  # final
+        return verdict
+    return unfinished_verdict(claim, experiment, scale, by_variant, unfinished) or verdict
+
+
+def diverged_members(claim: TrainedClaim, experiment: Experiment, by_variant: ByVariant) -> str:
+    """Return a sentence naming the runs that a claim's derived runs consume and that did not converge, or ""."""
+    derived = [experiment.derived[name] for name in variants_of(claim) if name in experiment.derived]
+    consumed = {variant for spec in derived for variant in spec.consumes}
+    rows = [row for name in sorted(consumed) for row in by_variant.get(name, []) if row.status != FINISHED]
+    return (
+        f"Every seed counts, and runs that a derived run consumes did not converge: {ends(rows)}." if rows else ""
+    )
+
+
+def ends(records: Iterable[Record]) -> str:
+    """Return how runs ended: "resnet-20 seed 2 (the loss became nan at step 17), ..."."""
+    return ", ".join(f"{record.variant} seed {record.seed} ({record.ended})" for record in records)
+
+
+def unfinished_verdict(
+    claim: TrainedClaim, experiment: Experiment, scale: str, by_variant: ByVariant, unfinished: Unfinished
+) -> Verdict | None:
+    """Return "cannot judge" if runs that are declared for a claim at a scale are unfinished; over-budget first."""
+    at_scale = {
+        (variant, seed): left
+        for (name, at, variant, seed), left in sorted(unfinished.items())
+        if (name, at) == (experiment.name, scale)
+    }
+    missing = missing_runs(claim, experiment, scale, by_variant) if at_scale else set()
+    found: dict[tuple[bool, str, str], list[int]] = {}  # (not over budget, variant, why) -> seeds
+    for (variant, seed), left in at_scale.items():
+        if (variant, seed) in missing:
+            why, text = left["why"], left["text"]
+            other = why != Reason.OVER_BUDGET
+            text = f"{text} ({why})" if other and why not in text else text
+            found.setdefault((other, variant, text), []).append(seed)
+    if not found:
+        return None
+    texts = [
+        f"{variant} seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}: {text}"
+        for (_, variant, text), seeds in sorted(found.items())
+    ]
+    return cannot_judge(
+        Reason.NOT_RUN if min(found)[0] else Reason.OVER_BUDGET,
+        f"Every seed counts, and some runs are unfinished: {'; '.join(texts)}."
+        f" To resume them: {run_command(experiment, scale)}",
+    )
+
+
+def missing_runs(
+    claim: TrainedClaim, experiment: Experiment, scale: str, by_variant: ByVariant
+) -> set[tuple[str, int]]:
+    """Return (variant, seed) of the runs that are declared for a claim at a scale and have no record.
+
+    For a derived run without a record, that includes the runs it consumes.
+    """
+    recorded = {(name, row.seed) for name, rows in by_variant.items() for row in rows}
+    found: set[tuple[str, int]] = set()
+    for name in variants_of(claim):
+        if name in experiment.variants:
+            found |= {(name, seed) for seed in experiment.seeds_of(name, scale)}
+            continue
+        consumed = experiment.derived_spec(name, scale).consumes
+        runs = {
+            variant: make_runs(experiment, scale, variant, experiment.seeds_of(variant, scale))
+            for variant in consumed
+        }
+        for derived in make_derived_runs(experiment, name, scale, runs):
+            if (name, derived.seed) not in recorded:
+                found |= {(name, derived.seed), *((member.variant, member.seed) for member in derived.members)}
+    return found - recorded
+
+
+def not_run_verdict(claim: Claim, experiment: Experiment, by_scale: Mapping[str, ByVariant]) -> Verdict:
+    """Return "cannot judge" with the command that runs the missing variants."""
+    scale = next(iter(by_scale))
+    missing = [variant for variant in variants_of(claim) if variant not in by_scale[scale]]
+    command = run_command(experiment, scale, missing or variants_of(claim))
+    return cannot_judge(Reason.NOT_RUN, f"No finished runs. To run them: {command}")
+
+
+def run_command(experiment: Experiment, scale: str, names: Sequence[str] = (), seeds: int | None = None) -> str:
+    """Return the command that runs these variants and the variants that these derived runs consume.
+
+    `seeds` is the number of seeds; None: the declared ones.
+    """
+    needed = [experiment.derived[name].consumes if name in experiment.derived else [name] for name in names]
+    variants = dict.fromkeys(variant for group in needed for variant in group)
+    words = [f"repro run {experiment.name} --scale {scale}", *(f"--variant {name}" for name in variants)]
+    return " ".join([*words, *([f"--seeds {seeds}"] if seeds else [])])
