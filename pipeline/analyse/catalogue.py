@@ -4,11 +4,11 @@
 name of a builder, such as resnet_cifar, refers to that network with its default arguments.
 """
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from lightning_modules.names import nearest
 from lightning_modules.networks import NETWORKS, check_arguments
 from pipeline.analyse.measure import analysis_of, class_count, published_image_shape
 from pipeline.analyse.network import NetworkAnalysis
@@ -93,8 +93,7 @@ def find_network(
         data = Data(name=data_set, pad_to=32 if data_set == "mnist" else None)
         named = NamedNetwork(name, "", PublishedRecipe(model=Model(name=name), data=data, train=None))
     else:
-        close = difflib.get_close_matches(name, [*known, *NETWORKS], n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else "; list all networks with: repro analyse"
+        hint = nearest(name, [*known, *NETWORKS], "; list all networks with: repro analyse")
         raise UserError(f"network {name!r} not found{hint}")
     if not changes:
         return named

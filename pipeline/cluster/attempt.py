@@ -165,7 +165,8 @@ def rank_main(config: dict[str, Any]) -> None:
 
 def is_loopback_only() -> bool:
     """Return whether this cluster listens on loopback only."""
-    return ray.util.get_node_ip_address().startswith("127.")
+    address: str = ray.util.get_node_ip_address()
+    return address.startswith("127.")
 
 
 def failure_summary(error: BaseException) -> str:

@@ -91,7 +91,7 @@ def responds(cluster: ClusterAddress) -> bool:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy must not see the token
     try:
         with opener.open(request, timeout=5) as response:
-            return response.status == 200
+            return bool(response.status == 200)
     except OSError:
         return False
 

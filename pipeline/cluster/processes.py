@@ -26,7 +26,7 @@ def is_same_process(pid: int, began: float) -> bool:
         process = psutil.Process(pid)
         if process.status() == psutil.STATUS_ZOMBIE:
             return False
-        return abs(process.create_time() - began) < START_TOLERANCE_SECONDS
+        return bool(abs(process.create_time() - began) < START_TOLERANCE_SECONDS)
     except (psutil.Error, ValueError, TypeError):
         return False
 
@@ -34,7 +34,7 @@ def is_same_process(pid: int, began: float) -> bool:
 def is_alive(process: psutil.Process) -> bool:
     """Return whether a process runs: it is no zombie, and its pid was not reused."""
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 

@@ -33,4 +33,5 @@ def read_supervisor_state() -> dict[str, Any]:
 
 def supervisor_is_alive() -> bool:
     """Return whether a supervisor runs, on this machine or on another one that shares REPRO_HOME."""
-    return time.time() - read_supervisor_state().get("time", -STALE_SECONDS) <= STALE_SECONDS
+    written: float = read_supervisor_state().get("time", -STALE_SECONDS)
+    return time.time() - written <= STALE_SECONDS

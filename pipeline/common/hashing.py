@@ -3,8 +3,10 @@
 import ast
 import hashlib
 import json
+import sys
 from collections.abc import Iterable
 from functools import lru_cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,20 @@ def digest(value: Any) -> str:
 def canonical_json(value: Any) -> str:
     """Return plain data as JSON without spaces, keys sorted."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def source_digest(root: Path, patterns: Iterable[str], libraries: Iterable[str]) -> str:
+    """Return the sha256 of the bytes of source files, and of the versions of Python and `libraries`.
+
+    `patterns` are globs below `root`.
+    """
+    hashed = hashlib.sha256(" ".join([sys.version, *map(metadata.version, libraries)]).encode())
+    for pattern in patterns:
+        for path in sorted(root.glob(pattern)):
+            content = path.read_bytes()
+            hashed.update(f"\n{path.relative_to(root)} {len(content)}\n".encode())
+            hashed.update(content)
+    return hashed.hexdigest()
 
 
 def code_digest(files: Iterable[Path]) -> str:

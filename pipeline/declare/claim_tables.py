@@ -38,6 +38,7 @@ SETTING_IDS = {  # setting -> the end of the claim's id; the last words of the s
     "train.lr_drops.at": "drops",
     "drop_epochs": "drops",
     "train.lr_drops.factor": "factor",
+    "train.plateau.factor": "factor",
     "data.augment": "augmentation",
     "data.normalise": "normalise",
 }

@@ -261,11 +261,11 @@ class Warmup(FrozenModel):
 class Plateau(FrozenModel):
     """The learning rate falls when the error has stopped improving: "divided by 10 when the error plateaus"."""
 
-    # Part whose top-1 error is watched: held-out training images, or the test part, which on ImageNet is the
-    # ILSVRC validation set that the papers watch.
-    watch: Literal["val", "test"]
+    # Part whose top-1 error is watched: held-out training images, the test part, which on ImageNet is the ILSVRC
+    # validation set that the papers watch, or the augmented training images of the last `log_every` steps.
+    watch: Literal["val", "test", "train"]
     factor: Annotated[float, Field(strict=True, gt=0, lt=1)]  # multiplies the rate at each drop
-    patience: PositiveInt  # number of evaluations in a row without a lower error
+    patience: PositiveInt  # number of evaluations (train: of reports) in a row without a lower error
     max_drops: PositiveInt  # after which the rate stays
 
 

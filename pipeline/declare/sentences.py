@@ -77,6 +77,8 @@ SETTING_SENTENCES = {  # setting -> its sentence
     "train.lr_drops.at": "The learning rate drops at iterations {n}",
     "train.lr_drops.every": "The learning rate drops every {n} iterations",
     "train.lr_drops.factor": "Each drop multiplies the learning rate by {n}",
+    "train.plateau.max_drops": "The learning rate drops {n} times",
+    "train.filter_rms_limit": "Filters whose root mean square exceeds {n} are scaled back to it",
     "train.warmup.lr": "The warm-up has a learning rate of {n}",
     "train.optimizer.name": "The optimizer is {n}",
     "train.optimizer.momentum": "The momentum is {n}",
@@ -165,13 +167,19 @@ def singular(text: str, is_one: bool) -> str:
 def setting_sentence(setting: str, claimed: Any, value: str) -> str:
     """Return the sentence of a setting of the recipe."""
     if isinstance(claimed, bool):
+        if setting.endswith("rate_in_velocity"):
+            return f"The learning rate multiplies {'the gradient in the' if claimed else 'the'} velocity"
         what = "Nesterov momentum" if setting.endswith("nesterov") else setting
         return f"{what} is {'used' if claimed else 'not used'}"
     if setting == "drop_epochs" and not isinstance(claimed, list):
         return f"The learning rate drops every {value} epochs"
     if setting == "data.augment" and not claimed:
         return "Images are not augmented"
-    if setting == "train.lr_drops.factor" and isinstance(claimed, float) and (1 / claimed).is_integer():
+    if (
+        setting in ("train.lr_drops.factor", "train.plateau.factor")
+        and isinstance(claimed, float)
+        and (1 / claimed).is_integer()
+    ):
         return f"Each drop divides the learning rate by {1 / claimed:g}"
     if isinstance(claimed, list):
         value = ", ".join(

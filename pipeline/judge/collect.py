@@ -7,7 +7,8 @@ from typing import Any
 from pipeline.common.paths import runs_folder
 from pipeline.declare.experiment import Experiment
 from pipeline.judge.counting import declarations_of
-from pipeline.judge.ledger import LedgerEntry, Unfinished, ledger
+from pipeline.judge.ledger import LedgerEntry, ledger
+from pipeline.judge.missing import Unfinished
 from pipeline.track.mlflow_errors import TrackingError
 from pipeline.track.mlflow_writer import Tracker
 from pipeline.track.record import Record

@@ -5,19 +5,16 @@ files of its data set. The cache is used only to find that all runs are finished
 read.
 """
 
-import hashlib
 import json
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import cached_property
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from pipeline.common.files import write_atomically
-from pipeline.common.hashing import digest
+from pipeline.common.hashing import digest, source_digest
 from pipeline.common.paths import ROOT, data_folder, runs_folder
 
 # Source files that a code hash or a manifest may depend on, as globs below the checkout.
@@ -63,13 +60,7 @@ class TaskCache:
     @cached_property
     def sources(self) -> str:
         """Hash of the source files' bytes, the Python version and the versions of LIBRARIES_OF_DATA."""
-        hashed = hashlib.sha256(" ".join([sys.version, *map(metadata.version, LIBRARIES_OF_DATA)]).encode())
-        for pattern in SOURCE_FILES:
-            for path in sorted(ROOT.glob(pattern)):
-                content = path.read_bytes()
-                hashed.update(f"\n{path.relative_to(ROOT)} {len(content)}\n".encode())
-                hashed.update(content)
-        return hashed.hexdigest()
+        return source_digest(ROOT, SOURCE_FILES, LIBRARIES_OF_DATA)
 
     def add_code(self, network: str, code: str) -> None:
         """Add the code hash of a network."""

@@ -36,10 +36,8 @@ class TrainingCallback(pl.Callback):
         # the batch of batch normalisation), and number of devices.
         self.device_batches: list[int] = []
         self.worlds: list[int] = []
-        self.errors: dict[str, dict[int, float]] = {
-            "val": {},
-            "test": {},
-        }  # part -> step -> top-1 error in percent
+        # Part -> step -> top-1 error in percent.
+        self.errors: dict[str, dict[int, float]] = {"val": {}, "test": {}, "train": {}}
 
     def seconds(self) -> float:
         """Return the seconds of training so far, over all sessions."""
@@ -137,15 +135,12 @@ class TrainingCallback(pl.Callback):
         if done % context.log_every == 0 or done == context.recipe.steps:
             self.last_window = module.pop_window_metrics()
             metrics |= self.last_window
-        selects, ends = context.recipe.select == "val", done == context.recipe.steps
-        if (done % context.eval_every == 0 and not ends) or (
-            selects and ends
-        ):  # at the end all metrics are measured
-            errors = context.held_out_errors()
-            self.add_errors(module, done, errors)
-            metrics |= errors
-            if context.recipe.plateau:
-                metrics["train/lr"] = module.lr_of(done)
+        ends, selects = done == context.recipe.steps, context.recipe.select == "val"
+        if selects if ends else done % context.eval_every == 0:  # all metrics are measured after the last step
+            metrics |= context.held_out_errors()
+        self.add_errors(module, done, metrics)
+        if context.recipe.plateau and f"{context.recipe.plateau.watch}/top1_error_pct" in metrics:
+            metrics["train/lr"] = module.lr_of(done)
         if metrics and done > self.reported:
             self.group.on_rank_zero(
                 lambda _: context.folder.append_journal({"step": done, "time": time.time(), "metrics": metrics})

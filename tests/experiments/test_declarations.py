@@ -358,7 +358,6 @@ def test_the_docs_commands_can_be_given():
             parse_protocol(command.partition("--protocol ")[2])
 
 
-
 # --- the committed results: here, where all networks have been looked at already ------------------------------
 
 
