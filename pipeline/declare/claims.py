@@ -83,7 +83,7 @@ class MetricClaim(BaseClaim):
     metric: str
     claimed: StrictFloat
     margin: PositiveFloat
-    statistic: Statistic = "mean"  # or "best of N"
+    statistic: Statistic = "mean"  # or "median of N", "best of N"
     protocol: str = "single view, last model"
 
 

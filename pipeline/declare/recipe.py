@@ -55,8 +55,8 @@ def check_protocol_name(name: str) -> str:
 
 def check_statistic(text: str) -> str:
     """Return `text`. Raises ValueError if it is not the name of a statistic over seeds."""
-    if not re.fullmatch(r"mean|best of [1-9]\d{0,2}", text):
-        raise ValueError(f"unknown statistic {text!r}; use 'mean' or 'best of N'")
+    if not re.fullmatch(r"mean|(best|median) of [1-9]\d{0,2}", text):
+        raise ValueError(f"unknown statistic {text!r}; use 'mean', 'median of N' or 'best of N'")
     return text
 
 

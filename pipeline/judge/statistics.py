@@ -151,13 +151,18 @@ def _c4(n: int) -> float:
 
 
 def statistic_sigmas(statistic: str) -> float:
-    """Return the k of mu + k sigma that a statistic estimates: 0 for "mean"."""
+    """Return the k of mu + k sigma that a statistic estimates.
+
+    0 for "mean" and for "median of N": the expected median of normal draws is their mean.
+    """
     if statistic == "mean":
         return 0.0
-    draws = statistic.removeprefix("best of ")
-    if draws == statistic or not (draws.isascii() and draws.isdigit() and 1 <= int(draws) <= 1000):
-        raise ValueError(f"unknown statistic {statistic!r}; use 'mean' or 'best of N', N from 1 to 1000")
-    return -expected_best(int(draws)) if int(draws) > 1 else 0.0
+    name, _, draws = statistic.partition(" of ")
+    if name not in ("best", "median") or not (draws.isascii() and draws.isdigit() and 1 <= int(draws) <= 1000):
+        raise ValueError(
+            f"unknown statistic {statistic!r}; use 'mean', 'median of N' or 'best of N', N from 1 to 1000"
+        )
+    return -expected_best(int(draws)) if name == "best" and int(draws) > 1 else 0.0
 
 
 def average(values: Sequence[float]) -> float:

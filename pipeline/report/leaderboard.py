@@ -111,7 +111,7 @@ def paper_error(experiment: Experiment, variant: str, protocol: str = "") -> flo
     """Return the mean top-1 error that the paper prints for a variant and protocol; None if it prints none."""
     metric = TOP1.replace("/", f"/{protocol}/") if protocol else TOP1
     for claim in experiment.claims:
-        if not isinstance(claim, MetricClaim) or claim.statistic != "mean":
+        if not isinstance(claim, MetricClaim) or claim.statistic.startswith("best"):
             continue
         if (claim.of, claim.metric, claim.by) == (variant, metric, "paper"):
             return claim.claimed

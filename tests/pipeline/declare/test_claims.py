@@ -15,7 +15,7 @@ ERRORS = {  # replaced text, new text, message
     "not a number, claimed": ("claimed: 270000", "claimed: .nan", "claims.size.claimed: should be a finite number, not nan"),
     "operator": ("op: \">\", claimed", "op: \"=>\", claimed", "claims.stuck.op: unknown value '=>'; did you mean '>'?"),
     "reason": ("no-labels", "no-label", "claims.prize.reason: unknown value 'no-label'; did you mean 'no-labels'?"),
-    "statistic": ("margin: 0.5,", "margin: 0.5, statistic: best of five,", "claims.error.statistic: unknown statistic 'best of five'; use 'mean' or 'best of N'"),
+    "statistic": ("margin: 0.5,", "margin: 0.5, statistic: best of five,", "claims.error.statistic: unknown statistic 'best of five'; use 'mean', 'median of N' or 'best of N'"),
     "exact claim": ("margin: 5000", "margn: 5000", "claims.size.margn: unknown key; did you mean 'margin'?"),
     "metric claim": ("margin: 0.5", "margn: 0.5", "claims.error.margn: unknown key; did you mean 'margin'?"),
     "ordering claim": ("lhs: plain-32, op", "left: plain-32, op", "claims.deeper.left: unknown key; known: by, confidence, id, kind, lhs, margin, metric, op, rhs, rhs_metric, says, source"),

@@ -181,6 +181,14 @@ def test_suggested_seeds_decide_about_four_times_in_five(statistic):
     assert 0.75 < share(judge, draws) < 0.92
 
 
+def test_expected_median_of_normal_draws_is_their_mean():
+    draws = np.random.default_rng(0).normal(10, 1, (200_000, 5))
+    assert np.median(draws, axis=1).mean() == pytest.approx(
+        10 + statistics.statistic_sigmas("median of 5"), abs=0.01
+    )
+    assert draws.min(axis=1).mean() == pytest.approx(10 + statistics.statistic_sigmas("best of 5"), abs=0.01)
+
+
 # --- simulated experiments ---------------------------------------------------------------------------------
 
 

@@ -125,6 +125,14 @@ def test_sentence_has_estimate_interval_and_claimed_range():
     )
 
 
+def test_median_of_runs_is_judged_by_the_mean_of_seeds():
+    """The expected median of normal draws is their mean."""
+    median = judge_metric(seeds(*NARROW), claimed=9.9, margin=0.5, statistic="median of 5")
+    mean = judge_metric(seeds(*NARROW), claimed=9.9, margin=0.5)
+    assert (median.outcome, median.measured, median.interval) == (mean.outcome, mean.measured, mean.interval)
+    assert "The expected error of the median of 5 runs, estimated from 3 seeds, is 10 %" in median.sentence
+
+
 def test_sentence_names_a_best_of_n():
     verdict = judge_metric(seeds(*NARROW), claimed=9.9, margin=0.5, statistic="best of 5")
     assert "best of 5 runs, estimated from 3 seeds" in verdict.sentence
