@@ -56,7 +56,6 @@ CONFIGURATIONS: dict[str, tuple[tuple[int | str, ...], ...]] = {  # kernel sizes
     "E": ((3, 3), (3, 3), (3, 3, 3, 3), (3, 3, 3, 3), (3, 3, 3, 3)),
     "B-5x5": ((5,),) * 5,  # section 4.1
 }
-LAYERS_FROM_A = ("conv1_1", "conv2_1", "conv3_1", "conv3_2", "fc6", "fc7", "fc8")  # section 3.1
 
 
 class VGG(nn.Module):
@@ -146,35 +145,13 @@ def normal_std_0_1(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def initialise_from_net_a(network: VGG, net_a: VGG) -> None:
-    """Copy the first four convolutions and the last three layers of a trained net A (section 3.1).
-
-    All other layers keep their initial weights. Raises ValueError if shapes differ or `net_a` is not net A.
-    """
-    if not net_a.configuration.startswith("A"):
-        raise ValueError(
-            f"deeper nets start from configuration A or A-LRN (section 3.1), not {net_a.configuration}"
-        )
-    own = network.state_dict()
-    state = net_a.state_dict()
-    copied = {name: value for name, value in state.items() if name.partition(".")[0] in LAYERS_FROM_A}
-    for name, value in copied.items():
-        if name not in own or own[name].shape != value.shape:
-            own_shape = tuple(own[name].shape) if name in own else "no such parameter"
-            raise ValueError(
-                f"{name} of configuration {net_a.configuration} has shape {tuple(value.shape)}; "
-                f"configuration {network.configuration} has {own_shape}"
-            )
-    network.load_state_dict(copied, strict=False)
-
-
 def vgg(
     *, configuration: Configuration, init: Initialisation = "glorot", num_classes: int = 1000, in_channels: int = 3
 ) -> VGG:
     """Return the network of a column of Table 1, or "B-5x5" of section 4.1.
 
     `init="glorot"` requires no pre-training (section 3.1, last note). `init="normal"` has variance 0.01; the paper
-    uses it for A, and for deeper nets that get A's trained layers from `initialise_from_net_a`. Raises ValueError
+    uses it for A, and for the layers of deeper nets that do not start from A's trained layers. Raises ValueError
     for a configuration or initialisation that is not in the paper.
     """
     if configuration not in CONFIGURATIONS:

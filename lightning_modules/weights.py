@@ -1,7 +1,7 @@
 """What a recipe does to weights beside optimizer steps: averages, copies, a limit on the norm of filters."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,36 @@ def copy_weights(source: nn.Module, target: nn.Module) -> None:
     values = source.state_dict()
     for name, value in target.state_dict().items():
         value.copy_(values[name])
+
+
+def copied_layers(state: Mapping[str, Tensor], network: nn.Module, layers: Sequence[str]) -> dict[str, Tensor]:
+    """Return the part of another network's `state` that belongs to `layers` of `network`, or all of it.
+
+    Raises ValueError for a layer that one of them lacks, or whose weights have another shape.
+    """
+    own = network.state_dict()
+    for layer in layers:
+        for names in (own, state):
+            if not any(name.startswith(f"{layer}.") for name in names):
+                whose = "this network" if names is own else "the network to start from"
+                raise ValueError(f"{whose} has no layer {layer!r} with weights")
+    chosen = {
+        name: value
+        for name, value in state.items()
+        if not layers or any(name.startswith(f"{layer}.") for layer in layers)
+    }
+    for name, value in chosen.items():
+        if name not in own or own[name].shape != value.shape:
+            shape = tuple(own[name].shape) if name in own else "none"
+            raise ValueError(f"{name} of the network to start from has shape {tuple(value.shape)}, here {shape}")
+    if not layers and (missing := own.keys() - chosen.keys()):
+        raise ValueError(f"the network to start from has no {min(missing)}")
+    return chosen
+
+
+def start_from(network: nn.Module, state: Mapping[str, Tensor], layers: Sequence[str]) -> None:
+    """Copy `layers` of another network's `state` into `network`; all of them if none is given."""
+    network.load_state_dict(copied_layers(state, network, layers), strict=False)
 
 
 @torch.no_grad()

@@ -236,14 +236,14 @@ def plan_launch(
 
 
 def missing_networks(tasks: Sequence[Task], ended: Container[str]) -> list[tuple[Task, str]]:
-    """Return the unfinished derived runs that need a network trained on another machine, and the reason."""
+    """Return the unfinished tasks that need a network trained on another machine, and the reason."""
 
     def is_elsewhere(identity: str) -> bool:
         return identity in ended and not RunFolder(runs_folder() / identity).result_file.is_file()
 
     found = []
     for task in tasks:
-        if not isinstance(task.run, DerivedRun) or task.identity in ended or has_result(task):
+        if task.identity in ended or has_result(task):
             continue
         members = zip(task.run.members, task.needs, strict=True)
         missing = [member.title for member, need in members if is_elsewhere(need)]

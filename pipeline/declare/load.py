@@ -90,8 +90,24 @@ def check_experiment(experiment: Experiment) -> None:
                 if variant not in experiment.variants:
                     near = nearest(variant, experiment.variants)
                     raise DeclarationError(f"{file}: {key}.{number}.of: unknown variant {variant!r}{near}")
+    check_starts(experiment)
     check_derived(experiment)
     check_claims(experiment)
+
+
+def check_starts(experiment: Experiment) -> None:
+    """Check that variants start from known variants, and that none starts from itself, directly or not."""
+    for scale in experiment.scales:
+        for variant in experiment.variants:
+            place = f"{experiment.file}: variants.{variant}.train.start.variant"
+            chain = [variant]
+            while (start := experiment.recipe(chain[-1], scale).train.start) and start.experiment is None:
+                if start.variant not in experiment.variants:
+                    near = nearest(start.variant, experiment.variants)
+                    raise DeclarationError(f"{place}: unknown variant {start.variant!r}{near}")
+                if start.variant in chain:
+                    raise DeclarationError(f"{place}: {' starts from '.join([*chain, start.variant])}")
+                chain.append(start.variant)
 
 
 def check_claims(experiment: Experiment) -> None:

@@ -258,6 +258,15 @@ class Warmup(FrozenModel):
     train_error_below_pct: PositiveFloat
 
 
+class Start(FrozenModel):
+    """Initial weights from the finished run of another variant, with the same seed at the same scale."""
+
+    variant: str
+    experiment: str | None = None  # None: this experiment
+    # Layers that are copied, by name, with all layers inside them; empty: all. Others keep their initial weights.
+    layers: Annotated[tuple[str, ...], AfterValidator(require_unique)] = ()
+
+
 class Plateau(FrozenModel):
     """The learning rate falls when the error has stopped improving: "divided by 10 when the error plateaus"."""
 
@@ -288,6 +297,7 @@ class Train(FrozenModel):
     lr_end: NonNegativeFloat | None = None  # decay from `lr` to this rate, reached after the last step
     lr_power: PositiveFloat = 1.0  # of the decay to lr_end: (1 - step / steps)^lr_power; 1: linear
     plateau: Plateau | None = None
+    start: Start | None = None
     warmup: Warmup | None = None
     clip_norm: PositiveFloat | None = None  # largest norm of the gradient of all parameters together
     filter_rms_limit: PositiveFloat | None = None  # largest root mean square of a convolution's filter (ZFNet)
@@ -330,6 +340,7 @@ class Train(FrozenModel):
             "warmup": self.warmup,
             "lr_end": self.lr_end is not None,
             "plateau": self.plateau,
+            "start": self.start,
             "clip_norm": self.clip_norm,
             "filter_rms_limit": self.filter_rms_limit,
             "average": self.average,

@@ -8,8 +8,7 @@ from typing import Any
 from pipeline.declare.claims import Claim
 from pipeline.declare.experiment import Experiment
 from pipeline.declare.recipe import PAPER_SCALE
-from pipeline.plan.declaration import declaration_hashes
-from pipeline.plan.expand import make_derived_runs, make_runs, seed_at, seed_index
+from pipeline.plan.expand import make_derived_runs, make_runs, run_declarations, seed_at, seed_index
 from pipeline.track.record import Record
 
 ByVariant = dict[str, list[Record]]
@@ -67,7 +66,7 @@ def declarations_of(
     if name in experiment.variants:
         declared = experiment.seeds_of(name, scale)
         chosen = [seed for seed in seeds if not declared_only or seed in declared]
-        return set(declaration_hashes(experiment.recipe(name, scale, changes), chosen).values())
+        return set(run_declarations(make_runs(experiment, scale, name, chosen, changes)))
     consumed = experiment.derived_spec(name, scale).consumes
     declared_seeds = {variant: experiment.seeds_of(variant, scale) for variant in consumed}
     first = min(consumed)  # the seed of a derived run is that of the first run it consumes

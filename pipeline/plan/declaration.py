@@ -16,6 +16,7 @@ LATER_DEFAULTS: dict[str, Any] = {
     "train.lr_end": None,
     "train.lr_power": 1.0,
     "train.plateau": None,
+    "train.start": None,
     "train.clip_norm": None,
     "train.filter_rms_limit": None,
     "train.average": None,

@@ -9,6 +9,7 @@ from pipeline.common.errors import UserError
 from pipeline.common.hashing import digest
 from pipeline.declare.derived import DerivedSpec
 from pipeline.declare.experiment import Experiment
+from pipeline.declare.load import load_experiment
 from pipeline.declare.recipe import Recipe
 from pipeline.plan.declaration import declaration_hashes
 
@@ -32,11 +33,20 @@ class Run:
     changes: Mapping[str, Any] = field(
         default_factory=dict
     )  # settings of --set that differ from the declared ones
+    start: "Run | None" = None  # the run whose weights are its initial weights
+
+    @property
+    def members(self) -> "tuple[Run, ...]":
+        """The runs that must finish first: the one it starts from."""
+        return (self.start,) if self.start else ()
 
     @property
     def declaration(self) -> str:
-        """Hash of the resolved recipe and the seed. The names of variant and scale are not part of it."""
-        return declaration_hashes(self.recipe, [self.seed])[self.seed]
+        """Hash of the resolved recipe, the seed, and the declaration of the run that it starts from.
+
+        The names of variants, scales and experiments are not part of it.
+        """
+        return run_declarations([self])[0]
 
     @property
     def title(self) -> str:
@@ -66,12 +76,7 @@ class DerivedRun:
         settings = self.spec.model_dump(mode="json", exclude={"of", "members"})
         if settings.get("weights") == "last":  # added later: recorded derived runs keep their hashes
             del settings["weights"]
-        hashes: dict[str, dict[int, str]] = {}  # variant -> seed -> declaration
-        for first in self.members:
-            if first.variant not in hashes:  # the members of a variant have the same recipe
-                seeds = [member.seed for member in self.members if member.variant == first.variant]
-                hashes[first.variant] = declaration_hashes(first.recipe, seeds)
-        members = [hashes[member.variant][member.seed] for member in self.members]
+        members = run_declarations(self.members)
         # The key is "step", the earlier name of derived runs: with another key the recorded ones would not count.
         return digest({"step": settings, "members": members})
 
@@ -79,6 +84,24 @@ class DerivedRun:
     def title(self) -> str:
         """'vgg-d-and-e seed 0', for messages."""
         return run_title(self.variant, self.seed)
+
+
+def run_declarations(runs: Sequence[Run]) -> list[str]:
+    """Return the declaration of each run. The runs of a variant have one recipe, which is serialised once."""
+    hashes: dict[str, dict[int, str]] = {}  # variant -> seed -> hash of recipe and seed
+    for first in runs:
+        if first.variant not in hashes:
+            train = first.recipe.train.model_copy(update={"start": None})
+            recipe = first.recipe.model_copy(update={"train": train})
+            seeds = [run.seed for run in runs if run.variant == first.variant]
+            hashes[first.variant] = declaration_hashes(recipe, seeds)
+    found = []
+    for run in runs:
+        own, start = hashes[run.variant][run.seed], run.recipe.train.start
+        if run.start and start:
+            own = digest({"run": own, "start": run.start.declaration, "layers": list(start.layers)})
+        found.append(own)
+    return found
 
 
 def plan_runs(
@@ -93,7 +116,8 @@ def plan_runs(
 
     `variants` defaults to those of the scale, and `seeds`, the number of seeds per variant, to the declared seeds;
     `seeds_for` says which are added beyond these. Runs are ordered by seed first, so that an interrupted plan has
-    complete comparisons. A derived run follows the last run that it consumes, and is left out if one is missing.
+    complete comparisons. A derived run follows the last run that it consumes, and is left out if one is missing. A
+    run that starts from another follows it; the other is planned too, even if it is not among `variants`.
 
     Raises UserError for an unknown name or an invalid number of seeds.
     """
@@ -117,11 +141,23 @@ def plan_runs(
         for run in make_derived_runs(experiment, name, scale, runs):
             last = max(sequences[member.variant].index(member.seed) for member in run.members)
             derived.setdefault(last, []).append(run)
-    planned: list[Run | DerivedRun] = []
+    planned: dict[tuple[str, str, int], Run | DerivedRun] = {}  # experiment, variant, seed -> run
     for index in range(max(map(len, sequences.values()))):
-        planned += [runs[variant][index] for variant in chosen if index < len(sequences[variant])]
-        planned += derived.get(index, [])
-    return planned
+        for variant in chosen:
+            if index < len(sequences[variant]):
+                planned |= {title_of(run): run for run in with_ancestors(runs[variant][index])}
+        planned |= {title_of(run): run for run in derived.get(index, [])}
+    return list(planned.values())
+
+
+def title_of(run: Run | DerivedRun) -> tuple[str, str, int]:
+    """Return experiment, variant and seed."""
+    return run.experiment, run.variant, run.seed
+
+
+def with_ancestors(run: Run) -> list[Run]:
+    """Return the runs that a run starts from, directly or not, in the order of training, and the run itself."""
+    return [*(with_ancestors(run.start) if run.start else ()), run]
 
 
 def seeds_for(declared: Sequence[int], count: int | None) -> list[int]:
@@ -156,10 +192,18 @@ def make_runs(
     seeds: Sequence[int],
     changes: Mapping[str, Any] | None = None,
 ) -> list[Run]:
-    """Return the runs of a variant with these seeds, in their order."""
+    """Return the runs of a variant with these seeds, in their order, each with the run that it starts from.
+
+    Raises UserError for an unknown experiment, variant or scale to start from.
+    """
     recipe = experiment.recipe(variant, scale, changes)
     changed = {} if not changes or recipe == experiment.recipe(variant, scale) else dict(changes)
-    return [Run(experiment.name, scale, variant, seed, recipe, changed) for seed in seeds]
+    starts: Sequence[Run | None] = [None] * len(seeds)
+    if start := recipe.train.start:
+        other = load_experiment(start.experiment) if start.experiment else experiment
+        starts = make_runs(other, scale, start.variant, seeds, changes)
+    pairs = zip(seeds, starts, strict=True)
+    return [Run(experiment.name, scale, variant, seed, recipe, changed, origin) for seed, origin in pairs]
 
 
 def make_derived_runs(

@@ -25,7 +25,7 @@ class Task:
     folder: Path
     data_root: Path
     device_batch: int | None = None  # maximum images of a micro-batch; None: the device's share of the batch
-    needs: tuple[str, ...] = ()  # identities of the members of a derived run, which must finish first
+    needs: tuple[str, ...] = ()  # identities of the run's members, which must finish first
 
     @property
     def title(self) -> str:
@@ -52,12 +52,12 @@ class Task:
             "commit": commit(),
         }
         if isinstance(run, Run):
-            return description | {"recipe": run.recipe.model_dump(mode="json")}
+            recipe = run.recipe.model_dump(mode="json")
+        else:
+            recipe = {"derived": run.spec.model_dump(mode="json")}
         members = zip(run.members, self.needs, strict=True)
-        return description | {
-            "recipe": {"derived": run.spec.model_dump(mode="json")},
-            "needs": [{"run": member.title, "identity": need} for member, need in members],
-        }
+        needs = [{"run": member.title, "identity": need} for member, need in members]
+        return description | {"recipe": recipe} | ({"needs": needs} if needs else {})
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data, for JSON."""
@@ -91,17 +91,22 @@ def run_to_dict(run: Run | DerivedRun) -> dict[str, Any]:
     """Return a run or derived run as plain data, for JSON."""
     common = {"experiment": run.experiment, "scale": run.scale, "variant": run.variant, "seed": run.seed}
     if isinstance(run, Run):
-        return common | {"recipe": run.recipe.model_dump(mode="json"), "changes": dict(run.changes)}
+        start = {"start": run_to_dict(run.start)} if run.start else {}
+        return common | {"recipe": run.recipe.model_dump(mode="json"), "changes": dict(run.changes)} | start
     members = [run_to_dict(member) for member in run.members]
     return common | {"derived": run.spec.model_dump(mode="json"), "members": members}
+
+
+def plain_run_from_dict(raw: dict[str, Any]) -> Run:
+    """Return the run, not derived, that `run_to_dict` described."""
+    start = plain_run_from_dict(raw["start"]) if "start" in raw else None
+    return Run(**raw | {"recipe": Recipe.model_validate(raw["recipe"]), "start": start})
 
 
 def run_from_dict(raw: dict[str, Any]) -> Run | DerivedRun:
     """Return the run that `run_to_dict` described."""
     if "derived" not in raw:
-        return Run(**raw | {"recipe": Recipe.model_validate(raw["recipe"])})
-    members = tuple(
-        Run(**member | {"recipe": Recipe.model_validate(member["recipe"])}) for member in raw["members"]
-    )
+        return plain_run_from_dict(raw)
+    members = tuple(plain_run_from_dict(member) for member in raw["members"])
     common = {key: raw[key] for key in ("experiment", "scale", "variant", "seed")}
     return DerivedRun(**common, spec=DERIVED_SPEC.validate_python(raw["derived"]), members=members)

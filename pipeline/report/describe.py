@@ -13,7 +13,7 @@ from pipeline.common.words import plural
 from pipeline.declare.claims import Claim, ExactClaim, GainClaim, OrderingClaim, RatioClaim
 from pipeline.declare.derived import CompressionSpec, DerivedSpec, EnsembleSpec, ProtocolSpec
 from pipeline.declare.experiment import Experiment
-from pipeline.declare.recipe import REDUCED_PRECISION, Crop, LrDrops
+from pipeline.declare.recipe import REDUCED_PRECISION, Crop, LrDrops, Train
 from pipeline.plan.expand import DerivedRun, Run, plan_runs
 from pipeline.report.deviations import deviation_groups
 from pipeline.report.text import claim_counts
@@ -36,13 +36,13 @@ def print_experiment(
     say(f"{paper.authors} {paper.year}, {paper.title}{arxiv}, section {paper.section}")
     if train:
         head("recipe" if experiment.scales else "recipe as published, not trained here")
-        drops = f"; {lr_drops_text(train.lr_drops)}" if train.lr_drops else ""
-        drops += "" if train.lr_end is None else f", falling linearly to {train.lr_end:g}"
         steps = f"{train.steps:,} steps of {plural(train.batch_size, 'image')}"
-        say(f"{steps}, learning rate {train.lr:g}{drops}", indent=2)
+        say(f"{steps}, learning rate {train.lr:g}{schedule_text(train)}", indent=2)
         settings = train.optimizer.model_dump(exclude={"name"}) | {"loss": train.loss.name}
         settings = {key: value for key, value in settings.items() if value is not False}
         say(f"{train.optimizer.name}: {settings_text(settings)}", indent=2)
+        for text in weights_texts(train):
+            say(text, indent=2)
     if experiment.scales:
         augment = ", ".join(data.augment) or "none"
         say(f"data {data.name}; normalisation: {data.normalise}; augmentation: {augment}", indent=2)
@@ -131,8 +131,16 @@ def override_text(data: Mapping[str, Any], train: Mapping[str, Any]) -> str:
         of_train.append(plural(steps, "step") + (f" of {plural(size, 'image')}" if size else ""))
     elif size:
         of_train.append(f"batches of {plural(size, 'image')}")
-    of_train.append(settings_text(train))
+    start = train.pop("start", None)
+    of_train += [settings_text(train), start_text(start) if start else ""]
     return "; ".join(filter(None, (", ".join(filter(None, part)) for part in (of_data, of_train))))
+
+
+def start_text(start: Mapping[str, Any]) -> str:
+    """Return the run that a run starts from: "starts from vgg-11 (conv1_1, fc8)"."""
+    layers = f" ({', '.join(start['layers'])})" if start.get("layers") else ""
+    experiment = f" of {start['experiment']}" if start.get("experiment") else ""
+    return f"starts from {start['variant']}{experiment}{layers}"
 
 
 def crop_override_text(crop: Mapping[str, Any]) -> str:
@@ -192,6 +200,37 @@ def precision_settings(experiment: Experiment, scale: str) -> dict[str, Any]:
         for key, value in REDUCED_PRECISION.items()
         if getattr(experiment.train, key) != value and all(getattr(train, key) == value for train in recipes)
     }
+
+
+def schedule_text(train: Train) -> str:
+    """Return how the learning rate falls, after "learning rate 0.1": "; times 0.1 at step 32,000"."""
+    if train.lr_drops:
+        return f"; {lr_drops_text(train.lr_drops)}"
+    if train.lr_end is not None:
+        how = "linearly" if train.lr_power == 1 else f"as a polynomial of degree {train.lr_power:g}"
+        return f", falling {how} to {train.lr_end:g}"
+    if plateau := train.plateau:
+        count = "report" if plateau.watch == "train" else "evaluation"
+        waited = f"{plural(plateau.patience, count)} without a lower {plateau.watch} error"
+        return f"; times {plateau.factor:g} after {waited}, at most {plural(plateau.max_drops, 'time')}"
+    return ""
+
+
+def weights_texts(train: Train) -> list[str]:
+    """Return what happens to gradients and weights beside optimizer steps, one text each."""
+    texts = []
+    if train.clip_norm:
+        texts.append(f"gradients are scaled to a norm of at most {train.clip_norm:g}")
+    if train.filter_rms_limit:
+        texts.append(f"filters are scaled to a root mean square of at most {train.filter_rms_limit:g}")
+    if average := train.average:
+        kind = "plain" if average.decay is None else f"exponential, decay {average.decay:g}"
+        since = f" since step {average.since:,}" if average.since else ""
+        statistics = ", with batch-norm statistics" if average.batch_norm else ""
+        texts.append(f"average of the weights{since}: {kind}{statistics}; evaluated beside the last weights")
+    if train.select == "val":
+        texts.append("the network with the lowest validation error is judged")
+    return texts
 
 
 def lr_drops_text(drops: LrDrops) -> str:

@@ -19,7 +19,6 @@ from typing import Any, Literal
 from pipeline.common.environment import available_cpus
 from pipeline.common.errors import UserError
 from pipeline.common.signals import count_stop_signals
-from pipeline.plan.expand import DerivedRun
 from pipeline.plan.task import Task
 from pipeline.schedule.execute import execute_task
 from pipeline.track.record import FINISHED, Record
@@ -59,7 +58,7 @@ def run_all(
     on_event: Callable[[Event], None],
     tick: Callable[[], None] = lambda: None,
 ) -> BatchOutcome:
-    """Execute all `tasks` and return the outcome. A derived run waits for the runs that it needs.
+    """Execute all `tasks` and return the outcome. A task waits for the runs that it needs.
 
     `on_event` is called for every event, `tick` a few times per second. Ctrl-C or SIGTERM stops the runs after
     their current step, with checkpoints. A second one raises KeyboardInterrupt and kills the workers.
@@ -145,8 +144,7 @@ class TaskQueue:
 
 
 def mark_skipped(task: Task, unusable: Mapping[str, str]) -> Event:
-    """Record in its folder why a derived run cannot be made: "needs resnet-56 seed 1, which did not converge"."""
-    assert isinstance(task.run, DerivedRun)
+    """Record in its folder why a task cannot be executed: "needs resnet-56 seed 1, which did not converge"."""
     titles = [member.title for member in task.run.members]
     reasons = [
         f"{title}, which {unusable[need]}"

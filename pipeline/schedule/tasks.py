@@ -117,7 +117,9 @@ class TaskBuilder:
         manifest = self.inputs.manifest(data.name, data.crop is not None)
         self.inputs.check(run)
         code = self.inputs.code(run.recipe.model.name)
-        self.runs[key] = make_task(run, identity(run, manifest=manifest["sha256"], code=code), code, manifest)
+        needs = tuple(self.of_run(member).identity for member in run.members)
+        own_identity = identity(run, manifest=manifest["sha256"], code=code, members=needs)
+        self.runs[key] = replace(make_task(run, own_identity, code, manifest), needs=needs)
         return self.runs[key]
 
     def of_derived(self, derived: DerivedRun) -> Task:
@@ -145,6 +147,7 @@ def check_run(run: Run, images: Any) -> None:
     import torch
 
     from lightning_modules.networks import build
+    from lightning_modules.weights import copied_layers
     from pipeline.train.inputs import input_shape
 
     model = run.recipe.model
@@ -153,6 +156,10 @@ def check_run(run: Run, images: Any) -> None:
         with torch.device("meta"), torch.no_grad():
             network = build(model.name, model.args, num_classes=len(images.classes), in_channels=shape[0])
             network.eval()(torch.zeros(1, *shape))
+            if run.start and run.recipe.train.start:
+                origin = run.start.recipe.model
+                start = build(origin.name, origin.args, num_classes=len(images.classes), in_channels=shape[0])
+                copied_layers(start.state_dict(), network, run.recipe.train.start.layers)
     except (ValueError, TypeError, RuntimeError) as error:
         args = ", ".join(f"{key} {value!r}" for key, value in model.args.items())
         network_name = f"{model.name} ({args})" if args else model.name

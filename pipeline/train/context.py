@@ -5,10 +5,13 @@ from collections.abc import Iterable
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lightning_modules.classifier import Classifier
 from lightning_modules.recipe import Batch
+from lightning_modules.weights import start_from
 from pipeline.common.errors import UserError
 from pipeline.data.manifest import Manifest
 from pipeline.data.order import derive_seed
@@ -54,6 +57,21 @@ class RunContext:
         self.module = build_module(run, manifest, compiled=self.compiled)
         self.module.accumulation_steps = options.accumulation_steps
         self.block = block_size(self.recipe, self.log_every, self.eval_every, self.training_data.train_count)
+
+    def start_from(self, folder: RunFolder) -> None:
+        """Replace initial weights by those of the finished run in `folder`. Raises UserError if it has none."""
+        origin, start = self.run.start, self.recipe.start
+        assert origin
+        assert start
+        if not folder.network_file.is_file():
+            raise UserError(
+                f"starts from {origin.title}, whose weights are not at {folder.network_file}: it was trained on"
+                " another machine; copy its folder here and run the same command again"
+            )
+        try:
+            start_from(self.module.network, load_file(folder.network_file), start.layers)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise UserError(f"cannot start from {origin.title} in {folder.path}: {error}") from None
 
     def feed(self, start: int) -> Iterable[Batch]:
         """Return the training batches from step `start` to the last."""

@@ -71,6 +71,8 @@ def train(
         context = RunContext(run, folder, images, manifest, options)
         checkpoint = ranks.on_rank_zero(lambda _: folder.last_checkpoint(report))
         start = checkpoint[0] if checkpoint else 0
+        if task.needs and not checkpoint:
+            context.start_from(RunFolder(task.folder.parent / task.needs[0]))
         callback = TrainingCallback(context, stop, start)
         status, ended = fit(context, callback, start, str(checkpoint[1]) if checkpoint else None)
         if status == FINISHED and not callback.finished:
@@ -88,6 +90,7 @@ def train(
         threads=threads,
         seconds=callback.seconds(),
         world=ranks.world,
+        members=task.needs,
         device_batch=run.recipe.train.batch_size // count,
     )
     weights = context.weights() if status == FINISHED and ranks.rank == 0 else {}

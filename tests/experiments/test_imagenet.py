@@ -22,7 +22,7 @@ from pipeline.declare.claims import MetricClaim, OpenClaim
 from pipeline.declare.load import experiment_names, load_experiment
 from pipeline.declare.protocol import parse_protocol
 from pipeline.derive.run import make_derived
-from pipeline.plan.expand import DerivedRun, Run, plan_runs
+from pipeline.plan.expand import DerivedRun, Run, make_runs, plan_runs
 from pipeline.train.train import train
 from tests.support.smoke_runs import task_at
 
@@ -327,7 +327,7 @@ def test_it_trains_one_step(name, variant, shards, tmp_path):
     changes = {"train.steps": 1, "train.batch_size": 2, "train.lr_drops": None, "data.test": [first]}
     if LOADED[name].train.average:
         changes["train.average.since"] = 0
-    run = plan_runs(LOADED[name], scale="paper", variants=[variant], seeds=1, changes=changes)[0]
+    run = make_runs(LOADED[name], "paper", variant, [0], changes)[0]  # from its initial weights
     record = train(task_at(tmp_path, run, shards), shards)
     assert record.status == "finished", record.ended
     assert record.metrics[f"test/{first}/images"] == 2

@@ -1,10 +1,12 @@
 """Averages of weights, copies, and the limit on filters, each against an obvious computation."""
 
+from collections import OrderedDict
+
 import pytest
 import torch
 from torch import nn
 
-from lightning_modules.weights import average_of, copy_weights, frozen_copy, limit_filters
+from lightning_modules.weights import average_of, copy_weights, frozen_copy, limit_filters, start_from
 
 
 def network():
@@ -95,3 +97,47 @@ def test_only_convolutions_are_limited():
     net[0].weight.data.fill_(3.0)
     limit_filters(net, 0.1)
     assert (net[0].weight == 3).all()
+
+
+# --- start from another network ------------------------------------------------------------------------------
+
+
+def deeper():
+    torch.manual_seed(1)
+    return nn.Sequential(OrderedDict(conv=nn.Conv2d(3, 4, 3), more=nn.Conv2d(4, 4, 1), last=nn.Conv2d(4, 2, 1)))
+
+
+def shallower():
+    torch.manual_seed(2)
+    return nn.Sequential(OrderedDict(conv=nn.Conv2d(3, 4, 3), last=nn.Conv2d(4, 2, 1)))
+
+
+def test_named_layers_are_copied_and_others_stay():
+    net, state = deeper(), shallower().state_dict()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    start_from(net, state, ["conv"])
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, state[name] if name.startswith("conv.") else before[name])
+
+
+def test_all_layers_of_an_equal_network_are_copied():
+    net, state = shallower(), shallower().state_dict()
+    net.last.weight.data.zero_()
+    start_from(net, state, [])
+    assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        (["cov"], "this network has no layer 'cov' with weights"),
+        (["more"], "the network to start from has no layer 'more' with weights"),
+        ([], "the network to start from has no more.bias"),
+    ],
+)
+def test_layers_that_do_not_exist_are_named_and_nothing_is_copied(layers, message):
+    net = deeper()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    with pytest.raises(ValueError, match=message):
+        start_from(net, shallower().state_dict(), layers)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())

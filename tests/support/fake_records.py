@@ -15,7 +15,7 @@ def fake_record(
     """Return a finished record with this test error in percent, of a run as declared or with `changes`."""
     changes = other.get("changes", {})
     runs = plan_runs(experiment, scale=scale, variants=[variant], seeds=max(seed + 1, 5), changes=changes)
-    run = next(run for run in runs if run.seed == seed)
+    run = next(run for run in runs if (run.variant, run.seed) == (variant, seed))
     fields: dict[str, Any] = {
         "identity": f"{variant}-{seed}-{scale}",
         "experiment": experiment.name,

@@ -62,6 +62,7 @@ def test_number_of_images_must_be_that_of_the_manifest(runs, folders, tmp_path):
 def test_protocol_that_the_network_cannot_read_is_a_user_error(sharded_members, sharded_changes, tmp_path):
     shards, _, _ = sharded_members
     changes = {key: value for key, value in sharded_changes.items() if key != "data.test"}
+    changes["train.average.since"] = 0
     run, *_ = plan_runs(load_experiment("googlenet/imagenet"), scale="stand-in", seeds=1, changes=changes)
     network = build("googlenet", {}, num_classes=2, in_channels=3)
     images_manifest = manifest.manifest_of(shards)

@@ -11,7 +11,7 @@ from pipeline.analyse.measure import analysis_of
 from pipeline.declare.derived import CompressionSpec, EnsembleSpec, ProtocolSpec, TransferSpec
 from pipeline.declare.experiment import Experiment
 from pipeline.declare.load import experiment_names, load_experiment
-from pipeline.declare.recipe import Crop, LrDrops
+from pipeline.declare.recipe import Crop, LrDrops, Train
 from pipeline.plan.expand import plan_runs
 from pipeline.report.describe import (
     crop_text,
@@ -19,8 +19,10 @@ from pipeline.report.describe import (
     lr_drops_text,
     override_text,
     print_experiment,
+    schedule_text,
     settings_text,
     training_multiply_adds,
+    weights_texts,
     work_text,
 )
 from tests.support.ledgers import AS_GAIN
@@ -240,3 +242,59 @@ def test_derived_runs_are_shown_and_counted(declare, shown):
     assert work_text(declared, "paper", []).startswith(
         "16 runs (3 variants x declared seeds), 1,024,000 steps, 3 derived runs"
     )
+
+
+# --- schedules and weights -----------------------------------------------------------------------------------
+
+
+def train_with(**settings):
+    sgd = {"name": "sgd", "momentum": 0.9}
+    return Train.model_validate({"steps": 100, "batch_size": 8, "lr": 0.1, "optimizer": sgd} | settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({}, ""),
+        ({"lr_end": 0.0}, ", falling linearly to 0"),
+        ({"lr_end": 0.01, "lr_power": 2.0}, ", falling as a polynomial of degree 2 to 0.01"),
+        (
+            {"plateau": {"watch": "test", "factor": 0.1, "patience": 5, "max_drops": 3}},
+            "; times 0.1 after 5 evaluations without a lower test error, at most 3 times",
+        ),
+        (
+            {"plateau": {"watch": "train", "factor": 0.1, "patience": 1, "max_drops": 1}},
+            "; times 0.1 after 1 report without a lower train error, at most 1 time",
+        ),
+    ],
+)
+def test_schedule_text(settings, text):
+    assert schedule_text(train_with(**settings)) == text
+
+
+def test_weights_texts():
+    settings = {
+        "clip_norm": 2.0,
+        "filter_rms_limit": 0.1,
+        "average": {"decay": 0.999, "since": 50, "batch_norm": True},
+        "select": "val",
+    }
+    assert weights_texts(train_with(**settings)) == [
+        "gradients are scaled to a norm of at most 2",
+        "filters are scaled to a root mean square of at most 0.1",
+        "average of the weights since step 50: exponential, decay 0.999, with batch-norm statistics; evaluated"
+        " beside the last weights",
+        "the network with the lowest validation error is judged",
+    ]
+    assert weights_texts(train_with(average={})) == [
+        "average of the weights: plain; evaluated beside the last weights"
+    ]
+    assert weights_texts(train_with()) == []
+
+
+def test_start_text():
+    assert override_text({}, {"lr": 0.001, "start": {"variant": "vgg-16", "layers": ["conv1_1", "fc8"]}}) == (
+        "lr 0.001, starts from vgg-16 (conv1_1, fc8)"
+    )
+    start = {"variant": "resnet-20", "experiment": "resnet/cifar10_depth"}
+    assert override_text({}, {"start": start}) == "starts from resnet-20 of resnet/cifar10_depth"
