@@ -11,8 +11,16 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import TypeAdapter
 
+from pipeline.declare.claim_tables import expand_claims, expand_printed
+from pipeline.declare.claims import Claim
+from pipeline.declare.load import load_experiment
+from pipeline.declare.recipe import Train
+from pipeline.declare.yaml_loader import parse_yaml
 from pipeline.judge.verdict import Outcome, Reason
+
+CLAIM: TypeAdapter[Claim] = TypeAdapter(Claim)
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
@@ -180,3 +188,42 @@ def test_documentation_builds_without_warnings_and_fetches_nothing(tmp_path):
         assert not re.search(r'<link[^>]+rel="(?:stylesheet|preconnect)"[^>]+href="(?:https?:)?//', html), path
         assert not re.search(r'<link[^>]+href="(?:https?:)?//[^>]+rel="(?:stylesheet|preconnect)"', html), path
         assert 'class="mermaid"' not in html, path  # its script would come from a server
+
+
+def yaml_blocks(name):
+    """The YAML examples of a page, as text."""
+    return re.findall(r"```yaml\n(.*?)```", page(name), re.DOTALL)
+
+
+def test_the_experiment_of_the_guide_loads(tmp_path):
+    file = tmp_path / "guide" / "example.yaml"
+    file.parent.mkdir()
+    file.write_text(yaml_blocks("docs/experiments.md")[0], encoding="utf-8")
+    assert list(load_experiment(str(file)).variants) == ["plain-20", "resnet-20"]
+
+
+def test_the_claims_of_the_guide_are_valid():
+    _, single, tables, printed = yaml_blocks("docs/experiments.md")
+    text = single + tables
+    claims = expand_claims(parse_yaml(text)["claims"])
+    for claim in claims:
+        CLAIM.validate_python(claim)
+    assert len({claim["id"] for claim in claims}) == len(claims) == 23
+    assert set(expand_printed(parse_yaml(printed)["printed"])) == {"alexnet_mb", "squeezenet_mb", "pruned_mb"}
+
+
+def test_the_guide_describes_every_setting_of_schedules_and_weights():
+    described = re.findall(r"^\| `(\w+)", page("docs/experiments.md"), re.MULTILINE)
+    for setting in (
+        "lr_drops",
+        "lr_end",
+        "plateau",
+        "warmup",
+        "start",
+        "average",
+        "filter_rms_limit",
+        "clip_norm",
+        "select",
+    ):
+        assert setting in Train.model_fields
+        assert setting in described

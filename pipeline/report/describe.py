@@ -82,7 +82,10 @@ def print_experiment(
 
 
 def claim_formula(claim: Claim) -> str:
-    """Return what a claim compares, before its source: "claimed 270000; ", "plain-56 > plain-20; "."""
+    """Return what a claim compares, before its source: "claimed 270000; ", "plain-56 > plain-20; ".
+
+    "" for a number that its sentence contains.
+    """
     if isinstance(claim, OrderingClaim):
         return f"{claim.lhs} {claim.op} {claim.rhs}; "
     if isinstance(claim, GainClaim):
@@ -91,7 +94,9 @@ def claim_formula(claim: Claim) -> str:
         return f"{claim.lhs} / {claim.rhs}; "
     number = getattr(claim, "claimed", None)
     op = f"{claim.op} " if isinstance(claim, ExactClaim) and claim.op != "=" else ""
-    return "" if number is None else f"claimed {op}{number}; "
+    texts = [str(number), f"{number:,}"] if isinstance(number, int | float) else [str(number)]
+    says_it = not op and any(text in claim.says.split() for text in texts)
+    return "" if number is None or says_it else f"claimed {op}{number}; "
 
 
 def settings_text(settings: Mapping[str, Any], *, start: str = "") -> str:

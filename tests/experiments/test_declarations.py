@@ -402,3 +402,9 @@ def test_the_printed_table_counts_every_claim_once():
     *_, total = claims_table().splitlines()[-1].split()
     assert int(total) == sum(len(declared.claims) for declared in LOADED.values())
     assert set(claim_counts()) == {declared.folder for declared in LOADED.values()}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_line_of_a_declaration_is_longer_than_120_characters(name):
+    lines = (EXPERIMENTS / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if len(line) > 120] == []
