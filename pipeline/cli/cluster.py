@@ -476,6 +476,7 @@ def collect_with_warnings() -> "FinishedRuns":
 def print_launch_plan(plan: "LaunchPlan") -> None:
     """Print a table for each experiment, and a summary."""
     from pipeline.report.launch_plan import plan_rows, plan_summary
+    from pipeline.report.order import order_lines
 
     for experiment, scale in dict.fromkeys((variant.experiment, variant.scale) for variant in plan.variants):
         of = (experiment, scale)
@@ -489,6 +490,8 @@ def print_launch_plan(plan: "LaunchPlan") -> None:
             table.add_row(*map(escape, row.values()))
         terminal.out.print(f"[bold]{experiment}[/] at {scale} scale on {data}")
         terminal.out.print(table)
+        for line in order_lines([task.run for task in plan.tasks if (task.run.experiment, task.run.scale) == of]):
+            terminal.out.print(escape(line), soft_wrap=True)
         terminal.out.print()
     for sentence in plan_summary(plan):
         say(sentence)

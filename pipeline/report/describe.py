@@ -13,9 +13,10 @@ from pipeline.common.words import plural
 from pipeline.declare.claims import Claim, ExactClaim, GainClaim, OrderingClaim, RatioClaim
 from pipeline.declare.derived import CompressionSpec, DerivedSpec, EnsembleSpec, ProtocolSpec
 from pipeline.declare.experiment import Experiment
-from pipeline.declare.recipe import REDUCED_PRECISION, Crop, LrDrops, Train
+from pipeline.declare.recipe import PAPER_SCALE, REDUCED_PRECISION, Crop, LrDrops, Train
 from pipeline.plan.expand import DerivedRun, Run, plan_runs
 from pipeline.report.deviations import deviation_groups
+from pipeline.report.order import order_lines
 from pipeline.report.text import claim_counts
 from pipeline.track.record import FINISHED, Record
 
@@ -69,6 +70,10 @@ def print_experiment(
         if changes:
             say(f"changes: {changes}", indent=6)
         say(work_text(experiment, name, records), indent=6)
+    if lines := order_lines(plan_runs(experiment, scale=PAPER_SCALE, seeds=1) if experiment.scales else []):
+        head("order of runs")
+        for line in lines:
+            out.print(f"  {escape(line)}")
     head(f"claims ({claim_counts(experiment.claims)})")
     for claim in experiment.claims:
         where = f"lecture; {claim.source}" if claim.by == "lecture" else claim.source
