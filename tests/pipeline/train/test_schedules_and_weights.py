@@ -8,8 +8,11 @@ import safetensors.torch
 import torch
 
 from lightning_modules.recipe import plateau_drops
+from pipeline.declare.load import load_experiment
+from pipeline.plan.expand import make_runs
 from pipeline.track.run_folder import RunFolder
 from pipeline.train.context import RunContext
+from tests.support.sharded_runs import train_sharded
 from tests.support.smoke_runs import (
     images_of,
     journal_metrics,
@@ -203,3 +206,37 @@ def test_each_setting_alone(uninterrupted, tmp_path, changes):
     changes_training = "train.average" not in changes
     assert (weights(tmp_path) != weights(uninterrupted[1])) == changes_training
     assert record.status == "finished"
+
+
+# --- images in shards: a checkpoint precedes each evaluation -------------------------------------------------
+
+SHARDED = {
+    "train.eval_every": 2,
+    "train.plateau": {"watch": "test", "factor": 0.5, "patience": 1, "max_drops": 2},
+    "train.average": {"since": 4},
+    "train.select": "val",
+    "data.test": ["1-crop-32-of-36"],
+}
+
+
+@pytest.fixture(scope="module")
+def sharded(sharded_experiment):
+    return make_runs(load_experiment(str(sharded_experiment)), "paper", "resnet-18", [0], SHARDED)[0]
+
+
+@pytest.fixture(scope="module")
+def whole_sharded(sharded, data_root, tmp_path_factory):
+    path = tmp_path_factory.mktemp("whole_sharded")
+    assert train_sharded(path, sharded, data_root)
+    return path
+
+
+@pytest.mark.parametrize("moment", [8, *(pytest.param(moment, marks=pytest.mark.slow) for moment in (3, 14, 20))])
+def test_run_on_shards_stopped_at_any_moment_ends_with_the_same_bits(
+    whole_sharded, sharded, data_root, tmp_path, moment
+):
+    """Also in an evaluation, before its errors are in the journal."""
+    while train_sharded(tmp_path, sharded, data_root, stop=stop_after(moment)) is None:
+        moment += 5
+    assert content(tmp_path) == content(whole_sharded)
+    assert RunFolder(tmp_path).result().metrics["train/lr_drops"] > 0
