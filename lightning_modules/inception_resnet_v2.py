@@ -110,6 +110,18 @@ class ReleasedStem(nn.Sequential):
         super().__init__(rows)
 
 
+def block_scales(scale: float | None) -> tuple[float, float, float]:
+    """Return the scales of the blocks A, B and C: `scale`, or if it is None those that the authors released.
+
+    Raises ValueError for a scale out of range.
+    """
+    if scale is None:
+        return 0.17, 0.10, 0.20
+    if not 0 < scale <= 1:
+        raise ValueError(f"scale must be above 0 and at most 1, not {scale}; section 3.3 uses 0.1 to 0.3")
+    return scale, scale, scale
+
+
 def inception_resnet_v2(
     *, scale: float | None = None, released: bool = False, num_classes: int = 1000, in_channels: int = 3
 ) -> InceptionNet:
@@ -124,9 +136,7 @@ def inception_resnet_v2(
 
     Raises ValueError for a scale out of range.
     """
-    if scale is not None and not 0 < scale <= 1:
-        raise ValueError(f"scale must be above 0 and at most 1, not {scale}; section 3.3 uses 0.1 to 0.3")
-    scale_a, scale_b, scale_c = (0.17, 0.10, 0.20) if scale is None else (scale,) * 3
+    scale_a, scale_b, scale_c = block_scales(scale)
     n = 10 if released else 5  # blocks A, and blocks C; twice as many blocks B
     channels_a = 320 if released else 384
     filters = REDUCTION_A_FILTERS["inception_resnet_v2"]

@@ -10,14 +10,18 @@ from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from lightning_modules.alexnet import alexnet, alexnet_cifar
+from lightning_modules.complexity import bn_alexnet, bn_nin
+from lightning_modules.deep_compression import lenet5_caffe, lenet_300_100
 from lightning_modules.densenet import densenet_cifar, densenet_imagenet
 from lightning_modules.fractalnet import fractalnet, fractalnet_plain
 from lightning_modules.googlenet import googlenet, inception_bottleneck, inception_naive
+from lightning_modules.inception_resnet_v1 import inception_resnet_v1
 from lightning_modules.inception_resnet_v2 import inception_resnet_v2
+from lightning_modules.inception_v3 import inception_v3
 from lightning_modules.inception_v4 import inception_v4
 from lightning_modules.lenet5 import lenet5, lenet5_modern
 from lightning_modules.names import nearest
-from lightning_modules.nin import nin
+from lightning_modules.nin import nin, nin_imagenet
 from lightning_modules.preact_resnet import preact_resnet_cifar
 from lightning_modules.preact_resnet_imagenet import preact_resnet_imagenet
 from lightning_modules.resnet import plain_cifar, resnet_cifar
@@ -43,11 +47,16 @@ class Network:
 NETWORKS: dict[str, Network] = {
     "alexnet": Network(alexnet, (3, 227, 227), 1000),
     "alexnet_cifar": Network(alexnet_cifar, (3, 32, 32), 10),
+    "bn_alexnet": Network(bn_alexnet, (3, 224, 224), 1000),
     "zfnet": Network(zfnet, (3, 224, 224), 1000),
+    "inception_v3": Network(inception_v3, (3, 299, 299), 1000),
+    "inception_resnet_v1": Network(inception_resnet_v1, (3, 299, 299), 1000),
     "inception_resnet_v2": Network(inception_resnet_v2, (3, 299, 299), 1000),
     "inception_v4": Network(inception_v4, (3, 299, 299), 1000),
     "lenet5": Network(lenet5, (1, 32, 32), 10),
     "lenet5_modern": Network(lenet5_modern, (1, 32, 32), 10),
+    "lenet_300_100": Network(lenet_300_100, (1, 28, 28), 10),
+    "lenet5_caffe": Network(lenet5_caffe, (1, 28, 28), 10),
     "preact_resnet_cifar": Network(preact_resnet_cifar, (3, 32, 32), 10),
     "preact_resnet_imagenet": Network(preact_resnet_imagenet, (3, 224, 224), 1000),
     "plain_cifar": Network(plain_cifar, (3, 32, 32), 10),
@@ -66,6 +75,8 @@ NETWORKS: dict[str, Network] = {
     "vgg": Network(vgg, (3, 224, 224), 1000),
     "conv_stack": Network(conv_stack, (64, 32, 32), 1000),
     "nin": Network(nin, (3, 32, 32), 10),
+    "nin_imagenet": Network(nin_imagenet, (3, 224, 224), 1000),
+    "bn_nin": Network(bn_nin, (3, 224, 224), 1000),
     "fractalnet": Network(fractalnet, (3, 32, 32), 10),
     "fractalnet_plain": Network(fractalnet_plain, (3, 32, 32), 10),
     "stochastic_depth_cifar": Network(stochastic_depth_cifar, (3, 32, 32), 10),

@@ -17,6 +17,21 @@ cross channel parametric pooling", section 3.1), each followed by ReLU.
 Section 4.6 compares the global average with a fully connected layer in its place (`head`): from 10 x 8 x 8 = 640
 inputs to 10 classes, 6,410 parameters more, with and without dropout before it.
 
+`nin_imagenet` is a network for ImageNet that is not in the paper. The first author released it later, for Caffe
+(nin_imagenet, train_val.prototxt in the gist d802a5849de39225bcc6); images are 3 x 224 x 224:
+
+    layer       output (C x H x W)   filters                                parameters
+    mlpconv1     96 x 54 x 54        11x11 /4, 96; 1x1, 96; 1x1, 96             53,568
+    pool1        96 x 27 x 27        3x3 max, stride 2
+    mlpconv2    256 x 27 x 27        5x5, 256; 1x1, 256; 1x1, 256              746,240
+    pool2       256 x 13 x 13        3x3 max, stride 2
+    mlpconv3    384 x 13 x 13        3x3, 384; 1x1, 384; 1x1, 384            1,180,800
+    pool3       384 x  6 x  6        3x3 max, stride 2
+    dropout3                         0.5
+    mlpconv4   1000 x  6 x  6        3x3, 1024; 1x1, 1024; 1x1, 1000         5,614,568
+    pool       1000                  global average; softmax
+7,595,176 parameters. mlpconv1 has no padding.
+
 Departures from the paper: none known.
 
 Left open by the paper, and what is done here:
@@ -28,9 +43,12 @@ Left open by the paper, and what is done here:
   * ReLU also follows the last 1x1 convolution, as in those files, so no score is negative.
   * Both pooling layers take the maximum, as in section 4.1 and in those files. A later Caffe version by the first
     author averages in the second; it is not the paper's.
+  * The initial standard deviations of `nin_imagenet`: 0.05; 0.01 in the first convolutions of mlpconv1 and
+    mlpconv3, and in the last of all. Its poolings round up, as Caffe does.
   * Dropout follows pooling, as in those files. Its rate before the fully connected head is 0.5, as elsewhere.
 """
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -69,18 +87,26 @@ class Mlpconv(nn.Module):
     """Multilayer perceptron applied at every position: a convolution, then two 1x1 convolutions (section 3.1)."""
 
     def __init__(
-        self, channels: int, kernel: int, filters: Sequence[int], init_std: Sequence[float] = (INIT_STD,) * 3
+        self,
+        channels: int,
+        kernel: int,
+        filters: Sequence[int],
+        init_std: Sequence[float] = (INIT_STD,) * 3,
+        *,
+        stride: int = 1,
+        padding: int | None = None,
     ) -> None:
         super().__init__()
         conv, cccp1, cccp2 = filters
-        self.conv = nn.Conv2d(channels, conv, kernel, padding=kernel // 2)
+        pad = kernel // 2 if padding is None else padding
+        self.conv = nn.Conv2d(channels, conv, kernel, stride=stride, padding=pad)
         self.cccp1 = nn.Conv2d(conv, cccp1, 1)
         self.cccp2 = nn.Conv2d(cccp1, cccp2, 1)
         for layer, std in zip((self.conv, self.cccp1, self.cccp2), init_std, strict=True):
             init_normal(layer, std)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, channels, H, W) -> (N, filters[-1], H, W), without negative values."""
+        """(N, channels, H, W) -> (N, filters[-1], H / stride, W / stride), without negative values."""
         x = F.relu(self.conv(x))
         x = F.relu(self.cccp1(x))
         return F.relu(self.cccp2(x))
@@ -155,3 +181,30 @@ def nin(*, form: DataSet = "cifar10", head: Head = "average", num_classes: int =
     if head not in get_args(Head):
         raise ValueError(f"head {head!r} is not one of section 4.6: {', '.join(get_args(Head))}")
     return NIN(form, head, num_classes=num_classes, in_channels=in_channels)
+
+
+class NINImageNet(nn.Sequential):
+    """Four mlpconv layers and the global average, in the order of the second table."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) images, mean subtracted -> (N, num_classes) scores. ValueError below 55 x 55 pixels."""
+        check_image_size(x, "nin_imagenet", min_side=55)  # gives pool3 one whole window
+        return super().forward(x)
+
+
+def nin_imagenet(*, num_classes: int = 1000, in_channels: int = 3) -> NINImageNet:
+    """Build the released network for ImageNet, not in the paper: (N, 3, 224, 224) -> scores (N, 1000)."""
+    low = 0.01  # initial standard deviation of some convolutions
+    rows = OrderedDict[str, nn.Module](
+        mlpconv1=Mlpconv(in_channels, 11, (96, 96, 96), (low, INIT_STD, INIT_STD), stride=4, padding=0),
+        pool1=nn.MaxPool2d(3, stride=2, ceil_mode=True),
+        mlpconv2=Mlpconv(96, 5, (256, 256, 256)),
+        pool2=nn.MaxPool2d(3, stride=2, ceil_mode=True),
+        mlpconv3=Mlpconv(256, 3, (384, 384, 384), (low, INIT_STD, INIT_STD)),
+        pool3=nn.MaxPool2d(3, stride=2, ceil_mode=True),
+        dropout3=nn.Dropout(0.5),
+        mlpconv4=Mlpconv(384, 3, (1024, 1024, num_classes), (INIT_STD, INIT_STD, low)),
+        pool=nn.AdaptiveAvgPool2d(1),
+        flatten=nn.Flatten(),
+    )
+    return NINImageNet(rows)

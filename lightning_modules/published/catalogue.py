@@ -2,6 +2,7 @@
 
 from lightning_modules.published import (
     densenet,
+    inception_v3,
     inception_v4,
     resnet,
     resnet_cifar,
@@ -14,6 +15,7 @@ from lightning_modules.published.weights import PublishedNetwork
 
 PUBLISHED_NETWORKS: tuple[PublishedNetwork, ...] = (
     *densenet.PUBLISHED,
+    *inception_v3.PUBLISHED,
     *inception_v4.PUBLISHED,
     *resnet.PUBLISHED,
     *resnet_cifar.PUBLISHED,

@@ -32,11 +32,16 @@ class Case:
 CASES: dict[str, Case] = {
     "alexnet": Case((3, 227, 227), {"units": 256}, lr=3e-4, slow=True, blocks=8),
     "alexnet_cifar": Case((3, 32, 32), {"lrn": True, "local": True}, lr=0.003),
+    "bn_alexnet": Case((3, 224, 224), lr=3e-4, slow=True, blocks=8),
     "zfnet": Case((3, 224, 224), {"units": 256}, lr=3e-4, slow=True, blocks=8),
+    "inception_v3": Case((3, 75, 75), {"aux": False}, slow=True),  # with aux: 299 x 299, in its own test
+    "inception_resnet_v1": Case((3, 75, 75), slow=True),
     "inception_resnet_v2": Case((3, 75, 75), slow=True),
     "inception_v4": Case((3, 75, 75), slow=True),
     "lenet5": Case((1, 32, 32), lr=0.003),
     "lenet5_modern": Case((1, 32, 32), lr=0.01),
+    "lenet_300_100": Case((1, 28, 28)),
+    "lenet5_caffe": Case((1, 28, 28)),
     "preact_resnet_cifar": Case((3, 8, 8), {"depth": 11, "layers_per_unit": 3}, lr=0.01),
     "preact_resnet_imagenet": Case((3, 32, 32), {"depth": 101}, slow=True),
     "plain_cifar": Case((3, 16, 16), {"depth": 8}, lr=0.01),
@@ -55,6 +60,8 @@ CASES: dict[str, Case] = {
     "vgg": Case((3, 224, 224), {"configuration": "A-LRN"}, lr=1e-4, slow=True, blocks=7, dropout=False),
     "conv_stack": Case((8, 16, 16), lr=0.01),
     "nin": Case((3, 8, 8)),
+    "nin_imagenet": Case((3, 87, 87), lr=3e-4, slow=True, blocks=8, dropout=False),
+    "bn_nin": Case((3, 224, 224), lr=3e-4, slow=True, blocks=8),
     "fractalnet": Case((3, 4, 4), {"widths": [8, 8], "drop_path": 0, "global_share": 0, "dropout": []}, lr=0.01),
     "fractalnet_plain": Case((3, 4, 4), {"depth": 4, "widths": [8, 8]}, lr=0.01),
     "stochastic_depth_cifar": Case((3, 16, 16), {"depth": 14, "p_L": 1.0}, lr=0.01),
@@ -68,8 +75,10 @@ NETWORK_NAMES = [pytest.param(name, id=name) for name in CASES]
 WITH_SLOW_MARK = [
     pytest.param(name, id=name, marks=pytest.mark.slow if case.slow else ()) for name, case in CASES.items()
 ]
-# VGG has 133 million parameters. AlexNet has the same kinds of layers.
-SLOW_VGG = [pytest.param(name, id=name, marks=pytest.mark.slow if name == "vgg" else ()) for name in CASES]
+# VGG has 133 million parameters and BN-AlexNet 61 million. Smaller networks have the same kinds of layers.
+SLOW_LARGE = [
+    pytest.param(name, id=name, marks=pytest.mark.slow if name in ("vgg", "bn_alexnet") else ()) for name in CASES
+]
 
 
 def build_small(name: str, seed: int = 0) -> nn.Module:
@@ -102,14 +111,14 @@ def test_every_network_has_a_case():
     assert set(CASES) == set(NETWORKS)
 
 
-@pytest.mark.parametrize("name", SLOW_VGG)
+@pytest.mark.parametrize("name", SLOW_LARGE)
 def test_initial_weights_depend_on_the_seed_only(name):
     one, same, other = (build_small(name, seed).state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(value, same[key]) for key, value in one.items())
     assert any(not torch.equal(value, other[key]) for key, value in one.items())
 
 
-@pytest.mark.parametrize("name", SLOW_VGG)
+@pytest.mark.parametrize("name", SLOW_LARGE)
 def test_every_parameter_gets_a_gradient(name):
     """After one backward pass with a few images every parameter has a finite gradient that is not all zeros."""
     network = build_small(name).train()

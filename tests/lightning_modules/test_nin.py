@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lightning_modules.nin import nin
+from lightning_modules.nin import nin, nin_imagenet
 from tests.support.network_inspection import count_parameters, on_meta, output_shapes
 
 # Image size, channels, then kernel size and filters of each convolution, from the four configuration files.
@@ -207,3 +207,64 @@ def test_unknown_form_error_lists_the_data_sets():
 def test_unknown_head_error_lists_the_heads():
     with pytest.raises(ValueError, match=r"head 'gap' is not one of section 4\.6: average, fc, fc-dropout"):
         nin(head="gap")
+
+
+# --- nin_imagenet --------------------------------------------------------------------------------------------
+# The released train_val.prototxt: kernel, stride, padding, kernels and standard deviation of each convolution.
+IMAGENET = [
+    *((11, 4, 0, 96, 0.01), (1, 1, 0, 96, 0.05), (1, 1, 0, 96, 0.05)),
+    *((5, 1, 2, 256, 0.05), (1, 1, 0, 256, 0.05), (1, 1, 0, 256, 0.05)),
+    *((3, 1, 1, 384, 0.01), (1, 1, 0, 384, 0.05), (1, 1, 0, 384, 0.05)),
+    *((3, 1, 1, 1024, 0.05), (1, 1, 0, 1024, 0.05), (1, 1, 0, 1000, 0.01)),
+]
+
+
+def test_convolutions_for_imagenet_match_the_released_file():
+    found = [
+        (conv.kernel_size[0], conv.stride[0], conv.padding[0], conv.out_channels)
+        for conv in convolutions(on_meta(nin_imagenet))
+    ]
+    assert found == [row[:4] for row in IMAGENET]
+
+
+def test_network_for_imagenet_has_7_6_million_parameters():
+    total, channels = 0, 3
+    for kernel, _, _, filters, _ in IMAGENET:
+        total += channels * kernel**2 * filters + filters
+        channels = filters
+    assert total == 7_595_176  # 29 MB of four bytes each, the size of the released file
+    assert total * 4 / 2**20 == pytest.approx(29, abs=0.05)
+    assert count_parameters(on_meta(nin_imagenet)) == total
+
+
+def test_layer_outputs_for_imagenet_match_the_table():
+    shapes = output_shapes(on_meta(nin_imagenet), (3, 224, 224))
+    outputs = {"mlpconv1": (96, 54, 54), "pool1": (96, 27, 27), "mlpconv2": (256, 27, 27), "pool2": (256, 13, 13)}
+    outputs |= {"mlpconv3": (384, 13, 13), "pool3": (384, 6, 6), "dropout3": (384, 6, 6), "mlpconv4": (1000, 6, 6)}
+    assert {name: shapes[name] for name in outputs} == outputs  # pool4 of the file averages 6 x 6
+    assert shapes["flatten"] == (1000,)
+
+
+def test_forward_for_imagenet_matches_a_functional_reimplementation():
+    torch.manual_seed(0)
+    network, x = nin_imagenet(num_classes=10).eval(), torch.randn(1, 3, 224, 224)
+    w, y = list(network.parameters()), x
+    for i, (_, stride, padding, _, _) in enumerate(IMAGENET):
+        y = F.conv2d(y, w[2 * i], w[2 * i + 1], stride=stride, padding=padding).clamp(min=0)
+        if i in (2, 5, 8):  # 54 -> 27 and 13 -> 6 pixels; the last window of 54 has only two rows and columns
+            pad = y.shape[-1] % 2 == 0
+            y = F.pad(y, (0, pad, 0, pad), value=-torch.inf).unfold(2, 3, 2).unfold(3, 3, 2).amax((-1, -2))
+    torch.testing.assert_close(network(x), F.avg_pool2d(y, 6).flatten(1), atol=1e-6, rtol=1e-5)
+
+
+def test_initial_weights_for_imagenet_have_the_released_standard_deviations():
+    torch.manual_seed(0)
+    for conv, (*_, std) in zip(convolutions(nin_imagenet()), IMAGENET, strict=True):
+        assert conv.weight.std().item() == pytest.approx(std, rel=0.04)
+        assert not conv.bias.any()
+
+
+def test_smallest_image_for_imagenet_is_55_x_55():
+    assert output_shapes(on_meta(nin_imagenet), (3, 55, 55))["pool3"] == (384, 1, 1)
+    with pytest.raises(ValueError, match="nin_imagenet reads images of 55 x 55 pixels or more, not 54 x 60"):
+        on_meta(nin_imagenet)(torch.zeros(1, 3, 54, 60, device="meta"))
