@@ -24,11 +24,20 @@ DATA_SHAPES = {  # data set: classes, channels and side in pixels, known without
     "fashion-mnist": (10, 1, 28),
     "cifar10": (10, 3, 32),
     "cifar100": (100, 3, 32),
-    "cifar10-jpeg": (10, 3, 32),
+    "svhn": (10, 3, 32),
+    "svhn-extra": (10, 3, 32),
     "noise": (10, 3, 16),
 }
 
-IMAGES = {"imagenet": 1_281_167, "cifar10": 50_000, "cifar100": 50_000, "mnist": 60_000, "fashion-mnist": 60_000}
+IMAGES = {  # data set: training images
+    "imagenet": 1_281_167,
+    "cifar10": 50_000,
+    "cifar100": 50_000,
+    "svhn": 73_257,
+    "svhn-extra": 604_388,
+    "mnist": 60_000,
+    "fashion-mnist": 60_000,
+}
 
 
 def measure_claim(metric: str, experiment: Experiment, variant: str | None) -> Any:
@@ -111,7 +120,7 @@ def epochs_metric(recipe: Recipe, what: str) -> Any:
     """
     if recipe.data.name not in IMAGES:
         raise UserError(f"the number of images in data set {recipe.data.name!r} is not known without reading it")
-    images = recipe.data.train or IMAGES[recipe.data.name] - recipe.data.val
+    images = recipe.data.train or IMAGES[recipe.data.name] - recipe.data.held_out(class_count(recipe.data))
 
     def epochs(steps: int) -> float:
         return round(steps * recipe.train.batch_size / images, 2)

@@ -14,7 +14,7 @@ from torch import Tensor
 from lightning_modules.names import nearest
 from lightning_modules.recipe import Batch
 from pipeline.data.images import DataError, LabelledImages
-from pipeline.data.normalise import Normaliser, whitened
+from pipeline.data.normalise import Normaliser, locally_normalised, whitened
 from pipeline.data.order import epoch_stream, seeded_generator
 
 IN_MEMORY_AUGMENTATIONS = (
@@ -38,8 +38,8 @@ class BatchBuilder:
     """Builds float32 (N, C, H, W) batches in channels_last memory format from indices of images.
 
     Order of operations: pad the images to `pad_to` with background (0), distort (`_distort`), normalise
-    (normalise.py), crop from the padded image and flip (`_crop_and_flip`). Whitening needs the original size, so
-    whitened images are padded after it, with 0.
+    (normalise.py), crop from the padded image and flip (`_crop_and_flip`). Whitening and local contrast
+    normalisation need the original size, so images are padded after them, with 0.
 
     Raises DataError for an unknown augmentation, a `pad_to` below the images' size, or a normalisation that was
     fitted on another size.
@@ -68,11 +68,13 @@ class BatchBuilder:
                 f" {_size(height, width, channels)}; fit it on the training part of the same set"
             )
         border, self.late_border = _border(height, width, pad_to), _border(height, width, None)
-        if normalise.whitening is not None:
+        if normalise.needs_whole_images:
             border, self.late_border = self.late_border, border
         self.device = torch.device(device)
+        self.local_contrast = normalise.local_contrast
         self.whitening = None if normalise.whitening is None else normalise.whitening.to(self.device)
-        self.pixels = F.pad(images.pixels, border).to(self.device)  # uint8 (N, H, W, C)
+        # uint8 (N, H, W, C); not copied if nothing is padded
+        self.pixels = (F.pad(images.pixels, border) if any(border) else images.pixels).to(self.device)
         size = self.pixels.shape[1:]
         # Expanded to full size, since broadcasting over C = 3 alone is several times slower.
         shift = F.pad(normalise.shift, border) if normalise.shift.dim() == 3 else normalise.shift
@@ -106,6 +108,8 @@ class BatchBuilder:
             x = _distort(x, draws[:, 3:])
         if self.whitening is not None:
             x = whitened(x, self.whitening)
+        if self.local_contrast:
+            x = locally_normalised(x)
         x = x.mul_(self.scale).sub_(
             self.shift
         )  # two roundings, never a fused multiply-add, so that all devices agree

@@ -13,6 +13,7 @@ from lightning_modules.names import nearest
 from pipeline.data.images import DataError
 from pipeline.data.normalise import Normaliser, normalise_crops
 from pipeline.data.order import seeded_generator
+from pipeline.declare.recipe import Jitter
 
 SHARDED_AUGMENTATIONS = ("flip", "pca-colour", "photometric")
 # Columns of `CropBatchBuilder.draw`; the first six are for the crop.
@@ -33,11 +34,21 @@ class ColourPCA:
     vectors: Tensor  # float64 (3, 3): the components as columns, each with its largest number positive
 
 
-def pca_colour(pixels: Tensor, pca: ColourPCA, draws: Tensor) -> Tensor:
+# ImageNet's, as published with fb.resnet.torch (datasets/imagenet.lua); rows are red, green and blue.
+IMAGENET_COLOURS = ColourPCA(
+    torch.tensor([0.2175, 0.0188, 0.0045], dtype=torch.float64),
+    torch.tensor(
+        [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]], dtype=torch.float64
+    ),
+)
+
+
+def pca_colour(pixels: Tensor, pca: ColourPCA, draws: Tensor, *, deviation: float = PCA_DEVIATION) -> Tensor:
     """Shift the colours of float pixels 0..255, (N, h, w, 3) -> (N, h, w, 3): Krizhevsky et al. 2012, section 4.1.
 
     Each image gets one shift: the sum of the principal components, each times its eigenvalue and a normal draw
-    with standard deviation 0.1. `draws` are uniform, (N, 3), and new for each use of an image.
+    with standard deviation `deviation`, 0.1 in the paper. `draws` are uniform, (N, 3), and new for each use of an
+    image.
 
     The paper does not name the unit. We take pixels / 255: ImageNet's first eigenvalue is then 0.22 and a shift
     about 3 of 255 per channel. With pixels 0..255 the eigenvalue is 14,000, and a shift of 800 would destroy the
@@ -46,7 +57,7 @@ def pca_colour(pixels: Tensor, pca: ColourPCA, draws: Tensor) -> Tensor:
     the paper does not mention it.
     """
     normal = torch.special.ndtri(draws.cpu().double().clamp(min=2.0**-54))  # on the CPU, so that all devices agree
-    weights = PCA_DEVIATION * normal * pca.values.cpu()
+    weights = deviation * normal * pca.values.cpu()
     vectors = pca.vectors.cpu()
     shift: Tensor = (
         weights[:, :1] * vectors[:, 0] + weights[:, 1:2] * vectors[:, 1] + weights[:, 2:] * vectors[:, 2]
@@ -67,9 +78,26 @@ def photometric(pixels: Tensor, draws: Tensor) -> Tensor:
 
     `draws` are uniform, (N, 6). Columns: order, brightness, contrast, colour, and two that are not used.
     """
-    device = pixels.device
-    order = torch.tensor(ADJUSTMENT_ORDERS)[(draws[:, 0] * len(ADJUSTMENT_ORDERS)).long()]  # (N, 3)
     factors = MIN_FACTOR + (MAX_FACTOR - MIN_FACTOR) * draws[:, 1:4]
+    return _adjust(pixels, draws[:, 0], factors, clip=True)
+
+
+def colour_jitter(pixels: Tensor, jitter: Jitter, draws: Tensor) -> Tensor:
+    """Adjust brightness, contrast and saturation of float pixels 0..255, (N, h, w, 3) -> (N, h, w, 3).
+
+    This is ColorJitter of fb.resnet.torch (datasets/transforms.lua): the blends of `photometric`, in random order,
+    by factors uniform in 1 - strength to 1 + strength. Pixels are not clipped to 0..255 there.
+
+    `draws` are uniform, (N, 6), with the columns of `photometric`.
+    """
+    strengths = torch.tensor([jitter.brightness, jitter.contrast, jitter.saturation], dtype=torch.float64)
+    return _adjust(pixels, draws[:, 0], 1 + strengths * (2 * draws[:, 1:4] - 1), clip=False)
+
+
+def _adjust(pixels: Tensor, order_draws: Tensor, factors: Tensor, *, clip: bool) -> Tensor:
+    """Blend images with black, their mean grey and their grey version by `factors`, (N, 3), in drawn order."""
+    device = pixels.device
+    order = torch.tensor(ADJUSTMENT_ORDERS)[(order_draws * len(ADJUSTMENT_ORDERS)).long()]  # (N, 3)
     x = pixels.clone()
     red, green, blue = GREY_WEIGHTS
     for position in range(3):
@@ -80,7 +108,9 @@ def photometric(pixels: Tensor, draws: Tensor) -> Tensor:
         other = torch.where(adjustment == ADJUST_CONTRAST, _mean(grey), grey).masked_fill_(
             adjustment == ADJUST_BRIGHTNESS, 0.0
         )
-        x.mul_(factor).add_(other.unsqueeze(-1).mul_(1 - factor)).clamp_(0, 255)
+        x.mul_(factor).add_(other.unsqueeze(-1).mul_(1 - factor))
+        if clip:
+            x.clamp_(0, 255)
     return x
 
 
@@ -99,8 +129,8 @@ def random_flip(x: Tensor, draws: Tensor) -> Tensor:
 class CropBatchBuilder:
     """Builds float32 (N, 3, h, w) batches in channels_last memory format from cropped images.
 
-    Order of operations: photometric, pca-colour, normalise, flip. Raises DataError for an unknown augmentation, or
-    for "pca-colour" without `pca`.
+    Order of operations: photometric or jitter, pca-colour or lighting, normalise, flip. Raises DataError for an
+    unknown augmentation, or for "pca-colour" without `pca`.
     """
 
     def __init__(
@@ -108,6 +138,7 @@ class CropBatchBuilder:
         *,
         normalise: Normaliser,
         augment: tuple[str, ...] = (),
+        jitter: Jitter | None = None,
         pca: ColourPCA | None = None,
         device: str | torch.device = "cpu",
     ) -> None:
@@ -118,15 +149,17 @@ class CropBatchBuilder:
             raise DataError("'pca-colour' needs the principal components of the training part's colours; pass pca")
         self.device = torch.device(device)
         self.normalise = normalise.to(self.device)
-        self.pca = pca if "pca-colour" in augment else None
-        self.photometric, self.flip = "photometric" in augment, "flip" in augment
+        self.pca, self.pca_deviation = pca if "pca-colour" in augment else None, PCA_DEVIATION
+        if jitter and jitter.lighting:
+            self.pca, self.pca_deviation = IMAGENET_COLOURS, jitter.lighting
+        self.photometric, self.flip, self.jitter = "photometric" in augment, "flip" in augment, jitter
 
     def draw(self, seed: int, step: int, count: int) -> Tensor:
         """Return random draws, uniform in [0, 1), float64 (count, 16): one row per image of a global batch.
 
-        Columns: six for the crop, flip, three for `pca_colour`, six for `photometric`. All columns are always
-        drawn, so that adding a flip changes no crop. They are drawn on the CPU, so that every device gets the same
-        crops.
+        Columns: six for the crop, flip, three for `pca_colour`, six for `photometric` or `colour_jitter`. All
+        columns are always drawn, so that adding a flip changes no crop. They are drawn on the CPU, so that every
+        device gets the same crops.
         """
         return torch.rand(count, 16, dtype=torch.float64, generator=seeded_generator(seed, "augment", step))
 
@@ -143,12 +176,14 @@ class CropBatchBuilder:
         without them the pixels are only normalised.
         """
         x = pixels.to(self.device)
-        if draws is not None and (self.photometric or self.pca):
+        if draws is not None and (self.photometric or self.jitter or self.pca):
             x = _planes(x)
             if self.photometric:
                 x = photometric(x, draws[:, PHOTOMETRIC_COLUMNS])
+            elif self.jitter:
+                x = colour_jitter(x, self.jitter, draws[:, PHOTOMETRIC_COLUMNS])
             if self.pca:
-                x = pca_colour(x, self.pca, draws[:, PCA_COLUMNS])
+                x = pca_colour(x, self.pca, draws[:, PCA_COLUMNS], deviation=self.pca_deviation)
         x = normalise_crops(self.normalise, x, corners, frame)
         return random_flip(x, draws[:, FLIP_COLUMN]) if self.flip and draws is not None else x
 

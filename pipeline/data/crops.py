@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,8 @@ from torch import Tensor
 
 from pipeline.data.jpeg import Box, Interpolation, centre_offset, resize, size_for_short_side
 
+# Methods of `interpolation: random`, "with equal probability" (GoogLeNet, arXiv:1409.4842, section 6).
+RANDOM_INTERPOLATIONS: tuple[Interpolation, ...] = ("bilinear", "area", "nearest", "bicubic")
 AREA_CROP_ATTEMPTS = 10  # draws of a crop that lies within the image, before the centre is taken
 
 
@@ -25,7 +27,7 @@ class CropSpec:
     five: bool  # crops are at one of five positions (corners and centre) instead of anywhere
     area: tuple[float, float] | None  # smallest and largest share of the image's area
     aspect: tuple[float, float] | None  # smallest and largest width / height
-    interpolation: Interpolation
+    interpolation: Interpolation | Literal["random"]  # random: one of RANDOM_INTERPOLATIONS, drawn for each crop
 
     @property
     def frame(self) -> int | None:
@@ -40,18 +42,20 @@ class CropBox(NamedTuple):
     size: tuple[int, int]  # (height, width) that the part is resized to
     crop: tuple[int, int]  # row and column of the crop in the resized part
     corner: tuple[int, int]  # row and column of the crop in the frame
+    interpolation: Interpolation  # by which the part is resized
 
 
 def crop_box(spec: CropSpec, height: int, width: int, draw: float) -> CropBox:
     """Return the crop of an image of (height, width) pixels for one random `draw` from [0, 1).
 
     The draw seeds a generator for this image, since GoogLeNet's crop needs a variable number of draws. Sizes and
-    positions are uniform, and the aspect ratio is uniform in its logarithm.
+    positions are uniform, and the aspect ratio is uniform in its logarithm. A random interpolation is drawn last,
+    so that it changes no position.
     """
     random = Random(int(draw * 2**53)).random
     if spec.area and spec.aspect:
         box = area_crop(height, width, spec.area, spec.aspect, random)
-        return CropBox(box, (spec.side, spec.side), (0, 0), (0, 0))
+        return CropBox(box, (spec.side, spec.side), (0, 0), (0, 0), _interpolation(spec, random))
     assert spec.short is not None
     scale, down, right, which = random(), random(), random(), random()
     short = spec.short[0] + int(scale * (spec.short[1] - spec.short[0] + 1))
@@ -66,7 +70,15 @@ def crop_box(spec: CropSpec, height: int, width: int, draw: float) -> CropBox:
         corner = ((0, 0), (0, columns), (rows, 0), (rows, columns), centre)[int(which * 5)]
     else:
         corner = (int(down * (rows + 1)), int(right * (columns + 1)))
-    return CropBox((0, 0, height, width), size, (top + corner[0], left + corner[1]), corner)
+    position = (top + corner[0], left + corner[1])
+    return CropBox((0, 0, height, width), size, position, corner, _interpolation(spec, random))
+
+
+def _interpolation(spec: CropSpec, random: Callable[[], float]) -> Interpolation:
+    """Return the declared interpolation, or the one drawn."""
+    if spec.interpolation != "random":
+        return spec.interpolation
+    return RANDOM_INTERPOLATIONS[int(random() * len(RANDOM_INTERPOLATIONS))]
 
 
 def area_crop(
@@ -92,6 +104,6 @@ def area_crop(
 def crop_image(spec: CropSpec, image: NDArray[np.uint8], draw: float) -> tuple[Tensor, tuple[int, int]]:
     """Crop uint8 (H, W, 3) to uint8 (side, side, 3); also return the crop's corner in the frame."""
     box = crop_box(spec, image.shape[0], image.shape[1], draw)
-    resized = resize(image, box.box, box.size, spec.interpolation)
+    resized = resize(image, box.box, box.size, box.interpolation)
     row, column = box.crop
     return resized[row : row + spec.side, column : column + spec.side], box.corner

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -10,6 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.common.errors import UserError
+
+KEY_CHUNK = 4096  # images whose bytes are copied at a time
 
 
 class DataError(UserError):
@@ -36,6 +39,9 @@ class ImageSet:
     classes: tuple[str, ...]
     train: LabelledImages
     test: LabelledImages
+    # Where the training images come from, if from more than one published part (svhn-extra): name of the part ->
+    # ascending indices into `train`, int64.
+    train_parts: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def in_canonical_order(images: LabelledImages) -> LabelledImages:
@@ -44,10 +50,19 @@ def in_canonical_order(images: LabelledImages) -> LabelledImages:
     The order does not depend on the source: training on class folders gives the same bits as training on the
     original archive of the same set. Equal keys mean equal images, so ties do not matter.
     """
-    rows = np.concatenate([_label_bytes(images.labels), images.pixels.numpy().reshape(len(images), -1)], axis=1)
-    keys = [hashlib.sha256(row).digest() for row in rows]
-    order = torch.tensor(sorted(range(len(keys)), key=keys.__getitem__), dtype=torch.int64)
+    order = canonical_order(images)
     return LabelledImages(images.pixels[order], images.labels[order])
+
+
+def canonical_order(images: LabelledImages) -> Tensor:
+    """Return the indices of the images in canonical order, int64 (N,); see `in_canonical_order`."""
+    labels, pixels = _label_bytes(images.labels), images.pixels.numpy().reshape(len(images), -1)
+    keys: list[bytes] = []
+    for start in range(0, len(images), KEY_CHUNK):
+        part = slice(start, start + KEY_CHUNK)
+        rows = np.concatenate([labels[part], pixels[part]], axis=1)
+        keys += [hashlib.sha256(row).digest() for row in rows]
+    return torch.tensor(sorted(range(len(keys)), key=keys.__getitem__), dtype=torch.int64)
 
 
 def fingerprint(classes: tuple[str, ...], train: LabelledImages, test: LabelledImages) -> str:

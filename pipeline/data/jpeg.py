@@ -22,7 +22,7 @@ from pipeline.data.images import DataError
 JPEG_MAGIC = b"\xff\xd8\xff"
 MAX_PIXELS = 89_478_485  # pixels above which Pillow warns of a decompression bomb: 0.27 GB decoded
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # never EPS, for which Pillow runs Ghostscript
-Interpolation = Literal["bilinear", "bicubic"]
+Interpolation = Literal["bilinear", "bicubic", "nearest", "area"]
 Box = tuple[int, int, int, int]  # row, column, height, width
 
 
@@ -91,7 +91,11 @@ def _too_large(height: int, width: int, where: str) -> str:
 def resize(
     image: NDArray[np.uint8], box: Box, size: tuple[int, int], interpolation: Interpolation = "bilinear"
 ) -> Tensor:
-    """Resize the part `box` of uint8 (H, W, 3) to `size` with anti-aliasing -> uint8 (*size, 3)."""
+    """Resize the part `box` of uint8 (H, W, 3) to `size` -> uint8 (*size, 3).
+
+    "bilinear" and "bicubic" with anti-aliasing. "nearest": the pixel at the centre of each new pixel. "area": the
+    mean of all pixels that each new pixel touches.
+    """
     row, column, height, width = box
     if size[0] * size[1] > MAX_PIXELS:
         raise DataError(
@@ -103,7 +107,13 @@ def resize(
         return part
     # Add the axis before permuting: the strides are then those of channels_last memory, which torch keeps.
     x = part[None].permute(0, 3, 1, 2)
-    return F.interpolate(x, size, mode=interpolation, antialias=True).permute(0, 2, 3, 1)[0]
+    if interpolation == "nearest":
+        resized = F.interpolate(x, size, mode="nearest-exact")
+    elif interpolation == "area":
+        resized = F.interpolate(x.float(), size, mode="area").round_().to(torch.uint8)
+    else:
+        resized = F.interpolate(x, size, mode=interpolation, antialias=True)
+    return resized.permute(0, 2, 3, 1)[0]
 
 
 def centre_offset(height: int, width: int, side: int) -> tuple[int, int]:

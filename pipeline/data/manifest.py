@@ -1,5 +1,6 @@
 """The manifest that identifies a run's data, and the validation split."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -10,6 +11,7 @@ from pipeline.data.images import DataError, ImageSet, LabelledImages, fingerprin
 from pipeline.data.order import seeded_generator
 from pipeline.data.samples import Samples, SampleSubset
 from pipeline.data.shards import ShardSet
+from pipeline.declare.recipe import PartCounts
 
 
 @dataclass(frozen=True)
@@ -77,34 +79,74 @@ def manifest_from_dict(values: dict[str, Any]) -> Manifest:
 
 
 def train_val_split(
-    train: LabelledImages, *, train_count: int | None, val_count: int, seed: int = 0
+    train: LabelledImages,
+    *,
+    train_count: int | None,
+    val_count: int,
+    val_per_class: int | PartCounts | None = None,
+    parts: Mapping[str, Tensor] | None = None,
+    seed: int = 0,
 ) -> tuple[LabelledImages, LabelledImages]:
     """Split images in memory into training and validation part, both in canonical order; see `split_indices`."""
+    indices = split_indices(
+        train.labels,
+        train_count=train_count,
+        val_count=val_count,
+        val_per_class=val_per_class,
+        parts=parts,
+        seed=seed,
+    )
     training, validation = (
-        LabelledImages(train.pixels[part], train.labels[part])
-        for part in split_indices(len(train), train_count=train_count, val_count=val_count, seed=seed)
+        train if len(part) == len(train) else LabelledImages(train.pixels[part], train.labels[part])
+        for part in indices
     )
     return training, validation
 
 
 def sample_split(
-    train: Samples, *, train_count: int | None, val_count: int, seed: int = 0
+    train: Samples,
+    *,
+    train_count: int | None,
+    val_count: int,
+    val_per_class: int | PartCounts | None = None,
+    seed: int = 0,
 ) -> tuple[Samples, Samples]:
     """Split samples into training and validation part; see `split_indices`."""
-    training, validation = (
-        train if len(part) == len(train) else SampleSubset(train, part)
-        for part in split_indices(len(train), train_count=train_count, val_count=val_count, seed=seed)
+    indices = split_indices(
+        train.labels, train_count=train_count, val_count=val_count, val_per_class=val_per_class, seed=seed
     )
+    training, validation = (train if len(part) == len(train) else SampleSubset(train, part) for part in indices)
     return training, validation
 
 
-def split_indices(n: int, *, train_count: int | None, val_count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Return the indices of the training and of the validation part of `n` images, both int64 and ascending.
+def split_indices(
+    labels: Tensor,
+    *,
+    train_count: int | None,
+    val_count: int,
+    val_per_class: int | PartCounts | None = None,
+    parts: Mapping[str, Tensor] | None = None,
+    seed: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """Return the indices of the training and of the validation part of images, both int64 and ascending.
 
     The training part is the start of a fixed permutation and the validation part its end, so that neither changes
-    with the size of the other. `seed` belongs to the split, not to the run. `train_count` None takes all remaining
-    images. Raises DataError for impossible counts.
+    with the size of the other. With `val_per_class`, the validation part is the last so many images of each class,
+    or of each class of each part of the set (`ImageSet.train_parts`); the training part is the start of the rest.
+    `seed` belongs to the split, not to the run. `train_count` None takes all remaining images.
+
+    Raises DataError for impossible counts.
     """
+    n = len(labels)
+    order = torch.randperm(n, generator=seeded_generator(seed, "split"))
+    if val_per_class is None:
+        rest, held = order[: max(n - val_count, 0)], order[max(n - val_count, 0) :]
+    else:
+        held = _last_of_each_class(order, labels, val_per_class, parts or {})
+        val_count = len(held)
+        is_held = torch.zeros(n, dtype=torch.bool)
+        is_held[held] = True
+        rest = order[~is_held[order]]
     wanted = n - val_count if train_count is None else train_count
     if not 0 <= val_count < n:
         possible = f"validation may have 0 to {n - 1}"
@@ -115,5 +157,38 @@ def split_indices(n: int, *, train_count: int | None, val_count: int, seed: int 
     if possible:
         train = "all remaining" if train_count is None else train_count
         raise DataError(f"{val_count} validation and {train} training images cannot be taken from {n}; {possible}")
-    order = torch.randperm(n, generator=seeded_generator(seed, "split"))
-    return order[:wanted].sort().values, order[n - val_count :].sort().values
+    return rest[:wanted].sort().values, held.sort().values
+
+
+def _last_of_each_class(
+    order: Tensor, labels: Tensor, counts: int | PartCounts, parts: Mapping[str, Tensor]
+) -> Tensor:
+    """Return the last images of each class in `order`, int64: so many of all images, or of those of each part."""
+    if isinstance(counts, int):
+        return _last_images(order, labels, counts, "")
+    wanted = counts.model_dump()
+    if wanted.keys() != parts.keys():
+        raise DataError(
+            f"val_per_class counts images of the parts {' and '.join(wanted)}, but these images do not record"
+            " which part they come from; use svhn-extra as downloaded, not its shards, or give one number"
+        )
+    held = []
+    for name, count in wanted.items():
+        in_part = torch.zeros(len(labels), dtype=torch.bool)
+        in_part[parts[name]] = True
+        held.append(_last_images(order[in_part[order]], labels, count, f" of the part {name!r}"))
+    return torch.cat(held)
+
+
+def _last_images(order: Tensor, labels: Tensor, count: int, of_part: str) -> Tensor:
+    """Return the last `count` images of each class in `order`; DataError if a class has fewer."""
+    backwards = order.flip(0)
+    grouped = backwards[labels[backwards].argsort(stable=True)]  # by class; within one, the last image first
+    sizes = torch.bincount(labels[grouped], minlength=int(labels.max()) + 1)
+    if sizes.min() < count:
+        raise DataError(
+            f"val_per_class takes {count} images{of_part} of each class, but class {int(sizes.argmin())} (counted"
+            f" from 0) has only {int(sizes.min())}"
+        )
+    first = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)  # position of the class in `grouped`
+    return grouped[torch.arange(len(grouped)) - first < count]

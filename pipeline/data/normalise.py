@@ -8,33 +8,50 @@ raw-mean-image   x - the mean image, pixels 0..255 (Krizhevsky et al. 2012, sect
 raw-mean-colour  x - the mean colour, pixels 0..255 (Simonyan and Zisserman 2014, arXiv:1409.1556, section 2.1)
 gcn-zca          global contrast normalisation and ZCA whitening (Network in Network, arXiv:1312.4400, section 4.2,
                  "as was used by Goodfellow et al. in the maxout network", arXiv:1302.4389)
+local-contrast   global, then local contrast normalisation of each colour (NiN on SVHN, section 4.4, after the
+                 maxout network, which follows Zeiler and Fergus 2013, arXiv:1301.3557)
 
-The maxout network's images come from pylearn2's script make_cifar10_gcn_whitened.py. Each image minus its own mean
-is scaled to length 55 (`gcn=55.`: the length, not the deviation, and nothing is added under the root). Then the
-mean image is subtracted, and the result is multiplied by (C + 0.1 I)^(-1/2), where C is the covariance over the
-training images divided by their number (preprocessing.ZCA, whose `filter_bias` is 0.1 by default).
+The maxout network's CIFAR images come from pylearn2's script make_cifar10_gcn_whitened.py. Each image minus its
+own mean is scaled to length 55 (`gcn=55.`: the length, not the deviation, and nothing is added under the root).
+Then the mean image is subtracted, and the result is multiplied by (C + 0.1 I)^(-1/2), where C is the covariance
+over the training images divided by their number (preprocessing.ZCA, whose `filter_bias` is 0.1 by default).
+
+NiN names "local contrast normalization" without a formula. Ours is that of the maxout network's code, pylearn2's
+script svhn_preprocessing.py (GlobalContrastNormalization, then LeCunLCN, at their defaults). Each image minus its
+mean is scaled to length 1, over all colours. Then, for each colour, x - G(x) is divided by the largest of s, the
+mean of s over the image, and 1e-4. Here s = sqrt(G(x^2)), and G is the mean over 7 x 7 pixels with Gaussian
+weights of standard deviation 2, with 0 beyond the border. Open: whether NiN's own code did the same. Jarrett et
+al. 2009, whom others follow, take s from the squares of x - G(x), with 9 x 9 pixels. One version of pylearn2
+normalises the first colour only, by a return inside a loop; we normalise all.
 
 Reproducibility to the bit: all sums are of integers, so they do not depend on the number of threads. The inverse
-root comes from LAPACK and agrees to about 1e-13 on any number of threads. Rounded to 2**-23, a few of its millions
-of values may differ by one unit between machines, so it is cached (statistics.py). Whitening with it is exact: an
-image has the same bits in any batch, on any number of threads and ranks, and on any device.
+root comes from LAPACK and agrees to about 1e-13 on any number of threads. Rounded to 2**-23, a few of its
+millions of values may differ by one unit between machines, so it is cached (statistics.py). Whitening with it is
+exact: an image has the same bits in any batch, on any number of threads and ranks, and on any device.
 """
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_modules.names import nearest
 from pipeline.data.images import DataError, LabelledImages
 
 NORMALISERS = (
-    "per-pixel-mean", "per-channel", "lecun98", "scale", "raw-mean-image", "raw-mean-colour", "gcn-zca"
+    "per-pixel-mean", "per-channel", "lecun98", "scale", "raw-mean-image", "raw-mean-colour", "gcn-zca",
+    "local-contrast",
 )  # fmt: skip
 
 CONTRAST_LENGTH = 55.0  # of an image after global contrast normalisation
 FILTER_BIAS = 0.1  # added to the covariance's diagonal
+
+LOCAL_SIDE, LOCAL_DEVIATION = 7, 2.0  # of the Gaussian of 'local-contrast', in pixels
+LOCAL_THRESHOLD = 1e-4  # smallest divisor
+LOCAL_BITS = 30  # fractional bits of the sum over an image, which is then exact
 
 # float64 represents integers up to 2**53 exactly. An image has length 55 and a column of the whitening matrix at
 # most 1/sqrt(0.1), so no partial sum of a product exceeds 174 < 2**8 (Cauchy-Schwarz): 45 bits remain for
@@ -42,18 +59,28 @@ FILTER_BIAS = 0.1  # added to the covariance's diagonal
 IMAGE_BITS, MATRIX_BITS = 22, 23
 # 2048 * (55 * 2**15)**2 < 2**53, so the products of a block of images are summed exactly.
 WHITENING_BLOCK, FIT_BITS = 2048, 15
+COUNT_BLOCK = 8192  # images whose levels are counted at a time
 MAX_WHITENED_VALUES = 64 * 64 * 3  # per image; the matrix then has 1.2 GB
 
 
 @dataclass(frozen=True, eq=False)
 class Normaliser:
-    """Affine map `pixel * scale - shift` from pixels 0..255 to the network's input, after whitening if present."""
+    """Affine map `pixel * scale - shift` from pixels 0..255 to the network's input.
+
+    It comes after whitening or local contrast normalisation, if there is one.
+    """
 
     name: str
     scale: Tensor  # float32 (C,)
     shift: Tensor  # float32 (C,), or (H, W, C) for a mean image
     pad_value: float  # of pixels beyond the border when cropping: zero *after* the mean is subtracted
     whitening: Tensor | None = None  # float64 (H*W*C, H*W*C), integers: see `whitened`
+    local_contrast: bool = False  # see `locally_normalised`
+
+    @property
+    def needs_whole_images(self) -> bool:
+        """True if a pixel's result depends on other pixels of the image."""
+        return self.whitening is not None or self.local_contrast
 
     def with_mean_colour(self) -> "Normaliser":
         """Return a copy with the mean image replaced by its mean colour, for views that are not in the frame."""
@@ -82,8 +109,7 @@ def fit_normaliser(name: str, train: LabelledImages) -> Normaliser:
     elif name == "raw-mean-colour":
         scale, shift = ones, _total(train).sum((0, 1)).double() / (count * height * width)
     elif name == "per-channel":
-        flat = train.pixels.reshape(-1, channels).unbind(1)
-        counts = torch.stack([torch.bincount(values, minlength=256) for values in flat]).double()  # (C, 256)
+        counts = _level_counts(train).double()
         levels = torch.arange(256, dtype=torch.float64) / 255
         mean = (counts * levels).sum(1) / (count * height * width)
         variance = (counts * (levels - mean[:, None]) ** 2).sum(1) / (count * height * width)
@@ -92,6 +118,8 @@ def fit_normaliser(name: str, train: LabelledImages) -> Normaliser:
         scale, shift, pad_value = ones * (1.175 + 0.1) / 255, ones * 0.1, -0.1
     elif name == "gcn-zca":
         return _fit_whitening(train)
+    elif name == "local-contrast":
+        return Normaliser(name, ones.float(), shift.float(), pad_value, local_contrast=True)
     elif name != "scale":
         raise DataError(f"unknown normalisation {name!r}{nearest(name, NORMALISERS)}")
     return Normaliser(name, scale.float(), shift.float(), pad_value)
@@ -108,6 +136,15 @@ def standardisation(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
             " use 'per-pixel-mean' or 'scale'"
         )
     return torch.ones_like(mean) / 255 / variance.sqrt(), mean / variance.sqrt()
+
+
+def _level_counts(train: LabelledImages) -> Tensor:
+    """Return how often each channel has each of the levels 0..255, int64 (C, 256)."""
+    counts = torch.zeros(train.pixels.shape[3], 256, dtype=torch.int64)
+    for block in torch.split(train.pixels, COUNT_BLOCK):
+        for channel, values in enumerate(block.flatten(0, 2).unbind(1)):
+            counts[channel] += torch.bincount(values, minlength=256)
+    return counts
 
 
 def _total(train: LabelledImages) -> Tensor:
@@ -128,7 +165,7 @@ def normalise_crops(
 
     `corners` is int64 (N, 2), and `frame` is the side of the square that they are in.
     """
-    assert normaliser.whitening is None, "whitening is for images in memory; see BatchBuilder"
+    assert not normaliser.needs_whole_images, "this normalisation is for images in memory; see BatchBuilder"
     device, size = pixels.device, pixels.shape[1:]
     x = pixels.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
     shift = normaliser.shift.to(device)
@@ -152,14 +189,14 @@ def _windows(image: Tensor, corners: Tensor, height: int, width: int) -> Tensor:
     return chosen.view(len(corners), height, width, channels)
 
 
-def contrast_normalised(pixels: Tensor) -> Tensor:
-    """Subtract each row's mean and scale it to length 55 (0 if constant); integers (N, D) -> float64 (N, D)."""
+def contrast_normalised(pixels: Tensor, length: float = CONTRAST_LENGTH) -> Tensor:
+    """Subtract each row's mean and scale it to `length` (0 if constant); integers (N, D) -> float64 (N, D)."""
     x = pixels.double()
     numbers = x.shape[1]
     total = x.sum(1, keepdim=True)
     centred = x * numbers - total  # scaled by `numbers`: only integers up to the root, so exact
     variation = numbers * (numbers * x.square().sum(1, keepdim=True) - total.square())
-    return torch.where(variation > 0, centred * (CONTRAST_LENGTH / variation.clamp(min=1).sqrt()), 0.0)
+    return torch.where(variation > 0, centred * (length / variation.clamp(min=1).sqrt()), 0.0)
 
 
 def whitened(pixels: Tensor, whitening: Tensor) -> Tensor:
@@ -171,6 +208,32 @@ def whitened(pixels: Tensor, whitening: Tensor) -> Tensor:
     images = (contrast_normalised(pixels.round().flatten(1)) * 2**IMAGE_BITS).round()
     product: Tensor = images @ whitening
     return product.float().view(pixels.shape)
+
+
+def locally_normalised(pixels: Tensor) -> Tensor:
+    """Apply 'local-contrast' to pixels 0..255, (N, H, W, C) -> float32 (N, H, W, C); see the module's docstring.
+
+    An image's result has the same bits in any batch and on any number of threads: sums over an image are of
+    integers, and the Gaussian mean is a sum of shifted images in fixed order. Distorted pixels are rounded first.
+    """
+    _, height, width, _ = pixels.shape
+    x = contrast_normalised(pixels.round().flatten(1), 1.0).float().view(pixels.shape)
+    deviation = _gaussian_mean(x.square()).sqrt_()
+    total = (deviation.double() * 2**LOCAL_BITS).round_().sum((1, 2), keepdim=True)
+    mean = (total / (2**LOCAL_BITS * height * width)).float()
+    return (x - _gaussian_mean(x)).div_(deviation.maximum(mean).clamp_(min=LOCAL_THRESHOLD))
+
+
+def _gaussian_mean(x: Tensor) -> Tensor:
+    """Return the mean of each pixel's neighbourhood with Gaussian weights, (N, H, W, C); 0 beyond the border."""
+    reach = LOCAL_SIDE // 2
+    weights = [math.exp(-(offset**2) / (2 * LOCAL_DEVIATION**2)) for offset in range(-reach, reach + 1)]
+    for axis, border in ((1, (0, 0, 0, 0, reach, reach)), (2, (0, 0, reach, reach))):
+        padded, size, x = F.pad(x, border), x.shape[axis], torch.zeros_like(x)
+        for offset, weight in enumerate(weights):
+            # Two roundings, never a fused multiply-add, so that all devices agree.
+            x += padded.narrow(axis, offset, size) * (weight / sum(weights))
+    return x
 
 
 def _fit_whitening(train: LabelledImages) -> Normaliser:

@@ -76,14 +76,14 @@ def statistics_frame(crop: Crop) -> Frame:
     Its side is that of the centre square from which crops are taken, or else that of the crop. Its short side is
     the recipe's; of a range (scale jitter) the smallest, at which a crop covers most of the image. Crops by area
     declare no short side: there the crop is 7/8 of it (224 / 256), as networks trained with such crops are usually
-    tested.
+    tested. Where the interpolation is random, the frame's is bilinear.
     """
     side = crop.centre or crop.side
     if crop.short is None:
         short = round(side / AREA_CROP_RATIO)
     else:
         short = crop.short if isinstance(crop.short, int) else crop.short[0]
-    return Frame(short, side, crop.interpolation)
+    return Frame(short, side, "bilinear" if crop.interpolation == "random" else crop.interpolation)
 
 
 def extract_frame(image: NDArray[np.uint8], frame: Frame) -> NDArray[np.uint8]:

@@ -29,7 +29,7 @@ SOURCE_FILES = (
     "lightning_modules/*.py",
 )
 
-LIBRARIES_OF_DATA = ("numpy", "pillow", "scikit-learn", "torch", "torchvision")
+LIBRARIES_OF_DATA = ("numpy", "pillow", "scikit-learn", "scipy", "torch", "torchvision")
 
 SHARD_MANIFEST = "manifest.json"  # `data.shard_manifest.MANIFEST_NAME`, whose import takes seconds
 
@@ -40,6 +40,8 @@ DOWNLOADS = {  # data set -> folder of torchvision's files below the data folder
     "fashion-mnist": "FashionMNIST/raw",
     "cifar10": "cifar-10-batches-py",
     "cifar100": "cifar-100-python",
+    "svhn": "SVHN/raw",
+    "svhn-extra": "SVHN/raw",
 }
 
 

@@ -37,7 +37,13 @@ class InMemoryData:
 
     def __init__(self, images: ImageSet, data: Data, device: torch.device, key: str, options: ReadOptions) -> None:
         self.name, self.data, self.device, self.options = images.name, data, device, options
-        self.training, self.validation = train_val_split(images.train, train_count=data.train, val_count=data.val)
+        self.training, self.validation = train_val_split(
+            images.train,
+            train_count=data.train,
+            val_count=data.val,
+            val_per_class=data.val_per_class,
+            parts=images.train_parts,
+        )
         self.test = images.test
         self.normaliser = options.group.on_rank_zero(
             lambda _: fit_in_memory_normaliser(data.normalise, self.training, cache=options.cache, key=key)

@@ -123,13 +123,21 @@ def input_shape(images: AnyImageSet, data: Data) -> tuple[int, ...]:
     if isinstance(images, ShardSet):
         if data.crop is None:
             raise UserError(MANY_SIZES.format(images.name))
-        split_indices(len(images.train), train_count=data.train, val_count=data.val)
+        split_indices(
+            images.train.labels, train_count=data.train, val_count=data.val, val_per_class=data.val_per_class
+        )
         SampleSubset(images.test, torch.tensor([0]))  # raises DataError if there is no test image
         require_sharded_normalisation(data.normalise)
         return (3, data.crop.side, data.crop.side)
     if data.crop is not None:
         raise UserError(SMALL_IMAGES.format(images.name))
-    split_indices(len(images.train), train_count=data.train, val_count=data.val)
+    split_indices(
+        images.train.labels,
+        train_count=data.train,
+        val_count=data.val,
+        val_per_class=data.val_per_class,
+        parts=images.train_parts,
+    )
     first = LabelledImages(images.train.pixels[:1], images.train.labels[:1])
     builder = BatchBuilder(
         first, normalise=fit_normaliser("scale", first), augment=data.augment, pad_to=data.pad_to

@@ -17,7 +17,8 @@ def load_training_data(
     Raises UserError if images and recipe do not fit.
     """
     input_shape(images, data)
-    key = f"{sha256} {data.train} {data.val}"
+    per_class = "" if data.val_per_class is None else f" per class {data.val_per_class}"
+    key = f"{sha256} {data.train} {data.val}{per_class}"
     if isinstance(images, ShardSet):
         return ShardedData(images, data, device, key, options)
     return InMemoryData(images, data, device, key, options)

@@ -39,7 +39,9 @@ class ShardedData:
         assert crop is not None  # `input_shape` has checked it
         self.shards, self.data, self.device, self.options = shards, data, device, options
         self.crop = crop_spec(crop)
-        self.training, self.validation = sample_split(shards.train, train_count=data.train, val_count=data.val)
+        self.training, self.validation = sample_split(
+            shards.train, train_count=data.train, val_count=data.val, val_per_class=data.val_per_class
+        )
         self.test = shards.test
         statistics, pca = None, "pca-colour" in data.augment
         if pca or data.normalise != "scale":
@@ -80,7 +82,11 @@ class ShardedData:
     def feed(self, train: Train, seed: int, start: int, block: int) -> ShardedFeed:
         """Return the training batches from step `start` to the last."""
         builder = CropBatchBuilder(
-            normalise=self.normaliser, augment=self.data.augment, pca=self.pca, device=self.device
+            normalise=self.normaliser,
+            augment=self.data.augment,
+            jitter=self.data.jitter,
+            pca=self.pca,
+            device=self.device,
         )
         return ShardedFeed(
             self.training,

@@ -1,4 +1,4 @@
-"""Crops as in four papers, with a side of 16 pixels."""
+"""Crops as in four papers, with a side of 16 pixels; `RANDOM` is GoogLeNet's with random interpolation."""
 
 from pipeline.data.crops import CropSpec
 
@@ -6,4 +6,5 @@ RESNET = CropSpec(16, (20, 30), None, False, None, None, "bilinear")
 ALEXNET = CropSpec(16, (24, 24), 24, False, None, None, "bilinear")
 ZFNET = CropSpec(16, (24, 24), 24, True, None, None, "bilinear")
 GOOGLENET = CropSpec(16, None, None, False, (0.08, 1.0), (3 / 4, 4 / 3), "bilinear")
-SPECS = {"resnet": RESNET, "alexnet": ALEXNET, "zfnet": ZFNET, "googlenet": GOOGLENET}
+RANDOM = CropSpec(16, None, None, False, (0.08, 1.0), (3 / 4, 4 / 3), "random")
+SPECS = {"resnet": RESNET, "alexnet": ALEXNET, "zfnet": ZFNET, "googlenet": GOOGLENET, "random": RANDOM}

@@ -9,7 +9,7 @@ import torch
 from pipeline.analyse.measure import measure_claim, published_image_shape
 from pipeline.common.errors import UserError
 from pipeline.declare.load import load_experiment
-from pipeline.declare.recipe import LrDrops
+from pipeline.declare.recipe import Data, LrDrops
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +41,14 @@ def test_epochs_are_steps_times_batch_size_over_images(declare):
     train = declared.train.model_copy(update={"lr_drops": LrDrops(every=15625, factor=0.1)})
     every = declared.model_copy(update={"train": train})
     assert measure_claim("recipe/drop_epochs", every, "plain-20") == 40.0
+
+
+def test_epochs_of_svhn_do_not_count_the_validation_images_of_each_class(declare):
+    """604,388 - 10 x (400 + 200) = 598,388 training images; 64,000 x 128 / 598,388 = 13.69."""
+    data = Data(name="svhn-extra", val_per_class={"train": 400, "extra": 200})
+    declared = declare().model_copy(update={"data": data})
+    assert measure_claim("recipe/epochs", declared, "plain-20") == 13.69
+    assert measure_claim("recipe/data.val_per_class.extra", declared, "plain-20") == 200
 
 
 def test_printed_values_are_read_from_the_declaration(declare):

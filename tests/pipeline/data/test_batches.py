@@ -14,7 +14,7 @@ import pipeline
 from pipeline.data import batches
 from pipeline.data.batches import Batch, BatchBuilder, InMemoryFeed, evaluation_batches, rank_slices
 from pipeline.data.images import DataError, LabelledImages
-from pipeline.data.normalise import NORMALISERS, fit_normaliser, whitened
+from pipeline.data.normalise import NORMALISERS, fit_normaliser, locally_normalised, whitened
 from pipeline.data.order import batch_indices, permutation
 
 
@@ -43,6 +43,7 @@ def test_images_are_normalised_as_fitted(name):
     result, fitted = nhwc(builder_of(images, name)(torch.arange(40))), fit_normaliser(name, images)
     x = images.pixels
     x = x if fitted.whitening is None else whitened(x, fitted.whitening)
+    x = locally_normalised(x) if fitted.local_contrast else x
     np.testing.assert_allclose(
         result, x * fitted.scale.double() - fitted.shift, atol=1e-4 if "raw" in name else 2e-6
     )
@@ -93,6 +94,11 @@ def test_pad_to_is_normalised_as_background(name):
     np.testing.assert_allclose(nhwc(result)[:, 0, 0], np.tile(corner, (3, 1)), atol=1e-6)
 
 
+def test_images_that_are_not_padded_are_not_copied():
+    images = random_images()
+    assert builder_of(images).pixels.data_ptr() == images.pixels.data_ptr()
+
+
 def test_pad_to_below_the_image_size_is_rejected():
     with pytest.raises(DataError, match="pad_to 7 is smaller than the 8 x 6 images; use 8 or more"):
         builder_of(random_images(), pad_to=7)
@@ -123,6 +129,23 @@ def test_crop_and_flip_equal_a_slow_loop(pad, flip, channels):
     x = images.pixels.numpy() / 255
     expected = slow_crops(indices, draws, pad=pad, flip=flip, normalised=x - x.mean(0))
     np.testing.assert_allclose(nhwc(builder(indices, draws)), expected, atol=1e-6)
+
+
+def test_pad_crop_is_a_translation_by_up_to_as_many_pixels_filled_with_0():
+    """NiN and the maxout network move CIFAR-10's images: pad8-crop moves them by -8 to 8 pixels each way."""
+    images = random_images(n=1, height=20, width=18)
+    builder = builder_of(images, "gcn-zca", augment=("pad8-crop",))
+    plain, draws = nhwc(builder(torch.tensor([0])))[0], builder.draw(0, 0, 400)
+    found = nhwc(builder(torch.zeros(400, dtype=torch.int64), draws))
+    moves = set()
+    for image, (down, right) in zip(found, (8 - (draws[:, :2] * 17).long()).tolist(), strict=True):
+        expected = np.zeros_like(plain)
+        expected[max(down, 0) : 20 + down, max(right, 0) : 18 + right] = plain[
+            max(-down, 0) : 20 - down, max(-right, 0) : 18 - right
+        ]
+        np.testing.assert_array_equal(image, expected)
+        moves.add((down, right))
+    assert {down for down, _ in moves} == {right for _, right in moves} == set(range(-8, 9))
 
 
 @pytest.mark.parametrize("flip", [True, False])
@@ -166,39 +189,45 @@ def test_lecun98_pads_crops_with_background():
     np.testing.assert_allclose(nhwc(builder(torch.arange(40), draws)), expected, atol=1e-6)
 
 
-# Whitened images.
+# Images whose normalisation needs the whole image.
+
+OF_WHOLE_IMAGES = pytest.mark.parametrize("name", ["gcn-zca", "local-contrast"])
 
 
-def test_whitened_images_are_padded_with_0_after_whitening():
+@OF_WHOLE_IMAGES
+def test_images_are_padded_with_0_after_their_normalisation(name):
     images = random_images()
-    plain, builder = builder_of(images, "gcn-zca"), builder_of(images, "gcn-zca", pad_to=11)
+    plain, builder = builder_of(images, name), builder_of(images, name, pad_to=11)
     expected = np.zeros((40, 11, 11, 3))
     expected[:, 1:9, 2:8] = nhwc(plain(torch.arange(40)))
     np.testing.assert_array_equal(nhwc(builder(torch.arange(40))), expected)
 
 
-def test_whitened_images_are_cropped_with_0_and_flipped():
+@OF_WHOLE_IMAGES
+def test_normalised_images_are_cropped_with_0_and_flipped(name):
     images = random_images()
-    builder = builder_of(images, "gcn-zca", augment=("pad2-crop", "flip"))
-    plain, draws = nhwc(builder_of(images, "gcn-zca")(torch.arange(40))), builder.draw(0, 0, 40)
+    builder = builder_of(images, name, augment=("pad2-crop", "flip"))
+    plain, draws = nhwc(builder_of(images, name)(torch.arange(40))), builder.draw(0, 0, 40)
     expected = slow_crops(range(40), draws, pad=2, flip=True, normalised=plain)
     np.testing.assert_array_equal(nhwc(builder(torch.arange(40), draws)), expected.astype(np.float32))
 
 
-def test_images_are_distorted_before_whitening():
+@OF_WHOLE_IMAGES
+def test_images_are_distorted_before_their_normalisation(name):
     images = random_images()
-    builder = builder_of(images, "gcn-zca", augment=("distort",))
+    builder = builder_of(images, name, augment=("distort",))
     draws = builder.draw(0, 0, 40)
     pixels = builder_of(images, "scale", augment=("distort",))(torch.arange(40), draws) * 255
     moved = LabelledImages(pixels.permute(0, 2, 3, 1).round().to(torch.uint8), images.labels)
-    expected = BatchBuilder(moved, normalise=fit_normaliser("gcn-zca", images))(torch.arange(40))
+    expected = BatchBuilder(moved, normalise=fit_normaliser(name, images))(torch.arange(40))
     np.testing.assert_array_equal(nhwc(builder(torch.arange(40), draws)), nhwc(expected))
 
 
+@OF_WHOLE_IMAGES
 @pytest.mark.parametrize("augment", [("pad2-crop", "flip"), ("pad2-crop", "flip", "distort")])
-def test_whitened_image_has_the_same_bits_in_any_micro_batch(augment):
+def test_normalised_image_has_the_same_bits_in_any_micro_batch(name, augment):
     images = random_images(height=16, width=16)
-    builder = builder_of(images, "gcn-zca", augment=augment)
+    builder = builder_of(images, name, augment=augment)
     draws, order = builder.draw(0, 0, 40), torch.randperm(40)
     whole = builder(order, draws)
     for world in (2, 3, 40):

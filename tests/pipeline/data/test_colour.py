@@ -11,18 +11,22 @@ from torchvision.transforms.v2 import functional as F
 
 from pipeline.data.colour import (
     ADJUSTMENT_ORDERS,
+    IMAGENET_COLOURS,
     ColourPCA,
     CropBatchBuilder,
+    colour_jitter,
     pca_colour,
     photometric,
     random_flip,
 )
 from pipeline.data.images import DataError
 from pipeline.data.normalise import Normaliser, normalise_crops
+from pipeline.declare.recipe import Jitter
 
 SCALE = Normaliser("scale", torch.full((3,), 1 / 255), torch.zeros(3), 0.0)
 LARGEST = float(np.nextafter(1.0, 0.0))
 ALL = ("flip", "pca-colour", "photometric")
+JITTER = Jitter(brightness=0.4, contrast=0.4, saturation=0.4, lighting=0.1)  # fb.resnet.torch's
 
 
 def random_pixels(n=6, height=8, width=7, seed=0):
@@ -171,6 +175,109 @@ def test_input_pixels_are_not_changed():
     photometric(pixels, torch.rand(6, 6, dtype=torch.float64))
     pca_colour(pixels, random_pca(), torch.rand(6, 3, dtype=torch.float64))
     assert torch.equal(pixels, random_pixels().float())
+
+
+# Jitter and lighting.
+
+
+def slow_jitter(image, order, strengths, uniform):
+    """ColorJitter of fb.resnet.torch on one image of floats in 0..1, (h, w, 3), adjustment by adjustment."""
+    for adjustment in order:
+        alpha = 1 + strengths[adjustment] * (2 * uniform[adjustment] - 1)
+        grey = 0.299 * image[..., 0] + 0.587 * image[..., 1] + 0.114 * image[..., 2]
+        other = [np.zeros_like(grey), np.full_like(grey, grey.mean()), grey][adjustment]
+        image = alpha * image + (1 - alpha) * other[..., None]
+    return image
+
+
+@pytest.mark.parametrize("order", ADJUSTMENT_ORDERS)
+@pytest.mark.parametrize("strengths", [(0.4, 0.4, 0.4), (0.9, 0.0, 0.2)])
+def test_jitter_equals_a_slow_loop_in_every_order(order, strengths):
+    pixels, uniform = random_pixels(20), np.random.default_rng(0).uniform(0, 1, (20, 3))
+    draws = draws_of(*([(ADJUSTMENT_ORDERS.index(order) + 0.5) / 6, *three, 0.1, 0.9] for three in uniform))
+    declared = Jitter(**dict(zip(("brightness", "contrast", "saturation"), strengths, strict=True)))
+    result = colour_jitter(pixels.float(), declared, draws).numpy() / 255
+    for i, three in enumerate(uniform):
+        expected = slow_jitter(pixels[i].double().numpy() / 255, order, strengths, three)
+        np.testing.assert_allclose(result[i], expected, atol=2e-5)
+
+
+def test_jitter_does_not_clip_pixels():
+    bright = torch.full((1, 2, 2, 3), 250.0)
+    result = colour_jitter(bright, Jitter(brightness=0.4), torch.tensor([[0.0, LARGEST, 0.5, 0.5, 0, 0]]).double())
+    np.testing.assert_allclose(result, 350, rtol=1e-6)
+
+
+def test_jitter_without_brightness_keeps_the_mean_grey():
+    """Contrast and saturation blend with a grey image of the same mean."""
+    pixels, weights = random_pixels(30).double(), torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64)
+    draws = torch.rand(30, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    result = colour_jitter(pixels.float(), Jitter(contrast=0.8, saturation=0.8), draws).double()
+    np.testing.assert_allclose((result @ weights).mean((1, 2)), (pixels @ weights).mean((1, 2)), rtol=1e-4)
+
+
+def test_published_components_of_imagenet_are_orthogonal_and_of_length_1():
+    product = IMAGENET_COLOURS.vectors.T @ IMAGENET_COLOURS.vectors
+    np.testing.assert_allclose(product, np.eye(3), atol=2e-4)  # they are published to four decimals
+
+
+def test_lighting_is_pca_noise_of_the_published_components():
+    builder, pixels = builder_of(jitter=Jitter(lighting=0.2), pca=None), random_pixels(20)
+    draws = builder.draw(0, 0, 20)
+    result = builder(pixels, draws=draws).permute(0, 2, 3, 1).numpy()
+    normal, values = statistics.NormalDist(0, 0.2), (0.2175, 0.0188, 0.0045)
+    vectors = [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]]
+    for i in range(20):
+        alpha = [normal.inv_cdf(u) for u in draws[i, 7:10].tolist()]
+        rgb = [sum(vectors[c][k] * alpha[k] * values[k] for k in range(3)) for c in range(3)]
+        np.testing.assert_allclose(result[i], pixels[i].numpy() / 255 + rgb, atol=1e-6)
+
+
+def test_order_is_jitter_lighting_normalise_flip():
+    fitted = Normaliser("per-channel", torch.tensor([0.01, 0.02, 0.03]), torch.tensor([0.4, 0.5, 0.6]), 0.0)
+    builder, pixels = builder_of(("flip",), jitter=JITTER, normalise=fitted), random_pixels(20)
+    draws = builder.draw(1, 2, 20)
+    x = colour_jitter(pixels.float(), JITTER, draws[:, 10:16])
+    x = pca_colour(x, IMAGENET_COLOURS, draws[:, 7:10], deviation=0.1)
+    x = x * fitted.scale - fitted.shift
+    flipped = draws[:, 6] < 0.5
+    expected = torch.where(flipped[:, None, None, None], x.flip(2), x).permute(0, 3, 1, 2)
+    torch.testing.assert_close(builder(pixels, draws=draws), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("jitter", "columns"),
+    [
+        (JITTER, [7, 8, 9, 10, 11, 12, 13]),
+        (Jitter(lighting=0.1), [7, 8, 9]),
+        (Jitter(brightness=0.1, saturation=0.1), [11, 13]),
+    ],
+)
+def test_jitter_uses_its_own_draws(jitter, columns):
+    builder = builder_of(jitter=jitter, pca=None)
+    draws, pixels = builder.draw(0, 0, 40), random_pixels(40)
+    before, changed = builder(pixels, draws=draws), []
+    for column in range(16):
+        others = draws.clone()
+        others[:, column] = (others[:, column] + 0.5) % 1
+        if not torch.allclose(builder(pixels, draws=others), before, atol=1e-4):
+            changed.append(column)
+    assert set(columns) <= {*changed, 10}
+    assert set(changed) <= {*columns, 10}  # 10: the order
+
+
+def test_images_of_an_evaluation_are_not_jittered():
+    builder = builder_of(jitter=JITTER)
+    assert torch.equal(builder(random_pixels()), normalise_crops(SCALE, random_pixels()))
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_jittered_image_has_the_same_bits_in_any_micro_batch(world):
+    builder, pixels = builder_of(("flip",), jitter=JITTER), random_pixels(24, 30, 31)
+    draws = builder.draw(0, 0, 24)
+    whole = builder(pixels, draws=draws)
+    for rank in range(world):
+        assert torch.equal(builder(pixels[rank::world], draws=draws[rank::world]), whole[rank::world])
 
 
 # Flips.

@@ -1,12 +1,15 @@
 """Random crops: sizes and positions, on images of any size."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from pipeline.data.crops import area_crop, crop_box, crop_image
-from tests.support.crop_specs import ALEXNET, GOOGLENET, RESNET, SPECS, ZFNET
+from pipeline.data.crops import RANDOM_INTERPOLATIONS, area_crop, crop_box, crop_image
+from pipeline.data.jpeg import resize
+from tests.support.crop_specs import ALEXNET, GOOGLENET, RANDOM, RESNET, SPECS, ZFNET
 from tests.support.image_sets import random_image
 
 
@@ -82,6 +85,28 @@ def test_image_of_any_size_gives_a_full_crop(spec, size):
         pixels, _ = crop_image(spec, image, draw)
         assert pixels.shape == (16, 16, 3)
         assert pixels.dtype == torch.uint8
+
+
+def test_random_interpolations_are_equally_frequent():
+    assert sorted(RANDOM_INTERPOLATIONS) == ["area", "bicubic", "bilinear", "nearest"]  # GoogLeNet, section 6
+    found = [crop_box(RANDOM, 40, 60, draw).interpolation for draw in draws(4000)]
+    for name in RANDOM_INTERPOLATIONS:
+        assert 890 < found.count(name) < 1110, name  # 1000 expected, standard deviation 27
+
+
+def test_random_interpolation_changes_no_position():
+    short = dataclasses.replace(RESNET, interpolation="random")
+    for draw in draws(50):
+        for random, fixed in ((RANDOM, GOOGLENET), (short, RESNET)):
+            expected = crop_box(fixed, 40, 60, draw)
+            assert crop_box(random, 40, 60, draw)._replace(interpolation="bilinear") == expected
+
+
+def test_crop_is_resized_by_the_interpolation_drawn():
+    image = random_image(2, height=70, width=90)
+    for draw in draws(40):
+        box = crop_box(RANDOM, 70, 90, draw)
+        assert torch.equal(crop_image(RANDOM, image, draw)[0], resize(image, box.box, (16, 16), box.interpolation))
 
 
 def test_crop_equals_pillows_resize_and_crop():

@@ -5,7 +5,8 @@ import hashlib
 import pytest
 import torch
 
-from pipeline.data.images import LabelledImages, fingerprint, in_canonical_order
+from pipeline.data import images as images_module
+from pipeline.data.images import LabelledImages, canonical_order, fingerprint, in_canonical_order
 
 CLASSES = ("a", "b", "c")
 
@@ -73,6 +74,12 @@ def test_fingerprint_changes_with_class_names_and_swapped_splits():
     train, test = random_images(seed=0), random_images(seed=1)
     different = {fingerprint(CLASSES, train, test), fingerprint(("a", "bc", ""), train, test)}
     assert len(different | {fingerprint(CLASSES, test, train)}) == 3
+
+
+def test_canonical_order_does_not_depend_on_the_images_hashed_at_a_time(monkeypatch):
+    expected = canonical_order(random_images())
+    monkeypatch.setattr(images_module, "KEY_CHUNK", 7)
+    assert torch.equal(canonical_order(random_images()), expected)
 
 
 def test_fingerprint_does_not_depend_on_memory_layout():

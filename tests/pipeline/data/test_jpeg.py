@@ -1,6 +1,8 @@
 """Decoding and resizing against Pillow; broken and too large files are rejected."""
 
 import io
+import itertools
+import math
 import struct
 import tracemalloc
 import warnings
@@ -238,6 +240,28 @@ def test_resized_pixels_differ_from_pillows_by_less_than_a_tenth(size, interpola
     difference = np.abs(found.numpy().astype(int) - expected)
     assert difference.mean() < 0.1
     assert difference.max() <= 2
+
+
+@pytest.mark.parametrize("size", [(7, 5), (20, 30), (40, 33), (90, 61), (1, 1)])
+def test_nearest_takes_the_pixel_at_the_centre_of_each_new_one(size):
+    image = random_image(7, height=40, width=50)
+    found = resize(image, (2, 3, 33, 44), size, "nearest").numpy()
+    for i, j in itertools.product(*map(range, size)):
+        row, column = int((i + 0.5) * 33 / size[0]), int((j + 0.5) * 44 / size[1])
+        assert np.array_equal(found[i, j], image[2 + row, 3 + column])
+
+
+@pytest.mark.parametrize("size", [(7, 5), (20, 30), (40, 33), (90, 61), (1, 1)])
+def test_area_takes_the_mean_of_the_pixels_that_each_new_one_touches(size):
+    image = random_image(7, height=40, width=50)
+    found = resize(image, (2, 3, 33, 44), size, "area")
+    assert found.dtype == torch.uint8
+    part = image[2:35, 3:47].astype(np.float64)
+    for i, j in itertools.product(*map(range, size)):
+        rows = slice(math.floor(i * 33 / size[0]), math.ceil((i + 1) * 33 / size[0]))
+        columns = slice(math.floor(j * 44 / size[1]), math.ceil((j + 1) * 44 / size[1]))
+        expected = part[rows, columns].mean((0, 1))
+        assert np.abs(found[i, j].numpy() - expected).max() <= 0.5001
 
 
 def test_part_of_the_right_size_is_not_resampled():

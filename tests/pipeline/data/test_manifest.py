@@ -8,8 +8,17 @@ import pytest
 import torch
 
 from pipeline.data.images import DataError, LabelledImages
-from pipeline.data.manifest import manifest_from_dict, manifest_of, manifest_to_dict, sample_split, train_val_split
+from pipeline.data.manifest import (
+    manifest_from_dict,
+    manifest_of,
+    manifest_to_dict,
+    sample_split,
+    split_indices,
+    train_val_split,
+)
+from pipeline.data.order import seeded_generator
 from pipeline.data.sources import load_images
+from pipeline.declare.recipe import PartCounts
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +97,7 @@ def test_parts_do_not_change_with_the_size_of_the_other(noise):
 
 def test_training_part_can_be_everything(noise):
     training, validation = train_val_split(noise.train, train_count=None, val_count=0)
-    assert torch.equal(training.pixels, noise.train.pixels)
+    assert training is noise.train  # not copied
     assert len(validation) == 0
 
 
@@ -106,6 +115,86 @@ def test_training_part_can_be_everything(noise):
 def test_impossible_counts_name_the_possible_ones(noise, train_count, val_count, text):
     with pytest.raises(DataError, match=re.escape(text)):
         train_val_split(noise.train, train_count=train_count, val_count=val_count)
+
+
+def slow_split(labels, wanted, train_count=None):
+    """Return (training, validation) indices by a walk through the permutation from its end.
+
+    `wanted`: list of (indices of a part, images of each class).
+    """
+    order = torch.randperm(len(labels), generator=seeded_generator(0, "split")).tolist()
+    held = []
+    for part, count in wanted:
+        taken = dict.fromkeys(labels.tolist(), 0)
+        for index in reversed(order):
+            label = int(labels[index])
+            if index in part and taken[label] < count:
+                taken[label] += 1
+                held.append(index)
+    rest = [index for index in order if index not in held]
+    return sorted(rest[:train_count]), sorted(held)
+
+
+@pytest.mark.parametrize("train_count", [None, 30])
+def test_split_by_class_takes_the_last_images_of_each_class(train_count):
+    labels = torch.arange(100) * 7 % 3
+    training, held = split_indices(labels, train_count=train_count, val_count=0, val_per_class=4)
+    expected = slow_split(labels, [(range(100), 4)], train_count)
+    assert (training.tolist(), held.tolist()) == expected
+    assert torch.bincount(labels[held]).tolist() == [4, 4, 4]
+
+
+def test_split_by_class_and_part_takes_so_many_images_of_each_part():
+    labels = torch.arange(100) * 7 % 3
+    parts = {"train": torch.arange(0, 100, 4), "extra": torch.tensor([i for i in range(100) if i % 4])}
+    counts = PartCounts(train=3, extra=2)
+    training, held = split_indices(labels, train_count=None, val_count=0, val_per_class=counts, parts=parts)
+    wanted = [(parts["train"].tolist(), 3), (parts["extra"].tolist(), 2)]
+    assert (training.tolist(), held.tolist()) == slow_split(labels, wanted)
+    assert sorted({*training.tolist(), *held.tolist()}) == list(range(100))
+    in_train = held[held % 4 == 0]
+    assert torch.bincount(labels[in_train]).tolist() == [3, 3, 3]
+    assert len(held) == 15
+
+
+def test_split_by_class_may_take_images_of_one_part_only():
+    labels, parts = torch.arange(40) % 2, {"train": torch.arange(20), "extra": torch.arange(20, 40)}
+    counts = PartCounts(train=0, extra=5)
+    _, held = split_indices(labels, train_count=None, val_count=0, val_per_class=counts, parts=parts)
+    assert len(held) == 10
+    assert held.min() >= 20
+
+
+def test_split_by_class_is_that_of_images_in_memory_and_in_shards(noise, prepared_set):
+    training, validation = train_val_split(noise.train, train_count=None, val_count=0, val_per_class=3)
+    assert torch.bincount(validation.labels).tolist() == [3] * 10
+    assert rows(training) | rows(validation) == rows(noise.train)
+    assert not rows(training) & rows(validation)
+    of_shards = sample_split(prepared_set.train, train_count=None, val_count=0, val_per_class=1)
+    assert [torch.bincount(samples.labels).tolist() for samples in of_shards] == [[3, 3, 3], [1, 1, 1]]
+
+
+@pytest.mark.parametrize(
+    ("val_per_class", "parts", "text"),
+    [
+        (4, {}, "val_per_class takes 4 images of each class, but class 1 (counted from 0) has only 3"),
+        (3, {}, "6 validation and all remaining training images cannot be taken from 6"),
+        (
+            PartCounts(train=2, extra=1),
+            {"train": torch.tensor([0, 1, 2]), "extra": torch.tensor([3, 4, 5])},
+            "takes 2 images of the part 'train' of each class, but class 0 (counted from 0) has only 1",
+        ),
+        (
+            PartCounts(train=2, extra=1),
+            {},
+            "val_per_class counts images of the parts train and extra, but these images do not record which part",
+        ),
+    ],
+)
+def test_impossible_counts_by_class_are_an_error(val_per_class, parts, text):
+    labels = torch.tensor([0, 1, 1, 0, 1, 0]) if val_per_class != 4 else torch.tensor([0, 1, 1, 0, 1, 0, 0])
+    with pytest.raises(DataError, match=re.escape(text)):
+        split_indices(labels, train_count=None, val_count=0, val_per_class=val_per_class, parts=parts)
 
 
 def test_manifest_of_shards_has_the_hash_of_the_shards(prepared_set):

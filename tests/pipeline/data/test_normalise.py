@@ -1,5 +1,8 @@
 """Normalisation against its definitions in numpy and scipy, in float64."""
 
+import itertools
+import math
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -7,7 +10,14 @@ import torch
 
 from pipeline.data import normalise
 from pipeline.data.images import DataError, LabelledImages
-from pipeline.data.normalise import Normaliser, contrast_normalised, fit_normaliser, normalise_crops, whitened
+from pipeline.data.normalise import (
+    Normaliser,
+    contrast_normalised,
+    fit_normaliser,
+    locally_normalised,
+    normalise_crops,
+    whitened,
+)
 
 
 def random_images(n=40, height=8, width=6, channels=3, seed=0):
@@ -176,6 +186,72 @@ def test_whitened_images_have_the_same_bits_on_any_number_of_threads(threads):
     for count in (1, 2, 5):
         threads(count)
         result.append(whitened(images.pixels, matrix))
+    assert torch.equal(result[0], result[1])
+    assert torch.equal(result[0], result[2])
+
+
+def test_levels_are_counted_in_blocks(monkeypatch):
+    """A set of 600,000 images is never copied as a whole."""
+    whole = fit_normaliser("per-channel", random_images(50))
+    monkeypatch.setattr(normalise, "COUNT_BLOCK", 7)
+    blocks = fit_normaliser("per-channel", random_images(50))
+    assert torch.equal(whole.scale, blocks.scale)
+    assert torch.equal(whole.shift, blocks.shift)
+
+
+# Local contrast.
+
+
+def slow_local_contrast(image):
+    """Return one image (H, W, C) after global and local contrast normalisation, pixel by pixel, in float64."""
+    x = image.astype(np.float64) - image.mean()
+    x /= np.linalg.norm(x)
+    height, width, channels = x.shape
+    weights = {(a, b): math.exp(-(a * a + b * b) / 8) for a in range(-3, 4) for b in range(-3, 4)}
+    total = sum(weights.values())
+    centred, deviation = np.zeros_like(x), np.zeros_like(x)
+    for i, j, c in itertools.product(range(height), range(width), range(channels)):
+        mean = square = 0.0
+        for (a, b), weight in weights.items():
+            if 0 <= i + a < height and 0 <= j + b < width:  # 0 beyond the border
+                mean += weight / total * x[i + a, j + b, c]
+                square += weight / total * x[i + a, j + b, c] ** 2
+        centred[i, j, c], deviation[i, j, c] = x[i, j, c] - mean, math.sqrt(square)
+    return centred / np.maximum(np.maximum(deviation, deviation.mean((0, 1))), 1e-4)
+
+
+@pytest.mark.parametrize("images", [natural_images(3, side=12), random_images(2, 5, 9), random_images(2, 8, 8, 1)])
+def test_local_contrast_equals_a_slow_loop(images):
+    result = locally_normalised(images.pixels)
+    assert result.dtype == torch.float32
+    for found, image in zip(result.numpy(), images.pixels.numpy(), strict=True):
+        np.testing.assert_allclose(found, slow_local_contrast(image), atol=2e-5)
+
+
+def test_local_contrast_does_not_depend_on_brightness_and_contrast():
+    """Pixels 2 x + 40 give the result of x: the mean and the length of the whole image are removed first."""
+    pixels = random_images().pixels // 4
+    torch.testing.assert_close(locally_normalised(2 * pixels + 40), locally_normalised(pixels), rtol=0, atol=1e-6)
+
+
+def test_constant_image_has_no_local_contrast():
+    assert not locally_normalised(torch.full((2, 9, 9, 3), 200, dtype=torch.uint8)).any()
+
+
+def test_local_contrast_needs_no_statistics():
+    first, other = (fit_normaliser("local-contrast", random_images(seed=seed)) for seed in (0, 1))
+    assert first.local_contrast
+    assert torch.equal(first.scale, torch.ones(3))
+    assert torch.equal(first.shift, other.shift)
+    assert not first.shift.any()
+
+
+def test_locally_normalised_images_have_the_same_bits_on_any_number_of_threads(threads):
+    images, result = natural_images(100, side=16), []
+    for count in (1, 2, 5):
+        threads(count)
+        result.append(locally_normalised(images.pixels))
+        assert torch.equal(locally_normalised(images.pixels[7:8])[0], result[-1][7])
     assert torch.equal(result[0], result[1])
     assert torch.equal(result[0], result[2])
 

@@ -20,7 +20,8 @@ from pipeline.data.images import DataError
 from pipeline.data.normalise import Normaliser
 from pipeline.data.order import batch_indices, permutation, seeded_generator
 from pipeline.data.sharded_feed import ShardedFeed
-from tests.support.crop_specs import RESNET, SPECS
+from pipeline.declare.recipe import Jitter
+from tests.support.crop_specs import RANDOM, RESNET, SPECS
 from tests.support.image_sets import prepare_random_set, random_image
 from tests.support.in_memory_samples import InMemorySamples
 
@@ -56,10 +57,11 @@ def feed(
     world=1,
     accumulation_steps=1,
     augment=("flip",),
+    jitter=None,
 ):
     return ShardedFeed(
         samples,
-        CropBatchBuilder(normalise=SCALE, augment=augment),
+        CropBatchBuilder(normalise=SCALE, augment=augment, jitter=jitter),
         crop,
         seed=3,
         batch_size=batch,
@@ -125,6 +127,18 @@ def test_resumed_feed_continues_with_the_same_batches(samples):
     batches = list(feed(samples))
     for start in (1, 4):  # in the first epoch of 23 images, and in the third
         assert_equal(list(feed(samples, start=start, threads=2)), batches[start:])
+
+
+def test_random_interpolation_and_jitter_are_the_same_on_all_ranks_and_after_a_resume(samples):
+    options = {"crop": RANDOM, "jitter": Jitter(brightness=0.4, contrast=0.4, saturation=0.4, lighting=0.1)}
+    batches = list(feed(samples, **options))
+    assert_equal(list(feed(samples, start=2, threads=2, **options)), batches[2:])
+    ranks = [list(feed(samples, rank=rank, world=3, threads=rank, **options)) for rank in range(3)]
+    for step, batch in enumerate(batches):
+        for rank in range(3):
+            assert torch.equal(ranks[rank][step].images, batch.images[rank::3])
+    plain = list(feed(samples, crop=RANDOM))
+    assert all(not torch.equal(batch.images, other.images) for batch, other in zip(batches, plain, strict=True))
 
 
 def test_each_epoch_has_every_image_once_in_another_order(samples):

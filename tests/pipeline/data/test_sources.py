@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.io import savemat
 from torchvision import datasets
 
 from pipeline.data import sources
-from pipeline.data.images import DataError, fingerprint
+from pipeline.data.images import DataError, fingerprint, in_canonical_order
 from pipeline.data.shard_manifest import with_checksum
 from pipeline.data.sources import load_images
 from tests.support.error_messages import error_message
@@ -211,6 +212,76 @@ def test_cifar_pickles_are_read_by_torchvision(tmp_path, monkeypatch, name, clas
         assert multiset(part.pixels.numpy(), part.labels) == multiset(pixels, labels)
 
 
+SVHN_COUNTS = {"train": 30, "extra": 50, "test": 20}
+
+
+@pytest.fixture
+def svhn(tmp_path, monkeypatch):
+    """Write SVHN's three files with few images; return {part: (pixels (N, 32, 32, 3), digits)}."""
+    folder = tmp_path / "SVHN" / "raw"
+    folder.mkdir(parents=True)
+    written, split_list = {}, {}
+    for seed, (part, count) in enumerate(SVHN_COUNTS.items()):
+        pixels, digits = random_images(seed, count, (32, 32, 3))
+        path = folder / f"{part}_32x32.mat"
+        labels = np.where(digits == 0, 10, digits)[:, None]  # class 10 is digit 0
+        savemat(path, {"X": pixels.transpose(1, 2, 3, 0), "y": labels}, do_compression=True)
+        md5 = hashlib.md5(path.read_bytes()).hexdigest()
+        split_list[part] = [datasets.SVHN.split_list[part][0], path.name, md5]
+        written[part] = (pixels, digits)
+    monkeypatch.setattr(datasets.SVHN, "split_list", split_list)
+    return written
+
+
+def test_svhn_is_read_by_torchvision_with_class_10_as_digit_0(tmp_path, svhn):
+    images = load_images("svhn", tmp_path)
+    assert images.classes == tuple("0123456789")
+    assert images.train.pixels.is_contiguous()
+    for part, (pixels, digits) in ((images.train, svhn["train"]), (images.test, svhn["test"])):
+        assert multiset(part.pixels.numpy(), part.labels) == multiset(pixels, digits)
+        ordered = in_canonical_order(part)
+        assert torch.equal(ordered.pixels, part.pixels)
+        assert torch.equal(ordered.labels, part.labels)
+
+
+def test_svhn_images_have_the_orientation_and_labels_of_torchvision(tmp_path, svhn):
+    images = load_images("svhn", tmp_path)
+    theirs = datasets.SVHN(tmp_path / "SVHN" / "raw", split="test")
+    expected = sorted((np.asarray(image).tobytes(), label) for image, label in theirs)
+    found = zip(images.test.pixels.numpy(), images.test.labels.tolist(), strict=True)
+    assert sorted((image.tobytes(), label) for image, label in found) == expected
+
+
+def test_svhn_extra_adds_the_extra_images_and_records_the_part_of_each(tmp_path, svhn):
+    images = load_images("svhn-extra", tmp_path)
+    train = images.train
+    assert (len(train), len(images.test)) == (80, 20)
+    assert torch.equal(in_canonical_order(train).pixels, train.pixels)
+    for part in ("train", "extra"):
+        indices = images.train_parts[part]
+        assert indices.tolist() == sorted(indices.tolist())
+        assert multiset(train.pixels[indices].numpy(), train.labels[indices]) == multiset(*svhn[part])
+
+
+def test_damaged_svhn_file_is_reported(tmp_path, svhn, monkeypatch):
+    def fail(*args, **kwargs):
+        raise urllib.error.URLError("no route")
+
+    path = tmp_path / "SVHN" / "raw" / "extra_32x32.mat"
+    path.write_bytes(path.read_bytes()[:-1])
+    monkeypatch.setattr(urllib.request, "urlopen", fail)
+    load_error("svhn-extra", tmp_path, str(path.parent), "delete damaged files and run again")
+    assert len(load_images("svhn", tmp_path).train) == 30
+
+
+def test_svhn_with_images_of_another_size_is_rejected(tmp_path, svhn, monkeypatch):
+    path = tmp_path / "SVHN" / "raw" / "test_32x32.mat"
+    savemat(path, {"X": np.zeros((32, 30, 3, 2), np.uint8), "y": np.ones((2, 1))})
+    md5 = hashlib.md5(path.read_bytes()).hexdigest()
+    monkeypatch.setitem(datasets.SVHN.split_list, "test", ["", path.name, md5])
+    load_error("svhn", tmp_path, "(2, 3, 32, 30)", "delete damaged files")
+
+
 def test_cifar_archive_copied_by_hand_is_unpacked(tmp_path, monkeypatch):
     source = tmp_path / "source"
     write_cifar(source, monkeypatch, datasets.CIFAR10, "labels")
@@ -246,6 +317,8 @@ def test_mnist_files_copied_by_hand_are_unpacked(tmp_path, monkeypatch):
         ("fashion-mnist", "FashionMNIST/raw", "train-images-idx3-ubyte.gz"),
         ("cifar10", "", "cifar-10-python.tar.gz"),
         ("cifar100", "", "cifar-100-python.tar.gz"),
+        ("svhn", "SVHN/raw", "train_32x32.mat, test_32x32.mat"),
+        ("svhn-extra", "SVHN/raw", "train_32x32.mat, extra_32x32.mat, test_32x32.mat"),
     ],
 )
 def test_failed_download_is_reported_in_one_line(tmp_path, monkeypatch, error, name, folder, file):
@@ -301,7 +374,11 @@ def test_unknown_name_suggests_the_nearest_folder(tmp_path):
 
 
 def test_unknown_name_without_a_near_one_lists_all(tmp_path):
-    load_error("zzz", tmp_path / "absent", "; known: cifar10, cifar100, digits, fashion-mnist, mnist, noise")
+    load_error(
+        "zzz",
+        tmp_path / "absent",
+        "; known: cifar10, cifar100, digits, fashion-mnist, mnist, noise, svhn, svhn-extra",
+    )
 
 
 def test_invalid_name_of_a_prepared_set_is_rejected(tmp_path):

@@ -98,6 +98,10 @@ def test_frame_has_the_declared_interpolation():
     assert statistics_frame(Crop(side=8, short=9, interpolation="bicubic")).interpolation == "bicubic"
 
 
+def test_frame_of_a_random_interpolation_is_bilinear():
+    assert statistics_frame(Crop(side=8, short=9, interpolation="random")) == Frame(9, 8, "bilinear")
+
+
 def test_frame_is_the_centre_of_the_image():
     """Pixel values are column numbers: of 40 x 20 pixels at short side 20, the centre 16 are columns 12 to 27."""
     image = np.tile(np.arange(40, dtype=np.uint8)[None, :, None], (20, 1, 3))

@@ -11,7 +11,7 @@ from pipeline.data.colour import CropBatchBuilder
 from pipeline.data.crops import CropSpec
 from pipeline.data.sharded_feed import ShardedFeed
 from pipeline.declare.load import load_experiment
-from pipeline.declare.recipe import Crop
+from pipeline.declare.recipe import Crop, Data, Jitter
 from pipeline.track.run_folder import RunFolder
 from pipeline.train.inputs import ReadOptions
 from pipeline.train.load import load_training_data
@@ -205,6 +205,28 @@ def test_batches_are_those_of_the_declared_crop_and_augmentation(data_root, shar
 )
 def test_crop_spec_is_the_declared_crop(declared, expected):
     assert crop_spec(Crop(**declared)) == expected
+
+
+def test_declared_jitter_and_random_interpolation_reach_the_batches(data_root, sharded_run):
+    images, data = load_shards(data_root), sharded_run.recipe.data
+    crop = {**data.crop.model_dump(), "interpolation": "random"}
+    declared = data.model_dump() | {
+        "augment": ["flip"],
+        "normalise": "scale",
+        "jitter": {"contrast": 0.4},
+        "crop": crop,
+    }
+    training_data = load_training_data(
+        images, Data(**declared), torch.device("cpu"), sha256="x", options=ReadOptions()
+    )
+    batch = next(iter(training_data.feed(sharded_run.recipe.train, 3, 2, 1)))
+    part, _ = manifest.sample_split(images.train, train_count=None, val_count=5)
+    builder = CropBatchBuilder(
+        normalise=statistics.fit_sharded_normaliser("scale", None), augment=("flip",), jitter=Jitter(contrast=0.4)
+    )
+    spec = CropSpec(32, (36, 44), None, False, None, None, "random")
+    [expected] = ShardedFeed(part, builder, spec, seed=3, batch_size=4, start_step=2, stop_step=3, threads=0)
+    assert batch.images.equal(expected.images)
 
 
 def test_held_out_errors_are_those_of_the_first_protocol(data_root, sharded_run):
