@@ -1,18 +1,21 @@
-"""Derived runs: results made from finished runs (ensemble, protocol, transfer, compression)."""
+"""Derived runs: results made from finished runs (ensembles, protocol, column, transfer, compression)."""
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from pipeline.declare.protocol import parse_protocol
 from pipeline.declare.recipe import (
     BitWidth,
     Data,
     FrozenModel,
+    NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
     ProtocolName,
+    StrictBool,
+    Train,
     require_unique,
 )
 
@@ -23,10 +26,14 @@ TRANSFER_METRICS = ("test/mean_class_error_pct", "features", "iterations")
 
 COMPRESSED_PARTS = ("codebook_", "table_", "indices_", "positions_", "other_", "header_", "original_", "")
 
+# Size of the network divided by that after pruning, after weight sharing, and of the file; higher is better.
+COMPRESSION_RATIOS = ("compressed/pruned_ratio", "compressed/quantised_ratio", "compressed/ratio")
+
 COMPRESSION_METRICS = (
     *(f"compressed/{part}bytes" for part in COMPRESSED_PARTS),
     "compressed/stored_weights",
-    "compressed/ratio",
+    "compressed/density",
+    *COMPRESSION_RATIOS,
 )
 
 
@@ -34,11 +41,37 @@ COMPRESSION_METRICS = (
 # validation error has the selected weights in place of the last.
 Weights = Literal["last", "average"]
 
+Density = Annotated[PositiveFloat, Field(le=1)]
 
-class EnsembleSpec(FrozenModel):
-    """An ensemble: the mean of the softmax outputs of several networks."""
+# Metrics of ensembles of one size: the mean over the ensembles, and their standard deviation, whose name ends in
+# SPREAD. Their number of images is that of all members' ensemble.
+SIZE_METRICS = ("top1_error_pct", "top5_error_pct", "loss")
 
-    kind: Literal["ensemble"]
+SPREAD = "_std"
+
+GREEDY = "greedy"  # in names of metrics: the ensemble chosen on the validation images
+
+GREEDY_NETWORKS = f"{GREEDY}/networks"  # the number of its networks
+
+
+def size_name(size: int) -> str:
+    """Return an ensemble size in names of metrics: "of-3"."""
+    return f"of-{size}"
+
+
+def check_column(column: object) -> object:
+    """Return `column`. Raises ValueError if it is not the number of a column, or "deepest"."""
+    if column != "deepest" and (not isinstance(column, int) or isinstance(column, bool) or column < 1):
+        raise ValueError(f"should be a column's number, from 1 for the shallowest, or 'deepest', not {column!r}")
+    return column
+
+
+ColumnNumber = Annotated[int | Literal["deepest"], BeforeValidator(check_column)]
+
+
+class AveragedRunsSpec(FrozenModel):
+    """Fields of derived runs that average the softmax outputs of several networks."""
+
     # Variant -> number of its networks, each with its own seed.
     members: Annotated[dict[str, PositiveInt], Field(min_length=1)]
     # Test protocols; empty: those of the members.
@@ -51,10 +84,59 @@ class EnsembleSpec(FrozenModel):
         return dict(self.members)
 
     @model_validator(mode="after")
-    def _fits(self) -> "EnsembleSpec":
+    def _has_several(self) -> Self:
         if sum(self.members.values()) < 2:
             raise ValueError("an ensemble needs at least 2 networks")
         return self
+
+
+class EnsembleSpec(AveragedRunsSpec):
+    """An ensemble: the mean of the softmax outputs of several networks."""
+
+    kind: Literal["ensemble"]
+
+
+class EnsembleSizesSpec(AveragedRunsSpec):
+    """Error against the number of networks: mean and spread over the ensembles of each size among the members."""
+
+    kind: Literal["ensemble-sizes"]
+    # Numbers of networks; empty: each from 1 to that of all members.
+    sizes: Annotated[tuple[PositiveInt, ...], AfterValidator(require_unique)] = ()
+    # Number of ensembles of a size: all that exist, if these are no more, else as many random ones, all different.
+    choices: PositiveInt = 100
+    # Also an ensemble of any size, put together one network at a time by its error on the validation images.
+    greedy: StrictBool = False
+
+    @property
+    def measured_sizes(self) -> tuple[int, ...]:
+        """Return the numbers of networks, ascending."""
+        return tuple(sorted(self.sizes)) or tuple(range(1, sum(self.members.values()) + 1))
+
+    @model_validator(mode="after")
+    def _has_enough(self) -> Self:
+        largest, count = max(self.sizes, default=1), sum(self.members.values())
+        if largest > count:
+            raise ValueError(f"'sizes' has an ensemble of {largest} networks, but 'members' has {count}")
+        return self
+
+    def metrics(self, protocols: Sequence[str]) -> list[str]:
+        """Return the names of its metrics beside those of all members' ensemble.
+
+        `protocols` are parts of names: "/dense-of-256", or "" for the first protocol's short names.
+        """
+        found = [
+            f"test{by}/{size_name(size)}/{error}{end}"
+            for by in protocols
+            for size in self.measured_sizes
+            for error in SIZE_METRICS
+            for end in ("", SPREAD)
+        ]
+        if self.greedy:
+            of_val = [by for by in protocols if by in ("", protocols[0])]
+            places = [*(f"test{by}" for by in protocols), *(f"val{by}" for by in of_val)]
+            found += [f"{place}/{GREEDY}/{error}" for place in places for error in ERROR_METRICS]
+            found.append(GREEDY_NETWORKS)
+        return found
 
 
 class SingleRunSpec(FrozenModel):
@@ -76,6 +158,19 @@ class ProtocolSpec(SingleRunSpec):
     weights: Weights = "last"
 
 
+class ColumnSpec(SingleRunSpec):
+    """One column of a FractalNet, evaluated as a network of its own (Larsson et al. 2016, arXiv:1605.07648).
+
+    It keeps the run's weights and batch-norm statistics.
+    """
+
+    kind: Literal["column"]
+    column: ColumnNumber  # from 1, the shallowest, as in the paper's Table 4
+    # Test protocols; empty: those of the run.
+    test: Annotated[tuple[ProtocolName, ...], AfterValidator(require_unique)] = ()
+    weights: Weights = "last"
+
+
 class TransferSpec(SingleRunSpec):
     """A transfer probe: a linear classifier on the input features of a network's last fully connected layer."""
 
@@ -91,16 +186,53 @@ class TransferSpec(SingleRunSpec):
         return self
 
 
+class Retraining(FrozenModel):
+    """Training of a pruned or quantised network, with the data, the loss and the optimizer of the run."""
+
+    steps: PositiveInt  # optimizer steps
+    lr: PositiveFloat  # learning rate of the first step
+    lr_end: NonNegativeFloat | None = None  # linear decay to this rate; None: constant
+    batch_size: PositiveInt | None = None  # None: the run's
+
+
 class CompressionSpec(SingleRunSpec):
-    """Deep Compression of a run's network without retraining (Han et al. 2016, arXiv:1510.00149)."""
+    """Deep Compression of a run's network (Han et al. 2016, arXiv:1510.00149)."""
 
     kind: Literal["compression"]
-    density: Annotated[PositiveFloat, Field(le=1)]  # fraction of each layer's weights to keep, the largest ones
+    # Fraction of each layer's weights to keep, the largest ones; or layer -> fraction. The name of a module stands
+    # for all layers inside it.
+    density: Density | Annotated[dict[str, Density], Field(min_length=1)]
     conv_bits: BitWidth  # bits of a codebook index in convolutions
     fc_bits: BitWidth  # bits of a codebook index in fully connected layers
+    bits: dict[str, BitWidth] = Field(default_factory=dict)  # layer -> bits of a codebook index in it
+    conv_index_bits: BitWidth = 8  # bits of the distance between two stored weights in convolutions
+    fc_index_bits: BitWidth = 5  # and in fully connected layers
+    prunings: PositiveInt = 1  # number of prunings, each with its training; densities fall by a constant factor
+    retrain: Retraining | None = None  # training of the remaining weights after each pruning
+    tune: Retraining | None = None  # training of the shared values
+
+    @model_validator(mode="after")
+    def _fits(self) -> "CompressionSpec":
+        if self.prunings > 1 and not self.retrain:
+            raise ValueError("'prunings' > 1 needs 'retrain', the training after each pruning")
+        return self
 
 
-DerivedSpec = EnsembleSpec | ProtocolSpec | TransferSpec | CompressionSpec
+DerivedSpec = EnsembleSpec | EnsembleSizesSpec | ProtocolSpec | ColumnSpec | TransferSpec | CompressionSpec
+
+
+def untrainable(spec: DerivedSpec, train: Train) -> str:
+    """Return the reason why a compression cannot train the network of a run further; "" if it can."""
+    if not isinstance(spec, CompressionSpec) or not (spec.retrain or spec.tune):
+        return ""
+    if train.optimizer.name == "sdlm":
+        return "'retrain' and 'tune' do not support optimizer 'sdlm'"
+    if train.filter_rms_limit:
+        return "'retrain' and 'tune' do not support train.filter_rms_limit"
+    in_velocity = train.optimizer.name == "sgd" and train.optimizer.rate_in_velocity
+    if in_velocity and any(stage and stage.lr_end == 0 for stage in (spec.retrain, spec.tune)):
+        return "rate_in_velocity needs a learning rate > 0 at every step, but lr_end is 0"
+    return ""
 
 
 def incompatibility(spec: DerivedSpec, datas: Sequence[Data]) -> str:
@@ -116,6 +248,12 @@ def incompatibility(spec: DerivedSpec, datas: Sequence[Data]) -> str:
         return "its runs train on different data"
     if has_crop and not any(protocols) and len({data.test for data in datas}) > 1:
         return "its runs are evaluated by different test protocols; name one of them in 'test'"
-    if not has_crop and len({(data.normalise, data.pad_to, data.train, data.val) for data in datas}) > 1:
-        return f"its runs differ in how they use {first.name}: normalise, pad_to, train or val"
+    if isinstance(spec, EnsembleSizesSpec) and spec.greedy:
+        if not all(data.holds_out for data in datas):
+            return "a greedy ensemble is chosen on validation images, but not all of its runs hold some out"
+        if len({(data.val, data.val_per_class) for data in datas}) > 1:
+            return "a greedy ensemble is chosen on validation images, but its runs hold out different ones"
+    uses = {(data.normalise, data.pad_to, data.train, data.val, data.val_per_class) for data in datas}
+    if not has_crop and len(uses) > 1:
+        return f"its runs differ in how they use {first.name}: normalise, pad_to, train, val or val_per_class"
     return ""

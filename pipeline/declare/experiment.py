@@ -14,13 +14,14 @@ from pipeline.declare.derived import (
     TRANSFER_METRICS,
     CompressionSpec,
     DerivedSpec,
+    EnsembleSizesSpec,
     TransferSpec,
 )
 from pipeline.declare.overrides import describe_changes, merge_layers, set_dotted
 from pipeline.declare.recipe import (
     PAPER_SCALE,
     REDUCED_PRECISION,
-    REDUCED_PRECISION_SCALES,
+    REDUCED_PRECISION_SCALE,
     Data,
     FrozenModel,
     Model,
@@ -140,7 +141,7 @@ class Experiment(FrozenModel):
         return own or self.recipe(next(iter(spec.consumes)), scale, changes).data.test
 
     def measured(self, name: str, *, named: bool) -> list[str]:
-        """Return the names of the metrics that a variant or derived run has at paper scale.
+        """Return the names of the metrics that a variant or derived run has at paper scale, without COST_METRICS.
 
         With test protocols, each error is measured by each protocol: "test/dense-of-256/top1_error_pct". Unless
         `named`, the list also has the first protocol's errors under their short names: "test/top1_error_pct".
@@ -152,8 +153,8 @@ class Experiment(FrozenModel):
         protocols += [] if named and protocols else [""]
         more: tuple[str, ...] = ()
         if spec is None:
-            parts = ["test", "val"] if data.val else ["test"]
-            more = tuple(f"train/{error}" for error in TRAIN_METRICS)
+            parts = ["test", "val"] if data.holds_out else ["test"]
+            more = (*(f"train/{error}" for error in TRAIN_METRICS), *recipe.train.measurements)
             if not data.crop:
                 more += ("test/response_std", *(f"trainset/{error}" for error in ERROR_METRICS))
             if recipe.train.average:
@@ -162,9 +163,12 @@ class Experiment(FrozenModel):
         elif isinstance(spec, TransferSpec):
             parts, protocols, more = ["test"], [""], TRANSFER_METRICS
         elif isinstance(spec, CompressionSpec):
-            parts, more = ["test", "original", "pruned"], COMPRESSION_METRICS
+            parts, more = ["test", "original", "pruned", "shared"], COMPRESSION_METRICS
         else:
             parts = ["test"]
+            at_paper = self.derived_spec(name, PAPER_SCALE)
+            if isinstance(at_paper, EnsembleSizesSpec):
+                more = tuple(at_paper.metrics(protocols))
         errors = [f"{part}{by}/{error}" for part in parts for by in protocols for error in ERROR_METRICS]
         return [*errors, *more]
 
@@ -216,7 +220,7 @@ class Experiment(FrozenModel):
         }
         for key, value in (changes or {}).items():
             set_dotted(raw, key, value)
-        if scale in REDUCED_PRECISION_SCALES and isinstance(raw["train"], dict):
+        if scale == REDUCED_PRECISION_SCALE and isinstance(raw["train"], dict):
             optimizer = raw["train"].get("optimizer")
             if not (isinstance(optimizer, dict) and optimizer.get("name") == "sdlm"):  # supports neither
                 raw["train"] = REDUCED_PRECISION | raw["train"]

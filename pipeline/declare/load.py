@@ -9,10 +9,19 @@ from lightning_modules.names import nearest
 from pipeline.common.errors import UserError
 from pipeline.common.paths import ROOT
 from pipeline.declare.claim_tables import expand_claims, expand_printed
-from pipeline.declare.claims import BoundClaim, Claim, ExactClaim, MetricClaim, OpenClaim
-from pipeline.declare.derived import incompatibility
+from pipeline.declare.claims import (
+    BoundClaim,
+    Claim,
+    ExactClaim,
+    GainClaim,
+    MetricClaim,
+    OpenClaim,
+    OrderingClaim,
+    RatioClaim,
+)
+from pipeline.declare.derived import COMPRESSION_METRICS, COMPRESSION_RATIOS, incompatibility, untrainable
 from pipeline.declare.experiment import DeclarationError, Experiment
-from pipeline.declare.recipe import PAPER_SCALE
+from pipeline.declare.recipe import COST_METRICS, PAPER_SCALE
 from pipeline.declare.validation import validation_message
 from pipeline.declare.yaml_loader import parse_yaml
 
@@ -138,7 +147,8 @@ def check_metrics(experiment: Experiment, claim: Claim) -> None:
     """Check that the variants of a trained claim measure its metric at paper scale.
 
     With test protocols, the metric of a number names its protocol. A comparison may use the short name, which
-    stands for the first protocol of each side.
+    stands for the first protocol of each side. Times and memory can only be compared between runs, and only errors
+    have a unit in percent.
     """
     if isinstance(claim, ExactClaim | OpenClaim):
         return
@@ -147,10 +157,39 @@ def check_metrics(experiment: Experiment, claim: Claim) -> None:
             continue
         key = "rhs_metric" if side == "rhs" and getattr(claim, "rhs_metric", None) else "metric"
         metric = getattr(claim, key)
+        place = f"{experiment.file}: claims.{claim.id}.{key}"
+        if metric in COST_METRICS and name in experiment.variants:
+            if not isinstance(claim, OrderingClaim | RatioClaim):
+                raise DeclarationError(
+                    f"{place}: {metric} depends on the hardware, so only a claim of kind 'ordering' or 'ratio' can"
+                    f" name it, not {claim.kind!r}"
+                )
+            continue
+        if isinstance(claim, MetricClaim | GainClaim) and name in experiment.variants:
+            train = experiment.recipe(name, PAPER_SCALE).train
+            if metric in train.measurements:
+                raise DeclarationError(
+                    f"{place}: {metric} is not an error in percent, so only a claim of kind 'ordering', 'ratio' or"
+                    f" 'bound' can name it, not {claim.kind!r}"
+                )
+        if isinstance(claim, MetricClaim) and metric in COMPRESSION_METRICS:
+            check_compression_claim(claim, place)
         known = experiment.measured(name, named=isinstance(claim, MetricClaim | BoundClaim))
         if metric not in known:
-            place = f"{experiment.file}: claims.{claim.id}.{key}"
             raise DeclarationError(f"{place}: unknown metric {metric!r} of {name}; known: {', '.join(known)}")
+
+
+def check_compression_claim(claim: MetricClaim, place: str) -> None:
+    """Check that the claimed number of a compression is a ratio, averaged over seeds."""
+    if claim.metric not in COMPRESSION_RATIOS:
+        raise DeclarationError(
+            f"{place}: {claim.metric} is neither an error in percent nor a ratio, so only a claim of kind"
+            f" 'ordering', 'ratio' or 'bound' can name it, not {claim.kind!r}"
+        )
+    if claim.statistic != "mean":
+        raise DeclarationError(
+            f"{place.rpartition('.')[0]}.statistic: {claim.metric} is a ratio; only 'mean' is possible"
+        )
 
 
 def check_derived(experiment: Experiment) -> None:
@@ -182,7 +221,8 @@ def check_derived_at(experiment: Experiment, name: str, scale: str) -> None:
     if unknown := set(spec.consumes) - set(experiment.variants):
         near = nearest(min(unknown), experiment.variants)
         raise DeclarationError(f"{file}: scales.{scale}.derived.{name}: unknown variant {min(unknown)!r}{near}")
-    reason = incompatibility(spec, [experiment.recipe(variant, scale).data for variant in spec.consumes])
+    recipes = [experiment.recipe(variant, scale) for variant in spec.consumes]
+    reason = incompatibility(spec, [recipe.data for recipe in recipes]) or untrainable(spec, recipes[0].train)
     if reason:
         raise DeclarationError(f"{file}: derived.{name} (at {scale} scale): {reason}")
     if getattr(spec, "weights", "last") == "average":

@@ -11,9 +11,18 @@ from pipeline.declare.protocol import parse_protocol
 
 PAPER_SCALE = "paper"
 
-REDUCED_PRECISION_SCALES = ("laptop", "gpu")  # where REDUCED_PRECISION is the default
+PARTED_SET = "svhn-extra"  # the set whose training images come from two published parts
+
+REDUCED_PRECISION_SCALE = "laptop"  # where REDUCED_PRECISION is the default
 
 REDUCED_PRECISION = {"precision": "bf16", "channels_last": True}
+
+# What a run costs. These differ between machines, so they are kept apart from its metrics.
+COST_METRICS = ("train/seconds", "train/images_per_second", "train/peak_memory_mib")
+
+STEPS_TO = "train/steps_to_"  # and an error: see `steps_to_metric`
+
+GRADIENT_NORM = "train/gradient_norm/"  # and the name of a layer: the mean magnitude of its gradient
 
 # The 4 of pad4-crop and reflect4-crop, in pixels, may be another number.
 AUGMENTATIONS = ("pad4-crop", "reflect4-crop", "flip", "distort", "pca-colour", "photometric")
@@ -28,9 +37,18 @@ PositiveFloat = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 
 NonNegativeFloat = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 
+ErrorPct = Annotated[float, Field(strict=True, gt=0, lt=100)]
+
 StrictBool = Annotated[bool, Field(strict=True)]
 
+Strength = Annotated[float, Field(strict=True, ge=0, le=1)]  # 0.4: factors from 0.6 to 1.4
+
 BitWidth = Annotated[int, Field(strict=True, ge=1, le=8)]
+
+
+def steps_to_metric(error_pct: float) -> str:
+    """Return "train/steps_to_25_pct_error", the steps until the training error is below `error_pct` 25."""
+    return f"{STEPS_TO}{error_pct:.15g}_pct_error"
 
 
 def require_finite(value: Any) -> Any:
@@ -69,7 +87,14 @@ def require_unique(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 Normalisation = Literal[
-    "per-pixel-mean", "per-channel", "lecun98", "scale", "raw-mean-image", "raw-mean-colour", "gcn-zca"
+    "per-pixel-mean",
+    "per-channel",
+    "lecun98",
+    "scale",
+    "raw-mean-image",
+    "raw-mean-colour",
+    "gcn-zca",
+    "local-contrast",
 ]
 
 ProtocolName = Annotated[str, AfterValidator(check_protocol_name)]
@@ -124,7 +149,8 @@ class Crop(FrozenModel):
     at: Literal["random", "five"] = "random"  # any position; five: one of the four corners or the centre
     area: tuple[PositiveFloat, PositiveFloat] | None = None  # fraction of the image's area, uniform in this range
     aspect: tuple[PositiveFloat, PositiveFloat] | None = None  # width / height, log-uniform in this range
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"  # with anti-aliasing
+    # bilinear and bicubic with anti-aliasing; random: drawn for each image among these, nearest and area.
+    interpolation: Literal["bilinear", "bicubic", "random"] = "bilinear"
 
     @model_validator(mode="after")
     def _fits(self) -> "Crop":
@@ -143,26 +169,85 @@ class Crop(FrozenModel):
         return self
 
 
+class PartCounts(FrozenModel):
+    """Numbers of images of each class held out for validation from each published part of svhn-extra."""
+
+    train: Annotated[int, Field(strict=True, ge=0)]
+    extra: Annotated[int, Field(strict=True, ge=0)]
+
+    @model_validator(mode="after")
+    def _fits(self) -> "PartCounts":
+        if not self.train + self.extra:
+            raise ValueError("one of the parts must give images")
+        return self
+
+
+class Jitter(FrozenModel):
+    """Random colour changes of an image, as in fb.resnet.torch, which uses 0.4, 0.4, 0.4 and 0.1.
+
+    Brightness, contrast and saturation are multiplied, in random order, by factors from 1 - strength to
+    1 + strength. Then lighting noise is added along the principal components of ImageNet's colours.
+    """
+
+    brightness: Strength = 0.0
+    contrast: Strength = 0.0
+    saturation: Strength = 0.0
+    lighting: NonNegativeFloat = 0.0  # standard deviation of the factor of each eigenvalue
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Jitter":
+        if not (self.brightness or self.contrast or self.saturation or self.lighting):
+            raise ValueError("give at least one strength > 0: brightness, contrast, saturation or lighting")
+        return self
+
+
 class Data(FrozenModel):
     """The images that a run trains on and is evaluated on."""
 
-    # A known set (digits, mnist, fashion-mnist, cifar10, cifar100), or a folder of class folders or of shards.
+    # A known set (digits, mnist, fashion-mnist, cifar10, cifar100, svhn, svhn-extra), or a folder of class folders
+    # or of shards.
     name: str
     train: PositiveInt | None = None  # number of training images; None: all that are not in `val`
     val: Annotated[int, Field(strict=True, ge=0)] = 0  # number of training images held out for validation
+    # Number of training images of each class held out for validation; {train: 400, extra: 200}: of each of
+    # svhn-extra's parts.
+    val_per_class: PositiveInt | PartCounts | None = None
     pad_to: PositiveInt | None = None  # side in pixels to which smaller images are padded with background
     normalise: Normalisation = "per-pixel-mean"
     # pad4-crop, reflect4-crop, flip, distort; with `crop`: flip, pca-colour, photometric.
     augment: tuple[Augmentation, ...] = ()
+    jitter: Jitter | None = None  # random colour changes, with `crop` only
     crop: Crop | None = None  # for images of varying size, read from shards; None: small images of one size
     test: tuple[ProtocolName, ...] = ()  # test protocols, with `crop` only; the first is also used during training
 
+    @property
+    def holds_out(self) -> bool:
+        """True if training images are held out for validation."""
+        return self.val > 0 or self.val_per_class is not None
+
+    def held_out(self, classes: int) -> int:
+        """Return the number of validation images of a set of so many classes."""
+        counts = self.val_per_class
+        if isinstance(counts, PartCounts):
+            return classes * (counts.train + counts.extra)
+        return classes * (counts or 0) + self.val
+
     @model_validator(mode="after")
     def _fits(self) -> "Data":
+        if self.val and self.val_per_class:
+            raise ValueError("give either 'val' or 'val_per_class', not both")
+        if isinstance(self.val_per_class, PartCounts) and self.name != PARTED_SET:
+            raise ValueError(f"only {PARTED_SET} has parts; give val_per_class one number for {self.name}")
+        if self.jitter and "photometric" in self.augment:
+            raise ValueError("'jitter' and 'photometric' change the same colours; remove one of them")
+        if self.jitter and self.jitter.lighting and "pca-colour" in self.augment:
+            raise ValueError("'jitter.lighting' and 'pca-colour' add the same noise; remove one of them")
         with_crop_only = {"pca-colour", "photometric"} & set(self.augment)
         if self.crop is None:
             if self.test:
                 raise ValueError("'test' needs 'crop': test protocols are for images of varying size")
+            if self.jitter:
+                raise ValueError("'jitter' needs 'crop': it is for images of varying size")
             if with_crop_only:
                 raise ValueError(f"{min(with_crop_only)!r} needs 'crop': it is for images of varying size")
             return self
@@ -305,11 +390,23 @@ class Train(FrozenModel):
     select: Literal["last", "val"] = "last"  # network judged: the last, or that of the lowest validation error
     optimizer: Annotated[Sgd | RmsProp | Sdlm, Field(discriminator="name")]
     loss: Annotated[CrossEntropy | MapLoss, Field(discriminator="name")] = CrossEntropy()
-    precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast, on hardware that supports it
+    # bf16: autocast, fp32 on hardware without it. tf32: matrix products and convolutions of NVIDIA GPUs only.
+    precision: Literal["fp32", "bf16", "tf32"] = "fp32"
     channels_last: StrictBool = False
     compile: StrictBool = False  # torch.compile: tens of seconds at the start, then faster steps
     eval_every: PositiveInt | None = None  # steps between evaluations on test and validation; None: 40 per run
     log_every: PositiveInt | None = None  # steps over which the training error is averaged; None: 200 per run
+    # Training errors in percent: the first report with a lower one gives the metric train/steps_to_<x>_pct_error.
+    steps_to_error_pct: Annotated[tuple[ErrorPct, ...], AfterValidator(require_unique)] = ()
+    # Layers, with all layers inside them. The mean magnitude of their gradients, the L1 norm divided by the number
+    # of parameters, is reported with the training error; train/gradient_norm/<layer> is the mean over all steps.
+    gradient_norms: Annotated[tuple[str, ...], AfterValidator(require_unique)] = ()
+
+    @property
+    def measurements(self) -> tuple[str, ...]:
+        """Metrics that the recipe declares beside errors. That of steps is missing if the error stays above."""
+        steps = map(steps_to_metric, self.steps_to_error_pct)
+        return (*steps, *(GRADIENT_NORM + layer for layer in self.gradient_norms))
 
     @model_validator(mode="after")
     def _fits(self) -> "Train":
@@ -336,7 +433,7 @@ class Train(FrozenModel):
         if self.batch_size != 1:
             raise ValueError("optimizer 'sdlm' needs batch_size 1")
         unsupported = {
-            "precision bf16": self.precision != "fp32",
+            f"precision {self.precision}": self.precision != "fp32",
             "warmup": self.warmup,
             "lr_end": self.lr_end is not None,
             "plateau": self.plateau,
@@ -345,6 +442,7 @@ class Train(FrozenModel):
             "filter_rms_limit": self.filter_rms_limit,
             "average": self.average,
             "select: val": self.select == "val",
+            "gradient_norms": self.gradient_norms,
         }
         found = [key for key, value in unsupported.items() if value]
         if found:
@@ -363,7 +461,7 @@ class Recipe(FrozenModel):
     @model_validator(mode="after")
     def _fits(self) -> "Recipe":
         watches = self.train.plateau is not None and self.train.plateau.watch == "val"
-        if (watches or self.train.select == "val") and not self.data.val:
+        if (watches or self.train.select == "val") and not self.data.holds_out:
             key = "train.plateau.watch" if watches else "train.select"
             raise ValueError(f"{key} 'val' needs held-out training images; declare their number as data.val")
         return self

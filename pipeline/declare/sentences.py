@@ -1,7 +1,7 @@
 """Sentences of claims that give none: what is claimed, in plain English, from the keys of the claim."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 LAYER_SENTENCES = {  # measure of a layer -> its sentence; {it} is the layer, {n} the claimed value
@@ -88,6 +88,13 @@ SETTING_SENTENCES = {  # setting -> its sentence
     "data.name": "The data set is {n}",
     "data.train": "Training uses {n} images",
     "data.val": "{n} images are held out for validation",
+    "data.val_per_class": "{n} images of each class are held out for validation",
+    "data.val_per_class.train": "{n} training images of each class are held out for validation",
+    "data.val_per_class.extra": "{n} extra images of each class are held out for validation",
+    "data.jitter.brightness": "The brightness of images changes by up to {n} of itself",
+    "data.jitter.contrast": "The contrast of images changes by up to {n} of itself",
+    "data.jitter.saturation": "The saturation of images changes by up to {n} of itself",
+    "data.jitter.lighting": "Lighting noise has a standard deviation of {n}",
     "data.test": "Images are tested by {n}",
     "data.augment": "Images are augmented by: {n}",
     "data.normalise": "Images are normalised by the method {n}",
@@ -96,6 +103,8 @@ SETTING_SENTENCES = {  # setting -> its sentence
     "data.crop.short": "The shorter side of an image is scaled to {n} pixels",
     "data.crop.at": "Crops are taken at {n} positions",
 }
+
+COST_WORDS = {"seconds": "training time", "images_per_second": "training speed", "peak_memory_mib": "peak memory"}
 
 COMPARISONS = {"<": "less than ", ">": "more than ", "<=": "at most ", ">=": "at least "}
 
@@ -242,15 +251,27 @@ def metric_words(claim: Mapping[str, Any]) -> str:
     name = {"top1_error_pct": ("top-1 ", "error"), "top5_error_pct": ("top-5 ", "error"), "loss": ("", "loss")}
     if parts[-1] == "response_std":
         return "standard deviation of layer responses"
+    if parts[:2] == ["train", "gradient_norm"]:
+        return f"mean gradient magnitude in {'/'.join(parts[2:])}"
+    if steps := re.fullmatch(r"steps_to_(.+)_pct_error", parts[-1]):
+        return f"number of steps to a training error below {steps[1]} %"
+    if parts[-1] in COST_WORDS:
+        return COST_WORDS[parts[-1]]
     before, noun = name.get(parts[-1], ("", parts[-1].replace("_", " ")))
-    protocol = f" ({parts[1]})" if len(parts) == 3 and not claim.get("rhs_metric") else ""
-    return f"{before}{split.get(parts[0], f'{parts[0]} ')}{noun}{protocol}"
+    where = f" ({place_words(parts)})" if len(parts) > 2 and not claim.get("rhs_metric") else ""
+    return f"{before}{split.get(parts[0], f'{parts[0]} ')}{noun}{where}"
 
 
 def protocol_of(metric: str) -> str:
-    """Return the test protocol of a metric, or "the first protocol"."""
+    """Return the test protocol of a metric, and the size of its ensembles, or "the first protocol"."""
     parts = metric.split("/")
-    return parts[1] if len(parts) == 3 else "the first protocol"
+    return place_words(parts) if len(parts) > 2 else "the first protocol"
+
+
+def place_words(parts: Sequence[str]) -> str:
+    """Return the words between the part and the name of a metric: "dense-of-256, ensembles of 3"."""
+    words = [re.sub(r"^of-(?=\d+$)", "ensembles of ", part) for part in parts[1:-1]]
+    return ", ".join("greedy ensemble" if word == "greedy" else word for word in words)
 
 
 def metric_unit(claim: Mapping[str, Any]) -> str:

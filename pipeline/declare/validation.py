@@ -31,13 +31,14 @@ def explain_validation_error(
     """Return the dotted key and the reason of the first error in a validation of `raw` as `root`.
 
     An unknown key comes before other errors, since a misspelt key also counts as missing. Of the errors in the
-    members of a union, the one deepest in the document is reported: it belongs to the member that fits best.
+    members of a union, the one deepest in the document is reported: it belongs to the member that fits best. At
+    one depth, a wrong type comes last: the value is meant for another member.
     """
     errors = [(found, *locate(root, found["loc"])) for found in error.errors()]
     unknown = [found for found in errors if found[0]["type"] == "extra_forbidden"]
     shallow = (unknown or errors)[0][1]
     inside = [found for found in unknown or errors if found[1][: len(shallow)] == shallow]
-    first, path, parents = max(inside, key=lambda found: len(found[1]))
+    first, path, parents = max(inside, key=lambda found: (len(found[1]), not found[0]["type"].endswith("_type")))
     kind, given = first["type"], first["input"]
     if path[-1:] == ["[key]"]:  # pydantic's name for a dictionary's key, in place of the path of a value
         path, kind = path[:-1], "invalid_key"
@@ -90,6 +91,8 @@ def is_union_member(kind: Any, part: Any) -> bool:
     """Return whether `part` is pydantic's name for the union member `kind`."""
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         tags = [kind.model_fields[key].annotation for key in ("kind", "name") if key in kind.model_fields]
+        if not tags:  # PartCounts, or with a validator "function-after[_fits(), PartCounts]"
+            return str(part).removesuffix("]").split(", ")[-1] == kind.__name__
         return any(part in typing.get_args(tag) for tag in tags)
     return str(part).startswith(getattr(typing.get_origin(kind), "__name__", " "))
 

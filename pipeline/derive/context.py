@@ -34,6 +34,7 @@ class DerivedContext:
     derived: DerivedRun
     images: AnyImageSet  # training and test set of its members
     other_images: AnyImageSet | None  # training and test set of a transfer's classifier
+    folder: RunFolder
     cache: EvaluationCache  # errors measured by an interrupted attempt
     options: ReadOptions
     device: torch.device = field(
@@ -90,17 +91,24 @@ class DerivedContext:
 
     def cached(self, name: str, measure: Callable[[], ErrorCounts]) -> ErrorCounts:
         """Return the errors cached under `name`, or measure and cache them."""
+
+        def values() -> Metrics:
+            found = measure()
+            return {"images": found.images, "wrong1": found.wrong1, "wrong5": found.wrong5, "loss": found.loss}
+
+        counts = self.cached_values(name, values)
+        return ErrorCounts(int(counts["images"]), int(counts["wrong1"]), int(counts["wrong5"]), counts["loss"])
+
+    def cached_values(self, name: str, measure: Callable[[], Metrics]) -> Metrics:
+        """Return the values cached under `name`, or measure and cache them. StopRequested before measuring."""
         if cached := self.cache.read().get(name):
-            seconds = cached.pop("seconds")
-            self.earlier_seconds += seconds
-            return ErrorCounts(int(cached["images"]), int(cached["wrong1"]), int(cached["wrong5"]), cached["loss"])
+            self.earlier_seconds += cached.pop("seconds")
+            return cached
         if self.options.stop():
             raise StopRequested
         began = time.monotonic()
         found = measure()
-        seconds = time.monotonic() - began
-        counts = {"images": found.images, "wrong1": found.wrong1, "wrong5": found.wrong5, "loss": found.loss}
-        self.cache.add(name, counts | {"seconds": seconds})
+        self.cache.add(name, found | {"seconds": time.monotonic() - began})
         return found
 
 

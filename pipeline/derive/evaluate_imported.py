@@ -32,6 +32,7 @@ from pipeline.declare.protocol import parse_protocol
 from pipeline.derive.import_weights import ImportedNetwork
 from pipeline.track.published_results import PublishedResult
 from pipeline.train.evaluate import EVAL_BATCH, EnsembleMember, ErrorCounts, evaluate_batches, evaluate_samples
+from pipeline.train.process import allow_tf32
 
 SMALL = 64  # largest input side in pixels of networks that are evaluated on whole images of a known set
 
@@ -53,6 +54,7 @@ def evaluate_imported(
 
     Raises UserError for networks, data and protocol that do not fit each other.
     """
+    allow_tf32(False)
     named, imported = members[0]
     ignored = 0
     if (

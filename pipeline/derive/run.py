@@ -7,21 +7,25 @@ from pipeline.common.errors import UserError
 from pipeline.common.files import write_atomically
 from pipeline.data.manifest import manifest_from_dict
 from pipeline.data.prefetch import StopRequested, never_stop
+from pipeline.derive.column import run_column
 from pipeline.derive.compression import run_compression
 from pipeline.derive.context import DerivedContext, DerivedResult
 from pipeline.derive.ensemble import run_ensemble
+from pipeline.derive.ensemble_sizes import run_ensemble_sizes
 from pipeline.derive.transfer import run_transfer
 from pipeline.plan.expand import DerivedRun
 from pipeline.plan.task import Task
 from pipeline.track.record import Record, make_record
 from pipeline.track.run_folder import RunFolder, explain_disk_errors
 from pipeline.train.inputs import AnyImageSet, ReadOptions, require_counts
-from pipeline.train.process import prepare_process
+from pipeline.train.process import allow_tf32, prepare_process
 
 COMPRESSED_FILE = "compressed.bin"  # in a compression's folder
 HANDLERS: dict[str, Callable[[DerivedContext], DerivedResult]] = {
     "ensemble": run_ensemble,
+    "ensemble-sizes": run_ensemble_sizes,
     "protocol": run_ensemble,
+    "column": run_column,
     "transfer": run_transfer,
     "compression": run_compression,
 }
@@ -46,10 +50,11 @@ def make_derived(
     assert isinstance(derived, DerivedRun)
     require_counts(images if other is None else other, manifest_from_dict(task.manifest))
     prepare_process(threads)
+    allow_tf32(False)
     folder.create(task.description())
     began = time.monotonic()
     options = ReadOptions(readers=readers, cache=task.data_root / ".cache", report=report, stop=stop)
-    context = DerivedContext(derived, images, other, folder.evaluation_cache(task.identity), options)
+    context = DerivedContext(derived, images, other, folder, folder.evaluation_cache(task.identity), options)
     try:
         context.load([RunFolder(task.folder.parent / need) for need in task.needs])
         result = HANDLERS[derived.spec.kind](context)

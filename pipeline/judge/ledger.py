@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pipeline.common.errors import UserError
+from pipeline.common.words import plural
 from pipeline.declare.claims import (
     BoundClaim,
     Claim,
@@ -16,8 +17,9 @@ from pipeline.declare.claims import (
     Printed,
     RatioClaim,
 )
+from pipeline.declare.derived import COMPRESSION_RATIOS
 from pipeline.declare.experiment import Experiment
-from pipeline.declare.recipe import PAPER_SCALE
+from pipeline.declare.recipe import COST_METRICS, PAPER_SCALE, STEPS_TO
 from pipeline.judge.category import category
 from pipeline.judge.counting import ByVariant, comparable_records, counted_records, variants_of
 from pipeline.judge.evidence import Evidence, make_evidence
@@ -27,6 +29,7 @@ from pipeline.judge.remedy import command_to_judge
 from pipeline.judge.rules import conclude, number_below_paper_scale
 from pipeline.judge.trained import judge_bound, judge_gain, judge_metric, judge_ordering, judge_ratio
 from pipeline.judge.verdict import Outcome, Reason, Verdict, cannot_judge
+from pipeline.judge.wording import listed
 from pipeline.track.record import FINISHED, Record
 
 Measure = Callable[[str, Experiment, str | None], Any]  # metric, experiment, variant -> the exact value
@@ -177,19 +180,61 @@ def judge_at_scale(scale: str, claim: TrainedClaim, experiment: Experiment, reco
         )
     for variant, metric in measured_sides(claim):
         for row in records[variant]:
-            if metric not in row.metrics:
-                known = ", ".join(sorted(row.metrics))
-                return cannot_judge(
-                    Reason.NOT_RUN, f"{row.variant} seed {row.seed} has no metric {metric}; it has {known}."
-                )
+            if metric not in row.measured:
+                return cannot_judge(Reason.NOT_RUN, missing_metric(row, metric))
+    if claim.metric in COST_METRICS and (different := different_setups(records)):
+        return cannot_judge(Reason.PROTOCOL_UNSPECIFIED, f"{claim.metric} depends on the hardware: {different}.")
     choices, departures = (
         [item.what for item in experiment.material(items, variants_of(claim))]
         for items in (experiment.choices, experiment.departures)
     )
+    departures += precision_departures(experiment, records)
     verdict = conclude(
         compare(claim, records), number=number, full=full, where=where, choices=choices, departures=departures
     )
     return replace(verdict, sentence=verdict.sentence + mixed_device_batches(records))
+
+
+def missing_metric(row: Record, metric: str) -> str:
+    """Return a sentence saying why a finished run has no such metric."""
+    run = f"{row.variant} seed {row.seed}"
+    if metric.startswith(STEPS_TO):
+        return f"{run} has no {metric}: its training error did not fall below this value in {row.ended}."
+    if metric in COST_METRICS:
+        return (
+            f"{run} has no {metric}: it was trained on changing hardware, or where this is not measured; memory is"
+            " measured on GPUs."
+        )
+    return f"{run} has no metric {metric}; it has {', '.join(sorted(row.metrics))}."
+
+
+def different_setups(records: ByVariant) -> str:
+    """Return a text naming the hardware, threads and precision of the runs, or "" if all have the same."""
+    setups: dict[tuple[str, int, int, str], list[str]] = {}
+    for variant, rows in records.items():
+        for row in rows:
+            found = setups.setdefault((row.hardware, row.world, row.threads, row.precision), [])
+            found.extend([variant] if variant not in found else [])
+    if len(setups) == 1:
+        return ""
+    texts = [
+        f"{listed(variants)} ran on {plural(world, 'device')} ({hardware}) with {plural(threads, 'thread')} in"
+        f" {precision}"
+        for (hardware, world, threads, precision), variants in setups.items()
+    ]
+    return "; ".join(texts)
+
+
+def precision_departures(experiment: Experiment, records: ByVariant) -> list[str]:
+    """Return a departure for each variant trained in a precision that is neither fp32 nor that of its recipe."""
+    found = []
+    for name, rows in records.items():
+        consumed = experiment.derived[name].consumes if name in experiment.derived else (name,)
+        recipes = [experiment.published(variant).train for variant in consumed]
+        declared = {recipe.precision for recipe in recipes if recipe}
+        if others := sorted({row.precision for row in rows} - {"fp32"} - declared):
+            found.append(f"{name} was computed in {listed(others)}, not in fp32")
+    return found
 
 
 def mixed_device_batches(records: ByVariant) -> str:
@@ -210,12 +255,18 @@ def mixed_device_batches(records: ByVariant) -> str:
 def compare(claim: TrainedClaim, records: ByVariant) -> Verdict:
     """Run the statistical test of a claim's kind."""
     sides = [
-        {record.seed: record.metrics[metric] for record in records[variant]}
+        {record.seed: record.measured[metric] for record in records[variant]}
         for variant, metric in measured_sides(claim)
     ]
     match claim:
         case MetricClaim():
-            return judge_metric(*sides, claimed=claim.claimed, margin=claim.margin, statistic=claim.statistic)
+            return judge_metric(
+                *sides,
+                claimed=claim.claimed,
+                margin=claim.margin,
+                statistic=claim.statistic,
+                is_ratio=claim.metric in COMPRESSION_RATIOS,
+            )
         case BoundClaim():
             return judge_bound(*sides, op=claim.op, bound=claim.claimed)
         case OrderingClaim():

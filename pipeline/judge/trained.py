@@ -22,12 +22,18 @@ from pipeline.judge.wording import listed, name_seeds, require_margin, require_n
 
 
 def judge_metric(
-    values: Mapping[int, float], *, claimed: float, margin: float, statistic: str = "mean"
+    values: Mapping[int, float],
+    *,
+    claimed: float,
+    margin: float,
+    statistic: str = "mean",
+    is_ratio: bool = False,
 ) -> Verdict:
-    """Test whether an error rate over seeds is equivalent to the published one.
+    """Test whether an error rate, or a ratio, over seeds is equivalent to the published one.
 
-    `values` (by seed), `claimed` and `margin` are in percent; lower is better. `statistic` is "mean", or "best of
-    N" such as "best of 5": a paper's best of N runs is compared with the expected best of N of our runs.
+    Error rates, `values` by seed, `claimed` and `margin`, are in percent; lower is better. Ratios (of compression)
+    have no unit; higher is better. `statistic` is "mean", or for errors "best of N" such as "best of 5": a paper's
+    best of N runs is compared with the expected best of N of our runs.
 
     Raises ValueError for no values, an unknown statistic, or a margin that is not above zero.
     """
@@ -41,10 +47,11 @@ def judge_metric(
     test = interval_test(numbers, low=claimed - margin, high=claimed + margin, k=k)
     return _place_verdict(
         test,
-        what=_describe_estimate(statistic, "error", values),
-        region=f"{show_value(claimed)} ± {show_value(margin)} %",
-        unit=" %",
-        below=Outcome.BETTER,
+        what=_describe_estimate(statistic, "ratio" if is_ratio else "error", values),
+        region=f"{show_value(claimed)} ± {show_value(margin)}{'' if is_ratio else ' %'}",
+        unit="" if is_ratio else " %",
+        below=Outcome.NOT_REPRODUCED if is_ratio else Outcome.BETTER,
+        above=Outcome.BETTER if is_ratio else Outcome.NOT_REPRODUCED,
     )
 
 
@@ -184,8 +191,9 @@ def _place_verdict(
     effect: float | None = None,
     unpaired: str = "",
     below: Outcome = Outcome.NOT_REPRODUCED,
+    above: Outcome = Outcome.NOT_REPRODUCED,
 ) -> Verdict:
-    """Return the verdict of a test; `below` is the outcome of an interval below the claimed range."""
+    """Return the verdict of a test; `below` and `above` are the outcomes beside the claimed range."""
     result = f"{what} is {rounded(test.estimate)}{unit}"
     if test.p_value is None:
         result += ", the same at every seed"
@@ -202,7 +210,7 @@ def _place_verdict(
     elif test.place == "inside":
         outcome, place = Outcome.REPRODUCED, "inside"
     else:
-        outcome, place = (below if test.place == "below" else Outcome.NOT_REPRODUCED), test.place
+        outcome, place = (below if test.place == "below" else above), test.place
     sentence = f"{result}. Claimed is {region}: {measured} is {place} the claimed range{more}{unpaired}."
     return Verdict(
         outcome,

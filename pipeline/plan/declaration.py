@@ -21,8 +21,22 @@ LATER_DEFAULTS: dict[str, Any] = {
     "train.filter_rms_limit": None,
     "train.average": None,
     "train.select": "last",
+    "train.steps_to_error_pct": [],
+    "train.gradient_norms": [],
+    "data.val_per_class": None,
+    "data.jitter": None,
     "data.crop": None,
     "data.test": [],
+}
+
+LATER_DERIVED_DEFAULTS: dict[str, Any] = {  # the same for the settings of derived runs
+    "weights": "last",
+    "bits": {},
+    "conv_index_bits": 8,
+    "fc_index_bits": 5,
+    "prunings": 1,
+    "retrain": None,
+    "tune": None,
 }
 
 
@@ -48,3 +62,12 @@ def without_later_defaults(value: Any, path: str = "") -> Any:
         if dotted not in LATER_DEFAULTS or item != LATER_DEFAULTS[dotted]:
             kept[key] = without_later_defaults(item, dotted)
     return kept
+
+
+def without_later_derived_defaults(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of a derived run without those of LATER_DERIVED_DEFAULTS that are at their default."""
+    return {
+        key: value
+        for key, value in settings.items()
+        if key not in LATER_DERIVED_DEFAULTS or value != LATER_DERIVED_DEFAULTS[key]
+    }

@@ -11,7 +11,7 @@ from pipeline.declare.derived import DerivedSpec
 from pipeline.declare.experiment import Experiment
 from pipeline.declare.load import load_experiment
 from pipeline.declare.recipe import Recipe
-from pipeline.plan.declaration import declaration_hashes
+from pipeline.plan.declaration import declaration_hashes, without_later_derived_defaults
 
 MAX_SEEDS = 1000
 
@@ -73,9 +73,7 @@ class DerivedRun:
     @property
     def declaration(self) -> str:
         """Hash of its settings and of its members' declarations. The names of variants are not part of it."""
-        settings = self.spec.model_dump(mode="json", exclude={"of", "members"})
-        if settings.get("weights") == "last":  # added later: recorded derived runs keep their hashes
-            del settings["weights"]
+        settings = without_later_derived_defaults(self.spec.model_dump(mode="json", exclude={"of", "members"}))
         members = run_declarations(self.members)
         # The key is "step", the earlier name of derived runs: with another key the recorded ones would not count.
         return digest({"step": settings, "members": members})

@@ -14,9 +14,24 @@ from pipeline.plan.expand import DerivedRun, Run
 TRAINING_CODE = ("pipeline/train/*.py", "pipeline/data/*.py", "pipeline/declare/protocol.py")
 DERIVED_CODE = {  # kind of derived run -> code that can change its numbers, beside that of its members
     "ensemble": ("pipeline/derive/run.py", "pipeline/derive/context.py", "pipeline/derive/ensemble.py"),
+    "ensemble-sizes": (
+        "pipeline/derive/run.py",
+        "pipeline/derive/context.py",
+        "pipeline/derive/ensemble_sizes.py",
+        "pipeline/derive/predictions.py",
+    ),
     "protocol": ("pipeline/derive/run.py", "pipeline/derive/context.py", "pipeline/derive/ensemble.py"),
+    "column": ("pipeline/derive/run.py", "pipeline/derive/context.py", "pipeline/derive/column.py"),
     "transfer": ("pipeline/derive/run.py", "pipeline/derive/context.py", "pipeline/derive/transfer.py"),
-    "compression": ("pipeline/derive/run.py", "pipeline/derive/context.py", "pipeline/derive/compression.py"),
+    "compression": (
+        "pipeline/derive/run.py",
+        "pipeline/derive/context.py",
+        "pipeline/derive/compression.py",
+        "pipeline/derive/quantise.py",
+        "pipeline/derive/retrain.py",
+        "pipeline/derive/compressed_file.py",
+        "pipeline/derive/huffman.py",
+    ),
 }
 
 

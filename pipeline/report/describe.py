@@ -11,7 +11,15 @@ from lightning_modules.recipe import factors
 from pipeline.common.errors import UserError
 from pipeline.common.words import plural
 from pipeline.declare.claims import Claim, ExactClaim, GainClaim, OrderingClaim, RatioClaim
-from pipeline.declare.derived import CompressionSpec, DerivedSpec, EnsembleSpec, ProtocolSpec
+from pipeline.declare.derived import (
+    ColumnSpec,
+    CompressionSpec,
+    DerivedSpec,
+    EnsembleSizesSpec,
+    EnsembleSpec,
+    ProtocolSpec,
+    Retraining,
+)
 from pipeline.declare.experiment import Experiment
 from pipeline.declare.recipe import PAPER_SCALE, REDUCED_PRECISION, Crop, LrDrops, Train
 from pipeline.plan.expand import DerivedRun, Run, plan_runs
@@ -45,7 +53,8 @@ def print_experiment(
         for text in weights_texts(train):
             say(text, indent=2)
     if experiment.scales:
-        augment = ", ".join(data.augment) or "none"
+        jitter = [f"jitter ({settings_text(data.jitter.model_dump())})"] if data.jitter else []
+        augment = ", ".join([*data.augment, *jitter]) or "none"
         say(f"data {data.name}; normalisation: {data.normalise}; augmentation: {augment}", indent=2)
     if train and data.crop:
         say(f"training images: {crop_text(data.crop)}", indent=2)
@@ -165,30 +174,65 @@ def crop_override_text(crop: Mapping[str, Any]) -> str:
 
 def derived_text(spec: DerivedSpec) -> str:
     """Return a derived run as text: "average of 5 zfnet + zfnet-wide", "vgg-16 tested with dense-of-256"."""
-    if isinstance(spec, EnsembleSpec):
+    if isinstance(spec, EnsembleSpec | EnsembleSizesSpec):
         members = " + ".join(name if count == 1 else f"{count} {name}" for name, count in spec.members.items())
-        return f"average of {members}" + (f", {protocols_text(spec.test)}" if spec.test else "")
+        protocols = f", {protocols_text(spec.test)}" if spec.test else ""
+        if isinstance(spec, EnsembleSpec):
+            return f"average of {members}{protocols}"
+        greedy = ", and the greedy one" if spec.greedy else ""
+        sizes = ", ".join(map(str, spec.measured_sizes))
+        return f"ensembles of {sizes} networks of {members}{greedy}{protocols}"
+    if isinstance(spec, ColumnSpec):
+        column = "the deepest column" if spec.column == "deepest" else f"column {spec.column}"
+        return f"{column} of {spec.of} alone" + (f", {protocols_text(spec.test)}" if spec.test else "")
     if isinstance(spec, ProtocolSpec):
         return f"{spec.of} {protocols_text(spec.test)}"
     if isinstance(spec, CompressionSpec):
-        bits = f"{spec.conv_bits} bits in convolutional and {spec.fc_bits} bits in fully connected layers"
-        return f"{spec.of} compressed to {100 * spec.density:g} % of the weights, {bits}"
+        return compression_text(spec)
     view = f" by view {spec.view}" if spec.view else ""
     return f"features of {spec.of} on {spec.data}{view}, softmax classifier with C {spec.c:g}"
+
+
+def compression_text(spec: CompressionSpec) -> str:
+    """Return a compression as text: "a compressed to 33 % of the weights, 8 bits in convolutional and 5 ..."."""
+    if isinstance(spec.density, float):
+        density = f"{100 * spec.density:g} % of the weights"
+    else:
+        layers = ", ".join(f"{layer} {100 * value:g} %" for layer, value in spec.density.items())
+        density = f"a part of the weights ({layers})"
+    bits = f"{spec.conv_bits} bits in convolutional and {spec.fc_bits} bits in fully connected layers"
+    own_bits = ", ".join(f"{layer} {value} bits" for layer, value in spec.bits.items())
+    index_bits = f"distances of {spec.conv_index_bits} and {spec.fc_index_bits} bits"
+    when = f"after each of {spec.prunings} prunings" if spec.prunings > 1 else "after pruning"
+    parts = [
+        f"{spec.of} compressed to {density}",
+        f"{bits} ({own_bits})" if own_bits else bits,
+        "" if (spec.conv_index_bits, spec.fc_index_bits) == (8, 5) else index_bits,
+        retraining_text(spec.retrain, when) if spec.retrain else "",
+        retraining_text(spec.tune, "of shared values") if spec.tune else "",
+    ]
+    return ", ".join(filter(None, parts))
+
+
+def retraining_text(training: Retraining, when: str) -> str:
+    """Return a training within a compression as text: "1,000 steps after pruning at rate 0.001"."""
+    decay = "" if training.lr_end is None else f" to {training.lr_end:g}"
+    batch = f" with {plural(training.batch_size, 'image')} each" if training.batch_size else ""
+    return f"{plural(training.steps, 'step')} {when} at rate {training.lr:g}{decay}{batch}"
 
 
 def crop_text(crop: Crop) -> str:
     """Return the training crop: "random 224 x 224 crop of the image, resized to a short side of 256 to 480"."""
     square = f"{crop.side} x {crop.side}"
-    cubic = ", bicubic interpolation" if crop.interpolation == "bicubic" else ""
+    method = "" if crop.interpolation == "bilinear" else f", {crop.interpolation} interpolation"
     if crop.area and crop.aspect:
         share = range_text([f"{100 * end:g}" for end in crop.area])
         aspect = range_text([f"{end:.3g}" for end in crop.aspect])
-        return f"random crop of {share} % of the image's area, aspect ratio {aspect}, resized to {square}{cubic}"
+        return f"random crop of {share} % of the image's area, aspect ratio {aspect}, resized to {square}{method}"
     where = "random" if crop.at == "random" else "centre or corner"
     centre = f"the central {crop.centre} x {crop.centre} of " if crop.centre else ""
     return (
-        f"{where} {square} crop of {centre}the image, resized to a short side of {range_text(crop.short)}{cubic}"
+        f"{where} {square} crop of {centre}the image, resized to a short side of {range_text(crop.short)}{method}"
     )
 
 
@@ -227,7 +271,7 @@ def schedule_text(train: Train) -> str:
 
 
 def weights_texts(train: Train) -> list[str]:
-    """Return what happens to gradients and weights beside optimizer steps, one text each."""
+    """Return what happens to gradients and weights beside optimizer steps, and what is measured, one text each."""
     texts = []
     if train.clip_norm:
         texts.append(f"gradients are scaled to a norm of at most {train.clip_norm:g}")
@@ -240,6 +284,12 @@ def weights_texts(train: Train) -> list[str]:
         texts.append(f"average of the weights{since}: {kind}{statistics}; evaluated beside the last weights")
     if train.select == "val":
         texts.append("the network with the lowest validation error is judged")
+    texts += [
+        f"measured: optimizer steps until the training error is below {error:g} %"
+        for error in train.steps_to_error_pct
+    ]
+    if train.gradient_norms:
+        texts.append(f"measured: mean magnitude of the gradient in {', '.join(train.gradient_norms)}")
     return texts
 
 

@@ -1,4 +1,4 @@
-"""Figures in the style of the papers: error curves, cost of networks, images and classes of a data set."""
+"""Figures in the style of the papers: error curves, ensembles, cost of networks, images and classes of a set."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -16,9 +16,11 @@ from matplotlib.ticker import MaxNLocator
 from pipeline.analyse.catalogue import NetworkCost
 from pipeline.common.errors import explain_write_errors
 from pipeline.common.files import write_atomically
+from pipeline.declare.derived import GREEDY, GREEDY_NETWORKS, SPREAD, EnsembleSizesSpec, size_name
 from pipeline.declare.experiment import Experiment
 
 Curve = Sequence[tuple[int, float]]  # (step, value)
+EnsembleMetrics = Mapping[str, Sequence[Mapping[str, float]]]  # derived run -> metrics of its records
 TRAIN_ERROR, TEST_ERROR_METRIC = "train/top1_error_pct", "test/top1_error_pct"
 CURVES = (TRAIN_ERROR, TEST_ERROR_METRIC)
 CURVE_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe and Ito
@@ -112,6 +114,46 @@ def binned(curve: Curve, size: int) -> list[tuple[int, float]]:
     """Return the means of every `size` values of a curve, each at the last of their steps."""
     parts = [curve[start : start + size] for start in range(0, len(curve), size)]
     return [(part[-1][0], fmean(value for _, value in part)) for part in parts]
+
+
+def ensemble_chart(experiment: Experiment, scale: str, metrics: EnsembleMetrics, path: Path) -> Path:
+    """Write `ensemble_figure` to the PNG file `path`."""
+    return save_figure(ensemble_figure(experiment, scale, metrics), path, dpi=150)
+
+
+def ensemble_figure(experiment: Experiment, scale: str, metrics: EnsembleMetrics) -> Figure:
+    """Return a figure of the top-1 test error against the number of averaged networks.
+
+    One colour per derived run of kind ensemble-sizes. The line is the mean over the ensembles of a size, the band
+    their standard deviation, the star the ensemble chosen on validation images. With several records of a derived
+    run, each of these is a mean over them. `metrics`: derived run -> the metrics of its records.
+    """
+    figure = Figure(figsize=(5.2, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    ax = figure.subplots()
+    for colour, (name, rows) in zip(cycle(CURVE_COLOURS), metrics.items(), strict=False):
+        spec = experiment.derived_spec(name, scale)
+        assert isinstance(spec, EnsembleSizesSpec)
+        errors = [f"test/{size_name(size)}/top1_error_pct" for size in spec.measured_sizes]
+        mean = [fmean(row[error] for row in rows) for error in errors]
+        spread = [fmean(row[error + SPREAD] for row in rows) for error in errors]
+        ax.plot(spec.measured_sizes, mean, color=colour, marker="o", markersize=4, label=name)
+        low, high = ([m + sign * s for m, s in zip(mean, spread, strict=True)] for sign in (-1, 1))
+        ax.fill_between(spec.measured_sizes, low, high, color=colour, alpha=0.15, linewidth=0)
+        if spec.greedy:
+            place = [fmean(row[key] for row in rows) for key in (GREEDY_NETWORKS, f"test/{GREEDY}/top1_error_pct")]
+            label = f"{name}, chosen on validation images"
+            ax.plot(*place, color=colour, marker="*", markersize=11, linestyle="", label=label)
+    ax.set_xlabel("networks averaged")
+    ax.set_ylabel("top-1 test error (%)")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.grid(alpha=0.25, linewidth=0.6)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False, fontsize=9)
+    data = experiment.recipe(next(iter(experiment.derived[next(iter(metrics))].consumes)), scale).data.name
+    over = "mean and standard deviation over ensembles"
+    figure.suptitle(f"{experiment.name} at {scale} scale on {data}:\n{over}", fontsize=10)
+    return figure
 
 
 def complexity_chart(rows: Sequence[NetworkCost], hardware: str, path: Path) -> Path:

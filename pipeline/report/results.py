@@ -14,6 +14,7 @@ from pipeline.common.errors import UserError
 from pipeline.common.files import write_atomically
 from pipeline.common.words import plural
 from pipeline.declare.claims import ExactClaim
+from pipeline.declare.derived import EnsembleSizesSpec
 from pipeline.declare.experiment import Experiment
 from pipeline.declare.recipe import PAPER_SCALE
 from pipeline.judge.category import Category
@@ -23,7 +24,7 @@ from pipeline.judge.ledger import LedgerEntry
 from pipeline.judge.verdict import Outcome, Reason
 from pipeline.report.describe import derived_text
 from pipeline.report.deviations import deviation_lines
-from pipeline.report.figures import error_curves
+from pipeline.report.figures import ensemble_chart, error_curves
 from pipeline.report.leaderboard import LeaderboardRow, build_leaderboard
 from pipeline.report.publish import curves_of
 from pipeline.report.text import (
@@ -53,7 +54,13 @@ EXACT_OUTCOMES: dict[Category, tuple[Outcome, ...]] = {
 }
 LEFT_OUT = ("smoke", "stand-in")  # scales that only show that everything runs
 
-Figures = Mapping[tuple[str, str], str]  # experiment and scale -> path of the figure, relative to RESULTS.md
+FIGURES = {
+    "": "training and test error by step",
+    "-ensembles": "test error by number of networks",
+}  # by file's end
+
+# Experiment, scale and end of the file's name -> path of the figure, relative to RESULTS.md.
+Figures = Mapping[tuple[str, str, str], str]
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,7 @@ class ScaleResults:
 def write_results(
     experiments: Sequence[Experiment], records: Sequence[Record], tracker: Any, file: Path
 ) -> list[Path]:
-    """Write `file`, `results/records.json` and a figure per experiment and scale beside it, and README.md's table.
+    """Write `file`, `results/records.json` and the figures of each experiment and scale, and README.md's table.
 
     Returns the files written. Raises UserError if there are no finished runs.
     """
@@ -135,15 +142,28 @@ def entries_of_runs(experiment: Experiment, records: Sequence[Record], scale: st
     return [entry for entry in entries if entry.evidence and entry.verdict.reason is not Reason.NOT_RUN]
 
 
-def draw_figures(results: Sequence[ScaleResults], tracker: Any, folder: Path) -> dict[tuple[str, str], Path]:
-    """Write the figure of every experiment and scale that has curves, and return the paths."""
+def draw_figures(results: Sequence[ScaleResults], tracker: Any, folder: Path) -> dict[tuple[str, str, str], Path]:
+    """Write the figures of every experiment and scale that has curves or ensembles, and return the paths."""
     figures = {}
     for result in results:
-        curves = curves_of(result.records, tracker)
-        if curves:
-            path = folder / f"{result.experiment.name.replace('/', '-')}-{result.scale}.png"
-            figures[result.key] = error_curves(result.experiment, result.scale, curves, path)
+        experiment, scale = result.key
+        stem = f"{experiment.replace('/', '-')}-{scale}"
+        if curves := curves_of(result.records, tracker):
+            path = folder / f"{stem}.png"
+            figures[experiment, scale, ""] = error_curves(result.experiment, scale, curves, path)
+        if sizes := ensemble_metrics(result):
+            path = folder / f"{stem}-ensembles.png"
+            figures[experiment, scale, "-ensembles"] = ensemble_chart(result.experiment, scale, sizes, path)
     return figures
+
+
+def ensemble_metrics(result: ScaleResults) -> dict[str, list[Mapping[str, float]]]:
+    """Return the metrics of the records of each derived run of kind ensemble-sizes."""
+    found: dict[str, list[Mapping[str, float]]] = {}
+    for record in result.records:
+        if isinstance(result.experiment.derived.get(record.variant), EnsembleSizesSpec):
+            found.setdefault(record.variant, []).append(record.metrics)
+    return found
 
 
 def results_text(experiments: Sequence[Experiment], records: Sequence[Record], figures: Figures) -> str:
@@ -160,7 +180,7 @@ def readme_block(experiments: Sequence[Experiment], records: Sequence[Record]) -
 
 def render_results(results: Sequence[ScaleResults], figures: Figures, entries: Sequence[LedgerEntry]) -> str:
     """Return RESULTS.md; `entries` are all claims of all experiments."""
-    sections = [section(result, figures.get(result.key)) for result in results]
+    sections = [section(result, figures) for result in results]
     return "\n".join([PREAMBLE, headline_list(entries) + "\n", *sections, exact_section(entries)])
 
 
@@ -169,8 +189,8 @@ def headline_list(entries: Sequence[LedgerEntry]) -> str:
     return "\n".join(f"- {line}" for line in headlines(entries))
 
 
-def section(result: ScaleResults, figure: str | None) -> str:
-    """Return one section: how the runs were made, leaderboard, figure, verdicts."""
+def section(result: ScaleResults, figures: Figures) -> str:
+    """Return one section: how the runs were made, leaderboard, figures, verdicts."""
     experiment, scale, records = result.experiment, result.scale, result.records
     protocols = {p for r in records for p in experiment.protocols(r.variant, scale, r.changes)[:1]}
     protocol = f", {', '.join(sorted(protocols))}" if protocols else ""
@@ -193,8 +213,9 @@ def section(result: ScaleResults, figure: str | None) -> str:
     if scale == PAPER_SCALE:
         lines += [f"- {line}" for line in deviation_lines(experiment)]
     lines += ["", markdown([leaderboard_cells(row) for row in result.rows]), ""]
-    if figure:
-        lines += [f"![training and test error by step]({figure})", ""]
+    for end, title in FIGURES.items():
+        if figure := figures.get((experiment.name, scale, end)):
+            lines += [f"![{title}]({figure})", ""]
     counts = outcome_counts(result.entries)
     lines += [f"Verdicts from these runs: {counts}.", "", verdict_table(result.entries), ""]
     return "\n".join(lines)

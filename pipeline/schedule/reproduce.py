@@ -3,8 +3,9 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pipeline.common.errors import explain_write_errors
+from pipeline.common.errors import UserError, explain_write_errors
 from pipeline.common.paths import home, runs_folder
+from pipeline.plan.expand import Run
 from pipeline.plan.task import Task
 from pipeline.schedule.local import BatchOutcome, Event, run_all, worker_count
 from pipeline.track.record import Record
@@ -35,6 +36,7 @@ def run_tasks(
     records, missing = split_finished(tasks, syncing)
     for task in tasks:
         syncing.watch(task.folder)
+    require_precision(missing)
     for task in missing:
         RunFolder(task.folder).clear_unfinished()
 
@@ -51,6 +53,15 @@ def run_tasks(
     syncing.sync()
     ordered = [records[task.identity] for task in tasks if task.identity in records]
     return JobOutcome(ending, ordered, syncing.trouble)
+
+
+def require_precision(tasks: Sequence[Task]) -> None:
+    """Raise UserError, before any worker starts, if a run declares a precision that this machine lacks."""
+    if any(isinstance(task.run, Run) and task.run.recipe.train.precision == "tf32" for task in tasks):
+        from pipeline.train.process import NO_TF32, has_tf32
+
+        if not has_tf32():
+            raise UserError(NO_TF32)
 
 
 def split_finished(tasks: Sequence[Task], syncing: BackgroundSync) -> tuple[dict[str, Record], list[Task]]:

@@ -9,7 +9,8 @@ from typing import Any
 
 from pipeline.common.errors import UserError
 from pipeline.common.paths import data_folder, runs_folder
-from pipeline.declare.derived import TransferSpec
+from pipeline.common.words import first_line
+from pipeline.declare.derived import ColumnSpec, CompressionSpec, TransferSpec
 from pipeline.plan.expand import DerivedRun, Run
 from pipeline.plan.identity import code_hash, derived_code_hash, identity
 from pipeline.plan.task import Task
@@ -68,6 +69,12 @@ class TaskInputs:
             check_run(run, self.images(data.name, data.crop is not None)[0])
             self.checked.add((run.experiment, run.variant))
 
+    def check_derived(self, derived: DerivedRun) -> None:
+        """Raise UserError if the network of a derived run's members lacks what the derived run needs."""
+        if (derived.experiment, derived.variant) not in self.checked:
+            check_derived_run(derived)
+            self.checked.add((derived.experiment, derived.variant))
+
     def code(self, network: str) -> str:
         """Return the code hash of a network."""
         from lightning_modules.networks import NETWORKS
@@ -91,6 +98,9 @@ class CachedInputs:
 
     def check(self, run: Run) -> None:
         """Do nothing: network and data of a finished run fit."""
+
+    def check_derived(self, derived: DerivedRun) -> None:
+        """Do nothing: the network of a finished derived run fits."""
 
     def code(self, network: str) -> str:
         """Return the code hash of a network."""
@@ -125,6 +135,7 @@ class TaskBuilder:
     def of_derived(self, derived: DerivedRun) -> Task:
         """Return the task of a derived run; its `needs` are the identities of its members."""
         members = [self.of_run(member) for member in derived.members]
+        self.inputs.check_derived(derived)
         data = derived.members[0].recipe.data
         name = derived.spec.data if isinstance(derived.spec, TransferSpec) else data.name
         manifest = self.inputs.manifest(name, data.crop is not None)
@@ -147,15 +158,18 @@ def check_run(run: Run, images: Any) -> None:
     import torch
 
     from lightning_modules.networks import build
-    from lightning_modules.weights import copied_layers
+    from lightning_modules.weights import copied_layers, layer_parameters
     from pipeline.train.inputs import input_shape
 
     model = run.recipe.model
+    shape: tuple[int, ...] = ()
     try:
         shape = input_shape(images, run.recipe.data)
         with torch.device("meta"), torch.no_grad():
             network = build(model.name, model.args, num_classes=len(images.classes), in_channels=shape[0])
             network.eval()(torch.zeros(1, *shape))
+            for layer in run.recipe.train.gradient_norms:
+                layer_parameters(network, layer)
             if run.start and run.recipe.train.start:
                 origin = run.start.recipe.model
                 start = build(origin.name, origin.args, num_classes=len(images.classes), in_channels=shape[0])
@@ -163,5 +177,33 @@ def check_run(run: Run, images: Any) -> None:
     except (ValueError, TypeError, RuntimeError) as error:
         args = ", ".join(f"{key} {value!r}" for key, value in model.args.items())
         network_name = f"{model.name} ({args})" if args else model.name
-        context = "" if isinstance(error, ValueError) else f"{network_name} on {images.name} does not work: "
-        raise UserError(f"{run.experiment}, {run.variant}: {context}{error}") from None
+        size = " x ".join(map(str, shape))
+        context = "" if isinstance(error, ValueError) else f"{network_name} cannot read images of {size}: "
+        at = f"{run.experiment}, {run.variant} on {images.name}"
+        raise UserError(f"{at}: {context}{first_line(error)}") from None
+
+
+def check_derived_run(derived: DerivedRun) -> None:
+    """Raise UserError for a column or a layer that the network does not have.
+
+    Builds the network on the meta device.
+    """
+    if not isinstance(derived.spec, ColumnSpec | CompressionSpec):
+        return
+    import torch
+
+    from lightning_modules.networks import NETWORKS, build
+    from pipeline.derive.column import column_index
+    from pipeline.derive.quantise import compressible_layers, layer_settings
+
+    model = derived.members[0].recipe.model
+    known = NETWORKS[model.name]
+    with torch.device("meta"):
+        network = build(model.name, model.args, num_classes=known.classes, in_channels=known.image[0])
+    try:
+        if isinstance(derived.spec, ColumnSpec):
+            column_index(network, derived.spec)
+        else:
+            layer_settings(derived.spec, compressible_layers(network))
+    except ValueError as error:
+        raise UserError(f"{derived.experiment}, {derived.variant}: {error}") from None

@@ -56,9 +56,16 @@ def load_member(folder: RunFolder, run: Run) -> nn.Module:
     return network.eval()
 
 
-def scores_of(networks: Sequence[nn.Module], images: LabelledImages, training: LabelledImages) -> Tensor:
+def scores_of(
+    networks: Sequence[nn.Module],
+    images: LabelledImages,
+    training: LabelledImages,
+    *,
+    normalise: str = "per-pixel-mean",
+    pad_to: int | None = None,
+) -> Tensor:
     """Return the scores of each network on all images, normalised by `training`: (networks, N, classes)."""
-    builder = BatchBuilder(images, normalise=fit_normaliser("per-pixel-mean", training))
+    builder = BatchBuilder(images, normalise=fit_normaliser(normalise, training), pad_to=pad_to)
     with torch.inference_mode():
         pixels = builder(torch.arange(len(images)))
         return torch.stack([network(pixels) for network in networks])

@@ -2,7 +2,9 @@
 
 import pytest
 
+from pipeline.declare.derived import ERROR_METRICS, SIZE_METRICS
 from pipeline.declare.experiment import DeclarationError
+from pipeline.declare.load import EXPERIMENTS, load_experiment
 from tests.support.declarations import DERIVED, WITH_CROP, with_derived
 
 # ruff: noqa: E501 - one error per line reads as a table
@@ -27,6 +29,13 @@ ERRORS = {
     "unknown key": ("density: 0.5", "densty: 0.5", "derived.small.densty: unknown key; did you mean 'density'?"),
     "density": ("density: 0.5", "density: 1.5", "derived.small.density: should be less than or equal to 1, not 1.5"),
     "bits": ("conv_bits: 8", "conv_bits: 9", "derived.small.conv_bits: should be less than or equal to 8, not 9"),
+    "density of a layer": ("density: 0.5", "density: {conv1: 0.5, fc: 2.0}", "derived.small.density.fc: should be less than or equal to 1, not 2.0"),
+    "no density": ("density: 0.5", "density: {}", "derived.small.density: should not be empty"),
+    "bits of a layer": ("fc_bits: 5", "fc_bits: 5, bits: {conv1: 0}", "derived.small.bits.conv1: should be greater than or equal to 1, not 0"),
+    "index bits": ("fc_bits: 5", "fc_bits: 5, fc_index_bits: 9", "derived.small.fc_index_bits: should be less than or equal to 8, not 9"),
+    "prunings": ("fc_bits: 5", "fc_bits: 5, prunings: 3", "derived.small: 'prunings' > 1 needs 'retrain', the training after each pruning"),
+    "retraining": ("fc_bits: 5", "fc_bits: 5, retrain: {steps: 10}", "derived.small.retrain.lr: this key is required"),
+    "key of a retraining": ("fc_bits: 5", "fc_bits: 5, tune: {steps: 10, rate: 0.1}", "derived.small.tune.rate: unknown key; known: batch_size, lr, lr_end, steps"),
     "one network": ("members: {plain-20: 2, plain-32: 1}", "members: {plain-20: 1}", "derived.three: an ensemble needs at least 2 networks"),
     "unknown variant": ("of: resnet-20", "of: resnet-2", "derived.small: unknown variant 'resnet-2'; did you mean 'resnet-20'?"),
     "a variant's name": ("  three:", "  plain-32:", "derived.plain-32: a variant has the same name; give the derived run another"),
@@ -144,6 +153,149 @@ def test_a_transfer_from_data_with_a_crop_needs_a_view(declare):
 def test_members_of_an_ensemble_have_the_same_preprocessing(declare):
     two = "derived:\n  two: {kind: ensemble, members: {plain-20: 1, plain-32: 1}}\nscales:\n"
     with pytest.raises(
-        DeclarationError, match="its runs differ in how they use cifar10: normalise, pad_to, train or val"
+        DeclarationError,
+        match="its runs differ in how they use cifar10: normalise, pad_to, train, val or val_per_class",
     ):
         declare("scales:\n", two, "plain-32: {model:", "plain-32: {data: {normalise: scale}, model:")
+
+
+# --- ensembles of several sizes, and columns ------------------------------------------------------------------
+
+SIZES = "derived:\n  sizes: {kind: ensemble-sizes, members: {plain-20: 3, plain-32: 2}}\nscales:\n"
+COLUMN = "derived:\n  column: {kind: column, of: plain-20, column: 2}\nscales:\n"
+
+
+def test_every_size_is_measured_unless_some_are_declared(declare):
+    assert declare("scales:\n", SIZES).derived["sizes"].measured_sizes == (1, 2, 3, 4, 5)
+    some = SIZES.replace("2}}", "2}, sizes: [5, 1]}")
+    assert declare("scales:\n", some).derived["sizes"].measured_sizes == (1, 5)
+
+
+def test_claims_may_name_the_errors_of_each_size(declare):
+    declared = declare("scales:\n", SIZES.replace("2}}", "2}, sizes: [3]}"))
+    assert set(declared.measured("sizes", named=True)) == {
+        *(f"test/{error}" for error in (*SIZE_METRICS, "images")),
+        *(f"test/of-3/{error}{end}" for error in SIZE_METRICS for end in ("", "_std")),
+    }
+    about = ("of: plain-20, metric: test/top1_error_pct", "of: sizes, metric: test/of-3/top1_error_pct")
+    assert declare("scales:\n", SIZES, *about)
+    with pytest.raises(
+        DeclarationError, match="unknown metric 'test/of-6/top1_error_pct' of sizes; known: test/top1"
+    ):
+        declare("scales:\n", SIZES, about[0], about[1].replace("of-3", "of-6"))
+
+
+def test_protocols_and_the_greedy_ensemble_are_part_of_the_names(declare):
+    greedy = SIZES.replace("2}}", "2}, sizes: [5], greedy: true, test: [dense-of-256, dense-of-384]}")
+    held_out = (WITH_CROP[0], WITH_CROP[1].replace("test:", "val: 100, test:"), *WITH_CROP[2:])
+    declared = declare(*held_out, "scales:\n", greedy)
+    named, short = (set(declared.measured("sizes", named=named)) for named in (True, False))
+    by_both = {"test/dense-of-256/of-5/loss_std", "test/dense-of-384/of-5/loss", "test/dense-of-384/greedy/images"}
+    assert {*by_both, "val/dense-of-256/greedy/top1_error_pct", "greedy/networks"} < named
+    assert not any(name.startswith(("val/dense-of-384", "test/of-5", "test/greedy")) for name in named)
+    assert short - named >= {"test/of-5/loss", "test/greedy/loss", "val/greedy/loss", "test/loss"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("2}}", "2}, sizes: [6]}", "derived.sizes: 'sizes' has an ensemble of 6 networks, but 'members' has 5"),
+        ("2}}", "2}, sizes: [2, 2]}", "derived.sizes.sizes: 2 is listed twice"),
+        ("2}}", "2}, sizes: [0]}", "derived.sizes.sizes.0: should be greater than 0, not 0"),
+        (
+            "2}}",
+            "2}, greedy: true}",
+            "derived.sizes (at paper scale): a greedy ensemble is chosen on validation images, but not all of its runs"
+            " hold some out",
+        ),
+        ("plain-20: 3, plain-32: 2", "plain-20: 1", "derived.sizes: an ensemble needs at least 2 networks"),
+    ],
+)
+def test_invalid_sizes_are_an_error_with_file_key_and_reason(declare, old, new, message):
+    with pytest.raises(DeclarationError) as caught:
+        declare("scales:\n", SIZES.replace(old, new))
+    assert str(caught.value) == f"toy/depth.yaml: {message}"
+
+
+def test_members_of_a_greedy_ensemble_hold_out_the_same_images(declare):
+    held_out = (WITH_CROP[0], WITH_CROP[1].replace("test:", "val: 100, test:"), *WITH_CROP[2:])
+    greedy = SIZES.replace("2}}", "2}, greedy: true}")
+    other = ("plain-32: {model:", "plain-32: {data: {val: 50}, model:")
+    with pytest.raises(
+        DeclarationError, match="chosen on validation images, but its runs hold out different ones"
+    ):
+        declare(*held_out, "scales:\n", greedy, *other)
+    assert declare(*held_out, "scales:\n", SIZES, *other)
+
+
+@pytest.mark.parametrize("number", ["0", "true", "1.5", "last"])
+def test_column_is_a_number_or_the_deepest(declare, number):
+    shown = {"true": "True", "last": "'last'"}.get(number, number)
+    with pytest.raises(DeclarationError) as caught:
+        declare("scales:\n", COLUMN.replace("column: 2", f"column: {number}"))
+    assert str(caught.value) == (
+        "toy/depth.yaml: derived.column.column: should be a column's number, from 1 for the shallowest, or"
+        f" 'deepest', not {shown}"
+    )
+
+
+def test_column_has_the_metrics_and_protocols_of_its_run(declare):
+    for number in ("2", "deepest"):
+        declared = declare("scales:\n", COLUMN.replace("column: 2", f"column: {number}"))
+        assert declared.measured("column", named=True) == [f"test/{error}" for error in ERROR_METRICS]
+        assert declared.derived["column"].consumes == {"plain-20": 1}
+    cropped = declare(*WITH_CROP, "scales:\n", COLUMN)
+    assert cropped.protocols("column", "paper") == ("dense-of-256",)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "train", "retraining", "reason"),
+    [
+        ("", "filter_rms_limit: 0.1", "steps: 9, lr: 0.1", "'retrain' and 'tune' do not support train.filter_rms_limit"),
+        ("rate_in_velocity: true", "", "steps: 9, lr: 0.1, lr_end: 0.0", "rate_in_velocity needs a learning rate > 0 at every step, but lr_end is 0"),
+    ],
+)  # fmt: skip
+def test_a_run_that_a_compression_cannot_train_further_is_an_error(declare, optimizer, train, retraining, reason):
+    derived = DERIVED.replace("fc_bits: 5", f"fc_bits: 5, retrain: {{{retraining}}}")
+    changes = (
+        ("weight_decay: 1e-4}", f"weight_decay: 1e-4, {optimizer}}}\n  {train}") if train or optimizer else ()
+    )
+    with pytest.raises(DeclarationError) as caught:
+        declare("scales:\n", derived, *changes)
+    assert str(caught.value) == f"toy/depth.yaml: derived.small (at paper scale): {reason}"
+
+
+def test_a_compression_of_lenet_5_of_1998_cannot_be_trained_further(tmp_path):
+    text = (EXPERIMENTS / "lenet5/mnist.yaml").read_text(encoding="utf-8")
+    changed = text.replace("fc_bits: 5}", "fc_bits: 5, tune: {steps: 9, lr: 0.1}}")
+    assert changed != text
+    (tmp_path / "lenet5").mkdir()
+    (tmp_path / "lenet5" / "mnist.yaml").write_text(changed, encoding="utf-8")
+    with pytest.raises(DeclarationError, match="'retrain' and 'tune' do not support optimizer 'sdlm'"):
+        load_experiment("lenet5/mnist", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("claim", "message"),
+    [
+        (
+            "metric: compressed/bytes, claimed: 9.0, margin: 1.0",
+            "metric: compressed/bytes is neither an error in percent nor a ratio, so only a claim of kind 'ordering',"
+            " 'ratio' or 'bound' can name it, not 'metric'",
+        ),
+        (
+            "metric: compressed/ratio, claimed: 9.0, margin: 1.0, statistic: best of 5",
+            "statistic: compressed/ratio is a ratio; only 'mean' is possible",
+        ),
+    ],
+)
+def test_the_claimed_number_of_a_compression_is_an_error_or_a_mean_ratio(declare, claim, message):
+    claims = f"claims:\n  - {{id: new, says: Small, of: small, source: Table 1, {claim}}}\n"
+    with pytest.raises(DeclarationError) as caught:
+        declare("scales:\n", DERIVED, "claims:\n", claims)
+    assert str(caught.value) == f"toy/depth.yaml: claims.new.{message}"
+
+
+def test_a_ratio_of_a_compression_can_be_claimed(declare):
+    claim = "{id: new, says: Small, of: small, source: T, metric: compressed/ratio, claimed: 9.0, margin: 1.0}"
+    assert declare("scales:\n", DERIVED, "claims:\n", f"claims:\n  - {claim}\n").claims[0].kind == "metric"

@@ -65,10 +65,10 @@ def test_an_unknown_variant_or_scale_names_the_closest(experiment, variant, scal
 
 @pytest.mark.parametrize(
     ("scale", "precision", "channels_last"),
-    [("paper", "fp32", False), ("smoke", "fp32", False), ("laptop", "bf16", True), ("gpu", "bf16", True)],
+    [("paper", "fp32", False), ("smoke", "fp32", False), ("laptop", "bf16", True), ("large", "fp32", False)],
 )
-def test_laptop_and_gpu_scales_default_to_bf16_and_channels_last(declare, scale, precision, channels_last):
-    train = declare("  smoke:", "  gpu: {}\n  smoke:").recipe("plain-20", scale).train
+def test_laptop_scale_alone_defaults_to_bf16_and_channels_last(declare, scale, precision, channels_last):
+    train = declare("  smoke:", "  large: {}\n  smoke:").recipe("plain-20", scale).train
     assert (train.precision, train.channels_last) == (precision, channels_last)
 
 
@@ -142,6 +142,16 @@ scales:
     assert "original/loss" not in measured["less"]
     whole = declare(*WITH_CROP, "scales:\n", derived).measured("less", named=False)
     assert {"test/loss", "original/loss", "pruned/loss", *measured["less"]} < set(whole)
+
+
+def test_the_recipe_declares_measurements_beside_errors(declare):
+    declared = declare(
+        "  batch_size: 128\n",
+        "  batch_size: 128\n  steps_to_error_pct: [25.0, 2.5]\n  gradient_norms: [conv1, map32.0]\n",
+    )
+    names = {"train/steps_to_25_pct_error", "train/steps_to_2.5_pct_error"}
+    names |= {"train/gradient_norm/conv1", "train/gradient_norm/map32.0"}
+    assert names <= set(declared.measured("plain-20", named=True))
 
 
 # --- without scales -----------------------------------------------------------------------------------------

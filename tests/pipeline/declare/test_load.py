@@ -41,6 +41,8 @@ ERRORS = {  # replaced text, new text, message
     "no variants of a scale": ("[plain-20, resnet-20]", "[]", "scales.smoke.variants: should not be empty"),
     "variant twice": ("[plain-20, resnet-20]", "[plain-20, plain-20]", "scales.smoke.variants: 'plain-20' is listed twice"),
     "unknown metric": ("metric: test/top1_error_pct, claimed: 9.5", "metric: test/nonsense, claimed: 9.5", f"claims.error.metric: unknown metric 'test/nonsense' of plain-20; {METRICS}"),
+    "bound on a time": ("of: plain-32, metric: test/top1_error_pct", "of: plain-32, metric: train/seconds", "claims.stuck.metric: train/seconds depends on the hardware, so only a claim of kind 'ordering' or 'ratio' can name it, not 'bound'"),
+    "steps that are not counted": ("of: plain-32, metric: test/top1_error_pct", "of: plain-32, metric: train/steps_to_25_pct_error", f"claims.stuck.metric: unknown metric 'train/steps_to_25_pct_error' of plain-32; {METRICS}"),
     "unknown metric of one side": ("metric: test/top1_error_pct, source: \"Figure 6\"}\n  - {id: ratio", "metric: test/loss, rhs_metric: val/loss, source: x}\n  - {id: ratio", f"claims.deeper.rhs_metric: unknown metric 'val/loss' of plain-20; {METRICS}"),
 }  # fmt: skip
 
@@ -50,6 +52,16 @@ def test_an_invalid_experiment_is_an_error_with_file_key_and_reason(declare, old
     with pytest.raises(DeclarationError) as caught:
         declare(old, new)
     assert str(caught.value) == f"toy/depth.yaml: {message}"
+
+
+def test_steps_and_gradients_are_no_errors_in_percent(declare):
+    counted = ("  batch_size: 128\n", "  batch_size: 128\n  steps_to_error_pct: [25.0]\n")
+    steps = "metric: train/steps_to_25_pct_error"
+    declare(*counted, "of: plain-32, metric: test/top1_error_pct", f"of: plain-32, {steps}")  # a bound
+    with pytest.raises(
+        DeclarationError, match=r"claims\.error\.metric: train/steps_to_25_pct_error is not an error in"
+    ):
+        declare(*counted, "of: plain-20, metric: test/top1_error_pct", f"of: plain-20, {steps}")
 
 
 @pytest.mark.parametrize(

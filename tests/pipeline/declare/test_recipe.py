@@ -48,6 +48,18 @@ ERRORS = {  # replaced text, new text, message
     "decay of one": ("  lr: 0.1\n", "  lr: 0.1\n  average: {decay: 1.0}\n", "train.average.decay: should be less than 1, not 1.0"),
     "no gradient": ("  lr: 0.1\n", "  lr: 0.1\n  clip_norm: 0.0\n", "train.clip_norm: should be greater than 0, not 0.0"),
     "rate in no velocity": ("momentum: 0.9,", "rate_in_velocity: true,", "train.optimizer: rate_in_velocity needs momentum > 0"),
+    "classes of no number": ("name: cifar10,", "name: cifar10, val_per_class: many,", "data.val_per_class: should be a valid integer, not 'many'"),
+    "no image of a class": ("name: cifar10,", "name: cifar10, val_per_class: 0,", "data.val_per_class: should be greater than 0, not 0"),
+    "parts of an unknown name": ("name: cifar10,", "name: svhn-extra, val_per_class: {train: 400, extre: 200},", "data.val_per_class.extre: unknown key; did you mean 'extra'?"),
+    "parts without images": ("name: cifar10,", "name: svhn-extra, val_per_class: {train: 0, extra: 0},", "data.val_per_class: one of the parts must give images"),
+    "parts of another set": ("name: cifar10,", "name: svhn, val_per_class: {train: 400, extra: 200},", "data: only svhn-extra has parts; give val_per_class one number for svhn"),
+    "both kinds of validation": ("name: cifar10,", "name: cifar10, val: 50, val_per_class: 5,", "data: give either 'val' or 'val_per_class', not both"),
+    "jitter without a strength": ("name: cifar10,", "name: cifar10, jitter: {brightness: 0.0},", "data.jitter: give at least one strength > 0: brightness, contrast, saturation or lighting"),
+    "jitter by more than the image": ("name: cifar10,", "name: cifar10, jitter: {contrast: 1.5},", "data.jitter.contrast: should be less than or equal to 1, not 1.5"),
+    "steps to no error": ("  lr: 0.1\n", "  lr: 0.1\n  steps_to_error_pct: [100.0]\n", "train.steps_to_error_pct.0: should be less than 100, not 100.0"),
+    "steps to an error twice": ("  lr: 0.1\n", "  lr: 0.1\n  steps_to_error_pct: [25.0, 25.0]\n", "train.steps_to_error_pct: 25.0 is listed twice"),
+    "gradients of a layer twice": ("  lr: 0.1\n", "  lr: 0.1\n  gradient_norms: [conv1, conv1]\n", "train.gradient_norms: 'conv1' is listed twice"),
+    "unknown precision": ("  lr: 0.1\n", "  lr: 0.1\n  precision: fp16\n", "train.precision: unknown value 'fp16'; did you mean 'bf16'?"),
     "seed twice": ("[0, 1, 2, 3, 4]", "[0, 1, 2, 1]", "seeds: 1 is listed twice"),
     "negative seed": ("[0, 1, 2, 3, 4]", "[-1]", "seeds.0: should be greater than or equal to 0, not -1"),
     "no seeds": ("[0, 1, 2, 3, 4]", "[]", "seeds: should not be empty"),
@@ -80,6 +92,15 @@ CROP = {"crop": {"side": 32, "short": 36}, "test": ["1-crop-32-of-36"]}
         (CROP | {"augment": ["pad4-crop"]}, "'pad4-crop' cannot be combined with 'crop': it is for small images"),
         (CROP | {"pad_to": 64}, "'pad_to' cannot be combined with 'crop': it is for small images"),
         ({"augment": ["pca-colour"]}, "'pca-colour' needs 'crop': it is for images of varying size"),
+        ({"jitter": {"contrast": 0.4}}, "'jitter' needs 'crop': it is for images of varying size"),
+        (
+            CROP | {"jitter": {"contrast": 0.4}, "augment": ["photometric"]},
+            "'jitter' and 'photometric' change the same colours; remove one of them",
+        ),
+        (
+            CROP | {"jitter": {"lighting": 0.1}, "augment": ["pca-colour"]},
+            "'jitter.lighting' and 'pca-colour' add the same noise; remove one of them",
+        ),
         (CROP | {"test": ["7-crop-32-of-36"]}, "the crops for 1 short side must"),
         (CROP | {"crop": {"side": 32}}, "give either 'short' (resize, then crop) or 'area' with 'aspect'"),
         (CROP | {"crop": {"side": 32, "area": [0.1, 1.0]}}, "'area' and 'aspect' must be given together"),
@@ -102,6 +123,17 @@ def test_data_settings_that_do_not_fit_are_an_error(declared, message):
     with pytest.raises(ValueError, match=r".") as caught:
         Data(name="x", **declared)
     assert message in str(caught.value)
+
+
+def test_number_of_validation_images_by_class_and_part():
+    assert [Data(name="x", **kw).held_out(10) for kw in ({}, {"val": 50}, {"val_per_class": 5})] == [0, 50, 50]
+    counted = Data(name="svhn-extra", val_per_class={"train": 400, "extra": 200})
+    assert counted.held_out(10) == 6000  # "400 samples per class from training and 200 from extra": 6,000
+    assert [Data(name="x", **kw).holds_out for kw in ({}, {"val": 50}, {"val_per_class": 5})] == [
+        False,
+        True,
+        True,
+    ]
 
 
 SDLM = {

@@ -68,6 +68,6 @@ def test_resumed_derived_run_measures_only_the_remaining_errors(runs, folders, t
         lambda *_, **__: evaluations.append(1) or ErrorCounts(100, 7, 3, 0.5),
     )
     resumed = make_in(tmp_path, derived, folders[:1])
-    assert len(evaluations) == 2  # pruned and compressed; the errors of the original network are cached
+    assert len(evaluations) == 3  # pruned, shared and coded; the errors of the original network are cached
     assert resumed.metrics["original/loss"] == whole.metrics["original/loss"]
     assert resumed.metrics["test/top1_error_pct"] == 7.0

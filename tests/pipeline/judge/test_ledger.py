@@ -480,3 +480,98 @@ def test_derived_run_cannot_be_judged_if_a_member_diverged(declare, record):
 def test_command_for_a_derived_run_names_its_members(declare):
     verdict = judge_by_id(declare(*OF_PAIR), [])["error"].verdict
     assert verdict.sentence.endswith("repro run toy/depth --scale paper --variant plain-20")
+
+
+# --- times, steps and gradient magnitudes --------------------------------------------------------------------
+
+AS_TIME = ("rhs: plain-20, metric: test/top1_error_pct, claimed: 1.1", "rhs: plain-20, metric: {}, claimed: 1.1")
+
+
+def with_costs(declare, seed_records, metric="train/seconds", right=None, **costs):
+    """Return a declaration whose claim "ratio" is about a cost, and records in which plain-32 costs 10 % more."""
+    declared = declare(AS_TIME[0], AS_TIME[1].format(metric))
+    rows = [
+        replace(
+            row, costs={metric: value * (1 + row.seed / 1000)} | costs, **(right or {}) if value == 100 else {}
+        )
+        for variant, value in (("plain-20", 100.0), ("plain-32", 110.0))
+        for row in seed_records(declared, variant, PLAIN)
+    ]
+    return declared, rows
+
+
+def test_ratio_of_times_on_the_same_hardware_is_judged(declare, seed_records):
+    declared, rows = with_costs(declare, seed_records)
+    verdict = judge_by_id(declared, rows)["ratio"].verdict
+    assert verdict.outcome == "reproduced"
+    assert verdict.measured == pytest.approx(1.1)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"hardware": "H200"}, "1 device (H200) with 1 thread in fp32"),
+        ({"threads": 4}, "1 device (one core) with 4 threads in fp32"),
+        ({"precision": "bf16"}, "1 device (one core) with 1 thread in bf16"),
+        ({"world": 2}, "2 devices (one core) with 1 thread in fp32"),
+    ],
+)
+def test_times_of_different_hardware_threads_or_precision_are_not_compared(declare, seed_records, change, words):
+    declared, rows = with_costs(declare, seed_records, right=change)
+    entry = judge_by_id(declared, rows)["ratio"]
+    assert (entry.verdict.outcome, entry.verdict.reason) == ("cannot judge", "protocol-unspecified")
+    assert entry.verdict.sentence == (
+        f"train/seconds depends on the hardware: plain-32 ran on 1 device (one core) with 1 thread in fp32;"
+        f" plain-20 ran on {words}."
+    )
+    assert judge_by_id(declared, rows)["deeper"].verdict.reason != "protocol-unspecified"  # an error does not
+
+
+def test_run_without_times_cannot_be_judged_by_them(declare, seed_records):
+    declared, rows = with_costs(declare, seed_records)
+    rows[2] = replace(rows[2], costs={})
+    verdict = judge_by_id(declared, rows)["ratio"].verdict
+    assert verdict.reason == "not-run"
+    assert verdict.sentence.startswith("plain-20 seed 2 has no train/seconds: it was trained on changing hardware")
+
+
+STEPS = "train/steps_to_25_pct_error"
+WITH_STEPS = ("  batch_size: 128\n", "  batch_size: 128\n  steps_to_error_pct: [25.0]\n")
+
+
+def test_steps_until_a_training_error_are_compared(declare, seed_records):
+    declared = declare(*WITH_STEPS, AS_TIME[0], AS_TIME[1].format(STEPS))
+    rows = [
+        replace(row, metrics=row.metrics | {STEPS: steps + row.seed}, hardware=f"machine {row.seed}")
+        for variant, steps in (("plain-20", 1000.0), ("plain-32", 1100.0))
+        for row in seed_records(declared, variant, PLAIN)
+    ]
+    assert judge_by_id(declared, rows)["ratio"].verdict.outcome == "reproduced"
+    never = [replace(row, metrics={k: v for k, v in row.metrics.items() if k != STEPS}) for row in rows[:1]]
+    verdict = judge_by_id(declared, [*never, *rows[1:]])["ratio"].verdict
+    assert verdict.sentence == (
+        f"plain-20 seed 0 has no {STEPS}: its training error did not fall below this value in 64000 steps."
+    )
+
+
+# --- precision -----------------------------------------------------------------------------------------------
+
+
+def test_precision_of_the_scale_is_a_departure_and_that_of_the_recipe_is_not(declare, seed_records):
+    scale = declare("{why: As published.}", "{why: As published., train: {precision: bf16}}")
+    recipe = declare("  batch_size: 128\n", "  batch_size: 128\n  precision: bf16\n")
+    for declared, used, outcome in (
+        (scale, "bf16", "reached"),
+        (scale, "fp32", "reproduced"),  # of a processor without bf16
+        (recipe, "bf16", "reproduced"),
+    ):
+        records = seed_records(declared, "plain-20", PLAIN, precision=used)
+        verdict = judge_by_id(declared, records)["error"].verdict
+        assert verdict.outcome == outcome
+        assert ("plain-20 was computed in bf16, not in fp32." in verdict.sentence) == (outcome == "reached")
+
+
+def test_precision_of_members_is_a_departure_of_their_derived_run(declare):
+    declared = declare(*OF_PAIR, *SIX_SEEDS)
+    records = derived_records(declared, "pair", [9.4, 9.5, 9.6], precision="bf16")
+    assert outcomes(declared, records)["error"] == "reached"

@@ -133,6 +133,17 @@ def test_median_of_runs_is_judged_by_the_mean_of_seeds():
     assert "The expected error of the median of 5 runs, estimated from 3 seeds, is 10 %" in median.sentence
 
 
+@pytest.mark.parametrize(
+    ("claimed", "margin", "outcome"),
+    [(10, 0.2, "reproduced"), (9, 0.5, "better than claimed"), (11, 0.5, "not reproduced")],
+)
+def test_a_higher_ratio_is_better(claimed, margin, outcome):
+    verdict = judge_metric(seeds(*NARROW), claimed=claimed, margin=margin, is_ratio=True)
+    assert verdict.outcome == outcome
+    measured = "The mean ratio of 3 seeds is 10 (90 % interval 9.831 to 10.17)"
+    assert verdict.sentence.startswith(f"{measured}. Claimed is {claimed} ± {margin}: the interval is ")
+
+
 def test_sentence_names_a_best_of_n():
     verdict = judge_metric(seeds(*NARROW), claimed=9.9, margin=0.5, statistic="best of 5")
     assert "best of 5 runs, estimated from 3 seeds" in verdict.sentence

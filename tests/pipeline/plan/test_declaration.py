@@ -54,3 +54,22 @@ def test_the_declaration_of_a_derived_run_is_the_digest_of_its_settings_and_its_
     settings = {"kind": "compression", "density": 0.5, "conv_bits": 8, "fc_bits": 5}
     members = [member.declaration for member in run.members]
     assert run.declaration == digest({"step": settings, "members": members})  # the key of the recorded runs
+
+
+@pytest.mark.parametrize(
+    ("declared", "settings"),
+    [
+        ("prunings: 1, conv_index_bits: 8, bits: {}", {}),
+        ("conv_index_bits: 5", {"conv_index_bits": 5}),
+        (
+            "retrain: {steps: 9, lr: 0.1}",
+            {"retrain": {"steps": 9, "lr": 0.1, "lr_end": None, "batch_size": None}},
+        ),
+    ],
+)
+def test_later_settings_of_a_derived_run_are_left_out_of_its_hash_at_their_defaults(declare, declared, settings):
+    derived = DERIVED_OF_PLAIN_20.replace("fc_bits: 5", f"fc_bits: 5, {declared}")
+    run = first_derived(declare("scales:\n", derived), "small")
+    settings = {"kind": "compression", "density": 0.5, "conv_bits": 8, "fc_bits": 5} | settings
+    members = [member.declaration for member in run.members]
+    assert run.declaration == digest({"step": settings, "members": members})

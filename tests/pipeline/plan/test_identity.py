@@ -7,6 +7,7 @@ import pytest
 
 from pipeline.common.paths import ROOT
 from pipeline.declare.derived import CompressionSpec, EnsembleSpec
+from pipeline.derive.run import HANDLERS
 from pipeline.plan.expand import DerivedRun, plan_runs
 from pipeline.plan.identity import (
     DERIVED_CODE,
@@ -333,8 +334,8 @@ def test_a_missing_file_of_a_derived_run_is_an_error(tree):
 
 
 def test_every_kind_of_derived_run_has_its_code():
-    kinds = {"ensemble", "protocol", "transfer", "compression"}
-    assert set(DERIVED_CODE) == kinds
+    kinds = {"ensemble", "ensemble-sizes", "protocol", "column", "transfer", "compression"}
+    assert set(DERIVED_CODE) == set(HANDLERS) == kinds
     for patterns in (TRAINING_CODE, *DERIVED_CODE.values()):
         assert matching_files(patterns, ROOT)
 
@@ -354,6 +355,10 @@ def derived(kind):
         ("pipeline/derive/context.py", "ensemble", True),
         ("pipeline/derive/run.py", "compression", True),
         ("pipeline/derive/compression.py", "compression", True),
+        ("pipeline/derive/quantise.py", "compression", True),
+        ("pipeline/derive/retrain.py", "compression", True),
+        ("pipeline/derive/compressed_file.py", "compression", True),
+        ("pipeline/derive/huffman.py", "compression", True),
         ("pipeline/derive/compression.py", "ensemble", False),
         ("pipeline/derive/transfer.py", "compression", False),
         ("pipeline/judge/ledger.py", "compression", False),

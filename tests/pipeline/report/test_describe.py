@@ -8,7 +8,15 @@ import pytest
 from rich.console import Console
 
 from pipeline.analyse.measure import analysis_of
-from pipeline.declare.derived import CompressionSpec, EnsembleSpec, ProtocolSpec, TransferSpec
+from pipeline.declare.derived import (
+    ColumnSpec,
+    CompressionSpec,
+    EnsembleSizesSpec,
+    EnsembleSpec,
+    ProtocolSpec,
+    Retraining,
+    TransferSpec,
+)
 from pipeline.declare.experiment import Experiment
 from pipeline.declare.load import experiment_names, load_experiment
 from pipeline.declare.recipe import Crop, LrDrops, Train
@@ -65,6 +73,11 @@ def test_empty_list_is_none():
         (
             {"side": 224, "area": (0.08, 1.0), "aspect": (3 / 4, 4 / 3)},  # GoogLeNet
             "random crop of 8 to 100 % of the image's area, aspect ratio 0.75 to 1.33, resized to 224 x 224",
+        ),
+        (
+            {"side": 224, "area": (0.08, 1.0), "aspect": (3 / 4, 4 / 3), "interpolation": "random"},
+            "random crop of 8 to 100 % of the image's area, aspect ratio 0.75 to 1.33, resized to 224 x 224,"
+            " random interpolation",
         ),
     ],
 )
@@ -216,10 +229,42 @@ def test_work_has_the_duration_of_tracked_runs(experiment: Experiment, seed_reco
             EnsembleSpec(kind="ensemble", members={"a": 2}, test=("dense-of-256",)),
             "average of 2 a, tested with dense-of-256",
         ),
+        (
+            EnsembleSizesSpec(kind="ensemble-sizes", members={"a": 2, "b": 1}),
+            "ensembles of 1, 2, 3 networks of 2 a + b",
+        ),
+        (
+            EnsembleSizesSpec(
+                kind="ensemble-sizes", members={"a": 7}, sizes=(7, 1), greedy=True, test=("dense-of-256",)
+            ),
+            "ensembles of 1, 7 networks of 7 a, and the greedy one, tested with dense-of-256",
+        ),
+        (ColumnSpec(kind="column", of="a", column=2), "column 2 of a alone"),
+        (
+            ColumnSpec(kind="column", of="a", column="deepest", test=("dense-of-256",)),
+            "the deepest column of a alone, tested with dense-of-256",
+        ),
         (ProtocolSpec(kind="protocol", of="a", test=("dense-of-256",)), "a tested with dense-of-256"),
         (
             CompressionSpec(kind="compression", of="a", density=0.33, conv_bits=8, fc_bits=5),
             "a compressed to 33 % of the weights, 8 bits in convolutional and 5 bits in fully connected layers",
+        ),
+        (
+            CompressionSpec(
+                kind="compression",
+                of="a",
+                density={"conv1": 0.66, "fc1": 0.08},
+                conv_bits=8,
+                fc_bits=5,
+                bits={"fc1": 6},
+                conv_index_bits=5,
+                prunings=2,
+                retrain=Retraining(steps=1000, lr=0.001),
+                tune=Retraining(steps=500, lr=0.01, lr_end=0.0, batch_size=32),
+            ),
+            "a compressed to a part of the weights (conv1 66 %, fc1 8 %), 8 bits in convolutional and 5 bits in"
+            " fully connected layers (fc1 6 bits), distances of 5 and 5 bits, 1,000 steps after each of 2 prunings"
+            " at rate 0.001, 500 steps of shared values at rate 0.01 to 0 with 32 images each",
         ),
         (
             TransferSpec(kind="transfer", of="a", data="b", c=0.5),
@@ -288,6 +333,11 @@ def test_weights_texts():
     ]
     assert weights_texts(train_with(average={})) == [
         "average of the weights: plain; evaluated beside the last weights"
+    ]
+    assert weights_texts(train_with(steps_to_error_pct=[25.0, 2.5], gradient_norms=["conv1", "fc"])) == [
+        "measured: optimizer steps until the training error is below 25 %",
+        "measured: optimizer steps until the training error is below 2.5 %",
+        "measured: mean magnitude of the gradient in conv1, fc",
     ]
     assert weights_texts(train_with()) == []
 

@@ -21,6 +21,7 @@ from pipeline.report.figures import (
     contact_figure,
     contact_sheet,
     curves_figure,
+    ensemble_figure,
     error_curves,
 )
 from tests.support.image_sets import random_image
@@ -110,6 +111,40 @@ def test_title_of_one_panel_fits(seeds):
     edges = figure._suptitle.get_window_extent()
     assert 0 <= edges.x0 < edges.x1 <= figure.bbox.width
     assert figure.get_suptitle().endswith({1: "\none seed", 3: "\nmean and range over 3 seeds"}[seeds])
+
+
+SIZES = "derived:\n  sizes: {kind: ensemble-sizes, members: {plain-20: 3}, sizes: [1, 3]}\nscales:\n"
+
+
+def test_ensembles_are_drawn_by_size_with_their_spread(declare):
+    rows = [
+        {f"test/of-{size}/top1_error_pct{end}": value for size, end, value in found}
+        for found in (
+            [(1, "", 9.0), (1, "_std", 0.5), (3, "", 8.0), (3, "_std", 0.0)],
+            [(1, "", 10.0), (1, "_std", 1.0), (3, "", 8.5), (3, "_std", 0.0)],
+        )
+    ]
+    figure = ensemble_figure(declare("scales:\n", SIZES), "paper", {"sizes": rows})
+    [ax] = figure.axes
+    [line] = ax.get_lines()
+    assert line.get_xydata().tolist() == [[1, 9.5], [3, 8.25]]
+    [band] = ax.collections
+    corners = {tuple(corner) for corner in band.get_paths()[0].vertices.tolist()}
+    assert {(1.0, 8.75), (1.0, 10.25), (3.0, 8.25)} == corners
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["sizes"]
+    assert figure.get_suptitle().startswith("toy/depth at paper scale on cifar10:\n")
+
+
+def test_greedy_ensemble_is_a_star(declare):
+    greedy = SIZES.replace("3}, sizes: [1, 3]", "3}, sizes: [1], greedy: true")
+    declared = declare("scales:\n", greedy, "data: {name: cifar10,", "data: {name: cifar10, val: 100,")
+    of_1 = {"test/of-1/top1_error_pct": 9.0, "test/of-1/top1_error_pct_std": 0.5}
+    figure = ensemble_figure(
+        declared, "paper", {"sizes": [of_1 | {"greedy/networks": 2.0, "test/greedy/top1_error_pct": 7.5}]}
+    )
+    star = figure.axes[0].get_lines()[1]
+    assert (star.get_marker(), star.get_xydata().tolist()) == ("*", [[2, 7.5]])
+    assert star.get_label() == "sizes, chosen on validation images"
 
 
 def test_more_variants_than_colours_are_all_drawn(declare):

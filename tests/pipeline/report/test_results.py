@@ -212,6 +212,29 @@ def test_derived_runs_have_lines_and_rows(declare, seed_records):
     assert "- Seeds: 2 derived runs\n- Hardware" in results_text([declared], ensembles, {})
 
 
+def test_ensembles_of_several_sizes_have_a_figure(declare, seed_records, tmp_path):
+    sizes = "derived:\n  sizes: {kind: ensemble-sizes, members: {plain-20: 3}, sizes: [1, 2]}\nscales:\n"
+    declared = declare("scales:\n", sizes)
+    alone = seed_records(declared, "plain-20", [9.4, 9.5, 9.6])
+    [derived] = [run for run in plan_runs(declared, scale="paper") if run.variant == "sizes"]
+    found = {f"test/of-{size}/top1_error_pct{end}": 1.0 for size in (1, 2) for end in ("", "_std")}
+    record = replace(
+        alone[0],
+        variant="sizes",
+        declaration=derived.declaration,
+        members=("a",),
+        metrics=alone[0].metrics | found,
+    )
+    written = write_results([declared], [*alone, record], NoCurves(), tmp_path / "RESULTS.md")
+    figure = tmp_path / "results" / "toy-depth-paper-ensembles.png"
+    assert written[2:] == [figure]
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    text = written[0].read_text(encoding="utf-8")
+    assert "- Derived run sizes: ensembles of 1, 2 networks of 3 plain-20\n" in text
+    assert "![test error by number of networks](results/toy-depth-paper-ensembles.png)\n" in text
+    assert "training and test error by step" not in text
+
+
 def test_unfinished_runs_of_this_machine_do_not_change_the_text(experiment, records):
     before = results_text([experiment], records[:9], {})
     folder = RunFolder(runs_folder() / "left")

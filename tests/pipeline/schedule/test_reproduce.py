@@ -2,8 +2,9 @@
 
 import pytest
 
+from pipeline.common.errors import UserError
 from pipeline.schedule import reproduce
-from pipeline.schedule.reproduce import split_finished
+from pipeline.schedule.reproduce import require_precision, split_finished
 from pipeline.schedule.tasks import make_tasks
 from pipeline.track.run_folder import RunFolder
 from tests.support.smoke_runs import smoke_run
@@ -53,3 +54,15 @@ def test_running_a_task_removes_why_it_was_left_and_its_stop_request(monkeypatch
     assert split_finished([task], FakeSync()) == ({}, [task])
     reproduce.run_tasks([task], threads=1, on_event=lambda _: None)
     assert seen == [({}, "")]
+
+
+@pytest.mark.parametrize("has", [False, True])
+def test_tf32_is_refused_before_training_on_a_machine_without_it(monkeypatch, has):
+    monkeypatch.setattr("pipeline.train.process.has_tf32", lambda: has)
+    require_precision(make_tasks([smoke_run()]))
+    tasks = make_tasks([smoke_run(changes={"train.precision": "tf32"})])
+    if has:
+        require_precision(tasks)
+        return
+    with pytest.raises(UserError, match=r"^precision tf32 needs an NVIDIA GPU .*; use fp32 or bf16$"):
+        require_precision(tasks)

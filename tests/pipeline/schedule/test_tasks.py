@@ -1,14 +1,16 @@
 """Test making tasks: identities, needs and data of runs and derived runs."""
 
+from dataclasses import replace
+
 import pytest
 
 from pipeline.common.errors import UserError
 from pipeline.common.paths import runs_folder
 from pipeline.data import sources
-from pipeline.declare.derived import CompressionSpec, EnsembleSpec, TransferSpec
+from pipeline.declare.derived import ColumnSpec, CompressionSpec, EnsembleSpec, TransferSpec
 from pipeline.plan.expand import DerivedRun
 from pipeline.schedule.tasks import make_tasks
-from tests.support.smoke_runs import smoke_run
+from tests.support.smoke_runs import smoke_run, with_network
 
 
 @pytest.fixture(autouse=True)
@@ -62,10 +64,70 @@ def test_manifest_of_a_transfer_is_that_of_the_other_set():
     assert task.manifest["name"] == "digits"
 
 
+def test_column_that_the_network_does_not_have_is_a_user_error_before_any_worker_starts():
+    none = derived_run(ColumnSpec(kind="column", of="resnet-20", column=1), (RUNS[0],))
+    with pytest.raises(UserError) as caught:
+        make_tasks([none])
+    assert str(caught.value) == (
+        "resnet/cifar10_depth, it: resnet-20 has no columns: its network is ResNetCifar, not FractalNet"
+    )
+    run = with_network("fractalnet", columns=2, widths=[4, 4, 4, 4], dropout=[])
+    few = derived_run(ColumnSpec(kind="column", of="resnet-20", column=3), (run,))
+    with pytest.raises(UserError, match="it: resnet-20 has no column 3: its network has 2 columns"):
+        make_tasks([few])
+    assert make_tasks([derived_run(ColumnSpec(kind="column", of="resnet-20", column=2), (run,))])
+
+
+def test_layer_that_the_network_does_not_have_is_a_user_error_before_any_worker_starts():
+    def compression(**density):
+        spec = CompressionSpec(kind="compression", of="resnet-20", density=density, conv_bits=8, fc_bits=5)
+        return derived_run(spec, (RUNS[0],))
+
+    with pytest.raises(UserError) as caught:
+        make_tasks([compression(conv1=0.5, fcc=0.5)])
+    message = "resnet/cifar10_depth, it: density: no layer with weights has the name 'fcc'; did you mean 'fc'?"
+    assert str(caught.value) == message
+    with pytest.raises(UserError, match="it: density should name every layer with weights; missing: conv1, "):
+        make_tasks([compression(fc=0.5)])
+    assert make_tasks([compression(conv1=0.5, map32=0.5, map16=0.4, map8=0.3, fc=0.2)])
+
+
 def test_missing_data_set_is_a_user_error():
     derived = derived_run(TransferSpec(kind="transfer", of="resnet-20", data="digts", c=1.0), (RUNS[0],))
     with pytest.raises(UserError, match=r"no data set 'digts'.*did you mean 'digits'"):
         make_tasks([derived])
+
+
+@pytest.mark.parametrize(
+    ("variant", "changes", "message"),
+    [
+        (  # 1 x 1 is left of 16 x 16 where the kernel of c5 is 5 x 5
+            "resnet-20",
+            {"model.name": "lenet5_modern"},
+            "lenet5_modern cannot read images of 3 x 16 x 16: ",
+        ),
+        ("resnet-20", {"model.name": "alexnet"}, "alexnet reads images of 227 x 227 pixels, not 16 x 16"),
+        ("resnet-20", {"data.name": "digits", "data.train": 60000}, "digits"),
+        ("resnet-20", {"train.gradient_norms": ["map33"]}, "no layer 'map33' with weights; did you mean 'map32'?"),
+    ],
+)
+def test_network_that_cannot_read_the_images_or_lacks_a_layer_is_a_user_error(variant, changes, message):
+    run = smoke_run(variant, changes=changes)
+    if "model.name" in changes:
+        model = type(run.recipe.model)(name=changes["model.name"])
+        run = replace(run, recipe=run.recipe.model_copy(update={"model": model}))
+    with pytest.raises(UserError) as caught:
+        make_tasks([run])
+    assert str(caught.value).startswith(f"resnet/cifar10_depth, {variant} on ")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_another_data_set_gives_its_classes_and_channels():
+    [task] = make_tasks([smoke_run(changes={"data.name": "digits"})])
+    assert task.manifest["name"] == "digits"
+    assert task.manifest["image"] == [1, 8, 8]
+    assert task.run.changes == {"data.name": "digits"}
 
 
 def test_each_data_set_is_read_once(monkeypatch):
