@@ -1,7 +1,7 @@
 """The LightningModule that all papers share: network, loss, optimizer, learning rate, training errors."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -13,7 +13,14 @@ from torch import Tensor
 from lightning_modules.errors import wrong_in_top
 from lightning_modules.networks import build
 from lightning_modules.recipe import Batch, lr_at, parameter_groups
-from lightning_modules.weights import average_of, copy_weights, frozen_copy, limit_filters
+from lightning_modules.weights import (
+    average_of,
+    copy_weights,
+    frozen_copy,
+    gradient_magnitude,
+    layer_parameters,
+    limit_filters,
+)
 
 WARMUP_WINDOW = 100  # optimizer steps per measurement of the training error that ends a warm-up
 
@@ -67,6 +74,7 @@ class Classifier(pl.LightningModule):
             see `weights.average_of`.
         filter_rms_limit: None, or the largest root mean square of a filter, see `weights.limit_filters`.
         keep_best: keep a copy of the network, which `copy_best` makes.
+        gradient_norms: layers whose mean gradient magnitude is measured, see `weights.gradient_magnitude`.
     """
 
     needs_curvature_estimate = False  # True: the training loop calls `estimate_curvature` before each pass
@@ -92,6 +100,7 @@ class Classifier(pl.LightningModule):
         average: Mapping[str, Any] | None = None,
         filter_rms_limit: float | None = None,
         keep_best: bool = False,
+        gradient_norms: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -111,6 +120,9 @@ class Classifier(pl.LightningModule):
             average_of(self.network, average["decay"], batch_norm=average["batch_norm"]) if average else None
         )
         self.best = frozen_copy(self.network) if keep_best else None
+        self.measured_layers = {name: layer_parameters(self.network, name) for name in gradient_norms}
+        if gradient_norms:  # sums of magnitudes since the last report, one per layer, and the number of steps
+            self.register_buffer("gradients", torch.zeros(len(gradient_norms) + 1, dtype=torch.float64))
 
     @property
     def forward_network(self) -> Callable[[Tensor], Any]:
@@ -198,6 +210,22 @@ class Classifier(pl.LightningModule):
         if self.average is not None and step >= self.hparams["average"]["since"]:
             self.average.update_parameters(self.network)
 
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Add the magnitudes of the step's gradients, before they are clipped."""
+        for number, parameters in enumerate(self.measured_layers.values()):
+            self.gradients[number] += gradient_magnitude(parameters)
+        if self.measured_layers:
+            self.gradients[-1] += 1
+
+    def pop_gradient_norms(self) -> dict[str, float]:
+        """Return the mean gradient magnitude of each measured layer over the window, and reset the window."""
+        if not self.measured_layers:
+            return {}
+        *sums, steps = self.gradients.tolist()
+        self.gradients.zero_()
+        names = self.measured_layers if steps else ()
+        return {f"train/gradient_norm/{name}": total / steps for name, total in zip(names, sums, strict=False)}
+
     def copy_best(self) -> None:
         """Keep a copy of the current network as the best."""
         assert self.best is not None
@@ -212,7 +240,8 @@ class Classifier(pl.LightningModule):
         return bool(self.warm[0])
 
     def pop_window_metrics(self) -> dict[str, float]:
-        """Return training errors and loss over the window, on augmented images, and reset the window."""
+        """Return errors, loss (on augmented images) and gradient norms over the window, and reset the window."""
+        norms = self.pop_gradient_norms()
         images, wrong1, wrong5, loss = self.window.tolist()
         self.window.zero_()
         if not images:
@@ -221,7 +250,7 @@ class Classifier(pl.LightningModule):
             "train/loss": loss / images,
             "train/top1_error_pct": 100 * wrong1 / images,
             "train/top5_error_pct": 100 * wrong5 / images,
-        }
+        } | norms
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return SGD or RMSProp with the recipe's settings."""

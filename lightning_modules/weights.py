@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from lightning_modules.names import nearest
+
 
 def average_of(network: nn.Module, decay: float | None, *, batch_norm: bool) -> AveragedModel:
     """Return an average of the weights of `network`, empty until its first `update_parameters(network)`.
@@ -75,6 +77,28 @@ def copied_layers(state: Mapping[str, Tensor], network: nn.Module, layers: Seque
 def start_from(network: nn.Module, state: Mapping[str, Tensor], layers: Sequence[str]) -> None:
     """Copy `layers` of another network's `state` into `network`; all of them if none is given."""
     network.load_state_dict(copied_layers(state, network, layers), strict=False)
+
+
+def layer_parameters(network: nn.Module, layer: str) -> list[nn.Parameter]:
+    """Return the parameters of a layer and of all layers inside it. Raises ValueError if there are none."""
+    found = [value for name, value in network.named_parameters() if name.startswith(f"{layer}.")]
+    if not found:
+        layers = [
+            name for name, module in network.named_modules() if name and any(True for _ in module.parameters())
+        ]
+        raise ValueError(f"the network has no layer {layer!r} with weights{nearest(layer, layers, '')}")
+    return found
+
+
+@torch.no_grad()
+def gradient_magnitude(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """Return the mean magnitude of the gradients, float64 (): the L1 norm divided by the number of parameters.
+
+    The gradient of a parameter that took no part in the step is zero.
+    """
+    zero = torch.zeros((), dtype=torch.float64, device=parameters[0].device)
+    norms = [value.grad.abs().sum(dtype=torch.float64) for value in parameters if value.grad is not None]
+    return sum(norms, zero) / sum(value.numel() for value in parameters)
 
 
 @torch.no_grad()

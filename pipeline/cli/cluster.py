@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.markup import escape
@@ -41,6 +41,14 @@ UNFINISHED_TEXTS = {"cancelled": "cancelled", "over-budget": "out of budget", "f
 REFRESH_SECONDS = 1.0  # of --watch and --follow, which read files
 
 REMOTE_REFRESH_SECONDS = 5.0  # with --address: each refresh is a job on the cluster
+
+Precision = Annotated[
+    Literal["fp32", "bf16", "tf32"] | None,
+    typer.Option(
+        help="Compute in this precision; short for --set train.precision=…. Unless it is the declared one, such"
+        " runs count for no claim. tf32: NVIDIA GPUs only."
+    ),
+]
 
 Address = Annotated[
     str | None,
@@ -88,6 +96,7 @@ def launch(
     price: Annotated[
         float | None, typer.Option(metavar="P", help="Price of one device hour, to show the cost.")
     ] = None,
+    precision: Precision = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and exit.")] = False,
 ) -> None:
     """Train unfinished runs on a cluster, after showing the plan. The terminal may be closed at any time.
@@ -106,6 +115,7 @@ def launch(
         max_device_hours=max_gpu_hours,
         max_concurrent=max_concurrent,
         price=price,
+        precision=precision,
     )
     selection = select_runs(request)
     remote = remote_cluster(address)

@@ -123,6 +123,14 @@ def run(
             "--set", help="Change a setting of the recipe, as in train.lr=0.05. Such runs count for no claim."
         ),
     ] = None,
+    precision: cli_cluster.Precision = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Train on another data set; short for --set data.name=NAME. Such runs count for no claim.",
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the runs and exit.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -131,9 +139,9 @@ def run(
     from pipeline.plan.expand import plan_runs
 
     declared = load_experiment(experiment)
-    runs = plan_runs(
-        declared, scale=scale, variants=variant or (), seeds=seeds, changes=parse_changes(changes or [])
-    )
+    shorthands = {"--precision": ("train.precision", precision), "--data": ("data.name", data)}
+    changed = with_shorthands(parse_changes(changes or []), shorthands)
+    runs = plan_runs(declared, scale=scale, variants=variant or (), seeds=seeds, changes=changed)
     threads = thread_count()
     with err.status("reading the data and the code …") if err.is_terminal else nullcontext():
         from pipeline.judge.collect import FinishedRuns, collect_runs
@@ -430,6 +438,21 @@ def parse_changes(changes: list[str]) -> dict[str, Any]:
         except yaml.YAMLError:
             raise UserError(f"--set {change}: {text!r} is not a YAML value") from None
     return result
+
+
+def with_shorthands(changes: dict[str, Any], shorthands: dict[str, tuple[str, str | None]]) -> dict[str, Any]:
+    """Return the changes of --set and of options that are short for it: option -> (setting, value).
+
+    Raises UserError if both change the same setting.
+    """
+    found = dict(changes)
+    for option, (setting, value) in shorthands.items():
+        if value is None:
+            continue
+        if setting in changes:
+            raise UserError(f"{option} and --set {setting} change the same setting; give one of them")
+        found[setting] = value
+    return found
 
 
 def thread_count() -> int:

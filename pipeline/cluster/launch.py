@@ -33,6 +33,7 @@ class LaunchRequest:
     max_device_hours: float | None = None
     max_concurrent: int | None = None
     price: float | None = None  # of one device hour, in any currency
+    precision: str | None = None  # None: as declared
 
     def __post_init__(self) -> None:
         if not self.experiments and not self.suite:
@@ -56,7 +57,8 @@ class LaunchRequest:
     def title(self) -> str:
         """'resnet/cifar10_depth at laptop'."""
         suite = [f"suite {self.suite}"] if self.suite else []
-        return f"{', '.join([*suite, *self.experiments])} at {self.scale}"
+        changed = f" in {self.precision}" if self.precision else ""
+        return f"{', '.join([*suite, *self.experiments])} at {self.scale}{changed}"
 
     @property
     def terms(self) -> LaunchTerms:
@@ -73,6 +75,7 @@ class LaunchRequest:
             "--max-gpu-hours": self.max_device_hours,
             "--max-concurrent": self.max_concurrent,
             "--price": self.price,
+            "--precision": self.precision,
         }
         for option, value in options.items():
             argv += [] if value is None else [option, str(value)]
@@ -115,7 +118,12 @@ def select_runs(request: LaunchRequest) -> LaunchSelection:
             f"no experiment of suite {request.suite} has a scale {request.scale!r}; known scales:"
             f" {', '.join(scales)}"
         )
-    runs = [run for experiment in experiments.values() for run in plan_runs(experiment, scale=request.scale)]
+    changes = {"train.precision": request.precision} if request.precision else {}
+    runs = [
+        run
+        for experiment in experiments.values()
+        for run in plan_runs(experiment, scale=request.scale, changes=changes)
+    ]
     check_global_batch(runs, request.devices, request.device_batch)
     return LaunchSelection(runs, without_scale)
 

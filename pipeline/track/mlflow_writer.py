@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 from pipeline.common.errors import UserError
 from pipeline.common.files import write_atomically
 from pipeline.common.paths import home, tracking_uri
+from pipeline.declare.recipe import STEPS_TO
 from pipeline.track.mlflow_errors import RefusedError, explain_mlflow_errors, tracking_error
 from pipeline.track.mlflow_reader import (
     ENDED,
@@ -271,8 +272,9 @@ class Tracker:
         when = int(datetime.fromisoformat(record.finished).timestamp() + 1) * 1000
         metrics = [
             Metric(key, value, when, last_step)
-            for key, value in record.metrics.items()
-            if not key.startswith("train/")  # the last line of the journal has them
+            for key, value in record.measured.items()
+            # The last line of the journal has the others.
+            if not key.startswith("train/") or key in record.costs or key.startswith(STEPS_TO)
         ]
         about = {"commit": record.commit, "code": record.code, "lock": record.lock, "hardware": record.hardware}
         about |= {"precision": record.precision, "threads": str(record.threads), "ended": record.ended}

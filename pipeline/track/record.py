@@ -1,7 +1,7 @@
 """Records: the results and the provenance of an ended run."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -41,6 +41,12 @@ class Record:
     world: int = 1  # number of devices in its last session
     device_batch: int = 0  # images of one micro-batch, which batch normalisation sees; 0: unknown
     members: tuple[str, ...] = ()  # identities of the runs that a derived run is made from
+    costs: Mapping[str, float] = field(default_factory=dict)  # train/seconds, …; differ between machines
+
+    @property
+    def measured(self) -> dict[str, float]:
+        """Metrics and costs: all values that a claim can name."""
+        return {**self.metrics, **self.costs}
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data, for JSON."""
@@ -49,7 +55,7 @@ class Record:
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> "Record":
         """Return the record that `to_dict` described; unknown keys of later versions are ignored."""
-        known = {field.name for field in fields(cls)}
+        known = {one.name for one in fields(cls)}
         kept = {key: value for key, value in raw.items() if key in known}
         return cls(**kept | {"members": tuple(kept.get("members", ()))})  # JSON has lists only
 
@@ -67,6 +73,7 @@ def make_record(
     world: int = 1,
     device_batch: int = 0,
     members: tuple[str, ...] = (),
+    costs: Mapping[str, float] | None = None,
 ) -> Record:
     """Return the record of a run or derived run that ended now, from its task and its results."""
     run = task.run
@@ -96,4 +103,5 @@ def make_record(
         world=world,
         device_batch=device_batch,
         members=members,
+        costs=dict(costs or {}),
     )

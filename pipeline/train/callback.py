@@ -1,7 +1,7 @@
 """Lightning callback of a run: seeds, journal, evaluation, checkpoints, stop requests."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import pytorch_lightning as pl
@@ -10,8 +10,12 @@ import torch
 from lightning_modules.recipe import Batch, plateau_drops
 from pipeline.common.environment import env_number
 from pipeline.data.order import derive_seed
+from pipeline.declare.recipe import GRADIENT_NORM, steps_to_metric
 from pipeline.train.context import RunContext
+from pipeline.train.costs import CostMeter
 from pipeline.train.lightning import BufferedCheckpointIO, ordered_mean_hook
+
+WINDOW_METRICS = ("train/loss", "train/top1_error_pct", "train/top5_error_pct")  # of `pop_window_metrics`
 
 CHECKPOINT_SECONDS = 30.0  # between checkpoints; does not change a result
 HEARTBEAT_SECONDS = 0.5  # between updates of the run's progress file
@@ -38,6 +42,8 @@ class TrainingCallback(pl.Callback):
         self.worlds: list[int] = []
         # Part -> step -> top-1 error in percent.
         self.errors: dict[str, dict[int, float]] = {"val": {}, "test": {}, "train": {}}
+        self.gradient_norms: dict[str, dict[int, float]] = {}  # metric -> step of the report -> mean of its window
+        self.meter = CostMeter(context.setup, context.device)
 
     def seconds(self) -> float:
         """Return the seconds of training so far, over all sessions."""
@@ -45,13 +51,19 @@ class TrainingCallback(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of this callback, for the checkpoint."""
-        return {"seconds": self.seconds(), "device_batches": self.device_batches, "worlds": self.worlds}
+        return {
+            "seconds": self.seconds(),
+            "device_batches": self.device_batches,
+            "worlds": self.worlds,
+            "costs": self.meter.state_dict(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the state from a checkpoint."""
         self.earlier_seconds = state_dict["seconds"]
         self.device_batches = list(state_dict.get("device_batches", []))  # missing in older checkpoints
         self.worlds = list(state_dict.get("worlds", []))
+        self.meter.load_state_dict(state_dict.get("costs"))
 
     def record_layout(self, accumulation_steps: int) -> None:
         """Record micro-batch and number of devices of this session, if they differ from the last session's."""
@@ -98,7 +110,9 @@ class TrainingCallback(pl.Callback):
         elif self.start >= self.context.recipe.steps:
             self.finished = True
             last = self.group.on_rank_zero(lambda _: list(self.context.folder.journal())[-1][0]["metrics"])
-            self.last_window = {name: value for name, value in last.items() if name.startswith("train/")}
+            self.last_window = {name: last[name] for name in WINDOW_METRICS if name in last}
+        if not self.finished:
+            self.meter.start_session()
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Report and evaluate at the recipe's intervals, then checkpoint if one is due.
@@ -120,6 +134,8 @@ class TrainingCallback(pl.Callback):
         stop_requested, due = self.group.any_rank(not self.finished and self.stop(), due)
         if stop_requested or due:
             self.checkpoint(trainer, done)
+        if self.finished:
+            self.meter.pause()
         if self.group.rank == 0 and (now - self.last_beat >= HEARTBEAT_SECONDS or self.finished):
             images = (done - self.beat_step) * context.recipe.batch_size if self.beat_step >= 0 else 0
             context.folder.write_progress(done, images / max(now - self.last_beat, 1e-9))
@@ -137,7 +153,8 @@ class TrainingCallback(pl.Callback):
             metrics |= self.last_window
         ends, selects = done == context.recipe.steps, context.recipe.select == "val"
         if selects if ends else done % context.eval_every == 0:  # all metrics are measured after the last step
-            metrics |= context.held_out_errors()
+            with self.meter.paused():
+                metrics |= context.held_out_errors()
         self.add_errors(module, done, metrics)
         if context.recipe.plateau and f"{context.recipe.plateau.watch}/top1_error_pct" in metrics:
             metrics["train/lr"] = module.lr_of(done)
@@ -165,6 +182,9 @@ class TrainingCallback(pl.Callback):
         for part, errors in self.errors.items():
             if (name := f"{part}/top1_error_pct") in metrics:
                 errors[step] = metrics[name]
+        for name, value in metrics.items():
+            if name.startswith(GRADIENT_NORM):
+                self.gradient_norms.setdefault(name, {})[step] = value
         if recipe.plateau:
             errors, plateau = self.errors[recipe.plateau.watch], recipe.plateau
             module.plateau_steps = plateau_drops(errors, plateau.patience, plateau.max_drops)
@@ -177,13 +197,20 @@ class TrainingCallback(pl.Callback):
         return min(errors, key=lambda step: (errors[step], step), default=-1)
 
     def last_metrics(self) -> dict[str, float]:
-        """Return the metrics of the end of training: its last window, and the steps at which the rate fell."""
+        """Return the metrics of training: last window, declared measurements, steps at which the rate fell."""
         drops = {}
         if plateau := self.context.recipe.plateau:
             steps = plateau_drops(self.errors[plateau.watch], plateau.patience, plateau.max_drops)
             drops = {"train/lr_drops": float(len(steps))}
             drops |= {f"train/lr_drop_{number}_step": float(step) for number, step in enumerate(steps, 1)}
-        return self.last_window | drops
+        reached = steps_to_errors(self.errors["train"], self.context.recipe.steps_to_error_pct)
+        norms = {name: window_mean(values) for name, values in self.gradient_norms.items()}
+        return self.last_window | drops | reached | norms
+
+    def costs(self) -> dict[str, float]:
+        """Return the time and memory of training: rank 0's time, and the largest memory of a rank."""
+        self.meter.peak_bytes = max(self.group.all_gather(self.meter.peak_bytes))
+        return self.meter.costs(self.context.recipe.steps * self.context.recipe.batch_size)
 
     def selected(self) -> str:
         """Return the step selected by its validation error: "; judged: step 4 (validation error 50 %)"."""
@@ -195,11 +222,33 @@ class TrainingCallback(pl.Callback):
     def checkpoint(self, trainer: Any, done: int) -> None:
         """Write a checkpoint, and lengthen the interval so that checkpoints take at most CHECKPOINT_SHARE."""
         began = time.monotonic()
-        trainer.save_checkpoint("")
-        self.group.on_rank_zero(lambda _: self.context.folder.save_checkpoint(done, self.checkpoint_io.write))
+        with self.meter.paused():
+            trainer.save_checkpoint("")
+            self.group.on_rank_zero(lambda _: self.context.folder.save_checkpoint(done, self.checkpoint_io.write))
         self.last_checkpoint = time.monotonic()
         affordable = (self.last_checkpoint - began) / CHECKPOINT_SHARE
         self.between_checkpoints = max(checkpoint_interval(), affordable) if checkpoint_interval() else 0.0
+
+
+def steps_to_errors(errors: Mapping[int, float], below: Iterable[float]) -> dict[str, float]:
+    """Return as steps_to_metric the step of the first report with a training error below each of `below`.
+
+    A metric is missing if no report has one. `errors`: step of the report -> training error in percent.
+    """
+    found: dict[str, float] = {}
+    for error_pct in below:
+        steps = [step for step, error in sorted(errors.items()) if error < error_pct]
+        found |= {steps_to_metric(error_pct): float(step) for step in steps[:1]}
+    return found
+
+
+def window_mean(values: Mapping[int, float]) -> float:
+    """Return the mean over all steps of a mean per window. `values`: last step of the window -> its mean."""
+    total, before = 0.0, 0
+    for step, value in sorted(values.items()):
+        total += value * (step - before)
+        before = step
+    return total / before
 
 
 def checkpoint_interval() -> float:

@@ -13,6 +13,7 @@ from lightning_modules.classifier import Classifier
 from lightning_modules.recipe import Batch
 from lightning_modules.weights import start_from
 from pipeline.common.errors import UserError
+from pipeline.common.provenance import hardware_name
 from pipeline.data.manifest import Manifest
 from pipeline.data.order import derive_seed
 from pipeline.declare.recipe import Train
@@ -20,7 +21,7 @@ from pipeline.plan.expand import Run
 from pipeline.track.run_folder import RunFolder
 from pipeline.train.inputs import AnyImageSet, ReadOptions
 from pipeline.train.load import load_training_data
-from pipeline.train.process import has_bf16, has_compiler
+from pipeline.train.process import allow_tf32, has_bf16, has_compiler
 
 EVALUATIONS, REPORTS = 40, 200  # per run, unless the recipe declares an interval
 
@@ -48,6 +49,7 @@ class RunContext:
             bf16 and not has_bf16(self.device), compiled and not has_compiler()
         )
         self.bf16, self.compiled = bf16 and not no_bf16, compiled and not no_compiler
+        allow_tf32(self.recipe.precision == "tf32", self.group)
         self.log_every = self.recipe.log_every or max(1, self.recipe.steps // REPORTS)
         self.eval_every = self.recipe.eval_every or max(1, self.recipe.steps // EVALUATIONS)
         device = torch.device(self.device)
@@ -81,6 +83,17 @@ class RunContext:
         """Return the errors of rank 0's network on the test set and, if the recipe has one, the validation set."""
         self.group.broadcast_buffers(self.module.network)
         return self.training_data.held_out_errors(self.module.network, self.module.loss, bf16=self.bf16)
+
+    @property
+    def precision(self) -> str:
+        """The precision that training uses: fp32 where the device lacks bf16."""
+        return "fp32" if self.recipe.precision == "bf16" and not self.bf16 else self.recipe.precision
+
+    @property
+    def setup(self) -> str:
+        """Hardware, threads, precision and compiler, which the time of training depends on."""
+        devices, threads = f"{self.group.world} x {hardware_name()}", f"{torch.get_num_threads()} threads"
+        return ", ".join([devices, threads, self.precision, *(["compiled"] if self.compiled else [])])
 
     @property
     def judged(self) -> nn.Module:
@@ -147,6 +160,7 @@ def build_module(run: Run, manifest: Manifest, *, compiled: bool) -> Classifier:
             average=recipe.average.model_dump(mode="json") if recipe.average else None,
             filter_rms_limit=recipe.filter_rms_limit,
             keep_best=recipe.select == "val",
+            gradient_norms=list(recipe.gradient_norms),
         )
     except ValueError as error:  # network and optimizer do not fit
         raise UserError(str(error)) from error

@@ -10,6 +10,14 @@ import warnings
 
 import torch
 
+from pipeline.common.errors import UserError
+from pipeline.train.ranks import SINGLE_RANK, RankGroup
+
+NO_TF32 = (
+    "precision tf32 needs an NVIDIA GPU of the Ampere generation or later, which this machine does not have; use"
+    " fp32 or bf16"
+)
+
 
 def prepare_process(threads: int) -> None:
     """Set the number of threads, silence libraries, and tune the memory allocator.
@@ -44,6 +52,23 @@ def has_bf16(device: str) -> bool:
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return hasattr(torch.ops, "mkldnn") and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def has_tf32() -> bool:
+    """Return True if there is a GPU with TensorFloat-32."""
+    return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
+
+
+def allow_tf32(allowed: bool, group: RankGroup = SINGLE_RANK) -> None:
+    """Let GPUs compute matrix products and convolutions in TensorFloat-32, or forbid it; torch allows the latter.
+
+    Raises UserError if it is to be allowed and a device of the group lacks it.
+    """
+    (lacking,) = group.any_rank(allowed and not has_tf32())
+    if lacking:
+        raise UserError(NO_TF32)
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed
 
 
 def has_compiler() -> bool:

@@ -85,10 +85,11 @@ def train(
         status=status,  # type: ignore[arg-type]
         ended=ended + callback.selected() + callback.layout_changes(),
         metrics=metrics,
-        precision="bf16" if context.bf16 else "fp32",
+        precision=context.precision,
         compiled=context.compiled,
         threads=threads,
         seconds=callback.seconds(),
+        costs=callback.costs() if status == FINISHED else {},
         world=ranks.world,
         members=task.needs,
         device_batch=run.recipe.train.batch_size // count,

@@ -5,7 +5,7 @@
 peer   a plain PyTorch loop over torchvision's CIFAR10 with RandomCrop, flip, ToTensor and Normalize through a
        DataLoader (the best of 0, 1 and 2 workers), float32, default memory format, accuracy of every batch.
 ours   `pipeline.train.train`, as `repro run` calls it: Lightning, journal, progress, training errors; at the
-       precision of the `laptop` and `gpu` scales.
+       precision of the `laptop` scale.
 bare   the same batches, precision and memory format in a loop of six lines, without Lightning, journal or
        progress.
 
@@ -124,13 +124,14 @@ def bare(steps: int, folder: Path, *, threads: int) -> float:
 
 
 def declared(steps: int):
-    """Return the run that `ours` trains: ResNet-20 as declared at gpu scale, for `steps` steps."""
+    """Return the run that `ours` trains: ResNet-20 at paper scale, compiled and in bf16, for `steps` steps."""
     from pipeline.declare.load import load_experiment
     from pipeline.plan.expand import plan_runs
 
     changes = {"train.steps": steps, "train.lr_drops": None, "train.eval_every": steps}
+    changes |= {"train.precision": "bf16", "train.channels_last": True, "train.compile": True}
     return plan_runs(
-        load_experiment("resnet/cifar10_depth"), scale="gpu", variants=["resnet-20"], seeds=1, changes=changes
+        load_experiment("resnet/cifar10_depth"), scale="paper", variants=["resnet-20"], seeds=1, changes=changes
     )[0]
 
 

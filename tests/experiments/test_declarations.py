@@ -28,7 +28,8 @@ from pipeline.judge.counting import variants_of
 from pipeline.judge.ledger import judge_exact_claim, measured_sides
 from pipeline.judge.verdict import Outcome
 from pipeline.plan.expand import DerivedRun, Run, plan_runs
-from pipeline.report.results import README_END, README_START, readme_block, results_text, with_block
+from pipeline.report.results import FIGURES, README_END, README_START, readme_block, results_text, with_block
+from pipeline.schedule.tasks import check_derived_run
 from pipeline.track.record import Record
 from tests.support.claim_counts import claim_counts, claims_table
 
@@ -292,9 +293,21 @@ def test_a_step_that_is_claimed_something_of_is_done_often_enough_to_be_judged(n
     assert len(set(consumed)) == len(consumed)
 
 
+@pytest.mark.parametrize(("name", "step"), STEPS)
+def test_the_network_of_a_step_has_what_the_step_needs(name, step):
+    """A column, for example. Else the error would come with the first run at a scale."""
+    declared = LOADED[name]
+    for scale in declared.scales:
+        for run in plan_runs(declared, scale=scale, variants=list(declared.derived[step].consumes)):
+            if run.variant == step:
+                check_derived_run(run)
+                break
+
+
 def test_there_are_steps_of_several_kinds():
     assert {LOADED[name].derived[step].kind for name, step in (p.values for p in STEPS)} >= {
         "ensemble",
+        "ensemble-sizes",
         "compression",
     }
 
@@ -371,10 +384,11 @@ def records() -> list[Record]:
 def test_results_are_written_from_the_records(records):
     experiments = load_all()
     figures = {
-        (e.name, scale): f"results/{path.name}"
+        (e.name, scale, end): f"results/{path.name}"
         for e in experiments
         for scale in e.scales
-        if (path := ROOT / "results" / f"{e.name.replace('/', '-')}-{scale}.png").is_file()
+        for end in FIGURES
+        if (path := ROOT / "results" / f"{e.name.replace('/', '-')}-{scale}{end}.png").is_file()
     }
     assert (ROOT / "RESULTS.md").read_text(encoding="utf-8") == results_text(experiments, records, figures)
 

@@ -149,6 +149,18 @@ def test_a_changed_recipe_is_labelled_and_counts_for_no_claim(trained_command):
     assert ("resnet-20", "", 3) in labels  # the declared runs as before, without the changed one
 
 
+def test_precision_and_data_are_short_for_set_and_labelled(trained_command):
+    options = ("--data", "digits", "--precision", "bf16")
+    code, out, _ = trained_command(*SMOKE, *options, "--variant", "resnet-20", "--seeds", "1")
+    assert code == 0
+    assert "resnet/cifar10_depth at smoke scale on digits" in out
+    assert "resnet-20 [data.name=digits, train.precision=bf16]" in out
+    assert "The paper's errors are on cifar10." in out
+    changes = [f"--set={setting}" for setting in ("train.precision=bf16", "data.name=digits")]
+    code, out, _ = trained_command(*SMOKE, *changes, "--variant", "resnet-20", "--seeds", "1", "--dry-run")
+    assert "1 run, 1 finished" in out
+
+
 USER_ERRORS = [
     (("run", "resnet/cifar10_dept"), "no experiment 'resnet/cifar10_dept'; did you mean 'resnet/cifar10_depth'?"),
     (("run", RESNET, "--scale", "laptp"), "no scale 'laptp'; did you mean 'laptop'?"),
@@ -160,6 +172,12 @@ USER_ERRORS = [
     ((*SMOKE, "--set", "train.lr=abc"), "train.lr"),
     ((*SMOKE, "--set", "train.stepz=9"), "did you mean 'steps'?"),
     ((*SMOKE, "--set", "data.name=digts"), "did you mean 'digits'?"),
+    ((*SMOKE, "--data", "digts"), "did you mean 'digits'?"),
+    (
+        (*SMOKE, "--data", "digits", "--set", "data.name=noise"),
+        "--data and --set data.name change the same setting",
+    ),
+    (("run", "lenet5/mnist", "--precision", "bf16"), "optimizer 'sdlm' does not support precision bf16"),
     ((*SMOKE, "--set", "model.depth=21"), "the nearest valid depths are 20 and 26"),
     ((*SMOKE, "--set", "model.name=resnet_cifr"), "did you mean 'resnet_cifar'?"),
 ]

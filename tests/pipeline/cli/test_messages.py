@@ -116,7 +116,7 @@ def test_list_prints_questions_counts_and_a_hint(command):
     assert lines[at + 1] == "  Do deeper plain networks train worse, while deeper residual networks do not?"
     assert re.fullmatch(
         r"  12 variants; claims: \d+ arithmetic, \d+ recipe, \d+ trained;"
-        r" scales: paper, paper-45k, gpu, laptop, smoke",
+        r" scales: paper, paper-45k, laptop, smoke",
         lines[at + 2],
     )
     assert lines[-1] == "Details: repro show EXPERIMENT"
@@ -129,7 +129,7 @@ def test_show_prints_recipe_variants_scales_claims_and_departures(command, known
         "64,000 steps of 128 images, learning rate 0.1; times 0.1 at step 32,000, times 0.1 at step 48,000",
         "sgd: momentum 0.9, weight_decay 0.0001, decay all, loss cross-entropy",
         "warmup.lr 0.01, warmup.train_error_below_pct 80.0",
-        "40 runs (8 variants x 5 seeds), 2,560,000 steps",
+        "60 runs (12 variants x 5 seeds), 3,840,000 steps",
         "has 0.27 million parameters (claimed 270000; Table 6)",
         "resnet-32 < resnet-20; Table 6)",
     ):

@@ -98,18 +98,18 @@ def test_a_suite_selects_all_experiments_of_the_scale_and_names_the_others():
     more = select_runs(LaunchRequest((RESNET,), "smoke", suite="cs231n"))
     assert len(more.runs) == len(found.runs)
     with pytest.raises(
-        UserError, match=r"no experiment of suite cs231n has a scale 'huge'; known scales: gpu, laptop, paper"
+        UserError, match=r"no experiment of suite cs231n has a scale 'huge'; known scales: laptop, paper"
     ):
         select_runs(LaunchRequest((), "huge", suite="cs231n"))
 
 
 def test_a_request_has_a_command_line_a_title_and_terms():
-    request = LaunchRequest((RESNET,), "gpu", "cs231n", 4, 32, 10.5, 2, 2.5)
+    request = LaunchRequest((RESNET,), "paper", "cs231n", 4, 32, 10.5, 2, 2.5, "bf16")
     assert " ".join(request.to_argv()) == (
-        "launch resnet/cifar10_depth --scale gpu --suite cs231n --gpus-per-run 4 --device-batch 32"
-        " --max-gpu-hours 10.5 --max-concurrent 2 --price 2.5"
+        "launch resnet/cifar10_depth --scale paper --suite cs231n --gpus-per-run 4 --device-batch 32"
+        " --max-gpu-hours 10.5 --max-concurrent 2 --price 2.5 --precision bf16"
     )
-    assert request.title == "suite cs231n, resnet/cifar10_depth at gpu"
+    assert request.title == "suite cs231n, resnet/cifar10_depth at paper in bf16"
     assert request.terms == LaunchTerms(4, 10.5, 2)
 
 

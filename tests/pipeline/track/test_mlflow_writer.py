@@ -102,7 +102,7 @@ def test_a_run_is_a_child_with_recipe_curves_final_metrics_data_and_files(home, 
         if metric.startswith("test/"):
             expected.append((12, record.metrics[metric]))
         assert history(client, child.info.run_id, metric) == expected
-    assert {key: value for key, value in child.data.metrics.items() if key != "seconds"} == record.metrics
+    assert {key: value for key, value in child.data.metrics.items() if key != "seconds"} == record.measured
     assert child.data.metrics["test/images"] == 100
 
     [data] = [given.dataset for given in child.inputs.dataset_inputs]

@@ -4,8 +4,12 @@ import os
 import warnings
 
 import pytest
+import torch
 
-from pipeline.train.process import prepare_process
+from pipeline.common.errors import UserError
+from pipeline.train import process
+from pipeline.train.process import allow_tf32, prepare_process
+from pipeline.train.ranks import RankGroup
 from tests.support.clean_environment import IGNORED
 from tests.support.smoke_runs import journal_metrics, smoke_run, stop_after, train_in, weights
 
@@ -54,3 +58,40 @@ def test_trainer_arguments_are_removed_from_the_environment(monkeypatch):
     prepare_process(1)
     assert "PL_TRAINER_MAX_STEPS" not in os.environ
     assert os.environ["PL_OTHER"] == "1"
+
+
+@pytest.fixture
+def flags():
+    """Functions that return torch's two flags of TensorFloat-32, which the test may change."""
+    places = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [place.allow_tf32 for place in places]
+    yield lambda: [place.allow_tf32 for place in places]
+    for place, value in zip(places, before, strict=True):
+        place.allow_tf32 = value
+
+
+def test_tf32_is_forbidden_unless_declared(tmp_path, monkeypatch, flags):
+    """torch allows it in convolutions by default."""
+    torch.backends.cudnn.allow_tf32 = True
+    train_in(tmp_path, smoke_run(), stop=stop_after(1))
+    assert flags() == [False, False]
+    monkeypatch.setattr(process, "has_tf32", lambda: True)
+    run = smoke_run(changes={"train.precision": "tf32"})
+    assert train_in(tmp_path / "tf32", run).precision == "tf32"
+    assert flags() == [True, True]
+
+
+def test_tf32_without_a_gpu_is_a_user_error(tmp_path, monkeypatch, flags):
+    monkeypatch.setattr(process, "has_tf32", lambda: False)
+    before = flags()
+    with pytest.raises(UserError, match=r"^precision tf32 needs an NVIDIA GPU"):
+        allow_tf32(True)
+    assert flags() == before
+    allow_tf32(False)
+
+
+def test_tf32_on_one_rank_only_is_a_user_error(monkeypatch):
+    monkeypatch.setattr(process, "has_tf32", lambda: True)
+    monkeypatch.setattr(RankGroup, "any_rank", lambda self, *flags: (True,))
+    with pytest.raises(UserError, match="tf32"):
+        allow_tf32(True, RankGroup(0, 2))

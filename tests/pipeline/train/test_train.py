@@ -29,7 +29,8 @@ def assert_same_run(path, record, uninterrupted):
     assert weights(path) == weights(expected_path)
     assert journal_metrics(path) == journal_metrics(expected_path)
     assert record.metrics == expected.metrics
-    assert dataclasses.replace(record, seconds=expected.seconds, finished=expected.finished) == expected
+    times = {"seconds": expected.seconds, "finished": expected.finished, "costs": expected.costs}
+    assert dataclasses.replace(record, **times) == expected
 
 
 # --- the record ----------------------------------------------------------------------------------------------
