@@ -194,9 +194,9 @@ def test_an_impossible_start_is_an_error_of_the_declaration(load, old, new, mess
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("map32.0, fc", "map32.9, fc", "deep: this network has no layer 'map32.9' with weights"),
+        ("map32.0, fc", "map32.9, fc", "deep on noise: this network has no layer 'map32.9' with weights"),
         ("{variant: shallow, layers: [conv1, map32.0, fc]}", "{variant: shallow}", "has no map16.1"),
-        ("[conv1, map32.0, fc]", "[map32.1]", "deep: the network to start from has no layer 'map32.1'"),
+        ("[conv1, map32.0, fc]", "[map32.1]", "deep on noise: the network to start from has no layer 'map32.1'"),
     ],
 )
 def test_networks_that_do_not_fit_are_refused_before_training(load, home, old, new, message):
