@@ -25,7 +25,7 @@ def loaded(images, run, **changes):
     return load_training_data(images, data, CPU, sha256="x", options=ReadOptions())
 
 
-@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("bf16", [False, pytest.param(True, marks=pytest.mark.slow)])  # slow where it is emulated
 def test_errors_on_images_in_memory_are_those_of_the_networks_evaluated_together(runs, folders, bf16):
     data = loaded(images_of("noise"), runs[0])
     networks = [load_member(folder, run) for run, folder in zip(runs, folders, strict=True)]

@@ -137,7 +137,7 @@ def test_averaged_weights_have_their_own_metrics(whole):
     assert metrics["average/test/loss"] != metrics["test/loss"]
 
 
-@pytest.mark.parametrize("every", [1, 5])
+@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 5])
 def test_stopped_run_ends_with_the_same_bits(whole, tmp_path, every):
     run = smoke_run(changes=ALL)
     while train_in(tmp_path, run, stop=stop_after(every)) is None:
