@@ -4,6 +4,7 @@ The outcomes are those of a run of the printed recipe at paper scale; `rules.py`
 """
 
 import math
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Literal
@@ -94,23 +95,14 @@ def judge_ordering(
     if op not in ("<", ">", "<=", "~"):
         raise ValueError(f"unknown op {op!r} for an ordering; use '<', '>', '<=' or '~'")
     require_margin(margin, above_zero=op in ("<=", "~"))
-    pairs, unpaired = _paired(lhs, rhs)
-
-    def differences() -> list[float]:
-        return [a - b for a, b in pairs]
-
-    unfit = _unfit(lhs, rhs, n=len(pairs), estimate=lambda: average(differences()), unpaired=unpaired)
-    if unfit:
-        return unfit
     low, high, region = {
         ">": (margin, math.inf, f"more than {show_value(margin)}"),
         "<": (-math.inf, -margin, f"less than {show_value(-margin)}"),
         "<=": (-math.inf, margin, f"less than {show_value(margin)}"),
         "~": (-margin, margin, f"0 ± {show_value(margin)}"),
     }[op]
-    test = interval_test(differences(), low=low, high=high, scale=max(abs(x) for pair in pairs for x in pair))
-    what = f"The mean of {names[0]} minus {names[1]} over {len(pairs)} paired seeds"
-    return _place_verdict(test, what=what, region=region, effect=test.mean_over_spread, unpaired=unpaired)
+    what = f"{names[0]} minus {names[1]}"
+    return _judge_differences(lhs, rhs, operator.sub, what, low=low, high=high, region=region)
 
 
 def judge_gain(
@@ -128,19 +120,36 @@ def judge_gain(
     """
     require_number("claimed", claimed)
     require_margin(margin, above_zero=True)
+    region = f"{show_value(claimed)} ± {show_value(margin)}"
+    what, low, high = f"{names[1]} minus {names[0]}", claimed - margin, claimed + margin
+    return _judge_differences(lhs, rhs, lambda a, b: b - a, what, low=low, high=high, region=region)
+
+
+def _judge_differences(
+    lhs: Mapping[int, float],
+    rhs: Mapping[int, float],
+    difference: Callable[[float, float], float],
+    what: str,
+    *,
+    low: float,
+    high: float,
+    region: str,
+) -> Verdict:
+    """Test whether the mean of difference(lhs, rhs), paired by seed, lies in low..high.
+
+    `what` describes the difference in the sentence, and `region` what is claimed.
+    """
     pairs, unpaired = _paired(lhs, rhs)
 
-    def gains() -> list[float]:
-        return [b - a for a, b in pairs]
+    def differences() -> list[float]:
+        return [difference(a, b) for a, b in pairs]
 
-    unfit = _unfit(lhs, rhs, n=len(pairs), estimate=lambda: average(gains()), unpaired=unpaired)
+    unfit = _unfit(lhs, rhs, n=len(pairs), estimate=lambda: average(differences()), unpaired=unpaired)
     if unfit:
         return unfit
-    largest = max(abs(x) for pair in pairs for x in pair)
-    test = interval_test(gains(), low=claimed - margin, high=claimed + margin, scale=largest)
-    what = f"The mean of {names[1]} minus {names[0]} over {len(pairs)} paired seeds"
-    region = f"{show_value(claimed)} ± {show_value(margin)}"
-    return _place_verdict(test, what=what, region=region, effect=test.mean_over_spread, unpaired=unpaired)
+    test = interval_test(differences(), low=low, high=high, scale=max(abs(x) for pair in pairs for x in pair))
+    subject = f"The mean of {what} over {len(pairs)} paired seeds"
+    return _place_verdict(test, what=subject, region=region, effect=test.mean_over_spread, unpaired=unpaired)
 
 
 def judge_ratio(lhs: Mapping[int, float], rhs: Mapping[int, float], *, claimed: float, margin: float) -> Verdict:

@@ -42,6 +42,7 @@ class TrainingCallback(pl.Callback):
         self.worlds: list[int] = []
         # Part -> step -> top-1 error in percent.
         self.errors: dict[str, dict[int, float]] = {"val": {}, "test": {}, "train": {}}
+        self.lr_drops: list[int] = []  # steps from which a plateau schedule has lowered the learning rate
         self.gradient_norms: dict[str, dict[int, float]] = {}  # metric -> step of the report -> mean of its window
         self.meter = CostMeter(context.setup, context.device)
 
@@ -104,7 +105,7 @@ class TrainingCallback(pl.Callback):
         """Report the last step again if the previous session stopped before its report."""
         if self.group.world > 1 and self.context.device == "cpu":
             trainer.strategy.model.register_comm_hook(None, ordered_mean_hook)
-        self.restore_errors(module)
+        self.restore_measurements(module)
         if self.start and self.start > self.reported:
             self.report(module, self.start)
         elif self.start >= self.context.recipe.steps:
@@ -155,16 +156,18 @@ class TrainingCallback(pl.Callback):
         if selects if ends else done % context.eval_every == 0:  # all metrics are measured after the last step
             with self.meter.paused():
                 metrics |= context.held_out_errors()
-        self.add_errors(module, done, metrics)
+        if not metrics:
+            return
+        self.add_measurements(module, done, metrics)
         if context.recipe.plateau and f"{context.recipe.plateau.watch}/top1_error_pct" in metrics:
             metrics["train/lr"] = module.lr_of(done)
-        if metrics and done > self.reported:
+        if done > self.reported:
             self.group.on_rank_zero(
                 lambda _: context.folder.append_journal({"step": done, "time": time.time(), "metrics": metrics})
             )
 
-    def restore_errors(self, module: Any) -> None:
-        """Restore the errors of earlier sessions up to the first step of this one, from the journal.
+    def restore_measurements(self, module: Any) -> None:
+        """Restore what earlier sessions measured, up to the first step of this one, from the journal.
 
         A checkpoint may be older than the last evaluation of its step, so it does not hold them.
         """
@@ -174,10 +177,10 @@ class TrainingCallback(pl.Callback):
             return [(entry["step"], entry["metrics"]) for entry in entries if entry["step"] <= self.start]
 
         for step, metrics in self.group.on_rank_zero(read):
-            self.add_errors(module, step, metrics)
+            self.add_measurements(module, step, metrics)
 
-    def add_errors(self, module: Any, step: int, metrics: Mapping[str, float]) -> None:
-        """Add the errors after `step` steps; lower the learning rate or keep the network if they say so."""
+    def add_measurements(self, module: Any, step: int, metrics: Mapping[str, float]) -> None:
+        """Add what a report after `step` steps says; lower the learning rate or keep the network accordingly."""
         recipe = self.context.recipe
         for part, errors in self.errors.items():
             if (name := f"{part}/top1_error_pct") in metrics:
@@ -187,7 +190,8 @@ class TrainingCallback(pl.Callback):
                 self.gradient_norms.setdefault(name, {})[step] = value
         if recipe.plateau:
             errors, plateau = self.errors[recipe.plateau.watch], recipe.plateau
-            module.plateau_steps = plateau_drops(errors, plateau.patience, plateau.max_drops)
+            self.lr_drops = plateau_drops(errors, plateau.patience, plateau.max_drops)
+            module.plateau_steps = self.lr_drops
         if recipe.select == "val" and self.best_step() == step and step >= self.start:
             module.copy_best()
 
@@ -199,10 +203,9 @@ class TrainingCallback(pl.Callback):
     def last_metrics(self) -> dict[str, float]:
         """Return the metrics of training: last window, declared measurements, steps at which the rate fell."""
         drops = {}
-        if plateau := self.context.recipe.plateau:
-            steps = plateau_drops(self.errors[plateau.watch], plateau.patience, plateau.max_drops)
-            drops = {"train/lr_drops": float(len(steps))}
-            drops |= {f"train/lr_drop_{number}_step": float(step) for number, step in enumerate(steps, 1)}
+        if self.context.recipe.plateau:
+            drops = {"train/lr_drops": float(len(self.lr_drops))}
+            drops |= {f"train/lr_drop_{number}_step": float(step) for number, step in enumerate(self.lr_drops, 1)}
         reached = steps_to_errors(self.errors["train"], self.context.recipe.steps_to_error_pct)
         norms = {name: window_mean(values) for name, values in self.gradient_norms.items()}
         return self.last_window | drops | reached | norms

@@ -91,6 +91,15 @@ def smoke_task(root: Path, run: Run, data_root: Path = NO_DATA_FOLDER) -> Task:
     return Task(run, name, CODE, manifest.manifest_to_dict(found), root / name, data_root)
 
 
+def train_past_a_damaged_checkpoint(path: Path, run: Run, steps: tuple[int, int]) -> Record | None:
+    """Train with two stops, damage the newest checkpoint, and finish: the journal is ahead of the checkpoint."""
+    for count in steps:
+        train_in(path, run, stop=stop_after(count))
+    newest, _ = RunFolder(path).checkpoint_files()
+    newest.write_bytes(b"damaged")
+    return train_in(path, run)
+
+
 def weights(path: Path) -> bytes:
     """Return the bytes of the final network."""
     return RunFolder(path).network_file.read_bytes()

@@ -125,6 +125,14 @@ def test_sentence_has_estimate_interval_and_claimed_range():
     )
 
 
+def test_sides_of_a_gain_are_named_as_declared():
+    """Also in the sentence of a run that did not converge."""
+    verdict = judge_gain(seeds(1.0, float("nan"), 1.0), seeds(2.0, 2.0, 2.0), claimed=1.0, margin=0.5)
+    assert "seed 1 on the left gave nan" in verdict.sentence
+    unpaired = judge_gain({0: 1.0, 1: 1.1, 2: 0.9, 7: 1.0}, seeds(2.0, 2.1, 2.2), claimed=1.0, margin=0.5)
+    assert "seed 7 only on the left" in unpaired.sentence
+
+
 def test_median_of_runs_is_judged_by_the_mean_of_seeds():
     """The expected median of normal draws is their mean."""
     median = judge_metric(seeds(*NARROW), claimed=9.9, margin=0.5, statistic="median of 5")

@@ -17,6 +17,7 @@ from tests.support.smoke_runs import (
     smoke_run,
     stop_after,
     train_in,
+    train_past_a_damaged_checkpoint,
     weights,
     with_network,
 )
@@ -104,12 +105,8 @@ def test_stopped_run_ends_with_the_same_measurements(whole, tmp_path, every):
 
 def test_run_resumed_from_an_older_checkpoint_ends_with_the_same_measurements(whole, tmp_path):
     """The journal then has reports of later steps than the checkpoint."""
-    run = smoke_run(changes=CHANGES)
-    for steps in (3, 4):
-        train_in(tmp_path, run, stop=stop_after(steps))
-    newest, _ = RunFolder(tmp_path).checkpoint_files()
-    newest.write_bytes(b"damaged")
-    assert train_in(tmp_path, run).metrics == whole[1].metrics
+    record = train_past_a_damaged_checkpoint(tmp_path, smoke_run(changes=CHANGES), (3, 4))
+    assert record.metrics == whole[1].metrics
     assert journal_metrics(tmp_path) == journal_metrics(whole[0])
 
 

@@ -20,6 +20,7 @@ from tests.support.smoke_runs import (
     smoke_run,
     stop_after,
     train_in,
+    train_past_a_damaged_checkpoint,
     weights,
     with_network,
 )
@@ -147,12 +148,7 @@ def test_stopped_run_ends_with_the_same_bits(whole, tmp_path, every):
 
 def test_run_resumed_from_an_older_checkpoint_ends_with_the_same_bits(whole, tmp_path):
     """The journal then has evaluations of later steps than the checkpoint."""
-    run = smoke_run(changes=ALL)
-    for steps in (5, 2):
-        train_in(tmp_path, run, stop=stop_after(steps))
-    newest, _ = RunFolder(tmp_path).checkpoint_files()
-    newest.write_bytes(b"damaged")
-    assert train_in(tmp_path, run)
+    assert train_past_a_damaged_checkpoint(tmp_path, smoke_run(changes=ALL), (5, 2))
     assert content(tmp_path) == content(whole[0])
 
 
