@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 
 from pipeline.declare.claim_tables import expand_claims, expand_printed
 from pipeline.declare.claims import Claim
-from pipeline.declare.load import load_experiment
+from pipeline.declare.load import experiment_names, load_experiment
 from pipeline.declare.recipe import Train
 from pipeline.declare.yaml_loader import parse_yaml
 from pipeline.judge.verdict import Outcome, Reason
@@ -227,3 +227,8 @@ def test_the_guide_describes_every_setting_of_schedules_and_weights():
     ):
         assert setting in Train.model_fields
         assert setting in described
+
+
+def test_the_readme_links_every_experiment():
+    linked = set(re.findall(r"\(experiments/([\w/]+)\.yaml\)", page("README.md")))
+    assert linked == set(experiment_names())
