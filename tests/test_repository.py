@@ -14,8 +14,9 @@ import yaml
 from pydantic import TypeAdapter
 
 from pipeline.declare.claim_tables import expand_claims, expand_printed
-from pipeline.declare.claims import Claim
+from pipeline.declare.claims import Claim, NotClaimed
 from pipeline.declare.load import experiment_names, load_experiment
+from pipeline.declare.printed import PrintedFile
 from pipeline.declare.recipe import Train
 from pipeline.declare.yaml_loader import parse_yaml
 from pipeline.judge.verdict import Outcome, Reason
@@ -203,13 +204,15 @@ def test_the_experiment_of_the_guide_loads(tmp_path):
 
 
 def test_the_claims_of_the_guide_are_valid():
-    *_, single, tables, printed = yaml_blocks("docs/experiments.md")
+    *_, single, tables, printed, file, reasons = yaml_blocks("docs/experiments.md")
     text = single + tables
     claims = expand_claims(parse_yaml(text)["claims"])
     for claim in claims:
         CLAIM.validate_python(claim)
     assert len({claim["id"] for claim in claims}) == len(claims) == 23
     assert set(expand_printed(parse_yaml(printed)["printed"])) == {"alexnet_mb", "squeezenet_mb", "pruned_mb"}
+    assert PrintedFile.model_validate(parse_yaml(file)).relations["degradation"].source == "Table 2"
+    assert [NotClaimed.model_validate(item).rows[1] for item in parse_yaml(reasons)["not_claimed"]] == ["Table 7"]
 
 
 def test_the_guide_describes_every_setting_of_schedules_and_weights():

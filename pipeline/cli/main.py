@@ -14,16 +14,17 @@ import sys
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.markup import escape
 
 from pipeline.cli import cluster as cli_cluster
 from pipeline.cli import data as cli_data
-from pipeline.cli.tables import print_leaderboard, print_ledger, print_outcome, print_published, print_table
-from pipeline.cli.terminal import STOPPED, AsJson, err, out, print_json, print_warning_line, say
-from pipeline.common.environment import env_integer
+from pipeline.cli import run as cli_run
+from pipeline.cli.run import parse_changes
+from pipeline.cli.tables import print_coverage, print_leaderboard, print_ledger, print_published, print_table
+from pipeline.cli.terminal import AsJson, err, out, print_json, print_warning_line, say
 from pipeline.common.errors import UserError, explain_write_errors
 from pipeline.common.words import plural
 
@@ -43,8 +44,6 @@ Name = Annotated[
 OptionalName = Annotated[
     str | None, typer.Argument(metavar="EXPERIMENT", help="A name from `repro list`. Default: all experiments.")
 ]
-
-RUN_FAILED = 1  # exit code
 
 DISTRIBUTION = "cnn-repro"
 
@@ -111,89 +110,20 @@ def show(experiment: Name, as_json: AsJson = False) -> None:
     print_experiment(declared, cli_cluster.collect_with_warnings().records, out, say)
 
 
-@app.command()
-def run(
-    experiment: Name,
-    scale: Annotated[str, typer.Option(help="A scale of the experiment: paper, laptop, …")] = "laptop",
-    variant: Annotated[list[str] | None, typer.Option(help="Run only this variant (repeatable).")] = None,
-    seeds: Annotated[int | None, typer.Option(help="Number of seeds. Default: the declared seeds.")] = None,
-    changes: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", help="Change a setting of the recipe, as in train.lr=0.05. Such runs count for no claim."
-        ),
-    ] = None,
-    precision: cli_cluster.Precision = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Train on another data set; short for --set data.name=NAME. Such runs count for no claim.",
-        ),
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the runs and exit.")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Train the runs that are not finished, track them and judge the claims. Ctrl-C stops them, resumable."""
-    from pipeline.declare.load import load_experiment
-    from pipeline.plan.expand import plan_runs
-
-    declared = load_experiment(experiment)
-    shorthands = {"--precision": ("train.precision", precision), "--data": ("data.name", data)}
-    changed = with_shorthands(parse_changes(changes or []), shorthands)
-    runs = plan_runs(declared, scale=scale, variants=variant or (), seeds=seeds, changes=changed)
-    threads = thread_count()
-    with err.status("reading the data and the code …") if err.is_terminal else nullcontext():
-        from pipeline.judge.collect import FinishedRuns, collect_runs
-        from pipeline.report.progress import ProgressDisplay, plan_lines
-        from pipeline.report.publish import make_report
-        from pipeline.schedule.reproduce import run_tasks
-        from pipeline.schedule.task_cache import TaskCache
-        from pipeline.schedule.tasks import finished_tasks, make_tasks
-        from pipeline.track.sync import local_records
-
-        cache = TaskCache()
-        tasks = finished_tasks(runs, cache) or make_tasks(runs, cache)
-    if dry_run:
-        plan_lines(tasks, out)
-        return
-    try:
-        with ProgressDisplay(tasks, err, quietly=as_json) as progress:
-            outcome = run_tasks(tasks, threads=threads, on_event=progress.on_event, tick=progress.tick)
-    except KeyboardInterrupt:  # the second one
-        print_warning_line("Interrupted. Run the same command again to resume from the last checkpoints.")
-        raise typer.Exit(STOPPED) from None
-    cache.write()
-    if outcome.untracked:
-        print_warning_line(f"Not tracked yet: {outcome.untracked}.")
-        print_warning_line("The runs are kept on this machine; the next repro command sends them.")
-    if outcome.ending == "stopped":
-        print_warning_line("Stopped. Finished runs are kept. Run the same command again to resume.")
-        raise typer.Exit(STOPPED)
-    finished = FinishedRuns(local_records(), None) if outcome.untracked else collect_runs()
-    records = {record.identity: record for record in [*outcome.records, *finished.records]}
-    report = make_report(declared, scale, list(records.values()), finished.tracker)
-    files = {"figure": report.figure, "page": report.page}
-    if as_json:
-        board, verdicts = [row.to_dict() for row in report.rows], [entry.to_dict() for entry in report.entries]
-        print_json({"leaderboard": board, "verdicts": verdicts} | {k: str(v) for k, v in files.items() if v})
-    else:
-        print_leaderboard(report.rows)
-        print_outcome(report.entries, experiment)
-        for kind, path in files.items():
-            if path:
-                out.print(f"{kind:<8} {escape(str(path))}", soft_wrap=True)
-        out.print("MLflow   leaderboard, curves and verdicts in a browser: [bold]repro ui[/]")
-    if outcome.ending == "failed":
-        print_warning_line(
-            "Some runs failed. Finished runs are kept. Run the same command again to resume the rest."
-        )
-        raise typer.Exit(RUN_FAILED)
+app.command()(cli_run.run)
 
 
 @app.command()
 def verify(
     experiment: OptionalName = None,
+    suite: cli_run.Suite = None,
+    coverage: Annotated[
+        bool,
+        typer.Option(
+            "--coverage",
+            help="Compare the claims with everything that the papers print. Exit 1 if one is missing.",
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Judge every claim from the finished runs and print the verdicts.
@@ -201,6 +131,15 @@ def verify(
     Exit 1 if a claim is not confirmed or not reproduced, or if a recipe departs.
     """
     from pipeline.declare.load import load_all, load_experiment
+    from pipeline.declare.suites import check_suite
+
+    if suite:
+        check_suite(suite)
+        if experiment:
+            raise UserError("give an experiment or --suite, not both")
+    if coverage:
+        verify_coverage(experiment, as_json)
+        return
     from pipeline.judge.collect import judge_experiments
     from pipeline.judge.verdict import CONTRADICTIONS
 
@@ -211,6 +150,27 @@ def verify(
     else:
         print_ledger(entries, experiment)
     raise typer.Exit(any(entry.verdict.outcome in CONTRADICTIONS for entry in entries))
+
+
+def verify_coverage(experiment: str | None, as_json: bool) -> None:
+    """Print which printed rows have a claim, of all papers or of an experiment's. Exit 1 if one is missing."""
+    from pipeline.declare.load import load_all, load_all_printed, load_experiment
+    from pipeline.judge.coverage import printed_rows
+
+    printed = load_all_printed()
+    if experiment:
+        folder = load_experiment(experiment).folder
+        if folder not in printed:
+            raise UserError(
+                f"experiments/{folder}/printed.yaml not found"
+            )
+        printed = {folder: printed[folder]}
+    rows = printed_rows(load_all(), printed)
+    if as_json:
+        print_json([row.to_dict() for row in rows])
+    else:
+        print_coverage(rows)
+    raise typer.Exit(any(row.is_missing for row in rows))
 
 
 @app.command()
@@ -420,44 +380,6 @@ def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0
 
 
 cli_cluster.add_commands(app)
-
-
-def parse_changes(changes: list[str]) -> dict[str, Any]:
-    """Parse the values of --set: ["train.lr=0.05"] -> {"train.lr": 0.05}; values are YAML."""
-    import yaml
-
-    from pipeline.declare.yaml_loader import parse_yaml
-
-    result = {}
-    for change in changes:
-        key, equals, text = change.partition("=")
-        if not equals or not key:
-            raise UserError(f"--set {change}: give a key and a value, as in train.lr=0.05")
-        try:
-            result[key] = parse_yaml(text)
-        except yaml.YAMLError:
-            raise UserError(f"--set {change}: {text!r} is not a YAML value") from None
-    return result
-
-
-def with_shorthands(changes: dict[str, Any], shorthands: dict[str, tuple[str, str | None]]) -> dict[str, Any]:
-    """Return the changes of --set and of options that are short for it: option -> (setting, value).
-
-    Raises UserError if both change the same setting.
-    """
-    found = dict(changes)
-    for option, (setting, value) in shorthands.items():
-        if value is None:
-            continue
-        if setting in changes:
-            raise UserError(f"{option} and --set {setting} change the same setting; give one of them")
-        found[setting] = value
-    return found
-
-
-def thread_count() -> int:
-    """Return the threads of one run on a CPU: OMP_NUM_THREADS, or 1, which gives the same bits everywhere."""
-    return env_integer("OMP_NUM_THREADS", 1, minimum=1)
 
 
 def main() -> None:

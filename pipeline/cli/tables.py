@@ -9,6 +9,7 @@ from pipeline.cli.terminal import out, say
 from pipeline.common.words import plural
 
 if TYPE_CHECKING:
+    from pipeline.judge.coverage import PrintedRow
     from pipeline.judge.ledger import LedgerEntry
     from pipeline.report.leaderboard import LeaderboardRow
     from pipeline.track.published_results import PublishedResult
@@ -173,3 +174,37 @@ def verdict_colour(entry: "LedgerEntry") -> str:
     from pipeline.report.text import MARKS
 
     return {"good": "green", "bad": "red", "note": "yellow", "open": "dim"}[CLASSES[MARKS[entry.verdict.outcome]]]
+
+
+def print_coverage(rows: "list[PrintedRow]") -> None:
+    """Print how many printed rows have a claim, by paper and kind; why some have none; and the missing ones."""
+    from pipeline.judge.coverage import KINDS
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("paper")
+    for kind in KINDS:
+        table.add_column(kind, justify="right")
+    table.add_column("not claimed", justify="right")
+    table.add_column("missing", justify="right")
+    papers = list(dict.fromkeys(row.paper for row in rows))
+    for paper in [*papers, "all"]:
+        own = [row for row in rows if paper in (row.paper, "all")]
+        cells = []
+        for kind in KINDS:
+            of_kind = [row for row in own if row.kind == kind]
+            cells.append(f"{sum(bool(row.claims) for row in of_kind)} of {len(of_kind)}" if of_kind else "")
+        reasons, missing = sum(bool(row.why) for row in own), sum(row.is_missing for row in own)
+        table.add_row(paper, *cells, *(str(number) if number else "" for number in (reasons, missing)))
+    out.print(table)
+    say("results: the paper's own. relations: comparisons in words. lecture: its statements about the paper.")
+    for why in dict.fromkeys(row.why for row in rows if row.why):
+        names = [f"{row.paper}: {row.name}" for row in rows if row.why == why]
+        out.print(f"\n[bold]not claimed[/] ({len(names)})", end=" ")
+        say(why)
+        say("; ".join(names), indent=4)
+    if missing_rows := [row for row in rows if row.is_missing]:
+        out.print(f"\n[bold red]missing[/] ({len(missing_rows)})")
+        for row in missing_rows:
+            value = "" if row.value is None else f" = {row.value}"
+            say(f"{row.paper} {row.kind}: {row.name}{value} ({row.says})", indent=4)
+        say("Declare a claim, or list the row under not_claimed with the reason.", indent=4)

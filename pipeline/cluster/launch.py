@@ -12,13 +12,12 @@ from pipeline.cluster.launches import Launch, LaunchTerms
 from pipeline.common.errors import UserError, explain_write_errors
 from pipeline.common.paths import home, runs_folder
 from pipeline.common.words import plural
-from pipeline.declare.load import EXPERIMENTS, experiment_names, load_experiment
+from pipeline.declare.load import EXPERIMENTS, load_experiment
+from pipeline.declare.suites import check_suite, suite_at
 from pipeline.plan.expand import DerivedRun, Run, plan_runs
 from pipeline.plan.task import Task
 from pipeline.track.record import Record
 from pipeline.track.run_folder import RunFolder
-
-SUITES = ("cs231n",)  # every declared experiment belongs to it
 
 
 @dataclass(frozen=True)
@@ -41,8 +40,8 @@ class LaunchRequest:
                 "nothing to launch; name an experiment, as in repro launch resnet/cifar10_depth, or use"
                 " --suite cs231n"
             )
-        if self.suite and self.suite not in SUITES:
-            raise UserError(f"unknown suite {self.suite!r}; known suites: {', '.join(SUITES)}")
+        if self.suite:
+            check_suite(self.suite)
         integers = {"--gpus-per-run": self.devices, "--device-batch": self.device_batch}
         for option, value in (integers | {"--max-concurrent": self.max_concurrent}).items():
             if value is not None and value < 1:
@@ -107,17 +106,10 @@ def select_runs(request: LaunchRequest) -> LaunchSelection:
     """Return all runs of a request; UserError for an unknown name or scale, or an impossible device count."""
     experiments = {one.name: one for one in map(load_experiment, request.experiments)}
     without_scale = []
-    for experiment in map(load_experiment, experiment_names()) if request.suite else []:
-        if request.scale in experiment.scales:
-            experiments.setdefault(experiment.name, experiment)
-        elif experiment.scales and experiment.name not in experiments:
-            without_scale.append(experiment.name)
-    if not experiments:
-        scales = sorted({scale for name in experiment_names() for scale in load_experiment(name).scales})
-        raise UserError(
-            f"no experiment of suite {request.suite} has a scale {request.scale!r}; known scales:"
-            f" {', '.join(scales)}"
-        )
+    if request.suite:
+        selection = suite_at(request.suite, request.scale)
+        experiments |= {one.name: one for one in selection.experiments if one.name not in experiments}
+        without_scale = [name for name in selection.without_scale if name not in experiments]
     changes = {"train.precision": request.precision} if request.precision else {}
     runs = [
         run

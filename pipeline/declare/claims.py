@@ -1,8 +1,8 @@
 """Claims: statements of a paper or of the lecture (Stanford CS231n, lecture 9); choices and departures."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from pipeline.declare.recipe import (
     FrozenModel,
@@ -31,6 +31,13 @@ class Choice(Deviation):
 
 class Departure(Deviation):
     """A setting that differs from what the source says."""
+
+
+class NotClaimed(FrozenModel):
+    """Printed rows (see `pipeline.declare.printed`) that have no claim, with the reason."""
+
+    rows: Annotated[tuple[str, ...], Field(min_length=1)]  # "Table 3: NETWORK", "Table 3", or an id
+    why: str
 
 
 class BaseClaim(FrozenModel):

@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Field, ValidationError
 
 from lightning_modules.names import nearest
 from pipeline.common.errors import UserError
-from pipeline.declare.claims import Choice, Claim, Departure, Deviation, Paper, Printed
+from pipeline.declare.claims import Choice, Claim, Departure, Deviation, NotClaimed, Paper, Printed
 from pipeline.declare.derived import (
     COMPRESSION_METRICS,
     ERROR_METRICS,
@@ -88,6 +88,7 @@ class Experiment(FrozenModel):
     claims: tuple[Annotated[Claim, Field(discriminator="kind")], ...] = ()
     choices: tuple[Choice, ...] = ()
     departures: tuple[Departure, ...] = ()
+    not_claimed: tuple[NotClaimed, ...] = ()
 
     @property
     def file(self) -> str:

@@ -21,6 +21,7 @@ from pipeline.declare.claims import (
 )
 from pipeline.declare.derived import COMPRESSION_METRICS, COMPRESSION_RATIOS, incompatibility, untrainable
 from pipeline.declare.experiment import DeclarationError, Experiment
+from pipeline.declare.printed import PRINTED_FILE, PrintedFile, load_printed
 from pipeline.declare.recipe import COST_METRICS, PAPER_SCALE
 from pipeline.declare.validation import validation_message
 from pipeline.declare.yaml_loader import parse_yaml
@@ -30,7 +31,8 @@ EXPERIMENTS = ROOT / "experiments"
 
 def experiment_names(folder: Path = EXPERIMENTS) -> list[str]:
     """Return the names of all experiments: "paper/file" for each experiments/paper/file.yaml."""
-    return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.glob("*/*.yaml"))
+    paths = [path for path in folder.glob("*/*.yaml") if path.name != PRINTED_FILE]
+    return sorted(str(path.relative_to(folder).with_suffix("")) for path in paths)
 
 
 def load_experiment(name: str, folder: Path = EXPERIMENTS) -> Experiment:
@@ -72,6 +74,12 @@ def load_experiment(name: str, folder: Path = EXPERIMENTS) -> Experiment:
 def load_all() -> list[Experiment]:
     """Return every declared experiment, sorted by name."""
     return [load_experiment(name) for name in experiment_names()]
+
+
+def load_all_printed(folder: Path = EXPERIMENTS) -> dict[str, PrintedFile]:
+    """Return what the papers print, by folder of experiments. Raises UserError for an invalid file."""
+    found = {path.name: load_printed(path) for path in sorted(folder.iterdir()) if path.is_dir()}
+    return {name: file for name, file in found.items() if file}
 
 
 def check_experiment(experiment: Experiment) -> None:

@@ -9,6 +9,7 @@ import pytest
 from pipeline.cluster import estimate, launch
 from pipeline.cluster.estimate import Estimator
 from pipeline.cluster.launch import LaunchPlan, LaunchRequest, plan_variant
+from pipeline.declare import suites
 from pipeline.declare.experiment import Experiment
 from pipeline.plan.expand import Run, plan_runs
 from pipeline.plan.task import Task
@@ -28,8 +29,9 @@ def set_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 def declare_only(monkeypatch: pytest.MonkeyPatch, experiment: Experiment) -> Experiment:
     """Make `experiment` the only declared one for estimates and launches."""
+    monkeypatch.setattr(estimate, "experiment_names", lambda: [experiment.name])
+    monkeypatch.setattr(suites, "load_all", lambda: [experiment])
     for module in (estimate, launch):
-        monkeypatch.setattr(module, "experiment_names", lambda: [experiment.name])
         monkeypatch.setattr(module, "load_experiment", lambda name: experiment)
     return experiment
 

@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from pipeline.cli import main, tables
+from pipeline.cli import tables
+from pipeline.cli.run import parse_changes, thread_count
 from pipeline.common.errors import UserError
 from pipeline.declare.claims import Departure
 from pipeline.declare.load import load_experiment
+from pipeline.declare.printed import PrintedFile
 from pipeline.judge.collect import FinishedRuns, judge_experiments
 from pipeline.judge.verdict import Outcome, Reason
 from pipeline.schedule.reproduce import JobOutcome
@@ -212,6 +214,30 @@ def test_verify_without_a_name_judges_every_experiment(command, known):
     assert all(f"\n{name}\n" in out for name in FEW_EXPERIMENTS[1:])
 
 
+def test_verify_takes_an_experiment_or_a_suite(command, known):
+    assert command("verify", RESNET, "--suite", "cs231n")[2] == "error: give an experiment or --suite, not both\n"
+    assert command("verify", "--suite", "cs")[2] == "error: unknown suite 'cs'; known suites: cs231n\n"
+    assert command("verify", "--suite", "cs231n")[1] == command("verify")[1]
+
+
+def test_coverage_counts_printed_rows_and_names_the_missing_ones(command, monkeypatch):
+    results = {"Table 6": {"CIFAR-10 test, error %": {"ResNet-20": 8.75, "ResNet-99": 1.25}}}
+    printed = PrintedFile.model_validate({"results": results, "lecture": {"depth": {"says": "It is deep"}}})
+    monkeypatch.setattr("pipeline.declare.load.load_all", lambda: [load_experiment(RESNET)])
+    monkeypatch.setattr("pipeline.declare.load.load_all_printed", lambda: {"resnet": printed})
+    code, out, _ = command("verify", "--coverage")
+    assert code == 1
+    lines = out.splitlines()
+    assert lines[1].split() == ["resnet", "1", "of", "2", "0", "of", "1", "2"]
+    assert "    resnet results: Table 6: ResNet-99 = 1.25 (CIFAR-10 test, error %)" in lines
+    assert "    resnet lecture: depth (It is deep)" in lines
+    code, out, _ = command("verify", RESNET, "--coverage", "--json")
+    assert (code, [row["state"] for row in json.loads(out)]) == (1, ["claimed", "missing", "missing"])
+    assert (
+        command("verify", "lenet5/mnist", "--coverage")[2] == "error: experiments/lenet5/printed.yaml not found\n"
+    )
+
+
 def test_leaderboard_ranks_networks_beside_the_paper_s_number(command, known):
     known(*row("resnet-20", AGREES), *row("plain-20", [9.0, 9.2], changes={"train.lr": 0.05}))
     code, out, _ = command("leaderboard", RESNET)
@@ -320,6 +346,36 @@ def test_ctrl_c_exits_130_and_prints_how_to_resume(command, known, trained):
     code, out, err = command(*SMOKE)
     assert (code, out) == (130, "")
     assert err == "Stopped. Finished runs are kept. Run the same command again to resume.\n"
+
+
+def test_several_experiments_are_reported_one_after_the_other(command, known, trained):
+    trained("ended")
+    known(*row("resnet-20", [50.0], scale="smoke"))
+    words = ("run", RESNET, "lenet5/mnist", "--scale", "smoke", "--seeds", "1")
+    code, out, _ = command(*words)
+    assert code == 0
+    ends = [f"All verdicts: repro verify {name}\n" for name in (RESNET, "lenet5/mnist")]
+    assert [out.count(end) for end in ends] == [1, 1]
+    assert out.index(ends[0]) < out.index(ends[1])
+    _, out, _ = command(*words, "--json")
+    reports = json.loads(out)
+    assert [len(report["leaderboard"]) for report in reports] == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "nothing to run; name an experiment, as in repro run resnet/cifar10_depth, or use --suite cs231n"),
+        (("--suite", "cs231"), "unknown suite 'cs231'; known suites: cs231n"),
+        (
+            (RESNET, "lenet5/mnist", "--variant", "resnet-20"),
+            "--variant names a variant of one experiment, but 2 are selected",
+        ),
+    ],
+)
+def test_run_refuses_what_it_cannot_select(command, words, said):
+    code, _, err = command("run", *words)
+    assert (code, err) == (2, f"error: {said}\n")
 
 
 def test_a_failed_run_exits_1_after_the_report_of_the_others(command, known, trained):
@@ -439,19 +495,19 @@ def test_a_closed_pipe_ends_the_command_silently():
 def test_number_of_threads_must_be_at_least_one(monkeypatch, count):
     monkeypatch.setenv("OMP_NUM_THREADS", count)
     with pytest.raises(UserError, match=f"OMP_NUM_THREADS is '{count}': must be an integer >= 1"):
-        main.thread_count()
+        thread_count()
 
 
 def test_number_of_threads_is_one_by_default(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert main.thread_count() == 1
+    assert thread_count() == 1
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert main.thread_count() == 3
+    assert thread_count() == 3
 
 
 def test_changes_are_yaml():
     words = ["train.lr=1e-3", "train.lr_drops.at=[3, 4]", "data.name=noise", "train.compile=true", "a=b=c"]
-    assert main.parse_changes(words) == {
+    assert parse_changes(words) == {
         "train.lr": 0.001,
         "train.lr_drops.at": [3, 4],
         "data.name": "noise",

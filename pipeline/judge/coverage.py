@@ -1,0 +1,214 @@
+"""Coverage: which of the printed results, comparisons and statements of the lecture have a claim. Pure."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import maximum_bipartite_matching
+
+from lightning_modules.names import nearest
+from pipeline.common.errors import UserError
+from pipeline.declare.claims import Claim, OpenClaim
+from pipeline.declare.experiment import Experiment
+from pipeline.declare.printed import PRINTED_FILE, Cell, PrintedFile, Statement
+
+Kind = Literal["results", "relations", "lecture"]
+KINDS: tuple[Kind, ...] = ("results", "relations", "lecture")
+
+# Factors between a printed number and a claimed one: thousands, millions, billions; G operations in multiply-adds.
+FACTORS = (1.0, 1e3, 1e6, 1e9, 5e8)
+
+PLACE = re.compile(
+    r"\b(table|figure|section|appendix)s?\s+((?:\d[\w.]*|[IVX]+(?:-\w)?|[A-Z]\b)"
+    r"(?:\s*(?:,|;|and|or|to|/|&)\s*(?:and\s+)?(?:\d[\w.]*|[A-Z]\b))*)",
+    re.IGNORECASE,
+)
+NUMBER = re.compile(r"\d+(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?")
+
+
+@dataclass(frozen=True)
+class PrintedRow:
+    """One printed result, comparison or statement, with its claims or the reason why it has none."""
+
+    paper: str  # folder of the experiments
+    kind: Kind
+    name: str  # "Table 3: plain-34"; the id of a comparison or statement
+    says: str  # what is measured, or the statement
+    value: float | str | None  # None: a statement
+    claims: tuple[str, ...] = ()  # EXPERIMENT/ID
+    why: str = ""  # the reason under `not_claimed`
+
+    @property
+    def is_missing(self) -> bool:
+        """Is it neither claimed nor listed with a reason?"""
+        return not self.claims and not self.why
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data, for JSON."""
+        state = "claimed" if self.claims else "not claimed" if self.why else "missing"
+        own = {"paper": self.paper, "kind": self.kind, "name": self.name, "says": self.says, "value": self.value}
+        return own | {"state": state, "claims": list(self.claims), "why": self.why}
+
+
+def printed_rows(experiments: Sequence[Experiment], printed: Mapping[str, PrintedFile]) -> list[PrintedRow]:
+    """Return every row of the printed files, by folder of experiments, with its claims.
+
+    Raises UserError for a reference to a claim or a row that does not exist.
+    """
+    by_name = {f"{e.name}/{claim.id}": claim for e in experiments for claim in e.claims}
+    rows = []
+    for folder, file in printed.items():
+        folders = {folder, *file.also}
+        in_folders = [experiment for experiment in experiments if experiment.folder in folders]
+        reasons = not_claimed_reasons([e for e in in_folders if e.folder == folder])
+        own = [*result_rows(folder, file, in_folders, by_name, reasons)]
+        own += statement_rows(folder, "relations", file.relations, by_name, reasons)
+        own += statement_rows(folder, "lecture", file.lecture, by_name, reasons)
+        check_reasons(folder, reasons, own)
+        rows += own
+    return rows
+
+
+def result_rows(
+    folder: str,
+    file: PrintedFile,
+    experiments: Sequence[Experiment],
+    by_name: Mapping[str, Claim],
+    reasons: Mapping[str, str],
+) -> Iterator[PrintedRow]:
+    """Return the results of one file. A claim without reference is found by its value and its place."""
+    cells = [
+        (place, measured, name, cell)
+        for place, groups in file.results.items()
+        for measured, values in groups.items()
+        for name, cell in values.items()
+    ]
+    found = match_results([cell for cell in cells if not cell[3].claims], experiments)
+    for place, measured, name, cell in cells:
+        key = f"{place}: {name}"
+        named = require_claims(cell.claims, by_name, f"{folder}/{PRINTED_FILE}: results.{place}.{measured}.{name}")
+        claims = named or found.get((place, measured, name), ())
+        why = "" if claims else reasons.get(key) or reasons.get(place, "")
+        yield PrintedRow(folder, "results", key, measured, cell.value, claims, why)
+
+
+def statement_rows(
+    folder: str,
+    kind: Kind,
+    statements: Mapping[str, Statement],
+    by_name: Mapping[str, Claim],
+    reasons: Mapping[str, str],
+) -> list[PrintedRow]:
+    """Return comparisons, or statements of the lecture."""
+    return [
+        PrintedRow(
+            folder,
+            kind,
+            name,
+            statement.says,
+            None,
+            require_claims(statement.claims, by_name, f"{folder}/{PRINTED_FILE}: {kind}.{name}"),
+            "" if statement.claims else reasons.get(name, ""),
+        )
+        for name, statement in statements.items()
+    ]
+
+
+def require_claims(claims: tuple[str, ...], by_name: Mapping[str, Claim], place: str) -> tuple[str, ...]:
+    """Return `claims`. Raises UserError, starting with `place`, if one does not exist."""
+    for claim in claims:
+        if claim not in by_name:
+            raise UserError(f"{place}: unknown claim {claim!r}{nearest(claim, by_name)}")
+    return claims
+
+
+def not_claimed_reasons(experiments: Iterable[Experiment]) -> dict[str, str]:
+    """Return row, or place of a result -> the reason why it has no claim."""
+    return {row: item.why for e in experiments for item in e.not_claimed for row in item.rows}
+
+
+def check_reasons(folder: str, reasons: Mapping[str, str], rows: Sequence[PrintedRow]) -> None:
+    """Raise UserError if `not_claimed` names a row that is not printed, or only rows that have claims."""
+    known = {row.name for row in rows} | {row.name.partition(": ")[0] for row in rows if row.kind == "results"}
+    for name in reasons:
+        if name not in known:
+            raise UserError(f"{folder}: not_claimed: no row {name!r} in {PRINTED_FILE}{nearest(name, known)}")
+        if not any(row.why for row in rows if name in (row.name, row.name.partition(": ")[0])):
+            raise UserError(f"{folder}: not_claimed: {name!r} has a claim; remove it")
+
+
+def match_results(
+    cells: Sequence[tuple[str, str, str, Cell]], experiments: Sequence[Experiment]
+) -> dict[tuple[str, str, str], tuple[str, ...]]:
+    """Return printed result -> its claim. A claim counts for one result of each place that its source names."""
+    offers = [
+        (experiment, claim, place)
+        for experiment in experiments
+        for claim in experiment.claims
+        if claim.by == "paper"
+        for place in sorted(places(claim.source))
+    ]
+    allowed = np.array(
+        [
+            [
+                is_at(place, source) and fits(measured, cell.value, claim, experiment)
+                for experiment, claim, place in offers
+            ]
+            for source, measured, _, cell in cells
+        ]
+    )
+    if not allowed.any():
+        return {}
+    match = maximum_bipartite_matching(csr_array(allowed), perm_type="column")
+    return {
+        (source, measured, name): (f"{offers[column][0].name}/{offers[column][1].id}",)
+        for (source, measured, name, _), column in zip(cells, match, strict=True)
+        if column >= 0
+    }
+
+
+def places(source: str) -> set[str]:
+    """Return the tables, figures and sections that a text names: "Tables 4 and 5" -> {"table 4", "table 5"}.
+
+    A text that names none is a place itself.
+    """
+    found = set()
+    for word, numbers in PLACE.findall(source):
+        marks = re.findall(r"\d[\w.]*|[IVX]+(?:-\w)?|[A-Z]\b", numbers)
+        if re.search(r"\bto\b", numbers) and all(mark.isdigit() for mark in marks):
+            marks = [str(number) for number in range(int(marks[0]), int(marks[-1]) + 1)]
+        found |= {f"{word.lower()} {mark.rstrip('.')}" for mark in marks}
+    return found or {source.lower()}
+
+
+def is_at(place: str, source: str) -> bool:
+    """Is the place of a claim, from `places`, one of the printed source, or inside it?"""
+    return any(place == own or place.startswith((f"{own}.", f"{own}(")) for own in places(source))
+
+
+def fits(measured: str, value: float | str, claim: Claim, experiment: Experiment) -> bool:
+    """Does a claim state the printed value? An accuracy may be claimed as an error."""
+    metric = getattr(claim, "metric", "")
+    if metric.startswith("test/") and ("top5" in metric) != ("top-5" in measured):
+        return False
+    numbers = [float(number) for number in NUMBER.findall(value)] if isinstance(value, str) else [value]
+    claimed = claimed_numbers(claim, experiment)
+    accepted = [number * factor for number in numbers for factor in FACTORS]
+    if "accuracy" in measured:
+        accepted += [100 - number for number in numbers]
+    return any(abs(a - c) <= 1e-6 * max(abs(a), abs(c)) for a in accepted for c in claimed)
+
+
+def claimed_numbers(claim: Claim, experiment: Experiment) -> list[float]:
+    """Return the numbers of a claim: its own, that of a printed value, or those in an open claim's text."""
+    if isinstance(claim, OpenClaim):
+        return [float(number.replace(",", "")) for number in NUMBER.findall(claim.says)]
+    found = [getattr(claim, "claimed", None)]
+    for metric in (claim.metric, getattr(claim, "over_metric", None) or ""):
+        kind, _, name = metric.partition("/")
+        if kind == "printed" and name in experiment.printed:
+            found.append(experiment.printed[name].value)
+    return [float(n) for n in found if isinstance(n, int | float) and not isinstance(n, bool)]
