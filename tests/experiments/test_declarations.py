@@ -16,11 +16,12 @@ import yaml
 from lightning_modules.networks import NETWORKS
 from pipeline.analyse.catalogue import find_network
 from pipeline.analyse.measure import class_count, measure_claim, published_image_shape
-from pipeline.cli import main
+from pipeline.cli import run as cli_run
 from pipeline.common.errors import UserError
 from pipeline.common.paths import ROOT
 from pipeline.declare.claims import BoundClaim, ExactClaim, GainClaim, MetricClaim, OrderingClaim, RatioClaim
 from pipeline.declare.load import EXPERIMENTS, experiment_names, load_all, load_experiment
+from pipeline.declare.printed import PRINTED_FILE
 from pipeline.declare.protocol import parse_protocol
 from pipeline.declare.recipe import Crop
 from pipeline.judge.category import category
@@ -60,7 +61,7 @@ def asked(command):
     parser.add_argument("program", choices=["repro"])
     parser.add_argument("command", choices=["run", "verify", "analyse"])
     parser.add_argument("experiment", nargs="?")
-    parser.add_argument("--scale", default=inspect.signature(main.run).parameters["scale"].default)
+    parser.add_argument("--scale", default=inspect.signature(cli_run.run).parameters["scale"].default)
     parser.add_argument("--variant", action="append", default=[])
     parser.add_argument("--seeds", type=int)
     words, unknown = parser.parse_known_args(shlex.split(command))
@@ -88,7 +89,7 @@ def run_lines(text):
 
 
 def test_every_declaration_is_found():
-    found = sorted(EXPERIMENTS.rglob("*.y*ml"))
+    found = sorted(path for path in EXPERIMENTS.rglob("*.y*ml") if path.name != PRINTED_FILE)
     assert [f"{path.parent.name}/{path.stem}" for path in found] == NAMES
     assert NAMES
 
