@@ -14,7 +14,7 @@ import sys
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -23,10 +23,19 @@ from pipeline.cli import cluster as cli_cluster
 from pipeline.cli import data as cli_data
 from pipeline.cli import run as cli_run
 from pipeline.cli.run import parse_changes
-from pipeline.cli.tables import print_coverage, print_leaderboard, print_ledger, print_published, print_table
+from pipeline.cli.tables import (
+    print_coverage,
+    print_experiments,
+    print_leaderboard,
+    print_ledger,
+    print_published,
+    print_table,
+)
 from pipeline.cli.terminal import AsJson, err, out, print_json, print_warning_line, say
 from pipeline.common.errors import UserError, explain_write_errors
-from pipeline.common.words import plural
+
+if TYPE_CHECKING:
+    from pipeline.declare.experiment import Experiment
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -80,20 +89,26 @@ def options(
 
 @app.command("list")
 def list_experiments(as_json: AsJson = False) -> None:
-    """List all experiments with their questions, variants, scales and claims."""
-    from pipeline.declare.load import experiment_names, load_experiment
-    from pipeline.report.text import claim_counts
+    """List all experiments by paper, with their questions, and the scales and data that they need."""
+    from pipeline.declare.load import load_all
 
-    experiments = [load_experiment(name) for name in experiment_names()]
+    experiments = load_all()
     if as_json:
-        print_json([{"name": e.name, "question": e.question, "scales": list(e.scales)} for e in experiments])
-        return
-    for e in experiments:
-        out.print(f"[bold]{e.name}[/]")
-        say(e.question, indent=2)
-        scales = f"scales: {', '.join(e.scales)}" if e.scales else "judged by arithmetic, no training"
-        say(f"{plural(len(e.variants), 'variant')}; claims: {claim_counts(e.claims)}; {scales}", indent=2)
-    out.print("\nDetails: [bold]repro show EXPERIMENT[/]")
+        print_json([listed_experiment(experiment) for experiment in experiments])
+    else:
+        print_experiments(experiments)
+        out.print("Details: [bold]repro show EXPERIMENT[/]")
+
+
+def listed_experiment(experiment: "Experiment") -> dict[str, Any]:
+    """Return one experiment of `repro list` as plain data."""
+    return {
+        "name": experiment.name,
+        "paper": experiment.paper.title,
+        "question": experiment.question,
+        "scales": list(experiment.scales),
+        "data": {scale: experiment.data_at(scale) for scale in experiment.scales},
+    }
 
 
 @app.command()
@@ -161,9 +176,7 @@ def verify_coverage(experiment: str | None, as_json: bool) -> None:
     if experiment:
         folder = load_experiment(experiment).folder
         if folder not in printed:
-            raise UserError(
-                f"experiments/{folder}/printed.yaml not found"
-            )
+            raise UserError(f"experiments/{folder}/printed.yaml not found")
         printed = {folder: printed[folder]}
     rows = printed_rows(load_all(), printed)
     if as_json:

@@ -9,6 +9,7 @@ from pipeline.cli.terminal import out, say
 from pipeline.common.words import plural
 
 if TYPE_CHECKING:
+    from pipeline.declare.experiment import Experiment
     from pipeline.judge.coverage import PrintedRow
     from pipeline.judge.ledger import LedgerEntry
     from pipeline.report.leaderboard import LeaderboardRow
@@ -23,6 +24,23 @@ def print_table(rows: list[dict[str, str]], left: tuple[str, ...]) -> None:
     for row in rows:
         table.add_row(*map(escape, row.values()))
     out.print(table)
+
+
+def print_experiments(experiments: "list[Experiment]") -> None:
+    """Print the experiments of each paper: name, scales with their data, question."""
+    width = max(len(experiment.name) for experiment in experiments)
+    for folder in dict.fromkeys(experiment.folder for experiment in experiments):
+        own = [experiment for experiment in experiments if experiment.folder == folder]
+        paper = own[0].paper
+        out.print(f"[bold]{escape(paper.title)}[/] ({paper.year})", soft_wrap=not out.is_terminal)
+        for experiment in own:
+            by_data: dict[str, list[str]] = {}
+            for scale in experiment.scales:
+                by_data.setdefault(", ".join(experiment.data_at(scale)), []).append(scale)
+            scales = "; ".join(f"{', '.join(names)} on {data}" for data, names in by_data.items())
+            say(f"{experiment.name:<{width}}  {scales or 'arithmetic, no training'}", indent=2)
+            say(experiment.question, indent=6)
+        out.print()
 
 
 def print_leaderboard(rows: "list[LeaderboardRow]") -> None:

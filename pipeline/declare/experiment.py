@@ -177,6 +177,10 @@ class Experiment(FrozenModel):
         """Return the variants that run at a scale by default."""
         return self.scales[scale].variants or tuple(self.variants)
 
+    def data_at(self, scale: str) -> list[str]:
+        """Return the names of the data sets on which the variants of a scale are trained."""
+        return list(dict.fromkeys(self.recipe(name, scale).data.name for name in self.variants_at(scale)))
+
     def paper_data(self, variant: str) -> str:
         """Return the name of the data set on which the paper evaluates a variant or derived run."""
         if variant in self.derived:

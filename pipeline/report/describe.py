@@ -330,10 +330,10 @@ def work_text(experiment: Experiment, scale: str, records: Sequence[Record]) -> 
 
 def training_multiply_adds(run: Run) -> float | None:
     """Return the multiply-adds of a training, forward and backward; None if the image size is not known."""
-    from pipeline.analyse.measure import DATA_SHAPES, measure_network
+    from pipeline.analyse.measure import DATA_SHAPES, IMAGENET_SHAPE, measure_network
 
     train = run.recipe.train
-    if run.recipe.data.name not in DATA_SHAPES:
+    if run.recipe.data.name not in (*DATA_SHAPES, IMAGENET_SHAPE):
         return None
     try:
         multiply_adds: int = measure_network(run.recipe, "multiply_adds")

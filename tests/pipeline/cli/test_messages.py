@@ -110,18 +110,22 @@ def test_help_lists_version_and_every_command(command):
         assert re.search(rf"\b{name} ", out)
 
 
-def test_list_prints_questions_counts_and_a_hint(command):
+def test_list_prints_experiments_by_paper_with_data_and_question(command, few_experiments):
     code, out, err = command("list")
     assert (code, err) == (0, "")
-    lines = out.splitlines()
-    at = lines.index(RESNET)
-    assert lines[at + 1] == "  Do deeper plain networks train worse, while deeper residual networks do not?"
-    assert re.fullmatch(
-        r"  12 variants; claims: \d+ arithmetic, \d+ recipe, \d+ trained;"
-        r" scales: paper, paper-45k, laptop, smoke",
-        lines[at + 2],
+    assert out == (
+        "Gradient-Based Learning Applied to Document Recognition (1998)\n"
+        "  lenet5/architecture   arithmetic, no training\n"
+        "      Does the network that the paper describes have the numbers that the paper prints?\n"
+        "  lenet5/mnist          paper on mnist; laptop, smoke on digits\n"
+        "      Does LeNet-5, trained with the recipe of 1998, reach a test error of 0.95 % on MNIST?\n"
+        "\n"
+        "Deep Residual Learning for Image Recognition (2015)\n"
+        "  resnet/cifar10_depth  paper, paper-45k on cifar10; laptop on digits; smoke on noise\n"
+        "      Do deeper plain networks train worse, while deeper residual networks do not?\n"
+        "\n"
+        "Details: repro show EXPERIMENT\n"
     )
-    assert lines[-1] == "Details: repro show EXPERIMENT"
 
 
 def test_show_prints_recipe_variants_scales_claims_and_departures(command, known):
