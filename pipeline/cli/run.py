@@ -53,18 +53,19 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Train the runs that are not finished, track them and judge the claims. Ctrl-C stops them, resumable."""
-    from pipeline.plan.expand import plan_runs
+    from pipeline.plan.expand import plan_runs, title_of
 
     declared = select_experiments(experiments or [], suite, scale)
     if variant and len(declared) > 1:
         raise UserError(f"--variant names a variant of one experiment, but {len(declared)} are selected")
     shorthands = {"--precision": ("train.precision", precision), "--data": ("data.name", data)}
     changed = with_shorthands(parse_changes(changes or []), shorthands)
-    runs = [
-        one
+    planned = {  # a run that another experiment consumes or starts from is planned by both
+        title_of(one): one
         for experiment in declared
         for one in plan_runs(experiment, scale=scale, variants=variant or (), seeds=seeds, changes=changed)
-    ]
+    }
+    runs = list(planned.values())
     threads = thread_count()
     with err.status("reading the data and the code …") if err.is_terminal else nullcontext():
         from pipeline.judge.collect import FinishedRuns, collect_runs

@@ -14,7 +14,7 @@ from pipeline.common.paths import home, runs_folder
 from pipeline.common.words import plural
 from pipeline.declare.load import EXPERIMENTS, load_experiment
 from pipeline.declare.suites import check_suite, suite_at
-from pipeline.plan.expand import DerivedRun, Run, plan_runs
+from pipeline.plan.expand import DerivedRun, Run, member_title, plan_runs, title_of
 from pipeline.plan.task import Task
 from pipeline.track.record import Record
 from pipeline.track.run_folder import RunFolder
@@ -111,11 +111,12 @@ def select_runs(request: LaunchRequest) -> LaunchSelection:
         experiments |= {one.name: one for one in selection.experiments if one.name not in experiments}
         without_scale = [name for name in selection.without_scale if name not in experiments]
     changes = {"train.precision": request.precision} if request.precision else {}
-    runs = [
-        run
+    planned = {  # a run that another experiment consumes or starts from is planned by both
+        title_of(run): run
         for experiment in experiments.values()
         for run in plan_runs(experiment, scale=request.scale, changes=changes)
-    ]
+    }
+    runs = list(planned.values())
     check_global_batch(runs, request.devices, request.device_batch)
     return LaunchSelection(runs, without_scale)
 
@@ -246,7 +247,7 @@ def missing_networks(tasks: Sequence[Task], ended: Container[str]) -> list[tuple
         if task.identity in ended or has_result(task):
             continue
         members = zip(task.run.members, task.needs, strict=True)
-        missing = [member.title for member, need in members if is_elsewhere(need)]
+        missing = [member_title(task.run, member) for member, need in members if is_elsewhere(need)]
         if missing:
             more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
             found.append((task, f"needs {missing[0]}, which has not been trained on this machine{more}"))

@@ -1,9 +1,9 @@
 """The type of an experiment: question, variants, scales, derived runs, claims, choices, departures."""
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, Field, PrivateAttr, ValidationError
 
 from lightning_modules.names import nearest
 from pipeline.common.errors import UserError
@@ -79,7 +79,7 @@ class Experiment(FrozenModel):
     question: str
     data: Data
     train: Train | None = None  # None only without scales
-    variants: Annotated[dict[str, Variant], Field(min_length=1)]
+    variants: dict[str, Variant] = Field(default_factory=dict)  # none: all derived runs consume other experiments
     seeds: Seeds = (0, 1, 2, 3, 4)
     # Names differ from those of the variants.
     derived: dict[str, Annotated[DerivedSpec, Field(discriminator="kind")]] = Field(default_factory=dict)
@@ -89,6 +89,29 @@ class Experiment(FrozenModel):
     choices: tuple[Choice, ...] = ()
     departures: tuple[Departure, ...] = ()
     not_claimed: tuple[NotClaimed, ...] = ()
+    # The other experiments whose variants derived runs consume, by name; set when the file is loaded.
+    _others: dict[str, "Experiment"] = PrivateAttr(default_factory=dict)
+
+    @property
+    def others(self) -> Mapping[str, "Experiment"]:
+        """The other experiments whose variants derived runs consume, by name."""
+        return self._others
+
+    def with_others(self, others: Mapping[str, "Experiment"]) -> "Experiment":
+        """Return the experiment with the other ones whose variants its derived runs consume."""
+        changed = self.model_copy()
+        changed._others = dict(others)
+        return changed
+
+    def owner(self, variant: str) -> tuple["Experiment", str]:
+        """Return the experiment that declares a variant, and its name there.
+
+        PAPER/FILE/VARIANT is a variant of another experiment. An unknown name is returned with this experiment.
+        """
+        name, _, own = variant.rpartition("/")
+        if variant not in self.variants and name in self.others:
+            return self.others[name], own
+        return self, variant
 
     @property
     def file(self) -> str:
@@ -100,11 +123,25 @@ class Experiment(FrozenModel):
         """Short name of the paper: the folder of the file."""
         return self.name.partition("/")[0]
 
-    def material(self, deviations: Sequence[Deviation], names: Collection[str]) -> list[Deviation]:
-        """Return the material ones of `choices` or `departures` that concern these variants or derived runs."""
-        consumed = {name: set(self.derived[name].consumes) if name in self.derived else {name} for name in names}
-        variants = set().union(*consumed.values())
-        return [item for item in deviations if item.material and (not item.of or variants & set(item.of))]
+    def consumed(self, name: str) -> tuple[str, ...]:
+        """Return the variants that a derived run consumes as published; of a variant, itself."""
+        return tuple(self.derived[name].consumes) if name in self.derived else (name,)
+
+    def material(self, key: Literal["choices", "departures"], names: Collection[str]) -> list[Deviation]:
+        """Return the material choices or departures that concern these variants or derived runs.
+
+        Those of a variant of another experiment are declared there. One that names no variants concerns all of its
+        experiment, derived runs included.
+        """
+        variants = {variant for name in names for variant in self.consumed(name)}
+        items: dict[str, set[str]] = {self.name: set()}  # experiment -> its variants
+        for owner, variant in map(self.owner, sorted(variants)):
+            items.setdefault(owner.name, set()).add(variant)
+        found: list[Deviation] = []
+        for experiment, own in items.items():
+            declared: Sequence[Deviation] = getattr(self.others.get(experiment, self), key)
+            found += [item for item in declared if item.material and (not item.of or own & set(item.of))]
+        return found
 
     def seeds_at(self, scale: str) -> tuple[int, ...]:
         """Return the declared seeds of a scale: its own, or the experiment's."""
@@ -113,13 +150,39 @@ class Experiment(FrozenModel):
 
     def seeds_of(self, variant: str, scale: str) -> tuple[int, ...]:
         """Return the declared seeds of a variant at a scale: those of the scale, the variant or the experiment."""
-        own = self.variants[variant].seeds
-        return self.seeds_at(scale) if own is None or self.scales[scale].seeds else own
+        owner, variant = self.owner(variant)
+        own = owner.variants[variant].seeds
+        return owner.seeds_at(scale) if own is None or owner.scales[scale].seeds else own
 
     def derived_at(self, scale: str, variants: Collection[str] = ()) -> list[str]:
-        """Return the derived runs that consume only `variants`, by default those of the scale."""
-        chosen = set(variants or self.variants_at(scale))
-        return [name for name, spec in self.derived.items() if chosen.issuperset(spec.consumes)]
+        """Return the derived runs that consume only `variants`.
+
+        `variants` defaults to those that run at the scale, here or in the experiments that declare them.
+        """
+        chosen = set(variants)
+        return [
+            name
+            for name in self.derived
+            if all(
+                variant in chosen if chosen else self.runs_at(variant, scale)
+                for variant in self.derived_spec(name, scale).consumes
+            )
+        ]
+
+    def runs_at(self, variant: str, scale: str) -> bool:
+        """Return True if a variant runs at a scale of its experiment by default."""
+        owner, own = self.owner(variant)
+        return scale in owner.scales and own in owner.variants_at(scale)
+
+    def consumed_elsewhere(self, scale: str) -> tuple[str, ...]:
+        """Return the variants of other experiments, PAPER/FILE/VARIANT, that derived runs consume at a scale."""
+        found = {
+            variant: None
+            for name in self.derived
+            for variant in self.derived_spec(name, scale).consumes
+            if self.owner(variant)[0] is not self and self.runs_at(variant, scale)
+        }
+        return tuple(found)
 
     def derived_spec(self, name: str, scale: str) -> DerivedSpec:
         """Return a derived run's settings at a scale: the declared ones, overridden by the scale's."""
@@ -178,18 +241,23 @@ class Experiment(FrozenModel):
         return self.scales[scale].variants or tuple(self.variants)
 
     def data_at(self, scale: str) -> list[str]:
-        """Return the names of the data sets on which the variants of a scale are trained."""
-        return list(dict.fromkeys(self.recipe(name, scale).data.name for name in self.variants_at(scale)))
+        """Return the names of the data sets on which the runs of a scale are trained."""
+        names = [*self.variants_at(scale), *self.consumed_elsewhere(scale)]
+        return list(dict.fromkeys(self.recipe(name, scale).data.name for name in names))
 
     def paper_data(self, variant: str) -> str:
         """Return the name of the data set on which the paper evaluates a variant or derived run."""
         if variant in self.derived:
             spec = self.derived[variant]
             return spec.data if isinstance(spec, TransferSpec) else self.paper_data(next(iter(spec.consumes)))
-        return str(self.variants[variant].data.get("name", self.data.name))
+        owner, own = self.owner(variant)
+        return str(owner.variants[own].data.get("name", owner.data.name))
 
     def published(self, variant: str) -> PublishedRecipe:
         """Return a variant as published. Raises DeclarationError if its settings are invalid."""
+        owner, variant = self.owner(variant)
+        if owner is not self:
+            return owner.published(variant)
         own = self.variants[variant]
         raw: dict[str, Any] = {
             "model": {"name": own.model.name, **own.model.args},
@@ -212,6 +280,9 @@ class Experiment(FrozenModel):
         Later settings override earlier ones: experiment, variant, scale, `changes` of --set ({"train.lr": 0.05}).
         Raises UserError for an unknown name, and DeclarationError for invalid settings.
         """
+        owner, variant = self.owner(variant)
+        if owner is not self:
+            return owner.recipe(variant, scale, changes)
         if scale not in self.scales:
             raise UserError(f"{self.name}: unknown scale {scale!r}{nearest(scale, self.scales)}")
         if variant not in self.variants:

@@ -19,7 +19,8 @@ from pipeline.declare.claims import (
     OrderingClaim,
     RatioClaim,
 )
-from pipeline.declare.derived import COMPRESSION_METRICS, COMPRESSION_RATIOS, incompatibility, untrainable
+from pipeline.declare.derived import COMPRESSION_METRICS, COMPRESSION_RATIOS
+from pipeline.declare.derived_checks import check_derived
 from pipeline.declare.experiment import DeclarationError, Experiment
 from pipeline.declare.printed import PRINTED_FILE, PrintedFile, load_printed
 from pipeline.declare.recipe import COST_METRICS, PAPER_SCALE
@@ -37,6 +38,18 @@ def experiment_names(folder: Path = EXPERIMENTS) -> list[str]:
 
 def load_experiment(name: str, folder: Path = EXPERIMENTS) -> Experiment:
     """Return the experiment `name` ("paper/file", or the path of a .yaml file).
+
+    The other experiments that it names are read from `folder`. Raises UserError if it does not exist, and
+    DeclarationError if it is invalid.
+    """
+    experiment = read_experiment(name, folder)
+    experiment = experiment.with_others(read_others(experiment, folder))
+    check_experiment(experiment)
+    return experiment
+
+
+def read_experiment(name: str, folder: Path) -> Experiment:
+    """Return the experiment `name` as its types allow, without the checks of references between keys.
 
     Raises UserError if it does not exist, and DeclarationError if it is invalid.
     """
@@ -64,11 +77,31 @@ def load_experiment(name: str, folder: Path = EXPERIMENTS) -> Experiment:
     except ValueError as error:
         raise DeclarationError(f"{file}: {error}") from None
     try:
-        experiment = Experiment.model_validate(raw)
+        return Experiment.model_validate(raw)
     except ValidationError as error:
         raise DeclarationError(f"{file}: {validation_message(error, Experiment, raw)}") from None
-    check_experiment(experiment)
-    return experiment
+
+
+def read_others(experiment: Experiment, folder: Path) -> dict[str, Experiment]:
+    """Return the other experiments whose variants derived runs consume at any scale: PAPER/FILE/VARIANT.
+
+    Raises DeclarationError for a name of no experiment, or of this one.
+    """
+    others: dict[str, Experiment] = {}
+    for name in experiment.derived:
+        specs = [experiment.derived[name], *(experiment.derived_spec(name, scale) for scale in experiment.scales)]
+        for variant in dict.fromkeys(variant for spec in specs for variant in spec.consumes):
+            other, _, own = variant.rpartition("/")
+            if not other or other in others:
+                continue
+            place = f"{experiment.file}: derived.{name}"
+            if other == experiment.name:
+                raise DeclarationError(f"{place}: {variant} is a variant of this experiment; write {own}")
+            if other not in experiment_names(folder):
+                near = nearest(other, experiment_names(folder))
+                raise DeclarationError(f"{place}: {variant}: no experiment {other!r}{near}")
+            others[other] = read_experiment(other, folder)
+    return others
 
 
 def load_all() -> list[Experiment]:
@@ -90,7 +123,12 @@ def check_experiment(experiment: Experiment) -> None:
     file = experiment.file
     if experiment.scales and PAPER_SCALE not in experiment.scales:
         raise DeclarationError(f"{file}: scales: the scale 'paper' (the recipe as published) is required")
-    if experiment.scales and experiment.train is None:
+    if not experiment.variants and not experiment.derived:
+        raise DeclarationError(f"{file}: variants: this key is required if there are no derived runs")
+    for variant in experiment.variants:
+        if "/" in variant:
+            raise DeclarationError(f"{file}: variants.{variant}: a name must not contain '/'")
+    if experiment.scales and experiment.variants and experiment.train is None:
         raise DeclarationError(f"{file}: train: this key is required if there are scales")
     for scale_name, scale in experiment.scales.items():
         for variant in scale.variants or ():
@@ -198,55 +236,3 @@ def check_compression_claim(claim: MetricClaim, place: str) -> None:
         raise DeclarationError(
             f"{place.rpartition('.')[0]}.statistic: {claim.metric} is a ratio; only 'mean' is possible"
         )
-
-
-def check_derived(experiment: Experiment) -> None:
-    """Check derived runs: unique names, known variants, enough seeds, and members with compatible data."""
-    file, variants = experiment.file, experiment.variants
-    for name, spec in experiment.derived.items():
-        if name in variants:
-            raise DeclarationError(
-                f"{file}: derived.{name}: a variant has the same name; give the derived run another"
-            )
-        for variant in spec.consumes:
-            if variant not in variants:
-                near = nearest(variant, variants)
-                raise DeclarationError(f"{file}: derived.{name}: unknown variant {variant!r}{near}")
-    if experiment.derived and not experiment.scales:
-        raise DeclarationError(f"{file}: derived: derived runs need scales, but the experiment has none")
-    for scale_name, scale in experiment.scales.items():
-        for name in scale.derived:
-            if name not in experiment.derived:
-                near = nearest(name, experiment.derived)
-                raise DeclarationError(f"{file}: scales.{scale_name}.derived: unknown derived run {name!r}{near}")
-        for name in experiment.derived:
-            check_derived_at(experiment, name, scale_name)
-
-
-def check_derived_at(experiment: Experiment, name: str, scale: str) -> None:
-    """Check one derived run at one scale."""
-    file, spec = experiment.file, experiment.derived_spec(name, scale)
-    if unknown := set(spec.consumes) - set(experiment.variants):
-        near = nearest(min(unknown), experiment.variants)
-        raise DeclarationError(f"{file}: scales.{scale}.derived.{name}: unknown variant {min(unknown)!r}{near}")
-    recipes = [experiment.recipe(variant, scale) for variant in spec.consumes]
-    reason = incompatibility(spec, [recipe.data for recipe in recipes]) or untrainable(spec, recipes[0].train)
-    if reason:
-        raise DeclarationError(f"{file}: derived.{name} (at {scale} scale): {reason}")
-    if getattr(spec, "weights", "last") == "average":
-        for variant in spec.consumes:
-            if not experiment.recipe(variant, scale).train.average:
-                raise DeclarationError(
-                    f"{file}: derived.{name}.weights (at {scale} scale): {variant} keeps no average of its"
-                    " weights; declare train.average"
-                )
-    if name not in experiment.derived_at(scale):
-        return
-    for variant, needed in spec.consumes.items():
-        declared = len(experiment.seeds_of(variant, scale))
-        if declared < needed:
-            raise DeclarationError(
-                f"{file}: derived.{name}: {needed} networks of {variant} need {needed} seeds, but there are"
-                f" {declared} at {scale} scale; add seeds in variants.{variant}.seeds, or use fewer networks in"
-                f" scales.{scale}.derived.{name}"
-            )

@@ -62,7 +62,8 @@ def unfinished_runs(experiments: Sequence[Experiment]) -> dict[tuple[str, str, s
 
     Leaves out runs changed by --set, which count for no claim, and runs whose declaration has changed since.
     """
-    declared = {experiment.name: experiment for experiment in experiments}
+    others = {name: other for experiment in experiments for name, other in experiment.others.items()}
+    declared = others | {experiment.name: experiment for experiment in experiments}
     found = {}
     for path in sorted(runs_folder().glob("*/left.json"), key=lambda path: path.stat().st_mtime):
         folder = RunFolder(path.parent)

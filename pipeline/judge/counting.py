@@ -20,13 +20,16 @@ def variants_of(claim: Claim) -> list[str]:
     return list(dict.fromkeys(variant for variant in named if variant is not None))
 
 
-def counted_records(experiment: Experiment, scale: str, records: Iterable[Record]) -> ByVariant:
+def counted_records(
+    experiment: Experiment, scale: str, records: Iterable[Record], others: Sequence[str] = ()
+) -> ByVariant:
     """Return the records that count at `scale`, by variant: of the current declaration, not changed by --set.
 
-    At paper scale only the declared seeds count: adding seeds until a verdict pleases would prove nothing.
+    `others` are variants of other experiments, PAPER/FILE/VARIANT, whose records are returned too. At paper scale
+    only the declared seeds count: adding seeds until a verdict pleases would prove nothing.
     """
     unchanged = [record for record in records if not record.changes]
-    names = [*experiment.variants, *experiment.derived]
+    names = [*experiment.variants, *experiment.derived, *others]
     found = {name: records_of(experiment, scale, name, unchanged) for name in names}
     return {name: rows for name, rows in found.items() if rows}
 
@@ -63,7 +66,7 @@ def declarations_of(
     At paper scale only declared seeds are included, except for runs changed by --set, which count for no claim.
     """
     declared_only = scale == PAPER_SCALE and not changes
-    if name in experiment.variants:
+    if name not in experiment.derived:
         declared = experiment.seeds_of(name, scale)
         chosen = [seed for seed in seeds if not declared_only or seed in declared]
         return set(run_declarations(make_runs(experiment, scale, name, chosen, changes)))

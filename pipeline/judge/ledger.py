@@ -73,7 +73,9 @@ def ledger(
     """
     rows = list(records)
     order = scales or sorted(experiment.scales, key=lambda scale: scale != PAPER_SCALE)
-    by_scale = {scale: counted_records(experiment, scale, rows) for scale in order}
+    by_scale = {
+        scale: counted_records(experiment, scale, rows, experiment.consumed_elsewhere(scale)) for scale in order
+    }
     return [judge_claim(claim, experiment, by_scale, measure, unfinished or {}) for claim in experiment.claims]
 
 
@@ -185,8 +187,8 @@ def judge_at_scale(scale: str, claim: TrainedClaim, experiment: Experiment, reco
     if claim.metric in COST_METRICS and (different := different_setups(records)):
         return cannot_judge(Reason.PROTOCOL_UNSPECIFIED, f"{claim.metric} depends on the hardware: {different}.")
     choices, departures = (
-        [item.what for item in experiment.material(items, variants_of(claim))]
-        for items in (experiment.choices, experiment.departures)
+        [item.what for item in experiment.material("choices", variants_of(claim))],
+        [item.what for item in experiment.material("departures", variants_of(claim))],
     )
     departures += precision_departures(experiment, records)
     verdict = conclude(
@@ -229,8 +231,7 @@ def precision_departures(experiment: Experiment, records: ByVariant) -> list[str
     """Return a departure for each variant trained in a precision that is neither fp32 nor that of its recipe."""
     found = []
     for name, rows in records.items():
-        consumed = experiment.derived[name].consumes if name in experiment.derived else (name,)
-        recipes = [experiment.published(variant).train for variant in consumed]
+        recipes = [experiment.published(variant).train for variant in experiment.consumed(name)]
         declared = {recipe.precision for recipe in recipes if recipe}
         if others := sorted({row.precision for row in rows} - {"fp32"} - declared):
             found.append(f"{name} was computed in {listed(others)}, not in fp32")

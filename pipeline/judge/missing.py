@@ -6,7 +6,7 @@ from pipeline.declare.claims import BoundClaim, Claim, GainClaim, MetricClaim, O
 from pipeline.declare.experiment import Experiment
 from pipeline.judge.counting import ByVariant, variants_of
 from pipeline.judge.verdict import Reason, Verdict, cannot_judge
-from pipeline.plan.expand import make_derived_runs, make_runs
+from pipeline.plan.expand import make_derived_runs, make_runs, member_name
 from pipeline.track.record import FINISHED, Record
 
 TrainedClaim = MetricClaim | BoundClaim | OrderingClaim | GainClaim | RatioClaim
@@ -56,9 +56,9 @@ def unfinished_verdict(
 ) -> Verdict | None:
     """Return "cannot judge" if runs that are declared for a claim at a scale are unfinished; over-budget first."""
     at_scale = {
-        (variant, seed): left
+        (variant if name == experiment.name else f"{name}/{variant}", seed): left
         for (name, at, variant, seed), left in sorted(unfinished.items())
-        if (name, at) == (experiment.name, scale)
+        if at == scale and (name == experiment.name or name in experiment.others)
     }
     missing = missing_runs(claim, experiment, scale, by_variant) if at_scale else set()
     found: dict[tuple[bool, str, str], list[int]] = {}  # (not over budget, variant, why) -> seeds
@@ -101,7 +101,8 @@ def missing_runs(
         }
         for derived in make_derived_runs(experiment, name, scale, runs):
             if (name, derived.seed) not in recorded:
-                found |= {(name, derived.seed), *((member.variant, member.seed) for member in derived.members)}
+                members = {(member_name(experiment, member), member.seed) for member in derived.members}
+                found |= {(name, derived.seed), *members}
     return found - recorded
 
 
@@ -118,7 +119,6 @@ def run_command(experiment: Experiment, scale: str, names: Sequence[str] = (), s
 
     `seeds` is the number of seeds; None: the declared ones.
     """
-    needed = [experiment.derived[name].consumes if name in experiment.derived else [name] for name in names]
-    variants = dict.fromkeys(variant for group in needed for variant in group)
+    variants = dict.fromkeys(variant for name in names for variant in experiment.consumed(name))
     words = [f"repro run {experiment.name} --scale {scale}", *(f"--variant {name}" for name in variants)]
     return " ".join([*words, *([f"--seeds {seeds}"] if seeds else [])])

@@ -33,11 +33,7 @@ def variants_to_run(claim: TrainedClaim, experiment: Experiment, by_scale: Mappi
     """Return the variants and derived runs of a claim that have missing runs at paper scale."""
     by_variant = by_scale.get(PAPER_SCALE, {})
     missing = {variant for variant, _ in missing_runs(claim, experiment, PAPER_SCALE, by_variant)}
-    return [
-        name
-        for name in variants_of(claim)
-        if name in missing or (name in experiment.derived and missing & set(experiment.derived[name].consumes))
-    ]
+    return [name for name in variants_of(claim) if name in missing or missing & set(experiment.consumed(name))]
 
 
 def networks_per_seed(claim: TrainedClaim, experiment: Experiment) -> int:

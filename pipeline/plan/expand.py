@@ -56,14 +56,14 @@ class Run:
 
 @dataclass(frozen=True)
 class DerivedRun:
-    """A result computed from finished runs of one experiment at one scale."""
+    """A result computed from finished runs at one scale."""
 
     experiment: str
     scale: str
     variant: str  # name of the derived run in the experiment
     seed: int  # of its first member
     spec: DerivedSpec
-    members: tuple[Run, ...]  # the runs it consumes
+    members: tuple[Run, ...]  # the runs it consumes, of its experiment or of others
 
     @property
     def changes(self) -> dict[str, Any]:
@@ -86,16 +86,17 @@ class DerivedRun:
 
 def run_declarations(runs: Sequence[Run]) -> list[str]:
     """Return the declaration of each run. The runs of a variant have one recipe, which is serialised once."""
-    hashes: dict[str, dict[int, str]] = {}  # variant -> seed -> hash of recipe and seed
+    hashes: dict[tuple[str, str], dict[int, str]] = {}  # experiment, variant -> seed -> hash of recipe and seed
     for first in runs:
-        if first.variant not in hashes:
+        key = first.experiment, first.variant
+        if key not in hashes:
             train = first.recipe.train.model_copy(update={"start": None})
             recipe = first.recipe.model_copy(update={"train": train})
-            seeds = [run.seed for run in runs if run.variant == first.variant]
-            hashes[first.variant] = declaration_hashes(recipe, seeds)
+            seeds = [run.seed for run in runs if (run.experiment, run.variant) == key]
+            hashes[key] = declaration_hashes(recipe, seeds)
     found = []
     for run in runs:
-        own, start = hashes[run.variant][run.seed], run.recipe.train.start
+        own, start = hashes[run.experiment, run.variant][run.seed], run.recipe.train.start
         if run.start and start:
             own = digest({"run": own, "start": run.start.declaration, "layers": list(start.layers)})
         found.append(own)
@@ -115,7 +116,8 @@ def plan_runs(
     `variants` defaults to those of the scale, and `seeds`, the number of seeds per variant, to the declared seeds;
     `seeds_for` says which are added beyond these. Runs are ordered by seed first, so that an interrupted plan has
     complete comparisons. A derived run follows the last run that it consumes, and is left out if one is missing. A
-    run that starts from another follows it; the other is planned too, even if it is not among `variants`.
+    run that starts from another follows it; the other is planned too, even if it is not among `variants`. The runs
+    of other experiments that derived runs consume are planned too, unless `variants` leaves them out.
 
     Raises UserError for an unknown name or an invalid number of seeds.
     """
@@ -126,31 +128,45 @@ def plan_runs(
         )
     if scale not in experiment.scales:
         raise UserError(f"{experiment.name} has no scale {scale!r}{nearest(scale, experiment.scales)}")
+    elsewhere = experiment.consumed_elsewhere(scale)
     for variant in variants:
-        if variant not in experiment.variants:
-            raise UserError(f"{experiment.name} has no variant {variant!r}{nearest(variant, experiment.variants)}")
+        if variant not in experiment.variants and variant not in elsewhere:
+            near = nearest(variant, [*experiment.variants, *elsewhere])
+            raise UserError(f"{experiment.name} has no variant {variant!r}{near}")
     if seeds is not None and not 1 <= seeds <= MAX_SEEDS:
         raise UserError(f"--seeds {seeds}: must be an integer from 1 to {MAX_SEEDS}")
-    chosen = tuple(dict.fromkeys(variants)) or experiment.variants_at(scale)
+    chosen = tuple(dict.fromkeys(variants)) or (*experiment.variants_at(scale), *elsewhere)
     sequences = {variant: seeds_for(experiment.seeds_of(variant, scale), seeds) for variant in chosen}
     runs = {variant: make_runs(experiment, scale, variant, sequences[variant], changes) for variant in chosen}
     derived: dict[int, list[DerivedRun]] = {}  # largest index of a member's seed in its sequence -> derived runs
     for name in experiment.derived_at(scale, chosen):
         for run in make_derived_runs(experiment, name, scale, runs):
-            last = max(sequences[member.variant].index(member.seed) for member in run.members)
+            last = max(sequences[member_name(experiment, m)].index(m.seed) for m in run.members)
             derived.setdefault(last, []).append(run)
     planned: dict[tuple[str, str, int], Run | DerivedRun] = {}  # experiment, variant, seed -> run
     for index in range(max(map(len, sequences.values()))):
         for variant in chosen:
-            if index < len(sequences[variant]):
+            if index < len(sequences[variant]) and variant not in elsewhere:
                 planned |= {title_of(run): run for run in with_ancestors(runs[variant][index])}
-        planned |= {title_of(run): run for run in derived.get(index, [])}
+        for result in derived.get(index, []):
+            planned |= {title_of(run): run for member in result.members for run in with_ancestors(member)}
+            planned[title_of(result)] = result
     return list(planned.values())
+
+
+def member_name(experiment: Experiment, run: Run) -> str:
+    """Return the name of a run's variant in `experiment`: PAPER/FILE/VARIANT if it belongs to another one."""
+    return run.variant if run.experiment == experiment.name else f"{run.experiment}/{run.variant}"
 
 
 def title_of(run: Run | DerivedRun) -> tuple[str, str, int]:
     """Return experiment, variant and seed."""
     return run.experiment, run.variant, run.seed
+
+
+def member_title(run: Run | DerivedRun, member: Run) -> str:
+    """Return the title of a run that `run` needs, after the experiment's name where it is another one."""
+    return member.title if member.experiment == run.experiment else f"{member.experiment} {member.title}"
 
 
 def with_ancestors(run: Run) -> list[Run]:
@@ -192,8 +208,10 @@ def make_runs(
 ) -> list[Run]:
     """Return the runs of a variant with these seeds, in their order, each with the run that it starts from.
 
-    Raises UserError for an unknown experiment, variant or scale to start from.
+    The variant may be PAPER/FILE/VARIANT, of another experiment. Raises UserError for an unknown experiment,
+    variant or scale to start from.
     """
+    experiment, variant = experiment.owner(variant)
     recipe = experiment.recipe(variant, scale, changes)
     changed = {} if not changes or recipe == experiment.recipe(variant, scale) else dict(changes)
     starts: Sequence[Run | None] = [None] * len(seeds)

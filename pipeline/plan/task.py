@@ -9,7 +9,7 @@ from pydantic import Field, TypeAdapter
 from pipeline.common.provenance import commit
 from pipeline.declare.derived import DerivedSpec
 from pipeline.declare.recipe import Recipe
-from pipeline.plan.expand import DerivedRun, Run
+from pipeline.plan.expand import DerivedRun, Run, member_title
 
 DERIVED_SPEC: TypeAdapter[DerivedSpec] = TypeAdapter(Annotated[DerivedSpec, Field(discriminator="kind")])
 
@@ -56,7 +56,7 @@ class Task:
         else:
             recipe = {"derived": run.spec.model_dump(mode="json")}
         members = zip(run.members, self.needs, strict=True)
-        needs = [{"run": member.title, "identity": need} for member, need in members]
+        needs = [{"run": member_title(run, member), "identity": need} for member, need in members]
         return description | {"recipe": recipe} | ({"needs": needs} if needs else {})
 
     def to_dict(self) -> dict[str, Any]:

@@ -59,8 +59,9 @@ def print_experiment(
     if train and data.crop:
         say(f"training images: {crop_text(data.crop)}", indent=2)
         say(protocols_text(data.test, first=" (also during training)"), indent=2)
-    head("variants")
-    width = max(map(len, experiment.variants))
+    if experiment.variants:
+        head("variants")
+        width = max(map(len, experiment.variants))
     for name, variant in experiment.variants.items():
         network = f"{variant.model.name} {settings_text(variant.model.args)}".rstrip()
         own = override_text(variant.data, variant.train)
@@ -252,7 +253,7 @@ def precision_settings(experiment: Experiment, scale: str) -> dict[str, Any]:
     return {
         key: value
         for key, value in REDUCED_PRECISION.items()
-        if getattr(experiment.train, key) != value and all(getattr(train, key) == value for train in recipes)
+        if recipes and getattr(experiment.train, key) != value and all(getattr(t, key) == value for t in recipes)
     }
 
 
@@ -305,19 +306,25 @@ def lr_drops_text(drops: LrDrops) -> str:
 def work_text(experiment: Experiment, scale: str, records: Sequence[Record]) -> str:
     """Return the runs, optimizer steps and multiply-adds of a scale, and the duration of tracked runs."""
     planned = plan_runs(experiment, scale=scale)
-    runs = [run for run in planned if isinstance(run, Run)]
+    every = [run for run in planned if isinstance(run, Run)]
+    runs = [run for run in every if run.experiment == experiment.name]
     variants, seeds = experiment.variants_at(scale), len(experiment.seeds_at(scale))
     steps = sum(run.recipe.train.steps for run in runs)
     differ = any(len(experiment.seeds_of(variant, scale)) != seeds for variant in variants)
     per_variant = "declared seeds" if differ else plural(seeds, "seed")
     text = (
         f"{plural(len(runs), 'run')} ({plural(len(variants), 'variant')} x {per_variant}), {plural(steps, 'step')}"
+        if runs
+        else "no training of its own"
     )
+    if len(every) > len(runs):
+        names = sorted({run.experiment for run in every} - {experiment.name})
+        text += f", {plural(len(every) - len(runs), 'run')} of {', '.join(names)}"
     derived = sum(isinstance(run, DerivedRun) for run in planned)
     text += f", {plural(derived, 'derived run')}" if derived else ""
     operations = [training_multiply_adds(run) for run in runs]
     known = [value for value in operations if value is not None]
-    if len(known) == len(runs):
+    if runs and len(known) == len(runs):
         text += f", {sum(known):.2g} multiply-adds"
     finished = {record.declaration: record for record in records if record.status == FINISHED}
     measured = [finished[run.declaration] for run in runs if run.declaration in finished]

@@ -12,7 +12,7 @@ def order_lines(runs: Sequence[Run | DerivedRun]) -> list[str]:
     """
     children: dict[str, dict[str, None]] = {}  # variant -> the variants and derived runs that wait for it
     derived: set[str] = set()
-    several = len({run.experiment for run in runs}) > 1
+    several = len({one.experiment for run in runs for one in (run, *run.members)}) > 1
     for run in runs:
         name = node_name(run, several)
         if isinstance(run, DerivedRun):

@@ -65,31 +65,31 @@ class ProgressDisplay:
 
     def on_event(self, event: Event) -> None:
         """Show an event of a task."""
-        run, name = event.task.run, event.task.identity
+        run, name, title = event.task.run, event.task.identity, title_among(event.task, self.tasks)
         if event.kind == "started" and name not in self.bar_of:
-            self.bar_of[name] = self.bars.add_task(run.title, total=step_count(run) or None, speed="")
+            self.bar_of[name] = self.bars.add_task(title, total=step_count(run) or None, speed="")
             if not self.console.is_terminal:
-                self.say(f"{run.title}: {derived_text(run.spec) if isinstance(run, DerivedRun) else 'training'}")
+                self.say(f"{title}: {derived_text(run.spec) if isinstance(run, DerivedRun) else 'training'}")
         if event.kind == "stopping" and not self.stopping:
             self.stopping = True
             self.say(
                 "Stopping at the next step and saving checkpoints. Press Ctrl-C again to end at once", "yellow"
             )
         if event.kind in ("waiting", "note", "stopped"):
-            self.say(f"{run.title}: {event.text}", "yellow")
+            self.say(f"{title}: {event.text}", "yellow")
         if event.kind == "skipped":
-            self.say(f"{run.title} skipped: {event.text}", "yellow")
+            self.say(f"{title} skipped: {event.text}", "yellow")
         if event.kind == "failed":
-            self.bars.console.print(f"{run.title}: {event.text}", style="red", markup=False, soft_wrap=True)
+            self.bars.console.print(f"{title}: {event.text}", style="red", markup=False, soft_wrap=True)
         if event.kind == "ended" and event.record:
             self.ended.add(name)
             record = event.record
             if record.status == FINISHED:
                 error = f"test error {record.metrics[TEST_ERROR]:.2f} %"
                 verb = "trained" if isinstance(run, Run) else "done"
-                self.say(f"{run.title}: {error}, {verb} in {record.seconds:,.0f} s")
+                self.say(f"{title}: {error}, {verb} in {record.seconds:,.0f} s")
             else:
-                self.say(f"{run.title}: did not converge: {record.ended}", "yellow")
+                self.say(f"{title}: did not converge: {record.ended}", "yellow")
         if event.kind in ("ended", "stopped", "failed") and name in self.bar_of:
             self.bars.update(self.bar_of[name], visible=False)
         self.tick()
@@ -117,6 +117,11 @@ class ProgressDisplay:
             self.bars.console.print(text, style=style, markup=False, soft_wrap=True)
 
 
+def title_among(task: Task, tasks: Sequence[Task]) -> str:
+    """Return the title of a run, after the experiment's name where the tasks are of several experiments."""
+    return task.title if any(other.run.experiment != task.run.experiment for other in tasks) else task.run.title
+
+
 def step_count(run: Run | DerivedRun) -> int:
     """Return the number of optimizer steps of a run; 0 for a derived run."""
     return run.recipe.train.steps if isinstance(run, Run) else 0
@@ -124,9 +129,10 @@ def step_count(run: Run | DerivedRun) -> int:
 
 def plan_lines(tasks: Sequence[Task], console: Console) -> None:
     """Print the state of every run and derived run, one per line, and their numbers."""
-    width = max(len(task.run.title) for task in tasks)
+    titles = [title_among(task, tasks) for task in tasks]
+    width = max(map(len, titles))
     unfinished = 0
-    for task in tasks:
+    for task, title in zip(tasks, titles, strict=True):
         folder = RunFolder(task.folder)
         steps = f"{step_count(task.run):,}"
         checkpoint = folder.last_checkpoint(lambda _: None)
@@ -138,7 +144,7 @@ def plan_lines(tasks: Sequence[Task], console: Console) -> None:
             state = f"to do after its runs: {derived_text(task.run.spec)}"
         elif checkpoint:
             state = f"to resume at step {checkpoint[0]:,} of {steps}"
-        console.print(f"{task.run.title:<{width}}  {state}", soft_wrap=True)
+        console.print(f"{title:<{width}}  {state}", soft_wrap=True)
     runs = sum(isinstance(task.run, Run) for task in tasks)
     derived = f" and {plural(len(tasks) - runs, 'derived run')}" if runs < len(tasks) else ""
     console.print(

@@ -61,7 +61,8 @@ def make_report(
 
     counted = [record for rows in counted_records(experiment, scale, records).values() for record in rows]
     rows = [row for row in build_leaderboard([experiment], records) if row.scale == scale]
-    entries = judge_experiments([experiment], counted, [scale])
+    consumed = counted_records(experiment, scale, records, experiment.consumed_elsewhere(scale))
+    entries = judge_experiments([experiment], [record for found in consumed.values() for record in found], [scale])
     stem = f"{experiment.name.replace('/', '-')}-{scale}"
     stamp = ReportStamp(
         report_folder() / f".{stem}.json", report_hash(experiment, scale, rows, entries, counted, tracker)
@@ -73,7 +74,7 @@ def make_report(
     from pipeline.report.page import write_page
     from pipeline.report.text import leaderboard_cells, verdict_cells
 
-    curves = curves_of(counted, tracker)
+    curves = curves_of([record for record in counted if record.variant in experiment.variants], tracker)
     figure = error_curves(experiment, scale, curves, report_folder() / f"{stem}.png") if curves else None
     page = write_page(experiment, scale, rows, entries, figure, report_folder() / f"{stem}.html")
     files = [page, *([figure] if figure else [])]

@@ -19,6 +19,7 @@ from typing import Any, Literal
 from pipeline.common.environment import available_cpus
 from pipeline.common.errors import UserError
 from pipeline.common.signals import count_stop_signals
+from pipeline.plan.expand import member_title
 from pipeline.plan.task import Task
 from pipeline.schedule.execute import execute_task
 from pipeline.track.record import FINISHED, Record
@@ -145,7 +146,7 @@ class TaskQueue:
 
 def mark_skipped(task: Task, unusable: Mapping[str, str]) -> Event:
     """Record in its folder why a task cannot be executed: "needs resnet-56 seed 1, which did not converge"."""
-    titles = [member.title for member in task.run.members]
+    titles = [member_title(task.run, member) for member in task.run.members]
     reasons = [
         f"{title}, which {unusable[need]}"
         for title, need in zip(titles, task.needs, strict=True)

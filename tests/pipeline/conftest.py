@@ -9,6 +9,7 @@ import pytest
 from pipeline.declare.experiment import Experiment
 from pipeline.declare.load import load_experiment
 from pipeline.track.record import Record
+from tests.support.elsewhere import OTHER
 from tests.support.fake_records import fake_record, set_console
 from tests.support.shared_files import once_per_session
 
@@ -66,6 +67,24 @@ def declare(tmp_path: Path) -> Callable[..., Experiment]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
         return load_experiment("toy/depth", tmp_path / "experiments")
+
+    return load_changed
+
+
+@pytest.fixture
+def declare_other(declare: Callable[..., Experiment], tmp_path: Path) -> Callable[..., Experiment]:
+    """Load toy/wide, whose derived run consumes a variant of toy/depth, after replacing pieces of its text."""
+    folder = tmp_path / "experiments"
+
+    def load_changed(*pairs: str) -> Experiment:
+        text = OTHER
+        for old, new in zip(pairs[::2], pairs[1::2], strict=True):
+            assert text.count(old) >= 1, f"{old!r} is not in the declaration"
+            text = text.replace(old, new, 1)
+        if not (folder / "toy" / "depth.yaml").exists():
+            declare()
+        (folder / "toy" / "wide.yaml").write_text(text, encoding="utf-8")
+        return load_experiment("toy/wide", folder)
 
     return load_changed
 

@@ -27,6 +27,7 @@ from pipeline.plan.expand import DerivedRun, plan_runs
 from pipeline.plan.task import Task
 from pipeline.report.launch_plan import plan_summary
 from pipeline.track.run_folder import RunFolder
+from tests.support.elsewhere import ONLY_DERIVED
 from tests.support.launch_tasks import RESNET, declare_only, of_variant, plan_of, set_home, tasks_of
 
 
@@ -88,6 +89,18 @@ def test_an_invalid_request_is_refused(arguments, message):
 def test_a_wrong_name_or_scale_is_refused_before_data_is_read(experiments, message):
     with pytest.raises(UserError, match=message):
         select_runs(LaunchRequest(experiments, "smoke"))
+
+
+def test_a_run_that_two_experiments_need_is_selected_once(tmp_path):
+    """One trains it, the other consumes it in an ensemble."""
+    file = tmp_path / "toy" / "pair.yaml"
+    file.parent.mkdir()
+    file.write_text(ONLY_DERIVED.replace("toy/depth", RESNET), encoding="utf-8")
+    own = select_runs(LaunchRequest((RESNET,), "smoke")).runs
+    both = select_runs(LaunchRequest((str(file), RESNET), "smoke")).runs
+    assert [run for run in both if isinstance(run, DerivedRun) and run.variant == "pair"] == [both[2]]
+    titles = [(run.experiment, run.variant, run.seed) for run in both]
+    assert len(set(titles)) == len(titles) == len(own) + 1
 
 
 def test_a_suite_selects_all_experiments_of_the_scale_and_names_the_others():
@@ -212,7 +225,7 @@ def test_a_derived_run_is_left_out_if_a_network_is_only_on_another_machine(
     found = plan_launch(request, selection, [tracked])
     assert found.tasks == found.todo == runs[1:]  # the others remain
     assert [variant.variant for variant in found.variants] == ["plain-20"]
-    why = "needs plain-20 seed 0, which has not been trained on this machine"
+    why = "needs toy/depth plain-20 seed 0, which has not been trained on this machine"
     assert found.left_out == [(ensemble, why)]
     assert f"Skipped: {ensemble.title} {why}." in plan_summary(found)
     assert RunFolder(ensemble.folder).unfinished() == {}  # a plan writes no files

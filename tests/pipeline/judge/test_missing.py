@@ -141,3 +141,27 @@ def test_derived_run_of_unfinished_members_has_their_reason(declare):
         declared, unfinished_run("failed", "needs plain-20 seed 1, which failed: x", variant="pair")
     )
     assert (reason, "pair seed 0: needs plain-20 seed 1, which failed: x" in sentence) == ("not-run", True)
+
+
+# --- derived runs that consume variants of other experiments ---------------------------------------------------
+
+
+def test_unfinished_members_of_another_experiment_are_named(declare_other):
+    declared = declare_other()
+    reason, sentence = judged_reason(declared, unfinished_run("over-budget", "spent", seed=1))
+    assert (reason, "toy/depth/plain-20 seed 1: spent." in sentence) == ("over-budget", True)
+    unused = unfinished_run("over-budget", "spent", seed=4)  # its fifth seed is in no ensemble
+    assert judged_reason(declared, unused)[0] == "not-run"
+
+
+def test_the_command_names_the_members_of_another_experiment(declare_other):
+    _, sentence = judged_reason(declare_other(), {})
+    command = "repro run toy/wide --scale paper --variant wide --variant toy/depth/plain-20"
+    assert sentence == f"No finished runs. To run them: {command}"
+
+
+def test_a_member_of_another_experiment_that_did_not_converge_is_named(declare_other, declare, record):
+    lost = record(declare(), "plain-20", 3, 0.0, status="not converged", ended="lost", metrics={})
+    reason, sentence = judged_reason(declare_other(), {}, [lost])
+    assert reason == "did-not-converge"
+    assert "did not converge: toy/depth/plain-20 seed 3 (lost)." in sentence

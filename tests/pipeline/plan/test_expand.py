@@ -3,7 +3,17 @@
 import pytest
 
 from pipeline.common.errors import UserError
-from pipeline.plan.expand import DerivedRun, plan_runs, run_title, seed_at, seed_index, seeds_for
+from pipeline.plan.expand import (
+    DerivedRun,
+    member_title,
+    plan_runs,
+    run_declarations,
+    run_title,
+    seed_at,
+    seed_index,
+    seeds_for,
+)
+from tests.support.elsewhere import ONLY_DERIVED, OTHER
 from tests.support.plans import DERIVED_OF_PLAIN_20, first_derived, first_run
 
 
@@ -171,3 +181,74 @@ def test_every_setting_is_part_of_the_declaration_of_a_derived_run(declare, with
     assert (
         first_derived(declare("scales:\n", DERIVED_OF_PLAIN_20.replace(old, new)), "small").declaration != before
     )
+
+
+# --- members of other experiments ----------------------------------------------------------------------------
+
+
+def placed(runs):
+    """Experiment, variant and seed of each run."""
+    return [(run.experiment, run.variant, run.seed) for run in runs]
+
+
+def test_runs_of_another_experiment_come_before_the_derived_run_that_consumes_them(declare_other):
+    depth = "toy/depth"
+    assert placed(plan_runs(declare_other(), scale="paper")) == [
+        *[("toy/wide", "wide", 0), ("toy/wide", "other", 0)],
+        *[("toy/wide", "wide", 1), ("toy/wide", "other", 1)],
+        *[(depth, "plain-20", 0), (depth, "plain-20", 1), ("toy/wide", "mixed", 0)],
+        *[("toy/wide", "wide", 2), ("toy/wide", "other", 2)],
+        *[(depth, "plain-20", 2), (depth, "plain-20", 3), ("toy/wide", "mixed", 2)],
+    ]  # its fifth seed serves no ensemble, so it is not trained here
+
+
+def test_a_scale_takes_the_same_scale_of_the_other_experiment(declare, declare_other):
+    planned = plan_runs(declare_other(), scale="smoke")
+    own = plan_runs(declare(), scale="smoke", variants=["plain-20"])
+    consumed = [run for run in planned if run.experiment == "toy/depth"]
+    assert consumed == own[:2]
+    assert [run.declaration for run in consumed] == [run.declaration for run in own[:2]]
+
+
+def test_chosen_variants_may_include_one_of_another_experiment(declare_other):
+    declared = declare_other()
+    without = plan_runs(declared, scale="smoke", variants=["wide"])
+    both = plan_runs(declared, scale="smoke", variants=["wide", "toy/depth/plain-20"])
+    assert {run.variant for run in without} == {"wide"}
+    assert {run.variant for run in both} == {"wide", "plain-20", "mixed"}
+    with pytest.raises(UserError, match="toy/wide has no variant 'toy/depth/plain-32'"):
+        plan_runs(declared, scale="smoke", variants=["toy/depth/plain-32"])
+
+
+def test_members_of_one_name_from_two_experiments_are_told_apart(declare_other):
+    """Both are called plain-20; the one here is of depth 8."""
+    pairs = [
+        ("  wide: {", "  plain-20: {"),
+        ("{wide: 1", "{plain-20: 1"),
+        ("depth: 20}, train", "depth: 8}, train"),
+    ]
+    declared = declare_other(*(text for pair in pairs for text in pair))
+    mixed = next(run for run in plan_runs(declared, scale="paper") if run.variant == "mixed")
+    assert [run.recipe.model.args["depth"] for run in mixed.members] == [8, 20, 20]
+    assert len(set(run_declarations(mixed.members))) == 3
+    assert run_declarations(mixed.members) == [run.declaration for run in mixed.members]
+
+
+def test_the_other_experiment_is_part_of_the_declaration_by_its_recipe(declare, declare_other):
+    def mixed():
+        return next(run for run in plan_runs(declare_other(), scale="paper") if run.variant == "mixed")
+
+    before = mixed()
+    declare("steps: 64000", "steps: 64001")
+    assert mixed().declaration != before.declaration
+
+
+def test_an_experiment_of_derived_runs_alone_is_planned(declare_other):
+    planned = plan_runs(declare_other(OTHER, ONLY_DERIVED), scale="smoke")
+    assert placed(planned) == [("toy/depth", "plain-20", 0), ("toy/depth", "plain-20", 1), ("toy/wide", "pair", 0)]
+
+
+def test_a_title_names_the_experiment_of_a_member_elsewhere(declare_other):
+    mixed = next(run for run in plan_runs(declare_other(), scale="smoke") if isinstance(run, DerivedRun))
+    titles = [member_title(mixed, member) for member in mixed.members]
+    assert titles == ["toy/depth plain-20 seed 0", "toy/depth plain-20 seed 1", "wide seed 0"]

@@ -33,6 +33,7 @@ from pipeline.report.describe import (
     weights_texts,
     work_text,
 )
+from tests.support.elsewhere import ONLY_DERIVED, OTHER
 from tests.support.ledgers import AS_GAIN
 
 
@@ -287,6 +288,17 @@ def test_derived_runs_are_shown_and_counted(declare, shown):
     assert work_text(declared, "paper", []).startswith(
         "16 runs (3 variants x declared seeds), 1,024,000 steps, 3 derived runs"
     )
+
+
+def test_runs_of_other_experiments_are_counted_apart(declare_other, shown):
+    assert work_text(declare_other(), "smoke", []).startswith(
+        "6 runs (2 variants x 3 seeds), 72 steps, 2 runs of toy/depth, 1 derived run, "
+    )
+    alone = declare_other(OTHER, ONLY_DERIVED)
+    assert work_text(alone, "smoke", []) == "no training of its own, 2 runs of toy/depth, 1 derived run"
+    text = shown(alone)
+    assert "variants" not in text
+    assert text[text.index("derived runs, made from finished runs") + 1] == "pair  average of 2 toy/depth/plain-20"
 
 
 # --- schedules and weights -----------------------------------------------------------------------------------

@@ -37,3 +37,12 @@ def test_variants_of_several_experiments_are_told_apart():
         "alexnet/imagenet alexnet",
         "└─ alexnet/imagenet alexnet-5 (derived)",
     ]
+
+
+def test_a_derived_run_is_a_branch_of_its_member_in_another_experiment(declare_other):
+    assert order_lines(plan_runs(declare_other(), scale="smoke")) == [
+        "toy/depth plain-20",
+        "└─ toy/wide mixed (derived)",
+        "toy/wide wide",
+        "└─ toy/wide mixed (derived)",
+    ]
