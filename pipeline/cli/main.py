@@ -21,12 +21,12 @@ from rich.markup import escape
 
 from pipeline.cli import cluster as cli_cluster
 from pipeline.cli import data as cli_data
+from pipeline.cli import leaderboard as cli_leaderboard
 from pipeline.cli import run as cli_run
 from pipeline.cli.run import parse_changes
 from pipeline.cli.tables import (
     print_coverage,
     print_experiments,
-    print_leaderboard,
     print_ledger,
     print_published,
     print_table,
@@ -319,29 +319,9 @@ def evaluate(
         print_published([result])
 
 
-@app.command()
-def leaderboard(
-    experiment: OptionalName = None,
-    as_json: AsJson = False,
-) -> None:
-    """Rank networks by test error, with the paper's error beside it."""
-    from pipeline.declare.load import load_all, load_experiment
-    from pipeline.report.leaderboard import build_leaderboard
-    from pipeline.track.published_results import load_results
+app.command()(cli_leaderboard.leaderboard)
 
-    declared = [load_experiment(experiment)] if experiment else load_all()
-    rows = build_leaderboard(declared, cli_cluster.collect_with_warnings().records)
-    imported = [] if experiment else load_results()
-    if as_json:
-        own = [{"kind": "trained here"} | row.to_dict() for row in rows]
-        print_json(own + [{"kind": "published weights"} | row.to_dict() for row in imported])
-        return
-    if rows:
-        print_leaderboard(rows)
-    if imported:
-        print_published(imported)
-    if not rows and not imported:
-        out.print("No finished runs. Start some: [bold]repro run EXPERIMENT --scale laptop[/]")
+app.command("diff")(cli_leaderboard.diff)
 
 
 @app.command()

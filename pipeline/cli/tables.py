@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pipeline.declare.experiment import Experiment
     from pipeline.judge.coverage import PrintedRow
     from pipeline.judge.ledger import LedgerEntry
-    from pipeline.report.leaderboard import LeaderboardRow
+    from pipeline.report.leaderboard import Error, LeaderboardRow
     from pipeline.track.published_results import PublishedResult
 
 
@@ -43,38 +43,65 @@ def print_experiments(experiments: "list[Experiment]") -> None:
         out.print()
 
 
-def print_leaderboard(rows: "list[LeaderboardRow]") -> None:
-    """Print one table per experiment, scale and data set."""
-    from pipeline.report.text import leaderboard_cells
+HEADS = {  # column of the leaderboard -> short name, so that the table fits in 80 characters
+    "network": "network",
+    "experiment": "experiment",
+    "top-1 error %": "top-1 error %",
+    "top-5 error %": "top-5 %",
+    "training error %": "training %",
+    "paper top-1 %": "paper %",
+    "difference": "difference",
+    "verdict": "verdict",
+    "seeds": "seeds",
+    "test-set noise": "noise",
+    "parameters": "parameters",
+    "multiply-adds": "multiply-adds",
+    "time per run": "time",
+}
 
-    groups: dict[tuple[str, str, str, str], list[LeaderboardRow]] = {}
+ONLY_WIDE = ("parameters", "multiply-adds", "time per run")  # columns that are left out on a narrow terminal
+
+WIDE = 120  # columns
+
+
+def print_leaderboard(rows: "list[LeaderboardRow]", by: "Error" = "top1") -> None:
+    """Print one table per data set, test protocol and scale, ranked by top-1 or top-5 error."""
+    from pipeline.report.leaderboard import ranked
+
+    for group in ranked(rows, by):
+        print_ranked(group, by)
+
+
+def print_ranked(rows: "list[LeaderboardRow]", by: "Error") -> None:
+    """Print one table of the leaderboard. The rows have one data set, test protocol and scale."""
+    from pipeline.report.text import leaderboard_cells, without_empty_columns
+
+    data, protocol, scale = rows[0].group
+    experiments = {row.experiment for row in rows}
+    cells = []
     for row in rows:
-        groups.setdefault((row.experiment, row.scale, row.data, row.protocol), []).append(row)
-    for (experiment, scale, data, protocol), group in groups.items():
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        table.add_column("network", overflow="fold")
-        heads = {  # column -> short name, so that the table fits in 80 characters
-            "top-1 error %": "top-1 error %",
-            "top-5 error %": "top-5 %",
-            "training error %": "training %",
-            "paper top-1 %": "paper %",
-            "seeds": "seeds",
-            "test-set noise": "noise",
-        }
-        for head in heads.values():
-            table.add_column(head, justify="right")
-        for row in group:
-            cells = leaderboard_cells(row)
-            cells["paper top-1 %"] = "" if row.paper is None else f"{row.paper:g}"
-            table.add_row(escape(cells["network"]), *(cells[name] for name in heads))
-        images = ", ".join(sorted({f"{row.images:,}" for row in group if row.images}))
-        shown = f", {protocol}" if protocol else ""
-        out.print(f"[bold]{experiment} at {scale} scale on {data}[/] ({images or 'no'} test images{shown})")
-        out.print(table)
-        other = {row.paper_data for row in group if row.paper is not None} - {data}
-        if other:
-            say(f"The paper's errors are on {', '.join(sorted(other))}.")
-        out.print()
+        own = leaderboard_cells(row) | {"experiment": row.experiment if len(experiments) > 1 else ""}
+        paper = row.paper_top5 if by == "top5" else row.paper
+        own["paper top-1 %"] = "" if paper is None else f"{paper:g}"
+        cells.append({column: own[column] for column in HEADS})
+    cells = without_empty_columns(cells)
+    compared = "difference" in cells[0]
+    left_out = (
+        () if out.width >= WIDE else (*ONLY_WIDE, *(("training error %", "test-set noise") if compared else ()))
+    )
+    images = ", ".join(sorted({f"{row.images:,}" for row in rows if row.images}))
+    shown = f", {protocol}" if protocol else ""
+    where = f"at {scale} scale on {data}" if len(experiments) == 1 else f"{data} at {scale} scale"
+    title = f"{rows[0].experiment} {where}" if len(experiments) == 1 else where
+    out.print(f"[bold]{title}[/] ({images or 'no'} test images{shown})", soft_wrap=not out.is_terminal)
+    print_table(
+        [{HEADS[name]: text for name, text in one.items() if name not in left_out} for one in cells],
+        left=("network", "experiment", "verdict"),
+    )
+    other = {row.paper_data for row in rows if row.paper is not None} - {data}
+    if other:
+        say(f"The paper's errors are on {', '.join(sorted(other))}.")
+    out.print()
 
 
 def print_published(rows: "list[PublishedResult]") -> None:

@@ -124,7 +124,7 @@ def check_experiment(experiment: Experiment) -> None:
     if experiment.scales and PAPER_SCALE not in experiment.scales:
         raise DeclarationError(f"{file}: scales: the scale 'paper' (the recipe as published) is required")
     if not experiment.variants and not experiment.derived:
-        raise DeclarationError(f"{file}: variants: this key is required if there are no derived runs")
+        raise DeclarationError(f"{file}: variants: this key is required without derived runs")
     for variant in experiment.variants:
         if "/" in variant:
             raise DeclarationError(f"{file}: variants.{variant}: a name must not contain '/'")

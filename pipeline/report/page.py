@@ -13,7 +13,7 @@ from pipeline.judge.ledger import LedgerEntry
 from pipeline.judge.verdict import Reason
 from pipeline.report.deviations import deviation_groups
 from pipeline.report.leaderboard import LeaderboardRow
-from pipeline.report.text import headlines, leaderboard_cells, verdict_cells
+from pipeline.report.text import headlines, leaderboard_table, verdict_cells
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 CLASSES = {"✔": "good", "▲": "good", "✘": "bad", "!": "note", "–": "open"}
@@ -40,7 +40,7 @@ def write_page(
             experiment=experiment,
             scale=scale,
             why=experiment.scales[scale].why,
-            rows=[leaderboard_cells(row) for row in rows],
+            rows=leaderboard_table(rows),
             figure=base64.b64encode(figure.read_bytes()).decode() if figure else None,
             verdicts=[(row, CLASSES[row["verdict"][0]]) for row in verdicts],
             headlines=headlines(entries),

@@ -10,7 +10,7 @@ from pipeline.declare.experiment import Experiment
 from pipeline.judge.collect import judge_experiments
 from pipeline.judge.counting import counted_records
 from pipeline.judge.ledger import LedgerEntry
-from pipeline.report.leaderboard import LeaderboardRow, build_leaderboard
+from pipeline.report.leaderboard import LeaderboardRow, build_leaderboard, with_verdicts
 from pipeline.track.mlflow_pages import publish_experiment
 from pipeline.track.record import Record
 from pipeline.track.run_folder import RunFolder
@@ -60,9 +60,10 @@ def make_report(
     from pipeline.report.stamp import ReportStamp, report_hash
 
     counted = [record for rows in counted_records(experiment, scale, records).values() for record in rows]
-    rows = [row for row in build_leaderboard([experiment], records) if row.scale == scale]
+    board = [row for row in build_leaderboard([experiment], records) if row.scale == scale]
     consumed = counted_records(experiment, scale, records, experiment.consumed_elsewhere(scale))
     entries = judge_experiments([experiment], [record for found in consumed.values() for record in found], [scale])
+    rows = with_verdicts(board, entries)
     stem = f"{experiment.name.replace('/', '-')}-{scale}"
     stamp = ReportStamp(
         report_folder() / f".{stem}.json", report_hash(experiment, scale, rows, entries, counted, tracker)
@@ -72,7 +73,7 @@ def make_report(
         return ExperimentReport(rows, entries, figures[0] if figures else None, page)
     from pipeline.report.figures import error_curves
     from pipeline.report.page import write_page
-    from pipeline.report.text import leaderboard_cells, verdict_cells
+    from pipeline.report.text import leaderboard_table, verdict_cells
 
     curves = curves_of([record for record in counted if record.variant in experiment.variants], tracker)
     figure = error_curves(experiment, scale, curves, report_folder() / f"{stem}.png") if curves else None
@@ -81,7 +82,7 @@ def make_report(
     run_id = ""
     if tracker and rows:
         tables = {
-            "leaderboard": [leaderboard_cells(row) for row in rows],
+            "leaderboard": leaderboard_table(rows),
             "verdicts": [verdict_cells(entry) for entry in entries],
         }
         note = mlflow_note(experiment, scale, tables["leaderboard"], entries)

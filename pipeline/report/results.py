@@ -25,12 +25,13 @@ from pipeline.judge.verdict import Outcome, Reason
 from pipeline.report.describe import derived_text
 from pipeline.report.deviations import deviation_lines
 from pipeline.report.figures import ensemble_chart, error_curves
-from pipeline.report.leaderboard import LeaderboardRow, build_leaderboard
+from pipeline.report.leaderboard import LeaderboardRow, build_leaderboard, with_verdicts
 from pipeline.report.publish import curves_of
 from pipeline.report.text import (
     by_category,
     headlines,
     leaderboard_cells,
+    leaderboard_table,
     markdown,
     outcome_counts,
     short_commit,
@@ -131,8 +132,9 @@ def collect_results(experiments: Sequence[Experiment], records: Sequence[Record]
         for scale in experiment.scales:
             own = by_scale.get((experiment.name, scale))
             if own:
+                entries = entries_of_runs(experiment, own, scale)
                 rows = [row for row in build_leaderboard([experiment], own) if row.scale == scale]
-                found.append(ScaleResults(experiment, scale, own, rows, entries_of_runs(experiment, own, scale)))
+                found.append(ScaleResults(experiment, scale, own, with_verdicts(rows, entries), entries))
     return found
 
 
@@ -212,7 +214,7 @@ def section(result: ScaleResults, figures: Figures) -> str:
     ]
     if scale == PAPER_SCALE:
         lines += [f"- {line}" for line in deviation_lines(experiment)]
-    lines += ["", markdown([leaderboard_cells(row) for row in result.rows]), ""]
+    lines += ["", markdown(leaderboard_table(result.rows)), ""]
     for end, title in FIGURES.items():
         if figure := figures.get((experiment.name, scale, end)):
             lines += [f"![{title}]({figure})", ""]

@@ -55,12 +55,57 @@ def leaderboard_cells(row: LeaderboardRow) -> dict[str, str]:
         "top-5 error %": percent(row.top5),
         "training error %": percent(row.train),
         "paper top-1 %": paper_number(row),
+        "difference": difference_text(row),
+        "verdict": row.verdict,
         "seeds": seeds,
         "images": f"{row.images:,}" if row.seeds else "",
         "test-set noise": "" if row.noise is None else f"± {percent(row.noise)}",
+        "parameters": "" if row.parameters is None else short_number(row.parameters),
+        "multiply-adds": "" if row.multiply_adds is None else short_number(row.multiply_adds),
+        "time per run": "" if row.seconds is None else duration_text(row.seconds),
         "scale": row.scale,
         "data": f"{row.data}, {row.protocol}" if row.protocol else row.data,
     }
+
+
+def leaderboard_table(rows: Sequence[LeaderboardRow]) -> list[dict[str, str]]:
+    """Return rows of the leaderboard as text, without the columns that are empty in all of them."""
+    return without_empty_columns([leaderboard_cells(row) for row in rows])
+
+
+def without_empty_columns(rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """Return rows of cells without the columns that are empty in all of them."""
+    kept = [name for name in (rows[0] if rows else ()) if any(row[name] for row in rows)]
+    return [{name: row[name] for name in kept} for row in rows]
+
+
+def difference_text(row: LeaderboardRow) -> str:
+    """Return our error minus the paper's with its interval: "+0.31 (+0.10 to +0.52)"."""
+    if row.difference is None:
+        return ""
+    if row.difference_interval is None:
+        return f"{row.difference:+.2f}"
+    low, high = row.difference_interval
+    return f"{row.difference:+.2f} ({low:+.2f} to {high:+.2f})"
+
+
+def short_number(number: float) -> str:
+    """Return a number with three digits and a letter: "270 k", "25.6 M", "4.09 G"."""
+    for factor, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= factor:
+            return (
+                f"{number / factor:.3g} {letter}"
+                if number < 999.5 * factor
+                else f"{number / factor:,.0f} {letter}"
+            )
+    return f"{number:.0f}"
+
+
+def duration_text(seconds: float) -> str:
+    """Return a duration in the largest unit that fits: "42 s", "3.5 min", "7.2 h"."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def published_cells(row: "PublishedResult") -> dict[str, str]:

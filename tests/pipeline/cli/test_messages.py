@@ -1,5 +1,6 @@
 """Output and exit codes of the commands, in this process, without training and servers. See also test_main.py."""
 
+import csv
 import io
 import json
 import os
@@ -218,6 +219,7 @@ def test_verify_without_a_name_judges_every_experiment(command, known):
     assert all(f"\n{name}\n" in out for name in FEW_EXPERIMENTS[1:])
 
 
+@pytest.mark.usefixtures("few_experiments")
 def test_verify_takes_an_experiment_or_a_suite(command, known):
     assert command("verify", RESNET, "--suite", "cs231n")[2] == "error: give an experiment or --suite, not both\n"
     assert command("verify", "--suite", "cs")[2] == "error: unknown suite 'cs'; known suites: cs231n\n"
@@ -248,11 +250,57 @@ def test_leaderboard_ranks_networks_beside_the_paper_s_number(command, known):
     assert code == 0
     lines = out.splitlines()
     assert lines[0] == f"{RESNET} at paper scale on cifar10 (10,000 test images)"
-    heads = ("network", "top-1 error %", "top-5 %", "training %", "paper %", "seeds", "noise")
-    assert lines[1].split() == " ".join(heads).split()
-    assert lines[2].split() == ["resnet-20", "8.75", "±", "0.11", "0.88", "4.38", "8.75", "5", "±", "0.28"]
+    heads = "network  top-1 error %  top-5 %  training %  paper %  difference  verdict  seeds  noise  parameters"
+    assert lines[1].split() == [*heads.split(), "multiply-adds", "time"]
+    found = "resnet-20 8.75 ± 0.11 0.88 4.38 8.75 +0.00 (-0.11 to +0.11) reproduced 5 ± 0.28 270 k 40.6 M 60 s"
+    assert lines[2].split() == found.split()  # t(0.95) is 2.132 with 4 degrees of freedom; 2.132 x 0.112 / sqrt(5)
     # The label of a changed run is not interpreted as rich markup.
     assert lines[3].split()[:2] == ["plain-20", "[train.lr=0.05]"]
+
+
+def test_leaderboard_of_a_paper_by_data_and_scale(command, known):
+    known(*row("resnet-20", AGREES), *row("resnet-20", [50.0, 60.0], scale="smoke"))
+    assert command("leaderboard", "resnet")[1] == command("leaderboard", RESNET)[1]
+    _, out, _ = command("leaderboard", "resnet", "--scale", "smoke")
+    assert (out.count("at smoke scale"), out.count("at paper scale")) == (1, 0)
+    _, out, _ = command("leaderboard", "resnet", "--data", "cifar10")
+    assert (out.count("at smoke scale"), out.count("at paper scale")) == (0, 1)
+    _, _, err = command("leaderboard", "resnet", "--data", "cifar1")
+    assert err == "error: --data cifar1: no results on this data set; did you mean 'cifar10'?\n"
+    _, _, err = command("leaderboard", "resnet", "--scale", "papr")
+    assert err == "error: --scale papr: unknown scale; did you mean 'paper'?\n"
+
+
+def test_leaderboard_as_json_csv_and_markdown(command, known):
+    known(*row("resnet-20", AGREES))
+    (found,) = json.loads(command("leaderboard", RESNET, "--json")[1])
+    head, values = csv.reader(io.StringIO(command("leaderboard", RESNET, "--csv")[1]))
+    assert head == list(found)
+    shown = dict(zip(head, values, strict=True))
+    assert (shown["variant"], shown["top1"], shown["verdict"]) == ("resnet-20", str(found["top1"]), "reproduced")
+    assert json.loads(shown["difference_interval"]) == found["difference_interval"]
+    lines = command("leaderboard", RESNET, "--markdown")[1].splitlines()
+    assert lines[0] == f"| {' | '.join(head)} |"
+    assert lines[2].count(" | ") == len(head) - 1
+    assert command("leaderboard", "--json", "--csv")[2] == "error: give one of --json and --csv\n"
+
+
+def test_diff_lists_what_differs(command, known):
+    first, second = row("resnet-20", [8.5, 8.75])
+    known(first, replace(second, threads=2))
+    code, out, _ = command("diff", "resnet-20/0", "resnet-20/1")
+    assert code == 0
+    lines = [line.split() for line in out.splitlines()]
+    assert lines[0] == ["first", first.identity[:8], f"{RESNET}/resnet-20/0", "at", "paper"]
+    assert ["declaration", "seed", "0", "1"] in lines
+    assert ["environment", "threads", "1", "2"] in lines
+    assert ["result", "test/top1_error_pct", "8.5", "8.75"] in lines
+    assert "No differences:" in command("diff", "resnet-20/0", "resnet-20/0")[1]
+    found = json.loads(command("diff", "resnet-20/0", "resnet-20/1", "--json")[1])
+    assert {"part": "environment", "name": "threads", "first": 1, "second": 2} in found
+    assert command("diff", "resnet-2/0", "resnet-20/1")[2] == (
+        "error: no finished run 'resnet-2/0'; use VARIANT/SEED, as in 'resnet-20/0'\n"
+    )
 
 
 def test_a_network_that_did_not_converge_is_in_the_leaderboard(command, known):

@@ -73,7 +73,7 @@ def test_an_experiment_may_consist_of_derived_runs_of_others(declare_other):
 
 def test_an_experiment_without_variants_and_derived_runs_is_an_error(declare_other):
     text = ONLY_DERIVED.replace("derived: {pair: {kind: ensemble, members: {toy/depth/plain-20: 2}}}\n", "")
-    with pytest.raises(DeclarationError, match="variants: this key is required if there are no derived runs"):
+    with pytest.raises(DeclarationError, match="variants: this key is required without derived runs"):
         declare_other(OTHER, text)
     with pytest.raises(DeclarationError, match=r"variants\.a/b: a name must not contain '/'"):
         declare_other("  other: {", "  a/b: {")

@@ -6,8 +6,10 @@ from statistics import fmean, stdev
 
 import pytest
 
+from pipeline.declare.load import load_experiment
+from pipeline.judge.ledger import ledger
 from pipeline.plan.expand import plan_runs
-from pipeline.report.leaderboard import build_leaderboard, paper_error
+from pipeline.report.leaderboard import build_leaderboard, paper_error, ranked, with_sizes, with_verdicts
 
 PLAIN, DEEP = [9.4, 9.5, 9.9], [10.4, 10.5, 10.6]
 
@@ -81,6 +83,80 @@ def test_papers_number_has_its_data_set(experiment, seed_records):
 def test_papers_number_is_its_mean_top_1_error(declare, old, new):
     assert paper_error(declare(), "plain-20") == 9.5
     assert paper_error(declare(old, new), "plain-20") is None
+
+
+def test_difference_is_measured_at_paper_scale_on_the_papers_data_only(experiment, seed_records):
+    def row(**other):
+        return only(
+            build_leaderboard([experiment], seed_records(experiment, "plain-20", [9.6, 9.7, 9.8], **other))
+        )
+
+    assert row().difference == pytest.approx(0.2)  # the paper's error is 9.5
+    assert row().difference_interval == pytest.approx((0.2 - 0.1686, 0.2 + 0.1686), abs=1e-4)
+    assert row(scale="laptop").difference is None
+    assert row(changes={"train.lr": 0.05}).difference is None
+    assert row(data="cifar10-jpeg").difference is None
+
+
+def with_protocols(record, errors):
+    metrics = {"test/images": 50_000.0, "test/top1_error_pct": 30.0, "test/top5_error_pct": 11.0}
+    for protocol, error in errors.items():
+        own = {"top1_error_pct": error, "top5_error_pct": error / 3, "images": 50_000.0}
+        metrics |= {f"test/{protocol}/{name}": value for name, value in own.items()}
+    return replace(record, metrics=metrics)
+
+
+def test_each_test_protocol_has_its_row_with_the_papers_numbers(seed_records):
+    vgg = load_experiment("vgg/imagenet")
+    errors = {"dense-of-256": 30.0, "dense-of-224-256-288": 26.9}
+    records = [with_protocols(one, errors) for one in seed_records(vgg, "vgg-16", [30.0])]
+    rows = build_leaderboard([vgg], records)
+    assert [(row.protocol, row.top1, row.paper, row.paper_top5) for row in rows] == [
+        ("dense-of-224-256-288", 26.9, 26.6, 8.6),  # Table 4
+        ("dense-of-256", 30.0, 27.0, 8.8),  # Table 3
+    ]
+
+
+def test_a_protocol_that_not_all_runs_have_measured_has_no_row(seed_records):
+    vgg = load_experiment("vgg/imagenet")
+    first, second = seed_records(vgg, "vgg-16", [30.0, 30.0])
+    records = [with_protocols(first, {"dense-of-224-256-288": 26.9}), with_protocols(second, {})]
+    assert [row.protocol for row in build_leaderboard([vgg], records)] == ["dense-of-256"]
+
+
+def test_rows_of_all_experiments_are_ranked_by_data_protocol_and_scale(experiment, seed_records):
+    rows = build_leaderboard(
+        [experiment],
+        [
+            *seed_records(experiment, "plain-20", [9.6]),
+            *seed_records(experiment, "plain-32", [9.1]),
+            *seed_records(experiment, "resnet-20", [40.0], scale="laptop"),
+        ],
+    )
+    other = [replace(row, experiment="other/x", top1=9.3, top5=0.1) for row in rows if row.variant == "plain-20"]
+    groups = ranked([*rows, *other])
+    assert [[(row.experiment, row.variant) for row in group] for group in groups] == [
+        [("toy/depth", "plain-32"), ("other/x", "plain-20"), ("toy/depth", "plain-20")],
+        [("toy/depth", "resnet-20")],
+    ]
+    assert ranked([*rows, *other], "top5")[0][0].experiment == "other/x"
+
+
+def test_rows_get_the_verdict_of_the_papers_error(experiment, seed_records):
+    records = seed_records(experiment, "plain-20", [9.4, 9.5, 9.6, 9.5, 9.5])
+    records += seed_records(experiment, "plain-20", [1.0, 1.1], scale="laptop")
+    entries = ledger(experiment, records, lambda *_: 0)
+    rows = with_verdicts(build_leaderboard([experiment], records), entries)
+    assert [(row.scale, row.verdict) for row in rows] == [("paper", "reproduced"), ("laptop", "")]
+    few = with_verdicts(rows, ledger(experiment, records[:2], lambda *_: 0))
+    assert few[0].verdict == "cannot judge: underpowered"
+
+
+def test_rows_of_variants_get_the_size_of_their_networks(experiment, seed_records):
+    rows = build_leaderboard([experiment], seed_records(experiment, "plain-20", PLAIN))
+    sizes = {"model/parameters": 269_722, "model/multiply_adds": 40_551_808}
+    (row,) = with_sizes(rows, [experiment], lambda metric, *_: sizes[metric])
+    assert (row.parameters, row.multiply_adds) == (269_722, 40_551_808)
 
 
 def test_changed_runs_have_a_labelled_row(experiment, seed_records):

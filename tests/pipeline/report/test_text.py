@@ -10,6 +10,7 @@ from pipeline.report.leaderboard import build_leaderboard
 from pipeline.report.text import (
     MARKS,
     claim_counts,
+    duration_text,
     headlines,
     leaderboard_cells,
     markdown,
@@ -17,7 +18,9 @@ from pipeline.report.text import (
     outcome_counts,
     runs_text,
     short_commit,
+    short_number,
     verdict_cells,
+    without_empty_columns,
 )
 
 
@@ -46,12 +49,46 @@ def test_row_of_the_leaderboard(experiment, seed_records):
         "top-5 error %": "0.96",
         "training error %": "4.80",
         "paper top-1 %": "9.5 (cifar10)",
+        "difference": "",
+        "verdict": "",
         "seeds": "3",
         "images": "10,000",
         "test-set noise": "± 0.29",  # 100 sqrt(0.096 * 0.904 / 10000)
+        "parameters": "",
+        "multiply-adds": "",
+        "time per run": "60 s",
         "scale": "laptop",
         "data": "digits",
     }
+
+
+def test_empty_columns_are_left_out():
+    assert without_empty_columns([{"a": "", "b": "1", "c": ""}, {"a": "", "b": "", "c": "2"}]) == [
+        {"b": "1", "c": ""},
+        {"b": "", "c": "2"},
+    ]
+    assert without_empty_columns([]) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(640, "640"), (269_722, "270 k"), (999_700, "1,000 k"), (25_557_032, "25.6 M"), (4_089_184_256, "4.09 G")],
+)
+def test_short_numbers_have_three_digits(number, text):
+    assert short_number(number) == text
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(42.4, "42 s"), (210, "3.5 min"), (25_920, "7.2 h")])
+def test_durations_have_the_largest_unit_that_fits(seconds, text):
+    assert duration_text(seconds) == text
+
+
+def test_difference_has_its_interval(experiment, seed_records):
+    """t(0.95) with 2 degrees of freedom is 2.920; 2.920 x 0.1 / sqrt(3) = 0.169."""
+    (cells,) = cells_of(experiment, seed_records(experiment, "plain-20", [9.6, 9.7, 9.8]))
+    assert cells["difference"] == "+0.20 (+0.03 to +0.37)"
+    (cells,) = cells_of(experiment, seed_records(experiment, "plain-20", [9.4]))
+    assert cells["difference"] == "-0.10"
 
 
 def test_data_cell_has_the_protocol(experiment, seed_records):
