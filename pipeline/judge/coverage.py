@@ -27,6 +27,7 @@ PLACE = re.compile(
     re.IGNORECASE,
 )
 NUMBER = re.compile(r"\d+(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?")
+PERCENTAGE = re.compile(r"(\d+(?:\.\d+)?)\s*%")
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def result_rows(
         for measured, values in groups.items()
         for name, cell in values.items()
     ]
-    found = match_results([cell for cell in cells if not cell[3].claims], experiments)
+    found = match_results(cells, experiments)
     for place, measured, name, cell in cells:
         key = f"{place}: {name}"
         named = require_claims(cell.claims, by_name, f"{folder}/{PRINTED_FILE}: results.{place}.{measured}.{name}")
@@ -143,13 +144,19 @@ def check_reasons(folder: str, reasons: Mapping[str, str], rows: Sequence[Printe
 def match_results(
     cells: Sequence[tuple[str, str, str, Cell]], experiments: Sequence[Experiment]
 ) -> dict[tuple[str, str, str], tuple[str, ...]]:
-    """Return printed result -> its claim. A claim counts for one result of each place that its source names."""
+    """Return printed result without claims -> its claim.
+
+    A claim counts for one result of each place that its source names; results that name it come first.
+    """
+    named = [(claim, source) for source, _, _, cell in cells for claim in cell.claims]
+    cells = [cell for cell in cells if not cell[3].claims]
     offers = [
         (experiment, claim, place)
         for experiment in experiments
         for claim in experiment.claims
         if claim.by == "paper"
         for place in sorted(places(claim.source))
+        if not any(name == f"{experiment.name}/{claim.id}" and is_at(place, source) for name, source in named)
     ]
     allowed = np.array(
         [
@@ -190,22 +197,28 @@ def is_at(place: str, source: str) -> bool:
 
 
 def fits(measured: str, value: float | str, claim: Claim, experiment: Experiment) -> bool:
-    """Does a claim state the printed value? An accuracy may be claimed as an error."""
+    """Does a claim state the printed value? An accuracy may be claimed as an error.
+
+    The number of an error or accuracy is a percentage, and no property of a network or recipe.
+    """
     metric = getattr(claim, "metric", "")
     if metric.startswith("test/") and ("top5" in metric) != ("top-5" in measured):
         return False
+    is_percentage = "%" in measured
+    if is_percentage and metric.startswith(("model/", "recipe/")):
+        return False
     numbers = [float(number) for number in NUMBER.findall(value)] if isinstance(value, str) else [value]
-    claimed = claimed_numbers(claim, experiment)
+    claimed = claimed_numbers(claim, experiment, PERCENTAGE if is_percentage else NUMBER)
     accepted = [number * factor for number in numbers for factor in FACTORS]
     if "accuracy" in measured:
         accepted += [100 - number for number in numbers]
     return any(abs(a - c) <= 1e-6 * max(abs(a), abs(c)) for a in accepted for c in claimed)
 
 
-def claimed_numbers(claim: Claim, experiment: Experiment) -> list[float]:
-    """Return the numbers of a claim: its own, that of a printed value, or those in an open claim's text."""
+def claimed_numbers(claim: Claim, experiment: Experiment, pattern: re.Pattern[str]) -> list[float]:
+    """Return the numbers of a claim: its own, that of a printed value, or those of an open claim that match."""
     if isinstance(claim, OpenClaim):
-        return [float(number.replace(",", "")) for number in NUMBER.findall(claim.says)]
+        return [float(number.replace(",", "")) for number in pattern.findall(claim.says)]
     found = [getattr(claim, "claimed", None)]
     for metric in (claim.metric, getattr(claim, "over_metric", None) or ""):
         kind, _, name = metric.partition("/")

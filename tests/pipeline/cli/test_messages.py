@@ -229,7 +229,8 @@ def test_verify_takes_an_experiment_or_a_suite(command, known):
 def test_coverage_counts_printed_rows_and_names_the_missing_ones(command, monkeypatch):
     results = {"Table 6": {"CIFAR-10 test, error %": {"ResNet-20": 8.75, "ResNet-99": 1.25}}}
     printed = PrintedFile.model_validate({"results": results, "lecture": {"depth": {"says": "It is deep"}}})
-    monkeypatch.setattr("pipeline.declare.load.load_all", lambda: [load_experiment(RESNET)])
+    experiment = load_experiment(RESNET).model_copy(update={"not_claimed": ()})  # names rows of the real file
+    monkeypatch.setattr("pipeline.declare.load.load_all", lambda: [experiment])
     monkeypatch.setattr("pipeline.declare.load.load_all_printed", lambda: {"resnet": printed})
     code, out, _ = command("verify", "--coverage")
     assert code == 1

@@ -68,11 +68,32 @@ def test_as_many_results_as_possible_are_claimed(declare):
     [
         ("parameters, M", 0.27, True),  # claimed as 270,000
         ("parameters, M", 0.28, False),
+        (ERROR, 0.27, False),  # an error is no number of parameters
     ],
 )
 def test_units_are_compared(experiment, measured, value, claimed):
     row = rows(experiment, results={"Table 6": {measured: {"plain-20": value}}})["Table 6: plain-20"]
     assert bool(row.claims) is claimed
+
+
+@pytest.mark.parametrize(("value", "claimed"), [(4.8, True), (7.0, False)])
+def test_an_open_claim_states_its_percentages_only(declare, value, claimed):
+    open_claim = '  - {id: served, kind: open, says: "7 networks have an error of 4.8 %", source: "Figure 6", '
+    experiment = declare("departures:", f"{open_claim}reason: no-labels, why: secret}}\ndepartures:")
+    row = rows(experiment, results={"Figure 6": {ERROR: {"seven": value}}})["Figure 6: seven"]
+    assert row.claims == (("toy/depth/served",) if claimed else ())
+
+
+def test_a_claim_that_a_result_names_is_found_for_no_other_of_its_place(experiment):
+    named = {"value": 9.5, "claims": ["toy/depth/error"]}
+    results = {"Figure 6": {ERROR: {"plain-44": 9.5, "plain-20": named}}}
+    found = rows(experiment, results=results)
+    assert found["Figure 6: plain-20"].claims == ("toy/depth/error",)
+    assert found["Figure 6: plain-44"].is_missing
+    found = rows(
+        experiment, results={"Table 1": {ERROR: {"plain-20": named}}, "Figure 6": {ERROR: {"plain-44": 9.5}}}
+    )
+    assert found["Figure 6: plain-44"].claims == ("toy/depth/error",)
 
 
 def test_accuracy_may_be_claimed_as_error_and_top_1_is_not_top_5(experiment):
