@@ -117,9 +117,7 @@ class Mlpconv(nn.Module):
 class NIN(nn.Module):
     """Three mlpconv layers and a head, in the order of the table."""
 
-    def __init__(
-        self, form: DataSet, head: Head, *, dropout: bool, num_classes: int, in_channels: int
-    ) -> None:
+    def __init__(self, form: DataSet, head: Head, *, dropout: bool, num_classes: int, in_channels: int) -> None:
         super().__init__()
         released = RELEASED_CONFIGURATIONS[form]
         (kernel1, *filters1), (kernel2, *filters2), (kernel3, *filters3) = released.mlpconv
@@ -184,8 +182,9 @@ def nin(
 ) -> NIN:
     """Return the network for one data set: CIFAR 3 x 32 x 32, SVHN 3 x 32 x 32 or MNIST 1 x 28 x 28.
 
-    `form` is the data set. `dropout` is that between the mlpconv layers (section 4.2). `head` is "average" for global average pooling; for the comparison of section 4.6
-    (Table 5) it is "fc" for a fully connected layer or "fc-dropout" for dropout and a fully connected layer.
+    `form` is the data set. `dropout` is that between the mlpconv layers (section 4.2). `head` is "average" for
+    global average pooling; for the comparison of section 4.6 (Table 5) it is "fc" for a fully connected layer or
+    "fc-dropout" for dropout and a fully connected layer.
     Raises ValueError for a form or head that is not in the paper.
     """
     if form not in RELEASED_CONFIGURATIONS:
