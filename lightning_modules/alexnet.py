@@ -42,8 +42,9 @@ Left open by the paper, and what is done here:
     and the output. The paper describes no net for Figure 1; the usual substitute is that project's "18 %" net,
     four layers including the output. It normalises within a map and after pooling; here both nets have the
     normalisation of section 3.3 with the constants of the 11 % file, k 1, n 5, alpha 0.001 / 5, beta 0.75. Weights
-    are normal with the standard deviations of the files, biases zero. The files read pixels of 0 to 255, this
-    project of 0 to 1, so the standard deviation of conv1 is 255 times the file's 0.0001: the same function.
+    are normal with the standard deviations of the files, biases zero. That of conv1, 0.0001, is for pixels of 0 to
+    255, as the files read them: use `normalise: raw-mean-image`. The files crop images to 24 x 24 for the net of
+    section 3.3; here both nets read 32 x 32.
 
     local=False   output          filters                  local=True   output          filters
     conv1         32 x 32 x 32    5x5, pad 2               conv1        64 x 32 x 32    5x5, pad 2
@@ -129,7 +130,7 @@ ALEXNET: Table = {
 }
 REMOVABLE = ("conv3", "conv4", "fc6", "fc7")  # arXiv:1311.2901, Table 3
 FIGURE_1: Table = {
-    "conv1": ConvSpec(32, 5, padding=2, std=255 * 0.0001),
+    "conv1": ConvSpec(32, 5, padding=2, std=0.0001),
     "lrn1": LRNSpec(k=1.0, alpha=0.001 / 5),
     "pool1": PoolSpec(round_up=True),
     "conv2": ConvSpec(32, 5, padding=2),
@@ -140,7 +141,7 @@ FIGURE_1: Table = {
     "fc": LinearSpec(10),
 }
 SECTION_3_3: Table = {
-    "conv1": ConvSpec(64, 5, padding=2, std=255 * 0.0001),
+    "conv1": ConvSpec(64, 5, padding=2, std=0.0001),
     "lrn1": LRNSpec(k=1.0, alpha=0.001 / 5),
     "pool1": PoolSpec(round_up=True),
     "conv2": ConvSpec(64, 5, padding=2),

@@ -14,6 +14,8 @@ cross channel parametric pooling", section 3.1), each followed by ReLU.
     pool         10                  global average; softmax
 966,986 parameters; 984,356 for CIFAR-100, whose last layer has 100 filters; 1,986,026 for SVHN; 349,674 for MNIST.
 
+Section 4.2 compares with the network without dropout (`dropout=False`), which has the same parameters.
+
 Section 4.6 compares the global average with a fully connected layer in its place (`head`): from 10 x 8 x 8 = 640
 inputs to 10 classes, 6,410 parameters more, with and without dropout before it.
 
@@ -115,17 +117,19 @@ class Mlpconv(nn.Module):
 class NIN(nn.Module):
     """Three mlpconv layers and a head, in the order of the table."""
 
-    def __init__(self, form: DataSet, head: Head, *, num_classes: int, in_channels: int) -> None:
+    def __init__(self, form: DataSet, head: Head, *, dropout: bool, num_classes: int, in_channels: int) -> None:
         super().__init__()
         released = RELEASED_CONFIGURATIONS[form]
         (kernel1, *filters1), (kernel2, *filters2), (kernel3, *filters3) = released.mlpconv
         self.fixed_image_size = None if head == "average" else released.image_size
         self.mlpconv1 = Mlpconv(in_channels, kernel1, filters1, released.mlpconv1_init_std)
         self.pool1 = nn.MaxPool2d(3, stride=2, ceil_mode=True)
-        self.dropout1 = nn.Dropout(0.5)
+        if dropout:
+            self.dropout1 = nn.Dropout(0.5)
         self.mlpconv2 = Mlpconv(filters1[-1], kernel2, filters2)
         self.pool2 = nn.MaxPool2d(3, stride=2, ceil_mode=True)
-        self.dropout2 = nn.Dropout(0.5)
+        if dropout:
+            self.dropout2 = nn.Dropout(0.5)
         self.mlpconv3 = Mlpconv(filters2[-1], kernel3, (*filters3, num_classes))
         if head == "average":
             self.pool = nn.AdaptiveAvgPool2d(1)
@@ -168,11 +172,19 @@ def init_normal(layer: nn.Conv2d | nn.Linear, std: float) -> None:
         nn.init.zeros_(layer.bias)
 
 
-def nin(*, form: DataSet = "cifar10", head: Head = "average", num_classes: int = 10, in_channels: int = 3) -> NIN:
+def nin(
+    *,
+    form: DataSet = "cifar10",
+    head: Head = "average",
+    dropout: bool = True,
+    num_classes: int = 10,
+    in_channels: int = 3,
+) -> NIN:
     """Return the network for one data set: CIFAR 3 x 32 x 32, SVHN 3 x 32 x 32 or MNIST 1 x 28 x 28.
 
-    `form` is the data set. `head` is "average" for global average pooling; for the comparison of section 4.6
-    (Table 5) it is "fc" for a fully connected layer or "fc-dropout" for dropout and a fully connected layer.
+    `form` is the data set. `dropout` is that between the mlpconv layers (section 4.2). `head` is "average" for
+    global average pooling; for the comparison of section 4.6 (Table 5) it is "fc" for a fully connected layer or
+    "fc-dropout" for dropout and a fully connected layer.
     Raises ValueError for a form or head that is not in the paper.
     """
     if form not in RELEASED_CONFIGURATIONS:
@@ -180,7 +192,7 @@ def nin(*, form: DataSet = "cifar10", head: Head = "average", num_classes: int =
         raise ValueError(f"form {form!r} is not one of the paper's data sets: {known}")
     if head not in get_args(Head):
         raise ValueError(f"head {head!r} is not one of section 4.6: {', '.join(get_args(Head))}")
-    return NIN(form, head, num_classes=num_classes, in_channels=in_channels)
+    return NIN(form, head, dropout=dropout, num_classes=num_classes, in_channels=in_channels)
 
 
 class NINImageNet(nn.Sequential):

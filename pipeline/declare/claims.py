@@ -129,19 +129,23 @@ class OrderingClaim(BaseClaim):
 
 
 class RatioClaim(BaseClaim):
-    """The ratio lhs / rhs of a metric of trained networks, paired by seed."""
+    """The ratio lhs / rhs of a metric of trained networks, paired by seed: a number, or below or above it."""
 
     kind: Literal["ratio"]
     lhs: str
     rhs: str
     metric: str
+    op: Literal["=", "<", ">"] = "="  # "=": equal within the margin
     claimed: PositiveFloat
-    margin: PositiveFloat
+    margin: NonNegativeFloat = 0.0
 
     @model_validator(mode="after")
     def _fits(self) -> "RatioClaim":
-        if self.margin >= self.claimed:
-            raise ValueError(f"the margin of a ratio must be less than the claimed {self.claimed:g}")
+        if self.op != "=":
+            if self.margin:
+                raise ValueError(f"op {self.op!r} takes no margin")
+        elif not 0 < self.margin < self.claimed:
+            raise ValueError(f"the margin of a ratio must be > 0 and less than the claimed {self.claimed:g}")
         return self
 
 

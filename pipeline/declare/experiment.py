@@ -12,6 +12,7 @@ from pipeline.declare.derived import (
     COMPRESSION_METRICS,
     ERROR_METRICS,
     TRANSFER_METRICS,
+    ColumnSpec,
     CompressionSpec,
     DerivedSpec,
     EnsembleSizesSpec,
@@ -233,6 +234,8 @@ class Experiment(FrozenModel):
             at_paper = self.derived_spec(name, PAPER_SCALE)
             if isinstance(at_paper, EnsembleSizesSpec):
                 more = tuple(at_paper.metrics(protocols))
+            elif isinstance(at_paper, ColumnSpec) and not data.crop:
+                more = tuple(f"trainset/{error}" for error in ERROR_METRICS)
         errors = [f"{part}{by}/{error}" for part in parts for by in protocols for error in ERROR_METRICS]
         return [*errors, *more]
 

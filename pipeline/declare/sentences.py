@@ -131,7 +131,8 @@ def sentence(claim: Mapping[str, Any], value: str) -> str:
             points = " points" if metric_unit(claim) else ""
             return f"The {metric_words(claim)} of {lhs} is {value}{points} lower than that of {rhs}"
         case "ratio":
-            return f"The {metric_words(claim)} of {claim.get('lhs')} is {value} times that of {claim.get('rhs')}"
+            times = COMPARISONS.get(str(claim.get("op")), "") + value
+            return f"The {metric_words(claim)} of {claim.get('lhs')} is {times} times that of {claim.get('rhs')}"
     return ""
 
 

@@ -3,15 +3,22 @@
 Larsson et al. 2016 (arXiv:1605.07648), Table 1 (the deepest column) and Table 4 (each column). The column keeps
 the weights and the batch-norm statistics of the whole network's training, in which it is alone in some
 mini-batches and joined with others in the rest. Nothing is trained, and no statistics are measured again.
+
+Images in memory are all evaluated, those of the training part too, without augmentation: `trainset/loss` is the
+training loss of a column of Table 4.
 """
 
+import torch.nn.functional as F
 from torch import nn
 
 from lightning_modules.fractalnet import FractalNet, extract_column
 from pipeline.common.errors import UserError
 from pipeline.common.words import plural
+from pipeline.data.batches import evaluation_batches
 from pipeline.declare.derived import ColumnSpec
 from pipeline.derive.context import DerivedContext, DerivedResult
+from pipeline.train.evaluate import EVAL_BATCH, ErrorCounts, evaluate_batches
+from pipeline.train.in_memory import InMemoryData
 
 
 def column_index(network: nn.Module, spec: ColumnSpec) -> int:
@@ -33,6 +40,17 @@ def run_column(context: DerivedContext) -> DerivedResult:
     assert isinstance(spec, ColumnSpec)
     index = column_index(network, spec)
     assert isinstance(network, FractalNet)
-    metrics = context.errors([extract_column(network, index)], protocols=spec.test)
+    column, data = extract_column(network, index), context.datasets[0]
+    metrics = context.errors([column], protocols=spec.test)
+    if isinstance(data, InMemoryData):
+        found = context.cached("trainset", lambda: training_errors(column, data, bf16=context.bf16))
+        metrics |= found.metrics("trainset")
     depth = network.column_depths[index]
     return DerivedResult(metrics, f"column {index + 1} of {network.columns}, {plural(depth, 'convolution')}")
+
+
+def training_errors(network: nn.Module, data: InMemoryData, *, bf16: bool) -> ErrorCounts:
+    """Return the errors on all training images, without augmentation, as a run measures its `trainset` errors."""
+    images = data.training
+    batches = evaluation_batches(data.batch_builder(images), images.labels, batch_size=EVAL_BATCH)
+    return evaluate_batches(network, batches, F.cross_entropy, expected=len(images), bf16=bf16)

@@ -275,7 +275,7 @@ def compare(claim: TrainedClaim, records: ByVariant) -> Verdict:
         case GainClaim():
             return judge_gain(*sides, claimed=claim.claimed, margin=claim.margin, names=side_names(claim))
         case RatioClaim():
-            return judge_ratio(*sides, claimed=claim.claimed, margin=claim.margin)
+            return judge_ratio(*sides, claimed=claim.claimed, margin=claim.margin, op=claim.op)
     raise AssertionError(claim)
 
 

@@ -152,18 +152,20 @@ def _judge_differences(
     return _place_verdict(test, what=subject, region=region, effect=test.mean_over_spread, unpaired=unpaired)
 
 
-def judge_ratio(lhs: Mapping[int, float], rhs: Mapping[int, float], *, claimed: float, margin: float) -> Verdict:
-    """Test whether the ratio lhs / rhs, paired by seed, is equivalent to the claimed one.
+def judge_ratio(
+    lhs: Mapping[int, float],
+    rhs: Mapping[int, float],
+    *,
+    claimed: float,
+    margin: float = 0.0,
+    op: Literal["=", "<", ">"] = "=",
+) -> Verdict:
+    """Test whether the ratio lhs / rhs, paired by seed, is equivalent to the claimed one, below or above it.
 
-    The test is on the logarithms. The estimate is the geometric mean of the ratios; the interval is that of the
-    mean logarithm, exponentiated.
+    "=": equal within the margin. "<" and ">": one-sided, without a margin. The test is on the logarithms. The
+    estimate is the geometric mean of the ratios; the interval is that of the mean logarithm, exponentiated.
     """
-    require_number("claimed", claimed)
-    require_margin(margin, above_zero=True)
-    if claimed - margin <= 0:
-        raise ValueError(
-            f"the claimed ratio {show_value(claimed)} minus its margin {show_value(margin)} must be above zero"
-        )
+    low, high, region = _claimed_ratios(claimed, margin, op)
     for side, values in (("left", lhs), ("right", rhs)):
         negative = [seed for seed, value in values.items() if value < 0]
         if negative:
@@ -183,12 +185,30 @@ def judge_ratio(lhs: Mapping[int, float], rhs: Mapping[int, float], *, claimed: 
     if unfit:
         return unfit
     scale = max(1.0, *(abs(math.log(x)) for pair in pairs for x in pair))
-    test = interval_test(logs(), low=math.log(claimed - margin), high=math.log(claimed + margin), scale=scale)
+    test = interval_test(logs(), low=low, high=high, scale=scale)
     effect = test.mean_over_spread
     test = replace(test, estimate=math.exp(test.estimate), low=math.exp(test.low), high=math.exp(test.high))
     what = f"The mean ratio of left to right over {len(pairs)} paired seeds"
-    region = f"{show_value(claimed)} ± {show_value(margin)}"
     return _place_verdict(test, what=what, region=region, effect=effect, unpaired=unpaired)
+
+
+def _claimed_ratios(claimed: float, margin: float, op: Literal["=", "<", ">"]) -> tuple[float, float, str]:
+    """Return the logarithms between which a claimed ratio lies, and the words for the range."""
+    require_number("claimed", claimed)
+    require_margin(margin, above_zero=op == "=")
+    if claimed - margin <= 0:
+        raise ValueError(
+            f"the claimed ratio {show_value(claimed)} minus its margin {show_value(margin)} must be above zero"
+        )
+    match op:
+        case "=":
+            region = f"{show_value(claimed)} ± {show_value(margin)}"
+            return math.log(claimed - margin), math.log(claimed + margin), region
+        case "<":
+            return -math.inf, math.log(claimed), f"less than {show_value(claimed)}"
+        case ">":
+            return math.log(claimed), math.inf, f"more than {show_value(claimed)}"
+    raise ValueError(f"unknown op {op!r} for a ratio; use '=', '<' or '>'")
 
 
 def _place_verdict(

@@ -106,7 +106,8 @@ def claim_formula(claim: Claim) -> str:
     if isinstance(claim, GainClaim):
         return f"{claim.rhs} - {claim.lhs} = {claim.claimed:g} ± {claim.margin:g}; "
     if isinstance(claim, RatioClaim):
-        return f"{claim.lhs} / {claim.rhs}; "
+        op = f" {claim.op} {claim.claimed:g}" if claim.op != "=" else ""
+        return f"{claim.lhs} / {claim.rhs}{op}; "
     number = getattr(claim, "claimed", None)
     op = f"{claim.op} " if isinstance(claim, ExactClaim) and claim.op != "=" else ""
     texts = [str(number), f"{number:,}"] if isinstance(number, int | float) else [str(number)]

@@ -156,6 +156,15 @@ def test_dropout_is_active_only_in_training():
     assert torch.equal(network(x), network(x))
 
 
+def test_network_without_dropout_has_the_same_scores_at_test_and_none_dropped_in_training():
+    with_dropout, without = nin().eval(), nin(dropout=False).train()
+    without.load_state_dict(with_dropout.state_dict())  # the same layers with weights
+    x = torch.randn(2, 3, 32, 32)
+    assert not [m for m in without.modules() if isinstance(m, nn.Dropout)]
+    torch.testing.assert_close(without(x), with_dropout(x))
+    assert not torch.equal(with_dropout.train()(x), without(x))
+
+
 def test_only_the_fc_dropout_head_has_dropout_before_it():
     for head, rates in (("fc", [0.5] * 2), ("fc-dropout", [0.5] * 3)):
         assert [m.p for m in meta_nin("cifar10", head=head).modules() if isinstance(m, nn.Dropout)] == rates

@@ -242,10 +242,12 @@ def test_column_is_a_number_or_the_deepest(declare, number):
 def test_column_has_the_metrics_and_protocols_of_its_run(declare):
     for number in ("2", "deepest"):
         declared = declare("scales:\n", COLUMN.replace("column: 2", f"column: {number}"))
-        assert declared.measured("column", named=True) == [f"test/{error}" for error in ERROR_METRICS]
+        errors = [f"{part}/{error}" for part in ("test", "trainset") for error in ERROR_METRICS]
+        assert declared.measured("column", named=True) == errors
         assert declared.derived["column"].consumes == {"plain-20": 1}
     cropped = declare(*WITH_CROP, "scales:\n", COLUMN)
     assert cropped.protocols("column", "paper") == ("dense-of-256",)
+    assert not [name for name in cropped.measured("column", named=True) if name.startswith("trainset")]
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,8 @@ SENTENCES = [
     ({"ordering": "a < a", "metric": "test/of-2/loss", "rhs_metric": "test/loss"},
      "a (ensembles of 2) has a lower test loss than a (the first protocol)"),
     ({"lhs": "a", "rhs": "b", "metric": "train/seconds", "claimed": 0.75}, "The training time of a is 0.75 times that of b"),
+    ({"lhs": "a", "rhs": "b", "metric": ERROR, "op": "<", "claimed": 0.8},
+     "The top-1 test error of a is less than 0.8 times that of b"),
     ({"ordering": "a < b", "metric": "train/peak_memory_mib"}, "a has a lower peak memory than b"),
     ({"ordering": "a > b", "metric": "train/images_per_second"}, "a has a higher training speed than b"),
     ({"ordering": "a < b", "metric": "train/steps_to_25_pct_error"},

@@ -55,8 +55,9 @@ def scores_by_hand(weights, number, x):
 
 def test_column_has_the_errors_of_its_own_path(fractal_run, fractal_folder, tmp_path):
     images, losses = images_of("noise"), {}
-    pixels = BatchBuilder(images.test, normalise=fit_normaliser("per-pixel-mean", images.train))(
-        torch.arange(len(images.test))
+    normalise = fit_normaliser("per-pixel-mean", images.train)
+    pixels, seen = (
+        BatchBuilder(part, normalise=normalise)(torch.arange(len(part))) for part in (images.test, images.train)
     )
     for number in (1, 2, 3):
         record = make_in(tmp_path / str(number), derived_of(column(number), [fractal_run]), [fractal_folder])
@@ -65,6 +66,10 @@ def test_column_has_the_errors_of_its_own_path(fractal_run, fractal_folder, tmp_
         assert losses[number] == pytest.approx(float(F.cross_entropy(scores, images.test.labels)), rel=1e-5)
         assert record.metrics["test/top1_error_pct"] == int((scores.argmax(1) != images.test.labels).sum())
         assert record.metrics["test/images"] == 100
+        scores = scores_by_hand(load_file(fractal_folder.network_file), number, seen)
+        loss = float(F.cross_entropy(scores, images.train.labels))
+        assert record.metrics["trainset/loss"] == pytest.approx(loss, rel=1e-5)
+        assert record.metrics["trainset/images"] == len(images.train)
         assert record.ended == f"column {number} of 3, {4 * len(PATHS[number])} convolutions"
     assert len({fractal_folder.result().metrics["test/loss"], *losses.values()}) == 4
 

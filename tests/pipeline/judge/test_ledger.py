@@ -505,6 +505,12 @@ def test_ratio_of_times_on_the_same_hardware_is_judged(declare, seed_records):
     verdict = judge_by_id(declared, rows)["ratio"].verdict
     assert verdict.outcome == "reproduced"
     assert verdict.measured == pytest.approx(1.1)
+    # The same times, claimed to differ by less and by more than a number.
+    claims = [claim for claim in declared.claims if claim.id == "ratio"]
+    for op, outcome in (("<", "reproduced"), (">", "not reproduced")):
+        bounded = [claim.model_copy(update={"op": op, "claimed": 1.2, "margin": 0.0}) for claim in claims]
+        changed = declared.model_copy(update={"claims": tuple(bounded)})
+        assert judge_by_id(changed, rows)["ratio"].verdict.outcome == outcome
 
 
 @pytest.mark.parametrize(

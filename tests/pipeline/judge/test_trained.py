@@ -118,6 +118,23 @@ def test_ratio_outcomes(claimed, margin, outcome):
     assert low * high == pytest.approx(verdict.measured**2)  # symmetric in logarithms
 
 
+@pytest.mark.parametrize(
+    ("op", "claimed", "outcome"),
+    [
+        ("<", 2.2, "reproduced"),
+        ("<", 1.8, "not reproduced"),
+        (">", 1.8, "reproduced"),
+        (">", 2.2, "not reproduced"),
+    ],
+)
+def test_ratio_below_or_above_a_number(op, claimed, outcome):
+    verdict = judge_ratio(seeds(1.98, 4.0, 6.06), seeds(1, 2, 3), op=op, claimed=claimed)
+    assert verdict.outcome == outcome
+    assert f"less than {claimed}" in verdict.sentence if op == "<" else f"more than {claimed}" in verdict.sentence
+    # An interval on both sides of the number decides nothing.
+    assert judge_ratio(seeds(1.98, 4.0, 6.06), seeds(1, 2, 3), op=op, claimed=2.0).outcome == "cannot judge"
+
+
 def test_sentence_has_estimate_interval_and_claimed_range():
     assert judge_metric(seeds(*NARROW), claimed=8.75, margin=0.5).sentence == (
         "The mean error of 3 seeds is 10 % (90 % interval 9.831 to 10.17 %). Claimed is 8.75 ± 0.5 %: "
@@ -264,6 +281,7 @@ V = seeds(1, 2, 3)
         (lambda: judge_ordering(V, V, op="~"), "> 0"),
         (lambda: judge_ordering(V, V, op=">", margin=-0.1), ">= 0, not -0.1"),
         (lambda: judge_ordering(V, {}, op=">"), "no values to judge on the right"),
+        (lambda: judge_ratio(V, V, claimed=1, op="<="), "unknown op '<='"),
         (lambda: judge_ratio(V, seeds(1, -1, 2), claimed=1, margin=0.1), "the right side is negative at seed 1"),
         (lambda: judge_gain(V, V, claimed=math.inf, margin=1), "claimed must be a finite number"),
         (lambda: judge_gain(V, V, claimed=1, margin=0), "> 0, not 0"),
