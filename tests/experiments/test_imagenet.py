@@ -363,9 +363,10 @@ def shards(tmp_path_factory):
 def test_it_trains_one_step(name, variant, shards, tmp_path):
     first, *_ = LOADED[name].published(variant).data.test
     changes = {"train.steps": 1, "train.batch_size": 2, "train.lr_drops": None, "data.test": [first]}
+    changes["train.start"] = None  # the network starts from its initial weights
     if LOADED[name].train.average:
         changes["train.average.since"] = 0
-    run = make_runs(LOADED[name], "paper", variant, [0], changes)[0]  # from its initial weights
+    run = make_runs(LOADED[name], "paper", variant, [0], changes)[0]
     record = train(task_at(tmp_path, run, shards), shards)
     assert record.status == "finished", record.ended
     assert record.metrics[f"test/{first}/images"] == 2
