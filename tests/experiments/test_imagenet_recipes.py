@@ -134,6 +134,18 @@ def test_densities_of_deep_compression_leave_about_the_printed_parameters(derive
     assert round(weights / sum(kept.values())) == times
 
 
+@pytest.mark.parametrize("name", ["squeezenet/compression", "deep_compression/imagenet"])
+def test_the_stand_in_does_not_judge_what_a_compression_loses(name):
+    """A network that has learned nothing cannot get worse: the claims' protocol is not used there."""
+    declared = LOADED[name]
+    claims = [claim for claim in declared.claims if isinstance(claim, OrderingClaim)]
+    assert claims
+    for claim in claims:
+        for side in (claim.lhs, claim.rhs):
+            assert claim.metric.split("/")[1] in declared.protocols(side, "paper")
+            assert claim.metric.split("/")[1] not in declared.protocols(side, "stand-in")
+
+
 # --- printed sizes and directions agree with the printed errors ----------------------------------------------
 
 
