@@ -19,7 +19,8 @@ projections.
 Left open by the paper, and what is done here:
   * The activation of conv1 precedes pool1, as in arXiv:1512.03385 and fb.resnet.torch.
   * The stride of a unit is in its first 1x1, as in arXiv:1512.03385. fb.resnet.torch, which trained the
-    ResNet-200 of 20.1 % in Table 5, has it in the 3x3.
+    ResNet-200 of 20.1 % in Table 5, has it in the 3x3; its projections take the input of a unit before the
+    activation and are followed by batch normalisation.
   * Projections and initialisation are as for CIFAR. Padding of pool1 is as in `resnet_imagenet`.
 """
 

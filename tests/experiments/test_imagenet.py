@@ -47,8 +47,30 @@ EPOCHS = {  # passes through the images, and images in a batch; VGG and ResNet p
     "alexnet/imagenet": (90, 128),
     "zfnet/imagenet": (70, 128),
     "googlenet/imagenet": (250, 256),
+    "preact_resnet/imagenet": (90, 256),
+    "wide_resnet/imagenet": (90, 256),
+    "resnext/imagenet": (100, 256),
+    "stochastic_depth/imagenet": (90, 128),
+    "densenet/imagenet": (90, 256),
 }
-UPDATES = {"vgg/imagenet": 370_000, "resnet/imagenet": 600_000}
+UPDATES = {
+    "vgg/imagenet": 370_000,
+    "resnet/imagenet": 600_000,
+    "squeezenet/imagenet": 170_000,
+    "squeezenet/design_space": 170_000,
+    "squeezenet/compression": 170_000,
+    "deep_compression/imagenet": 360_000,  # Caffe's AlexNet
+}
+ANY_SIZE = {  # networks with global average pooling, which have smaller crops at stand-in scale
+    "plain_imagenet",
+    "resnet_imagenet",
+    "preact_resnet_imagenet",
+    "wide_resnet_imagenet",
+    "resnext_imagenet",
+    "stochastic_depth_imagenet",
+    "densenet_imagenet",
+    "squeezenet",
+}
 VIEWS = {  # images of one picture that a network is shown, and at how many sizes
     ("alexnet/imagenet", "alexnet", "10-crop-227-of-square-256"): (10, 1),
     ("vgg/imagenet", "vgg-16-jitter", "dense-of-256-384-512"): (6, 3),
@@ -63,6 +85,7 @@ TEST_SET = {  # top-5 errors on the test set of 2012, which nobody can measure: 
     "vgg/imagenet": ["7.3", "7.3", "7.0", "6.8", "7.0"],  # section 4.2, Tables 6 and 7
     "googlenet/imagenet": ["6.67"],  # Table 2
     "resnet/imagenet": ["3.57"],  # Table 5
+    "resnext/imagenet": ["3.03"],  # section 5.1
 }
 # Zeiler and Fergus 2013, Table 3: top-1 errors on the training set.
 TABLE_3 = ["35.1", "41.8", "27.4", "27.4", "71.1", "40.3", "26.8", "33.1", "38.2", "22.0", "18.8", "10.0"]
@@ -74,15 +97,18 @@ CENTRE_CROP = {  # the ResNet authors' page of released models: top-1 and top-5
 QUICK = ("googlenet-with-aux", "resnet-18-a", "plain-18")  # seconds; the others have to wait for -m slow
 
 
-def test_the_papers_of_the_challenge_are_trained_on_photographs():
-    assert set(TRAINED) == {f"{paper}/imagenet" for paper in ("alexnet", "googlenet", "resnet", "vgg", "zfnet")}
+def test_every_experiment_on_photographs_has_a_known_length():
+    assert set(TRAINED) == set(EPOCHS) | set(UPDATES)
 
 
 @pytest.mark.parametrize("key", PHOTOGRAPHS, ids=lambda key: "-".join(map(str, key)))
 def test_a_crop_is_the_image_that_the_network_is_said_to_read(key):
     seen = PHOTOGRAPHS[key]
-    smaller = key[-1] == "stand-in" and seen.model.name in ("resnet_imagenet", "plain_imagenet")  # read any size
-    assert NETWORKS[seen.model.name].image[1] == (224 if smaller else seen.data.crop.side)
+    published = NETWORKS[seen.model.name].image[1]
+    if key[-1] == "stand-in" and seen.model.name in ANY_SIZE:
+        assert seen.data.crop.side <= published
+    else:
+        assert seen.data.crop.side == published
 
 
 @functools.cache
@@ -149,7 +175,7 @@ def test_updates_are_the_papers(name):
         assert train_.steps == UPDATES[name]
 
 
-@pytest.mark.parametrize("name", sorted(set(TRAINED) - {"googlenet/imagenet"}))
+@pytest.mark.parametrize("name", [f"{paper}/imagenet" for paper in ("alexnet", "zfnet", "vgg", "resnet")])
 def test_the_rate_falls_when_the_validation_error_plateaus(name):
     """All four papers say so; none says after how many epochs, which is a material choice."""
     declared = LOADED[name]
@@ -180,9 +206,15 @@ def test_googlenets_rate_falls_every_8_epochs():
     assert drops.factor == 1 - 0.04
 
 
+def error_claims(name):
+    """The claims of an error in percent; others are of a compressed file."""
+    claims = [claim for claim in LOADED[name].claims if isinstance(claim, MetricClaim)]
+    return [claim for claim in claims if claim.metric.endswith("_error_pct")]
+
+
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_margin_is_three_standard_errors_of_the_validation_set(name):
-    claims = [claim for claim in LOADED[name].claims if isinstance(claim, MetricClaim)]
+    claims = error_claims(name)
     assert claims
     for claim in claims:
         share = claim.claimed / 100
@@ -191,9 +223,10 @@ def test_a_margin_is_three_standard_errors_of_the_validation_set(name):
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_an_error_names_the_protocol_that_it_was_measured_by(name):
+    for claim in error_claims(name):
+        assert claim.metric.split("/")[1] in LOADED[name].protocols(claim.of, "paper"), claim.id
     for claim in LOADED[name].claims:
         if isinstance(claim, MetricClaim):
-            assert claim.metric.split("/")[1] in LOADED[name].protocols(claim.of, "paper"), claim.id
             assert claim.protocol != MetricClaim.model_fields["protocol"].default, claim.id
 
 
@@ -237,6 +270,7 @@ def test_ensembles_are_claimed_the_errors_that_the_papers_print():
             if (
                 isinstance(claim, MetricClaim)
                 and claim.of in declared.derived
+                and declared.derived[claim.of].kind != "compression"
                 and declared.data.name == "imagenet"
             ):
                 _, protocol, measure_ = claim.metric.split("/")
@@ -255,7 +289,7 @@ def opened(name, reason):
 @pytest.mark.parametrize("name", TRAINED)
 def test_errors_on_the_test_set_are_left_open(name):
     said = [re.findall(r"error of ([\d.]+) % on the test set", says) for says in opened(name, "no-labels")]
-    assert [value for found in said for value in found] == TEST_SET[name]
+    assert [value for found in said for value in found] == TEST_SET.get(name, [])
 
 
 def test_zfnets_training_errors_are_left_open():
@@ -329,9 +363,10 @@ def shards(tmp_path_factory):
 def test_it_trains_one_step(name, variant, shards, tmp_path):
     first, *_ = LOADED[name].published(variant).data.test
     changes = {"train.steps": 1, "train.batch_size": 2, "train.lr_drops": None, "data.test": [first]}
+    changes["train.start"] = None  # the network starts from its initial weights
     if LOADED[name].train.average:
         changes["train.average.since"] = 0
-    run = make_runs(LOADED[name], "paper", variant, [0], changes)[0]  # from its initial weights
+    run = make_runs(LOADED[name], "paper", variant, [0], changes)[0]
     record = train(task_at(tmp_path, run, shards), shards)
     assert record.status == "finished", record.ended
     assert record.metrics[f"test/{first}/images"] == 2
