@@ -227,6 +227,8 @@ def untrainable(spec: DerivedSpec, train: Train) -> str:
         return ""
     if train.optimizer.name == "sdlm":
         return "'retrain' and 'tune' do not support optimizer 'sdlm'"
+    if train.loss.name == "cross-entropy" and train.loss.smoothing:
+        return "'retrain' and 'tune' do not support train.loss.smoothing"
     if train.filter_rms_limit:
         return "'retrain' and 'tune' do not support train.filter_rms_limit"
     in_velocity = train.optimizer.name == "sgd" and train.optimizer.rate_in_velocity

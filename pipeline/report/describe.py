@@ -48,6 +48,9 @@ def print_experiment(
         steps = f"{train.steps:,} steps of {plural(train.batch_size, 'image')}"
         say(f"{steps}, learning rate {train.lr:g}{schedule_text(train)}", indent=2)
         settings = train.optimizer.model_dump(exclude={"name"}) | {"loss": train.loss.name}
+        settings |= {
+            f"loss.{key}": value for key, value in train.loss.model_dump(exclude={"name"}).items() if value
+        }
         settings = {key: value for key, value in settings.items() if value is not False}
         say(f"{train.optimizer.name}: {settings_text(settings)}", indent=2)
         for text in weights_texts(train):
