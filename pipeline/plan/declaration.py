@@ -33,6 +33,7 @@ LATER_DEFAULTS: dict[str, Any] = {
 
 LATER_DERIVED_DEFAULTS: dict[str, Any] = {  # the same for the settings of derived runs
     "weights": "last",
+    "protocol_of_each": [],
     "bits": {},
     "conv_index_bits": 8,
     "fc_index_bits": 5,

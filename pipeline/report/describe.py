@@ -183,7 +183,8 @@ def derived_text(spec: DerivedSpec) -> str:
         members = " + ".join(name if count == 1 else f"{count} {name}" for name, count in spec.members.items())
         protocols = f", {protocols_text(spec.test)}" if spec.test else ""
         if isinstance(spec, EnsembleSpec):
-            return f"average of {members}{protocols}"
+            own = [f"{name} {protocols_text([protocol])}" for name, protocol in spec.member_test.items()]
+            return f"average of {members}{protocols}" + (f"; {', '.join(own)}" if own else "")
         greedy = ", and the greedy one" if spec.greedy else ""
         sizes = ", ".join(map(str, spec.measured_sizes))
         return f"ensembles of {sizes} networks of {members}{greedy}{protocols}"

@@ -197,6 +197,24 @@ def test_an_error_names_the_protocol_that_it_was_measured_by(name):
             assert claim.protocol != MetricClaim.model_fields["protocol"].default, claim.id
 
 
+SEVEN_VGGS = {  # Table 6 of arXiv:1409.1556, from memory: network -> scales of its test
+    "vgg-16": "224-256-288",
+    "vgg-16-384": "352-384-416",
+    "vgg-16-jitter": "256-384-512",
+    "vgg-16-c": "224-256-288",
+    "vgg-16-c-384": "352-384-416",
+    "vgg-19": "224-256-288",
+    "vgg-19-384": "352-384-416",
+}
+
+
+def test_the_seven_vggs_are_each_tested_at_their_own_scales():
+    declared = LOADED["vgg/imagenet"].derived["vgg-7"]
+    assert declared.member_test == {name: f"dense-of-{scales}" for name, scales in SEVEN_VGGS.items()}
+    for name, protocol in declared.member_test.items():  # as in Table 4
+        assert protocol in LOADED["vgg/imagenet"].protocols(name, "paper")
+
+
 def test_ensembles_are_the_papers():
     members = {
         step: declared.derived[step].members
@@ -209,6 +227,7 @@ def test_ensembles_are_the_papers():
         "zfnet-5": {"zfnet": 5},  # Table 2
         "zfnet-5-and-wide": {"zfnet": 5, "zfnet-wide": 1},
         "vgg-16-and-19": {"vgg-16-jitter": 1, "vgg-19-jitter": 1},  # Table 6
+        "vgg-7": dict.fromkeys(SEVEN_VGGS, 1),
         "googlenet-7": {"googlenet-with-aux": 7},  # Table 3
         "resnet-6": {"resnet-34": 1, "resnet-34-c": 1, "resnet-50": 1, "resnet-101": 1, "resnet-152": 2},
     }
