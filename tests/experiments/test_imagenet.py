@@ -43,10 +43,13 @@ SHOWN = sorted(  # every network with every protocol that it is judged by
         for protocol in seen.data.test
     }
 )
+INCEPTIONS = ("inception_v3", "inception_v4")
 EPOCHS = {  # passes through the images, and images in a batch; VGG and ResNet print updates
     "alexnet/imagenet": (90, 128),
     "zfnet/imagenet": (70, 128),
     "googlenet/imagenet": (250, 256),
+    "inception_v3/imagenet": (100, 32),
+    "inception_v4/imagenet": (160, 32),
 }
 UPDATES = {"vgg/imagenet": 370_000, "resnet/imagenet": 600_000}
 VIEWS = {  # images of one picture that a network is shown, and at how many sizes
@@ -55,6 +58,7 @@ VIEWS = {  # images of one picture that a network is shown, and at how many size
     ("vgg/imagenet", "vgg-16-jitter", "150-crop-224-of-256-384-512"): (150, 3),
     ("vgg/imagenet", "vgg-16-jitter", "dense-of-256-384-512-and-150-crop-224-of-256-384-512"): (156, 3),
     ("googlenet/imagenet", "googlenet-with-aux", "144-crop-224-of-256-288-320-352"): (144, 4),
+    ("inception_v3/imagenet", "inception-v3", "1-crop-299-of-342"): (1, 1),
     ("resnet/imagenet", "resnet-152", "dense-of-224-256-384-480-640"): (10, 5),
 }
 TEST_SET = {  # top-5 errors on the test set of 2012, which nobody can measure: the papers' own, in percent
@@ -63,6 +67,8 @@ TEST_SET = {  # top-5 errors on the test set of 2012, which nobody can measure: 
     "vgg/imagenet": ["7.3", "7.3", "7.0", "6.8", "7.0"],  # section 4.2, Tables 6 and 7
     "googlenet/imagenet": ["6.67"],  # Table 2
     "resnet/imagenet": ["3.57"],  # Table 5
+    "inception_v3/imagenet": ["3.58"],  # Table 5
+    "inception_v4/imagenet": ["3.08"],  # abstract
 }
 # Zeiler and Fergus 2013, Table 3: top-1 errors on the training set.
 TABLE_3 = ["35.1", "41.8", "27.4", "27.4", "71.1", "40.3", "26.8", "33.1", "38.2", "22.0", "18.8", "10.0"]
@@ -75,7 +81,8 @@ QUICK = ("googlenet-with-aux", "resnet-18-a", "plain-18")  # seconds; the others
 
 
 def test_the_papers_of_the_challenge_are_trained_on_photographs():
-    assert set(TRAINED) == {f"{paper}/imagenet" for paper in ("alexnet", "googlenet", "resnet", "vgg", "zfnet")}
+    papers = ("alexnet", "googlenet", *INCEPTIONS, "resnet", "vgg", "zfnet")
+    assert set(TRAINED) == {f"{paper}/imagenet" for paper in papers}
 
 
 @pytest.mark.parametrize("key", PHOTOGRAPHS, ids=lambda key: "-".join(map(str, key)))
@@ -149,7 +156,10 @@ def test_updates_are_the_papers(name):
         assert train_.steps == UPDATES[name]
 
 
-@pytest.mark.parametrize("name", sorted(set(TRAINED) - {"googlenet/imagenet"}))
+BY_EPOCH = {"googlenet/imagenet", *(f"{paper}/imagenet" for paper in INCEPTIONS)}  # their rates fall
+
+
+@pytest.mark.parametrize("name", sorted(set(TRAINED) - BY_EPOCH))
 def test_the_rate_falls_when_the_validation_error_plateaus(name):
     """All four papers say so; none says after how many epochs, which is a material choice."""
     declared = LOADED[name]
@@ -178,6 +188,28 @@ def test_googlenets_rate_falls_every_8_epochs():
     drops = LOADED["googlenet/imagenet"].train.lr_drops
     assert drops.every == round(8 * IMAGES / 256)
     assert drops.factor == 1 - 0.04
+
+
+@pytest.mark.parametrize("paper", INCEPTIONS)
+def test_inceptions_have_the_printed_recipe_and_are_judged_by_their_averaged_weights(paper):
+    """arXiv:1512.00567, section 8, and arXiv:1602.07261, section 4."""
+    declared = LOADED[f"{paper}/imagenet"]
+    train_, optimizer = declared.train, declared.train.optimizer
+    assert (optimizer.name, optimizer.form, optimizer.alpha, optimizer.eps) == ("rmsprop", "tensorflow", 0.9, 1.0)
+    assert (train_.lr, train_.lr_drops.every, train_.lr_drops.factor) == (0.045, round(2 * IMAGES / 32), 0.94)
+    assert train_.clip_norm == (2.0 if paper == "inception_v3" else None)
+    claims = [claim for claim in declared.claims if isinstance(claim, MetricClaim)]
+    assert {declared.derived[claim.of].weights for claim in claims} == {"average"}
+
+
+def test_label_smoothing_and_the_auxiliary_classifier_are_each_left_out_of_one_network():
+    declared = LOADED["inception_v3/imagenet"]
+    recipes = {name: declared.recipe(name, "paper") for name in declared.variants}
+    assert {name: (one.train.loss.smoothing, one.model.args) for name, one in recipes.items()} == {
+        "inception-v3-training": (0.1, {}),
+        "inception-v3-no-smoothing": (0.0, {}),
+        "inception-v3": (0.1, {"aux": False}),
+    }
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -229,10 +261,14 @@ def test_ensembles_are_the_papers():
         "vgg-16-and-19": {"vgg-16-jitter": 1, "vgg-19-jitter": 1},  # Table 6
         "vgg-7": dict.fromkeys(SEVEN_VGGS, 1),
         "googlenet-7": {"googlenet-with-aux": 7},  # Table 3
+        "inception-v3-4": {"inception-v3-training": 4},  # arXiv:1512.00567, Table 5
+        "v3-4": {"inception_v3/imagenet/inception-v3-training": 4},  # arXiv:1602.07261, Table 5
+        "v4-and-3-resnet-v2": {"inception-v4": 1, "inception-resnet-v2-released": 3},
         "resnet-6": {"resnet-34": 1, "resnet-34-c": 1, "resnet-50": 1, "resnet-101": 1, "resnet-152": 2},
     }
 
 
+INCEPTIONS_144 = "144-crop-299-of-342-384-427-470"
 ENSEMBLES = {  # errors on the validation images in percent: of each ensemble, by protocol, top-1 and top-5
     ("alexnet-5", "10-crop-227-of-square-256"): (38.1, 16.4),  # Krizhevsky et al. 2012, Table 2
     ("zfnet-5", "10-crop-224-of-square-256"): (36.7, 15.3),  # arXiv:1311.2901, Table 2
@@ -240,12 +276,31 @@ ENSEMBLES = {  # errors on the validation images in percent: of each ensemble, b
     ("vgg-16-and-19", "dense-of-256-384-512"): (24.0, 7.1),  # arXiv:1409.1556, Table 6
     ("vgg-16-and-19", "150-crop-224-of-256-384-512"): (23.9, 7.2),
     ("vgg-16-and-19", "dense-of-256-384-512-and-150-crop-224-of-256-384-512"): (23.7, 6.8),
+    ("vgg-7", "by-member"): (24.7, 7.5),
     ("googlenet-7", "1-crop-224-of-square-256"): (None, 8.09),  # arXiv:1409.4842, Table 3, prints top-5 alone
     ("googlenet-7", "10-crop-224-of-square-256"): (None, 7.62),
     ("googlenet-7", "144-crop-224-of-256-288-320-352"): (None, 6.67),
     ("googlenet-1", "1-crop-224-of-square-256"): (None, 10.07),  # one network, with averaged weights
     ("googlenet-1", "10-crop-224-of-square-256"): (None, 9.15),
     ("googlenet-1", "144-crop-224-of-256-288-320-352"): (None, 7.89),
+    ("inception-v3-1", "1-crop-299-of-342"): (21.2, 5.6),  # arXiv:1512.00567, Tables 3 to 5
+    ("inception-v3-1", "12-crop-299-of-342"): (19.47, 4.48),
+    ("inception-v3-1", INCEPTIONS_144): (18.77, 4.20),
+    ("inception-v3-4", INCEPTIONS_144): (17.2, 3.46),
+    **{  # arXiv:1602.07261, Tables 2 to 4
+        (name, protocol): errors
+        for name, by_protocol in {
+            "v3-1": [(21.2, 5.6), (19.8, 4.6), (18.9, 4.3)],
+            "resnet-v1-1": [(21.3, 5.5), (19.8, 4.6), (18.8, 4.3)],
+            "v4-1": [(20.0, 5.0), (18.7, 4.2), (17.7, 3.8)],
+            "resnet-v2-1": [(19.9, 4.9), (18.7, 4.1), (17.8, 3.7)],
+        }.items()
+        for protocol, errors in zip(
+            ("1-crop-299-of-342", "12-crop-299-of-342", INCEPTIONS_144), by_protocol, strict=True
+        )
+    },
+    ("v3-4", INCEPTIONS_144): (17.3, 3.6),  # Table 5
+    ("v4-and-3-resnet-v2", INCEPTIONS_144): (16.5, 3.1),
 }
 
 
