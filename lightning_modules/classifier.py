@@ -13,6 +13,7 @@ from torch import Tensor
 from lightning_modules.errors import wrong_in_top
 from lightning_modules.networks import build
 from lightning_modules.recipe import Batch, lr_at, parameter_groups
+from lightning_modules.rmsprop import RMSPROP
 from lightning_modules.weights import (
     average_of,
     copy_weights,
@@ -60,13 +61,14 @@ class Classifier(pl.LightningModule):
         network: name in `networks.NETWORKS`.
         network_args: arguments of the network's builder.
         classes, channels: number of classes and of image channels.
-        loss: {"name": "cross-entropy"}.
+        loss: {"name": "cross-entropy", "smoothing"}; the smoothing of labels in training, by default 0.
         lr: learning rate at step 0.
         lr_drops, lr_end, lr_power: see `recipe.lr_at`.
         warmup: None, or {"lr": rate, "train_error_below_pct": error}: use this rate until the top-1 training error
             over 100 steps is below `error` (ResNet-110, arXiv:1512.03385, section 4.2).
         optimizer: {"name": "sgd", "momentum", "nesterov", "weight_decay", "decay": "all" | "weights"}, or
-            {"name": "rmsprop", "alpha", "eps", "momentum", "weight_decay", "decay"}.
+            {"name": "rmsprop", "alpha", "eps", "momentum", "weight_decay", "decay", "form": "pytorch" |
+            "tensorflow"}.
         channels_last: use the channels-last memory format.
         compile: run the network through torch.compile.
         plateau_factor: multiplies the learning rate at each of the steps in `plateau_steps`.
@@ -87,7 +89,7 @@ class Classifier(pl.LightningModule):
         network_args: Mapping[str, Any],
         classes: int,
         channels: int,
-        loss: Mapping[str, Any],  # used by subclasses; this class always uses cross-entropy
+        loss: Mapping[str, Any],
         lr: float,
         lr_drops: Mapping[str, Any] | None,
         warmup: Mapping[str, Any] | None,
@@ -142,6 +144,17 @@ class Classifier(pl.LightningModule):
         """Return the softmax cross-entropy of scores (N, classes), mean over N."""
         return F.cross_entropy(scores, labels)
 
+    def training_loss(self, scores: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss to minimise: the cross-entropy with smoothed labels, mean over N.
+
+        With smoothing e and K classes, the true class has probability 1 - e + e / K and each other one e / K
+        (Szegedy et al. 2015, arXiv:1512.00567, section 7). Evaluation uses `loss`.
+        """
+        smoothing = self.hparams["loss"].get("smoothing", 0.0)
+        return (
+            F.cross_entropy(scores, labels, label_smoothing=smoothing) if smoothing else self.loss(scores, labels)
+        )
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of one micro-batch.
 
@@ -151,10 +164,10 @@ class Classifier(pl.LightningModule):
         self.set_lr(batch.step)
         outputs = self.forward_network(batch.images)
         scores, *auxiliary = outputs if isinstance(outputs, tuple) else (outputs,)
-        main_loss = loss = self.loss(scores.float(), batch.labels)
+        main_loss = loss = self.training_loss(scores.float(), batch.labels)
         for aux_scores in auxiliary:
             weight = float(self.network.aux_weight)  # type: ignore[arg-type]
-            loss = loss + weight * self.loss(aux_scores.float(), batch.labels)
+            loss = loss + weight * self.training_loss(aux_scores.float(), batch.labels)
         totals = batch_totals(scores.detach(), batch.labels, main_loss.detach(), loss.detach())
         self.totals = totals if self.totals is None else self.totals + totals
         if (batch_idx + 1) % self.accumulation_steps == 0:
@@ -258,5 +271,6 @@ class Classifier(pl.LightningModule):
         groups = parameter_groups(self.network, recipe["weight_decay"], recipe["decay"])
         lr, momentum = self.hparams["lr"], recipe["momentum"]
         if recipe["name"] == "rmsprop":
-            return torch.optim.RMSprop(groups, lr=lr, alpha=recipe["alpha"], eps=recipe["eps"], momentum=momentum)
+            rmsprop = RMSPROP[recipe.get("form", "pytorch")]
+            return rmsprop(groups, lr=lr, alpha=recipe["alpha"], eps=recipe["eps"], momentum=momentum)
         return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=recipe.get("nesterov", False))

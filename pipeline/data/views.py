@@ -46,10 +46,9 @@ def _at_scale(image: NDArray[np.uint8], part: ProtocolPart, short: int) -> ViewG
     if part.side is None:
         return ViewGroup(resized[None].contiguous(), None, None, mirror=True, dense=True)
     side = part.side
-    if part.kind == "googlenet":
-        pixels = torch.stack(
-            [view for box in squares(height, width) for view in _square_views(resized, box, part)]
-        )
+    if part.kind in ("twelve", "googlenet"):
+        boxes = squares(height, width) if part.kind == "googlenet" else [squares(height, width)[1]]
+        pixels = torch.stack([view for box in boxes for view in _square_views(resized, box, part)])
         return ViewGroup(pixels, None, None, mirror=True, dense=False)
     if part.square:
         resized = _crop(resized, *centre_offset(height, width, short), short)
@@ -61,7 +60,7 @@ def _at_scale(image: NDArray[np.uint8], part: ProtocolPart, short: int) -> ViewG
 
 
 def _square_views(image: Tensor, box: Box, part: ProtocolPart) -> list[Tensor]:
-    """Return six views of one of GoogLeNet's squares: four corners, centre, and the square resized to a crop."""
+    """Return six views of a square of the image: four corners, the centre, and the square resized to a crop."""
     row, column, side, _ = box
     assert part.side is not None
     crops = [_crop(image, row + i, column + j, part.side) for i, j in corners_and_centre(side, side, part.side)]

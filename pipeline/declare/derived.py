@@ -54,6 +54,9 @@ GREEDY = "greedy"  # in names of metrics: the ensemble chosen on the validation 
 GREEDY_NETWORKS = f"{GREEDY}/networks"  # the number of its networks
 
 
+BY_MEMBER = "by-member"  # in names of metrics, in place of a test protocol: each network by its own
+
+
 def size_name(size: int) -> str:
     """Return an ensemble size in names of metrics: "of-3"."""
     return f"of-{size}"
@@ -94,6 +97,25 @@ class EnsembleSpec(AveragedRunsSpec):
     """An ensemble: the mean of the softmax outputs of several networks."""
 
     kind: Literal["ensemble"]
+    # Member -> its own test protocol, in place of `test`: for networks that were trained at different scales.
+    member_test: dict[str, ProtocolName] = Field(default_factory=dict)
+
+    @property
+    def protocol_of_each(self) -> tuple[str, ...]:
+        """Return the test protocol of each network, in the order of the derived run's members; () without any."""
+        if not self.member_test:
+            return ()
+        return tuple(self.member_test[name] for name in sorted(self.members) for _ in range(self.members[name]))
+
+    @model_validator(mode="after")
+    def _tests_each(self) -> Self:
+        if self.member_test and self.test:
+            raise ValueError("give either 'test', for all members, or 'member_test', for each its own")
+        if self.member_test and (wrong := set(self.member_test) ^ set(self.members)):
+            raise ValueError(
+                f"'member_test' and 'members' should have the same names; {min(wrong)} is only in one"
+            )
+        return self
 
 
 class EnsembleSizesSpec(AveragedRunsSpec):
@@ -227,6 +249,8 @@ def untrainable(spec: DerivedSpec, train: Train) -> str:
         return ""
     if train.optimizer.name == "sdlm":
         return "'retrain' and 'tune' do not support optimizer 'sdlm'"
+    if train.loss.name == "cross-entropy" and train.loss.smoothing:
+        return "'retrain' and 'tune' do not support train.loss.smoothing"
     if train.filter_rms_limit:
         return "'retrain' and 'tune' do not support train.filter_rms_limit"
     in_velocity = train.optimizer.name == "sgd" and train.optimizer.rate_in_velocity
@@ -240,6 +264,7 @@ def incompatibility(spec: DerivedSpec, datas: Sequence[Data]) -> str:
     first = datas[0]
     has_crop = first.crop is not None
     protocols = (spec.view,) if isinstance(spec, TransferSpec) else getattr(spec, "test", ())
+    protocols = protocols or getattr(spec, "protocol_of_each", ())
     if any(protocols) and not has_crop:
         return "test protocols need runs whose data has a 'crop'"
     if isinstance(spec, TransferSpec) and has_crop and not spec.view:

@@ -9,6 +9,7 @@ from lightning_modules.names import nearest
 from pipeline.common.errors import UserError
 from pipeline.declare.claims import Choice, Claim, Departure, Deviation, NotClaimed, Paper, Printed
 from pipeline.declare.derived import (
+    BY_MEMBER,
     COMPRESSION_METRICS,
     ERROR_METRICS,
     TRANSFER_METRICS,
@@ -16,6 +17,7 @@ from pipeline.declare.derived import (
     CompressionSpec,
     DerivedSpec,
     EnsembleSizesSpec,
+    EnsembleSpec,
     TransferSpec,
 )
 from pipeline.declare.overrides import describe_changes, merge_layers, set_dotted
@@ -202,6 +204,8 @@ class Experiment(FrozenModel):
         spec = self.derived_spec(name, scale)
         if isinstance(spec, TransferSpec):
             return (spec.view,) if spec.view else ()
+        if isinstance(spec, EnsembleSpec) and spec.member_test:
+            return (BY_MEMBER,)
         own = () if isinstance(spec, CompressionSpec) else spec.test
         return own or self.recipe(next(iter(spec.consumes)), scale, changes).data.test
 

@@ -5,6 +5,8 @@
                                            images (Krizhevsky et al. 2012, section 4.1)
     10-crop-224-of-256                     four corners and centre of the whole resized image, and their mirror
                                            images
+    12-crop-299-of-342                     of the central square of the resized image the four corners, the centre,
+                                           and the square resized to 299, and their mirror images (Inception-v3)
     150-crop-224-of-256-384-512            at each short side a 5 x 5 grid and its mirror images: VGG's multi-crop
                                            (arXiv:1409.1556, section 3.2); 50-crop with one short side
     144-crop-224-of-256-288-320-352        at each short side three squares (left, centre, right; or top, centre,
@@ -26,11 +28,12 @@ from typing import Literal
 from pipeline.common.errors import UserError
 from pipeline.common.words import plural
 
-ProtocolKind = Literal["centre", "ten", "grid", "googlenet", "dense"]
+ProtocolKind = Literal["centre", "ten", "twelve", "grid", "googlenet", "dense"]
 
 KIND_BY_CROPS: dict[int, ProtocolKind] = {  # number of crops at each short side -> kind
     1: "centre",
     10: "ten",
+    12: "twelve",
     50: "grid",
     36: "googlenet",
 }
@@ -99,6 +102,6 @@ def _parse_part(text: str, name: str) -> ProtocolPart:
             sides = plural(len(shorts), "short side")
             raise UserError(f"test protocol {name!r}: the crops for {sides} must be one of {known}, not {count}")
         kind = KIND_BY_CROPS[count // len(shorts)]
-    if found["square"] and kind in ("dense", "googlenet"):
+    if found["square"] and kind in ("dense", "twelve", "googlenet"):
         raise UserError(f"test protocol {name!r}: 'square' is not supported for this kind of views")
     return ProtocolPart(kind, side, shorts, bool(found["square"]), "bicubic" if found["bicubic"] else "bilinear")

@@ -285,10 +285,13 @@ class RmsProp(FrozenModel):
 
     name: Literal["rmsprop"]
     alpha: NonNegativeFloat  # decay of the running mean of squares
-    eps: PositiveFloat  # added to the root, against division by zero
+    eps: PositiveFloat  # added to the root, against division by zero; tensorflow: to the mean square
     momentum: NonNegativeFloat = 0.0
     weight_decay: NonNegativeFloat = 0.0
     decay: Literal["all", "weights"] = "all"
+    # tensorflow: the mean square starts at 1 instead of 0, eps is inside the root, and the velocity contains the
+    # learning rate, as in papers whose networks were trained with TensorFlow.
+    form: Literal["pytorch", "tensorflow"] = "pytorch"
 
 
 class Sdlm(FrozenModel):
@@ -303,6 +306,8 @@ class CrossEntropy(FrozenModel):
     """Cross-entropy of the softmax, averaged over the batch."""
 
     name: Literal["cross-entropy"] = "cross-entropy"
+    # Label smoothing in training: this share of the label is spread evenly over all classes (Inception-v3).
+    smoothing: Annotated[float, Field(strict=True, ge=0, lt=1)] = 0.0
 
 
 class MapLoss(FrozenModel):

@@ -85,6 +85,8 @@ SETTING_SENTENCES = {  # setting -> its sentence
     "train.optimizer.alpha": "The decay of the mean square is {n}",
     "train.optimizer.eps": "Epsilon is {n}",
     "train.optimizer.weight_decay": "The weight decay is {n}",
+    "train.clip_norm": "The gradient is scaled to a norm of at most {n}",
+    "train.loss.smoothing": "The label smoothing is {n}",
     "data.name": "The data set is {n}",
     "data.train": "Training uses {n} images",
     "data.val": "{n} images are held out for validation",

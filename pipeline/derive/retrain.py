@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from lightning_modules.classifier import NotConvergedError
 from lightning_modules.recipe import Batch, lr_at
+from lightning_modules.rmsprop import RMSPROP
 from pipeline.common.files import file_hash, write_atomically
 from pipeline.data.order import derive_seed
 from pipeline.data.prefetch import StopRequested
@@ -142,7 +143,8 @@ def make_optimizer(settings: Sgd | RmsProp, network: nn.Module, constraint: Cons
         {"params": others, "weight_decay": 0.0},
     ]
     if isinstance(settings, RmsProp):
-        return torch.optim.RMSprop(groups, alpha=settings.alpha, eps=settings.eps, momentum=settings.momentum)
+        rmsprop = RMSPROP[settings.form]
+        return rmsprop(groups, lr=0.01, alpha=settings.alpha, eps=settings.eps, momentum=settings.momentum)
     return torch.optim.SGD(groups, momentum=settings.momentum, nesterov=settings.nesterov)
 
 

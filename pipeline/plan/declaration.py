@@ -13,6 +13,8 @@ LATER_DEFAULTS: dict[str, Any] = {
     "train.optimizer.nesterov": False,
     "train.lr_drops.every": None,
     "train.optimizer.rate_in_velocity": False,
+    "train.optimizer.form": "pytorch",
+    "train.loss.smoothing": 0.0,
     "train.lr_end": None,
     "train.lr_power": 1.0,
     "train.plateau": None,
@@ -31,6 +33,7 @@ LATER_DEFAULTS: dict[str, Any] = {
 
 LATER_DERIVED_DEFAULTS: dict[str, Any] = {  # the same for the settings of derived runs
     "weights": "last",
+    "protocol_of_each": [],
     "bits": {},
     "conv_index_bits": 8,
     "fc_index_bits": 5,

@@ -73,7 +73,9 @@ class DerivedRun:
     @property
     def declaration(self) -> str:
         """Hash of its settings and of its members' declarations. The names of variants are not part of it."""
-        settings = without_later_derived_defaults(self.spec.model_dump(mode="json", exclude={"of", "members"}))
+        settings = self.spec.model_dump(mode="json", exclude={"of", "members", "member_test"})
+        settings["protocol_of_each"] = list(getattr(self.spec, "protocol_of_each", ()))
+        settings = without_later_derived_defaults(settings)
         members = run_declarations(self.members)
         # The key is "step", the earlier name of derived runs: with another key the recorded ones would not count.
         return digest({"step": settings, "members": members})

@@ -13,7 +13,12 @@ from pipeline.plan.expand import DerivedRun, Run
 # Code that can change the numbers of any run, as globs. `lightning_modules` is followed by its imports.
 TRAINING_CODE = ("pipeline/train/*.py", "pipeline/data/*.py", "pipeline/declare/protocol.py")
 DERIVED_CODE = {  # kind of derived run -> code that can change its numbers, beside that of its members
-    "ensemble": ("pipeline/derive/run.py", "pipeline/derive/context.py", "pipeline/derive/ensemble.py"),
+    "ensemble": (
+        "pipeline/derive/run.py",
+        "pipeline/derive/context.py",
+        "pipeline/derive/ensemble.py",
+        "pipeline/derive/predictions.py",
+    ),
     "ensemble-sizes": (
         "pipeline/derive/run.py",
         "pipeline/derive/context.py",

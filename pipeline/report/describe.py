@@ -48,6 +48,9 @@ def print_experiment(
         steps = f"{train.steps:,} steps of {plural(train.batch_size, 'image')}"
         say(f"{steps}, learning rate {train.lr:g}{schedule_text(train)}", indent=2)
         settings = train.optimizer.model_dump(exclude={"name"}) | {"loss": train.loss.name}
+        settings |= {
+            f"loss.{key}": value for key, value in train.loss.model_dump(exclude={"name"}).items() if value
+        }
         settings = {key: value for key, value in settings.items() if value is not False}
         say(f"{train.optimizer.name}: {settings_text(settings)}", indent=2)
         for text in weights_texts(train):
@@ -180,7 +183,8 @@ def derived_text(spec: DerivedSpec) -> str:
         members = " + ".join(name if count == 1 else f"{count} {name}" for name, count in spec.members.items())
         protocols = f", {protocols_text(spec.test)}" if spec.test else ""
         if isinstance(spec, EnsembleSpec):
-            return f"average of {members}{protocols}"
+            own = [f"{name} {protocols_text([protocol])}" for name, protocol in spec.member_test.items()]
+            return f"average of {members}{protocols}" + (f"; {', '.join(own)}" if own else "")
         greedy = ", and the greedy one" if spec.greedy else ""
         sizes = ", ".join(map(str, spec.measured_sizes))
         return f"ensembles of {sizes} networks of {members}{greedy}{protocols}"

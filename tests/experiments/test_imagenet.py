@@ -43,10 +43,13 @@ SHOWN = sorted(  # every network with every protocol that it is judged by
         for protocol in seen.data.test
     }
 )
+INCEPTIONS = ("inception_v3", "inception_v4")
 EPOCHS = {  # passes through the images, and images in a batch; VGG and ResNet print updates
     "alexnet/imagenet": (90, 128),
     "zfnet/imagenet": (70, 128),
     "googlenet/imagenet": (250, 256),
+    "inception_v3/imagenet": (100, 32),
+    "inception_v4/imagenet": (160, 32),
     "preact_resnet/imagenet": (90, 256),
     "wide_resnet/imagenet": (90, 256),
     "resnext/imagenet": (100, 256),
@@ -77,6 +80,7 @@ VIEWS = {  # images of one picture that a network is shown, and at how many size
     ("vgg/imagenet", "vgg-16-jitter", "150-crop-224-of-256-384-512"): (150, 3),
     ("vgg/imagenet", "vgg-16-jitter", "dense-of-256-384-512-and-150-crop-224-of-256-384-512"): (156, 3),
     ("googlenet/imagenet", "googlenet-with-aux", "144-crop-224-of-256-288-320-352"): (144, 4),
+    ("inception_v3/imagenet", "inception-v3", "1-crop-299-of-342"): (1, 1),
     ("resnet/imagenet", "resnet-152", "dense-of-224-256-384-480-640"): (10, 5),
 }
 TEST_SET = {  # top-5 errors on the test set of 2012, which nobody can measure: the papers' own, in percent
@@ -86,6 +90,8 @@ TEST_SET = {  # top-5 errors on the test set of 2012, which nobody can measure: 
     "googlenet/imagenet": ["6.67"],  # Table 2
     "resnet/imagenet": ["3.57"],  # Table 5
     "resnext/imagenet": ["3.03"],  # section 5.1
+    "inception_v3/imagenet": ["3.58"],  # Table 5
+    "inception_v4/imagenet": ["3.08"],  # abstract
 }
 # Zeiler and Fergus 2013, Table 3: top-1 errors on the training set.
 TABLE_3 = ["35.1", "41.8", "27.4", "27.4", "71.1", "40.3", "26.8", "33.1", "38.2", "22.0", "18.8", "10.0"]
@@ -212,6 +218,28 @@ def error_claims(name):
     return [claim for claim in claims if claim.metric.endswith("_error_pct")]
 
 
+@pytest.mark.parametrize("paper", INCEPTIONS)
+def test_inceptions_have_the_printed_recipe_and_are_judged_by_their_averaged_weights(paper):
+    """arXiv:1512.00567, section 8, and arXiv:1602.07261, section 4."""
+    declared = LOADED[f"{paper}/imagenet"]
+    train_, optimizer = declared.train, declared.train.optimizer
+    assert (optimizer.name, optimizer.form, optimizer.alpha, optimizer.eps) == ("rmsprop", "tensorflow", 0.9, 1.0)
+    assert (train_.lr, train_.lr_drops.every, train_.lr_drops.factor) == (0.045, round(2 * IMAGES / 32), 0.94)
+    assert train_.clip_norm == (2.0 if paper == "inception_v3" else None)
+    claims = [claim for claim in declared.claims if isinstance(claim, MetricClaim)]
+    assert {declared.derived[claim.of].weights for claim in claims} == {"average"}
+
+
+def test_label_smoothing_and_the_auxiliary_classifier_are_each_left_out_of_one_network():
+    declared = LOADED["inception_v3/imagenet"]
+    recipes = {name: declared.recipe(name, "paper") for name in declared.variants}
+    assert {name: (one.train.loss.smoothing, one.model.args) for name, one in recipes.items()} == {
+        "inception-v3-training": (0.1, {}),
+        "inception-v3-no-smoothing": (0.0, {}),
+        "inception-v3": (0.1, {"aux": False}),
+    }
+
+
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_margin_is_three_standard_errors_of_the_validation_set(name):
     claims = error_claims(name)
@@ -230,6 +258,24 @@ def test_an_error_names_the_protocol_that_it_was_measured_by(name):
             assert claim.protocol != MetricClaim.model_fields["protocol"].default, claim.id
 
 
+SEVEN_VGGS = {  # Table 6 of arXiv:1409.1556, from memory: network -> scales of its test
+    "vgg-16": "224-256-288",
+    "vgg-16-384": "352-384-416",
+    "vgg-16-jitter": "256-384-512",
+    "vgg-16-c": "224-256-288",
+    "vgg-16-c-384": "352-384-416",
+    "vgg-19": "224-256-288",
+    "vgg-19-384": "352-384-416",
+}
+
+
+def test_the_seven_vggs_are_each_tested_at_their_own_scales():
+    declared = LOADED["vgg/imagenet"].derived["vgg-7"]
+    assert declared.member_test == {name: f"dense-of-{scales}" for name, scales in SEVEN_VGGS.items()}
+    for name, protocol in declared.member_test.items():  # as in Table 4
+        assert protocol in LOADED["vgg/imagenet"].protocols(name, "paper")
+
+
 def test_ensembles_are_the_papers():
     members = {
         step: declared.derived[step].members
@@ -242,11 +288,16 @@ def test_ensembles_are_the_papers():
         "zfnet-5": {"zfnet": 5},  # Table 2
         "zfnet-5-and-wide": {"zfnet": 5, "zfnet-wide": 1},
         "vgg-16-and-19": {"vgg-16-jitter": 1, "vgg-19-jitter": 1},  # Table 6
+        "vgg-7": dict.fromkeys(SEVEN_VGGS, 1),
         "googlenet-7": {"googlenet-with-aux": 7},  # Table 3
+        "inception-v3-4": {"inception-v3-training": 4},  # arXiv:1512.00567, Table 5
+        "v3-4": {"inception_v3/imagenet/inception-v3-training": 4},  # arXiv:1602.07261, Table 5
+        "v4-and-3-resnet-v2": {"inception-v4": 1, "inception-resnet-v2-released": 3},
         "resnet-6": {"resnet-34": 1, "resnet-34-c": 1, "resnet-50": 1, "resnet-101": 1, "resnet-152": 2},
     }
 
 
+INCEPTIONS_144 = "144-crop-299-of-342-384-427-470"
 ENSEMBLES = {  # errors on the validation images in percent: of each ensemble, by protocol, top-1 and top-5
     ("alexnet-5", "10-crop-227-of-square-256"): (38.1, 16.4),  # Krizhevsky et al. 2012, Table 2
     ("zfnet-5", "10-crop-224-of-square-256"): (36.7, 15.3),  # arXiv:1311.2901, Table 2
@@ -254,12 +305,31 @@ ENSEMBLES = {  # errors on the validation images in percent: of each ensemble, b
     ("vgg-16-and-19", "dense-of-256-384-512"): (24.0, 7.1),  # arXiv:1409.1556, Table 6
     ("vgg-16-and-19", "150-crop-224-of-256-384-512"): (23.9, 7.2),
     ("vgg-16-and-19", "dense-of-256-384-512-and-150-crop-224-of-256-384-512"): (23.7, 6.8),
+    ("vgg-7", "by-member"): (24.7, 7.5),
     ("googlenet-7", "1-crop-224-of-square-256"): (None, 8.09),  # arXiv:1409.4842, Table 3, prints top-5 alone
     ("googlenet-7", "10-crop-224-of-square-256"): (None, 7.62),
     ("googlenet-7", "144-crop-224-of-256-288-320-352"): (None, 6.67),
     ("googlenet-1", "1-crop-224-of-square-256"): (None, 10.07),  # one network, with averaged weights
     ("googlenet-1", "10-crop-224-of-square-256"): (None, 9.15),
     ("googlenet-1", "144-crop-224-of-256-288-320-352"): (None, 7.89),
+    ("inception-v3-1", "1-crop-299-of-342"): (21.2, 5.6),  # arXiv:1512.00567, Tables 3 to 5
+    ("inception-v3-1", "12-crop-299-of-342"): (19.47, 4.48),
+    ("inception-v3-1", INCEPTIONS_144): (18.77, 4.20),
+    ("inception-v3-4", INCEPTIONS_144): (17.2, 3.46),
+    **{  # arXiv:1602.07261, Tables 2 to 4
+        (name, protocol): errors
+        for name, by_protocol in {
+            "v3-1": [(21.2, 5.6), (19.8, 4.6), (18.9, 4.3)],
+            "resnet-v1-1": [(21.3, 5.5), (19.8, 4.6), (18.8, 4.3)],
+            "v4-1": [(20.0, 5.0), (18.7, 4.2), (17.7, 3.8)],
+            "resnet-v2-1": [(19.9, 4.9), (18.7, 4.1), (17.8, 3.7)],
+        }.items()
+        for protocol, errors in zip(
+            ("1-crop-299-of-342", "12-crop-299-of-342", INCEPTIONS_144), by_protocol, strict=True
+        )
+    },
+    ("v3-4", INCEPTIONS_144): (17.3, 3.6),  # Table 5
+    ("v4-and-3-resnet-v2", INCEPTIONS_144): (16.5, 3.1),
 }
 
 

@@ -1,5 +1,7 @@
 """The shared LightningModule: errors and loss, learning rate, non-finite losses, checkpoints, micro-batches."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,6 +14,7 @@ from lightning_modules.classifier import (
 )
 from lightning_modules.errors import wrong_in_top
 from lightning_modules.recipe import Batch
+from lightning_modules.rmsprop import TensorFlowRMSprop
 
 SGD = {"name": "sgd", "momentum": 0.9, "weight_decay": 1e-4, "decay": "all"}
 
@@ -193,6 +196,52 @@ def test_rmsprop_has_the_settings_of_the_recipe():
     decayed, spared = optimizer.param_groups
     assert (decayed["alpha"], decayed["eps"], decayed["momentum"], decayed["lr"]) == (0.9, 1.0, 0.5, 0.045)
     assert (decayed["weight_decay"], spared["weight_decay"]) == (0.01, 0.0)
+
+
+def test_the_tensorflow_form_of_rmsprop_is_chosen_by_the_recipe():
+    recipe = {"name": "rmsprop", "alpha": 0.8, "eps": 1.0, "momentum": 0.9, "weight_decay": 0.0, "decay": "all"}
+    optimizer = classifier(optimizer=recipe | {"form": "tensorflow"}, lr=0.045).configure_optimizers()
+    assert isinstance(optimizer, TensorFlowRMSprop)
+    [group] = optimizer.param_groups
+    assert (group["alpha"], group["eps"], group["momentum"], group["lr"]) == (0.8, 1.0, 0.9, 0.045)
+
+
+# --- label smoothing -----------------------------------------------------------------------------------------
+
+
+def smoothed_cross_entropy(scores, labels, smoothing):
+    """Slow version of arXiv:1512.00567, section 7: q'(k) = (1 - e) [k = y] + e / K; the mean of -sum q' log p."""
+    total = 0.0
+    for row, label in zip(scores.double().tolist(), labels.tolist(), strict=True):
+        normaliser = sum(math.exp(score) for score in row)
+        for k, score in enumerate(row):
+            share = (1 - smoothing) * (k == label) + smoothing / len(row)
+            total -= share * math.log(math.exp(score) / normaliser)
+    return total / len(labels)
+
+
+def test_labels_are_smoothed_in_training_and_not_in_evaluation(monkeypatch):
+    module = with_optimizer(classifier(loss={"name": "cross-entropy", "smoothing": 0.1}), monkeypatch)
+    one = batch()
+    loss = module.training_step(one, 0).item()
+    with torch.no_grad():
+        scores = module(one.images)
+    assert loss == pytest.approx(smoothed_cross_entropy(scores, one.labels, 0.1), rel=1e-5)
+    assert module.pop_window_metrics()["train/loss"] == pytest.approx(loss)
+    plain = smoothed_cross_entropy(scores, one.labels, 0.0)
+    assert module.loss(scores, one.labels).item() == pytest.approx(plain, rel=1e-5)
+    assert abs(loss - plain) > 0.01
+
+
+def test_losses_of_auxiliary_classifiers_are_smoothed_too(monkeypatch):
+    loss = {"name": "cross-entropy", "smoothing": 0.1}
+    module = with_optimizer(classifier(loss=loss), monkeypatch)
+    scores, one = torch.randn(6, 10), batch()
+    module._forward_network[0] = lambda images: (scores, 2 * scores)
+    module.network.aux_weight = 0.4
+    expected = smoothed_cross_entropy(scores, one.labels, 0.1)
+    expected += 0.4 * smoothed_cross_entropy(2 * scores, one.labels, 0.1)
+    assert module.training_step(one, 0).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_linear_learning_rate_schedule(monkeypatch):

@@ -26,6 +26,7 @@ PROTOCOLS = {
     "1-crop-24-of-square-32": [Way("centre", 24, (32,), square=True)],
     "10-crop-24-of-32": [Way("ten", 24, (32,))],
     "10-crop-23-of-square-32": [Way("ten", 23, (32,), square=True)],
+    "12-crop-24-of-32": [Way("twelve", 24, (32,))],
     "50-crop-24-of-32": [Way("grid", 24, (32,))],
     "150-crop-24-of-32-37-56": [Way("grid", 24, (32, 37, 56))],
     "144-crop-24-of-32-36-40-44": [Way("googlenet", 24, (32, 36, 40, 44))],
@@ -78,6 +79,11 @@ def views(pixels: np.ndarray, way: Way, short: int) -> list[tuple[np.ndarray, tu
     if way.kind == "dense":
         return [(np.array(image), None)]
     side = way.side
+    if way.kind == "twelve":
+        square = at(image, *middle(image, short), short)
+        corners = [at(square, i, j, side) for i, j in five(square, side)]
+        whole = square.resize((side, side), RESAMPLING[way.interpolation])
+        return [(np.array(view), None) for view in [*corners, whole]]
     if way.kind == "googlenet":
         found = []
         first, half, last = 0, round((max(image.size) - short) / 2), max(image.size) - short

@@ -253,6 +253,7 @@ def test_column_has_the_metrics_and_protocols_of_its_run(declare):
 @pytest.mark.parametrize(
     ("optimizer", "train", "retraining", "reason"),
     [
+        ("", "loss: {name: cross-entropy, smoothing: 0.1}", "steps: 9, lr: 0.1", "'retrain' and 'tune' do not support train.loss.smoothing"),
         ("", "filter_rms_limit: 0.1", "steps: 9, lr: 0.1", "'retrain' and 'tune' do not support train.filter_rms_limit"),
         ("rate_in_velocity: true", "", "steps: 9, lr: 0.1, lr_end: 0.0", "rate_in_velocity needs a learning rate > 0 at every step, but lr_end is 0"),
     ],

@@ -19,6 +19,7 @@ def part(kind, side, shorts, square=False, interpolation="bilinear"):
         # Krizhevsky et al. 2012, section 4.1: five patches and their reflections, of the central 256 x 256
         ("10-crop-227-of-square-256", [part("ten", 227, (256,), square=True)], 10),
         ("10-crop-224-of-256", [part("ten", 224, (256,))], 10),
+        ("12-crop-299-of-342", [part("twelve", 299, (342,))], 6 * 2),  # a twelfth of GoogLeNet's 144
         # VGG, arXiv:1409.1556, section 3.2: "50 crops per scale (5 x 5 regular grid with 2 flips)", of 3 150
         ("50-crop-224-of-256", [part("grid", 224, (256,))], 50),
         ("150-crop-224-of-256-384-512", [part("grid", 224, (256, 384, 512))], 150),
@@ -57,9 +58,10 @@ def test_the_examples_in_messages_are_valid():
         ("20-crop-300-of-256-384", "a crop of 300 is larger than a short side of 256"),
         ("20-crop-224-of-384-256", "short sides must be increasing"),
         ("20-crop-224-of-256-256", "short sides must be increasing"),
-        ("12-crop-224-of-256", "the crops for 1 short side must be one of 1, 10, 36, 50, not 12"),
-        ("144-crop-224-of-256-288-320", "the crops for 3 short sides must be one of 3, 30, 108, 150, not 144"),
+        ("11-crop-224-of-256", "the crops for 1 short side must be one of 1, 10, 12, 36, 50, not 11"),
+        ("144-crop-224-of-256-288-320", "the crops for 3 short sides must be one of 3, 30, 36, 108, 150, not 144"),
         ("dense-of-square-256", "'square' is not supported for this kind of views"),
+        ("12-crop-224-of-square-256", "'square' is not supported for this kind of views"),
         ("36-crop-224-of-square-256", "'square' is not supported for this kind of views"),
         ("dense-of-256-and-dense-of-256", "has a part twice"),
     ],
@@ -70,14 +72,14 @@ def test_an_invalid_name_is_an_error_of_one_line(name, words):
     assert "\n" not in str(caught.value)
 
 
-KINDS = st.sampled_from(["centre", "ten", "grid", "googlenet", "dense"])
+KINDS = st.sampled_from(["centre", "ten", "twelve", "grid", "googlenet", "dense"])
 SHORTS = st.lists(st.integers(32, 999), min_size=1, max_size=6, unique=True).map(lambda some: tuple(sorted(some)))
 
 
 @given(KINDS, st.integers(1, 32), SHORTS, st.booleans(), st.sampled_from(["bilinear", "bicubic"]))
 def test_every_part_has_one_name(kind, side, shorts, square, interpolation):
-    square = square and kind not in ("googlenet", "dense")
-    each = {"centre": 1, "ten": 10, "grid": 50, "googlenet": 36, "dense": 2}[kind]
+    square = square and kind not in ("twelve", "googlenet", "dense")
+    each = {"centre": 1, "ten": 10, "twelve": 12, "grid": 50, "googlenet": 36, "dense": 2}[kind]
     words = "dense" if kind == "dense" else f"{each * len(shorts)}-crop-{side}"
     name = (
         f"{words}-of-{'square-' * square}{'-'.join(map(str, shorts))}{'-bicubic' * (interpolation == 'bicubic')}"

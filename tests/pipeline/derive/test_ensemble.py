@@ -8,17 +8,21 @@ import torch.nn.functional as F
 
 from pipeline.common.hashing import digest
 from pipeline.data import manifest
+from pipeline.data.jpeg import decode
 from pipeline.declare.derived import EnsembleSpec, ProtocolSpec
 from pipeline.declare.experiment import DeclarationError
 from pipeline.declare.load import load_experiment
 from pipeline.declare.protocol import parse_protocol
 from pipeline.derive.context import load_network
 from pipeline.plan.expand import plan_runs
+from pipeline.report.describe import derived_text
 from pipeline.track.run_folder import RunFolder
 from pipeline.train.evaluate import AveragedNetworks, EnsembleMember, evaluate_samples
 from pipeline.train.inputs import ReadOptions
 from pipeline.train.load import load_training_data
+from tests.support.declarations import WITH_CROP
 from tests.support.derived_runs import ENSEMBLE, derived_of, load_member, make_in, scores_of
+from tests.support.pillow_protocols import Way, probabilities
 from tests.support.smoke_runs import images_of, smoke_run, train_in
 
 
@@ -116,6 +120,92 @@ def test_each_network_of_an_ensemble_gets_images_normalised_as_in_its_training(
     )
     assert record.metrics["test/loss"] == pytest.approx(expected.loss, rel=1e-6)
     assert record.metrics["test/loss"] != pytest.approx(folders[0].result().metrics["test/loss"], rel=1e-3)
+
+
+# --- a protocol for each member ------------------------------------------------------------------------------
+
+
+def by_member(protocols, runs):
+    """Ensemble of two variants with one network each."""
+    members = dict.fromkeys(protocols, 1)
+    return derived_of(EnsembleSpec(kind="ensemble", members=members, member_test=protocols), runs)
+
+
+def test_equal_protocols_of_all_members_give_the_errors_of_this_protocol(sharded_members, tmp_path):
+    shards, runs, folders = sharded_members
+    for name in ("1-crop-64-of-72", "10-crop-64-of-72"):
+        spec = EnsembleSpec(kind="ensemble", members={"a": 1, "b": 1}, test=(name,))
+        one = make_in(tmp_path / name, derived_of(spec, runs), folders, images=shards).metrics
+        found = make_in(tmp_path / f"{name}-each", by_member({"a": name, "b": name}, runs), folders, images=shards)
+        for error in ("top1_error_pct", "top5_error_pct", "images"):
+            assert found.metrics[f"test/by-member/{error}"] == one[f"test/{name}/{error}"]
+        assert found.metrics["test/loss"] == pytest.approx(one["test/loss"], rel=1e-9)
+        assert found.ended == "2 networks averaged, each by its own test protocol"
+
+
+def test_each_network_is_evaluated_by_the_protocol_of_its_member(sharded_members, tmp_path):
+    """Against the average of both networks' probabilities, each from the slow second implementation."""
+    shards, runs, folders = sharded_members
+    ways = {"12-crop-32-of-40": [Way("twelve", 32, (40,))], "dense-of-48": [Way("dense", None, (48,))]}
+    protocols = dict(zip("ab", ways, strict=True))
+    record = make_in(tmp_path, by_member(protocols, runs), folders, images=shards)
+    data = load_training_data(shards, runs[0].recipe.data, torch.device("cpu"), sha256="x", options=ReadOptions())
+    mean = data.normaliser.shift.numpy()
+    images_manifest = manifest.manifest_of(shards)
+    networks = [
+        load_network(run, folder, images_manifest).eval() for run, folder in zip(runs, folders, strict=True)
+    ]
+    losses = []
+    for number in range(len(shards.test)):
+        pixels = decode(shards.test.read([number])[0], "test")
+        each = [
+            probabilities([(network, mean)], pixels, way)
+            for network, way in zip(networks, ways.values(), strict=True)
+        ]
+        losses.append(-math.log(sum(each)[int(shards.test.labels[number])] / 2))
+    assert record.metrics["test/by-member/loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-4)
+    swapped = by_member(dict(zip(protocols, reversed(protocols.values()), strict=True)), runs)
+    other = make_in(tmp_path / "swapped", swapped, folders, images=shards)
+    assert other.metrics["test/loss"] != pytest.approx(record.metrics["test/loss"], rel=1e-4)
+    assert swapped.declaration != by_member(protocols, runs).declaration
+
+
+def test_names_of_members_are_not_part_of_a_declaration(sharded_members):
+    _, runs, _ = sharded_members
+    names = "1-crop-64-of-72", "10-crop-64-of-72"
+    first, second = (by_member(dict(zip(keys, names, strict=True)), runs) for keys in (("a", "b"), ("c", "d")))
+    assert first.declaration == second.declaration
+
+
+MEMBER_TEST = {
+    "both": ("test: [dense-of-384], member_test: {plain-20: dense-of-256}", "give either 'test', for all members"),
+    "too few": ("member_test: {plain-20: dense-of-256}", "should have the same names; plain-32 is only in one"),
+    "too many": (
+        "member_test: {plain-20: dense-of-256, plain-32: dense-of-256, resnet-20: dense-of-256}",
+        "should have the same names; resnet-20 is only in one",
+    ),
+    "protocol": ("member_test: {plain-20: dense, plain-32: dense-of-256}", "unknown test protocol 'dense'"),
+}
+
+
+@pytest.mark.parametrize(("test", "words"), MEMBER_TEST.values(), ids=MEMBER_TEST.keys())
+def test_wrong_protocols_of_members_are_errors(declare, test, words):
+    text = f"derived:\n  two: {{kind: ensemble, members: {{plain-20: 1, plain-32: 1}}, {test}}}\nscales:\n"
+    with pytest.raises(DeclarationError, match=words):
+        declare(*WITH_CROP, "scales:\n", text)
+
+
+def test_members_with_their_own_protocols_are_measured_by_member(declare):
+    test = "member_test: {plain-20: dense-of-256, plain-32: dense-of-384}"
+    text = f"derived:\n  two: {{kind: ensemble, members: {{plain-20: 1, plain-32: 1}}, {test}}}\nscales:\n"
+    declared = declare(*WITH_CROP, "scales:\n", text)
+    assert declared.protocols("two", "paper") == ("by-member",)
+    assert "test/by-member/top1_error_pct" in declared.measured("two", named=True)
+    assert derived_text(declared.derived["two"]) == (
+        "average of plain-20 + plain-32; plain-20 tested with dense-of-256, plain-32 tested with dense-of-384"
+    )
+    with pytest.raises(DeclarationError, match="test protocols need runs whose data has a 'crop'"):
+        declare("scales:\n", text)
 
 
 # --- averaged weights ----------------------------------------------------------------------------------------

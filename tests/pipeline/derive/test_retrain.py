@@ -77,7 +77,15 @@ def test_remaining_weights_are_trained_as_if_the_pruned_ones_did_not_exist():
         assert torch.allclose(value, slow.get_parameter(name), atol=1e-6), name
 
 
-@pytest.mark.parametrize("settings", [SGD, RMSPROP, Sgd(name="sgd", momentum=0.9, nesterov=True)])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        SGD,
+        RMSPROP,
+        RMSPROP.model_copy(update={"form": "tensorflow"}),
+        Sgd(name="sgd", momentum=0.9, nesterov=True),
+    ],
+)
 def test_pruned_weights_stay_zero_and_all_others_are_trained(settings):
     network, kinds = small_pruned_network()
     before = {name: value.clone() for name, value in network.state_dict().items()}

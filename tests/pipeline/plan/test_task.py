@@ -92,3 +92,14 @@ def test_the_task_of_a_derived_run_is_read_back_with_its_changes(with_derived_ru
     assert read == task
     assert (read.run.declaration, read.run.changes) == (run.declaration, {"train.lr": 0.05})
     assert not read.is_distributable
+
+
+def test_a_derived_run_of_several_experiments_is_read_back_and_describes_its_needs(declare_other):
+    mixed = first_derived(declare_other(), name="mixed")
+    task = task_of(mixed, needs=("a", "b", "c"))
+    back = Task.from_dict(through_json(task.to_dict()))
+    assert (back, back.run.declaration) == (task, mixed.declaration)
+    assert [member.experiment for member in back.run.members] == ["toy/depth", "toy/depth", "toy/wide"]
+    assert [need["run"] for need in task.description()["needs"]] == [
+        "toy/depth plain-20 seed 0", "toy/depth plain-20 seed 1", "wide seed 0",
+    ]  # fmt: skip

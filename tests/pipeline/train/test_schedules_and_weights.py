@@ -152,6 +152,20 @@ def test_run_resumed_from_an_older_checkpoint_ends_with_the_same_bits(whole, tmp
     assert content(tmp_path) == content(whole[0])
 
 
+def test_rmsprop_of_tensorflow_and_smoothed_labels_resume_with_the_same_bits(tmp_path):
+    """From a checkpoint that holds the mean squares and velocities; the smoothing changes the training."""
+    rmsprop = {"name": "rmsprop", "form": "tensorflow", "alpha": 0.9, "eps": 1.0, "momentum": 0.9}
+    recipe = {"train.optimizer": rmsprop, "train.eval_every": 12}
+    recipe["train.loss"] = {"name": "cross-entropy", "smoothing": 0.1}
+    run = smoke_run(changes=recipe)
+    train_in(tmp_path / "whole", run)
+    while train_in(tmp_path / "stopped", run, stop=stop_after(5)) is None:
+        pass
+    assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
+    train_in(tmp_path / "plain", smoke_run(changes=recipe | {"train.loss": {"name": "cross-entropy"}}))
+    assert weights(tmp_path / "plain") != weights(tmp_path / "whole")
+
+
 def test_two_ranks_agree_with_one(whole, tmp_path, two_ranks):
     run = with_network("lenet5_modern", ALL | {"data.pad_to": 32})  # without batch normalisation
     train_in(tmp_path / "one", run, device_batch=10)
