@@ -66,6 +66,11 @@ class DerivedRun:
     members: tuple[Run, ...]  # the runs it consumes, of its experiment or of others
 
     @property
+    def needs_boxes(self) -> bool:
+        """True if one of its members learned bounding boxes."""
+        return any(member.recipe.data.boxes for member in self.members)
+
+    @property
     def changes(self) -> dict[str, Any]:
         """Settings of --set in its members."""
         return {key: value for member in self.members for key, value in member.changes.items()}
