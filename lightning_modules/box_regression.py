@@ -24,7 +24,7 @@ class BoxBatch(NamedTuple):
 
 
 def boxes_of_classes(outputs: Tensor, labels: Tensor) -> Tensor:
-    """Return the box of each image's class: (N, boxes, 4) and (N,) -> (N, 4). A single box is that of all classes."""
+    """Return the box of each image's class: (N, boxes, 4) and (N,) -> (N, 4). A single box serves all classes."""
     if outputs.shape[1] == 1:
         return outputs[:, 0]
     return outputs[torch.arange(len(outputs), device=outputs.device), labels]

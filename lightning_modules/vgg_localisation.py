@@ -6,23 +6,24 @@ A network of Table 1 whose last layer, fc8, predicts bounding boxes instead of c
     single-class        1                4   134,276,932    one box for all classes (SCR)
     per-class        1000             4000   150,648,544    one box per class (PCR)
 
-A box is its centre (x, y), width and height, as fractions of the side of the network's input; (0, 0) is the input's
-top left corner. The paper prints neither the unit nor the origin.
+A box is its centre (x, y), width and height, as fractions of the side of the network's input; (0, 0) is the
+input's top left corner. The paper prints neither the unit nor the origin.
 """
 
 from typing import Literal, get_args
 
 from torch import Tensor
 
-from lightning_modules.vgg import CONFIGURATIONS, VGG, Configuration, Initialisation
+from lightning_modules.vgg import CONFIGURATIONS, IMAGE_SIZE, VGG, Configuration, Initialisation
 
 Regression = Literal["single-class", "per-class"]
 
 
 class VGGBoxes(VGG):
-    """Box predictions of a network of Table 1 for images of 224 x 224; `box_map` accepts larger ones of any shape."""
+    """Network of Table 1 that predicts boxes in images of 224 x 224; `box_map` accepts larger ones."""
 
     predicts_boxes = True
+    window, stride = IMAGE_SIZE, 32  # pixels: of the windows of `box_map`
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, 224, 224) images -> (N, boxes, 4); ValueError for other sizes."""

@@ -5,8 +5,8 @@ A set with boxes has, beside its shards,
     boxes.json        counts and checksums, and the sha256 of the images that the boxes belong to
     train.boxes.npy   one row per box, sorted by sample; test.boxes.npy likewise
 
-Corners are fractions of an image's width and height: left, top, right, bottom. So they do not depend on the size of
-the image, which the annotators of ImageNet saw in another one.
+Corners are fractions of an image's width and height: left, top, right, bottom. So they do not depend on the size
+of the image, which the annotators of ImageNet saw in another one.
 """
 
 import hashlib
@@ -31,9 +31,7 @@ from pipeline.declare.validation import validation_message
 
 BOXES_NAME = "boxes.json"
 
-BOX_DTYPE = np.dtype(
-    [("sample", "<u4"), ("left", "<f8"), ("top", "<f8"), ("right", "<f8"), ("bottom", "<f8")]
-)
+BOX_DTYPE = np.dtype([("sample", "<u4"), ("left", "<f8"), ("top", "<f8"), ("right", "<f8"), ("bottom", "<f8")])
 
 Corners = NDArray[np.float64]  # (n, 4): left, top, right, bottom
 
@@ -105,10 +103,12 @@ class BoxedShards(ShardSet):
 
 
 def with_boxes(shards: ShardSet) -> BoxedShards:
-    """Return a set with the boxes of its images. Raises DataError if they are missing, damaged or of other images."""
+    """Return a set with the boxes of its images. Raises DataError if they are missing or of other images."""
     store, manifest = shards.store, read_box_manifest(shards.store, shards.manifest)
     return BoxedShards(
-        shards, manifest, {name: read_rows(store, manifest, name, len(split)) for name, split in shards.splits.items()}
+        shards,
+        manifest,
+        {name: read_rows(store, manifest, name, len(split)) for name, split in shards.splits.items()},
     )
 
 
@@ -119,15 +119,17 @@ def read_box_manifest(store: Store, images: ShardManifest) -> BoxManifest:
         content = store.read(BOXES_NAME)
     except MissingFileError:
         raise MissingFileError(
-            f"{images.name} has no bounding boxes ({file} not found); put the archives of boxes beside those of the"
-            " images, and run repro data prepare again"
+            f"{images.name} has no bounding boxes ({file} not found); put the archives of boxes beside those of"
+            " the images, and run repro data prepare again"
         ) from None
     try:
         raw = json.loads(content)
         checksum = raw.pop("seal", None) if isinstance(raw, dict) else None
         manifest = BoxManifest.model_validate_json(json.dumps(raw))
     except ValidationError as error:
-        raise DataError(f"{file}: {validation_message(error, BoxManifest, raw)}; prepare the boxes again") from None
+        raise DataError(
+            f"{file}: {validation_message(error, BoxManifest, raw)}; prepare the boxes again"
+        ) from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{file} is not JSON ({error}); prepare the boxes again") from None
     if checksum != checksum_of(raw):
@@ -148,7 +150,9 @@ def read_rows(store: Store, manifest: BoxManifest, name: str, samples: int) -> N
     except MissingFileError:
         raise DataError(f"{file} not found; prepare the boxes again") from None
     if hashlib.sha256(content).hexdigest() != split.sha256:
-        raise DataError(f"{file} is damaged: its sha256 differs from that in {BOXES_NAME}; prepare the boxes again")
+        raise DataError(
+            f"{file} is damaged: its sha256 differs from that in {BOXES_NAME}; prepare the boxes again"
+        )
     try:
         rows: NDArray[Any] = np.load(io.BytesIO(content), allow_pickle=False)
     except (ValueError, OSError, EOFError, SyntaxError, tokenize.TokenError) as error:
@@ -184,8 +188,8 @@ def boxed_samples(samples: Samples) -> tuple[BoxedSplit, Tensor]:
 def corners_in_crop(corners: Corners, crop: CropBox, size: tuple[int, int], side: int, *, flip: bool) -> Corners:
     """Return corners as fractions of the side of a crop of an image of `size` (height, width): (n, 4) -> (n, 4).
 
-    Boxes are not clipped: parts outside of the crop have fractions below 0 and above 1. `flip`: the crop is mirrored
-    left to right.
+    Boxes are not clipped: parts outside of the crop have fractions below 0 and above 1. `flip`: the crop is
+    mirrored left to right.
     """
     (top, left, part_height, part_width), (rows, columns) = crop.box, crop.size
     x = (corners[:, 0::2] * size[1] - left) * (columns / part_width) - crop.crop[1]

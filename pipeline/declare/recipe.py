@@ -262,7 +262,6 @@ class Data(FrozenModel):
             raise ValueError("'crop' needs a 'test' protocol, such as 1-crop-224-of-256")
         return self
 
-
     def _fits_boxes(self) -> None:
         """Raise ValueError for settings under which an image has no bounding box, or no single one."""
         if self.crop is None:
@@ -272,9 +271,9 @@ class Data(FrozenModel):
             centre = len(parts) == len(parts[0].shorts) == 1 and parts[0].kind == "centre" and not parts[0].square
             if not centre or parts[0].side != self.crop.side:
                 raise ValueError(
-                    f"test protocol {name!r} gives several boxes, or crops of another size than in training; networks"
-                    f" that predict boxes are tested on the centre crop, such as 1-crop-{self.crop.side}-of-256, or"
-                    " by a derived run of kind localisation"
+                    f"test protocol {name!r} gives several boxes, or crops of another size than in training;"
+                    " networks that predict boxes are tested on the centre crop, such as"
+                    f" 1-crop-{self.crop.side}-of-256, or by a derived run of kind localisation"
                 )
 
 
@@ -332,7 +331,7 @@ class MapLoss(FrozenModel):
 
 
 class Euclidean(FrozenModel):
-    """Half the squared distance of the predicted from the true bounding box, averaged over the batch (VGG, app. A)."""
+    """Half the squared distance of the predicted from the true box, averaged over the batch (VGG, appendix A)."""
 
     name: Literal["euclidean"]
 
@@ -437,7 +436,9 @@ class Train(FrozenModel):
     @model_validator(mode="after")
     def _fits(self) -> "Train":
         if self.trainable and self.filter_rms_limit:
-            raise ValueError("filter_rms_limit would change layers that are not in 'trainable'; remove one of them")
+            raise ValueError(
+                "filter_rms_limit would change layers that are not in 'trainable'; remove one of them"
+            )
         last = self.lr_drops and (self.lr_drops.at or (self.lr_drops.every,))[-1]
         if last and last >= self.steps:
             raise ValueError(f"the drop at step {last} must be before step {self.steps}, the end of training")

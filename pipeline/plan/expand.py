@@ -7,7 +7,7 @@ from typing import Any
 from lightning_modules.names import nearest
 from pipeline.common.errors import UserError
 from pipeline.common.hashing import digest
-from pipeline.declare.derived import DerivedSpec
+from pipeline.declare.derived import DerivedSpec, LocalisationSpec
 from pipeline.declare.experiment import Experiment
 from pipeline.declare.load import load_experiment
 from pipeline.declare.recipe import Recipe
@@ -78,7 +78,10 @@ class DerivedRun:
     @property
     def declaration(self) -> str:
         """Hash of its settings and of its members' declarations. The names of variants are not part of it."""
-        settings = without_later_derived_defaults(self.spec.model_dump(mode="json", exclude={"of", "members"}))
+        names = {"of", "members", "boxes", "classes"}
+        settings = without_later_derived_defaults(self.spec.model_dump(mode="json", exclude=names))
+        if isinstance(self.spec, LocalisationSpec):
+            settings["roles"] = self.spec.roles([member.variant for member in self.members])
         members = run_declarations(self.members)
         # The key is "step", the earlier name of derived runs: with another key the recorded ones would not count.
         return digest({"step": settings, "members": members})

@@ -17,6 +17,7 @@ from pipeline.declare.derived import (
     DerivedSpec,
     EnsembleSizesSpec,
     EnsembleSpec,
+    LocalisationSpec,
     ProtocolSpec,
     Retraining,
 )
@@ -191,6 +192,10 @@ def derived_text(spec: DerivedSpec) -> str:
         return f"{spec.of} {protocols_text(spec.test)}"
     if isinstance(spec, CompressionSpec):
         return compression_text(spec)
+    if isinstance(spec, LocalisationSpec):
+        boxes = " + ".join(f"{name} at {', '.join(map(str, sides))}" for name, sides in spec.boxes.items())
+        classes = f"classes and ratings of {' + '.join(spec.classes)}, {protocols_text((spec.labels,))}"
+        return f"merged boxes of {boxes}; {classes}"
     view = f" by view {spec.view}" if spec.view else ""
     return f"features of {spec.of} on {spec.data}{view}, softmax classifier with C {spec.c:g}"
 

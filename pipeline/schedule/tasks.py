@@ -5,12 +5,12 @@ from collections.abc import Iterable
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from pipeline.common.errors import UserError
 from pipeline.common.paths import data_folder, runs_folder
 from pipeline.common.words import first_line
-from pipeline.declare.derived import ColumnSpec, CompressionSpec, TransferSpec
+from pipeline.declare.derived import ColumnSpec, CompressionSpec, LocalisationSpec, TransferSpec
 from pipeline.plan.expand import DerivedRun, Run
 from pipeline.plan.identity import code_hash, derived_code_hash, identity
 from pipeline.plan.task import Task
@@ -193,6 +193,8 @@ def check_derived_run(derived: DerivedRun) -> None:
 
     Builds the network on the meta device.
     """
+    if isinstance(derived.spec, LocalisationSpec):
+        check_localisation(derived, derived.spec)
     if not isinstance(derived.spec, ColumnSpec | CompressionSpec):
         return
     import torch
@@ -212,3 +214,19 @@ def check_derived_run(derived: DerivedRun) -> None:
             layer_settings(derived.spec, compressible_layers(network))
     except ValueError as error:
         raise UserError(f"{derived.experiment}, {derived.variant}: {error}") from None
+
+
+def check_localisation(derived: DerivedRun, spec: LocalisationSpec) -> None:
+    """Raise UserError for a network that cannot be applied densely: to predict boxes, or to rate them."""
+    from lightning_modules.networks import NETWORKS
+
+    for member in derived.members:
+        method = "box_map" if member.variant in spec.boxes else "score_map"
+        name = member.recipe.model.name
+        result = get_type_hints(NETWORKS[name].build)["return"]
+        if not hasattr(result, method):
+            does = "predict boxes" if method == "box_map" else "rate boxes"
+            raise UserError(
+                f"{derived.experiment}, {derived.variant}: {name} cannot {does} at every position of an image;"
+                " use a network of vgg"
+            )

@@ -1,4 +1,6 @@
-"""Training data with bounding boxes, and the localisation error of the centre crop (VGG, arXiv:1409.1556, appendix A).
+"""Training data with bounding boxes, and the localisation error of the centre crop.
+
+Simonyan and Zisserman 2014, arXiv:1409.1556, appendix A.
 
 The error is that of the paper's first test protocol: the class is given, and the box is predicted from the central
 crop of the image. It is right if its intersection over union with any box of the image is above 0.5.
@@ -176,8 +178,8 @@ def corners_in_image(
 ) -> Corners:
     """Return corners as fractions of an image, clipped to it, from fractions of windows: (n, 4) -> (n, 4).
 
-    `size`: (height, width) of the image in pixels. `offset`: row and column of the windows' top left corner, of all
-    or of each, (n, 2). `side`: of the windows.
+    `size`: (height, width) of the image in pixels. `offset`: row and column of the windows' top left corner, of
+    all or of each, (n, 2). `side`: of the windows.
     """
     rows_and_columns = np.broadcast_to(np.asarray(offset), (len(corners), 2))
     start = rows_and_columns[:, [1, 0, 1, 0]]

@@ -152,7 +152,9 @@ def images_for(images: AnyImageSet, data: Data) -> AnyImageSet:
     Raises UserError if `data` declares boxes, but the set was loaded without.
     """
     if data.boxes and not isinstance(images, BoxedShards):
-        raise UserError(f"{images.name} has no bounding boxes, which data.boxes needs; use a set in shards with boxes")
+        raise UserError(
+            f"{images.name} has no bounding boxes, which data.boxes needs; use a set in shards with boxes"
+        )
     return images.plain if isinstance(images, BoxedShards) and not data.boxes else images
 
 

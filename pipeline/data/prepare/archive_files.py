@@ -62,8 +62,8 @@ class StandInInfo(BaseModel):
         return json.dumps(self.model_dump(mode="json"), indent=1) + "\n"
 
 
-# MD5 sums as in torchvision.datasets.imagenet.ARCHIVE_META, those of boxes as on image-net.org's page of downloads;
-# bytes as image-net.org sends them
+# MD5 sums as in torchvision.datasets.imagenet.ARCHIVE_META, those of boxes as on image-net.org's page of
+# downloads; bytes as image-net.org sends them
 PUBLISHED_FILES = {
     TRAIN_ARCHIVE: ExpectedFile(md5="1d675b47d978889d74fa0da5fadfb00e", bytes=147_897_477_120),
     VAL_ARCHIVE: ExpectedFile(md5="29b22e2961454d5413ddabcf34fc5622", bytes=6_744_924_160),

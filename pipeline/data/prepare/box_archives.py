@@ -3,8 +3,8 @@
     ILSVRC2012_bbox_train_v2.tar.gz   n01440764/n01440764_10026.xml, ..., of 544,546 images
     ILSVRC2012_bbox_val_v3.tgz        val/ILSVRC2012_val_00000001.xml to _00050000.xml
 
-Each file describes one image as in PASCAL VOC: the size of the image as the annotators saw it, which may differ from
-that of the file, and for each object its class and corners in pixels of that size.
+Each file describes one image as in PASCAL VOC: the size of the image as the annotators saw it, which may differ
+from that of the file, and for each object its class and corners in pixels of that size.
 """
 
 import gzip
@@ -46,7 +46,8 @@ def box_archives_present(archives: Archives) -> list[str]:
     if present and present != wanted:
         missing = min(set(wanted) - set(present))
         raise DataError(
-            f"{archives.folder} contains {present[0]} but not {missing}; download {missing} or move {present[0]} away"
+            f"{archives.folder} contains {present[0]} but not {missing}; download {missing} or move"
+            f" {present[0]} away"
         )
     return present
 
@@ -108,7 +109,9 @@ def parse_annotation(content: bytes) -> Annotation:
         raise ValueError(f"is not XML ({one_line(error)})") from None
     boxes = []
     for number, item in enumerate(root.iter("object"), start=1):
-        corners = [integer(item, f"bndbox/{key}", f"object {number}: ") for key in ("xmin", "ymin", "xmax", "ymax")]
+        corners = [
+            integer(item, f"bndbox/{key}", f"object {number}: ") for key in ("xmin", "ymin", "xmax", "ymax")
+        ]
         boxes.append(AnnotatedBox(item.findtext("name", ""), *corners))
     width, height = (integer(root, f"size/{key}") for key in ("width", "height"))
     if min(width, height) < 1:

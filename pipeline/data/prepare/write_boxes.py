@@ -1,10 +1,10 @@
 """Write the bounding boxes of a prepared set beside its shards, after checking them against its images.
 
-The published annotations of the training images have faults: corners outside of the image or in reverse order, boxes
-outside of the image, and annotations of images that are not in the training set (see process_bounding_boxes.py of
-TensorFlow's models). Corners are sorted and clipped to the image, as there; boxes that are then empty, and
-annotations of unknown images, are left out and counted. In annotations of validation images and of a stand-in these
-are errors, and each of their test images must have a box.
+The published annotations of the training images have faults: corners outside of the image or in reverse order,
+boxes outside of the image, and annotations of images that are not in the training set (see
+process_bounding_boxes.py of TensorFlow's models). Corners are sorted and clipped to the image, as there; boxes
+that are then empty, and annotations of unknown images, are left out and counted. In annotations of validation
+images and of a stand-in these are errors, and each of their test images must have a box.
 """
 
 import hashlib
