@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_modules.classifier import Classifier, all_reduce_sum
+from lightning_modules.vgg_localisation import boxes_of_classes
 
 LOCALISED_IOU = 0.5  # a box is right if its intersection over union with a true one is above this (appendix A.2)
 
@@ -21,13 +22,6 @@ class BoxBatch(NamedTuple):
     images: Tensor  # float32 (N, C, H, W)
     labels: Tensor  # int64 (N,)
     boxes: Tensor  # float32 (N, 4): centre x, centre y, width, height
-
-
-def boxes_of_classes(outputs: Tensor, labels: Tensor) -> Tensor:
-    """Return the box of each image's class: (N, boxes, 4) and (N,) -> (N, 4). A single box serves all classes."""
-    if outputs.shape[1] == 1:
-        return outputs[:, 0]
-    return outputs[torch.arange(len(outputs), device=outputs.device), labels]
 
 
 def euclidean_loss(boxes: Tensor, targets: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ input's top left corner. The paper prints neither the unit nor the origin.
 
 from typing import Literal, get_args
 
+import torch
 from torch import Tensor
 
 from lightning_modules.vgg import CONFIGURATIONS, IMAGE_SIZE, VGG, Configuration, Initialisation
@@ -40,6 +41,13 @@ class VGGBoxes(VGG):
     def dense(self, x: Tensor) -> Tensor:
         """Raise ValueError: the mean of boxes at different positions means nothing."""
         raise ValueError("a network that predicts boxes cannot be evaluated densely by itself")
+
+
+def boxes_of_classes(outputs: Tensor, labels: Tensor) -> Tensor:
+    """Return the box of each image's class: (N, boxes, 4) and (N,) -> (N, 4). A single box serves all classes."""
+    if outputs.shape[1] == 1:
+        return outputs[:, 0]
+    return outputs[torch.arange(len(outputs), device=outputs.device), labels]
 
 
 def vgg_boxes(

@@ -9,18 +9,16 @@ from lightning_modules.names import nearest
 from pipeline.common.errors import UserError
 from pipeline.declare.claims import Choice, Claim, Departure, Deviation, NotClaimed, Paper, Printed
 from pipeline.declare.derived import (
-    BOX_METRICS,
     COMPRESSION_METRICS,
     ERROR_METRICS,
-    LOCALISATION_METRICS,
     TRANSFER_METRICS,
     ColumnSpec,
     CompressionSpec,
     DerivedSpec,
     EnsembleSizesSpec,
-    LocalisationSpec,
     TransferSpec,
 )
+from pipeline.declare.localisation import BOX_METRICS, LOCALISATION_METRICS, LocalisationSpec
 from pipeline.declare.overrides import describe_changes, merge_layers, set_dotted
 from pipeline.declare.recipe import (
     PAPER_SCALE,

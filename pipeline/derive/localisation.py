@@ -19,7 +19,7 @@ from pipeline.common.words import plural
 from pipeline.data.boxes import BoxedShards, Corners
 from pipeline.data.normalise import normalise_crops
 from pipeline.data.prefetch import prefetch
-from pipeline.declare.derived import LocalisationSpec
+from pipeline.declare.localisation import LocalisationSpec
 from pipeline.declare.protocol import Protocol, parse_protocol
 from pipeline.derive.context import DerivedContext, DerivedResult
 from pipeline.derive.merge_boxes import Scores, best_merged_box

@@ -7,9 +7,10 @@ from typing import Any
 from lightning_modules.names import nearest
 from pipeline.common.errors import UserError
 from pipeline.common.hashing import digest
-from pipeline.declare.derived import DerivedSpec, LocalisationSpec
+from pipeline.declare.derived import DerivedSpec
 from pipeline.declare.experiment import Experiment
 from pipeline.declare.load import load_experiment
+from pipeline.declare.localisation import LocalisationSpec
 from pipeline.declare.recipe import Recipe
 from pipeline.plan.declaration import declaration_hashes, without_later_derived_defaults
 

@@ -17,11 +17,11 @@ from pipeline.declare.derived import (
     DerivedSpec,
     EnsembleSizesSpec,
     EnsembleSpec,
-    LocalisationSpec,
     ProtocolSpec,
     Retraining,
 )
 from pipeline.declare.experiment import Experiment
+from pipeline.declare.localisation import LocalisationSpec
 from pipeline.declare.recipe import PAPER_SCALE, REDUCED_PRECISION, Crop, LrDrops, Train
 from pipeline.plan.expand import DerivedRun, Run, plan_runs
 from pipeline.report.deviations import deviation_groups

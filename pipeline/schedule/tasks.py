@@ -10,7 +10,8 @@ from typing import Any, get_type_hints
 from pipeline.common.errors import UserError
 from pipeline.common.paths import data_folder, runs_folder
 from pipeline.common.words import first_line
-from pipeline.declare.derived import ColumnSpec, CompressionSpec, LocalisationSpec, TransferSpec
+from pipeline.declare.derived import ColumnSpec, CompressionSpec, TransferSpec
+from pipeline.declare.localisation import LocalisationSpec
 from pipeline.plan.expand import DerivedRun, Run
 from pipeline.plan.identity import code_hash, derived_code_hash, identity
 from pipeline.plan.task import Task

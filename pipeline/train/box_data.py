@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from lightning_modules.box_regression import (
     LOCALISED_IOU,
     BoxBatch,
-    boxes_of_classes,
     corners_of,
     euclidean_loss,
     overlap,
 )
+from lightning_modules.vgg_localisation import boxes_of_classes
 from pipeline.common.errors import UserError
 from pipeline.data.boxes import Corners, boxed_samples, corners_in_crop, target_box
 from pipeline.data.colour import FLIP_COLUMN

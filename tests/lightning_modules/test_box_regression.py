@@ -8,11 +8,11 @@ from torch import nn
 from lightning_modules.box_regression import (
     BoxBatch,
     BoxRegressor,
-    boxes_of_classes,
     corners_of,
     euclidean_loss,
     overlap,
 )
+from lightning_modules.vgg_localisation import boxes_of_classes
 from tests.support.box_sets import slow_overlap, small_networks, torch_boxes
 
 

@@ -104,7 +104,7 @@ def images(name: str, n: int = 2) -> Tensor:
 
 
 def total_loss(network: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
-    """Return the cross-entropy, summed over the scores and any auxiliary scores; the numbers of a box are scores."""
+    """Return the cross-entropy, summed over the scores and any auxiliary scores; a box counts as four scores."""
     outputs = network(x)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     return torch.stack([F.cross_entropy(scores.flatten(1), labels) for scores in outputs]).sum()

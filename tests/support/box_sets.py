@@ -107,7 +107,7 @@ def small_networks() -> Iterator[None]:
 
 
 def prepare_boxed_set(folder: Path, *, classes: int = 3, train: int = 7, test: int = 4, side: int = 40) -> Path:
-    """Write a stand-in to `folder/made` and its shards with boxes to `folder/imagenet-standin`; return `folder`."""
+    """Write a stand-in to `folder/made`, its shards with boxes to `folder/imagenet-standin`; return `folder`."""
     make_stand_in(folder / "made", classes=classes, train=train, test=test, side=side)
     source = source_from_archives(folder / "made", cache=folder / "cache")
     prepare_shards(source, Store(str(folder / "imagenet-standin")), samples=5, workers=1)

@@ -37,7 +37,7 @@ def test_two_near_boxes_become_their_mean_and_beat_one_of_a_higher_score():
 
 
 def test_the_best_pair_is_merged_first():
-    """A and B overlap by 0.9, B and C by 0.6. The mean of A and B overlaps with C by 0.57, so C stays apart at 0.6."""
+    """A and B overlap by 0.9, B and C by 0.6. The mean of A and B overlaps with C by 0.57 only."""
     corners = np.array([[0.0, 0, 1.0, 1], [0.0, 0, 0.9, 1], [0.0, 0, 0.54, 1]])
     merged, scores = merge_boxes(corners, np.ones(3), 0.59)
     np.testing.assert_allclose(merged, [[0, 0, 0.95, 1], [0, 0, 0.54, 1]])

@@ -283,7 +283,7 @@ def test_frozen_layers_keep_their_weights_and_the_selection_watches_the_localisa
 
 def test_boxes_of_a_set_without_them_are_refused(box_root, box_runs):
     images = open_boxed_set(box_root).plain
-    with pytest.raises(UserError, match="imagenet-standin has no bounding boxes, which data.boxes needs"):
+    with pytest.raises(UserError, match=r"imagenet-standin has no bounding boxes, which data\.boxes needs"):
         data_of(box_runs["boxes"], images)
 
 

@@ -1,4 +1,4 @@
-"""Bounding boxes from ImageNet's archives of annotations: what is read, and which faults are refused or counted."""
+"""Bounding boxes from ImageNet's archives of annotations: what is read, and which faults are refused."""
 
 import re
 
@@ -209,7 +209,8 @@ def test_all_boxes_of_an_image_are_kept(archives, tmp_path):
         archives,
         VAL_BOXES,
         rb"(<object>.*</object>)",
-        rb"\1<object><name>a fish</name><bndbox><xmin>0</xmin><ymin>1</ymin><xmax>2</xmax><ymax>4</ymax></bndbox></object>",
+        rb"\1<object><name>a fish</name><bndbox><xmin>0</xmin><ymin>1</ymin><xmax>2</xmax><ymax>4</ymax></bndbox>"
+        rb"</object>",
     )
     boxed = prepare(archives, tmp_path)
     assert sorted(map(len, boxed.test.boxes)) == [1] * 7 + [2]
