@@ -174,8 +174,7 @@ def run_localisation(context: DerivedContext) -> DerivedResult:
         EnsembleMember(network, data.normaliser)
         for network, data in zip(context.networks, context.datasets, strict=True)
     ]
-    variants = [run.variant for run in context.derived.members]
-    by_variant = dict(zip(variants, members, strict=True))
+    by_variant = dict(zip(context.derived.member_names, members, strict=True))
     boxes = [(by_variant[name], shorts) for name, shorts in spec.boxes.items()]
     classifiers = [by_variant[name] for name in spec.classes]
     localiser = Localiser(spec, boxes, classifiers, context.device, context.bf16)

@@ -67,6 +67,14 @@ class DerivedRun:
     members: tuple[Run, ...]  # the runs it consumes, of its experiment or of others
 
     @property
+    def member_names(self) -> list[str]:
+        """Names of its members' variants: PAPER/FILE/VARIANT for those of another experiment."""
+        return [
+            member.variant if member.experiment == self.experiment else f"{member.experiment}/{member.variant}"
+            for member in self.members
+        ]
+
+    @property
     def needs_boxes(self) -> bool:
         """True if one of its members learned bounding boxes."""
         return any(member.recipe.data.boxes for member in self.members)
@@ -82,7 +90,7 @@ class DerivedRun:
         names = {"of", "members", "boxes", "classes"}
         settings = without_later_derived_defaults(self.spec.model_dump(mode="json", exclude=names))
         if isinstance(self.spec, LocalisationSpec):
-            settings["roles"] = self.spec.roles([member.variant for member in self.members])
+            settings["roles"] = self.spec.roles(self.member_names)
         members = run_declarations(self.members)
         # The key is "step", the earlier name of derived runs: with another key the recorded ones would not count.
         return digest({"step": settings, "members": members})

@@ -67,8 +67,8 @@ class LeaderboardRow:
 def build_leaderboard(experiments: Iterable[Experiment], records: Sequence[Record]) -> list[LeaderboardRow]:
     """Return all rows, grouped by experiment, scale and data, the lowest error first.
 
-    A network has one row for each test protocol; networks that predict bounding boxes have none. Runs that count for
-    claims form its rows. Runs changed by --set form rows of their own, with a label.
+    A network has one row for each test protocol; networks that predict bounding boxes have none. Runs that count
+    for claims form its rows. Runs changed by --set form rows of their own, with a label.
     """
     rows: list[LeaderboardRow] = []
     for experiment in experiments:

@@ -221,8 +221,8 @@ def check_localisation(derived: DerivedRun, spec: LocalisationSpec) -> None:
     """Raise UserError for a network that cannot be applied densely: to predict boxes, or to rate them."""
     from lightning_modules.networks import NETWORKS
 
-    for member in derived.members:
-        method = "box_map" if member.variant in spec.boxes else "score_map"
+    for variant, member in zip(derived.member_names, derived.members, strict=True):
+        method = "box_map" if variant in spec.boxes else "score_map"
         name = member.recipe.model.name
         result = get_type_hints(NETWORKS[name].build)["return"]
         if not hasattr(result, method):

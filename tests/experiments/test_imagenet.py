@@ -49,7 +49,7 @@ EPOCHS = {  # passes through the images, and images in a batch; VGG and ResNet p
     "zfnet/imagenet": (70, 128),
     "googlenet/imagenet": (250, 256),
 }
-UPDATES = {"vgg/imagenet": 370_000, "vgg/localisation": 370_000, "resnet/imagenet": 600_000}
+UPDATES = {"vgg/imagenet": 370_000, "vgg/localisation": 150_000, "resnet/imagenet": 600_000}
 VIEWS = {  # images of one picture that a network is shown, and at how many sizes
     ("alexnet/imagenet", "alexnet", "10-crop-227-of-square-256"): (10, 1),
     ("vgg/imagenet", "vgg-16-jitter", "dense-of-256-384-512"): (6, 3),
@@ -152,7 +152,7 @@ def test_updates_are_the_papers(name):
         assert train_.steps == UPDATES[name]
 
 
-@pytest.mark.parametrize("name", sorted(set(TRAINED) - {"googlenet/imagenet"}))
+@pytest.mark.parametrize("name", sorted(set(TRAINED) - {"googlenet/imagenet", "vgg/localisation"}))
 def test_the_rate_falls_when_the_validation_error_plateaus(name):
     """All four papers say so; none says after how many epochs, which is a material choice."""
     declared = LOADED[name]

@@ -10,8 +10,6 @@ from pipeline.declare.load import load_experiment
 from pipeline.judge.ledger import ledger
 from pipeline.plan.expand import plan_runs
 from pipeline.report.leaderboard import build_leaderboard, paper_error, ranked, with_sizes, with_verdicts
-from pipeline.plan.expand import plan_runs
-from pipeline.report.leaderboard import build_leaderboard, paper_error
 from tests.support.box_sets import BOX_EXPERIMENT
 
 PLAIN, DEEP = [9.4, 9.5, 9.9], [10.4, 10.5, 10.6]
