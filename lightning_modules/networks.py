@@ -30,6 +30,7 @@ from lightning_modules.resnext import resnext_cifar, resnext_imagenet
 from lightning_modules.squeezenet import squeezenet, squeezenet_1_1
 from lightning_modules.stochastic_depth import stochastic_depth_cifar, stochastic_depth_imagenet
 from lightning_modules.vgg import conv_stack, vgg
+from lightning_modules.vgg_localisation import vgg_boxes
 from lightning_modules.wide_resnet import wide_resnet_cifar
 from lightning_modules.wide_resnet_imagenet import wide_resnet_imagenet
 from lightning_modules.zfnet import zfnet
@@ -73,6 +74,7 @@ NETWORKS: dict[str, Network] = {
     "wide_resnet_cifar": Network(wide_resnet_cifar, (3, 32, 32), 10),
     "wide_resnet_imagenet": Network(wide_resnet_imagenet, (3, 224, 224), 1000),
     "vgg": Network(vgg, (3, 224, 224), 1000),
+    "vgg_boxes": Network(vgg_boxes, (3, 224, 224), 1000),
     "conv_stack": Network(conv_stack, (64, 32, 32), 1000),
     "nin": Network(nin, (3, 32, 32), 10),
     "nin_imagenet": Network(nin_imagenet, (3, 224, 224), 1000),

@@ -90,6 +90,21 @@ def layer_parameters(network: nn.Module, layer: str) -> list[nn.Parameter]:
     return found
 
 
+def train_only(network: nn.Module, layers: Sequence[str]) -> None:
+    """Freeze all parameters but those of `layers` and of the layers inside them.
+
+    Raises ValueError for an unknown layer, and for batch normalisation that would be frozen: its statistics would
+    still change.
+    """
+    trained = {id(value) for layer in layers for value in layer_parameters(network, layer)}
+    for name, module in network.named_modules():
+        own = list(module.parameters(recurse=False))
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and not all(id(value) in trained for value in own):
+            raise ValueError(f"batch normalisation {name!r} cannot be frozen: its statistics would still change")
+    for value in network.parameters():
+        value.requires_grad_(id(value) in trained)
+
+
 @torch.no_grad()
 def gradient_magnitude(parameters: Sequence[nn.Parameter]) -> Tensor:
     """Return the mean magnitude of the gradients, float64 (): the L1 norm divided by the number of parameters.

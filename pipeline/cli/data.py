@@ -82,6 +82,7 @@ def prepare_set(
         print_json(manifest.model_dump(mode="json"))
         return
     describe_manifest(manifest)
+    describe_boxes(store, manifest)
     out.print(f"shards   {escape(str(store))}", soft_wrap=True)
     if manifest.name != store.address.rpartition("/")[2]:
         say(f"Runs look for this set in a folder named {manifest.name}, in data/ or below REPRO_SHARDS.")
@@ -173,6 +174,7 @@ def inspect_set(where: ShardsArgument, as_json: AsJson = False) -> None:
         print_json(summary.to_dict() | {"contact_sheet": sheet, "balance_chart": balance})
         return
     describe_manifest(shards.manifest)
+    describe_boxes(shards.store, shards.manifest)
     for line in summary_lines(summary):
         say(line)
     for label, path in (("images", sheet), ("classes", balance)):
@@ -212,3 +214,12 @@ def describe_manifest(manifest: "ShardManifest") -> None:
     say(f"{len(manifest.classes)} classes, from {printable(manifest.source)}; sha256 {manifest.sha256[:16]}")
     if manifest.resized:
         say(f"images resized to a short side of {manifest.resized.short_side} pixels: another set than the source")
+
+
+def describe_boxes(store: "Store", manifest: "ShardManifest") -> None:
+    """Print the counts of bounding boxes of a set, if it has any."""
+    from pipeline.data.boxes import BOXES_NAME, read_box_manifest
+    from pipeline.data.prepare.write_boxes import boxes_text
+
+    if store.exists(BOXES_NAME):
+        say(boxes_text(read_box_manifest(store, manifest)))

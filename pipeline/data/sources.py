@@ -27,6 +27,7 @@ import torch
 from numpy.typing import NDArray
 
 from lightning_modules.names import nearest
+from pipeline.data.boxes import with_boxes
 from pipeline.data.class_folders import WNIDS_FILE
 from pipeline.data.folders import known_folders, read_folders, read_pixels
 from pipeline.data.images import (
@@ -74,12 +75,13 @@ DECODE_CHUNK = 1000  # images decoded at a time
 @overload
 def load_images(name: str, root: Path) -> ImageSet: ...
 @overload
-def load_images(name: str, root: Path, *, sharded: bool) -> ImageSet | ShardSet: ...
-def load_images(name: str, root: Path, *, sharded: bool = False) -> ImageSet | ShardSet:
+def load_images(name: str, root: Path, *, sharded: bool, boxes: bool = False) -> ImageSet | ShardSet: ...
+def load_images(name: str, root: Path, *, sharded: bool = False, boxes: bool = False) -> ImageSet | ShardSet:
     """Load the named set, in canonical order. `root` holds downloads, shards, class folders and their cache.
 
-    With `sharded` the images stay in their shards; otherwise a set in shards is decoded into memory. Raises
-    DataError for a set that is not found, damaged, or different from the published set of that name.
+    With `sharded` the images stay in their shards; otherwise a set in shards is decoded into memory. With `boxes`
+    too, the result is a BoxedShards: the images that have bounding boxes. Raises DataError for a set that is not
+    found, damaged, without boxes, or different from the published set of that name.
     """
     store = find_shards(name, root) if SET_NAME.fullmatch(name) else None
     if store and store.exists(MANIFEST_NAME):
@@ -89,7 +91,9 @@ def load_images(name: str, root: Path, *, sharded: bool = False) -> ImageSet | S
                 f"the shards in {store} are of {shards.name!r}; move them to a folder of that name and use it"
                 f" (--set data.name={shards.name})"
             )
-        return shards if sharded else decode_shards(shards)
+        if not sharded:
+            return decode_shards(shards)
+        return with_boxes(shards) if boxes else shards
     if sharded and store is None:
         raise DataError(
             f"{name!r} cannot be the name of a prepared set"

@@ -1,10 +1,11 @@
-"""Derived runs: results made from finished runs (ensembles, protocol, column, transfer, compression)."""
+"""Derived runs: results made from finished runs, such as ensembles, test protocols and localisation."""
 
 from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from pipeline.declare.localisation import LocalisationSpec, localisation_incompatibility
 from pipeline.declare.protocol import parse_protocol
 from pipeline.declare.recipe import (
     BitWidth,
@@ -240,7 +241,15 @@ class CompressionSpec(SingleRunSpec):
         return self
 
 
-DerivedSpec = EnsembleSpec | EnsembleSizesSpec | ProtocolSpec | ColumnSpec | TransferSpec | CompressionSpec
+DerivedSpec = (
+    EnsembleSpec
+    | EnsembleSizesSpec
+    | ProtocolSpec
+    | ColumnSpec
+    | TransferSpec
+    | CompressionSpec
+    | LocalisationSpec
+)
 
 
 def untrainable(spec: DerivedSpec, train: Train) -> str:
@@ -261,6 +270,10 @@ def untrainable(spec: DerivedSpec, train: Train) -> str:
 
 def incompatibility(spec: DerivedSpec, datas: Sequence[Data]) -> str:
     """Return the reason why a derived run cannot consume runs with these data; "" if it can."""
+    if isinstance(spec, LocalisationSpec):
+        return localisation_incompatibility(spec, datas)
+    if any(data.boxes for data in datas):
+        return "networks that predict bounding boxes can be consumed by a derived run of kind localisation only"
     first = datas[0]
     has_crop = first.crop is not None
     protocols = (spec.view,) if isinstance(spec, TransferSpec) else getattr(spec, "test", ())

@@ -20,6 +20,7 @@ from pipeline.declare.derived import (
     EnsembleSpec,
     TransferSpec,
 )
+from pipeline.declare.localisation import BOX_METRICS, LOCALISATION_METRICS, LocalisationSpec
 from pipeline.declare.overrides import describe_changes, merge_layers, set_dotted
 from pipeline.declare.recipe import (
     PAPER_SCALE,
@@ -36,6 +37,8 @@ from pipeline.declare.recipe import (
 from pipeline.declare.validation import explain_validation_error, validation_message
 
 TRAIN_METRICS = ("top1_error_pct", "top5_error_pct", "loss")
+
+BOX_TRAIN_METRICS = ("localisation_error_pct", "loss")
 
 
 class DeclarationError(UserError):
@@ -206,6 +209,8 @@ class Experiment(FrozenModel):
             return (spec.view,) if spec.view else ()
         if isinstance(spec, EnsembleSpec) and spec.member_test:
             return (BY_MEMBER,)
+        if isinstance(spec, LocalisationSpec):
+            return ()
         own = () if isinstance(spec, CompressionSpec) else spec.test
         return own or self.recipe(next(iter(spec.consumes)), scale, changes).data.test
 
@@ -216,18 +221,22 @@ class Experiment(FrozenModel):
         `named`, the list also has the first protocol's errors under their short names: "test/top1_error_pct".
         """
         spec = self.derived.get(name)
+        if isinstance(spec, LocalisationSpec):
+            return list(LOCALISATION_METRICS)
         recipe = self.recipe(name if spec is None else next(iter(spec.consumes)), PAPER_SCALE)
         data = recipe.data
         protocols = [f"/{protocol}" for protocol in self.protocols(name, PAPER_SCALE)] if data.crop else []
         protocols += [] if named and protocols else [""]
         more: tuple[str, ...] = ()
+        measured = BOX_METRICS if data.boxes else ERROR_METRICS
         if spec is None:
             parts = ["test", "val"] if data.holds_out else ["test"]
-            more = (*(f"train/{error}" for error in TRAIN_METRICS), *recipe.train.measurements)
+            in_training = BOX_TRAIN_METRICS if data.boxes else TRAIN_METRICS
+            more = (*(f"train/{error}" for error in in_training), *recipe.train.measurements)
             if not data.crop:
                 more += ("test/response_std", *(f"trainset/{error}" for error in ERROR_METRICS))
             if recipe.train.average:
-                averaged = [f"average/{part}{by}/{e}" for part in parts for by in protocols for e in ERROR_METRICS]
+                averaged = [f"average/{part}{by}/{e}" for part in parts for by in protocols for e in measured]
                 more += tuple(averaged)
         elif isinstance(spec, TransferSpec):
             parts, protocols, more = ["test"], [""], TRANSFER_METRICS
@@ -240,8 +249,14 @@ class Experiment(FrozenModel):
                 more = tuple(at_paper.metrics(protocols))
             elif isinstance(at_paper, ColumnSpec) and not data.crop:
                 more = tuple(f"trainset/{error}" for error in ERROR_METRICS)
-        errors = [f"{part}{by}/{error}" for part in parts for by in protocols for error in ERROR_METRICS]
+        errors = [f"{part}{by}/{error}" for part in parts for by in protocols for error in measured]
         return [*errors, *more]
+
+    def predicts_boxes(self, name: str) -> bool:
+        """Return True for a variant or derived run with localisation errors in place of class errors."""
+        if name in self.derived:
+            return isinstance(self.derived[name], LocalisationSpec)
+        return bool(self.variants[name].data.get("boxes", self.data.boxes))
 
     def variants_at(self, scale: str) -> tuple[str, ...]:
         """Return the variants that run at a scale by default."""

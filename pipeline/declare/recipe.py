@@ -219,6 +219,7 @@ class Data(FrozenModel):
     jitter: Jitter | None = None  # random colour changes, with `crop` only
     crop: Crop | None = None  # for images of varying size, read from shards; None: small images of one size
     test: tuple[ProtocolName, ...] = ()  # test protocols, with `crop` only; the first is also used during training
+    boxes: StrictBool = False  # learn the bounding boxes of the objects, from the images that have some
 
     @property
     def holds_out(self) -> bool:
@@ -234,6 +235,8 @@ class Data(FrozenModel):
 
     @model_validator(mode="after")
     def _fits(self) -> "Data":
+        if self.boxes:
+            self._fits_boxes()
         if self.val and self.val_per_class:
             raise ValueError("give either 'val' or 'val_per_class', not both")
         if isinstance(self.val_per_class, PartCounts) and self.name != PARTED_SET:
@@ -258,6 +261,20 @@ class Data(FrozenModel):
         if not self.test:
             raise ValueError("'crop' needs a 'test' protocol, such as 1-crop-224-of-256")
         return self
+
+    def _fits_boxes(self) -> None:
+        """Raise ValueError for settings under which an image has no bounding box, or no single one."""
+        if self.crop is None:
+            raise ValueError("'boxes' needs 'crop': only sets in shards have bounding boxes")
+        for name in self.test:
+            parts = parse_protocol(name).parts
+            centre = len(parts) == len(parts[0].shorts) == 1 and parts[0].kind == "centre" and not parts[0].square
+            if not centre or parts[0].side != self.crop.side:
+                raise ValueError(
+                    f"test protocol {name!r} gives several boxes, or crops of another size than in training;"
+                    " networks that predict boxes are tested on the centre crop, such as"
+                    f" 1-crop-{self.crop.side}-of-256, or by a derived run of kind localisation"
+                )
 
 
 class Sgd(FrozenModel):
@@ -316,6 +333,12 @@ class MapLoss(FrozenModel):
     name: Literal["map"]
     j: PositiveFloat  # constant of eq. 9, which limits the penalty of classes that are already far away
     divided_by: PositiveFloat  # divisor of the loss, which scales it relative to mu; 84: mean over the 84 units
+
+
+class Euclidean(FrozenModel):
+    """Half the squared distance of the predicted from the true box, averaged over the batch (VGG, appendix A)."""
+
+    name: Literal["euclidean"]
 
 
 class LrDrops(FrozenModel):
@@ -394,7 +417,9 @@ class Train(FrozenModel):
     average: Average | None = None
     select: Literal["last", "val"] = "last"  # network judged: the last, or that of the lowest validation error
     optimizer: Annotated[Sgd | RmsProp | Sdlm, Field(discriminator="name")]
-    loss: Annotated[CrossEntropy | MapLoss, Field(discriminator="name")] = CrossEntropy()
+    loss: Annotated[CrossEntropy | MapLoss | Euclidean, Field(discriminator="name")] = CrossEntropy()
+    # Layers that are trained, with all layers inside them; the others keep their initial weights. Empty: all.
+    trainable: Annotated[tuple[str, ...], AfterValidator(require_unique)] = ()
     # bf16: autocast, fp32 on hardware without it. tf32: matrix products and convolutions of NVIDIA GPUs only.
     precision: Literal["fp32", "bf16", "tf32"] = "fp32"
     channels_last: StrictBool = False
@@ -415,6 +440,10 @@ class Train(FrozenModel):
 
     @model_validator(mode="after")
     def _fits(self) -> "Train":
+        if self.trainable and self.filter_rms_limit:
+            raise ValueError(
+                "filter_rms_limit would change layers that are not in 'trainable'; remove one of them"
+            )
         last = self.lr_drops and (self.lr_drops.at or (self.lr_drops.every,))[-1]
         if last and last >= self.steps:
             raise ValueError(f"the drop at step {last} must be before step {self.steps}, the end of training")
@@ -448,6 +477,7 @@ class Train(FrozenModel):
             "average": self.average,
             "select: val": self.select == "val",
             "gradient_norms": self.gradient_norms,
+            "trainable": self.trainable,
         }
         found = [key for key, value in unsupported.items() if value]
         if found:
@@ -465,6 +495,10 @@ class Recipe(FrozenModel):
 
     @model_validator(mode="after")
     def _fits(self) -> "Recipe":
+        if self.data.boxes != (self.train.loss.name == "euclidean"):
+            raise ValueError("data.boxes: true and train.loss 'euclidean' must be used together (VGG, appendix A)")
+        if self.data.boxes and self.train.warmup:
+            raise ValueError("train.warmup waits for a class error, which data.boxes: true does not have")
         watches = self.train.plateau is not None and self.train.plateau.watch == "val"
         if (watches or self.train.select == "val") and not self.data.holds_out:
             key = "train.plateau.watch" if watches else "train.select"

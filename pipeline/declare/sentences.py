@@ -251,7 +251,10 @@ def metric_words(claim: Mapping[str, Any]) -> str:
     """Return the words for a trained metric: "top-1 test error"."""
     parts = str(claim.get("metric")).split("/")
     split = {"train": "training ", "val": "validation ", "trainset": "training-set ", "test": "test "}
-    name = {"top1_error_pct": ("top-1 ", "error"), "top5_error_pct": ("top-5 ", "error"), "loss": ("", "loss")}
+    name = {"loss": ("", "loss"), "localisation_error_pct": ("", "localisation error")}
+    for k in ("1", "5"):
+        name |= {f"top{k}_error_pct": (f"top-{k} ", "error")}
+        name |= {f"top{k}_localisation_error_pct": (f"top-{k} ", "localisation error")}
     if parts[-1] == "response_std":
         return "standard deviation of layer responses"
     if parts[:2] == ["train", "gradient_norm"]:

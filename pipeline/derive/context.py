@@ -20,7 +20,7 @@ from pipeline.plan.expand import DerivedRun, Run
 from pipeline.track.record import FINISHED, Record
 from pipeline.track.run_folder import EvaluationCache, RunFolder
 from pipeline.train.evaluate import ErrorCounts
-from pipeline.train.inputs import AnyImageSet, Metrics, ReadOptions, TrainingData
+from pipeline.train.inputs import AnyImageSet, Metrics, ReadOptions, TrainingData, images_for
 from pipeline.train.load import load_training_data
 from pipeline.train.process import has_bf16
 
@@ -55,15 +55,16 @@ class DerivedContext:
 
     def load(self, members: Sequence[RunFolder]) -> None:
         """Load networks and data of the members, in their order; UserError where a member has not finished."""
-        manifest = manifest_of(self.images)
         loaded: dict[str, TrainingData] = {}
         for run, folder in zip(self.derived.members, members, strict=True):
-            self.identities.append(require_finished(run, folder, manifest).identity)
             data = run.recipe.data
+            images = images_for(self.images, data)
+            manifest = manifest_of(images)
+            self.identities.append(require_finished(run, folder, manifest).identity)
             key = data.model_dump_json()
             if key not in loaded:
                 loaded[key] = load_training_data(
-                    self.images, data, self.device, sha256=manifest.sha256, options=self.options
+                    images, data, self.device, sha256=manifest.sha256, options=self.options
                 )
             self.datasets.append(loaded[key])
             averaged = getattr(self.derived.spec, "weights", "last") == "average"

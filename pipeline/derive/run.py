@@ -12,6 +12,7 @@ from pipeline.derive.compression import run_compression
 from pipeline.derive.context import DerivedContext, DerivedResult
 from pipeline.derive.ensemble import run_ensemble
 from pipeline.derive.ensemble_sizes import run_ensemble_sizes
+from pipeline.derive.localisation import run_localisation
 from pipeline.derive.transfer import run_transfer
 from pipeline.plan.expand import DerivedRun
 from pipeline.plan.task import Task
@@ -28,6 +29,7 @@ HANDLERS: dict[str, Callable[[DerivedContext], DerivedResult]] = {
     "column": run_column,
     "transfer": run_transfer,
     "compression": run_compression,
+    "localisation": run_localisation,
 }
 
 

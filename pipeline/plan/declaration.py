@@ -25,10 +25,12 @@ LATER_DEFAULTS: dict[str, Any] = {
     "train.select": "last",
     "train.steps_to_error_pct": [],
     "train.gradient_norms": [],
+    "train.trainable": [],
     "data.val_per_class": None,
     "data.jitter": None,
     "data.crop": None,
     "data.test": [],
+    "data.boxes": False,
 }
 
 LATER_DERIVED_DEFAULTS: dict[str, Any] = {  # the same for the settings of derived runs

@@ -10,6 +10,7 @@ from pipeline.common.hashing import digest
 from pipeline.declare.derived import DerivedSpec
 from pipeline.declare.experiment import Experiment
 from pipeline.declare.load import load_experiment
+from pipeline.declare.localisation import LocalisationSpec
 from pipeline.declare.recipe import Recipe
 from pipeline.plan.declaration import declaration_hashes, without_later_derived_defaults
 
@@ -66,6 +67,19 @@ class DerivedRun:
     members: tuple[Run, ...]  # the runs it consumes, of its experiment or of others
 
     @property
+    def member_names(self) -> list[str]:
+        """Names of its members' variants: PAPER/FILE/VARIANT for those of another experiment."""
+        return [
+            member.variant if member.experiment == self.experiment else f"{member.experiment}/{member.variant}"
+            for member in self.members
+        ]
+
+    @property
+    def needs_boxes(self) -> bool:
+        """True if one of its members learned bounding boxes."""
+        return any(member.recipe.data.boxes for member in self.members)
+
+    @property
     def changes(self) -> dict[str, Any]:
         """Settings of --set in its members."""
         return {key: value for member in self.members for key, value in member.changes.items()}
@@ -73,9 +87,12 @@ class DerivedRun:
     @property
     def declaration(self) -> str:
         """Hash of its settings and of its members' declarations. The names of variants are not part of it."""
-        settings = self.spec.model_dump(mode="json", exclude={"of", "members", "member_test"})
+        names = {"of", "members", "member_test", "boxes", "classes"}
+        settings = self.spec.model_dump(mode="json", exclude=names)
         settings["protocol_of_each"] = list(getattr(self.spec, "protocol_of_each", ()))
         settings = without_later_derived_defaults(settings)
+        if isinstance(self.spec, LocalisationSpec):
+            settings["roles"] = self.spec.roles(self.member_names)
         members = run_declarations(self.members)
         # The key is "step", the earlier name of derived runs: with another key the recorded ones would not count.
         return digest({"step": settings, "members": members})

@@ -28,6 +28,12 @@ DERIVED_CODE = {  # kind of derived run -> code that can change its numbers, bes
     "protocol": ("pipeline/derive/run.py", "pipeline/derive/context.py", "pipeline/derive/ensemble.py"),
     "column": ("pipeline/derive/run.py", "pipeline/derive/context.py", "pipeline/derive/column.py"),
     "transfer": ("pipeline/derive/run.py", "pipeline/derive/context.py", "pipeline/derive/transfer.py"),
+    "localisation": (
+        "pipeline/derive/run.py",
+        "pipeline/derive/context.py",
+        "pipeline/derive/localisation.py",
+        "pipeline/derive/merge_boxes.py",
+    ),
     "compression": (
         "pipeline/derive/run.py",
         "pipeline/derive/context.py",

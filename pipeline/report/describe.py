@@ -21,6 +21,7 @@ from pipeline.declare.derived import (
     Retraining,
 )
 from pipeline.declare.experiment import Experiment
+from pipeline.declare.localisation import LocalisationSpec
 from pipeline.declare.recipe import PAPER_SCALE, REDUCED_PRECISION, Crop, LrDrops, Train
 from pipeline.plan.expand import DerivedRun, Run, plan_runs
 from pipeline.report.deviations import deviation_groups
@@ -195,6 +196,10 @@ def derived_text(spec: DerivedSpec) -> str:
         return f"{spec.of} {protocols_text(spec.test)}"
     if isinstance(spec, CompressionSpec):
         return compression_text(spec)
+    if isinstance(spec, LocalisationSpec):
+        boxes = " + ".join(f"{name} at {', '.join(map(str, sides))}" for name, sides in spec.boxes.items())
+        classes = f"classes and ratings of {' + '.join(spec.classes)}, {protocols_text((spec.labels,))}"
+        return f"merged boxes of {boxes}; {classes}"
     view = f" by view {spec.view}" if spec.view else ""
     return f"features of {spec.of} on {spec.data}{view}, softmax classifier with C {spec.c:g}"
 

@@ -67,8 +67,8 @@ class LeaderboardRow:
 def build_leaderboard(experiments: Iterable[Experiment], records: Sequence[Record]) -> list[LeaderboardRow]:
     """Return all rows, grouped by experiment, scale and data, the lowest error first.
 
-    A network has one row for each test protocol. Runs that count for claims form its rows. Runs changed by --set
-    form rows of their own, with a label.
+    A network has one row for each test protocol; networks that predict bounding boxes have none. Runs that count
+    for claims form its rows. Runs changed by --set form rows of their own, with a label.
     """
     rows: list[LeaderboardRow] = []
     for experiment in experiments:
@@ -76,6 +76,7 @@ def build_leaderboard(experiments: Iterable[Experiment], records: Sequence[Recor
             found = [
                 row
                 for variant, good in counted_records(experiment, scale, records).items()
+                if not experiment.predicts_boxes(variant)
                 for row in make_rows(experiment, scale, variant, good)
             ]
             found += changed_rows(experiment, scale, records)
@@ -101,7 +102,13 @@ def ranked(rows: Iterable[LeaderboardRow], by: Error = "top1") -> list[list[Lead
 
 def changed_rows(experiment: Experiment, scale: str, records: Sequence[Record]) -> list[LeaderboardRow]:
     """Return the rows of runs changed by --set, unless the declaration no longer allows the change."""
-    changed = [r for r in records if r.changes and (r.experiment, r.scale) == (experiment.name, scale)]
+    changed = [
+        record
+        for record in records
+        if record.changes
+        and (record.experiment, record.scale) == (experiment.name, scale)
+        and (TOP1 in record.metrics or record.status != FINISHED)
+    ]
     result: list[LeaderboardRow] = []
     for variant, label in dict.fromkeys((record.variant, changes_label(record)) for record in changed):
         group = [record for record in changed if (record.variant, changes_label(record)) == (variant, label)]

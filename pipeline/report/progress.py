@@ -22,7 +22,7 @@ from pipeline.schedule.local import Event
 from pipeline.track.record import FINISHED
 from pipeline.track.run_folder import RunFolder
 
-TEST_ERROR = "test/top1_error_pct"
+TEST_ERROR, LOCALISATION_ERROR = "test/top1_error_pct", "test/localisation_error_pct"
 LINE_SECONDS = 30.0  # between progress lines without a terminal
 
 
@@ -85,7 +85,9 @@ class ProgressDisplay:
             self.ended.add(name)
             record = event.record
             if record.status == FINISHED:
-                error = f"test error {record.metrics[TEST_ERROR]:.2f} %"
+                name = TEST_ERROR if TEST_ERROR in record.metrics else LOCALISATION_ERROR
+                what = "test error" if name == TEST_ERROR else "localisation error"
+                error = f"{what} {record.metrics[name]:.2f} %"
                 verb = "trained" if isinstance(run, Run) else "done"
                 self.say(f"{title}: {error}, {verb} in {record.seconds:,.0f} s")
             else:

@@ -85,7 +85,8 @@ def task_images(task: Task) -> tuple[Any, Any]:
     """
     run = task.run.members[0] if isinstance(task.run, DerivedRun) else task.run
     data = run.recipe.data
-    images, sha256 = load_cached_images(data.name, task.data_root, data.crop is not None)
+    boxes = task.run.needs_boxes if isinstance(task.run, DerivedRun) else data.boxes
+    images, sha256 = load_cached_images(data.name, task.data_root, data.crop is not None, boxes)
     other = None
     if isinstance(task.run, DerivedRun) and isinstance(task.run.spec, TransferSpec):
         from pipeline.data.manifest import manifest_of
@@ -100,10 +101,10 @@ def task_images(task: Task) -> tuple[Any, Any]:
 
 
 @lru_cache(maxsize=1)
-def load_cached_images(name: str, root: Path, is_sharded: bool) -> tuple[Any, str]:
+def load_cached_images(name: str, root: Path, is_sharded: bool, boxes: bool = False) -> tuple[Any, str]:
     """Return a data set, read once per process, and the sha256 of its manifest."""
     from pipeline.data.manifest import manifest_of
     from pipeline.data.sources import load_images
 
-    images = load_images(name, root, sharded=is_sharded)
+    images = load_images(name, root, sharded=is_sharded, boxes=boxes)
     return images, manifest_of(images).sha256

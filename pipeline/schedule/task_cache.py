@@ -69,17 +69,19 @@ class TaskCache:
         self.codes[network] = code
         self.changed = True
 
-    def manifest(self, name: str, *, is_sharded: bool) -> dict[str, Any]:
+    def manifest(self, name: str, *, is_sharded: bool, boxes: bool = False) -> dict[str, Any]:
         """Return the manifest of a data set. Raises KeyError if none is cached for its current files."""
-        key, manifest = self.manifests[entry_name(name, is_sharded)]
+        key, manifest = self.manifests[entry_name(name, is_sharded, boxes)]
         if key != manifest_key(name, is_sharded=is_sharded):
             raise KeyError(name)
         return manifest
 
-    def add_manifest(self, name: str, key: str | None, manifest: dict[str, Any], *, is_sharded: bool) -> None:
+    def add_manifest(
+        self, name: str, key: str | None, manifest: dict[str, Any], *, is_sharded: bool, boxes: bool = False
+    ) -> None:
         """Add a manifest; `key` is the data set's `manifest_key` from before its files were read."""
         if key is not None:
-            self.manifests[entry_name(name, is_sharded)] = key, manifest
+            self.manifests[entry_name(name, is_sharded, boxes)] = key, manifest
             self.changed = True
 
     def write(self) -> None:
@@ -95,9 +97,9 @@ def cache_file() -> Path:
     return runs_folder() / ".tasks.json"
 
 
-def entry_name(name: str, is_sharded: bool) -> str:
-    """Return the key of a data set in the file. One set can be read from shards or decoded into memory."""
-    return f"{name}, sharded" if is_sharded else name
+def entry_name(name: str, is_sharded: bool, boxes: bool) -> str:
+    """Return the key of a data set in the file. One set can be read from shards, with boxes, or into memory."""
+    return f"{name}{', sharded' * is_sharded}{', boxes' * boxes}"
 
 
 def manifest_key(name: str, *, is_sharded: bool) -> str | None:

@@ -5,12 +5,13 @@ from collections.abc import Iterable
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from pipeline.common.errors import UserError
 from pipeline.common.paths import data_folder, runs_folder
 from pipeline.common.words import first_line
 from pipeline.declare.derived import ColumnSpec, CompressionSpec, TransferSpec
+from pipeline.declare.localisation import LocalisationSpec
 from pipeline.plan.expand import DerivedRun, Run
 from pipeline.plan.identity import code_hash, derived_code_hash, identity
 from pipeline.plan.task import Task
@@ -40,33 +41,33 @@ class TaskInputs:
 
     def __init__(self, cache: TaskCache) -> None:
         self.cache = cache
-        self.sets: dict[tuple[str, bool], tuple[Any, dict[str, Any]]] = {}  # images and manifest
+        self.sets: dict[tuple[str, bool, bool], tuple[Any, dict[str, Any]]] = {}  # images and manifest
         self.codes: dict[str, str] = {}  # by name of the network
         self.checked: set[tuple[str, str]] = set()
 
-    def images(self, name: str, is_sharded: bool) -> tuple[Any, dict[str, Any]]:
+    def images(self, name: str, is_sharded: bool, boxes: bool = False) -> tuple[Any, dict[str, Any]]:
         """Return a data set and its manifest as plain data."""
         from pipeline.data.manifest import manifest_of, manifest_to_dict
         from pipeline.data.sources import load_images
 
-        if (name, is_sharded) not in self.sets:
+        if (name, is_sharded, boxes) not in self.sets:
             # Computed before reading, so that the next command notices a change during it.
             key = manifest_key(name, is_sharded=is_sharded)
-            images = load_images(name, data_folder(), sharded=is_sharded)
+            images = load_images(name, data_folder(), sharded=is_sharded, boxes=boxes)
             manifest = manifest_to_dict(manifest_of(images))
-            self.cache.add_manifest(name, key, manifest, is_sharded=is_sharded)
-            self.sets[name, is_sharded] = images, manifest
-        return self.sets[name, is_sharded]
+            self.cache.add_manifest(name, key, manifest, is_sharded=is_sharded, boxes=boxes)
+            self.sets[name, is_sharded, boxes] = images, manifest
+        return self.sets[name, is_sharded, boxes]
 
-    def manifest(self, name: str, is_sharded: bool) -> dict[str, Any]:
+    def manifest(self, name: str, is_sharded: bool, boxes: bool = False) -> dict[str, Any]:
         """Return the manifest of a data set."""
-        return self.images(name, is_sharded)[1]
+        return self.images(name, is_sharded, boxes)[1]
 
     def check(self, run: Run) -> None:
         """Raise UserError if a variant's network and images do not fit."""
         if (run.experiment, run.variant) not in self.checked:
             data = run.recipe.data
-            check_run(run, self.images(data.name, data.crop is not None)[0])
+            check_run(run, self.images(data.name, data.crop is not None, data.boxes)[0])
             self.checked.add((run.experiment, run.variant))
 
     def check_derived(self, derived: DerivedRun) -> None:
@@ -92,9 +93,9 @@ class CachedInputs:
         self.cache = cache
 
     @lru_cache  # noqa: B019 - lives as long as one command
-    def manifest(self, name: str, is_sharded: bool) -> dict[str, Any]:
+    def manifest(self, name: str, is_sharded: bool, boxes: bool = False) -> dict[str, Any]:
         """Return the manifest of a data set."""
-        return self.cache.manifest(name, is_sharded=is_sharded)
+        return self.cache.manifest(name, is_sharded=is_sharded, boxes=boxes)
 
     def check(self, run: Run) -> None:
         """Do nothing: network and data of a finished run fit."""
@@ -124,7 +125,7 @@ class TaskBuilder:
         if key in self.runs:
             return replace(self.runs[key], run=run)
         data = run.recipe.data
-        manifest = self.inputs.manifest(data.name, data.crop is not None)
+        manifest = self.inputs.manifest(data.name, data.crop is not None, data.boxes)
         self.inputs.check(run)
         code = self.inputs.code(run.recipe.model.name)
         needs = tuple(self.of_run(member).identity for member in run.members)
@@ -138,7 +139,7 @@ class TaskBuilder:
         self.inputs.check_derived(derived)
         data = derived.members[0].recipe.data
         name = derived.spec.data if isinstance(derived.spec, TransferSpec) else data.name
-        manifest = self.inputs.manifest(name, data.crop is not None)
+        manifest = self.inputs.manifest(name, data.crop is not None, derived.needs_boxes)
         code = derived_code_hash(derived, [member.code for member in members])
         needs = tuple(member.identity for member in members)
         derived_identity = identity(derived, manifest=manifest["sha256"], code=code, members=needs)
@@ -158,7 +159,7 @@ def check_run(run: Run, images: Any) -> None:
     import torch
 
     from lightning_modules.networks import build
-    from lightning_modules.weights import copied_layers, layer_parameters
+    from lightning_modules.weights import copied_layers, layer_parameters, train_only
     from pipeline.train.inputs import input_shape
 
     model = run.recipe.model
@@ -168,8 +169,13 @@ def check_run(run: Run, images: Any) -> None:
         with torch.device("meta"), torch.no_grad():
             network = build(model.name, model.args, num_classes=len(images.classes), in_channels=shape[0])
             network.eval()(torch.zeros(1, *shape))
+            if getattr(network, "predicts_boxes", False) != run.recipe.data.boxes:
+                does = "predicts no boxes" if run.recipe.data.boxes else "predicts bounding boxes"
+                raise ValueError(f"{model.name} {does}, but data.boxes is {str(run.recipe.data.boxes).lower()}")
             for layer in run.recipe.train.gradient_norms:
                 layer_parameters(network, layer)
+            if run.recipe.train.trainable:
+                train_only(network, run.recipe.train.trainable)
             if run.start and run.recipe.train.start:
                 origin = run.start.recipe.model
                 start = build(origin.name, origin.args, num_classes=len(images.classes), in_channels=shape[0])
@@ -188,6 +194,8 @@ def check_derived_run(derived: DerivedRun) -> None:
 
     Builds the network on the meta device.
     """
+    if isinstance(derived.spec, LocalisationSpec):
+        check_localisation(derived, derived.spec)
     if not isinstance(derived.spec, ColumnSpec | CompressionSpec):
         return
     import torch
@@ -207,3 +215,19 @@ def check_derived_run(derived: DerivedRun) -> None:
             layer_settings(derived.spec, compressible_layers(network))
     except ValueError as error:
         raise UserError(f"{derived.experiment}, {derived.variant}: {error}") from None
+
+
+def check_localisation(derived: DerivedRun, spec: LocalisationSpec) -> None:
+    """Raise UserError for a network that cannot be applied densely: to predict boxes, or to rate them."""
+    from lightning_modules.networks import NETWORKS
+
+    for variant, member in zip(derived.member_names, derived.members, strict=True):
+        method = "box_map" if variant in spec.boxes else "score_map"
+        name = member.recipe.model.name
+        result = get_type_hints(NETWORKS[name].build)["return"]
+        if not hasattr(result, method):
+            does = "predict boxes" if method == "box_map" else "rate boxes"
+            raise UserError(
+                f"{derived.experiment}, {derived.variant}: {name} cannot {does} at every position of an image;"
+                " use a network of vgg"
+            )

@@ -15,7 +15,12 @@ from pipeline.train.context import RunContext
 from pipeline.train.costs import CostMeter
 from pipeline.train.lightning import BufferedCheckpointIO, ordered_mean_hook
 
-WINDOW_METRICS = ("train/loss", "train/top1_error_pct", "train/top5_error_pct")  # of `pop_window_metrics`
+WINDOW_METRICS = (  # of `pop_window_metrics`
+    "train/loss",
+    "train/top1_error_pct",
+    "train/top5_error_pct",
+    "train/localisation_error_pct",
+)
 
 CHECKPOINT_SECONDS = 30.0  # between checkpoints; does not change a result
 HEARTBEAT_SECONDS = 0.5  # between updates of the run's progress file
@@ -40,7 +45,7 @@ class TrainingCallback(pl.Callback):
         # the batch of batch normalisation), and number of devices.
         self.device_batches: list[int] = []
         self.worlds: list[int] = []
-        # Part -> step -> top-1 error in percent.
+        # Part -> step -> top-1 or localisation error in percent.
         self.errors: dict[str, dict[int, float]] = {"val": {}, "test": {}, "train": {}}
         self.lr_drops: list[int] = []  # steps from which a plateau schedule has lowered the learning rate
         self.gradient_norms: dict[str, dict[int, float]] = {}  # metric -> step of the report -> mean of its window
@@ -159,7 +164,7 @@ class TrainingCallback(pl.Callback):
         if not metrics:
             return
         self.add_measurements(module, done, metrics)
-        if context.recipe.plateau and f"{context.recipe.plateau.watch}/top1_error_pct" in metrics:
+        if context.recipe.plateau and f"{context.recipe.plateau.watch}/{context.error_name}" in metrics:
             metrics["train/lr"] = module.lr_of(done)
         if done > self.reported:
             self.group.on_rank_zero(
@@ -183,7 +188,7 @@ class TrainingCallback(pl.Callback):
         """Add what a report after `step` steps says; lower the learning rate or keep the network accordingly."""
         recipe = self.context.recipe
         for part, errors in self.errors.items():
-            if (name := f"{part}/top1_error_pct") in metrics:
+            if (name := f"{part}/{self.context.error_name}") in metrics:
                 errors[step] = metrics[name]
         for name, value in metrics.items():
             if name.startswith(GRADIENT_NORM):

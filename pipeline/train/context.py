@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_modules.classifier import Classifier
 from lightning_modules.recipe import Batch
-from lightning_modules.weights import start_from
+from lightning_modules.weights import start_from, train_only
 from pipeline.common.errors import UserError
 from pipeline.common.provenance import hardware_name
 from pipeline.data.manifest import Manifest
@@ -74,6 +74,11 @@ class RunContext:
             start_from(self.module.network, load_file(folder.network_file), start.layers)
         except (SafetensorError, OSError, ValueError) as error:
             raise UserError(f"cannot start from {origin.title} in {folder.path}: {error}") from None
+
+    @property
+    def error_name(self) -> str:
+        """Name of the error that a plateau and a selection watch."""
+        return "localisation_error_pct" if self.run.recipe.data.boxes else "top1_error_pct"
 
     def feed(self, start: int) -> Iterable[Batch]:
         """Return the training batches from step `start` to the last."""
@@ -140,9 +145,13 @@ def build_module(run: Run, manifest: Manifest, *, compiled: bool) -> Classifier:
         from lightning_modules.sdlm import OnlineClassifier
 
         module_class = OnlineClassifier
+    if recipe.loss.name == "euclidean":
+        from lightning_modules.box_regression import BoxRegressor
+
+        module_class = BoxRegressor
     torch.manual_seed(derive_seed(run.seed, "weights"))
     try:
-        return module_class(
+        module = module_class(
             network=run.recipe.model.name,
             network_args=run.recipe.model.args,
             classes=len(manifest.classes),
@@ -162,6 +171,9 @@ def build_module(run: Run, manifest: Manifest, *, compiled: bool) -> Classifier:
             keep_best=recipe.select == "val",
             gradient_norms=list(recipe.gradient_norms),
         )
+        if recipe.trainable:
+            train_only(module.network, recipe.trainable)
+        return module
     except ValueError as error:  # network and optimizer do not fit
         raise UserError(str(error)) from error
 

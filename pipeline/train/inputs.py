@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lightning_modules.recipe import Batch
 from pipeline.common.errors import UserError
 from pipeline.data.batches import BatchBuilder
+from pipeline.data.boxes import BoxedShards
 from pipeline.data.images import DataError, ImageSet, LabelledImages
 from pipeline.data.manifest import Manifest, split_indices
 from pipeline.data.normalise import Normaliser, fit_normaliser
@@ -143,6 +144,18 @@ def input_shape(images: AnyImageSet, data: Data) -> tuple[int, ...]:
         first, normalise=fit_normaliser("scale", first), augment=data.augment, pad_to=data.pad_to
     )
     return tuple(builder(torch.tensor([0])).shape[1:])
+
+
+def images_for(images: AnyImageSet, data: Data) -> AnyImageSet:
+    """Return the images that `data` declares, of a set that may have boxes: all of them, or those with boxes.
+
+    Raises UserError if `data` declares boxes, but the set was loaded without.
+    """
+    if data.boxes and not isinstance(images, BoxedShards):
+        raise UserError(
+            f"{images.name} has no bounding boxes, which data.boxes needs; use a set in shards with boxes"
+        )
+    return images.plain if isinstance(images, BoxedShards) and not data.boxes else images
 
 
 def require_counts(images: AnyImageSet, manifest: Manifest) -> None:

@@ -2,10 +2,12 @@
 
 import torch
 
+from pipeline.data.boxes import BoxedShards
 from pipeline.data.shards import ShardSet
 from pipeline.declare.recipe import Data
+from pipeline.train.box_data import BoxData
 from pipeline.train.in_memory import InMemoryData
-from pipeline.train.inputs import AnyImageSet, ReadOptions, TrainingData, input_shape
+from pipeline.train.inputs import AnyImageSet, ReadOptions, TrainingData, images_for, input_shape
 from pipeline.train.sharded import ShardedData
 
 
@@ -16,9 +18,12 @@ def load_training_data(
 
     Raises UserError if images and recipe do not fit.
     """
+    images = images_for(images, data)
     input_shape(images, data)
     per_class = "" if data.val_per_class is None else f" per class {data.val_per_class}"
     key = f"{sha256} {data.train} {data.val}{per_class}"
+    if isinstance(images, BoxedShards):
+        return BoxData(images, data, device, key, options)
     if isinstance(images, ShardSet):
         return ShardedData(images, data, device, key, options)
     return InMemoryData(images, data, device, key, options)

@@ -33,6 +33,7 @@ class ShardedData:
     """A data set in shards; implements `TrainingData`."""
 
     evaluates_slowly = True
+    feed_class: type[ShardedFeed] = ShardedFeed
 
     def __init__(self, shards: ShardSet, data: Data, device: torch.device, key: str, options: ReadOptions) -> None:
         crop = data.crop
@@ -88,7 +89,7 @@ class ShardedData:
             pca=self.pca,
             device=self.device,
         )
-        return ShardedFeed(
+        return self.feed_class(
             self.training,
             builder,
             self.crop,

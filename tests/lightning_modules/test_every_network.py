@@ -58,6 +58,14 @@ CASES: dict[str, Case] = {
     "wide_resnet_cifar": Case((3, 16, 16), {"depth": 10, "k": 2, "dropout": 0.3}, lr=0.01),
     "wide_resnet_imagenet": Case((3, 32, 32), {"depth": 50, "k": 1}, slow=True),
     "vgg": Case((3, 224, 224), {"configuration": "A-LRN"}, lr=1e-4, slow=True, blocks=7, dropout=False),
+    "vgg_boxes": Case(
+        (3, 224, 224),
+        {"configuration": "A-LRN", "regression": "single-class"},
+        lr=1e-4,
+        slow=True,
+        blocks=7,
+        dropout=False,
+    ),
     "conv_stack": Case((8, 16, 16), lr=0.01),
     "nin": Case((3, 8, 8)),
     "nin_imagenet": Case((3, 87, 87), lr=3e-4, slow=True, blocks=8, dropout=False),
@@ -77,7 +85,8 @@ WITH_SLOW_MARK = [
 ]
 # VGG has 133 million parameters and BN-AlexNet 61 million. Smaller networks have the same kinds of layers.
 SLOW_LARGE = [
-    pytest.param(name, id=name, marks=pytest.mark.slow if name in ("vgg", "bn_alexnet") else ()) for name in CASES
+    pytest.param(name, id=name, marks=pytest.mark.slow if name in ("vgg", "vgg_boxes", "bn_alexnet") else ())
+    for name in CASES
 ]
 
 
@@ -95,10 +104,10 @@ def images(name: str, n: int = 2) -> Tensor:
 
 
 def total_loss(network: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
-    """Return the cross-entropy, summed over the scores and any auxiliary scores."""
+    """Return the cross-entropy, summed over the scores and any auxiliary scores; a box counts as four scores."""
     outputs = network(x)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    return torch.stack([F.cross_entropy(scores, labels) for scores in outputs]).sum()
+    return torch.stack([F.cross_entropy(scores.flatten(1), labels) for scores in outputs]).sum()
 
 
 def disable_dropout(network: nn.Module) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_modules.weights import average_of, copy_weights, frozen_copy, limit_filters, start_from
+from lightning_modules.weights import average_of, copy_weights, frozen_copy, limit_filters, start_from, train_only
 
 
 def network():
@@ -141,3 +141,31 @@ def test_layers_that_do_not_exist_are_named_and_nothing_is_copied(layers, messag
     with pytest.raises(ValueError, match=message):
         start_from(net, shallower().state_dict(), layers)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+# --- layers that are trained ---------------------------------------------------------------------------------
+
+
+def test_only_the_named_layers_are_trained():
+    network = nn.Sequential(
+        OrderedDict(conv=nn.Conv2d(1, 2, 3), fc=nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4)))
+    )
+    train_only(network, ["fc"])
+    assert {name for name, value in network.named_parameters() if value.requires_grad} == {
+        "fc.0.weight",
+        "fc.0.bias",
+        "fc.1.weight",
+        "fc.1.bias",
+    }
+
+
+def test_an_unknown_layer_cannot_be_trained():
+    with pytest.raises(ValueError, match="has no layer 'fc' with weights"):
+        train_only(nn.Sequential(OrderedDict(conv=nn.Conv2d(1, 2, 3))), ["fc"])
+
+
+def test_batch_normalisation_cannot_be_frozen():
+    network = nn.Sequential(OrderedDict(conv=nn.Conv2d(1, 2, 3), bn=nn.BatchNorm2d(2), fc=nn.Linear(2, 3)))
+    with pytest.raises(ValueError, match="batch normalisation 'bn' cannot be frozen"):
+        train_only(network, ["fc"])
+    train_only(network, ["bn", "fc"])

@@ -15,11 +15,18 @@ from scipy.io import savemat
 
 from pipeline.data.images import DataError
 from pipeline.data.prepare import archive_files
-from pipeline.data.prepare.archive_files import DEVKIT_ARCHIVE, STAND_IN_FILE, TRAIN_ARCHIVE, VAL_ARCHIVE
+from pipeline.data.prepare.archive_files import (
+    DEVKIT_ARCHIVE,
+    STAND_IN_FILE,
+    TRAIN_ARCHIVE,
+    TRAIN_BOXES,
+    VAL_ARCHIVE,
+    VAL_BOXES,
+)
 from pipeline.data.prepare.source_archives import source_from_archives
 from pipeline.data.prepare.source_images import SourceSet
 
-ARCHIVE_NAMES = (TRAIN_ARCHIVE, VAL_ARCHIVE, DEVKIT_ARCHIVE)
+ARCHIVE_NAMES = (TRAIN_ARCHIVE, VAL_ARCHIVE, DEVKIT_ARCHIVE, TRAIN_BOXES, VAL_BOXES)
 CLASSES = ["n01440764", "n01443537", "n01484850", "n01491361"]  # the first of ImageNet, in its order
 
 Members = list[tuple[tarfile.TarInfo | str, bytes]]  # of a tar file, or names of regular files
@@ -86,7 +93,7 @@ def special_member(name: str, kind: bytes, target: str = "") -> tuple[tarfile.Ta
 
 def rewrite_archive(folder: Path, name: str, change: Callable[[Members], Members]) -> None:
     """Replace the members of an archive by what `change` returns for them."""
-    zipped = name == DEVKIT_ARCHIVE
+    zipped = name in (DEVKIT_ARCHIVE, TRAIN_BOXES, VAL_BOXES)
     content = (folder / name).read_bytes()
     content = build_tar(change(tar_members(gzip.decompress(content) if zipped else content)))
     (folder / name).write_bytes(gzip.compress(content) if zipped else content)

@@ -24,6 +24,10 @@ VAL_ARCHIVE = "ILSVRC2012_img_val.tar"
 
 DEVKIT_ARCHIVE = "ILSVRC2012_devkit_t12.tar.gz"
 
+TRAIN_BOXES = "ILSVRC2012_bbox_train_v2.tar.gz"
+
+VAL_BOXES = "ILSVRC2012_bbox_val_v3.tgz"
+
 STAND_IN_FILE = "STAND-IN.json"
 
 CHECKSUM_CACHE = "archives.json"  # in the cache folder: MD5 sums of files that were read before
@@ -58,17 +62,20 @@ class StandInInfo(BaseModel):
         return json.dumps(self.model_dump(mode="json"), indent=1) + "\n"
 
 
-# MD5 sums as in torchvision.datasets.imagenet.ARCHIVE_META; bytes as image-net.org sends them
+# MD5 sums as in torchvision.datasets.imagenet.ARCHIVE_META, those of boxes as on image-net.org's page of
+# downloads; bytes as image-net.org sends them
 PUBLISHED_FILES = {
     TRAIN_ARCHIVE: ExpectedFile(md5="1d675b47d978889d74fa0da5fadfb00e", bytes=147_897_477_120),
     VAL_ARCHIVE: ExpectedFile(md5="29b22e2961454d5413ddabcf34fc5622", bytes=6_744_924_160),
     DEVKIT_ARCHIVE: ExpectedFile(md5="fa75699e90414af021442c21a62c3abf"),
+    TRAIN_BOXES: ExpectedFile(md5="9271167e2176350e65cfe4e546f14b17"),
+    VAL_BOXES: ExpectedFile(md5="f4cd18b5ea29fe6bbea62ec9c20d80f0"),
 }
 
 
 @dataclass(frozen=True)
 class Archives:
-    """A folder with one to three of the archives."""
+    """A folder with some of the archives."""
 
     folder: Path
     stand_in: StandInInfo | None  # None: the archives must be ImageNet's own

@@ -4,6 +4,8 @@
     ILSVRC2012_img_val.tar        ILSVRC2012_val_00000001.JPEG to _00050000.JPEG, used as the test split
     ILSVRC2012_devkit_t12.tar.gz  the classes of the validation images, as numbers that meta.mat explains
 
+Bounding boxes are read if their archives are in the same folder (see box_archives.py).
+
 Each must have the published MD5 sum. A stand-in (see stand_in.py) lists the MD5 sums of its own archives in
 STAND-IN.json and is never named ImageNet.
 """
@@ -30,6 +32,7 @@ from pipeline.data.prepare.archive_files import (
     one_line,
     read_stand_in_info,
 )
+from pipeline.data.prepare.box_archives import box_archives_present, read_annotations
 from pipeline.data.prepare.devkit import Devkit, read_devkit
 from pipeline.data.prepare.source_images import MAX_IMAGE_BYTES, SourceImage, SourceImageSequence, SourceSet
 
@@ -93,6 +96,8 @@ def _list_archives(archives: Archives, cache: Path, progress: Callable[[int, int
             f"{folder} contains {VAL_ARCHIVE} but not {DEVKIT_ARCHIVE}, which has its labels; download"
             f" {DEVKIT_ARCHIVE} or move {VAL_ARCHIVE} away"
         )
+    boxes = box_archives_present(archives)
+    present += boxes
     for name in present:
         check_size(archives, name)
     counter = ByteCounter(progress, 2 * sum(archives.path(name).stat().st_size for name in present))
@@ -110,6 +115,7 @@ def _list_archives(archives: Archives, cache: Path, progress: Callable[[int, int
         source=_describe_source(archives, splits),
         classes=classes,
         splits=splits,
+        boxes=read_annotations(archives, boxes, counter),
     )
 
 

@@ -17,6 +17,7 @@ from typing import overload
 import numpy as np
 
 from pipeline.data.images import DataError, LabelledImages
+from pipeline.data.prepare.annotations import BoxAnnotations
 from pipeline.data.prepare.png import encode_png
 from pipeline.data.sources import load_images
 
@@ -98,6 +99,7 @@ class SourceSet:
     source: str  # one line: its origin, without a local path
     classes: tuple[str, ...]
     splits: dict[str, Sequence[SourceImage]]  # "train" and "test", or one of them
+    boxes: BoxAnnotations | None = None  # bounding boxes of the objects in the images
 
 
 class SourceImageSequence(Sequence[SourceImage]):

@@ -27,14 +27,16 @@ from pipeline.data.prepare.archive_files import (
     DEVKIT_ARCHIVE,
     STAND_IN_FILE,
     TRAIN_ARCHIVE,
+    TRAIN_BOXES,
     VAL_ARCHIVE,
+    VAL_BOXES,
     ExpectedFile,
     StandInInfo,
     imagenet_wnids,
 )
 from pipeline.data.prepare.devkit import META, TRUTH
 from pipeline.data.prepare.png import stored_blocks
-from pipeline.data.prepare.synthetic_images import SyntheticImage, encode_image
+from pipeline.data.prepare.synthetic_images import SyntheticImage, encode_image, shape_box
 
 README = "ILSVRC2012_devkit_t12/readme.txt"
 
@@ -100,7 +102,7 @@ def _check_empty(out: Path) -> None:
 
 
 def _write_archives(folder: Path, info: StandInInfo, progress: Callable[[int, int], None]) -> StandInInfo:
-    """Write the three archives, and return `info` with their MD5 sums."""
+    """Write the archives of images, labels and boxes, and return `info` with their MD5 sums."""
     wnids = imagenet_wnids()[: info.classes]
     with _new_tar(folder / TRAIN_ARCHIVE) as outer:
         for label, images in groupby(_encoded_images(info, "train", progress), lambda pair: pair[0].label):
@@ -113,8 +115,10 @@ def _write_archives(folder: Path, info: StandInInfo, progress: Callable[[int, in
         for image, content in _encoded_images(info, "test", progress):
             _add_file(archive, image.name, content)
     (folder / DEVKIT_ARCHIVE).write_bytes(gzip_stored(_devkit_tar(info, wnids)))
+    for name, split in ((TRAIN_BOXES, "train"), (VAL_BOXES, "test")):
+        (folder / name).write_bytes(gzip_stored(_boxes_tar(info, split, wnids)))
     files = {}
-    for name in (TRAIN_ARCHIVE, VAL_ARCHIVE, DEVKIT_ARCHIVE):
+    for name in (TRAIN_ARCHIVE, VAL_ARCHIVE, DEVKIT_ARCHIVE, TRAIN_BOXES, VAL_BOXES):
         with (folder / name).open("rb") as opened:
             digest = hashlib.file_digest(opened, lambda: hashlib.md5(usedforsecurity=False))
         files[name] = ExpectedFile(md5=digest.hexdigest(), bytes=(folder / name).stat().st_size)
@@ -158,6 +162,30 @@ def _devkit_tar(info: StandInInfo, wnids: list[str]) -> bytes:
         _add_file(archive, META, _meta(wnids, info.numbers))
         _add_file(archive, TRUTH, truth.encode())
     return content.getvalue()
+
+
+def _boxes_tar(info: StandInInfo, split: str, wnids: list[str]) -> bytes:
+    """Return a tar file with an annotation for each image: the box around its shape."""
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for image in _planned_images(info, split):
+            wnid, stem = wnids[image.label], image.name.removesuffix(".JPEG")
+            folder = wnid if split == "train" else "val"
+            _add_file(archive, f"{folder}/{stem}.xml", _annotation(image, folder, stem, wnid))
+    return content.getvalue()
+
+
+def _annotation(image: SyntheticImage, folder: str, stem: str, wnid: str) -> bytes:
+    """Return the annotation of an image, as in ImageNet's archives."""
+    (height, width), (left, top, right, bottom) = shape_box(image)
+    box = f"<xmin>{left}</xmin><ymin>{top}</ymin><xmax>{right}</xmax><ymax>{bottom}</ymax>"
+    size = f"<width>{width}</width><height>{height}</height><depth>3</depth>"
+    lines = [
+        f"<annotation><folder>{folder}</folder><filename>{stem}</filename>",
+        f"<source><database>{DESCRIPTION}</database></source><size>{size}</size>",
+        f"<object><name>{wnid}</name><bndbox>{box}</bndbox></object></annotation>",
+    ]
+    return "\n".join([*lines, ""]).encode()
 
 
 def _meta(wnids: list[str], numbers: Sequence[int]) -> bytes:

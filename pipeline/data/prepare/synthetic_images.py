@@ -58,8 +58,33 @@ def encode_image(image: SyntheticImage) -> bytes:
     return content.getvalue()
 
 
-def draw_image(image: SyntheticImage) -> np.ndarray:
-    """Return the pixels, uint8 (H, W, 3)."""
+@dataclass(frozen=True, eq=False)
+class Drawing:
+    """Everything drawn at random for one image, in the order of the draws."""
+
+    height: int  # pixels
+    width: int
+    radius: int  # of the shape
+    top: int  # row of the shape's centre
+    left: int  # column of the shape's centre
+    background: list[int]  # mean colour
+    colours: list[int]  # mean colour of the texture
+    phase: int  # of the texture
+    spots: np.ndarray  # (H / SPOT, W / SPOT, 3): differences of the background's spots from its mean
+
+    def shape(self, label: int) -> np.ndarray:
+        """Return bool (H, W): True inside the shape of class `label`."""
+        y, x = self.coordinates()
+        mask = shape_mask(class_appearance(label)[0], y, x, self.radius)
+        return np.broadcast_to(mask, (self.height, self.width))
+
+    def coordinates(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return rows (H, 1) and columns (1, W), counted from the shape's centre."""
+        return np.arange(self.height)[:, None] - self.top, np.arange(self.width)[None, :] - self.left
+
+
+def random_drawing(image: SyntheticImage) -> Drawing:
+    """Return the random choices of an image."""
     generator = seeded_generator(image.seed, "stand-in", image.split, image.number)
     draws: Iterator[int] = iter(torch.randint(1 << 30, (16,), generator=generator).tolist())
 
@@ -74,15 +99,29 @@ def draw_image(image: SyntheticImage) -> np.ndarray:
     background = [between(56, 200) for _ in range(3)]
     colours = [between(TEXTURE_CONTRAST + 16, 239 - TEXTURE_CONTRAST) for _ in range(3)]
     phase = between(0, 1000)
-
     spots = torch.randint(-32, 33, (-(-height // SPOT), -(-width // SPOT), 3), generator=generator).numpy()
-    pixels = np.array(background) + spots.repeat(SPOT, axis=0).repeat(SPOT, axis=1)[:height, :width]
-    y, x = np.arange(height)[:, None] - top, np.arange(width)[None, :] - left
-    shape, texture, palette = class_appearance(image.label)
-    light = texture_mask(texture, y, x, radius, phase)[..., None]
-    inside = np.broadcast_to(shape_mask(shape, y, x, radius), (height, width))
+    return Drawing(height, width, radius, top, left, background, colours, phase, spots)
+
+
+def shape_box(image: SyntheticImage) -> tuple[tuple[int, int], tuple[int, int, int, int]]:
+    """Return (height, width) of an image, and the edges of its shape in pixels: left, top, right, bottom."""
+    drawing = random_drawing(image)
+    inside = drawing.shape(image.label)
+    rows, columns = np.flatnonzero(inside.any(1)).tolist(), np.flatnonzero(inside.any(0)).tolist()
+    return (drawing.height, drawing.width), (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
+
+
+def draw_image(image: SyntheticImage) -> np.ndarray:
+    """Return the pixels, uint8 (H, W, 3)."""
+    drawing = random_drawing(image)
+    height, width = drawing.height, drawing.width
+    spots = drawing.spots.repeat(SPOT, axis=0).repeat(SPOT, axis=1)[:height, :width]
+    pixels = np.array(drawing.background) + spots
+    _, texture, palette = class_appearance(image.label)
+    light = texture_mask(texture, *drawing.coordinates(), drawing.radius, drawing.phase)[..., None]
+    inside = drawing.shape(image.label)
     difference = TEXTURE_CONTRAST * np.array(PALETTES[palette])
-    filled = np.array(colours) + np.where(light, difference, -difference)
+    filled = np.array(drawing.colours) + np.where(light, difference, -difference)
     return np.where(inside[..., None], filled, pixels).astype(np.uint8)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.data.boxes import BOXES_NAME, box_file, read_box_manifest, read_rows
 from pipeline.data.images import DataError
 from pipeline.data.prefetch import prefetch
 from pipeline.data.prepare.shard_damage import (
@@ -22,7 +23,7 @@ from pipeline.data.prepare.shard_damage import (
     tar_headers,
 )
 from pipeline.data.prepare.source_images import printable
-from pipeline.data.shard_manifest import MANIFEST_NAME, ShardInfo, read_manifest, sample_digest
+from pipeline.data.shard_manifest import MANIFEST_NAME, ShardInfo, ShardManifest, read_manifest, sample_digest
 from pipeline.data.shards import open_index
 from pipeline.data.store import MissingFileError, Store, scratch_folder
 
@@ -72,6 +73,9 @@ def verify_shards(
         *(split.index for split in manifest.splits.values()),
         *(check.shard.name for check in checks),
     }
+    if where.exists(BOXES_NAME):
+        expected |= {BOXES_NAME, *(box_file(name) for name in manifest.splits)}
+        problems += box_problems(where, manifest)
     foreign = [name for name in where.names(folders=True) if name not in expected]
     problems += [f"{where}/{printable(name)} is not part of the set; remove it" for name in foreign]
 
@@ -93,6 +97,21 @@ def verify_shards(
                 f"{where}/{MANIFEST_NAME}: the sha256 of {name!r} does not match its images and labels;"
                 f" {REPAIR_HINT}"
             )
+    return problems
+
+
+def box_problems(where: Store, manifest: ShardManifest) -> list[str]:
+    """Return all problems of the bounding boxes of a set."""
+    problems = []
+    try:
+        boxes = read_box_manifest(where, manifest)
+    except DataError as error:
+        return [str(error)]
+    for name, split in manifest.splits.items():
+        try:
+            read_rows(where, boxes, name, split.samples)
+        except DataError as error:
+            problems.append(str(error))
     return problems
 
 

@@ -35,6 +35,7 @@ from pipeline.data.prepare.workspace import (
     remove_records,
     write_small_file,
 )
+from pipeline.data.prepare.write_boxes import check_boxes, write_boxes
 from pipeline.data.prepare.write_manifest import finished_manifest, size_of, write_manifest
 from pipeline.data.shard_manifest import ShardManifest, sample_digest
 from pipeline.data.shards import INDEX_DTYPE
@@ -62,8 +63,9 @@ def prepare_shards(
     `short_side`: resize every image to this short side in pixels, which makes it another set; None: copy the
     source's bytes. `samples`: images per shard. `workers`: threads. `progress(done, total)` receives the images
     written and to be written by this call, from any thread, one call at a time; it is not called if the set is
-    already finished. `report` receives a line if an unfinished set is discarded. Raise DataError if an image
-    cannot be decoded, `out` contains another set, or `out` cannot be written.
+    already finished. `report` receives a line if an unfinished set is discarded. Bounding boxes of the source are
+    written beside the shards, also of a finished set. Raise DataError if an image cannot be decoded, a box is
+    faulty, `out` contains another set, or `out` cannot be written.
     """
     if min(samples, short_side or 1, workers) < 1:
         raise DataError(
@@ -77,12 +79,16 @@ def prepare_shards(
     if short_side:  # other data gets another name, so that it is never taken for the source
         source = replace(source, name=f"{source.name}-short{short_side}")
     plan = ShardPlan(source, short_side, samples)
+    boxes = check_boxes(plan, source.boxes) if source.boxes else None  # before hours of writing
     with open_workspace(out) as workspace:
         manifest = finished_manifest(plan, out)
         if manifest is None:
             check_owner = claim_output(plan, workspace, report)
             ShardWriter(plan, workspace, check_owner, progress).write_all(workers)
             manifest = write_manifest(plan, workspace, check_owner)
+        if boxes and source.boxes:
+            archives = " and ".join(source.boxes.archives[name] for name in boxes)
+            write_boxes(boxes, archives, workspace, manifest.sha256)
         remove_records(workspace, workers)
     return manifest
 

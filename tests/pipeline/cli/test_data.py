@@ -42,6 +42,7 @@ def test_prepare_prints_splits_classes_and_the_target(command, archives, tmp_pat
     assert lines[0].split() == ["imagenet-standin", "images", "shards", "MB"]
     assert [line.split()[:3] for line in lines[1:3]] == [["train", "15", "4"], ["test", "9", "3"]]
     assert lines[3].startswith("3 classes, from a stand-in for ILSVRC-2012, generated with seed 0")
+    assert lines[-3] == "bounding boxes: train: 15 in 15 images; test: 9 in 9 images"
     assert lines[-2] == f"shards   {tmp_path / 's'}"
     assert (
         lines[-1] == "Runs look for this set in a folder named imagenet-standin, in data/ or below REPRO_SHARDS."

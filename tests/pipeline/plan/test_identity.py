@@ -298,6 +298,11 @@ def test_an_optimizer_of_one_paper_belongs_to_its_network(hash_changes):
     assert hash_changes("lightning_modules/sdlm.py", "\nMADE_UP = 1\n", network="lenet5")
 
 
+@pytest.mark.parametrize(("network", "changes"), [("vgg_localisation", True), ("vgg", False)])
+def test_box_regression_belongs_to_networks_that_predict_boxes(hash_changes, network, changes):
+    assert hash_changes("lightning_modules/box_regression.py", "\nMADE_UP = 1\n", network=network) == changes
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -334,7 +339,7 @@ def test_a_missing_file_of_a_derived_run_is_an_error(tree):
 
 
 def test_every_kind_of_derived_run_has_its_code():
-    kinds = {"ensemble", "ensemble-sizes", "protocol", "column", "transfer", "compression"}
+    kinds = {"ensemble", "ensemble-sizes", "protocol", "column", "transfer", "compression", "localisation"}
     assert set(DERIVED_CODE) == set(HANDLERS) == kinds
     for patterns in (TRAINING_CODE, *DERIVED_CODE.values()):
         assert matching_files(patterns, ROOT)

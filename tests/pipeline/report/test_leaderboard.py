@@ -10,6 +10,7 @@ from pipeline.declare.load import load_experiment
 from pipeline.judge.ledger import ledger
 from pipeline.plan.expand import plan_runs
 from pipeline.report.leaderboard import build_leaderboard, paper_error, ranked, with_sizes, with_verdicts
+from tests.support.box_sets import BOX_EXPERIMENT
 
 PLAIN, DEEP = [9.4, 9.5, 9.9], [10.4, 10.5, 10.6]
 
@@ -228,3 +229,19 @@ def test_derived_run_has_a_row(declare, seed_records):
         ("plain-20", pytest.approx(9.6), 3, None, ""),
     ]
     assert rows[0].paper_data == "cifar10"
+
+
+def test_networks_that_predict_boxes_have_no_row(tmp_path, record):
+    file = tmp_path / "boxes.yaml"
+    file.write_text(BOX_EXPERIMENT, encoding="utf-8")
+    declared = load_experiment(str(file))
+    error = {"metrics": {"test/localisation_error_pct": 40.0, "test/images": 12.0}}
+    [derived] = [run for run in plan_runs(declared, scale="paper") if run.variant == "localised"]
+    boxes = record(declared, "boxes", 0, 0.0, **error)
+    records = [
+        record(declared, "classes", 0, 9.0),
+        boxes,
+        record(declared, "boxes", 0, 0.0, changes={"train.lr": 0.5}, **error),
+        replace(boxes, variant="localised", declaration=derived.declaration),
+    ]
+    assert [row.variant for row in build_leaderboard([declared], records)] == ["classes"]

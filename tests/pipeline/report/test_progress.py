@@ -154,6 +154,14 @@ def test_lines_of_a_derived_run(with_ensemble, experiment, record):
     ]
 
 
+def test_error_of_a_run_that_predicts_boxes(tasks, experiment, record):
+    metrics = {"test/localisation_error_pct": 33.1}
+    good = record(experiment, "plain-20", 0, 0.0, metrics=metrics, seconds=5.0)
+    assert lines(tasks, Event("ended", tasks[0], record=good)) == [
+        "plain-20 seed 0: localisation error 33.10 %, trained in 5 s"
+    ]
+
+
 def test_bar_of_a_derived_run_has_no_total(with_ensemble):
     shown, _ = console(terminal=True)
     with ProgressDisplay(with_ensemble, shown) as seen:

@@ -8,8 +8,13 @@ from pipeline.common.errors import UserError
 from pipeline.common.paths import runs_folder
 from pipeline.data import sources
 from pipeline.declare.derived import ColumnSpec, CompressionSpec, EnsembleSpec, TransferSpec
-from pipeline.plan.expand import DerivedRun
-from pipeline.schedule.tasks import make_tasks
+from pipeline.declare.load import load_experiment
+from pipeline.declare.recipe import Model
+from pipeline.plan.expand import DerivedRun, plan_runs
+from pipeline.schedule.task_cache import TaskCache
+from pipeline.schedule.tasks import finished_tasks, make_tasks
+from pipeline.track.run_folder import RunFolder
+from tests.support.box_sets import BOX_EXPERIMENT, prepare_boxed_set, small_networks
 from tests.support.smoke_runs import smoke_run, with_network
 
 
@@ -138,3 +143,61 @@ def test_each_data_set_is_read_once(monkeypatch):
     )
     make_tasks([*RUNS, derived_run()])
     assert names == ["noise"]
+
+
+# --- bounding boxes ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def box_runs(tmp_path, monkeypatch):
+    """The runs of BOX_EXPERIMENT, by variant, with a set in the data folder."""
+    monkeypatch.setenv("REPRO_DATA", str(prepare_boxed_set(tmp_path / "data", classes=2, train=4, test=1)))
+    file = tmp_path / "boxes.yaml"
+    file.write_text(BOX_EXPERIMENT, encoding="utf-8")
+    with small_networks():
+        yield {run.variant: run for run in plan_runs(load_experiment(str(file)), scale="paper")}
+
+
+def test_runs_that_learn_boxes_have_other_data_than_those_that_learn_classes(box_runs):
+    classes, boxes, derived = make_tasks([box_runs[name] for name in ("classes", "boxes", "localised")])
+    assert derived.manifest == boxes.manifest
+    assert boxes.manifest["sha256"] != classes.manifest["sha256"]
+    assert derived.needs == (boxes.identity, classes.identity)
+    assert boxes.needs == (classes.identity,)
+    assert derived.code not in (classes.code, boxes.code)
+
+
+def test_tasks_that_ended_are_found_without_reading_the_boxes(box_runs):
+    cache = TaskCache()
+    tasks = make_tasks(box_runs.values(), cache)
+    assert finished_tasks(box_runs.values(), cache) is None
+    for task in tasks:
+        task.folder.mkdir(parents=True)
+        RunFolder(task.folder).result_file.write_text("{}")
+    assert finished_tasks(box_runs.values(), cache) == tasks
+
+
+@pytest.mark.parametrize(
+    ("variant", "network", "changes", "message"),
+    [
+        ("boxes", "tiny_scores", {}, "tiny_scores predicts no boxes, but data.boxes is true"),
+        ("classes", "tiny_boxes", {}, "tiny_boxes predicts bounding boxes, but data.boxes is false"),
+        ("frozen", "tiny_boxes", {"trainable": ("fc9",)}, "the network has no layer 'fc9' with weights"),
+    ],
+)
+def test_networks_and_boxes_that_do_not_fit_are_a_user_error(box_runs, variant, network, changes, message):
+    run = box_runs[variant]
+    update = {
+        "model": Model(name=network),
+        "train": run.recipe.train.model_copy(update={**changes, "start": None}),
+    }
+    run = replace(run, recipe=run.recipe.model_copy(update=update), start=None)
+    with pytest.raises(UserError, match=message):
+        make_tasks([run])
+
+
+def test_a_set_without_boxes_is_a_user_error(box_runs, tmp_path):
+    (tmp_path / "data" / "imagenet-standin" / "boxes.json").unlink()
+    with pytest.raises(UserError, match="imagenet-standin has no bounding boxes"):
+        make_tasks([box_runs["boxes"]])
+    assert make_tasks([box_runs["classes"]])

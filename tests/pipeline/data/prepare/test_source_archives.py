@@ -15,7 +15,9 @@ from pipeline.data.prepare.archive_files import (
     DEVKIT_ARCHIVE,
     STAND_IN_FILE,
     TRAIN_ARCHIVE,
+    TRAIN_BOXES,
     VAL_ARCHIVE,
+    VAL_BOXES,
 )
 from tests.support.ilsvrc_archives import (
     ARCHIVE_NAMES,
@@ -157,7 +159,7 @@ def test_archives_with_the_published_checksums_are_named_imagenet(archives, monk
     assert found.source.startswith("ILSVRC-2012: ")
 
 
-@pytest.mark.parametrize("missing", [[], [TRAIN_ARCHIVE], [VAL_ARCHIVE, DEVKIT_ARCHIVE]])
+@pytest.mark.parametrize("missing", [[], [TRAIN_ARCHIVE, TRAIN_BOXES], [VAL_ARCHIVE, VAL_BOXES, DEVKIT_ARCHIVE]])
 def test_progress_ends_at_twice_the_bytes_of_the_archives(archives, missing):
     for name in missing:
         (archives / name).unlink()
