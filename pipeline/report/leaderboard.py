@@ -1,6 +1,6 @@
 """The leaderboard: networks ranked by error, with the paper's numbers. Pure: records in, rows out."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import fmean, median, stdev
 from typing import Any, Literal
@@ -10,15 +10,13 @@ from pipeline.declare.claims import MetricClaim
 from pipeline.declare.experiment import Experiment
 from pipeline.declare.recipe import PAPER_SCALE
 from pipeline.judge.counting import counted_records, records_of
-from pipeline.judge.ledger import LedgerEntry
+from pipeline.judge.ledger import LedgerEntry, Measure
 from pipeline.judge.statistics import finite_test_set_noise, interval_test
 from pipeline.track.record import FINISHED, Record
 
 TOP1, TOP5, TRAIN_TOP1 = "test/top1_error_pct", "test/top5_error_pct", "train/top1_error_pct"
 
 Error = Literal["top1", "top5"]
-
-Measure = Callable[[str, Experiment, str | None], Any]  # metric, experiment, variant -> the exact value
 
 
 @dataclass(frozen=True)

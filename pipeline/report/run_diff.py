@@ -10,9 +10,9 @@ from pipeline.track.record import Record
 
 Part = Literal["declaration", "data", "code", "environment", "result"]
 
-MIN_IDENTITY_DIGITS = 4
+MIN_DIGITS = 4  # of an identity
 
-MAX_LISTED_RUNS = 4  # of an ambiguous name
+MAX_CANDIDATES = 4  # listed for an ambiguous name
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def find_record(name: str, records: Sequence[Record]) -> Record:
     found = [
         record
         for record in records
-        if (len(name) >= MIN_IDENTITY_DIGITS and record.identity.startswith(name))
+        if (len(name) >= MIN_DIGITS and record.identity.startswith(name))
         or name
         in (
             f"{record.variant}/{record.seed}",
@@ -56,8 +56,8 @@ def find_record(name: str, records: Sequence[Record]) -> Record:
         hint = f"; use VARIANT/SEED, as in {similar[0]!r}" if similar else "; no runs have finished"
         raise UserError(f"no finished run {name!r}{hint}")
     if len(found) > 1:
-        listed = " or ".join(f"{one.identity[:8]} ({run_name(one)})" for one in found[:MAX_LISTED_RUNS])
-        others = f" or one of {len(found) - MAX_LISTED_RUNS:,} more" if len(found) > MAX_LISTED_RUNS else ""
+        listed = " or ".join(f"{one.identity[:8]} ({run_name(one)})" for one in found[:MAX_CANDIDATES])
+        others = f" or one of {len(found) - MAX_CANDIDATES:,} more" if len(found) > MAX_CANDIDATES else ""
         raise UserError(f"{name!r} is ambiguous: {listed}{others}; use the digits instead")
     return found[0]
 
