@@ -31,6 +31,7 @@ from pipeline.declare.recipe import (
     Train,
     require_unique,
 )
+from pipeline.declare.references import beside
 from pipeline.declare.validation import explain_validation_error, validation_message
 
 TRAIN_METRICS = ("top1_error_pct", "top5_error_pct", "loss")
@@ -125,8 +126,14 @@ class Experiment(FrozenModel):
         return self.name.partition("/")[0]
 
     def consumed(self, name: str) -> tuple[str, ...]:
-        """Return the variants that a derived run consumes as published; of a variant, itself."""
-        return tuple(self.derived[name].consumes) if name in self.derived else (name,)
+        """Return the variants that a derived run consumes as published; of a variant, itself.
+
+        Variants of another experiment are named PAPER/FILE/VARIANT, as seen from this one.
+        """
+        owner, own = self.owner(name)
+        if own not in owner.derived:
+            return (name,)
+        return tuple(beside(name, variant) for variant in owner.derived[own].consumes)
 
     def material(self, key: Literal["choices", "departures"], names: Collection[str]) -> list[Deviation]:
         """Return the material choices or departures that concern these variants or derived runs.

@@ -123,8 +123,8 @@ def plan_runs(
     """
     if not experiment.scales:
         raise UserError(
-            f"{experiment.name} trains nothing: its claims are judged by arithmetic; "
-            f"to see them: repro verify {experiment.name}"
+            f"{experiment.name} trains nothing: its claims are judged by arithmetic, or from runs of other"
+            f" experiments; to see them: repro verify {experiment.name}"
         )
     if scale not in experiment.scales:
         raise UserError(f"{experiment.name} has no scale {scale!r}{nearest(scale, experiment.scales)}")
