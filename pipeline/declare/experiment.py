@@ -11,11 +11,13 @@ from pipeline.declare.claims import Choice, Claim, Departure, Deviation, NotClai
 from pipeline.declare.derived import (
     COMPRESSION_METRICS,
     ERROR_METRICS,
+    RANDOM_PIXELS,
     TRANSFER_METRICS,
     ColumnSpec,
     CompressionSpec,
     DerivedSpec,
     EnsembleSizesSpec,
+    TimingSpec,
     TransferSpec,
 )
 from pipeline.declare.overrides import describe_changes, merge_layers, set_dotted
@@ -80,7 +82,7 @@ class Experiment(FrozenModel):
     paper: Paper
     question: str
     data: Data
-    train: Train | None = None  # None only without scales
+    train: Train | None = None  # None only without scales, or if all derived runs are timings
     variants: dict[str, Variant] = Field(default_factory=dict)  # none: all derived runs consume other experiments
     seeds: Seeds = (0, 1, 2, 3, 4)
     # Names differ from those of the variants.
@@ -119,6 +121,16 @@ class Experiment(FrozenModel):
     def file(self) -> str:
         """Name of the experiment's file in messages."""
         return f"{self.name}.yaml"
+
+    @property
+    def trains(self) -> bool:
+        """True if the experiment has runs: networks that are trained."""
+        return self.train is not None and bool(self.scales)
+
+    @property
+    def measures(self) -> bool:
+        """True if all derived runs are timings: nothing is trained, here or elsewhere."""
+        return bool(self.derived) and all(isinstance(spec, TimingSpec) for spec in self.derived.values())
 
     @property
     def folder(self) -> str:
@@ -207,6 +219,8 @@ class Experiment(FrozenModel):
         if name in self.variants:
             return self.recipe(name, scale, changes).data.test
         spec = self.derived_spec(name, scale)
+        if isinstance(spec, TimingSpec):
+            return ()
         if isinstance(spec, TransferSpec):
             return (spec.view,) if spec.view else ()
         own = () if isinstance(spec, CompressionSpec) else spec.test
@@ -219,6 +233,8 @@ class Experiment(FrozenModel):
         `named`, the list also has the first protocol's errors under their short names: "test/top1_error_pct".
         """
         spec = self.derived.get(name)
+        if isinstance(spec, TimingSpec):
+            return spec.metrics()
         recipe = self.recipe(name if spec is None else next(iter(spec.consumes)), PAPER_SCALE)
         data = recipe.data
         protocols = [f"/{protocol}" for protocol in self.protocols(name, PAPER_SCALE)] if data.crop else []
@@ -248,6 +264,8 @@ class Experiment(FrozenModel):
 
     def variants_at(self, scale: str) -> tuple[str, ...]:
         """Return the variants that run at a scale by default."""
+        if not self.trains:
+            return ()
         return self.scales[scale].variants or tuple(self.variants)
 
     def data_at(self, scale: str) -> list[str]:
@@ -259,6 +277,8 @@ class Experiment(FrozenModel):
         """Return the name of the data set on which the paper evaluates a variant or derived run."""
         if variant in self.derived:
             spec = self.derived[variant]
+            if isinstance(spec, TimingSpec):
+                return RANDOM_PIXELS
             return spec.data if isinstance(spec, TransferSpec) else self.paper_data(next(iter(spec.consumes)))
         owner, own = self.owner(variant)
         return str(owner.variants[own].data.get("name", owner.data.name))

@@ -19,7 +19,7 @@ from pipeline.declare.claims import (
     OrderingClaim,
     RatioClaim,
 )
-from pipeline.declare.derived import COMPRESSION_METRICS, COMPRESSION_RATIOS
+from pipeline.declare.derived import COMPRESSION_METRICS, COMPRESSION_RATIOS, TimingSpec
 from pipeline.declare.derived_checks import check_derived
 from pipeline.declare.experiment import DeclarationError, Experiment
 from pipeline.declare.printed import PRINTED_FILE, PrintedFile, load_printed
@@ -154,14 +154,16 @@ def check_experiment(experiment: Experiment) -> None:
     for variant in experiment.variants:
         if "/" in variant:
             raise DeclarationError(f"{file}: variants.{variant}: a name must not contain '/'")
-    if experiment.scales and experiment.variants and experiment.train is None:
-        raise DeclarationError(f"{file}: train: this key is required if there are scales")
+    if experiment.scales and experiment.variants and experiment.train is None and not experiment.measures:
+        raise DeclarationError(
+            f"{file}: train: this key is required if there are scales, except for timings alone"
+        )
     for scale_name, scale in experiment.scales.items():
         for variant in scale.variants or ():
             if variant not in experiment.variants:
                 near = nearest(variant, experiment.variants)
                 raise DeclarationError(f"{file}: scales.{scale_name}.variants: unknown variant {variant!r}{near}")
-        for variant in experiment.variants:
+        for variant in experiment.variants if experiment.trains else ():
             experiment.recipe(variant, scale_name)
     for variant in experiment.variants:
         experiment.published(variant)
@@ -178,7 +180,7 @@ def check_experiment(experiment: Experiment) -> None:
 
 def check_starts(experiment: Experiment) -> None:
     """Check that variants start from known variants, and that none starts from itself, directly or not."""
-    for scale in experiment.scales:
+    for scale in experiment.scales if experiment.trains else ():
         for variant in experiment.variants:
             place = f"{experiment.file}: variants.{variant}.train.start.variant"
             chain = [variant]
@@ -246,6 +248,14 @@ def check_metrics(experiment: Experiment, claim: Claim) -> None:
                     f" name it, not {claim.kind!r}"
                 )
             continue
+        is_timing = isinstance(declared.derived.get(name), TimingSpec)
+        if isinstance(claim, MetricClaim | GainClaim) and is_timing:
+            raise DeclarationError(
+                f"{place}: {metric} is not an error in percent, so only a claim of kind 'ordering', 'ratio' or"
+                f" 'bound' can name it, not {claim.kind!r}"
+            )
+        if declared.measures and not is_timing:
+            raise DeclarationError(f"{place}: {full_name} is not trained, so it has no metric {metric!r}")
         if isinstance(claim, MetricClaim | GainClaim) and name in declared.variants:
             train = declared.recipe(name, PAPER_SCALE).train
             if metric in train.measurements:

@@ -6,10 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 from pipeline.declare.claims import Claim
+from pipeline.declare.derived import TimingSpec
 from pipeline.declare.experiment import Experiment
 from pipeline.declare.recipe import PAPER_SCALE
 from pipeline.declare.references import beside, split_reference
-from pipeline.plan.expand import make_derived_runs, make_runs, run_declarations, seed_at, seed_index
+from pipeline.plan.expand import make_derived_runs, make_runs, make_timings, run_declarations, seed_at, seed_index
 from pipeline.track.record import Record
 
 ByVariant = dict[str, list[Record]]
@@ -30,7 +31,7 @@ def counted_records(
     only the declared seeds count: adding seeds until a verdict pleases would prove nothing.
     """
     unchanged = [record for record in records if not record.changes]
-    names = [*experiment.variants, *experiment.derived, *others]
+    names = [*(() if experiment.measures else experiment.variants), *experiment.derived, *others]
     found = {name: records_of(experiment, scale, name, unchanged) for name in names}
     return {name: rows for name, rows in found.items() if rows}
 
@@ -105,7 +106,11 @@ def declarations_of(
         declared = experiment.seeds_of(name, scale)
         chosen = [seed for seed in seeds if not declared_only or seed in declared]
         return set(run_declarations(make_runs(experiment, scale, name, chosen, changes)))
-    consumed = experiment.derived_spec(name, scale).consumes
+    spec = experiment.derived_spec(name, scale)
+    if isinstance(spec, TimingSpec):
+        chosen = [seed for seed in seeds if not declared_only or seed in experiment.seeds_at(scale)]
+        return {timing.declaration for timing in make_timings(experiment, name, scale, chosen)}
+    consumed = spec.consumes
     declared_seeds = {variant: experiment.seeds_of(variant, scale) for variant in consumed}
     first = min(consumed)  # the seed of a derived run is that of the first run it consumes
     places = (divmod(seed_index(declared_seeds[first], seed), consumed[first]) for seed in seeds)

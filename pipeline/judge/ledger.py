@@ -16,7 +16,7 @@ from pipeline.declare.claims import (
     Printed,
     RatioClaim,
 )
-from pipeline.declare.derived import COMPRESSION_RATIOS
+from pipeline.declare.derived import COMPRESSION_RATIOS, DEVICE_METRICS, RANDOM_PIXELS
 from pipeline.declare.experiment import Experiment
 from pipeline.declare.recipe import COST_METRICS, PAPER_SCALE, STEPS_TO
 from pipeline.judge.category import category
@@ -214,7 +214,8 @@ def judge_at_scale(scale: str, claim: TrainedClaim, experiment: Experiment, reco
     for variant, metric in measured_sides(claim):
         for row in records[variant]:
             if metric not in row.measured:
-                return cannot_judge(Reason.NOT_RUN, missing_metric(row, metric))
+                reason = Reason.NO_DATA if metric.endswith(DEVICE_METRICS) else Reason.NOT_RUN
+                return cannot_judge(reason, missing_metric(row, metric))
     if claim.metric in COST_METRICS and (different := different_setups(records)):
         return cannot_judge(Reason.PROTOCOL_UNSPECIFIED, f"{claim.metric} depends on the hardware: {different}.")
     choices, departures = (
@@ -239,6 +240,10 @@ def missing_metric(row: Record, metric: str) -> str:
             f"{run} has no {metric}: it was trained on changing hardware, or where this is not measured; memory is"
             " measured on GPUs."
         )
+    if metric.endswith(DEVICE_METRICS):
+        return f"{run} has no {metric}: the device ({row.hardware}) does not report it."
+    if row.data == RANDOM_PIXELS:
+        return f"{run} has no {metric}: at this scale it measures other networks or batch sizes."
     return f"{run} has no metric {metric}; it has {', '.join(sorted(row.metrics))}."
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from pipeline.declare.claims import BoundClaim, Claim, GainClaim, MetricClaim, OrderingClaim, RatioClaim
+from pipeline.declare.derived import TimingSpec
 from pipeline.declare.experiment import Experiment
 from pipeline.declare.references import beside
 from pipeline.judge.counting import ByVariant, variants_of
@@ -97,6 +98,9 @@ def missing_runs(
             continue
         if own in declared.variants:
             found |= {(name, seed) for seed in declared.seeds_of(own, scale)}
+            continue
+        if isinstance(declared.derived[own], TimingSpec):
+            found |= {(name, seed) for seed in declared.seeds_at(scale)}
             continue
         consumed = declared.derived_spec(own, scale).consumes
         runs = {

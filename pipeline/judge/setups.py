@@ -57,7 +57,9 @@ def different_budgets(experiment: Experiment, scale: str, records: ByVariant) ->
     seen: dict[str, tuple[str, int]] = {}  # variant -> experiment, images seen in training
     for name in records:
         declared, own = experiment.owner(name)
-        variant = own if own in declared.variants else next(iter(declared.derived[own].consumes))
+        variant = own if own in declared.variants else next(iter(declared.derived[own].consumes), None)
+        if variant is None:  # a timing
+            return ""
         train = declared.recipe(variant, scale).train
         seen[name] = declared.name, train.steps * train.batch_size
     if len({declared for declared, _ in seen.values()}) < 2 or len({images for _, images in seen.values()}) < 2:

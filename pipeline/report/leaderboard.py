@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pipeline.common.errors import UserError
 from pipeline.declare.claims import MetricClaim
+from pipeline.declare.derived import TimingSpec
 from pipeline.declare.experiment import Experiment
 from pipeline.declare.recipe import PAPER_SCALE
 from pipeline.judge.counting import counted_records, records_of
@@ -76,6 +77,7 @@ def build_leaderboard(experiments: Iterable[Experiment], records: Sequence[Recor
             found = [
                 row
                 for variant, good in counted_records(experiment, scale, records).items()
+                if not isinstance(experiment.derived.get(variant), TimingSpec)
                 for row in make_rows(experiment, scale, variant, good)
             ]
             found += changed_rows(experiment, scale, records)

@@ -85,9 +85,9 @@ class ProgressDisplay:
             self.ended.add(name)
             record = event.record
             if record.status == FINISHED:
-                error = f"test error {record.metrics[TEST_ERROR]:.2f} %"
+                error = f"test error {record.metrics[TEST_ERROR]:.2f} %, " if TEST_ERROR in record.metrics else ""
                 verb = "trained" if isinstance(run, Run) else "done"
-                self.say(f"{title}: {error}, {verb} in {record.seconds:,.0f} s")
+                self.say(f"{title}: {error}{verb} in {record.seconds:,.0f} s")
             else:
                 self.say(f"{title}: did not converge: {record.ended}", "yellow")
         if event.kind in ("ended", "stopped", "failed") and name in self.bar_of:
@@ -141,7 +141,7 @@ def plan_lines(tasks: Sequence[Task], console: Console) -> None:
         if folder.result():
             state = "finished"
         elif isinstance(task.run, DerivedRun):
-            state = f"to do after its runs: {derived_text(task.run.spec)}"
+            state = f"to do{' after its runs' if task.needs else ''}: {derived_text(task.run.spec)}"
         elif checkpoint:
             state = f"to resume at step {checkpoint[0]:,} of {steps}"
         console.print(f"{title:<{width}}  {state}", soft_wrap=True)
