@@ -16,10 +16,10 @@ def line_r_squared(x: Sequence[float], y: Sequence[float]) -> float:
 
 
 def hyperbola_r_squared(times: Sequence[float], accuracies: Sequence[float]) -> float:
-    """Return the part of the variance of accuracies that accuracy = a - b / time with b >= 0 explains, from 0 to 1.
+    """Return the part of the variance of accuracies that accuracy = a - b / time explains, from 0 to 1.
 
-    0 if accuracies fall with time. A hyperbola of two parameters, as many as a line has, so that neither fits better for having more of them.
-    Raises ValueError for a time that is not above zero.
+    The hyperbola has two parameters, as a line has, so that neither fits better by having more. The result is 0 if
+    accuracies fall with time, b < 0. Raises ValueError for a time that is not above zero.
     """
     if min(times) <= 0:
         raise ValueError(f"times must be > 0, not {min(times)}")
