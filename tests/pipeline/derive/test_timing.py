@@ -109,9 +109,8 @@ def test_timing_survives_the_way_to_another_process(load):
         ("fit/batch-1/operations", "fit/batch-3/operations", "unknown metric 'fit/batch-3/operations/r_squared'"),
         ('op: ">", claimed: 0.5', "claimed: 0.5, margin: 0.1", "is not an error in percent"),
         ("of: forward, metric: power", "of: small, metric: power", "small is not trained, so it has no metric"),
-        ("kind: timing, networks: [small, middle, large], batch_sizes: [1, 2], repeats: 2,\n"
-         "    accuracies: {small: 60.0, middle: 75.0, large: 80.0}", "kind: column, of: small, column: 1",
-         "train: this key is required if there are scales"),
+        ("derived:\n", "derived:\n  other: {kind: column, of: small, column: 1}\n",
+         "train: this key is required if there are scales, except for timings alone"),
     ],
 )  # fmt: skip
 def test_impossible_timings_are_refused(load, old, new, message):
