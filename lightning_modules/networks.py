@@ -19,6 +19,7 @@ from lightning_modules.inception_resnet_v1 import inception_resnet_v1
 from lightning_modules.inception_resnet_v2 import inception_resnet_v2
 from lightning_modules.inception_v3 import inception_v3
 from lightning_modules.inception_v4 import inception_v4
+from lightning_modules.lecture import chain_cifar, head_cnn, inception_cnn, lrn_cnn, stack_cnn
 from lightning_modules.lenet5 import lenet5, lenet5_modern
 from lightning_modules.names import nearest
 from lightning_modules.nin import nin, nin_imagenet
@@ -85,6 +86,11 @@ NETWORKS: dict[str, Network] = {
     "stochastic_depth_imagenet": Network(stochastic_depth_imagenet, (3, 224, 224), 1000),
     "densenet_cifar": Network(densenet_cifar, (3, 32, 32), 10),
     "densenet_imagenet": Network(densenet_imagenet, (3, 224, 224), 1000),
+    "stack_cnn": Network(stack_cnn, (3, 32, 32), 10),
+    "lrn_cnn": Network(lrn_cnn, (3, 32, 32), 10),
+    "head_cnn": Network(head_cnn, (3, 32, 32), 10),
+    "inception_cnn": Network(inception_cnn, (3, 32, 32), 10),
+    "chain_cifar": Network(chain_cifar, (3, 32, 32), 10),
 }
 
 

@@ -12,6 +12,7 @@ from pipeline.cluster.launches import Launch, LaunchTerms
 from pipeline.common.errors import UserError, explain_write_errors
 from pipeline.common.paths import home, runs_folder
 from pipeline.common.words import plural
+from pipeline.declare.derived import RANDOM_PIXELS
 from pipeline.declare.load import EXPERIMENTS, load_experiment
 from pipeline.declare.suites import check_suite, suite_at
 from pipeline.plan.expand import DerivedRun, Run, member_title, plan_runs, title_of
@@ -260,7 +261,8 @@ def plan_variant(tasks: Sequence[Task], devices: int, ended: set[str], estimator
     unfinished = [task for task in tasks if task.identity not in ended and not has_result(task)]
     resumed = tuple(step for step in (RunFolder(task.folder).last_step() for task in unfinished) if step)
     work = len(unfinished) * work_units(run)
-    data = run.members[0].recipe.data.name if isinstance(run, DerivedRun) else run.recipe.data.name
+    trained = run.members[0] if isinstance(run, DerivedRun) and run.members else run
+    data = trained.recipe.data.name if isinstance(trained, Run) else RANDOM_PIXELS
     if isinstance(run, Run):
         work -= sum(resumed) * run.recipe.train.batch_size
     devices = devices if tasks[0].is_distributable else 1

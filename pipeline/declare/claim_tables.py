@@ -13,8 +13,8 @@ for all its claims, and a row, a column or a cell may give its own:
 `columns` names the columns of `variants` and `layers`. A cell is the printed value, or a map of keys with the
 value as `claimed`; an empty cell is ~. `64x112x112` is a list of sizes. `unit` multiplies printed values and
 margins: with `unit: 1e6`, 0.27 is 270,000. Texts may contain <row>, <column>, <value>, and <name>, the short
-name of a setting. The column `top1` or `top5` is a test error, by the protocol `test` if the row or the table has
-one.
+name of a setting. In ids and sentences, a row PAPER/FILE/VARIANT is VARIANT. The column `top1` or `top5` is a test
+error, by the protocol `test` if the row or the table has one.
 """
 
 import re
@@ -23,6 +23,7 @@ from decimal import Decimal
 from typing import Any
 
 from lightning_modules.names import nearest
+from pipeline.declare.references import short_name
 from pipeline.declare.sentences import sentence
 
 Raw = dict[str, Any]
@@ -87,6 +88,7 @@ def expand_table(table: Raw, block: str, place: str) -> Iterator[Raw]:
                 continue
             fields = shared | columns[column] | own | (cell if isinstance(cell, dict) else {"claimed": cell})
             words = {"row": row, "column": str(column), "name": setting_name(row)}
+            words |= {"short": short_name(row)} if block == "variants" else {}
             yield from finish(fill(preset(table, block, row, column, fields) | fields, words, at), at)
 
 
@@ -134,7 +136,7 @@ def preset(table: Raw, block: str, row: str, column: str, fields: Raw) -> Raw:
         return {"id": f"{lecture or 'recipe-'}<name>", "metric": "recipe/<row>"}
     if block == "variants":
         shared_of = table.get("of", "")
-        variant = shared_of if "<row>" in str(shared_of) else "<row>"
+        variant = short_name(shared_of) if "<row>" in str(shared_of) else "<row>"
         if column in ("top1", "top5"):
             protocol = f"{fields['test']}/" if "test" in fields else ""
             metric = f"test/{protocol}<column>_error_pct"
@@ -148,19 +150,24 @@ def setting_name(setting: str) -> str:
     return SETTING_IDS.get(setting, setting.rpartition(".")[2].replace("_", "-").replace("/", "-"))
 
 
-def fill(claim: Raw, words: Mapping[str, str], place: str) -> Raw:
+def fill(claim: Raw, words: dict[str, str], place: str) -> Raw:
     """Return a claim of a table with the words in angle brackets replaced, and without the key `test`.
 
-    <value> is replaced later.
+    <row> is a variant's short name in ids and sentences. <value> is replaced later.
     """
+    known = [name for name in words if name != "short"]
+    short = words | {"row": words.get("short", words["row"])}
 
-    def word(found: re.Match[str]) -> str:
-        if found[1] not in words and found[1] != "value":
-            raise ValueError(f"{place}: unknown placeholder {found[0]}{nearest(found[1], [*words, 'value'])}")
-        return words.get(found[1], found[0])
+    def filled(key: str, text: str) -> str:
+        def word(found: re.Match[str]) -> str:
+            if found[1] not in known and found[1] != "value":
+                raise ValueError(f"{place}: unknown placeholder {found[0]}{nearest(found[1], [*known, 'value'])}")
+            return (short if key in ("id", "says") else words).get(found[1], found[0])
+
+        return PLACEHOLDER.sub(word, text)
 
     return {
-        key: PLACEHOLDER.sub(word, value) if key in TEXTS and isinstance(value, str) else value
+        key: filled(key, value) if key in TEXTS and isinstance(value, str) else value
         for key, value in claim.items()
         if key != "test"
     }
@@ -196,7 +203,7 @@ def split_ordering(claim: Raw, place: str) -> Iterator[Raw]:
     if kind == "gain" and (len(pairs) > 1 or pairs[0][1] != "<"):
         raise ValueError(f"{place}: 'gain' should be one comparison, a < b, not {claim[kind]!r}")
     for lhs, sign, rhs in pairs:
-        own = {"id": f"{others['id']}-{lhs}"} if len(pairs) > 1 and "id" in others else {}
+        own = {"id": f"{others['id']}-{short_name(lhs)}"} if len(pairs) > 1 and "id" in others else {}
         yield {"kind": kind, "lhs": lhs, "rhs": rhs} | ({"op": sign} if kind == "ordering" else {}) | others | own
 
 

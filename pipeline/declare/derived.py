@@ -1,4 +1,7 @@
-"""Derived runs: results made from finished runs, such as ensembles, test protocols and localisation."""
+"""Derived runs: results made from finished runs, such as ensembles, test protocols and localisation.
+
+A timing is made from untrained networks instead.
+"""
 
 from collections.abc import Sequence
 from typing import Annotated, Literal, Self
@@ -241,6 +244,57 @@ class CompressionSpec(SingleRunSpec):
         return self
 
 
+RANDOM_PIXELS = "random pixels"  # the data of a timing
+
+# Ends of the names of metrics that GPUs alone measure.
+DEVICE_METRICS = ("memory_mib", "watts", "joules_per_image", "rank_correlation", "relative_spread")
+
+PASS_METRICS = ("seconds_per_image", "memory_mib", "watts", "joules_per_image")  # of a network at a batch size
+
+
+class TimingSpec(FrozenModel):
+    """Forward passes of untrained networks on random pixels: times, and on GPUs memory and power.
+
+    It consumes no runs. Each seed is a measurement of all networks, with other weights and pixels.
+    """
+
+    kind: Literal["timing"]
+    networks: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(require_unique)]  # variants
+    batch_sizes: Annotated[tuple[PositiveInt, ...], Field(min_length=1), AfterValidator(require_unique)]
+    repeats: PositiveInt = (
+        7  # passes of a network at a batch size, after one that does not count; the median counts
+    )
+    # Network -> published accuracy in percent, for the fits of accuracy against time; empty: no such fits.
+    accuracies: dict[str, PositiveFloat] = Field(default_factory=dict)
+
+    @property
+    def consumes(self) -> dict[str, int]:
+        """Return an empty map: no runs are consumed."""
+        return {}
+
+    @property
+    def test(self) -> tuple[ProtocolName, ...]:
+        """Return no test protocols: no image is classified."""
+        return ()
+
+    @property
+    def rated(self) -> list[str]:
+        """Return the networks with a published accuracy."""
+        return [name for name in self.networks if name in self.accuracies]
+
+    def metrics(self) -> list[str]:
+        """Return the names of its metrics, with those that only some devices measure."""
+        found = [f"{name}/batch-{size}/{metric}" for name in self.networks for size in self.batch_sizes
+                 for metric in PASS_METRICS]  # fmt: skip
+        if len(self.batch_sizes) > 1:
+            found += [f"{name}/batch_gain" for name in self.networks]
+        fits = ("operations", "hyperbola", "line") if self.accuracies else ("operations",)
+        found += [f"fit/batch-{size}/{fit}/r_squared" for size in self.batch_sizes for fit in fits]
+        if self.accuracies:
+            found += [f"energy/batch-{size}/rank_correlation" for size in self.batch_sizes]
+        return [*found, "power/relative_spread"]
+
+
 DerivedSpec = (
     EnsembleSpec
     | EnsembleSizesSpec
@@ -249,6 +303,7 @@ DerivedSpec = (
     | TransferSpec
     | CompressionSpec
     | LocalisationSpec
+    | TimingSpec
 )
 
 

@@ -1,7 +1,7 @@
 """Checks of derived runs: names, members of this or other experiments, compatible data, enough seeds."""
 
 from lightning_modules.names import nearest
-from pipeline.declare.derived import incompatibility, untrainable
+from pipeline.declare.derived import TimingSpec, incompatibility, untrainable
 from pipeline.declare.experiment import DeclarationError, Experiment
 
 
@@ -29,6 +29,9 @@ def check_derived(experiment: Experiment) -> None:
 def check_derived_at(experiment: Experiment, name: str, scale: str) -> None:
     """Check one derived run at one scale."""
     file, spec = experiment.file, experiment.derived_spec(name, scale)
+    if isinstance(spec, TimingSpec):
+        check_timing(experiment, f"{file}: derived.{name}", spec)
+        return
     for variant in sorted(spec.consumes):
         check_member(experiment, f"{file}: scales.{scale}.derived.{name}", variant)
     owners = {variant: experiment.owner(variant)[0] for variant in spec.consumes}
@@ -61,6 +64,15 @@ def check_derived_at(experiment: Experiment, name: str, scale: str) -> None:
                 f" {declared} at {scale} scale; add seeds in {seeds_key(experiment, variant)}, or use fewer"
                 f" networks in scales.{scale}.derived.{name}"
             )
+
+
+def check_timing(experiment: Experiment, place: str, spec: TimingSpec) -> None:
+    """Check that the networks of a timing are variants of the experiment."""
+    for key, names in (("networks", spec.networks), ("accuracies", spec.accuracies)):
+        for network in names:
+            if network not in experiment.variants:
+                near = nearest(network, experiment.variants)
+                raise DeclarationError(f"{place}.{key}: unknown variant {network!r}{near}")
 
 
 def seeds_key(experiment: Experiment, variant: str) -> str:

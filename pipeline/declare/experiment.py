@@ -12,12 +12,14 @@ from pipeline.declare.derived import (
     BY_MEMBER,
     COMPRESSION_METRICS,
     ERROR_METRICS,
+    RANDOM_PIXELS,
     TRANSFER_METRICS,
     ColumnSpec,
     CompressionSpec,
     DerivedSpec,
     EnsembleSizesSpec,
     EnsembleSpec,
+    TimingSpec,
     TransferSpec,
 )
 from pipeline.declare.localisation import BOX_METRICS, LOCALISATION_METRICS, LocalisationSpec
@@ -34,6 +36,7 @@ from pipeline.declare.recipe import (
     Train,
     require_unique,
 )
+from pipeline.declare.references import beside
 from pipeline.declare.validation import explain_validation_error, validation_message
 
 TRAIN_METRICS = ("top1_error_pct", "top5_error_pct", "loss")
@@ -84,7 +87,7 @@ class Experiment(FrozenModel):
     paper: Paper
     question: str
     data: Data
-    train: Train | None = None  # None only without scales
+    train: Train | None = None  # None only without scales, or if all derived runs are timings
     variants: dict[str, Variant] = Field(default_factory=dict)  # none: all derived runs consume other experiments
     seeds: Seeds = (0, 1, 2, 3, 4)
     # Names differ from those of the variants.
@@ -125,13 +128,29 @@ class Experiment(FrozenModel):
         return f"{self.name}.yaml"
 
     @property
+    def trains(self) -> bool:
+        """True if the experiment has runs: networks that are trained."""
+        return self.train is not None and bool(self.scales)
+
+    @property
+    def measures(self) -> bool:
+        """True if all derived runs are timings: nothing is trained, here or elsewhere."""
+        return bool(self.derived) and all(isinstance(spec, TimingSpec) for spec in self.derived.values())
+
+    @property
     def folder(self) -> str:
         """Short name of the paper: the folder of the file."""
         return self.name.partition("/")[0]
 
     def consumed(self, name: str) -> tuple[str, ...]:
-        """Return the variants that a derived run consumes as published; of a variant, itself."""
-        return tuple(self.derived[name].consumes) if name in self.derived else (name,)
+        """Return the variants that a derived run consumes as published; of a variant, itself.
+
+        Variants of another experiment are named PAPER/FILE/VARIANT, as seen from this one.
+        """
+        owner, own = self.owner(name)
+        if own not in owner.derived:
+            return (name,)
+        return tuple(beside(name, variant) for variant in owner.derived[own].consumes)
 
     def material(self, key: Literal["choices", "departures"], names: Collection[str]) -> list[Deviation]:
         """Return the material choices or departures that concern these variants or derived runs.
@@ -205,6 +224,8 @@ class Experiment(FrozenModel):
         if name in self.variants:
             return self.recipe(name, scale, changes).data.test
         spec = self.derived_spec(name, scale)
+        if isinstance(spec, TimingSpec):
+            return ()
         if isinstance(spec, TransferSpec):
             return (spec.view,) if spec.view else ()
         if isinstance(spec, EnsembleSpec) and spec.member_test:
@@ -223,6 +244,8 @@ class Experiment(FrozenModel):
         spec = self.derived.get(name)
         if isinstance(spec, LocalisationSpec):
             return list(LOCALISATION_METRICS)
+        if isinstance(spec, TimingSpec):
+            return spec.metrics()
         recipe = self.recipe(name if spec is None else next(iter(spec.consumes)), PAPER_SCALE)
         data = recipe.data
         protocols = [f"/{protocol}" for protocol in self.protocols(name, PAPER_SCALE)] if data.crop else []
@@ -258,8 +281,14 @@ class Experiment(FrozenModel):
             return isinstance(self.derived[name], LocalisationSpec)
         return bool(self.variants[name].data.get("boxes", self.data.boxes))
 
+    def classifies(self, name: str) -> bool:
+        """Return True for a variant or derived run that has class errors, and so a row in the leaderboard."""
+        return not self.predicts_boxes(name) and not isinstance(self.derived.get(name), TimingSpec)
+
     def variants_at(self, scale: str) -> tuple[str, ...]:
         """Return the variants that run at a scale by default."""
+        if not self.trains:
+            return ()
         return self.scales[scale].variants or tuple(self.variants)
 
     def data_at(self, scale: str) -> list[str]:
@@ -271,6 +300,8 @@ class Experiment(FrozenModel):
         """Return the name of the data set on which the paper evaluates a variant or derived run."""
         if variant in self.derived:
             spec = self.derived[variant]
+            if isinstance(spec, TimingSpec):
+                return RANDOM_PIXELS
             return spec.data if isinstance(spec, TransferSpec) else self.paper_data(next(iter(spec.consumes)))
         owner, own = self.owner(variant)
         return str(owner.variants[own].data.get("name", owner.data.name))

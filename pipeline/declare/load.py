@@ -19,15 +19,18 @@ from pipeline.declare.claims import (
     OrderingClaim,
     RatioClaim,
 )
-from pipeline.declare.derived import COMPRESSION_METRICS, COMPRESSION_RATIOS
+from pipeline.declare.derived import COMPRESSION_METRICS, COMPRESSION_RATIOS, TimingSpec
 from pipeline.declare.derived_checks import check_derived
 from pipeline.declare.experiment import DeclarationError, Experiment
 from pipeline.declare.printed import PRINTED_FILE, PrintedFile, load_printed
 from pipeline.declare.recipe import COST_METRICS, PAPER_SCALE
+from pipeline.declare.references import split_reference
 from pipeline.declare.validation import validation_message
 from pipeline.declare.yaml_loader import parse_yaml
 
 EXPERIMENTS = ROOT / "experiments"
+
+CLAIM_NAMES = ("of", "over", "lhs", "rhs")  # keys of claims whose values are variants or derived runs
 
 
 def experiment_names(folder: Path = EXPERIMENTS) -> list[str]:
@@ -43,7 +46,7 @@ def load_experiment(name: str, folder: Path = EXPERIMENTS) -> Experiment:
     DeclarationError if it is invalid.
     """
     experiment = read_experiment(name, folder)
-    experiment = experiment.with_others(read_others(experiment, folder))
+    experiment = experiment.with_others(read_others(experiment, folder) | read_claimed(experiment, folder))
     check_experiment(experiment)
     return experiment
 
@@ -104,6 +107,29 @@ def read_others(experiment: Experiment, folder: Path) -> dict[str, Experiment]:
     return others
 
 
+def read_claimed(experiment: Experiment, folder: Path) -> dict[str, Experiment]:
+    """Return the other experiments whose variants claims name, PAPER/FILE/VARIANT, and those that these consume.
+
+    They are not checked, as their claims may name this one. Raises DeclarationError for a name of no experiment.
+    """
+    found: dict[str, Experiment] = {}
+    for claim in experiment.claims:
+        for key in CLAIM_NAMES:
+            other = split_reference(getattr(claim, key, None) or "")[0]
+            if other is None or other in found or other == experiment.name:
+                continue
+            known = experiment_names(folder)
+            if other not in known:
+                near = nearest(other, known)
+                raise DeclarationError(
+                    f"{experiment.file}: claims.{claim.id}.{key}: no experiment {other!r}{near}"
+                )
+            declared = read_experiment(other, folder)
+            consumed = read_others(declared, folder)
+            found |= consumed | {other: declared.with_others(consumed)}
+    return found
+
+
 def load_all() -> list[Experiment]:
     """Return every declared experiment, sorted by name."""
     return [load_experiment(name) for name in experiment_names()]
@@ -128,14 +154,16 @@ def check_experiment(experiment: Experiment) -> None:
     for variant in experiment.variants:
         if "/" in variant:
             raise DeclarationError(f"{file}: variants.{variant}: a name must not contain '/'")
-    if experiment.scales and experiment.variants and experiment.train is None:
-        raise DeclarationError(f"{file}: train: this key is required if there are scales")
+    if experiment.scales and experiment.variants and experiment.train is None and not experiment.measures:
+        raise DeclarationError(
+            f"{file}: train: this key is required if there are scales, except for timings alone"
+        )
     for scale_name, scale in experiment.scales.items():
         for variant in scale.variants or ():
             if variant not in experiment.variants:
                 near = nearest(variant, experiment.variants)
                 raise DeclarationError(f"{file}: scales.{scale_name}.variants: unknown variant {variant!r}{near}")
-        for variant in experiment.variants:
+        for variant in experiment.variants if experiment.trains else ():
             experiment.recipe(variant, scale_name)
     for variant in experiment.variants:
         experiment.published(variant)
@@ -152,7 +180,7 @@ def check_experiment(experiment: Experiment) -> None:
 
 def check_starts(experiment: Experiment) -> None:
     """Check that variants start from known variants, and that none starts from itself, directly or not."""
-    for scale in experiment.scales:
+    for scale in experiment.scales if experiment.trains else ():
         for variant in experiment.variants:
             place = f"{experiment.file}: variants.{variant}.train.start.variant"
             chain = [variant]
@@ -168,25 +196,33 @@ def check_starts(experiment: Experiment) -> None:
 def check_claims(experiment: Experiment) -> None:
     """Check that claims have unique ids, known variants, runs to judge them by, and metrics that these measure."""
     file = experiment.file
-    trained = {**experiment.variants, **experiment.derived}
     ids: set[str] = set()
     for claim in experiment.claims:
         if claim.id in ids:
             raise DeclarationError(f"{file}: claims: the id {claim.id!r} is used twice")
         ids.add(claim.id)
-        known = experiment.variants if isinstance(claim, ExactClaim) else trained
-        for key in ("of", "over", "lhs", "rhs"):
-            name = getattr(claim, key, None)
-            if name is not None and name not in known:
-                raise DeclarationError(
-                    f"{file}: claims.{claim.id}.{key}: unknown variant {name!r}{nearest(name, known)}"
-                )
-        if not experiment.scales and not isinstance(claim, ExactClaim | OpenClaim):
-            raise DeclarationError(
-                f"{file}: claims.{claim.id}: a claim of kind {claim.kind!r} needs runs, but the experiment"
-                " declares no scales"
-            )
+        for key in CLAIM_NAMES:
+            if (name := getattr(claim, key, None)) is not None:
+                check_claim_name(experiment, claim, key, name)
         check_metrics(experiment, claim)
+
+
+def check_claim_name(experiment: Experiment, claim: Claim, key: str, name: str) -> None:
+    """Check that a claim names a variant, or for a trained claim also a derived run, that exists and has runs."""
+    place, other = f"{experiment.file}: claims.{claim.id}", split_reference(name)[0]
+    if other == experiment.name:
+        raise DeclarationError(f"{place}.{key}: {name!r} is in this file; write {split_reference(name)[1]!r}")
+    declared, variant = experiment.owner(name)
+    is_exact = isinstance(claim, ExactClaim)
+    known = declared.variants if is_exact else {**declared.variants, **declared.derived}
+    if variant not in known:
+        where = f" of {other}" if other else ""
+        raise DeclarationError(f"{place}.{key}: unknown variant {variant!r}{where}{nearest(variant, known)}")
+    if not declared.scales and not is_exact:
+        which = other or "the experiment"
+        raise DeclarationError(
+            f"{place}: a claim of kind {claim.kind!r} needs runs, but {which} declares no scales"
+        )
 
 
 def check_metrics(experiment: Experiment, claim: Claim) -> None:
@@ -199,20 +235,29 @@ def check_metrics(experiment: Experiment, claim: Claim) -> None:
     if isinstance(claim, ExactClaim | OpenClaim):
         return
     for side in ("of", "lhs", "rhs"):
-        if (name := getattr(claim, side, None)) is None:
+        if (full_name := getattr(claim, side, None)) is None:
             continue
+        declared, name = experiment.owner(full_name)
         key = "rhs_metric" if side == "rhs" and getattr(claim, "rhs_metric", None) else "metric"
         metric = getattr(claim, key)
         place = f"{experiment.file}: claims.{claim.id}.{key}"
-        if metric in COST_METRICS and name in experiment.variants:
+        if metric in COST_METRICS and name in declared.variants:
             if not isinstance(claim, OrderingClaim | RatioClaim):
                 raise DeclarationError(
                     f"{place}: {metric} depends on the hardware, so only a claim of kind 'ordering' or 'ratio' can"
                     f" name it, not {claim.kind!r}"
                 )
             continue
-        if isinstance(claim, MetricClaim | GainClaim) and name in experiment.variants:
-            train = experiment.recipe(name, PAPER_SCALE).train
+        is_timing = isinstance(declared.derived.get(name), TimingSpec)
+        if isinstance(claim, MetricClaim | GainClaim) and is_timing:
+            raise DeclarationError(
+                f"{place}: {metric} is not an error in percent, so only a claim of kind 'ordering', 'ratio' or"
+                f" 'bound' can name it, not {claim.kind!r}"
+            )
+        if declared.measures and not is_timing:
+            raise DeclarationError(f"{place}: {full_name} is not trained, so it has no metric {metric!r}")
+        if isinstance(claim, MetricClaim | GainClaim) and name in declared.variants:
+            train = declared.recipe(name, PAPER_SCALE).train
             if metric in train.measurements:
                 raise DeclarationError(
                     f"{place}: {metric} is not an error in percent, so only a claim of kind 'ordering', 'ratio' or"
@@ -220,9 +265,9 @@ def check_metrics(experiment: Experiment, claim: Claim) -> None:
                 )
         if isinstance(claim, MetricClaim) and metric in COMPRESSION_METRICS:
             check_compression_claim(claim, place)
-        known = experiment.measured(name, named=isinstance(claim, MetricClaim | BoundClaim))
+        known = declared.measured(name, named=isinstance(claim, MetricClaim | BoundClaim))
         if metric not in known:
-            raise DeclarationError(f"{place}: unknown metric {metric!r} of {name}; known: {', '.join(known)}")
+            raise DeclarationError(f"{place}: unknown metric {metric!r} of {full_name}; known: {', '.join(known)}")
 
 
 def check_compression_claim(claim: MetricClaim, place: str) -> None:

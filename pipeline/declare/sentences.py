@@ -4,6 +4,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipeline.declare.references import short_name
+
 LAYER_SENTENCES = {  # measure of a layer -> its sentence; {it} is the layer, {n} the claimed value
     "kernel_size": "{it} has a window of {n}",
     "stride": "{it} has stride {n}",
@@ -120,12 +122,14 @@ def sentence(claim: Mapping[str, Any], value: str) -> str:
         case "exact":
             return exact_sentence(claim, value)
         case "metric":
-            text = f"{claim.get('of')} has a {metric_words(claim)} of {value}{metric_unit(claim)}"
+            text = f"{variant_words(claim, 'of')} has a {metric_words(claim)} of {value}{metric_unit(claim)}"
             statistic = claim.get("statistic", "mean")
             return text if statistic == "mean" else f"{text} in the {statistic} runs"
         case "bound":
             side = "below" if claim.get("op") == "<" else "above"
-            return f"The {metric_words(claim)} of {claim.get('of')} is {side} {value}{metric_unit(claim)}"
+            return (
+                f"The {metric_words(claim)} of {variant_words(claim, 'of')} is {side} {value}{metric_unit(claim)}"
+            )
         case "ordering":
             return ordering_sentence(claim)
         case "gain":
@@ -133,8 +137,9 @@ def sentence(claim: Mapping[str, Any], value: str) -> str:
             points = " points" if metric_unit(claim) else ""
             return f"The {metric_words(claim)} of {lhs} is {value}{points} lower than that of {rhs}"
         case "ratio":
+            lhs, rhs = sides(claim)
             times = COMPARISONS.get(str(claim.get("op")), "") + value
-            return f"The {metric_words(claim)} of {claim.get('lhs')} is {times} times that of {claim.get('rhs')}"
+            return f"The {metric_words(claim)} of {lhs} is {times} times that of {rhs}"
     return ""
 
 
@@ -143,7 +148,7 @@ def exact_sentence(claim: Mapping[str, Any], value: str) -> str:
     kind, _, measure = str(claim.get("metric", "")).partition("/")
     if "over" in claim or "over_metric" in claim:
         return ratio_sentence(claim, measure, value)
-    claimed, name = claim.get("claimed"), str(claim.get("of"))
+    claimed, name = claim.get("claimed"), variant_words(claim, "of")
     if kind == "recipe":
         return setting_sentence(measure, claimed, value)
     is_one, is_none = claimed == 1 and claim.get("op", "=") == "=", claimed == 0 and claim.get("op", "=") == "="
@@ -216,11 +221,11 @@ def ratio_sentence(claim: Mapping[str, Any], measure: str, value: str) -> str:
     more = {"<": "fewer", ">": "more"}.get(str(claim.get("op")))
     if claim.get("claimed") == 1 and claim.get("op", "=") == "=":
         about = "about " if claim.get("margin") else ""
-        return f"{claim.get('of')} has {about}as many {noun} as {claim.get('over')}"
+        return f"{variant_words(claim, 'of')} has {about}as many {noun} as {variant_words(claim, 'over')}"
     if more and claim.get("claimed") == 1:
-        return f"{claim.get('of')} has {more} {noun} than {claim.get('over')}"
+        return f"{variant_words(claim, 'of')} has {more} {noun} than {variant_words(claim, 'over')}"
     side = COMPARISONS.get(str(claim.get("op")), "")
-    return f"{claim.get('of')} has {side}{value} times the {noun} of {claim.get('over')}"
+    return f"{variant_words(claim, 'of')} has {side}{value} times the {noun} of {variant_words(claim, 'over')}"
 
 
 def ordering_sentence(claim: Mapping[str, Any]) -> str:
@@ -240,11 +245,18 @@ def ordering_sentence(claim: Mapping[str, Any]) -> str:
 
 def sides(claim: Mapping[str, Any]) -> tuple[str, str]:
     """Return the words for both sides of a comparison; with the protocol where it differs."""
-    lhs, rhs = str(claim.get("lhs")), str(claim.get("rhs"))
+    lhs, rhs = variant_words(claim, "lhs"), variant_words(claim, "rhs")
     other = claim.get("rhs_metric")
     if not other:
         return lhs, rhs
     return f"{lhs} ({protocol_of(str(claim.get('metric')))})", f"{rhs} ({protocol_of(str(other))})"
+
+
+def variant_words(claim: Mapping[str, Any], key: str) -> str:
+    """Return a variant that a claim names, with its experiment only if the claim names two of this short name."""
+    name = str(claim.get(key))
+    others = {str(claim[other]) for other in ("of", "over", "lhs", "rhs") if claim.get(other)} - {name}
+    return name if short_name(name) in map(short_name, others) else short_name(name)
 
 
 def metric_words(claim: Mapping[str, Any]) -> str:

@@ -6,9 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 from pipeline.declare.claims import Claim
+from pipeline.declare.derived import TimingSpec
 from pipeline.declare.experiment import Experiment
 from pipeline.declare.recipe import PAPER_SCALE
-from pipeline.plan.expand import make_derived_runs, make_runs, run_declarations, seed_at, seed_index
+from pipeline.declare.references import beside, split_reference
+from pipeline.plan.expand import make_derived_runs, make_runs, make_timings, run_declarations, seed_at, seed_index
 from pipeline.track.record import Record
 
 ByVariant = dict[str, list[Record]]
@@ -29,9 +31,43 @@ def counted_records(
     only the declared seeds count: adding seeds until a verdict pleases would prove nothing.
     """
     unchanged = [record for record in records if not record.changes]
-    names = [*experiment.variants, *experiment.derived, *others]
+    names = [*(() if experiment.measures else experiment.variants), *experiment.derived, *others]
     found = {name: records_of(experiment, scale, name, unchanged) for name in names}
     return {name: rows for name, rows in found.items() if rows}
+
+
+def scales_of(claim: Claim, experiment: Experiment, scales: Sequence[str] = ()) -> list[str]:
+    """Return the scales at which a claim can be judged, among `scales` if any are given; paper scale comes first.
+
+    These are the scales of all experiments whose variants it names, or paper scale if there is none.
+    """
+    involved = [experiment.owner(name)[0] for name in variants_of(claim)] or [experiment]
+    order = scales or sorted(involved[0].scales, key=lambda scale: scale != PAPER_SCALE)
+    found = [scale for scale in order if all(scale in declared.scales for declared in involved)]
+    return found or [PAPER_SCALE]
+
+
+def referenced_records(
+    experiment: Experiment, claims: Iterable[Claim], scale: str, records: Iterable[Record]
+) -> ByVariant:
+    """Return the records that count at `scale` for the variants of other experiments that claims name.
+
+    The keys, and the records' variants, are PAPER/FILE/VARIANT. For a derived run, the runs that it consumes are
+    included.
+    """
+    unchanged = [record for record in records if not record.changes]
+    found: ByVariant = {}
+    for name in dict.fromkeys(name for claim in claims for name in variants_of(claim)):
+        declared, variant = experiment.owner(name)
+        if split_reference(name)[0] is None or scale not in declared.scales:
+            continue
+        consumed = declared.derived[variant].consumes if variant in declared.derived else ()
+        for own in (variant, *consumed):
+            key = beside(name, own)
+            rows = [] if key in found else records_of(declared, scale, own, unchanged)
+            if rows:
+                found[key] = [replace(row, variant=key) for row in rows]
+    return found
 
 
 def records_of(
@@ -70,7 +106,11 @@ def declarations_of(
         declared = experiment.seeds_of(name, scale)
         chosen = [seed for seed in seeds if not declared_only or seed in declared]
         return set(run_declarations(make_runs(experiment, scale, name, chosen, changes)))
-    consumed = experiment.derived_spec(name, scale).consumes
+    spec = experiment.derived_spec(name, scale)
+    if isinstance(spec, TimingSpec):
+        chosen = [seed for seed in seeds if not declared_only or seed in experiment.seeds_at(scale)]
+        return {timing.declaration for timing in make_timings(experiment, name, scale, chosen)}
+    consumed = spec.consumes
     declared_seeds = {variant: experiment.seeds_of(variant, scale) for variant in consumed}
     first = min(consumed)  # the seed of a derived run is that of the first run it consumes
     places = (divmod(seed_index(declared_seeds[first], seed), consumed[first]) for seed in seeds)

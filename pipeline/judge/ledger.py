@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pipeline.common.errors import UserError
-from pipeline.common.words import plural
 from pipeline.declare.claims import (
     BoundClaim,
     Claim,
@@ -17,19 +16,31 @@ from pipeline.declare.claims import (
     Printed,
     RatioClaim,
 )
-from pipeline.declare.derived import COMPRESSION_RATIOS
+from pipeline.declare.derived import COMPRESSION_RATIOS, DEVICE_METRICS, RANDOM_PIXELS
 from pipeline.declare.experiment import Experiment
 from pipeline.declare.recipe import COST_METRICS, PAPER_SCALE, STEPS_TO
 from pipeline.judge.category import category
-from pipeline.judge.counting import ByVariant, comparable_records, counted_records, variants_of
+from pipeline.judge.counting import (
+    ByVariant,
+    comparable_records,
+    counted_records,
+    referenced_records,
+    scales_of,
+    variants_of,
+)
 from pipeline.judge.evidence import Evidence, make_evidence
 from pipeline.judge.exact import judge_exact
 from pipeline.judge.missing import TrainedClaim, Unfinished, ends, not_run_verdict, with_missing_runs
 from pipeline.judge.remedy import command_to_judge
 from pipeline.judge.rules import conclude, number_below_paper_scale
+from pipeline.judge.setups import (
+    different_budgets,
+    different_setups,
+    mixed_device_batches,
+    precision_departures,
+)
 from pipeline.judge.trained import judge_bound, judge_gain, judge_metric, judge_ordering, judge_ratio
 from pipeline.judge.verdict import Outcome, Reason, Verdict, cannot_judge
-from pipeline.judge.wording import listed
 from pipeline.track.record import FINISHED, Record
 
 Measure = Callable[[str, Experiment, str | None], Any]  # metric, experiment, variant -> the exact value
@@ -72,11 +83,23 @@ def ledger(
     `unfinished` gives the reasons why runs are unfinished, where they are known.
     """
     rows = list(records)
-    order = scales or sorted(experiment.scales, key=lambda scale: scale != PAPER_SCALE)
-    by_scale = {
-        scale: counted_records(experiment, scale, rows, experiment.consumed_elsewhere(scale)) for scale in order
-    }
-    return [judge_claim(claim, experiment, by_scale, measure, unfinished or {}) for claim in experiment.claims]
+    by_claim = {claim.id: scales_of(claim, experiment, scales) for claim in experiment.claims}
+    by_scale: dict[str, ByVariant] = {}
+    for scale in dict.fromkeys(scale for names in by_claim.values() for scale in names):
+        own: ByVariant = {}
+        if scale in experiment.scales:
+            own = counted_records(experiment, scale, rows, experiment.consumed_elsewhere(scale))
+        by_scale[scale] = own | referenced_records(experiment, experiment.claims, scale, rows)
+    return [
+        judge_claim(
+            claim,
+            experiment,
+            {scale: by_scale[scale] for scale in by_claim[claim.id]},
+            measure,
+            unfinished or {},
+        )
+        for claim in experiment.claims
+    ]
 
 
 def judge_claim(
@@ -127,14 +150,14 @@ def judge_exact_claim(claim: ExactClaim, experiment: Experiment, measure: Measur
 
     A claim that was not read in its source can be confirmed, but cannot show that the source is wrong.
     """
-    value = measure(claim.metric, experiment, claim.of)
+    value = measure_side(measure, claim.metric, experiment, claim.of)
     printed = printed_value(claim.metric, experiment)
     recipe = category(claim) == "recipe"
     ours = "We use" if recipe else "We measure"
     found = f"{printed.where[0].upper()}{printed.where[1:]} prints" if printed else ours
     from_memory = "memory" in (claim.confidence, printed and printed.confidence)
     if claim.over or claim.over_metric:
-        below = measure(claim.over_metric or claim.metric, experiment, claim.over or claim.of)
+        below = measure_side(measure, claim.over_metric or claim.metric, experiment, claim.over or claim.of)
         if not all(isinstance(side, int | float) for side in (value, below)) or not below:
             raise UserError(f"cannot divide {value!r} by {below!r}")
         other = printed_value(claim.over_metric or claim.metric, experiment)
@@ -159,6 +182,11 @@ def judge_exact_claim(claim: ExactClaim, experiment: Experiment, measure: Measur
     return verdict
 
 
+def measure_side(measure: Measure, metric: str, experiment: Experiment, name: str | None) -> Any:
+    """Return the exact value of one side of a claim, of the experiment that declares its variant."""
+    return measure(metric, experiment, None) if name is None else measure(metric, *experiment.owner(name))
+
+
 def printed_value(metric: str, experiment: Experiment) -> Printed | None:
     """Return the printed value that a printed/... metric names; None for any other metric."""
     kind, _, name = metric.partition("/")
@@ -169,7 +197,10 @@ def judge_at_scale(scale: str, claim: TrainedClaim, experiment: Experiment, reco
     """Return the verdict of a trained claim from the records of one scale; at most a trend below paper scale."""
     first = next(iter(records.values()))
     full = scale == PAPER_SCALE and all(
-        row.data == experiment.paper_data(row.variant) for rows in records.values() for row in rows
+        row.data == declared.paper_data(variant)
+        for name, rows in records.items()
+        for declared, variant in [experiment.owner(name)]
+        for row in rows
     )
     where = f"at {scale} scale on {first[0].data}"
     number = not isinstance(claim, OrderingClaim)
@@ -183,7 +214,8 @@ def judge_at_scale(scale: str, claim: TrainedClaim, experiment: Experiment, reco
     for variant, metric in measured_sides(claim):
         for row in records[variant]:
             if metric not in row.measured:
-                return cannot_judge(Reason.NOT_RUN, missing_metric(row, metric))
+                reason = Reason.NO_DATA if metric.endswith(DEVICE_METRICS) else Reason.NOT_RUN
+                return cannot_judge(reason, missing_metric(row, metric))
     if claim.metric in COST_METRICS and (different := different_setups(records)):
         return cannot_judge(Reason.PROTOCOL_UNSPECIFIED, f"{claim.metric} depends on the hardware: {different}.")
     choices, departures = (
@@ -194,7 +226,8 @@ def judge_at_scale(scale: str, claim: TrainedClaim, experiment: Experiment, reco
     verdict = conclude(
         compare(claim, records), number=number, full=full, where=where, choices=choices, departures=departures
     )
-    return replace(verdict, sentence=verdict.sentence + mixed_device_batches(records))
+    remarks = mixed_device_batches(records) + ("" if full else different_budgets(experiment, scale, records))
+    return replace(verdict, sentence=verdict.sentence + remarks)
 
 
 def missing_metric(row: Record, metric: str) -> str:
@@ -207,50 +240,11 @@ def missing_metric(row: Record, metric: str) -> str:
             f"{run} has no {metric}: it was trained on changing hardware, or where this is not measured; memory is"
             " measured on GPUs."
         )
+    if metric.endswith(DEVICE_METRICS):
+        return f"{run} has no {metric}: the device ({row.hardware}) does not report it."
+    if row.data == RANDOM_PIXELS:
+        return f"{run} has no {metric}: at this scale it measures other networks or batch sizes."
     return f"{run} has no metric {metric}; it has {', '.join(sorted(row.metrics))}."
-
-
-def different_setups(records: ByVariant) -> str:
-    """Return a text naming the hardware, threads and precision of the runs, or "" if all have the same."""
-    setups: dict[tuple[str, int, int, str], list[str]] = {}
-    for variant, rows in records.items():
-        for row in rows:
-            found = setups.setdefault((row.hardware, row.world, row.threads, row.precision), [])
-            found.extend([variant] if variant not in found else [])
-    if len(setups) == 1:
-        return ""
-    texts = [
-        f"{listed(variants)} ran on {plural(world, 'device')} ({hardware}) with {plural(threads, 'thread')} in"
-        f" {precision}"
-        for (hardware, world, threads, precision), variants in setups.items()
-    ]
-    return "; ".join(texts)
-
-
-def precision_departures(experiment: Experiment, records: ByVariant) -> list[str]:
-    """Return a departure for each variant trained in a precision that is neither fp32 nor that of its recipe."""
-    found = []
-    for name, rows in records.items():
-        recipes = [experiment.published(variant).train for variant in experiment.consumed(name)]
-        declared = {recipe.precision for recipe in recipes if recipe}
-        if others := sorted({row.precision for row in rows} - {"fp32"} - declared):
-            found.append(f"{name} was computed in {listed(others)}, not in fp32")
-    return found
-
-
-def mixed_device_batches(records: ByVariant) -> str:
-    """Return a sentence that names variants whose runs have different batch sizes per device, or "".
-
-    Batch normalisation averages over the images of one device, so their number is part of the recipe.
-    """
-    found = []
-    for variant, rows in records.items():
-        sizes = sorted({row.device_batch for row in rows if row.device_batch})
-        if len(sizes) > 1:
-            found.append(f"{variant} ({', '.join(map(str, sizes))} images)")
-    if not found:
-        return ""
-    return f" Batch normalisation used different batch sizes per device in these runs: {'; '.join(found)}."
 
 
 def compare(claim: TrainedClaim, records: ByVariant) -> Verdict:

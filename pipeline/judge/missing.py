@@ -3,7 +3,9 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from pipeline.declare.claims import BoundClaim, Claim, GainClaim, MetricClaim, OrderingClaim, RatioClaim
+from pipeline.declare.derived import TimingSpec
 from pipeline.declare.experiment import Experiment
+from pipeline.declare.references import beside
 from pipeline.judge.counting import ByVariant, variants_of
 from pipeline.judge.verdict import Reason, Verdict, cannot_judge
 from pipeline.plan.expand import make_derived_runs, make_runs, member_name
@@ -38,8 +40,8 @@ def with_missing_runs(
 
 def diverged_members(claim: TrainedClaim, experiment: Experiment, by_variant: ByVariant) -> str:
     """Return a sentence naming the runs that a claim's derived runs consume and that did not converge, or ""."""
-    derived = [experiment.derived[name] for name in variants_of(claim) if name in experiment.derived]
-    consumed = {variant for spec in derived for variant in spec.consumes}
+    names = variants_of(claim)
+    consumed = {variant for name in names for variant in experiment.consumed(name)} - set(names)
     rows = [row for name in sorted(consumed) for row in by_variant.get(name, []) if row.status != FINISHED]
     return (
         f"Every seed counts, and runs that a derived run consumes did not converge: {ends(rows)}." if rows else ""
@@ -77,7 +79,7 @@ def unfinished_verdict(
     return cannot_judge(
         Reason.NOT_RUN if min(found)[0] else Reason.OVER_BUDGET,
         f"Every seed counts, and some runs are unfinished: {'; '.join(texts)}."
-        f" To resume them: {run_command(experiment, scale)}",
+        f" To resume them: {resume_command(claim, experiment, scale)}",
     )
 
 
@@ -91,17 +93,24 @@ def missing_runs(
     recorded = {(name, row.seed) for name, rows in by_variant.items() for row in rows}
     found: set[tuple[str, int]] = set()
     for name in variants_of(claim):
-        if name in experiment.variants:
-            found |= {(name, seed) for seed in experiment.seeds_of(name, scale)}
+        declared, own = experiment.owner(name)
+        if scale not in declared.scales:
             continue
-        consumed = experiment.derived_spec(name, scale).consumes
+        if own in declared.variants:
+            found |= {(name, seed) for seed in declared.seeds_of(own, scale)}
+            continue
+        if isinstance(declared.derived[own], TimingSpec):
+            found |= {(name, seed) for seed in declared.seeds_at(scale)}
+            continue
+        consumed = declared.derived_spec(own, scale).consumes
         runs = {
-            variant: make_runs(experiment, scale, variant, experiment.seeds_of(variant, scale))
-            for variant in consumed
+            variant: make_runs(declared, scale, variant, declared.seeds_of(variant, scale)) for variant in consumed
         }
-        for derived in make_derived_runs(experiment, name, scale, runs):
+        for derived in make_derived_runs(declared, own, scale, runs):
             if (name, derived.seed) not in recorded:
-                members = {(member_name(experiment, member), member.seed) for member in derived.members}
+                members = {
+                    (beside(name, member_name(declared, member)), member.seed) for member in derived.members
+                }
                 found |= {(name, derived.seed), *members}
     return found - recorded
 
@@ -117,8 +126,21 @@ def not_run_verdict(claim: Claim, experiment: Experiment, by_scale: Mapping[str,
 def run_command(experiment: Experiment, scale: str, names: Sequence[str] = (), seeds: int | None = None) -> str:
     """Return the command that runs these variants and the variants that these derived runs consume.
 
-    `seeds` is the number of seeds; None: the declared ones.
+    Without names it runs all variants of the experiment. Variants of several experiments need several commands,
+    joined by "&&". `seeds` is the number of seeds; None: the declared ones.
     """
-    variants = dict.fromkeys(variant for name in names for variant in experiment.consumed(name))
-    words = [f"repro run {experiment.name} --scale {scale}", *(f"--variant {name}" for name in variants)]
-    return " ".join([*words, *([f"--seeds {seeds}"] if seeds else [])])
+    by_experiment: dict[str, dict[str, None]] = {} if names else {experiment.name: {}}
+    for declared, own in map(experiment.owner, names):
+        by_experiment.setdefault(declared.name, {}).update(dict.fromkeys(declared.consumed(own)))
+    count = f" --seeds {seeds}" if seeds else ""
+    commands = [
+        " ".join([f"repro run {name} --scale {scale}", *(f"--variant {variant}" for variant in variants)]) + count
+        for name, variants in by_experiment.items()
+    ]
+    return " && ".join(commands)
+
+
+def resume_command(claim: TrainedClaim, experiment: Experiment, scale: str) -> str:
+    """Return the command that runs all variants of the experiments that a claim names."""
+    involved = {declared.name: declared for declared, _ in map(experiment.owner, variants_of(claim))}
+    return " && ".join(run_command(declared, scale) for declared in involved.values())

@@ -38,5 +38,6 @@ def variants_to_run(claim: TrainedClaim, experiment: Experiment, by_scale: Mappi
 
 def networks_per_seed(claim: TrainedClaim, experiment: Experiment) -> int:
     """Return the number of networks of a variant that each seed of the claim needs: several for an ensemble."""
-    derived = [experiment.derived[name] for name in variants_of(claim) if name in experiment.derived]
+    owners = [experiment.owner(name) for name in variants_of(claim)]
+    derived = [declared.derived[own] for declared, own in owners if own in declared.derived]
     return max([1, *(count for spec in derived for count in spec.consumes.values())])

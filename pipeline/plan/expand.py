@@ -7,12 +7,16 @@ from typing import Any
 from lightning_modules.names import nearest
 from pipeline.common.errors import UserError
 from pipeline.common.hashing import digest
-from pipeline.declare.derived import DerivedSpec
+from pipeline.declare.derived import DerivedSpec, TimingSpec
 from pipeline.declare.experiment import Experiment
 from pipeline.declare.load import load_experiment
 from pipeline.declare.localisation import LocalisationSpec
-from pipeline.declare.recipe import Recipe
-from pipeline.plan.declaration import declaration_hashes, without_later_derived_defaults
+from pipeline.declare.recipe import Data, Model, Recipe
+from pipeline.plan.declaration import (
+    declaration_hashes,
+    without_later_defaults,
+    without_later_derived_defaults,
+)
 
 MAX_SEEDS = 1000
 
@@ -56,6 +60,23 @@ class Run:
 
 
 @dataclass(frozen=True)
+class NetworkOfTiming:
+    """A network that a timing builds, and the data whose image size and classes it has."""
+
+    model: Model
+    data: Data
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data, for JSON and hashes."""
+        return {"model": self.model.model_dump(mode="json"), "data": self.data.model_dump(mode="json")}
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> "NetworkOfTiming":
+        """Return the network that `to_dict` described."""
+        return cls(Model.model_validate(raw["model"]), Data.model_validate(raw["data"]))
+
+
+@dataclass(frozen=True)
 class DerivedRun:
     """A result computed from finished runs at one scale."""
 
@@ -64,7 +85,8 @@ class DerivedRun:
     variant: str  # name of the derived run in the experiment
     seed: int  # of its first member
     spec: DerivedSpec
-    members: tuple[Run, ...]  # the runs it consumes, of its experiment or of others
+    members: tuple[Run, ...]  # the runs it consumes, of its experiment or of others; none for a timing
+    networks: Mapping[str, NetworkOfTiming] = field(default_factory=dict)  # by variant; only of a timing
 
     @property
     def member_names(self) -> list[str]:
@@ -91,6 +113,9 @@ class DerivedRun:
         settings = self.spec.model_dump(mode="json", exclude=names)
         settings["protocol_of_each"] = list(getattr(self.spec, "protocol_of_each", ()))
         settings = without_later_derived_defaults(settings)
+        if isinstance(self.spec, TimingSpec):
+            networks = {name: without_later_defaults(one.to_dict()) for name, one in self.networks.items()}
+            return digest({"step": settings, "networks": networks, "seed": self.seed})
         if isinstance(self.spec, LocalisationSpec):
             settings["roles"] = self.spec.roles(self.member_names)
         members = run_declarations(self.members)
@@ -142,8 +167,8 @@ def plan_runs(
     """
     if not experiment.scales:
         raise UserError(
-            f"{experiment.name} trains nothing: its claims are judged by arithmetic; "
-            f"to see them: repro verify {experiment.name}"
+            f"{experiment.name} trains nothing: its claims are judged by arithmetic, or from runs of other"
+            f" experiments; to see them: repro verify {experiment.name}"
         )
     if scale not in experiment.scales:
         raise UserError(f"{experiment.name} has no scale {scale!r}{nearest(scale, experiment.scales)}")
@@ -154,16 +179,23 @@ def plan_runs(
             raise UserError(f"{experiment.name} has no variant {variant!r}{near}")
     if seeds is not None and not 1 <= seeds <= MAX_SEEDS:
         raise UserError(f"--seeds {seeds}: must be an integer from 1 to {MAX_SEEDS}")
+    if variants and experiment.measures:
+        raise UserError(f"{experiment.name} measures all its networks together; leave out --variant")
     chosen = tuple(dict.fromkeys(variants)) or (*experiment.variants_at(scale), *elsewhere)
     sequences = {variant: seeds_for(experiment.seeds_of(variant, scale), seeds) for variant in chosen}
     runs = {variant: make_runs(experiment, scale, variant, sequences[variant], changes) for variant in chosen}
     derived: dict[int, list[DerivedRun]] = {}  # largest index of a member's seed in its sequence -> derived runs
+    declared = seeds_for(experiment.seeds_at(scale), seeds)
     for name in experiment.derived_at(scale, chosen):
+        if isinstance(experiment.derived[name], TimingSpec):
+            for index, run in enumerate(make_timings(experiment, name, scale, declared)):
+                derived.setdefault(index, []).append(run)
+            continue
         for run in make_derived_runs(experiment, name, scale, runs):
             last = max(sequences[member_name(experiment, m)].index(m.seed) for m in run.members)
             derived.setdefault(last, []).append(run)
     planned: dict[tuple[str, str, int], Run | DerivedRun] = {}  # experiment, variant, seed -> run
-    for index in range(max(map(len, sequences.values()))):
+    for index in range(max(map(len, [*sequences.values(), declared if experiment.measures else []]))):
         for variant in chosen:
             if index < len(sequences[variant]) and variant not in elsewhere:
                 planned |= {title_of(run): run for run in with_ancestors(runs[variant][index])}
@@ -254,3 +286,12 @@ def make_derived_runs(
         in_order = tuple(run for variant in sorted(members) for run in members[variant])
         result.append(DerivedRun(experiment.name, scale, name, members[first][0].seed, spec, in_order))
     return result
+
+
+def make_timings(experiment: Experiment, name: str, scale: str, seeds: Sequence[int]) -> list[DerivedRun]:
+    """Return the timing `name` with each of these seeds."""
+    spec = experiment.derived_spec(name, scale)
+    assert isinstance(spec, TimingSpec)
+    published = {variant: experiment.published(variant) for variant in spec.networks}
+    networks = {variant: NetworkOfTiming(recipe.model, recipe.data) for variant, recipe in published.items()}
+    return [DerivedRun(experiment.name, scale, name, seed, spec, (), networks) for seed in seeds]

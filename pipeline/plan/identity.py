@@ -27,6 +27,7 @@ DERIVED_CODE = {  # kind of derived run -> code that can change its numbers, bes
     ),
     "protocol": ("pipeline/derive/run.py", "pipeline/derive/context.py", "pipeline/derive/ensemble.py"),
     "column": ("pipeline/derive/run.py", "pipeline/derive/context.py", "pipeline/derive/column.py"),
+    "timing": ("pipeline/derive/timing.py", "pipeline/analyse/fit.py"),
     "transfer": ("pipeline/derive/run.py", "pipeline/derive/context.py", "pipeline/derive/transfer.py"),
     "localisation": (
         "pipeline/derive/run.py",

@@ -9,7 +9,7 @@ from pydantic import Field, TypeAdapter
 from pipeline.common.provenance import commit
 from pipeline.declare.derived import DerivedSpec
 from pipeline.declare.recipe import Recipe
-from pipeline.plan.expand import DerivedRun, Run, member_title
+from pipeline.plan.expand import DerivedRun, NetworkOfTiming, Run, member_title
 
 DERIVED_SPEC: TypeAdapter[DerivedSpec] = TypeAdapter(Annotated[DerivedSpec, Field(discriminator="kind")])
 
@@ -54,7 +54,8 @@ class Task:
         if isinstance(run, Run):
             recipe = run.recipe.model_dump(mode="json")
         else:
-            recipe = {"derived": run.spec.model_dump(mode="json")}
+            networks = {name: network.model.model_dump_json() for name, network in run.networks.items()}
+            recipe = {"derived": run.spec.model_dump(mode="json")} | ({"networks": networks} if networks else {})
         members = zip(run.members, self.needs, strict=True)
         needs = [{"run": member_title(run, member), "identity": need} for member, need in members]
         return description | {"recipe": recipe} | ({"needs": needs} if needs else {})
@@ -94,7 +95,9 @@ def run_to_dict(run: Run | DerivedRun) -> dict[str, Any]:
         start = {"start": run_to_dict(run.start)} if run.start else {}
         return common | {"recipe": run.recipe.model_dump(mode="json"), "changes": dict(run.changes)} | start
     members = [run_to_dict(member) for member in run.members]
-    return common | {"derived": run.spec.model_dump(mode="json"), "members": members}
+    networks = {name: network.to_dict() for name, network in run.networks.items()}
+    described = {"derived": run.spec.model_dump(mode="json"), "members": members}
+    return common | described | ({"networks": networks} if networks else {})
 
 
 def plain_run_from_dict(raw: dict[str, Any]) -> Run:
@@ -109,4 +112,6 @@ def run_from_dict(raw: dict[str, Any]) -> Run | DerivedRun:
         return plain_run_from_dict(raw)
     members = tuple(plain_run_from_dict(member) for member in raw["members"])
     common = {key: raw[key] for key in ("experiment", "scale", "variant", "seed")}
-    return DerivedRun(**common, spec=DERIVED_SPEC.validate_python(raw["derived"]), members=members)
+    networks = {name: NetworkOfTiming.from_dict(one) for name, one in raw.get("networks", {}).items()}
+    spec = DERIVED_SPEC.validate_python(raw["derived"])
+    return DerivedRun(**common, spec=spec, members=members, networks=networks)

@@ -19,6 +19,7 @@ from pipeline.declare.derived import (
     EnsembleSpec,
     ProtocolSpec,
     Retraining,
+    TimingSpec,
 )
 from pipeline.declare.experiment import Experiment
 from pipeline.declare.localisation import LocalisationSpec
@@ -56,7 +57,7 @@ def print_experiment(
         say(f"{train.optimizer.name}: {settings_text(settings)}", indent=2)
         for text in weights_texts(train):
             say(text, indent=2)
-    if experiment.scales:
+    if experiment.scales and not experiment.measures:
         jitter = [f"jitter ({settings_text(data.jitter.model_dump())})"] if data.jitter else []
         augment = ", ".join([*data.augment, *jitter]) or "none"
         say(f"data {data.name}; normalisation: {data.normalise}; augmentation: {augment}", indent=2)
@@ -72,7 +73,7 @@ def print_experiment(
         own += f"{'; ' * bool(own)}{plural(len(variant.seeds), 'seed')}" if variant.seeds else ""
         say(f"{name:<{width}}  {network}" + (f"; {own}" if own else ""), indent=2)
     if experiment.derived:
-        head("derived runs, made from finished runs")
+        head("measurements" if experiment.measures else "derived runs, made from finished runs")
         width = max(map(len, experiment.derived))
     for name, spec in experiment.derived.items():
         say(f"{name:<{width}}  {derived_text(spec)}", indent=2)
@@ -106,6 +107,8 @@ def claim_formula(claim: Claim) -> str:
     "" for a number that its sentence contains.
     """
     if isinstance(claim, OrderingClaim):
+        if claim.rhs_metric and claim.lhs == claim.rhs:
+            return f"{claim.metric} {claim.op} {claim.rhs_metric}; "
         return f"{claim.lhs} {claim.op} {claim.rhs}; "
     if isinstance(claim, GainClaim):
         return f"{claim.rhs} - {claim.lhs} = {claim.claimed:g} ± {claim.margin:g}; "
@@ -200,6 +203,9 @@ def derived_text(spec: DerivedSpec) -> str:
         boxes = " + ".join(f"{name} at {', '.join(map(str, sides))}" for name, sides in spec.boxes.items())
         classes = f"classes and ratings of {' + '.join(spec.classes)}, {protocols_text((spec.labels,))}"
         return f"merged boxes of {boxes}; {classes}"
+    if isinstance(spec, TimingSpec):
+        sizes = ", ".join(map(str, spec.batch_sizes))
+        return f"forward passes of {', '.join(spec.networks)} with batches of {sizes}"
     view = f" by view {spec.view}" if spec.view else ""
     return f"features of {spec.of} on {spec.data}{view}, softmax classifier with C {spec.c:g}"
 
@@ -259,6 +265,8 @@ def range_text(value: Any) -> str:
 
 def precision_settings(experiment: Experiment, scale: str) -> dict[str, Any]:
     """Return the settings of reduced precision, bf16 and channels-last, if all runs of a scale have them."""
+    if not experiment.train:
+        return {}
     recipes = [experiment.recipe(variant, scale).train for variant in experiment.variants_at(scale)]
     return {
         key: value
@@ -316,6 +324,8 @@ def lr_drops_text(drops: LrDrops) -> str:
 def work_text(experiment: Experiment, scale: str, records: Sequence[Record]) -> str:
     """Return the runs, optimizer steps and multiply-adds of a scale, and the duration of tracked runs."""
     planned = plan_runs(experiment, scale=scale)
+    if experiment.measures:
+        return f"{plural(len(planned), 'measurement')}, no training"
     every = [run for run in planned if isinstance(run, Run)]
     runs = [run for run in every if run.experiment == experiment.name]
     variants, seeds = experiment.variants_at(scale), len(experiment.seeds_at(scale))

@@ -74,7 +74,7 @@ def build_leaderboard(experiments: Iterable[Experiment], records: Sequence[Recor
             found = [
                 row
                 for variant, good in counted_records(experiment, scale, records).items()
-                if not experiment.predicts_boxes(variant)
+                if experiment.classifies(variant)
                 for row in make_rows(experiment, scale, variant, good)
             ]
             found += changed_rows(experiment, scale, records)

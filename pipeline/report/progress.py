@@ -85,11 +85,11 @@ class ProgressDisplay:
             self.ended.add(name)
             record = event.record
             if record.status == FINISHED:
-                name = TEST_ERROR if TEST_ERROR in record.metrics else LOCALISATION_ERROR
-                what = "test error" if name == TEST_ERROR else "localisation error"
-                error = f"{what} {record.metrics[name]:.2f} %"
+                errors = {TEST_ERROR: "test error", LOCALISATION_ERROR: "localisation error"}
+                known = [name for name in errors if name in record.metrics]
+                error = f"{errors[known[0]]} {record.metrics[known[0]]:.2f} %, " if known else ""
                 verb = "trained" if isinstance(run, Run) else "done"
-                self.say(f"{title}: {error}, {verb} in {record.seconds:,.0f} s")
+                self.say(f"{title}: {error}{verb} in {record.seconds:,.0f} s")
             else:
                 self.say(f"{title}: did not converge: {record.ended}", "yellow")
         if event.kind in ("ended", "stopped", "failed") and name in self.bar_of:
@@ -143,7 +143,7 @@ def plan_lines(tasks: Sequence[Task], console: Console) -> None:
         if folder.result():
             state = "finished"
         elif isinstance(task.run, DerivedRun):
-            state = f"to do after its runs: {derived_text(task.run.spec)}"
+            state = f"to do{' after its runs' if task.needs else ''}: {derived_text(task.run.spec)}"
         elif checkpoint:
             state = f"to resume at step {checkpoint[0]:,} of {steps}"
         console.print(f"{title:<{width}}  {state}", soft_wrap=True)

@@ -61,8 +61,7 @@ def make_report(
 
     counted = [record for rows in counted_records(experiment, scale, records).values() for record in rows]
     board = [row for row in build_leaderboard([experiment], records) if row.scale == scale]
-    consumed = counted_records(experiment, scale, records, experiment.consumed_elsewhere(scale))
-    entries = judge_experiments([experiment], [record for found in consumed.values() for record in found], [scale])
+    entries = judge_experiments([experiment], records, [scale])
     rows = with_verdicts(board, entries)
     stem = f"{experiment.name.replace('/', '-')}-{scale}"
     stamp = ReportStamp(

@@ -132,7 +132,7 @@ def collect_results(experiments: Sequence[Experiment], records: Sequence[Record]
         for scale in experiment.scales:
             own = by_scale.get((experiment.name, scale))
             if own:
-                entries = entries_of_runs(experiment, own, scale)
+                entries = entries_of_runs(experiment, records, scale)
                 rows = [row for row in build_leaderboard([experiment], own) if row.scale == scale]
                 found.append(ScaleResults(experiment, scale, own, with_verdicts(rows, entries), entries))
     return found
@@ -141,7 +141,12 @@ def collect_results(experiments: Sequence[Experiment], records: Sequence[Record]
 def entries_of_runs(experiment: Experiment, records: Sequence[Record], scale: str) -> list[LedgerEntry]:
     """Return the ledger's entries that runs at `scale` can judge."""
     entries = judge_experiments([experiment], records, [scale], {})
-    return [entry for entry in entries if entry.evidence and entry.verdict.reason is not Reason.NOT_RUN]
+    return [entry for entry in entries if is_result(entry)]
+
+
+def is_result(entry: LedgerEntry) -> bool:
+    """Return True for an entry that rests on finished runs which can judge its claim."""
+    return entry.evidence is not None and entry.verdict.reason is not Reason.NOT_RUN
 
 
 def draw_figures(results: Sequence[ScaleResults], tracker: Any, folder: Path) -> dict[tuple[str, str, str], Path]:
@@ -183,6 +188,9 @@ def readme_block(experiments: Sequence[Experiment], records: Sequence[Record]) -
 def render_results(results: Sequence[ScaleResults], figures: Figures, entries: Sequence[LedgerEntry]) -> str:
     """Return RESULTS.md; `entries` are all claims of all experiments."""
     sections = [section(result, figures) for result in results]
+    own = {result.experiment.name for result in results}
+    if others := [entry for entry in entries if is_result(entry) and entry.experiment not in own]:
+        sections.append(reference_section(others))
     return "\n".join([PREAMBLE, headline_list(entries) + "\n", *sections, exact_section(entries)])
 
 
@@ -221,6 +229,12 @@ def section(result: ScaleResults, figures: Figures) -> str:
     counts = outcome_counts(result.entries)
     lines += [f"Verdicts from these runs: {counts}.", "", verdict_table(result.entries), ""]
     return "\n".join(lines)
+
+
+def reference_section(entries: Sequence[LedgerEntry]) -> str:
+    """Return the section of claims that are judged from the runs of other experiments alone."""
+    title = f"## Claims judged from the runs of other experiments\n\n{outcome_counts(entries)}.\n"
+    return f"{title}\n{verdict_table(entries, 'experiment')}\n"
 
 
 def seeds_text(runs: Sequence[Record], derived: Sequence[Record]) -> str:

@@ -43,6 +43,13 @@ def execute_task(
         if record:
             return record
         on_event("started")
+        if isinstance(task.run, DerivedRun) and task.run.networks:
+            from pipeline.derive.timing import make_timing
+
+            report = partial(on_event, "note")
+            return ranks.on_rank_zero(
+                lambda stop: make_timing(task, threads=threads, stop=stop, report=report), stop
+            )
         images, other = ranks.on_all_ranks(lambda _: task_images(task))
         report = partial(on_event, "note")
         if isinstance(task.run, Run):

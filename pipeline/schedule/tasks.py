@@ -1,5 +1,6 @@
 """Make tasks from runs: read the data for their manifests, and hash the code."""
 
+import hashlib
 import inspect
 from collections.abc import Iterable
 from dataclasses import replace
@@ -10,7 +11,7 @@ from typing import Any, get_type_hints
 from pipeline.common.errors import UserError
 from pipeline.common.paths import data_folder, runs_folder
 from pipeline.common.words import first_line
-from pipeline.declare.derived import ColumnSpec, CompressionSpec, TransferSpec
+from pipeline.declare.derived import RANDOM_PIXELS, ColumnSpec, CompressionSpec, TransferSpec
 from pipeline.declare.localisation import LocalisationSpec
 from pipeline.plan.expand import DerivedRun, Run
 from pipeline.plan.identity import code_hash, derived_code_hash, identity
@@ -135,6 +136,8 @@ class TaskBuilder:
 
     def of_derived(self, derived: DerivedRun) -> Task:
         """Return the task of a derived run; its `needs` are the identities of its members."""
+        if derived.networks:
+            return self.of_timing(derived)
         members = [self.of_run(member) for member in derived.members]
         self.inputs.check_derived(derived)
         data = derived.members[0].recipe.data
@@ -144,6 +147,21 @@ class TaskBuilder:
         needs = tuple(member.identity for member in members)
         derived_identity = identity(derived, manifest=manifest["sha256"], code=code, members=needs)
         return replace(make_task(derived, derived_identity, code, manifest), needs=needs)
+
+    def of_timing(self, timing: DerivedRun) -> Task:
+        """Return the task of a timing, which needs no runs and no data."""
+        manifest = random_pixels_manifest()
+        code = derived_code_hash(timing, [self.inputs.code(one.model.name) for one in timing.networks.values()])
+        return make_task(timing, identity(timing, manifest=manifest["sha256"], code=code), code, manifest)
+
+
+def random_pixels_manifest() -> dict[str, Any]:
+    """Return the manifest of random pixels: a name, and no images or classes."""
+    from pipeline.data.manifest import Manifest, manifest_to_dict
+
+    sha256 = hashlib.sha256(RANDOM_PIXELS.encode()).hexdigest()
+    counts: dict[str, list[int]] = {"train": [], "test": []}
+    return manifest_to_dict(Manifest(RANDOM_PIXELS, "drawn from the seed", (), (3, 0, 0), 0, 0, counts, sha256))
 
 
 def make_task(run: Run | DerivedRun, run_identity: str, code: str, manifest: dict[str, Any]) -> Task:

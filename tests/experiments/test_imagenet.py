@@ -32,7 +32,7 @@ SEEN = {  # what every variant learns from and is judged on: as published, and a
     (name, variant, scale): declared.recipe(variant, scale) if scale else declared.published(variant)
     for name, declared in LOADED.items()
     for variant in declared.variants
-    for scale in (None, *declared.scales)
+    for scale in (None, *(declared.scales if declared.trains else ()))
 }
 PHOTOGRAPHS = {key: seen for key, seen in SEEN.items() if seen.data.crop}
 TRAINED = sorted({name for name, _, scale in PHOTOGRAPHS if scale})

@@ -78,6 +78,11 @@ CASES: dict[str, Case] = {
         (3, 16, 16), {"depth": 10, "k": 8, "bottleneck": True, "theta": 0.5, "memory_efficient": True}, lr=0.01
     ),
     "densenet_imagenet": Case((3, 32, 32), {"depth": 121}, slow=True),
+    "stack_cnn": Case((3, 8, 8), {"kernel": 3, "layers": 2, "relu": "last"}, lr=0.003, slow=True),
+    "lrn_cnn": Case((3, 8, 8), {"normalise": True}),
+    "head_cnn": Case((3, 8, 8), {"head": "fc"}),
+    "inception_cnn": Case((3, 8, 8), {"module": "bottleneck"}),
+    "chain_cifar": Case((3, 8, 8), {"depth": 7, "k": 8}, lr=0.01),
 }
 NETWORK_NAMES = [pytest.param(name, id=name) for name in CASES]
 WITH_SLOW_MARK = [

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pipeline.declare.experiment import Experiment
-from pipeline.declare.load import load_experiment
+from pipeline.declare.load import EXPERIMENTS, load_experiment
 from pipeline.track.record import Record
 from tests.support.elsewhere import OTHER
 from tests.support.fake_records import fake_record, set_console
@@ -87,6 +87,15 @@ def declare_other(declare: Callable[..., Experiment], tmp_path: Path) -> Callabl
         return load_experiment("toy/wide", folder)
 
     return load_changed
+
+
+@pytest.fixture
+def other_experiments(tmp_path: Path) -> None:
+    """Copies of experiments that the small declaration can name, in its folder."""
+    for name in ("resnet/cifar10_depth", "resnet/architecture", "resnet/imagenet", "nin/cifar"):
+        path = tmp_path / "experiments" / f"{name}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes((EXPERIMENTS / f"{name}.yaml").read_bytes())
 
 
 @pytest.fixture
