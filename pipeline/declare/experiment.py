@@ -12,13 +12,11 @@ from pipeline.declare.derived import (
     BY_MEMBER,
     COMPRESSION_METRICS,
     ERROR_METRICS,
-    TRANSFER_METRICS,
     ColumnSpec,
     CompressionSpec,
     DerivedSpec,
     EnsembleSizesSpec,
     EnsembleSpec,
-    TransferSpec,
 )
 from pipeline.declare.overrides import describe_changes, merge_layers, set_dotted
 from pipeline.declare.recipe import (
@@ -33,6 +31,7 @@ from pipeline.declare.recipe import (
     Train,
     require_unique,
 )
+from pipeline.declare.transfer import TransferSpec
 from pipeline.declare.validation import explain_validation_error, validation_message
 
 TRAIN_METRICS = ("top1_error_pct", "top5_error_pct", "loss")
@@ -230,7 +229,9 @@ class Experiment(FrozenModel):
                 averaged = [f"average/{part}{by}/{e}" for part in parts for by in protocols for e in ERROR_METRICS]
                 more += tuple(averaged)
         elif isinstance(spec, TransferSpec):
-            parts, protocols, more = ["test"], [""], TRANSFER_METRICS
+            at_paper = self.derived_spec(name, PAPER_SCALE)
+            assert isinstance(at_paper, TransferSpec)
+            return at_paper.metrics()
         elif isinstance(spec, CompressionSpec):
             parts, more = ["test", "original", "pruned", "shared"], COMPRESSION_METRICS
         else:

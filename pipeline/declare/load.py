@@ -24,6 +24,7 @@ from pipeline.declare.derived_checks import check_derived
 from pipeline.declare.experiment import DeclarationError, Experiment
 from pipeline.declare.printed import PRINTED_FILE, PrintedFile, load_printed
 from pipeline.declare.recipe import COST_METRICS, PAPER_SCALE
+from pipeline.declare.transfer import is_score
 from pipeline.declare.validation import validation_message
 from pipeline.declare.yaml_loader import parse_yaml
 
@@ -220,6 +221,10 @@ def check_metrics(experiment: Experiment, claim: Claim) -> None:
                 )
         if isinstance(claim, MetricClaim) and metric in COMPRESSION_METRICS:
             check_compression_claim(claim, place)
+        if isinstance(claim, MetricClaim) and is_score(metric) and claim.statistic != "mean":
+            raise DeclarationError(
+                f"{place.rpartition('.')[0]}.statistic: {metric} is not an error; only 'mean' is possible"
+            )
         known = experiment.measured(name, named=isinstance(claim, MetricClaim | BoundClaim))
         if metric not in known:
             raise DeclarationError(f"{place}: unknown metric {metric!r} of {name}; known: {', '.join(known)}")

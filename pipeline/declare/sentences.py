@@ -4,6 +4,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipeline.declare.transfer import MEAN_AP, MEAN_CLASS_RECALL
+
 LAYER_SENTENCES = {  # measure of a layer -> its sentence; {it} is the layer, {n} the claimed value
     "kernel_size": "{it} has a window of {n}",
     "stride": "{it} has stride {n}",
@@ -251,7 +253,13 @@ def metric_words(claim: Mapping[str, Any]) -> str:
     """Return the words for a trained metric: "top-1 test error"."""
     parts = str(claim.get("metric")).split("/")
     split = {"train": "training ", "val": "validation ", "trainset": "training-set ", "test": "test "}
-    name = {"top1_error_pct": ("top-1 ", "error"), "top5_error_pct": ("top-5 ", "error"), "loss": ("", "loss")}
+    name = {
+        "top1_error_pct": ("top-1 ", "error"),
+        "top5_error_pct": ("top-5 ", "error"),
+        "loss": ("", "loss"),
+        MEAN_AP: ("", "mean average precision"),
+        MEAN_CLASS_RECALL: ("", "mean class recall"),
+    }
     if parts[-1] == "response_std":
         return "standard deviation of layer responses"
     if parts[:2] == ["train", "gradient_norm"]:
@@ -274,6 +282,7 @@ def protocol_of(metric: str) -> str:
 def place_words(parts: Sequence[str]) -> str:
     """Return the words between the part and the name of a metric: "dense-of-256, ensembles of 3"."""
     words = [re.sub(r"^of-(?=\d+$)", "ensembles of ", part) for part in parts[1:-1]]
+    words = [re.sub(r"^(\d+)-per-class$", r"\1 training images per class", word) for word in words]
     return ", ".join("greedy ensemble" if word == "greedy" else word for word in words)
 
 

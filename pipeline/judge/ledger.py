@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from pipeline.common.errors import UserError
 from pipeline.common.words import plural
@@ -20,6 +20,7 @@ from pipeline.declare.claims import (
 from pipeline.declare.derived import COMPRESSION_RATIOS
 from pipeline.declare.experiment import Experiment
 from pipeline.declare.recipe import COST_METRICS, PAPER_SCALE, STEPS_TO
+from pipeline.declare.transfer import is_score
 from pipeline.judge.category import category
 from pipeline.judge.counting import ByVariant, comparable_records, counted_records, variants_of
 from pipeline.judge.evidence import Evidence, make_evidence
@@ -266,7 +267,7 @@ def compare(claim: TrainedClaim, records: ByVariant) -> Verdict:
                 claimed=claim.claimed,
                 margin=claim.margin,
                 statistic=claim.statistic,
-                is_ratio=claim.metric in COMPRESSION_RATIOS,
+                measure=measure_of(claim.metric),
             )
         case BoundClaim():
             return judge_bound(*sides, op=claim.op, bound=claim.claimed)
@@ -277,6 +278,13 @@ def compare(claim: TrainedClaim, records: ByVariant) -> Verdict:
         case RatioClaim():
             return judge_ratio(*sides, claimed=claim.claimed, margin=claim.margin, op=claim.op)
     raise AssertionError(claim)
+
+
+def measure_of(metric: str) -> Literal["error", "score", "ratio"]:
+    """Return which kind of number a metric is."""
+    if metric in COMPRESSION_RATIOS:
+        return "ratio"
+    return "score" if is_score(metric) else "error"
 
 
 def measured_sides(claim: TrainedClaim) -> list[tuple[str, str]]:

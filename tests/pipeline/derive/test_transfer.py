@@ -6,7 +6,7 @@ from PIL import Image
 
 from pipeline.common.errors import UserError
 from pipeline.data import manifest, sources
-from pipeline.declare.derived import ERROR_METRICS, TRANSFER_METRICS, TransferSpec
+from pipeline.declare.transfer import TransferSpec
 from pipeline.track.run_folder import RunFolder
 from tests.support.derived_runs import derived_of, make_in
 from tests.support.image_sets import prepare_random_set
@@ -35,13 +35,13 @@ def test_linear_classifier_learns_another_set_from_the_features(runs, folders, t
     assert record.metrics["test/images"] == 36
     assert record.metrics["test/top1_error_pct"] < 34  # chance: 67
     assert record.metrics["features"] == 64  # input of ResNet-20's fully connected layer
-    assert set(record.metrics) == {*TRANSFER_METRICS, *(f"test/{error}" for error in ERROR_METRICS)}
+    assert set(record.metrics) == set(TRANSFER.metrics())
     assert record.ended.endswith("iterations on 64 features")
     assert record.status == "finished"
 
 
 def test_classifier_that_did_not_converge_has_no_metrics(runs, folders, tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.derive.transfer.ITERATIONS", 2)
+    monkeypatch.setattr("pipeline.derive.linear_classifier.SOFTMAX_ITERATIONS", 2)
     other = make_shades(tmp_path)
     record = make_in(tmp_path / "derived", derived_of(TRANSFER, runs[:1]), folders[:1], other=other)
     assert (record.status, record.metrics) == ("not converged", {})

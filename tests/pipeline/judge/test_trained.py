@@ -163,7 +163,7 @@ def test_median_of_runs_is_judged_by_the_mean_of_seeds():
     [(10, 0.2, "reproduced"), (9, 0.5, "better than claimed"), (11, 0.5, "not reproduced")],
 )
 def test_a_higher_ratio_is_better(claimed, margin, outcome):
-    verdict = judge_metric(seeds(*NARROW), claimed=claimed, margin=margin, is_ratio=True)
+    verdict = judge_metric(seeds(*NARROW), claimed=claimed, margin=margin, measure="ratio")
     assert verdict.outcome == outcome
     measured = "The mean ratio of 3 seeds is 10 (90 % interval 9.831 to 10.17)"
     assert verdict.sentence.startswith(f"{measured}. Claimed is {claimed} ± {margin}: the interval is ")

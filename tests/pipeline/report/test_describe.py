@@ -15,11 +15,11 @@ from pipeline.declare.derived import (
     EnsembleSpec,
     ProtocolSpec,
     Retraining,
-    TransferSpec,
 )
 from pipeline.declare.experiment import Experiment
 from pipeline.declare.load import experiment_names, load_experiment
 from pipeline.declare.recipe import Crop, LrDrops, Train
+from pipeline.declare.transfer import TransferSpec
 from pipeline.plan.expand import plan_runs
 from pipeline.report.describe import (
     crop_text,

@@ -7,7 +7,8 @@ import pytest
 from pipeline.common.errors import UserError
 from pipeline.common.paths import runs_folder
 from pipeline.data import sources
-from pipeline.declare.derived import ColumnSpec, CompressionSpec, EnsembleSpec, TransferSpec
+from pipeline.declare.derived import ColumnSpec, CompressionSpec, EnsembleSpec
+from pipeline.declare.transfer import TransferSpec
 from pipeline.plan.expand import DerivedRun
 from pipeline.schedule.tasks import make_tasks
 from tests.support.smoke_runs import smoke_run, with_network
