@@ -2,10 +2,12 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lightning_modules.names import nearest
 from pipeline.common.errors import UserError
+from pipeline.train.evaluate import evaluation_mode
 
 
 class LayerFeatures(nn.Module):
@@ -39,8 +41,10 @@ class LayerFeatures(nn.Module):
         return output.flatten(2).mean(2) if output.ndim > 2 else output
 
 
-def feature_network(network: nn.Module, layer: str | None) -> nn.Module:
+def feature_network(network: nn.Module, layer: str | None, image: tuple[int, ...]) -> nn.Module:
     """Return a network with the features of `layer` as output, in place of class scores; `network` is changed.
+
+    `image` is the shape (C, H, W) of an image that the network reads.
 
     None, or the name of the fully connected layer before the last: the input of the last fully connected layer,
     which becomes the identity. So the features include the activation, as the "4096-D activations of the
@@ -49,10 +53,10 @@ def feature_network(network: nn.Module, layer: str | None) -> nn.Module:
 
     Raises UserError if the network has no such layer.
     """
-    linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
     if layer is not None and layer not in dict(network.named_modules()):
         names = [name for name, _ in network.named_modules() if name]
         raise UserError(f"{type(network).__name__} has no layer {layer!r}{nearest(layer, names)}")
+    linear = running_linear_layers(network, image)
     if layer is None and not linear:
         raise UserError(f"{type(network).__name__} has no fully connected layer; name a layer for its features")
     if layer is None or linear_before_last(linear, layer):
@@ -64,6 +68,27 @@ def feature_network(network: nn.Module, layer: str | None) -> nn.Module:
             " name the layer of its activation"
         )
     return LayerFeatures(network, layer)
+
+
+def running_linear_layers(network: nn.Module, image: tuple[int, ...]) -> list[str]:
+    """Return the names of the fully connected layers in the order in which they run on one image.
+
+    Layers that only run in training, such as GoogLeNet's auxiliary classifiers, are not among them.
+    """
+    found: list[str] = []
+    hooks = [
+        module.register_forward_hook(lambda *_, name=name: found.append(name))
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Linear)
+    ]
+    weight = next(network.parameters())
+    try:
+        with evaluation_mode(network):
+            network(torch.zeros(1, *image, device=weight.device, dtype=weight.dtype))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
 
 
 def linear_before_last(linear: list[str], layer: str) -> bool:

@@ -25,7 +25,7 @@ from pipeline.derive.descriptors import image_descriptors, join_scales, unit_len
 from pipeline.derive.feature_network import feature_network
 from pipeline.derive.linear_classifier import Examples, NotConvergedError, fit_scores, score_metrics
 from pipeline.train.evaluate import EnsembleMember
-from pipeline.train.inputs import Metrics
+from pipeline.train.inputs import Metrics, input_shape
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,7 +155,8 @@ def transfer_data(context: DerivedContext, spec: TransferSpec) -> TransferData:
     other, found = context.other_images, []
     assert other is not None
     for member in range(len(context.networks)):
-        context.networks[member] = feature_network(context.networks[member], spec.layer)
+        image = input_shape(context.images, context.derived.members[member].recipe.data)
+        context.networks[member] = feature_network(context.networks[member], spec.layer, image)
         features = member_features(context, spec, member)
         found.append(unit_length(features) if spec.normalise == "l2" else features)
     features = torch.cat(found, 1)

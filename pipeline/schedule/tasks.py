@@ -227,7 +227,7 @@ def check_derived_run(derived: DerivedRun) -> None:
             if isinstance(derived.spec, ColumnSpec):
                 column_index(network, derived.spec)
             elif isinstance(derived.spec, TransferSpec):
-                feature_network(network, derived.spec.layer)
+                feature_network(network, derived.spec.layer, known.image)
             else:
                 layer_settings(derived.spec, compressible_layers(network))
     except ValueError as error:
