@@ -76,7 +76,7 @@ CALTECH = {
     "kind": "transfer",
     "of": "resnet-18-a",
     "data": "caltech101-standin",
-    "view": "dense-of-64-72",
+    "view": "2-crop-40-of-48-56",
     "scales": "stack",
     "normalise": "l2",
     "classifier": "svm",
