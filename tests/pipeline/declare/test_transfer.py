@@ -7,6 +7,7 @@ from pipeline.declare.load import load_experiment
 from pipeline.declare.protocol import parse_protocol
 from pipeline.declare.transfer import TransferSpec, is_score, is_transfer_set, single_scales
 from pipeline.plan.declaration import without_later_derived_defaults
+from pipeline.plan.expand import DerivedRun, Run, plan_runs
 
 CALTECH = {
     "kind": "transfer",
@@ -130,12 +131,12 @@ scales:
         declare("scales:\n", text, "claims:\n", claim.replace("STATISTIC", "statistic: best of 5, source: x}\n"))
 
 
-def test_the_experiments_runs_are_those_of_the_other_files():
-    """vgg/transfer and zfnet/transfer repeat recipes, so that a network is trained once for both."""
-    for paper in ("vgg", "zfnet"):
-        transfer, imagenet = (load_experiment(f"{paper}/{name}") for name in ("transfer", "imagenet"))
-        for variant in transfer.variants:
-            ours, theirs = (e.recipe(variant, "paper") for e in (transfer, imagenet))
-            start = theirs.train.start and theirs.train.start.model_copy(update={"experiment": imagenet.name})
-            theirs = theirs.model_copy(update={"train": theirs.train.model_copy(update={"start": start})})
-            assert ours == theirs
+@pytest.mark.parametrize("paper", ["vgg", "zfnet"])
+@pytest.mark.parametrize("scale", ["paper", "stand-in"])
+def test_the_runs_that_are_consumed_are_those_of_the_other_file(paper, scale):
+    declared, imagenet = (load_experiment(f"{paper}/{name}") for name in ("transfer", "imagenet"))
+    planned = plan_runs(declared, scale=scale)
+    trained = {run.declaration for run in plan_runs(imagenet, scale=scale)}
+    assert {run.declaration for run in planned if isinstance(run, Run)} <= trained
+    expected = set(declared.derived) if scale == "paper" else set(declared.scales[scale].derived)
+    assert {run.variant for run in planned if isinstance(run, DerivedRun)} == expected
