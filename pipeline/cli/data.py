@@ -196,7 +196,7 @@ def generate_stand_in(
 ) -> None:
     """Generate a small, learnable set in the archive layout of a published set, for tests and dry runs."""
     from pipeline.data.prepare.stand_in import make_stand_in
-    from pipeline.data.transfer_sets.stand_in import make_transfer_stand_in
+    from pipeline.data.prepare.transfer_stand_in import make_transfer_stand_in
 
     folder = local_path(target, "--out")
     if what != "imagenet":

@@ -22,11 +22,10 @@ from pipeline.data.transfer_sets.images import DIFFICULT, POSITIVE, AveragePreci
 from pipeline.declare.transfer import MEAN_AP, MEAN_CLASS_RECALL, TransferSpec
 from pipeline.derive.average_precision import average_precision
 from pipeline.train.evaluate import ErrorCounts
+from pipeline.train.inputs import Metrics
 
 SOFTMAX_ITERATIONS = 2000  # of L-BFGS, at most
 SVM_ITERATIONS = 20_000  # of LIBLINEAR, at most
-
-Metrics = dict[str, float]
 
 
 class NotConvergedError(Exception):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from pipeline.common.errors import UserError
 from pipeline.common.words import plural
@@ -28,7 +28,14 @@ from pipeline.judge.exact import judge_exact
 from pipeline.judge.missing import TrainedClaim, Unfinished, ends, not_run_verdict, with_missing_runs
 from pipeline.judge.remedy import command_to_judge
 from pipeline.judge.rules import conclude, number_below_paper_scale
-from pipeline.judge.trained import judge_bound, judge_gain, judge_metric, judge_ordering, judge_ratio
+from pipeline.judge.trained import (
+    ClaimedNumber,
+    judge_bound,
+    judge_gain,
+    judge_metric,
+    judge_ordering,
+    judge_ratio,
+)
 from pipeline.judge.verdict import Outcome, Reason, Verdict, cannot_judge
 from pipeline.judge.wording import listed
 from pipeline.track.record import FINISHED, Record
@@ -280,7 +287,7 @@ def compare(claim: TrainedClaim, records: ByVariant) -> Verdict:
     raise AssertionError(claim)
 
 
-def measure_of(metric: str) -> Literal["error", "score", "ratio"]:
+def measure_of(metric: str) -> ClaimedNumber:
     """Return which kind of number a metric is."""
     if metric in COMPRESSION_RATIOS:
         return "ratio"

@@ -21,7 +21,7 @@ from pipeline.judge.statistics import (
 from pipeline.judge.verdict import Outcome, Reason, Verdict, cannot_judge
 from pipeline.judge.wording import listed, name_seeds, require_margin, require_number, rounded, show_value
 
-Measure = Literal["error", "score", "ratio"]  # kind of a claimed number
+ClaimedNumber = Literal["error", "score", "ratio"]  # kind of a claimed number
 
 
 def judge_metric(
@@ -30,7 +30,7 @@ def judge_metric(
     claimed: float,
     margin: float,
     statistic: str = "mean",
-    measure: Measure = "error",
+    measure: ClaimedNumber = "error",
 ) -> Verdict:
     """Test whether an error rate, a score or a ratio over seeds is equivalent to the published one.
 

@@ -16,11 +16,11 @@ from pipeline.common.errors import UserError
 from pipeline.data.manifest import manifest_to_dict
 from pipeline.data.prepare.source_folders import source_from_folders
 from pipeline.data.prepare.stand_in import make_stand_in
+from pipeline.data.prepare.transfer_stand_in import make_transfer_stand_in
 from pipeline.data.prepare.write_shards import prepare_shards
 from pipeline.data.shards import open_shards
 from pipeline.data.store import Store
 from pipeline.data.transfer_sets.load import load_transfer_set
-from pipeline.data.transfer_sets.stand_in import make_transfer_stand_in
 from pipeline.data.views import protocol_views
 from pipeline.declare.claims import MetricClaim, OpenClaim
 from pipeline.declare.load import experiment_names, load_experiment

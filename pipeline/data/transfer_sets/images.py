@@ -12,9 +12,10 @@ from torch import Tensor
 
 from pipeline.data.images import DataError
 from pipeline.data.manifest import Manifest
-from pipeline.data.prepare.source_images import MAX_IMAGE_BYTES
 
 AveragePrecision = Literal["11-point", "area"]
+
+MAX_MEMBER_BYTES = 1 << 28  # a larger file is neither an image nor a list
 
 POSITIVE, DIFFICULT, NEGATIVE = 1, 0, -1  # marks of one class in one image, as PASCAL VOC writes them
 
@@ -30,7 +31,7 @@ class TarMember(NamedTuple):
     def read(self) -> bytes:
         """Return its content. Raises DataError if it cannot be read, is truncated, or is too large."""
         where = f"{self.archive}, {self.name}"
-        if self.size > MAX_IMAGE_BYTES:
+        if self.size > MAX_MEMBER_BYTES:
             raise DataError(f"{where} has {self.size:,} bytes, too large; restore the archive")
         try:
             file = os.open(self.archive, os.O_RDONLY)

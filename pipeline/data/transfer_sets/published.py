@@ -1,7 +1,7 @@
 """Archives of the published sets: addresses, checksums, download.
 
 The archives of a set are in `<data folder>/<set>/`. A missing one is downloaded. Each must have the published MD5
-sum, except those of a stand-in (see stand_in.py), whose name says that it is one.
+sum, except those of a stand-in (see prepare/transfer_stand_in.py), whose name says that it is one.
 """
 
 import hashlib
@@ -10,8 +10,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.common.checksums import cached_md5
 from pipeline.data.images import DataError
-from pipeline.data.prepare.archive_files import ByteCounter, cached_md5
 from pipeline.declare.transfer import STAND_IN_SUFFIX, published_name
 
 
@@ -103,9 +103,8 @@ def open_archives(name: str, root: Path) -> SetArchives:
         for archive in expected:
             if not (folder / archive.name).is_file():
                 download(archive, folder)
-    counter = ByteCounter(lambda done, total: None, 0)
     try:
-        sums = [cached_md5(folder / archive.name, root / ".cache", counter) for archive in expected]
+        sums = [cached_md5(folder / archive.name, root / ".cache", lambda _: None) for archive in expected]
     except OSError as error:
         raise DataError(
             f"{error.filename or folder} cannot be read ({error.strerror}); fix this and run again"

@@ -36,7 +36,7 @@ VOC_CLASSES = (
 VOC_PARTS = {"voc2007": ("train", "val", "test"), "voc2012": ("train", "val")}
 # The curve is sampled at 11 recalls in 2007; since 2010 the area below it is measured.
 VOC_AVERAGE_PRECISION: dict[str, AveragePrecision] = {"voc2007": "11-point", "voc2012": "area"}
-MARKS = {"1": POSITIVE, "0": DIFFICULT, "-1": NEGATIVE}
+VOC_MARKS = {"1": POSITIVE, "0": DIFFICULT, "-1": NEGATIVE}
 
 
 def read_voc(archives: SetArchives, cache: Path) -> TransferSet:
@@ -75,11 +75,11 @@ def _marks(
 ) -> Tensor:
     """Return the marks of one class in the images `names` of a part, int8 (N,)."""
     lines = _lines(found, archives, f"{label}_{part}")
-    if [line[0] for line in lines] != names or any(len(line) != 2 or line[1] not in MARKS for line in lines):
+    if [line[0] for line in lines] != names or any(len(line) != 2 or line[1] not in VOC_MARKS for line in lines):
         raise _damaged(
             archives, f"ImageSets/Main/{label}_{part}.txt does not mark each image of {part} with 1, 0 or -1"
         )
-    return torch.tensor([MARKS[line[1]] for line in lines], dtype=torch.int8)
+    return torch.tensor([VOC_MARKS[line[1]] for line in lines], dtype=torch.int8)
 
 
 def _lines(found: Mapping[str, TarMember], archives: SetArchives, name: str) -> list[list[str]]:

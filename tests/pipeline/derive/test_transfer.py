@@ -8,8 +8,8 @@ from PIL import Image
 from pipeline.common.errors import UserError
 from pipeline.data import manifest, sources
 from pipeline.data.images import DataError
+from pipeline.data.prepare.transfer_stand_in import make_transfer_stand_in
 from pipeline.data.transfer_sets.load import load_transfer_set
-from pipeline.data.transfer_sets.stand_in import make_transfer_stand_in
 from pipeline.declare.transfer import TransferSpec, is_score, single_scales
 from pipeline.derive import transfer
 from pipeline.derive.transfer import over_splits

@@ -8,7 +8,7 @@ import pytest
 from pipeline.common.errors import UserError
 from pipeline.common.paths import runs_folder
 from pipeline.data import sources
-from pipeline.data.transfer_sets.stand_in import make_transfer_stand_in
+from pipeline.data.prepare.transfer_stand_in import make_transfer_stand_in
 from pipeline.declare.derived import ColumnSpec, CompressionSpec, EnsembleSpec
 from pipeline.declare.transfer import TransferSpec
 from pipeline.plan.expand import DerivedRun

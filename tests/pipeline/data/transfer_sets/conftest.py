@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data.transfer_sets.stand_in import make_transfer_stand_in
+from pipeline.data.prepare.transfer_stand_in import make_transfer_stand_in
 from pipeline.declare.transfer import TRANSFER_SETS
 
 

@@ -12,10 +12,10 @@ from torchvision.datasets import caltech, voc
 
 from pipeline.data.images import DataError
 from pipeline.data.jpeg import decode
+from pipeline.data.prepare.transfer_stand_in import make_transfer_stand_in, tar_of, voc_marks
 from pipeline.data.transfer_sets import published
 from pipeline.data.transfer_sets.load import load_transfer_set
 from pipeline.data.transfer_sets.published import PUBLISHED_ARCHIVES
-from pipeline.data.transfer_sets.stand_in import make_transfer_stand_in, tar_of, voc_marks
 from pipeline.data.transfer_sets.voc import VOC_CLASSES
 from tests.support.ilsvrc_archives import md5
 from tests.support.servers import WholeFileHandler, serve

@@ -24,7 +24,7 @@ from pipeline.data.transfer_sets.published import PUBLISHED_ARCHIVES
 from pipeline.data.transfer_sets.voc import VOC_CLASSES, VOC_PARTS
 from pipeline.declare.transfer import MULTI_LABEL_SETS, TRANSFER_SETS
 
-CLASSES = 10  # of a Caltech stand-in; a VOC stand-in has objects of the first ten classes
+OBJECT_CLASSES = 10  # of a Caltech stand-in; a VOC stand-in has objects of the first ten classes
 DIFFICULT_EVERY = 4
 ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip file can hold
 
@@ -54,7 +54,7 @@ def make_transfer_stand_in(
         raise DataError(f"{out} is not an empty folder; give a new folder for the stand-in")
     temporary = out.resolve().with_name(f".{out.name}.{uuid.uuid4().hex}")
     parts = len(VOC_PARTS.get(published, ("all",)))
-    counter = ImageCounter(progress, CLASSES * images * parts)
+    counter = ImageCounter(progress, OBJECT_CLASSES * images * parts)
     try:
         temporary.mkdir(parents=True)
         for archive in PUBLISHED_ARCHIVES[published]:
@@ -88,7 +88,7 @@ class ImageCounter:
 
 def caltech_files(published: str, images: int, side: int, seed: int, counter: ImageCounter) -> Files:
     """Yield the files of a Caltech stand-in, and one that is no image of the set, as the real archives have."""
-    for label in range(CLASSES):
+    for label in range(OBJECT_CLASSES):
         for number in range(images):
             pixels = draw_image(SyntheticImage(seed, published, label * images + number, label, "", side))
             if published == "caltech101":
@@ -107,8 +107,8 @@ def voc_files(published: str, archive: str, images: int, side: int, seed: int, c
         if (part == "test") != archive.startswith("VOCtest"):
             continue
         marks: dict[str, dict[int, int]] = {}  # name of an image -> class -> mark
-        for number in range(CLASSES * images):
-            name = f"{number_of_part * CLASSES * images + number + 1:06d}"
+        for number in range(OBJECT_CLASSES * images):
+            name = f"{number_of_part * OBJECT_CLASSES * images + number + 1:06d}"
             marks[name] = voc_marks(number)
             drawn = [
                 draw_image(SyntheticImage(seed, f"{published}-{part}", 2 * number + which, label, "", side))
@@ -124,12 +124,12 @@ def voc_files(published: str, archive: str, images: int, side: int, seed: int, c
 
 def voc_marks(number: int) -> dict[int, int]:
     """Return class -> mark of the objects in image `number`: one object, or in every other ten images two."""
-    first, rounds = number % CLASSES, number // CLASSES
+    first, rounds = number % OBJECT_CLASSES, number // OBJECT_CLASSES
     if rounds % 2 == 0:
         return {first: POSITIVE}
-    second = (first + 1 + rounds) % CLASSES
+    second = (first + 1 + rounds) % OBJECT_CLASSES
     if second == first:
-        second = (first + 1) % CLASSES
+        second = (first + 1) % OBJECT_CLASSES
     return {first: POSITIVE, second: DIFFICULT if number % DIFFICULT_EVERY == 0 else POSITIVE}
 
 
