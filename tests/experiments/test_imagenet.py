@@ -449,13 +449,12 @@ def test_it_trains_one_step(name, variant, shards, tmp_path):
     shutil.rmtree(tmp_path)  # weights of up to half a gigabyte
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "wanted"),
     [
         ("zfnet/transfer", ("zfnet-caltech101", "zfnet-caltech256", "zfnet-voc2012-val")),
-        pytest.param(
-            "vgg/transfer", ("vgg-16-caltech101", "vgg-16-caltech256", "vgg-16-voc2007"), marks=pytest.mark.slow
-        ),
+        ("vgg/transfer", ("vgg-16-caltech101", "vgg-16-caltech256", "vgg-16-voc2007")),
     ],
 )
 def test_transfers_of_the_stand_in_scale_are_done(name, wanted, shards, tmp_path):
