@@ -183,17 +183,32 @@ def inspect_set(where: ShardsArgument, as_json: AsJson = False) -> None:
 
 @app.command("stand-in")
 def generate_stand_in(
-    what: Annotated[Literal["imagenet"], typer.Argument(metavar="SET", help="The set to imitate: imagenet.")],
+    what: Annotated[
+        Literal["imagenet", "caltech101", "caltech256", "voc2007", "voc2012"],
+        typer.Argument(metavar="SET", help="The set to imitate: imagenet, or one that transfers use."),
+    ],
     target: Annotated[str, typer.Option("--out", metavar="DIR", help="A new or empty folder.")],
-    classes: Annotated[int, typer.Option(min=2, max=1000, help="Number of classes.")] = 10,
-    train: Annotated[int, typer.Option(min=1, help="Training images per class.")] = 130,
-    test: Annotated[int, typer.Option(min=1, help="Validation images per class.")] = 50,
+    classes: Annotated[int, typer.Option(min=2, max=1000, help="Number of classes (imagenet).")] = 10,
+    train: Annotated[
+        int | None,
+        typer.Option(min=1, help="Training images per class (imagenet: 130); all images per class (others: 12)."),
+    ] = None,
+    test: Annotated[int, typer.Option(min=1, help="Validation images per class (imagenet).")] = 50,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the images.")] = 0,
 ) -> None:
-    """Generate a small, learnable set in ImageNet's archive layout, for tests and dry runs."""
+    """Generate a small, learnable set in the archive layout of a published set, for tests and dry runs."""
     from pipeline.data.prepare.stand_in import make_stand_in
+    from pipeline.data.prepare.transfer_stand_in import make_transfer_stand_in
 
     folder = local_path(target, "--out")
+    if what != "imagenet":
+        with show_progress("generating", "images") as progress:
+            make_transfer_stand_in(what, folder, images=train or 12, seed=seed, progress=progress)
+        out.print(f"archives {escape(str(target))}", soft_wrap=True)
+        if folder.name != f"{what}-standin":
+            say(f"Runs look for this set in a folder named {what}-standin, in data/.")
+        return
+    train = train or 130
     with show_progress("generating", "images") as progress:
         make_stand_in(folder, classes=classes, train=train, test=test, seed=seed, progress=progress)
     out.print(f"archives {escape(str(target))}", soft_wrap=True)

@@ -9,7 +9,6 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from pipeline.declare.localisation import LocalisationSpec, localisation_incompatibility
-from pipeline.declare.protocol import parse_protocol
 from pipeline.declare.recipe import (
     BitWidth,
     Data,
@@ -22,11 +21,10 @@ from pipeline.declare.recipe import (
     Train,
     require_unique,
 )
+from pipeline.declare.transfer import TransferSpec, is_transfer_set
 
 # Names of the metrics that each kind of evaluation records.
 ERROR_METRICS = ("top1_error_pct", "top5_error_pct", "loss", "images")
-
-TRANSFER_METRICS = ("test/mean_class_error_pct", "features", "iterations")
 
 COMPRESSED_PARTS = ("codebook_", "table_", "indices_", "positions_", "other_", "header_", "original_", "")
 
@@ -197,21 +195,6 @@ class ColumnSpec(SingleRunSpec):
     weights: Weights = "last"
 
 
-class TransferSpec(SingleRunSpec):
-    """A transfer probe: a linear classifier on the input features of a network's last fully connected layer."""
-
-    kind: Literal["transfer"]
-    data: str  # the data set that the classifier is trained and tested on
-    c: PositiveFloat  # scikit-learn's C, the inverse of the regularisation strength
-    view: ProtocolName | None = None  # test protocol of a single crop, from which features are computed
-
-    @model_validator(mode="after")
-    def _fits(self) -> "TransferSpec":
-        if self.view and (parse_protocol(self.view).views > 1 or self.view.startswith("dense")):
-            raise ValueError(f"'view' should be a single crop, such as 1-crop-224-of-256, not {self.view}")
-        return self
-
-
 class Retraining(FrozenModel):
     """Training of a pruned or quantised network, with the data, the loss and the optimizer of the run."""
 
@@ -333,6 +316,8 @@ def incompatibility(spec: DerivedSpec, datas: Sequence[Data]) -> str:
     has_crop = first.crop is not None
     protocols = (spec.view,) if isinstance(spec, TransferSpec) else getattr(spec, "test", ())
     protocols = protocols or getattr(spec, "protocol_of_each", ())
+    if isinstance(spec, TransferSpec) and is_transfer_set(spec.data) and not has_crop:
+        return f"{spec.data} has images of many sizes, so it needs runs whose data has a 'crop'"
     if any(protocols) and not has_crop:
         return "test protocols need runs whose data has a 'crop'"
     if isinstance(spec, TransferSpec) and has_crop and not spec.view:

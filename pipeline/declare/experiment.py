@@ -13,14 +13,12 @@ from pipeline.declare.derived import (
     COMPRESSION_METRICS,
     ERROR_METRICS,
     RANDOM_PIXELS,
-    TRANSFER_METRICS,
     ColumnSpec,
     CompressionSpec,
     DerivedSpec,
     EnsembleSizesSpec,
     EnsembleSpec,
     TimingSpec,
-    TransferSpec,
 )
 from pipeline.declare.localisation import BOX_METRICS, LOCALISATION_METRICS, LocalisationSpec
 from pipeline.declare.overrides import describe_changes, merge_layers, set_dotted
@@ -37,6 +35,7 @@ from pipeline.declare.recipe import (
     require_unique,
 )
 from pipeline.declare.references import beside
+from pipeline.declare.transfer import TransferSpec
 from pipeline.declare.validation import explain_validation_error, validation_message
 
 TRAIN_METRICS = ("top1_error_pct", "top5_error_pct", "loss")
@@ -262,7 +261,9 @@ class Experiment(FrozenModel):
                 averaged = [f"average/{part}{by}/{e}" for part in parts for by in protocols for e in measured]
                 more += tuple(averaged)
         elif isinstance(spec, TransferSpec):
-            parts, protocols, more = ["test"], [""], TRANSFER_METRICS
+            at_paper = self.derived_spec(name, PAPER_SCALE)
+            assert isinstance(at_paper, TransferSpec)
+            return at_paper.metrics()
         elif isinstance(spec, CompressionSpec):
             parts, more = ["test", "original", "pruned", "shared"], COMPRESSION_METRICS
         else:

@@ -25,6 +25,7 @@ from pipeline.declare.experiment import DeclarationError, Experiment
 from pipeline.declare.printed import PRINTED_FILE, PrintedFile, load_printed
 from pipeline.declare.recipe import COST_METRICS, PAPER_SCALE
 from pipeline.declare.references import split_reference
+from pipeline.declare.transfer import is_score
 from pipeline.declare.validation import validation_message
 from pipeline.declare.yaml_loader import parse_yaml
 
@@ -265,6 +266,10 @@ def check_metrics(experiment: Experiment, claim: Claim) -> None:
                 )
         if isinstance(claim, MetricClaim) and metric in COMPRESSION_METRICS:
             check_compression_claim(claim, place)
+        if isinstance(claim, MetricClaim) and is_score(metric) and claim.statistic != "mean":
+            raise DeclarationError(
+                f"{place.rpartition('.')[0]}.statistic: {metric} is not an error; only 'mean' is possible"
+            )
         known = declared.measured(name, named=isinstance(claim, MetricClaim | BoundClaim))
         if metric not in known:
             raise DeclarationError(f"{place}: unknown metric {metric!r} of {full_name}; known: {', '.join(known)}")

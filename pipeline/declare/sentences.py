@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.declare.references import short_name
+from pipeline.declare.transfer import MEAN_AP, MEAN_CLASS_RECALL
 
 LAYER_SENTENCES = {  # measure of a layer -> its sentence; {it} is the layer, {n} the claimed value
     "kernel_size": "{it} has a window of {n}",
@@ -263,7 +264,12 @@ def metric_words(claim: Mapping[str, Any]) -> str:
     """Return the words for a trained metric: "top-1 test error"."""
     parts = str(claim.get("metric")).split("/")
     split = {"train": "training ", "val": "validation ", "trainset": "training-set ", "test": "test "}
-    name = {"loss": ("", "loss"), "localisation_error_pct": ("", "localisation error")}
+    name = {
+        "loss": ("", "loss"),
+        "localisation_error_pct": ("", "localisation error"),
+        MEAN_AP: ("", "mean average precision"),
+        MEAN_CLASS_RECALL: ("", "mean class recall"),
+    }
     for k in ("1", "5"):
         name |= {f"top{k}_error_pct": (f"top-{k} ", "error")}
         name |= {f"top{k}_localisation_error_pct": (f"top-{k} ", "localisation error")}
@@ -289,6 +295,7 @@ def protocol_of(metric: str) -> str:
 def place_words(parts: Sequence[str]) -> str:
     """Return the words between the part and the name of a metric: "dense-of-256, ensembles of 3"."""
     words = [re.sub(r"^of-(?=\d+$)", "ensembles of ", part) for part in parts[1:-1]]
+    words = [re.sub(r"^(\d+)-per-class$", r"\1 training images per class", word) for word in words]
     return ", ".join("greedy ensemble" if word == "greedy" else word for word in words)
 
 

@@ -15,7 +15,8 @@ from lightning_modules.networks import build
 from pipeline.common.errors import UserError
 from pipeline.data.manifest import Manifest, manifest_of
 from pipeline.data.prefetch import StopRequested
-from pipeline.declare.derived import TransferSpec
+from pipeline.data.transfer_sets.images import TransferSet
+from pipeline.declare.transfer import TransferSpec
 from pipeline.plan.expand import DerivedRun, Run
 from pipeline.track.record import FINISHED, Record
 from pipeline.track.run_folder import EvaluationCache, RunFolder
@@ -33,7 +34,7 @@ class DerivedContext:
 
     derived: DerivedRun
     images: AnyImageSet  # training and test set of its members
-    other_images: AnyImageSet | None  # training and test set of a transfer's classifier
+    other_images: AnyImageSet | TransferSet | None  # set of a transfer's classifier
     folder: RunFolder
     cache: EvaluationCache  # errors measured by an interrupted attempt
     options: ReadOptions

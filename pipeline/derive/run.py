@@ -5,8 +5,10 @@ from collections.abc import Callable
 
 from pipeline.common.errors import UserError
 from pipeline.common.files import write_atomically
-from pipeline.data.manifest import manifest_from_dict
+from pipeline.data.images import DataError
+from pipeline.data.manifest import Manifest, manifest_from_dict
 from pipeline.data.prefetch import StopRequested, never_stop
+from pipeline.data.transfer_sets.images import TransferSet
 from pipeline.derive.column import run_column
 from pipeline.derive.compression import run_compression
 from pipeline.derive.context import DerivedContext, DerivedResult
@@ -36,7 +38,7 @@ HANDLERS: dict[str, Callable[[DerivedContext], DerivedResult]] = {
 def make_derived(
     task: Task,
     images: AnyImageSet,
-    other: AnyImageSet | None = None,
+    other: AnyImageSet | TransferSet | None = None,
     *,
     threads: int = 1,
     readers: int = 1,
@@ -50,7 +52,11 @@ def make_derived(
     """
     derived, folder = task.run, RunFolder(task.folder)
     assert isinstance(derived, DerivedRun)
-    require_counts(images if other is None else other, manifest_from_dict(task.manifest))
+    expected = manifest_from_dict(task.manifest)
+    if isinstance(other, TransferSet):
+        require_same_manifest(other, expected)
+    else:
+        require_counts(images if other is None else other, expected)
     prepare_process(threads)
     allow_tf32(False)
     folder.create(task.description())
@@ -82,3 +88,9 @@ def make_derived(
             write_atomically(folder.path / COMPRESSED_FILE, result.content)
     folder.finish(record)
     return record
+
+
+def require_same_manifest(other: TransferSet, expected: Manifest) -> None:
+    """Raise DataError unless a set for transfers is the one that the task was made for."""
+    if other.manifest != expected:
+        raise DataError(f"{other.name}: its images changed since the command began; run the same command again")

@@ -19,6 +19,7 @@ from pipeline.declare.claims import (
 from pipeline.declare.derived import COMPRESSION_RATIOS, DEVICE_METRICS, RANDOM_PIXELS
 from pipeline.declare.experiment import Experiment
 from pipeline.declare.recipe import COST_METRICS, PAPER_SCALE, STEPS_TO
+from pipeline.declare.transfer import is_score
 from pipeline.judge.category import category
 from pipeline.judge.counting import (
     ByVariant,
@@ -39,7 +40,14 @@ from pipeline.judge.setups import (
     mixed_device_batches,
     precision_departures,
 )
-from pipeline.judge.trained import judge_bound, judge_gain, judge_metric, judge_ordering, judge_ratio
+from pipeline.judge.trained import (
+    ClaimedNumber,
+    judge_bound,
+    judge_gain,
+    judge_metric,
+    judge_ordering,
+    judge_ratio,
+)
 from pipeline.judge.verdict import Outcome, Reason, Verdict, cannot_judge
 from pipeline.track.record import FINISHED, Record
 
@@ -260,7 +268,7 @@ def compare(claim: TrainedClaim, records: ByVariant) -> Verdict:
                 claimed=claim.claimed,
                 margin=claim.margin,
                 statistic=claim.statistic,
-                is_ratio=claim.metric in COMPRESSION_RATIOS,
+                measure=measure_of(claim.metric),
             )
         case BoundClaim():
             return judge_bound(*sides, op=claim.op, bound=claim.claimed)
@@ -271,6 +279,13 @@ def compare(claim: TrainedClaim, records: ByVariant) -> Verdict:
         case RatioClaim():
             return judge_ratio(*sides, claimed=claim.claimed, margin=claim.margin, op=claim.op)
     raise AssertionError(claim)
+
+
+def measure_of(metric: str) -> ClaimedNumber:
+    """Return which kind of number a metric is."""
+    if metric in COMPRESSION_RATIOS:
+        return "ratio"
+    return "score" if is_score(metric) else "error"
 
 
 def measured_sides(claim: TrainedClaim) -> list[tuple[str, str]]:

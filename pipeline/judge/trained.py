@@ -21,6 +21,8 @@ from pipeline.judge.statistics import (
 from pipeline.judge.verdict import Outcome, Reason, Verdict, cannot_judge
 from pipeline.judge.wording import listed, name_seeds, require_margin, require_number, rounded, show_value
 
+ClaimedNumber = Literal["error", "score", "ratio"]  # kind of a claimed number
+
 
 def judge_metric(
     values: Mapping[int, float],
@@ -28,13 +30,14 @@ def judge_metric(
     claimed: float,
     margin: float,
     statistic: str = "mean",
-    is_ratio: bool = False,
+    measure: ClaimedNumber = "error",
 ) -> Verdict:
-    """Test whether an error rate, or a ratio, over seeds is equivalent to the published one.
+    """Test whether an error rate, a score or a ratio over seeds is equivalent to the published one.
 
-    Error rates, `values` by seed, `claimed` and `margin`, are in percent; lower is better. Ratios (of compression)
-    have no unit; higher is better. `statistic` is "mean", or for errors "best of N" such as "best of 5": a paper's
-    best of N runs is compared with the expected best of N of our runs.
+    Error rates, `values` by seed, `claimed` and `margin`, are in percent; lower is better. Scores, such as a mean
+    average precision, are in percent, too; higher is better. Ratios (of compression) have no unit; higher is
+    better. `statistic` is "mean", or for errors "best of N" such as "best of 5": a paper's best of N runs is
+    compared with the expected best of N of our runs.
 
     Raises ValueError for no values, an unknown statistic, or a margin that is not above zero.
     """
@@ -46,13 +49,15 @@ def judge_metric(
     if unfit:
         return unfit
     test = interval_test(numbers, low=claimed - margin, high=claimed + margin, k=k)
+    unit = "" if measure == "ratio" else " %"
+    is_error = measure == "error"
     return _place_verdict(
         test,
-        what=_describe_estimate(statistic, "ratio" if is_ratio else "error", values),
-        region=f"{show_value(claimed)} ± {show_value(margin)}{'' if is_ratio else ' %'}",
-        unit="" if is_ratio else " %",
-        below=Outcome.NOT_REPRODUCED if is_ratio else Outcome.BETTER,
-        above=Outcome.BETTER if is_ratio else Outcome.NOT_REPRODUCED,
+        what=_describe_estimate(statistic, measure, values),
+        region=f"{show_value(claimed)} ± {show_value(margin)}{unit}",
+        unit=unit,
+        below=Outcome.BETTER if is_error else Outcome.NOT_REPRODUCED,
+        above=Outcome.NOT_REPRODUCED if is_error else Outcome.BETTER,
     )
 
 

@@ -42,6 +42,16 @@ LATER_DERIVED_DEFAULTS: dict[str, Any] = {  # the same for the settings of deriv
     "prunings": 1,
     "retrain": None,
     "tune": None,
+    "layer": None,
+    "scales": "average",
+    "normalise": "standardise",
+    "classifier": "softmax",
+    "validation": None,
+    "train_parts": ["train"],
+    "test_part": "test",
+    "splits": None,
+    "train_per_class": None,
+    "test_per_class": None,
 }
 
 

@@ -24,6 +24,7 @@ from pipeline.declare.derived import (
 from pipeline.declare.experiment import Experiment
 from pipeline.declare.localisation import LocalisationSpec
 from pipeline.declare.recipe import PAPER_SCALE, REDUCED_PRECISION, Crop, LrDrops, Train
+from pipeline.declare.transfer import TransferSpec
 from pipeline.plan.expand import DerivedRun, Run, plan_runs
 from pipeline.report.deviations import deviation_groups
 from pipeline.report.order import order_lines
@@ -206,8 +207,33 @@ def derived_text(spec: DerivedSpec) -> str:
     if isinstance(spec, TimingSpec):
         sizes = ", ".join(map(str, spec.batch_sizes))
         return f"forward passes of {', '.join(spec.networks)} with batches of {sizes}"
+    return transfer_text(spec)
+
+
+def transfer_text(spec: TransferSpec) -> str:
+    """Return a transfer as text: "features of a on b by view c, softmax classifier with C 0.5"."""
     view = f" by view {spec.view}" if spec.view else ""
-    return f"features of {spec.of} on {spec.data}{view}, softmax classifier with C {spec.c:g}"
+    layer = f" ({spec.layer})" if spec.layer else ""
+    classifier = {"softmax": "softmax classifier", "svm": "linear SVMs"}[spec.classifier]
+    values = ", ".join(f"{c:g}" for c in spec.candidates)
+    how = {"standardise": "", "l2": "L2-normalised", "none": "not normalised"}[spec.normalise]
+    parts = [
+        f"features of {' and '.join(spec.of)}{layer} on {spec.data}{view}",
+        "scales side by side" if spec.scales == "stack" else "",
+        how,
+        f"{classifier} with C {values if len(spec.candidates) == 1 else f'chosen from {values}'}",
+    ]
+    if isinstance(spec.validation, float):
+        parts.append(f"on {100 * spec.validation:g} % of the training images")
+    elif spec.validation:
+        parts.append(f"on the part {spec.validation}")
+    if spec.splits:
+        sizes = " or ".join(str(number) for number in spec.sizes.values())
+        tested = f", at most {spec.test_per_class} for testing" if spec.test_per_class else ""
+        parts.append(f"{plural(spec.splits, 'random split')} with {sizes} training images per class{tested}")
+    elif spec.train_parts != ("train",) or spec.test_part != "test":
+        parts.append(f"trained on {' and '.join(spec.train_parts)}, tested on {spec.test_part}")
+    return ", ".join(filter(None, parts))
 
 
 def compression_text(spec: CompressionSpec) -> str:

@@ -127,11 +127,14 @@ def changes_label(record: Record) -> str:
 def make_rows(
     experiment: Experiment, scale: str, variant: str, records: Sequence[Record], departs: str = ""
 ) -> Iterator[LeaderboardRow]:
-    """Return one row for each test protocol that all runs have measured; one if no run converged."""
+    """Return one row for each test protocol by which all runs have measured an error; one if no run converged.
+
+    Transfers that measure only a score, such as a mean average precision, have no row.
+    """
     finished = [record for record in records if record.status == FINISHED]
     for number, protocol in enumerate(experiment.protocols(variant, scale, records[0].changes) or ("",)):
         prefix = f"test/{protocol}/" if number else "test/"
-        if number == 0 or (finished and all(f"{prefix}top1_error_pct" in one.metrics for one in finished)):
+        if all(f"{prefix}top1_error_pct" in one.metrics for one in finished) if finished else number == 0:
             yield make_row(experiment, scale, variant, records, departs, protocol=protocol, prefix=prefix)
 
 

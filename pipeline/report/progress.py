@@ -1,7 +1,7 @@
 """Progress of runs: bars on a terminal, plain lines elsewhere."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.progress import (
@@ -15,6 +15,8 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 
 from pipeline.common.words import plural
+from pipeline.declare.sentences import metric_words
+from pipeline.declare.transfer import is_score
 from pipeline.plan.expand import DerivedRun, Run
 from pipeline.plan.task import Task
 from pipeline.report.describe import derived_text
@@ -85,11 +87,9 @@ class ProgressDisplay:
             self.ended.add(name)
             record = event.record
             if record.status == FINISHED:
-                errors = {TEST_ERROR: "test error", LOCALISATION_ERROR: "localisation error"}
-                known = [name for name in errors if name in record.metrics]
-                error = f"{errors[known[0]]} {record.metrics[known[0]]:.2f} %, " if known else ""
                 verb = "trained" if isinstance(run, Run) else "done"
-                self.say(f"{title}: {error}{verb} in {record.seconds:,.0f} s")
+                result = result_text(record.metrics)
+                self.say(f"{title}: {result}{', ' * bool(result)}{verb} in {record.seconds:,.0f} s")
             else:
                 self.say(f"{title}: did not converge: {record.ended}", "yellow")
         if event.kind in ("ended", "stopped", "failed") and name in self.bar_of:
@@ -153,3 +153,12 @@ def plan_lines(tasks: Sequence[Task], console: Console) -> None:
         f"{plural(runs, 'run')}{derived}, {len(tasks) - unfinished} finished,"
         f" {unfinished} to {'do' if derived else 'train'}"
     )
+
+
+def result_text(metrics: Mapping[str, float]) -> str:
+    """Return the test error of a finished run, or the scores of a transfer; "" for a timing, which has neither."""
+    for name, words in ((TEST_ERROR, "test error"), (LOCALISATION_ERROR, "localisation error")):
+        if name in metrics:
+            return f"{words} {metrics[name]:.2f} %"
+    scores = {name: value for name, value in metrics.items() if is_score(name)}
+    return ", ".join(f"{metric_words({'metric': name})} {value:.2f} %" for name, value in scores.items())

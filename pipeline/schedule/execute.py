@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common.errors import UserError
-from pipeline.declare.derived import TransferSpec
+from pipeline.declare.transfer import TransferSpec, is_transfer_set
 from pipeline.plan.expand import DerivedRun, Run
 from pipeline.plan.task import Task
 from pipeline.track.record import Record
@@ -94,13 +94,19 @@ def task_images(task: Task) -> tuple[Any, Any]:
     data = run.recipe.data
     boxes = task.run.needs_boxes if isinstance(task.run, DerivedRun) else data.boxes
     images, sha256 = load_cached_images(data.name, task.data_root, data.crop is not None, boxes)
-    other = None
+    other: Any = None
     if isinstance(task.run, DerivedRun) and isinstance(task.run.spec, TransferSpec):
         from pipeline.data.manifest import manifest_of
         from pipeline.data.sources import load_images
+        from pipeline.data.transfer_sets.load import load_transfer_set
 
-        other = load_images(task.run.spec.data, task.data_root, sharded=data.crop is not None)
-        sha256 = manifest_of(other).sha256
+        name = task.run.spec.data
+        if is_transfer_set(name):
+            transfer_set = load_transfer_set(name, task.data_root)
+            other, sha256 = transfer_set, transfer_set.sha256
+        else:
+            prepared = load_images(name, task.data_root, sharded=data.crop is not None)
+            other, sha256 = prepared, manifest_of(prepared).sha256
     if sha256 != task.manifest["sha256"]:
         name = (other or images).name
         raise UserError(f"{name}: the images changed since the command began; run the same command again")

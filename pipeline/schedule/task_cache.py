@@ -23,6 +23,7 @@ SOURCE_FILES = (
     "pipeline/declare/*.py",
     "pipeline/plan/*.py",
     "pipeline/data/*.py",
+    "pipeline/data/transfer_sets/*.py",
     "pipeline/train/*.py",
     "pipeline/derive/*.py",
     "pipeline/schedule/*.py",

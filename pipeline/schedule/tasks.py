@@ -11,8 +11,9 @@ from typing import Any, get_type_hints
 from pipeline.common.errors import UserError
 from pipeline.common.paths import data_folder, runs_folder
 from pipeline.common.words import first_line
-from pipeline.declare.derived import RANDOM_PIXELS, ColumnSpec, CompressionSpec, TransferSpec
+from pipeline.declare.derived import RANDOM_PIXELS, ColumnSpec, CompressionSpec
 from pipeline.declare.localisation import LocalisationSpec
+from pipeline.declare.transfer import TransferSpec, is_transfer_set
 from pipeline.plan.expand import DerivedRun, Run
 from pipeline.plan.identity import code_hash, derived_code_hash, identity
 from pipeline.plan.task import Task
@@ -43,6 +44,7 @@ class TaskInputs:
     def __init__(self, cache: TaskCache) -> None:
         self.cache = cache
         self.sets: dict[tuple[str, bool, bool], tuple[Any, dict[str, Any]]] = {}  # images and manifest
+        self.transfers: dict[str, dict[str, Any]] = {}  # manifests of sets for transfers
         self.codes: dict[str, str] = {}  # by name of the network
         self.checked: set[tuple[str, str]] = set()
 
@@ -63,6 +65,18 @@ class TaskInputs:
     def manifest(self, name: str, is_sharded: bool, boxes: bool = False) -> dict[str, Any]:
         """Return the manifest of a data set."""
         return self.images(name, is_sharded, boxes)[1]
+
+    def transfer_manifest(self, name: str) -> dict[str, Any]:
+        """Return the manifest of a set for transfers, whose archives are downloaded if they are missing."""
+        from pipeline.data.manifest import manifest_to_dict
+        from pipeline.data.transfer_sets.load import load_transfer_set
+
+        if name not in self.transfers:
+            manifest = manifest_to_dict(load_transfer_set(name, data_folder()).manifest)
+            key = manifest_key(name, is_sharded=True)  # after a download; the archives do not change
+            self.cache.add_manifest(name, key, manifest, is_sharded=True)
+            self.transfers[name] = manifest
+        return self.transfers[name]
 
     def check(self, run: Run) -> None:
         """Raise UserError if a variant's network and images do not fit."""
@@ -97,6 +111,10 @@ class CachedInputs:
     def manifest(self, name: str, is_sharded: bool, boxes: bool = False) -> dict[str, Any]:
         """Return the manifest of a data set."""
         return self.cache.manifest(name, is_sharded=is_sharded, boxes=boxes)
+
+    def transfer_manifest(self, name: str) -> dict[str, Any]:
+        """Return the manifest of a set for transfers."""
+        return self.manifest(name, True)
 
     def check(self, run: Run) -> None:
         """Do nothing: network and data of a finished run fit."""
@@ -140,9 +158,12 @@ class TaskBuilder:
             return self.of_timing(derived)
         members = [self.of_run(member) for member in derived.members]
         self.inputs.check_derived(derived)
-        data = derived.members[0].recipe.data
-        name = derived.spec.data if isinstance(derived.spec, TransferSpec) else data.name
-        manifest = self.inputs.manifest(name, data.crop is not None, derived.needs_boxes)
+        data, spec = derived.members[0].recipe.data, derived.spec
+        name = spec.data if isinstance(spec, TransferSpec) else data.name
+        if isinstance(spec, TransferSpec) and is_transfer_set(name):
+            manifest = self.inputs.transfer_manifest(name)
+        else:
+            manifest = self.inputs.manifest(name, data.crop is not None, derived.needs_boxes)
         code = derived_code_hash(derived, [member.code for member in members])
         needs = tuple(member.identity for member in members)
         derived_identity = identity(derived, manifest=manifest["sha256"], code=code, members=needs)
@@ -208,29 +229,33 @@ def check_run(run: Run, images: Any) -> None:
 
 
 def check_derived_run(derived: DerivedRun) -> None:
-    """Raise UserError for a column or a layer that the network does not have.
+    """Raise UserError for a column or a layer that a network does not have.
 
     Builds the network on the meta device.
     """
     if isinstance(derived.spec, LocalisationSpec):
         check_localisation(derived, derived.spec)
-    if not isinstance(derived.spec, ColumnSpec | CompressionSpec):
+    if not isinstance(derived.spec, ColumnSpec | CompressionSpec | TransferSpec):
         return
     import torch
 
     from lightning_modules.networks import NETWORKS, build
     from pipeline.derive.column import column_index
+    from pipeline.derive.feature_network import feature_network
     from pipeline.derive.quantise import compressible_layers, layer_settings
 
-    model = derived.members[0].recipe.model
-    known = NETWORKS[model.name]
-    with torch.device("meta"):
-        network = build(model.name, model.args, num_classes=known.classes, in_channels=known.image[0])
     try:
-        if isinstance(derived.spec, ColumnSpec):
-            column_index(network, derived.spec)
-        else:
-            layer_settings(derived.spec, compressible_layers(network))
+        for member in derived.members[:1] if not isinstance(derived.spec, TransferSpec) else derived.members:
+            model = member.recipe.model
+            known = NETWORKS[model.name]
+            with torch.device("meta"):
+                network = build(model.name, model.args, num_classes=known.classes, in_channels=known.image[0])
+            if isinstance(derived.spec, ColumnSpec):
+                column_index(network, derived.spec)
+            elif isinstance(derived.spec, TransferSpec):
+                feature_network(network, derived.spec.layer, known.image)
+            else:
+                layer_settings(derived.spec, compressible_layers(network))
     except ValueError as error:
         raise UserError(f"{derived.experiment}, {derived.variant}: {error}") from None
 

@@ -304,8 +304,9 @@ def test_the_network_of_a_step_has_what_the_step_needs(name, step):
     declared = LOADED[name]
     consumed = list(declared.derived[step].consumes)
     for scale in declared.scales:
-        if not {name for name in consumed if "/" in name} <= set(declared.consumed_elsewhere(scale)):
-            continue  # variants of another experiment that do not run at this scale
+        consumed = list(declared.derived_spec(step, scale).consumes)
+        if not set(consumed) <= {*declared.variants, *declared.consumed_elsewhere(scale)}:
+            continue  # of another experiment, where they do not run at this scale
         for run in plan_runs(declared, scale=scale, variants=consumed):
             if run.variant == step:
                 check_derived_run(run)

@@ -5,6 +5,7 @@ import json
 import math
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,11 +13,14 @@ import torch
 from lightning_modules.networks import NETWORKS, build
 from pipeline.analyse.measure import measure_claim
 from pipeline.common.errors import UserError
+from pipeline.data.manifest import manifest_to_dict
 from pipeline.data.prepare.source_folders import source_from_folders
 from pipeline.data.prepare.stand_in import make_stand_in
+from pipeline.data.prepare.transfer_stand_in import make_transfer_stand_in
 from pipeline.data.prepare.write_shards import prepare_shards
 from pipeline.data.shards import open_shards
 from pipeline.data.store import Store
+from pipeline.data.transfer_sets.load import load_transfer_set
 from pipeline.data.views import protocol_views
 from pipeline.declare.claims import MetricClaim, OpenClaim
 from pipeline.declare.load import experiment_names, load_experiment
@@ -450,6 +454,36 @@ def test_it_trains_one_step(name, variant, shards, tmp_path):
     assert record.metrics[f"test/{first}/top5_error_pct"] == 0.0  # of two classes
     assert math.isfinite(record.metrics["train/loss"])
     shutil.rmtree(tmp_path)  # weights of up to half a gigabyte
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("zfnet/transfer", ("zfnet-caltech101", "zfnet-caltech256", "zfnet-voc2012-val")),
+        ("vgg/transfer", ("vgg-16-caltech101", "vgg-16-caltech256", "vgg-16-voc2007")),
+    ],
+)
+def test_transfers_of_the_stand_in_scale_are_done(name, wanted, shards, tmp_path):
+    """A network of one update, and classifiers on its features of generated images in the published archives."""
+    changes = {"train.steps": 1, "train.batch_size": 2, "data.test": ["1-crop-224-of-256"]}
+    planned = plan_runs(LOADED[name], scale="stand-in", seeds=1, changes=changes)
+    [run] = [run for run in planned if isinstance(run, Run)]
+    transfers = {run.variant: run for run in planned if isinstance(run, DerivedRun)}
+    assert set(transfers) == set(wanted)
+    assert train(task_at(tmp_path / "0", run, shards), shards)
+    for variant, derived in transfers.items():
+        spec = derived.spec.model_copy(update={"view": "1-crop-224-of-256", "scales": "average"})  # for speed
+        derived = replace(derived, spec=spec)
+        data, per_class = spec.data, spec.train_per_class
+        most = max(per_class) if isinstance(per_class, tuple) else per_class or 1
+        make_transfer_stand_in(data.removesuffix("-standin"), tmp_path / data, images=most + 1, side=64)
+        other = load_transfer_set(data, tmp_path)
+        task = task_at(tmp_path / variant, derived, shards, needs=(str(tmp_path / "0"),))
+        record = make_derived(replace(task, manifest=manifest_to_dict(other.manifest)), shards, other)
+        assert record.status == "finished", record.ended
+        assert set(spec.metrics()) <= set(record.metrics)
+    shutil.rmtree(tmp_path)
 
 
 def test_an_ensemble_of_the_stand_in_scale_is_done(shards, tmp_path):

@@ -15,6 +15,7 @@ from pipeline.data.batches import BatchBuilder
 from pipeline.data.images import LabelledImages
 from pipeline.data.manifest import Manifest
 from pipeline.data.normalise import fit_normaliser
+from pipeline.data.transfer_sets.images import TransferSet
 from pipeline.declare.derived import DerivedSpec, EnsembleSpec
 from pipeline.derive.run import make_derived
 from pipeline.plan.expand import DerivedRun, Run
@@ -43,7 +44,11 @@ def make_in(
     """Make the derived run in the folder `path`; its members are in `folders`."""
     images = images or images_of("noise")
     needs = tuple(str(folder.path) for folder in folders)
-    task = task_at(path, derived, other or images, identity="id", needs=needs)
+    if isinstance(other, TransferSet):
+        task = task_at(path, derived, images, identity="id", needs=needs)
+        changed_manifest = changed_manifest or other.manifest
+    else:
+        task = task_at(path, derived, other or images, identity="id", needs=needs)
     if changed_manifest:
         task = replace(task, manifest=manifest.manifest_to_dict(changed_manifest))
     return make_derived(task, images, other, **options)

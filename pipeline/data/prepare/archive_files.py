@@ -1,10 +1,7 @@
 """The ILSVRC-2012 archive files: their names, sizes and MD5 sums, and how to check them."""
 
-import contextlib
-import hashlib
 import json
 import tarfile
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +9,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from pipeline.common.checksums import cached_md5
 from pipeline.data.class_folders import WNIDS_FILE
 from pipeline.data.images import DataError
 from pipeline.data.prepare.source_folders import SPLIT_FOLDERS, visible_entries
@@ -29,10 +27,6 @@ TRAIN_BOXES = "ILSVRC2012_bbox_train_v2.tar.gz"
 VAL_BOXES = "ILSVRC2012_bbox_val_v3.tgz"
 
 STAND_IN_FILE = "STAND-IN.json"
-
-CHECKSUM_CACHE = "archives.json"  # in the cache folder: MD5 sums of files that were read before
-
-HASH_CHUNK = 1 << 23  # bytes read at a time
 
 
 class ExpectedFile(BaseModel):
@@ -161,44 +155,9 @@ def check_size(archives: Archives, name: str) -> None:
 
 def check_md5(archives: Archives, name: str, cache: Path, counter: ByteCounter) -> None:
     """Raise DataError unless an archive has the expected MD5 sum."""
-    found, expected = cached_md5(archives.path(name), cache, counter), archives.expected[name].md5
+    found, expected = cached_md5(archives.path(name), cache, counter.add), archives.expected[name].md5
     if found != expected:
         raise archives.error(name, f"is damaged or a different file: its MD5 is {found}, expected {expected}")
-
-
-def cached_md5(file: Path, cache: Path, counter: ByteCounter) -> str:
-    """Return the MD5 sum of a file, from the cache if path, size and times are unchanged."""
-    stat = file.stat()
-    stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
-    key, cache_file = str(file.resolve()), cache / CHECKSUM_CACHE
-    known = read_checksum_cache(cache_file).get(key)
-    if isinstance(known, list) and known[:-1] == stamp and isinstance(known[-1], str):
-        counter.add(stat.st_size)
-        return known[-1]
-    digest = hashlib.md5(usedforsecurity=False)
-    with file.open("rb") as opened:
-        while chunk := opened.read(HASH_CHUNK):
-            digest.update(chunk)
-            counter.add(len(chunk))
-    temporary = cache_file.with_name(f".{cache_file.name}.{uuid.uuid4().hex}")
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        entries = read_checksum_cache(cache_file) | {key: [*stamp, digest.hexdigest()]}
-        temporary.write_text(json.dumps(entries, indent=1), encoding="utf-8")
-        temporary.replace(cache_file)
-    except OSError:  # a read-only or full disk: the next call only takes longer
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-    return digest.hexdigest()
-
-
-def read_checksum_cache(file: Path) -> dict[str, object]:
-    """Return the cached MD5 sums; an unreadable cache is empty."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def check_regular_file(archives: Archives, where: str, member: tarfile.TarInfo) -> None:

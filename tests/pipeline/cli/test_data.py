@@ -5,6 +5,7 @@ import json
 import pytest
 
 from pipeline.data.shard_manifest import with_checksum
+from pipeline.data.transfer_sets.load import load_transfer_set
 from tests.support.image_sets import write_class_folders
 
 STAND_IN = ("--classes", 3, "--train", 5, "--test", 3)
@@ -33,6 +34,17 @@ def test_stand_in_prints_the_next_command(command, tmp_path):
     assert (code, err) == (0, "")
     assert f"repro data prepare {tmp_path / 'si'} --out data/imagenet-standin" in out
     assert (tmp_path / "si" / "ILSVRC2012_img_train.tar").is_file()
+
+
+def test_stand_in_of_a_set_for_transfers_can_be_read(command, tmp_path):
+    name = "voc2012-standin"
+    code, out, err = command("data", "stand-in", "voc2012", "--out", tmp_path / name, "--train", 2)
+    assert (code, err, out) == (0, "", f"archives {tmp_path / name}\n")
+    assert load_transfer_set(name, tmp_path).manifest.train == 2 * 10 * 2  # images of ten classes in two parts
+    code, out, _ = command("data", "stand-in", "voc2012", "--out", tmp_path / "other", "--train", 2)
+    assert "Runs look for this set in a folder named voc2012-standin, in data/." in out
+    code, _, err = command("data", "stand-in", "voc2012", "--out", tmp_path / "other")
+    assert (code, "is not an empty folder" in err) == (2, True)
 
 
 def test_prepare_prints_splits_classes_and_the_target(command, archives, tmp_path):

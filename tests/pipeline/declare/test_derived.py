@@ -42,7 +42,8 @@ ERRORS = {
     "protocols": ("plain-32: 1}", "plain-32: 1}, test: [dense-of-256]", "derived.three (at paper scale): test protocols need runs whose data has a 'crop'"),
     "protocol": ("kind: compression, of: resnet-20, density: 0.5, conv_bits: 8, fc_bits: 5", "kind: protocol, of: resnet-20, test: [dense-of-256]", "derived.small (at paper scale): test protocols need runs whose data has a 'crop'"),
     "no such protocol": ("kind: compression, of: resnet-20, density: 0.5, conv_bits: 8, fc_bits: 5", "kind: protocol, of: resnet-20, test: [dense]", "derived.small.test.0: unknown test protocol 'dense'; examples: 1-crop-224-of-256, 10-crop-224-of-256, 144-crop-224-of-256-288-320-352, dense-of-256-384-512"),
-    "many views": ("c: 1.0", "c: 1.0, view: 10-crop-224-of-256", "derived.else: 'view' should be a single crop, such as 1-crop-224-of-256, not 10-crop-224-of-256"),
+    "a set of many sizes": ("data: cifar100, c: 1.0", "data: voc2007, c: 1.0, view: dense-of-256", "derived.else (at paper scale): voc2007 has images of many sizes, so it needs runs whose data has a 'crop'"),
+    "values of C": ("c: 1.0", "c: [0.1, 1.0]", "derived.else: several values of 'c' need 'validation', the training images on which one is chosen"),
     "too few seeds": ("plain-20: 2", "plain-20: 6", "derived.three: 6 networks of plain-20 need 6 seeds, but there are 5 at paper scale; add seeds in variants.plain-20.seeds, or use fewer networks in scales.paper.derived.three"),
 }  # fmt: skip
 

@@ -163,7 +163,7 @@ def test_median_of_runs_is_judged_by_the_mean_of_seeds():
     [(10, 0.2, "reproduced"), (9, 0.5, "better than claimed"), (11, 0.5, "not reproduced")],
 )
 def test_a_higher_ratio_is_better(claimed, margin, outcome):
-    verdict = judge_metric(seeds(*NARROW), claimed=claimed, margin=margin, is_ratio=True)
+    verdict = judge_metric(seeds(*NARROW), claimed=claimed, margin=margin, measure="ratio")
     assert verdict.outcome == outcome
     measured = "The mean ratio of 3 seeds is 10 (90 % interval 9.831 to 10.17)"
     assert verdict.sentence.startswith(f"{measured}. Claimed is {claimed} ± {margin}: the interval is ")
@@ -357,3 +357,16 @@ def test_estimate_interval_p_value_and_outcome_agree(values, claimed, margin, st
     assert low <= verdict.measured <= high
     if verdict.p_value is not None and abs(verdict.p_value - 0.05) > 1e-9:
         assert (verdict.outcome is Outcome.REPRODUCED) == (verdict.p_value < 0.05)
+
+
+@pytest.mark.parametrize(
+    ("claimed", "outcome"),
+    [(84.0, Outcome.BETTER), (88.0, Outcome.REPRODUCED), (92.0, Outcome.NOT_REPRODUCED)],
+)
+def test_a_higher_score_is_better(claimed, outcome):
+    verdict = judge_metric(seeds(87.9, 88.0, 88.1), claimed=claimed, margin=1.0, measure="score")
+    assert verdict.outcome is outcome
+    assert verdict.sentence.startswith("The mean score of 3 seeds is 88 % (")
+    swapped = {Outcome.BETTER: Outcome.NOT_REPRODUCED, Outcome.NOT_REPRODUCED: Outcome.BETTER}
+    as_error = judge_metric(seeds(87.9, 88.0, 88.1), claimed=claimed, margin=1.0)
+    assert as_error.outcome is swapped.get(outcome, outcome)

@@ -15,11 +15,11 @@ from pipeline.declare.derived import (
     EnsembleSpec,
     ProtocolSpec,
     Retraining,
-    TransferSpec,
 )
 from pipeline.declare.experiment import Experiment
 from pipeline.declare.load import experiment_names, load_experiment
 from pipeline.declare.recipe import Crop, LrDrops, Train
+from pipeline.declare.transfer import TransferSpec
 from pipeline.plan.expand import plan_runs
 from pipeline.report.describe import (
     crop_text,
@@ -270,6 +270,40 @@ def test_work_has_the_duration_of_tracked_runs(experiment: Experiment, seed_reco
         (
             TransferSpec(kind="transfer", of="a", data="b", c=0.5),
             "features of a on b, softmax classifier with C 0.5",
+        ),
+        (
+            TransferSpec(
+                kind="transfer",
+                of=["a", "b"],
+                data="caltech101",
+                layer="fc7",
+                view="dense-of-256-384",
+                scales="stack",
+                normalise="l2",
+                classifier="svm",
+                c=[10.0, 1.0],
+                validation=0.2,
+                splits=3,
+                train_per_class=[15, 30],
+                test_per_class=50,
+            ),
+            "features of a and b (fc7) on caltech101 by view dense-of-256-384, scales side by side, L2-normalised,"
+            " linear SVMs with C chosen from 1, 10, on 20 % of the training images, 3 random splits with 15 or 30"
+            " training images per class, at most 50 for testing",
+        ),
+        (
+            TransferSpec(
+                kind="transfer",
+                of="a",
+                data="voc2007",
+                view="1-crop-224-of-256",
+                normalise="none",
+                c=[0.1, 1.0],
+                train_parts=["train", "val"],
+                validation="val",
+            ),
+            "features of a on voc2007 by view 1-crop-224-of-256, not normalised, softmax classifier with C chosen"
+            " from 0.1, 1, on the part val, trained on train and val, tested on test",
         ),
     ],
 )

@@ -245,3 +245,15 @@ def test_networks_that_predict_boxes_have_no_row(tmp_path, record):
         replace(boxes, variant="localised", declaration=derived.declaration),
     ]
     assert [row.variant for row in build_leaderboard([declared], records)] == ["classes"]
+
+
+def test_a_transfer_that_measures_only_a_score_has_no_row(declare, seed_records):
+    transfer = "derived:\n  else: {kind: transfer, of: plain-20, data: cifar100, c: 1.0}\nscales:\n"
+    declared = declare("scales:\n", transfer)
+    alone = seed_records(declared, "plain-20", PLAIN)
+    [derived, *_] = [run for run in plan_runs(declared, scale="paper") if run.variant == "else"]
+    metrics = {"test/15-per-class/mean_class_recall_pct": 70.0, "test/15-per-class/images": 10.0}
+    scored = replace(alone[0], variant="else", declaration=derived.declaration, metrics=metrics)
+    assert {row.variant for row in build_leaderboard([declared], [*alone, scored])} == {"plain-20"}
+    diverged = replace(scored, status="not converged", metrics={})
+    assert {row.variant for row in build_leaderboard([declared], [*alone, diverged])} == {"plain-20", "else"}

@@ -180,3 +180,12 @@ def test_plan_shows_derived_runs(with_ensemble):
         "two seed 0       to do after its runs: average of 2 plain-20",
         "2 runs and 1 derived run, 0 finished, 3 to do",
     ]
+
+
+def test_result_of_a_transfer_without_a_top_1_error_is_its_scores():
+    scores = {"test/15-per-class/mean_class_recall_pct": 83.8, "test/15-per-class/images": 10.0, "features": 64.0}
+    assert progress.result_text(scores) == "test mean class recall (15 training images per class) 83.80 %"
+    assert progress.result_text({"test/mean_ap_pct": 89.3}) == "test mean average precision 89.30 %"
+    assert (
+        progress.result_text({"test/top1_error_pct": 9.5, "test/mean_class_recall_pct": 90}) == "test error 9.50 %"
+    )

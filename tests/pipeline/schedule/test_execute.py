@@ -7,7 +7,7 @@ import pytest
 from filelock import FileLock
 
 from pipeline.common.errors import UserError
-from pipeline.declare.derived import TransferSpec
+from pipeline.declare.transfer import TransferSpec
 from pipeline.schedule import execute, local
 from pipeline.schedule.execute import execute_task
 from pipeline.track.run_folder import RunFolder

@@ -1,5 +1,6 @@
 """Test making tasks: identities, needs and data of runs and derived runs."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -7,9 +8,11 @@ import pytest
 from pipeline.common.errors import UserError
 from pipeline.common.paths import runs_folder
 from pipeline.data import sources
-from pipeline.declare.derived import ColumnSpec, CompressionSpec, EnsembleSpec, TransferSpec
+from pipeline.data.prepare.transfer_stand_in import make_transfer_stand_in
+from pipeline.declare.derived import ColumnSpec, CompressionSpec, EnsembleSpec
 from pipeline.declare.load import load_experiment
 from pipeline.declare.recipe import Model
+from pipeline.declare.transfer import TransferSpec
 from pipeline.plan.expand import DerivedRun, plan_runs
 from pipeline.schedule.task_cache import TaskCache
 from pipeline.schedule.tasks import finished_tasks, make_tasks
@@ -67,6 +70,39 @@ def test_manifest_of_a_transfer_is_that_of_the_other_set():
     derived = derived_run(TransferSpec(kind="transfer", of="resnet-20", data="digits", c=1.0), (RUNS[0],))
     [task] = make_tasks([derived])
     assert task.manifest["name"] == "digits"
+
+
+def voc_transfer(**changes):
+    """Return a transfer of ResNet-20 to VOC-2007's stand-in; its recipe is not one for images of many sizes."""
+    spec = {"kind": "transfer", "of": "resnet-20", "data": "voc2007-standin", "c": 1.0, "view": "1-crop-32-of-40"}
+    return derived_run(TransferSpec.model_validate(spec | changes), (RUNS[0],))
+
+
+def test_manifest_of_a_transfer_to_a_published_set_is_that_of_its_archives(tmp_path):
+    folder = tmp_path / "home" / "data" / "voc2007-standin"
+    folder.parent.mkdir(parents=True)
+    with pytest.raises(UserError, match="make the set with: repro data stand-in voc2007"):
+        make_tasks([voc_transfer()])
+    make_transfer_stand_in("voc2007", folder, images=2, side=32)
+    cache = TaskCache()
+    [task] = make_tasks([voc_transfer()], cache)
+    assert (task.manifest["name"], task.manifest["train"], task.manifest["test"]) == ("voc2007-standin", 40, 20)
+    assert cache.manifest("voc2007-standin", is_sharded=True) == task.manifest
+    make_transfer_stand_in("voc2007", folder.with_name("other"), images=2, side=32, seed=1)
+    shutil.copy(folder.with_name("other") / "VOCtest_06-Nov-2007.tar", folder)
+    with pytest.raises(KeyError):
+        cache.manifest("voc2007-standin", is_sharded=True)
+    [changed] = make_tasks([voc_transfer()])
+    assert changed.identity != task.identity
+
+
+def test_layer_of_a_transfer_that_the_network_does_not_have_is_a_user_error(tmp_path):
+    folder = tmp_path / "home" / "data" / "voc2007-standin"
+    folder.parent.mkdir(parents=True)
+    make_transfer_stand_in("voc2007", folder, images=2, side=32)
+    with pytest.raises(UserError, match="ResNetCifar has no layer 'map9'; did you mean 'map8'"):
+        make_tasks([voc_transfer(layer="map9")])
+    assert make_tasks([voc_transfer(layer="map8")])
 
 
 def test_column_that_the_network_does_not_have_is_a_user_error_before_any_worker_starts():

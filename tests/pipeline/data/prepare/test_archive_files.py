@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+from pipeline.common import checksums
 from pipeline.data.images import DataError
 from pipeline.data.prepare import (
     archive_files,
@@ -120,7 +121,7 @@ def test_checksums_are_cached(archives, monkeypatch):
     def never(*args, **kwargs):
         raise AssertionError("hashed")
 
-    monkeypatch.setattr(archive_files.hashlib, "md5", never)
+    monkeypatch.setattr(checksums.hashlib, "md5", never)
     again = list_archives(archives)
     for split in ("train", "test"):
         assert list(again.splits[split]) == list(found.splits[split])
@@ -142,7 +143,7 @@ def test_a_changed_file_with_the_same_size_and_date_is_hashed_again(archives):
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"x": 1}', "\x00"])
 def test_a_damaged_cache_is_written_again(archives, content):
     found = list(list_archives(archives).splits["train"])
-    cache_file = archives.parent / "cache" / archive_files.CHECKSUM_CACHE
+    cache_file = archives.parent / "cache" / checksums.CHECKSUM_CACHE
     entries = json.loads(cache_file.read_text())
     cache_file.write_text(content)
     assert list(list_archives(archives).splits["train"]) == found
