@@ -85,10 +85,8 @@ def print_ranked(rows: "list[LeaderboardRow]", by: "Error") -> None:
         own["paper top-1 %"] = "" if paper is None else f"{paper:g}"
         cells.append({column: own[column] for column in HEADS})
     cells = without_empty_columns(cells)
-    compared = "difference" in cells[0]
-    left_out = (
-        () if out.width >= WIDE else (*ONLY_WIDE, *(("training error %", "test-set noise") if compared else ()))
-    )
+    crowded = ("training error %", "test-set noise") if {"difference", "experiment"} & set(cells[0]) else ()
+    left_out = () if out.width >= WIDE else (*ONLY_WIDE, *crowded)
     images = ", ".join(sorted({f"{row.images:,}" for row in rows if row.images}))
     shown = f", {protocol}" if protocol else ""
     where = f"at {scale} scale on {data}" if len(experiments) == 1 else f"{data} at {scale} scale"

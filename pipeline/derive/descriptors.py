@@ -28,7 +28,7 @@ from pipeline.train.evaluate import (
 )
 from pipeline.train.inputs import ReadOptions
 
-BLOCK = 256  # images whose descriptors are kept in one file while others are computed
+BLOCK_IMAGES = 256  # images whose descriptors are kept in one file while others are computed
 
 
 def image_descriptors(
@@ -51,8 +51,8 @@ def image_descriptors(
     scales = []
     for number, scale in enumerate(single_scales(view)):
         blocks = []
-        for first in range(0, len(samples), BLOCK):
-            images = range(first, min(first + BLOCK, len(samples)))
+        for first in range(0, len(samples), BLOCK_IMAGES):
+            images = range(first, min(first + BLOCK_IMAGES, len(samples)))
             file = folder / f"{name}-{number}-{first:08d}.safetensors"
             kept = read_block(file, len(images))
             if kept is None:

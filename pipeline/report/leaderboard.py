@@ -44,6 +44,7 @@ class LeaderboardRow:
     seconds: float | None  # of training with evaluations, median over the seeds
     hardware: str
     departs: str  # changes by --set
+    runs: tuple[str, ...]  # identities
     verdict: str = ""  # of the claim about the paper's top-1 error; "" if there is none
     parameters: int | None = None  # of one network; None for a derived run
     multiply_adds: int | None = None  # of one image in the paper's size
@@ -83,10 +84,17 @@ def build_leaderboard(experiments: Iterable[Experiment], records: Sequence[Recor
 
 
 def ranked(rows: Iterable[LeaderboardRow], by: Error = "top1") -> list[list[LeaderboardRow]]:
-    """Return the rows of all experiments by data set, test protocol and scale, the lowest error first in each."""
+    """Return the rows of all experiments by data set, test protocol and scale, the lowest error first in each.
+
+    Experiments that declare the same recipe share its runs. Of their rows, the first with a number of the paper is
+    kept, or else the first.
+    """
     groups: dict[tuple[str, str, str], list[LeaderboardRow]] = {}
-    for row in rows:
-        groups.setdefault(row.group, []).append(row)
+    seen: set[tuple[tuple[str, str, str], tuple[str, ...]]] = set()
+    for row in sorted(rows, key=lambda row: row.paper is None):
+        if (row.group, row.runs) not in seen:
+            seen.add((row.group, row.runs))
+            groups.setdefault(row.group, []).append(row)
 
     def order(group: tuple[str, str, str]) -> tuple[bool, str, str, str]:
         data, protocol, scale = group
@@ -180,6 +188,7 @@ def make_row(
         seconds=median(record.seconds for record in finished) if finished else None,
         hardware=", ".join(dict.fromkeys(record.hardware for record in records)),
         departs=departs,
+        runs=tuple(record.identity for record in records),
     )
 
 

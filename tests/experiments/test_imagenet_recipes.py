@@ -152,8 +152,8 @@ def test_the_stand_in_does_not_judge_what_a_compression_loses(name):
 def printed_error(declared, side, metric):
     """The error that the paper prints for a variant, or None. A short name means the first protocol."""
     names = {metric}
-    if metric.count("/") == 1:
-        names.add(metric.replace("/", f"/{declared.protocols(side, 'paper')[0]}/"))
+    if metric.count("/") == 1 and (protocols := declared.protocols(side, "paper")):
+        names.add(metric.replace("/", f"/{protocols[0]}/"))
     claims = [claim for claim in declared.claims if isinstance(claim, MetricClaim) and claim.of == side]
     return next((claim.claimed for claim in claims if claim.metric in names), None)
 

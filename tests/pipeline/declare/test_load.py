@@ -36,7 +36,7 @@ ERRORS = {  # replaced text, new text, message
     "no paper scale": ("  paper: {why", "  papr: {why", "scales: the scale 'paper' (the recipe as published) is required"),
     "drop after a scale's end": ("at: [200]", "at: [400]", "scales.laptop.train: the drop at step 400 must be before step 400, the end of training"),
     "unknown variant of a ratio": ("of: plain-20, metric: model", "of: plain-20, over: plain, metric: model", "claims.size.over: unknown variant 'plain'; did you mean 'plain-32'?"),
-    "scales without a recipe": ("train:\n  steps: 64000\n  batch_size: 128\n  lr: 0.1\n  lr_drops: {at: [32000, 48000], factor: 0.1}\n  optimizer: {name: sgd, momentum: 0.9, weight_decay: 1e-4}\n", "", "train: this key is required if there are scales"),
+    "scales without a recipe": ("train:\n  steps: 64000\n  batch_size: 128\n  lr: 0.1\n  lr_drops: {at: [32000, 48000], factor: 0.1}\n  optimizer: {name: sgd, momentum: 0.9, weight_decay: 1e-4}\n", "", "train: this key is required if there are scales, except for timings alone"),
     "claim twice": ("id: stuck", "id: error", "claims: the id 'error' is used twice"),
     "scale's seed twice": ("seeds: [0, 1, 2]\n", "seeds: [0, 0]\n", "scales.smoke.seeds: 0 is listed twice"),
     "no variants of a scale": ("[plain-20, resnet-20]", "[]", "scales.smoke.variants: should not be empty"),

@@ -98,7 +98,7 @@ def test_unit_length_divides_by_the_l2_norm():
 
 
 def test_finished_blocks_are_not_computed_again_and_give_the_same_bits(samples, member, tmp_path, monkeypatch):
-    monkeypatch.setattr(descriptors, "BLOCK", 3)
+    monkeypatch.setattr(descriptors, "BLOCK_IMAGES", 3)
     view = parse_protocol("1-crop-28-of-32")
     arguments = {"name": "x", "device": CPU}
     whole = image_descriptors(member, samples, view, folder=tmp_path / "whole", options=ReadOptions(), **arguments)

@@ -134,13 +134,23 @@ def test_rows_of_all_experiments_are_ranked_by_data_protocol_and_scale(experimen
             *seed_records(experiment, "resnet-20", [40.0], scale="laptop"),
         ],
     )
-    other = [replace(row, experiment="other/x", top1=9.3, top5=0.1) for row in rows if row.variant == "plain-20"]
+    other = [
+        replace(row, experiment="other/x", runs=("x",), top1=9.3, top5=0.1)
+        for row in rows
+        if row.variant == "plain-20"
+    ]
     groups = ranked([*rows, *other])
     assert [[(row.experiment, row.variant) for row in group] for group in groups] == [
         [("toy/depth", "plain-32"), ("other/x", "plain-20"), ("toy/depth", "plain-20")],
         [("toy/depth", "resnet-20")],
     ]
     assert ranked([*rows, *other], "top5")[0][0].experiment == "other/x"
+
+
+def test_experiments_that_share_runs_have_one_row_of_all_with_the_papers_number(experiment, seed_records):
+    (row,) = build_leaderboard([experiment], seed_records(experiment, "plain-20", [9.6]))
+    unpublished = replace(row, experiment="another/x", paper=None)
+    assert ranked([unpublished, row]) == ranked([row, unpublished]) == [[row]]
 
 
 def test_rows_get_the_verdict_of_the_papers_error(experiment, seed_records):
