@@ -154,11 +154,11 @@ class Experiment(FrozenModel):
     def material(self, key: Literal["choices", "departures"], names: Collection[str]) -> list[Deviation]:
         """Return the material choices or departures that concern these variants or derived runs.
 
-        Those of a variant of another experiment are declared there. One that names no variants concerns all of its
-        experiment, derived runs included.
+        Those of a variant or derived run of another experiment are declared there. One that names no variants
+        concerns all of its experiment, derived runs included.
         """
         variants = {variant for name in names for variant in self.consumed(name)}
-        items: dict[str, set[str]] = {self.name: set()}  # experiment -> its variants
+        items = {self.name: set[str]()} | {owner.name: set[str]() for owner, _ in map(self.owner, sorted(names))}
         for owner, variant in map(self.owner, sorted(variants)):
             items.setdefault(owner.name, set()).add(variant)
         found: list[Deviation] = []

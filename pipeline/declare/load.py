@@ -113,11 +113,11 @@ def read_claimed(experiment: Experiment, folder: Path) -> dict[str, Experiment]:
 
     They are not checked, as their claims may name this one. Raises DeclarationError for a name of no experiment.
     """
-    found: dict[str, Experiment] = {}
+    named: dict[str, Experiment] = {}
     for claim in experiment.claims:
         for key in CLAIM_NAMES:
             other = split_reference(getattr(claim, key, None) or "")[0]
-            if other is None or other in found or other == experiment.name:
+            if other is None or other in named or other == experiment.name:
                 continue
             known = experiment_names(folder)
             if other not in known:
@@ -125,10 +125,13 @@ def read_claimed(experiment: Experiment, folder: Path) -> dict[str, Experiment]:
                 raise DeclarationError(
                     f"{experiment.file}: claims.{claim.id}.{key}: no experiment {other!r}{near}"
                 )
-            declared = read_experiment(other, folder)
-            consumed = read_others(declared, folder)
-            found |= consumed | {other: declared.with_others(consumed)}
-    return found
+            named[other] = read_experiment(other, folder)
+    consumed: dict[str, Experiment] = {}
+    for name, declared in named.items():
+        others = read_others(declared, folder)
+        named[name] = declared.with_others(others)
+        consumed |= others
+    return consumed | named  # an experiment may be both; its own derived runs are known in `named` only
 
 
 def load_all() -> list[Experiment]:
