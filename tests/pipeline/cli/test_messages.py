@@ -678,6 +678,9 @@ def test_published_weights_are_a_labelled_row_of_the_leaderboard(command, known,
     assert kept["top1"] == 23.85
     _, out, _ = command("leaderboard", RESNET)
     assert "published weights" not in out
+    known(*row("resnet-20", AGREES))
+    code, out, _ = command("leaderboard", "--data", "val")
+    assert (code, out.count("test images"), out.count("published weights on val")) == (0, 0, 1)
 
 
 @pytest.mark.usefixtures("few_experiments")
