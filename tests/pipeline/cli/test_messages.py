@@ -313,6 +313,8 @@ def test_a_network_that_did_not_converge_is_in_the_leaderboard(command, known):
 
 def test_an_empty_leaderboard_prints_how_to_fill_it(command, known):
     assert command("leaderboard")[1] == "No finished runs. Start some: repro run EXPERIMENT --scale laptop\n"
+    assert command("leaderboard", "--json")[1] == "[]\n"
+    assert command("leaderboard", "--csv")[1] == command("leaderboard", "--markdown")[1] == ""
 
 
 def test_leaderboard_says_where_the_paper_s_data_differ(command, known):
