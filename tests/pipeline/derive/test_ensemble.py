@@ -15,7 +15,7 @@ from pipeline.declare.load import load_experiment
 from pipeline.declare.protocol import parse_protocol
 from pipeline.derive.context import load_network
 from pipeline.plan.expand import plan_runs
-from pipeline.report.describe import derived_text
+from pipeline.report.derived_text import derived_text
 from pipeline.track.run_folder import RunFolder
 from pipeline.train.evaluate import AveragedNetworks, EnsembleMember, evaluate_samples
 from pipeline.train.inputs import ReadOptions
