@@ -39,7 +39,7 @@ def leaderboard(
     records = cli_cluster.collect_with_warnings().records
     rows = build_leaderboard(declared, records)
     published = [] if paper or scale else load_results()
-    check_filters(data, scale, {row.data for row in [*rows, *published]}, declared)
+    check_filters(data, scale, {row.data for row in rows} | {row.data for row in published}, declared)
     rows = [row for row in rows if data in (None, row.data) and scale in (None, row.scale)]
     with_runs = {row.experiment for row in rows}
     shown = [experiment for experiment in declared if experiment.name in with_runs]

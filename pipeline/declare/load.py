@@ -22,6 +22,7 @@ from pipeline.declare.claims import (
 from pipeline.declare.derived import COMPRESSION_METRICS, COMPRESSION_RATIOS, TimingSpec
 from pipeline.declare.derived_checks import check_derived
 from pipeline.declare.experiment import DeclarationError, Experiment
+from pipeline.declare.metrics import metric_names
 from pipeline.declare.printed import PRINTED_FILE, PrintedFile, load_printed
 from pipeline.declare.recipe import COST_METRICS, PAPER_SCALE
 from pipeline.declare.references import split_reference
@@ -273,7 +274,7 @@ def check_metrics(experiment: Experiment, claim: Claim) -> None:
             raise DeclarationError(
                 f"{place.rpartition('.')[0]}.statistic: {metric} is not an error; only 'mean' is possible"
             )
-        known = declared.measured(name, named=isinstance(claim, MetricClaim | BoundClaim))
+        known = metric_names(declared, name, named=isinstance(claim, MetricClaim | BoundClaim))
         if metric not in known:
             raise DeclarationError(f"{place}: unknown metric {metric!r} of {full_name}; known: {', '.join(known)}")
 
