@@ -38,7 +38,8 @@ def leaderboard(
     declared = experiments_of(paper)
     records = cli_cluster.collect_with_warnings().records
     rows = build_leaderboard(declared, records)
-    check_filters(data, scale, {row.data for row in rows}, declared)
+    published = [] if paper or scale else load_results()
+    check_filters(data, scale, {row.data for row in rows} | {row.data for row in published}, declared)
     rows = [row for row in rows if data in (None, row.data) and scale in (None, row.scale)]
     with_runs = {row.experiment for row in rows}
     shown = [experiment for experiment in declared if experiment.name in with_runs]
@@ -47,7 +48,7 @@ def leaderboard(
         for one in shown
     ]
     rows = with_sizes(with_verdicts(rows, judge_experiments(errors, records)), shown, measure_claim)
-    imported = [] if paper or scale else [row for row in load_results() if data in (None, row.data)]
+    imported = [row for row in published if data in (None, row.data)]
     groups = ranked(rows, by)
     if shape is not TableFormat.TEXT:
         own = [{"kind": "trained here"} | row.to_dict() for group in groups for row in group]

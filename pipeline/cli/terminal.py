@@ -83,9 +83,14 @@ def table_format(as_json: bool, as_csv: bool, as_markdown: bool) -> TableFormat:
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]], shape: TableFormat) -> None:
-    """Print rows of plain values as JSON, CSV or a Markdown table. Columns are the keys of all rows, in order."""
+    """Print rows of plain values as JSON, CSV or a Markdown table. Columns are the keys of all rows, in order.
+
+    Without rows there are no columns: CSV and Markdown are empty.
+    """
     if shape is TableFormat.JSON:
         print_json(list(rows))
+        return
+    if not rows:
         return
     columns = list(dict.fromkeys(key for row in rows for key in row))
     cells = [["" if row.get(key) is None else plain_cell(row[key]) for key in columns] for row in rows]

@@ -13,6 +13,11 @@ def check_derived(experiment: Experiment) -> None:
             raise DeclarationError(
                 f"{file}: derived.{name}: a variant has the same name; give the derived run another"
             )
+        if isinstance(spec, TimingSpec) and not (experiment.measures and experiment.train is None):
+            raise DeclarationError(
+                f"{file}: derived.{name}: a timing measures untrained networks; declare it in an experiment of its"
+                " own, without 'train' and without other derived runs"
+            )
         for variant in spec.consumes:
             check_member(experiment, f"{file}: derived.{name}", variant)
     if experiment.derived and not experiment.scales:

@@ -10,20 +10,15 @@ from pipeline.common.errors import UserError
 from pipeline.declare.claims import Choice, Claim, Departure, Deviation, NotClaimed, Paper, Printed
 from pipeline.declare.derived import (
     BY_MEMBER,
-    COMPRESSION_METRICS,
-    ERROR_METRICS,
     RANDOM_PIXELS,
-    ColumnSpec,
     CompressionSpec,
     DerivedSpec,
-    EnsembleSizesSpec,
     EnsembleSpec,
     TimingSpec,
 )
-from pipeline.declare.localisation import BOX_METRICS, LOCALISATION_METRICS, LocalisationSpec
+from pipeline.declare.localisation import LocalisationSpec
 from pipeline.declare.overrides import describe_changes, merge_layers, set_dotted
 from pipeline.declare.recipe import (
-    PAPER_SCALE,
     REDUCED_PRECISION,
     REDUCED_PRECISION_SCALE,
     Data,
@@ -37,10 +32,6 @@ from pipeline.declare.recipe import (
 from pipeline.declare.references import beside
 from pipeline.declare.transfer import TransferSpec
 from pipeline.declare.validation import explain_validation_error, validation_message
-
-TRAIN_METRICS = ("top1_error_pct", "top5_error_pct", "loss")
-
-BOX_TRAIN_METRICS = ("localisation_error_pct", "loss")
 
 
 class DeclarationError(UserError):
@@ -154,11 +145,11 @@ class Experiment(FrozenModel):
     def material(self, key: Literal["choices", "departures"], names: Collection[str]) -> list[Deviation]:
         """Return the material choices or departures that concern these variants or derived runs.
 
-        Those of a variant of another experiment are declared there. One that names no variants concerns all of its
-        experiment, derived runs included.
+        Those of a variant or derived run of another experiment are declared there. One that names no variants
+        concerns all of its experiment, derived runs included.
         """
         variants = {variant for name in names for variant in self.consumed(name)}
-        items: dict[str, set[str]] = {self.name: set()}  # experiment -> its variants
+        items = {self.name: set[str]()} | {owner.name: set[str]() for owner, _ in map(self.owner, sorted(names))}
         for owner, variant in map(self.owner, sorted(variants)):
             items.setdefault(owner.name, set()).add(variant)
         found: list[Deviation] = []
@@ -233,48 +224,6 @@ class Experiment(FrozenModel):
             return ()
         own = () if isinstance(spec, CompressionSpec) else spec.test
         return own or self.recipe(next(iter(spec.consumes)), scale, changes).data.test
-
-    def measured(self, name: str, *, named: bool) -> list[str]:
-        """Return the names of the metrics that a variant or derived run has at paper scale, without COST_METRICS.
-
-        With test protocols, each error is measured by each protocol: "test/dense-of-256/top1_error_pct". Unless
-        `named`, the list also has the first protocol's errors under their short names: "test/top1_error_pct".
-        """
-        spec = self.derived.get(name)
-        if isinstance(spec, LocalisationSpec):
-            return list(LOCALISATION_METRICS)
-        if isinstance(spec, TimingSpec):
-            return spec.metrics()
-        recipe = self.recipe(name if spec is None else next(iter(spec.consumes)), PAPER_SCALE)
-        data = recipe.data
-        protocols = [f"/{protocol}" for protocol in self.protocols(name, PAPER_SCALE)] if data.crop else []
-        protocols += [] if named and protocols else [""]
-        more: tuple[str, ...] = ()
-        measured = BOX_METRICS if data.boxes else ERROR_METRICS
-        if spec is None:
-            parts = ["test", "val"] if data.holds_out else ["test"]
-            in_training = BOX_TRAIN_METRICS if data.boxes else TRAIN_METRICS
-            more = (*(f"train/{error}" for error in in_training), *recipe.train.measurements)
-            if not data.crop:
-                more += ("test/response_std", *(f"trainset/{error}" for error in ERROR_METRICS))
-            if recipe.train.average:
-                averaged = [f"average/{part}{by}/{e}" for part in parts for by in protocols for e in measured]
-                more += tuple(averaged)
-        elif isinstance(spec, TransferSpec):
-            at_paper = self.derived_spec(name, PAPER_SCALE)
-            assert isinstance(at_paper, TransferSpec)
-            return at_paper.metrics()
-        elif isinstance(spec, CompressionSpec):
-            parts, more = ["test", "original", "pruned", "shared"], COMPRESSION_METRICS
-        else:
-            parts = ["test"]
-            at_paper = self.derived_spec(name, PAPER_SCALE)
-            if isinstance(at_paper, EnsembleSizesSpec):
-                more = tuple(at_paper.metrics(protocols))
-            elif isinstance(at_paper, ColumnSpec) and not data.crop:
-                more = tuple(f"trainset/{error}" for error in ERROR_METRICS)
-        errors = [f"{part}{by}/{error}" for part in parts for by in protocols for error in measured]
-        return [*errors, *more]
 
     def predicts_boxes(self, name: str) -> bool:
         """Return True for a variant or derived run with localisation errors in place of class errors."""

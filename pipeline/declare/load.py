@@ -22,6 +22,7 @@ from pipeline.declare.claims import (
 from pipeline.declare.derived import COMPRESSION_METRICS, COMPRESSION_RATIOS, TimingSpec
 from pipeline.declare.derived_checks import check_derived
 from pipeline.declare.experiment import DeclarationError, Experiment
+from pipeline.declare.metrics import metric_names
 from pipeline.declare.printed import PRINTED_FILE, PrintedFile, load_printed
 from pipeline.declare.recipe import COST_METRICS, PAPER_SCALE
 from pipeline.declare.references import split_reference
@@ -113,11 +114,11 @@ def read_claimed(experiment: Experiment, folder: Path) -> dict[str, Experiment]:
 
     They are not checked, as their claims may name this one. Raises DeclarationError for a name of no experiment.
     """
-    found: dict[str, Experiment] = {}
+    named: dict[str, Experiment] = {}
     for claim in experiment.claims:
         for key in CLAIM_NAMES:
             other = split_reference(getattr(claim, key, None) or "")[0]
-            if other is None or other in found or other == experiment.name:
+            if other is None or other in named or other == experiment.name:
                 continue
             known = experiment_names(folder)
             if other not in known:
@@ -125,10 +126,13 @@ def read_claimed(experiment: Experiment, folder: Path) -> dict[str, Experiment]:
                 raise DeclarationError(
                     f"{experiment.file}: claims.{claim.id}.{key}: no experiment {other!r}{near}"
                 )
-            declared = read_experiment(other, folder)
-            consumed = read_others(declared, folder)
-            found |= consumed | {other: declared.with_others(consumed)}
-    return found
+            named[other] = read_experiment(other, folder)
+    consumed: dict[str, Experiment] = {}
+    for name, declared in named.items():
+        others = read_others(declared, folder)
+        named[name] = declared.with_others(others)
+        consumed |= others
+    return consumed | named  # an experiment may be both; its own derived runs are known in `named` only
 
 
 def load_all() -> list[Experiment]:
@@ -270,7 +274,7 @@ def check_metrics(experiment: Experiment, claim: Claim) -> None:
             raise DeclarationError(
                 f"{place.rpartition('.')[0]}.statistic: {metric} is not an error; only 'mean' is possible"
             )
-        known = declared.measured(name, named=isinstance(claim, MetricClaim | BoundClaim))
+        known = metric_names(declared, name, named=isinstance(claim, MetricClaim | BoundClaim))
         if metric not in known:
             raise DeclarationError(f"{place}: unknown metric {metric!r} of {full_name}; known: {', '.join(known)}")
 

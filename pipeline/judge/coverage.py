@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import maximum_bipartite_matching
+from scipy.optimize import linear_sum_assignment
 
 from lightning_modules.names import nearest
 from pipeline.common.errors import UserError
@@ -28,6 +27,7 @@ PLACE = re.compile(
 )
 NUMBER = re.compile(r"\d+(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?")
 PERCENTAGE = re.compile(r"(\d+(?:\.\d+)?)\s*%")
+WORD = re.compile(r"[a-z]+\d*|\d+(?:\.\d+)?")
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,8 @@ def match_results(
 ) -> dict[tuple[str, str, str], tuple[str, ...]]:
     """Return printed result without claims -> its claim.
 
-    A claim counts for one result of each place that its source names; results that name it come first.
+    A claim counts for one result of each place that its source names; results that name it come first. As many
+    results as possible have a claim; of claims that fit equally well, the one with most words of the result.
     """
     named = [(claim, source) for source, _, _, cell in cells for claim in cell.claims]
     cells = [cell for cell in cells if not cell[3].claims]
@@ -158,23 +159,26 @@ def match_results(
         for place in sorted(places(claim.source))
         if not any(name == f"{experiment.name}/{claim.id}" and is_at(place, source) for name, source in named)
     ]
-    allowed = np.array(
-        [
-            [
-                is_at(place, source) and fits(measured, cell.value, claim, experiment)
-                for experiment, claim, place in offers
-            ]
-            for source, measured, _, cell in cells
-        ]
-    )
-    if not allowed.any():
+    if not cells or not offers:
         return {}
-    match = maximum_bipartite_matching(csr_array(allowed), perm_type="column")
+    worth = np.zeros((len(cells), len(offers)))  # 0: does not fit; one more match outweighs any likeness
+    for row, (source, measured, name, cell) in enumerate(cells):
+        for column, (experiment, claim, place) in enumerate(offers):
+            if is_at(place, source) and fits(measured, cell.value, claim, experiment):
+                worth[row, column] = len(cells) + likeness(f"{measured} {name}", claim)
+    chosen = zip(*linear_sum_assignment(worth, maximize=True), strict=True)
     return {
-        (source, measured, name): (f"{offers[column][0].name}/{offers[column][1].id}",)
-        for (source, measured, name, _), column in zip(cells, match, strict=True)
-        if column >= 0
+        cells[row][:3]: (f"{offers[column][0].name}/{offers[column][1].id}",)
+        for row, column in chosen
+        if worth[row, column]
     }
+
+
+def likeness(text: str, claim: Claim) -> float:
+    """Return how many words of a printed result and of a claim are the same, from 0 to 1 (Dice coefficient)."""
+    keys = (getattr(claim, key, None) or "" for key in ("id", "of", "metric"))
+    ours, theirs = set(WORD.findall(" ".join(keys).lower())), set(WORD.findall(text.lower()))
+    return 2 * len(ours & theirs) / (len(ours) + len(theirs))
 
 
 def places(source: str) -> set[str]:
@@ -199,7 +203,8 @@ def is_at(place: str, source: str) -> bool:
 def fits(measured: str, value: float | str, claim: Claim, experiment: Experiment) -> bool:
     """Does a claim state the printed value? An accuracy may be claimed as an error.
 
-    The number of an error or accuracy is a percentage, and no property of a network or recipe.
+    The number of an error or accuracy is a percentage, and no property of a network or recipe. A comparison of
+    printed values states its result, and no error among these values.
     """
     metric = getattr(claim, "metric", "")
     if metric.startswith("test/") and ("top5" in metric) != ("top-5" in measured):
@@ -207,21 +212,29 @@ def fits(measured: str, value: float | str, claim: Claim, experiment: Experiment
     is_percentage = "%" in measured
     if is_percentage and metric.startswith(("model/", "recipe/")):
         return False
-    numbers = [float(number) for number in NUMBER.findall(value)] if isinstance(value, str) else [value]
-    claimed = claimed_numbers(claim, experiment, PERCENTAGE if is_percentage else NUMBER)
+    numbers = numbers_in(value, NUMBER) if isinstance(value, str) else [value]
+    claimed = claimed_numbers(claim, experiment, is_percentage)
     accepted = [number * factor for number in numbers for factor in FACTORS]
     if "accuracy" in measured:
         accepted += [100 - number for number in numbers]
     return any(abs(a - c) <= 1e-6 * max(abs(a), abs(c)) for a in accepted for c in claimed)
 
 
-def claimed_numbers(claim: Claim, experiment: Experiment, pattern: re.Pattern[str]) -> list[float]:
-    """Return the numbers of a claim: its own, that of a printed value, or those of an open claim that match."""
+def claimed_numbers(claim: Claim, experiment: Experiment, is_percentage: bool) -> list[float]:
+    """Return the numbers of a claim: its own, those of printed values, or those that an open claim says.
+
+    Of a percentage, printed values are left out, and so are numbers of an open claim that are none.
+    """
     if isinstance(claim, OpenClaim):
-        return [float(number.replace(",", "")) for number in pattern.findall(claim.says)]
+        return numbers_in(claim.says, PERCENTAGE if is_percentage else NUMBER)
     found = [getattr(claim, "claimed", None)]
-    for metric in (claim.metric, getattr(claim, "over_metric", None) or ""):
+    for metric in () if is_percentage else (claim.metric, getattr(claim, "over_metric", None) or ""):
         kind, _, name = metric.partition("/")
         if kind == "printed" and name in experiment.printed:
             found.append(experiment.printed[name].value)
     return [float(n) for n in found if isinstance(n, int | float) and not isinstance(n, bool)]
+
+
+def numbers_in(text: str, pattern: re.Pattern[str]) -> list[float]:
+    """Return the numbers of a text that match a pattern: "60,965 MB" -> [60965.0]."""
+    return [float(number.replace(",", "")) for number in pattern.findall(text)]

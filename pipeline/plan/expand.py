@@ -181,6 +181,10 @@ def plan_runs(
         raise UserError(f"--seeds {seeds}: must be an integer from 1 to {MAX_SEEDS}")
     if variants and experiment.measures:
         raise UserError(f"{experiment.name} measures all its networks together; leave out --variant")
+    if experiment.measures and (ignored := sorted({*(changes or {})} - {"train.precision"})):
+        raise UserError(
+            f"{experiment.name} measures untrained networks and has no setting {ignored[0]}; leave out the change"
+        )
     chosen = tuple(dict.fromkeys(variants)) or (*experiment.variants_at(scale), *elsewhere)
     sequences = {variant: seeds_for(experiment.seeds_of(variant, scale), seeds) for variant in chosen}
     runs = {variant: make_runs(experiment, scale, variant, sequences[variant], changes) for variant in chosen}

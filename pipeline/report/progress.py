@@ -19,7 +19,7 @@ from pipeline.declare.sentences import metric_words
 from pipeline.declare.transfer import is_score
 from pipeline.plan.expand import DerivedRun, Run
 from pipeline.plan.task import Task
-from pipeline.report.describe import derived_text
+from pipeline.report.derived_text import derived_text
 from pipeline.schedule.local import Event
 from pipeline.track.record import FINISHED
 from pipeline.track.run_folder import RunFolder

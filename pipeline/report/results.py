@@ -22,7 +22,7 @@ from pipeline.judge.collect import judge_experiments
 from pipeline.judge.counting import counted_records
 from pipeline.judge.ledger import LedgerEntry
 from pipeline.judge.verdict import Outcome, Reason
-from pipeline.report.describe import derived_text
+from pipeline.report.derived_text import derived_text
 from pipeline.report.deviations import deviation_lines
 from pipeline.report.figures import ensemble_chart, error_curves
 from pipeline.report.leaderboard import LeaderboardRow, build_leaderboard, with_verdicts

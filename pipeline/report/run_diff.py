@@ -14,6 +14,8 @@ MIN_DIGITS = 4  # of an identity
 
 MAX_CANDIDATES = 4  # listed for an ambiguous name
 
+NAMES = frozenset({"experiment", "scale", "variant"})  # no part of a declaration's hash
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -68,7 +70,8 @@ def compare_runs(
     """Return everything that differs, in the order of Part.
 
     `recipes` are the resolved recipes of both runs, None where one is not known; then only the hashes of the
-    declarations are compared.
+    declarations are compared. They are compared, too, where nothing else explains a difference: the run that a run
+    starts from, or the members of a derived run, may differ.
     """
     found: list[Difference] = []
 
@@ -82,7 +85,7 @@ def compare_runs(
         ours, theirs = (flattened(recipe) for recipe in recipes if recipe is not None)
         for name in dict.fromkeys([*ours, *theirs]):
             compare("declaration", name, ours.get(name, ""), theirs.get(name, ""))
-    else:
+    if recipes[0] is None or recipes[1] is None or {one.name for one in found} <= NAMES:
         compare("declaration", "hash", first.declaration, second.declaration)
     compare("data", "name", first.data, second.data)
     compare("data", "manifest", first.manifest, second.manifest)

@@ -313,6 +313,8 @@ def test_a_network_that_did_not_converge_is_in_the_leaderboard(command, known):
 
 def test_an_empty_leaderboard_prints_how_to_fill_it(command, known):
     assert command("leaderboard")[1] == "No finished runs. Start some: repro run EXPERIMENT --scale laptop\n"
+    assert command("leaderboard", "--json")[1] == "[]\n"
+    assert command("leaderboard", "--csv")[1] == command("leaderboard", "--markdown")[1] == ""
 
 
 def test_leaderboard_says_where_the_paper_s_data_differ(command, known):
@@ -678,6 +680,9 @@ def test_published_weights_are_a_labelled_row_of_the_leaderboard(command, known,
     assert kept["top1"] == 23.85
     _, out, _ = command("leaderboard", RESNET)
     assert "published weights" not in out
+    known(*row("resnet-20", AGREES))
+    code, out, _ = command("leaderboard", "--data", "val")
+    assert (code, out.count("test images"), out.count("published weights on val")) == (0, 0, 1)
 
 
 @pytest.mark.usefixtures("few_experiments")

@@ -5,6 +5,7 @@ import pytest
 from pipeline.declare.derived import ERROR_METRICS, SIZE_METRICS
 from pipeline.declare.experiment import DeclarationError
 from pipeline.declare.load import EXPERIMENTS, load_experiment
+from pipeline.declare.metrics import metric_names
 from tests.support.declarations import DERIVED, WITH_CROP, with_derived
 
 # ruff: noqa: E501 - one error per line reads as a table
@@ -174,7 +175,7 @@ def test_every_size_is_measured_unless_some_are_declared(declare):
 
 def test_claims_may_name_the_errors_of_each_size(declare):
     declared = declare("scales:\n", SIZES.replace("2}}", "2}, sizes: [3]}"))
-    assert set(declared.measured("sizes", named=True)) == {
+    assert set(metric_names(declared, "sizes", named=True)) == {
         *(f"test/{error}" for error in (*SIZE_METRICS, "images")),
         *(f"test/of-3/{error}{end}" for error in SIZE_METRICS for end in ("", "_std")),
     }
@@ -190,7 +191,7 @@ def test_protocols_and_the_greedy_ensemble_are_part_of_the_names(declare):
     greedy = SIZES.replace("2}}", "2}, sizes: [5], greedy: true, test: [dense-of-256, dense-of-384]}")
     held_out = (WITH_CROP[0], WITH_CROP[1].replace("test:", "val: 100, test:"), *WITH_CROP[2:])
     declared = declare(*held_out, "scales:\n", greedy)
-    named, short = (set(declared.measured("sizes", named=named)) for named in (True, False))
+    named, short = (set(metric_names(declared, "sizes", named=named)) for named in (True, False))
     by_both = {"test/dense-of-256/of-5/loss_std", "test/dense-of-384/of-5/loss", "test/dense-of-384/greedy/images"}
     assert {*by_both, "val/dense-of-256/greedy/top1_error_pct", "greedy/networks"} < named
     assert not any(name.startswith(("val/dense-of-384", "test/of-5", "test/greedy")) for name in named)
@@ -244,11 +245,11 @@ def test_column_has_the_metrics_and_protocols_of_its_run(declare):
     for number in ("2", "deepest"):
         declared = declare("scales:\n", COLUMN.replace("column: 2", f"column: {number}"))
         errors = [f"{part}/{error}" for part in ("test", "trainset") for error in ERROR_METRICS]
-        assert declared.measured("column", named=True) == errors
+        assert metric_names(declared, "column", named=True) == errors
         assert declared.derived["column"].consumes == {"plain-20": 1}
     cropped = declare(*WITH_CROP, "scales:\n", COLUMN)
     assert cropped.protocols("column", "paper") == ("dense-of-256",)
-    assert not [name for name in cropped.measured("column", named=True) if name.startswith("trainset")]
+    assert not [name for name in metric_names(cropped, "column", named=True) if name.startswith("trainset")]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import pytest
 
 from pipeline.declare.experiment import DeclarationError
+from pipeline.declare.metrics import metric_names
 from tests.support.elsewhere import ONLY_DERIVED, OTHER
 
 # ruff: noqa: E501 - one error per line reads as a table
@@ -68,7 +69,7 @@ def test_deviations_of_the_other_experiment_count_where_they_concern_the_member(
 def test_an_experiment_may_consist_of_derived_runs_of_others(declare_other):
     declared = declare_other(OTHER, ONLY_DERIVED)
     assert (declared.variants, declared.train, declared.paper_data("pair")) == ({}, None, "cifar10")
-    assert "test/top1_error_pct" in declared.measured("pair", named=True)
+    assert "test/top1_error_pct" in metric_names(declared, "pair", named=True)
 
 
 def test_an_experiment_without_variants_and_derived_runs_is_an_error(declare_other):

@@ -6,6 +6,7 @@ from pydantic import ValidationError
 from pipeline.common.errors import UserError
 from pipeline.declare.experiment import DeclarationError
 from pipeline.declare.load import load_experiment
+from pipeline.declare.metrics import metric_names
 from tests.support.declarations import WITH_CROP
 
 # ruff: noqa: E501 - declarations as an author writes them
@@ -132,7 +133,7 @@ def test_the_metrics_of_a_derived_run_depend_on_its_kind(declare):
 scales:
 """
     measured = {
-        name: set(declare(*WITH_CROP, "scales:\n", derived).measured(name, named=True))
+        name: set(metric_names(declare(*WITH_CROP, "scales:\n", derived), name, named=True))
         for name in ("plain-20", "both", "more", "else", "less")
     }
     assert measured["plain-20"] == {*BY_DENSE, *TRAINED}
@@ -140,7 +141,7 @@ scales:
     assert {"test/top1_error_pct", "test/mean_class_error_pct", "features"} < measured["else"]
     assert {*BY_DENSE, "pruned/dense-of-256/loss", "compressed/ratio"} < measured["less"]
     assert "original/loss" not in measured["less"]
-    whole = declare(*WITH_CROP, "scales:\n", derived).measured("less", named=False)
+    whole = metric_names(declare(*WITH_CROP, "scales:\n", derived), "less", named=False)
     assert {"test/loss", "original/loss", "pruned/loss", *measured["less"]} < set(whole)
 
 
@@ -151,7 +152,7 @@ def test_the_recipe_declares_measurements_beside_errors(declare):
     )
     names = {"train/steps_to_25_pct_error", "train/steps_to_2.5_pct_error"}
     names |= {"train/gradient_norm/conv1", "train/gradient_norm/map32.0"}
-    assert names <= set(declared.measured("plain-20", named=True))
+    assert names <= set(metric_names(declared, "plain-20", named=True))
 
 
 # --- without scales -----------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import pytest
 
 from pipeline.declare.experiment import DeclarationError
 from pipeline.declare.load import load_experiment
+from pipeline.declare.metrics import metric_names
 from pipeline.plan.declaration import declaration_hashes
 from tests.support.box_sets import BOX_EXPERIMENT
 
@@ -55,13 +56,13 @@ def test_what_makes_no_sense_is_refused_in_one_sentence(declare_boxes, old, new,
 
 def test_boxes_have_localisation_errors_only(declare_boxes):
     declared = declare_boxes()
-    assert declared.measured("boxes", named=True) == [
+    assert metric_names(declared, "boxes", named=True) == [
         *(f"test/1-crop-32-of-40/{name}" for name in ("localisation_error_pct", "loss", "images")),
         "train/localisation_error_pct",
         "train/loss",
     ]
-    assert "val/localisation_error_pct" in declared.measured("frozen", named=False)
-    assert declared.measured("localised", named=True) == [
+    assert "val/localisation_error_pct" in metric_names(declared, "frozen", named=False)
+    assert metric_names(declared, "localised", named=True) == [
         *(f"test/{top}localisation_error_pct" for top in ("", "top1_", "top5_")),
         "test/images",
     ]

@@ -5,6 +5,8 @@ import pytest
 from pipeline.declare.experiment import DeclarationError
 from pipeline.declare.load import load_experiment
 from pipeline.declare.references import beside, short_name, split_reference
+from pipeline.judge.collect import judge_experiments
+from tests.support.elsewhere import OTHER
 
 pytestmark = pytest.mark.usefixtures("other_experiments")
 
@@ -107,3 +109,44 @@ def test_ids_and_sentences_have_short_names(declare):
     assert claims["resnet-32-top1"].of == "resnet/cifar10_depth/resnet-32"
     assert claims["resnet-32-top1"].says == "resnet-32 has a top-1 test error of 7.51 %"
     assert claims["parameters-44"].of == "resnet/cifar10_depth/resnet-44"
+
+
+OF_YY, OF_XX = "{id: yy, of: toy/yy/pair, metric: test", "{id: xx, of: toy/xx/pair, metric: test"
+END = "/top1_error_pct, claimed: 9.5, margin: 0.5, source: Table 1}"
+
+
+@pytest.mark.parametrize("order", [(OF_YY, OF_XX), (OF_XX, OF_YY)])
+def test_an_experiment_may_be_claimed_about_and_consumed_by_another(declare, tmp_path, order):
+    """Claims name toy/xx, which consumes toy/yy, and toy/yy itself, which consumes toy/depth."""
+    text = OTHER.partition("claims:")[0]
+    members = "members: {wide: 1, toy/depth/plain-20: 2}"
+    for name, consumed in (("yy", "toy/depth/plain-20"), ("xx", "toy/yy/wide")):
+        path = tmp_path / "experiments" / "toy" / f"{name}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text.replace(members, f"members: {{wide: 1, {consumed}: 1}}").replace("mixed", "pair"))
+    declare()
+    claims = "claims:\n" + "".join(f"  - {claim}{END}\n" for claim in order)
+    own = text.replace(members, "members: {wide: 2}") + claims
+    (tmp_path / "experiments" / "toy" / "zz.yaml").write_text(own)
+    declared = load_experiment("toy/zz", tmp_path / "experiments")
+    assert declared.consumed("toy/yy/pair") == ("toy/yy/wide", "toy/depth/plain-20")
+    assert declared.consumed("toy/xx/pair") == ("toy/xx/wide", "toy/yy/wide")
+    sentences = {
+        entry.claim.id: entry.verdict.sentence for entry in judge_experiments([declared], [], unfinished={})
+    }
+    run = "No finished runs. To run them: repro run"
+    assert sentences == {
+        "yy": f"{run} toy/yy --scale paper --variant wide --variant toy/depth/plain-20",
+        "xx": f"{run} toy/xx --scale paper --variant wide --variant toy/yy/wide",
+    }
+
+
+def test_material_departures_of_a_derived_run_are_those_of_its_experiment_too(declare, declare_other, tmp_path):
+    """toy/wide's derived run consumes only toy/depth, but how it is derived is declared in toy/wide."""
+    departure = "departures:\n  - {what: Averaged differently., why: Simpler., material: true}\nclaims:"
+    declare_other(
+        "members: {wide: 1, toy/depth/plain-20: 2}", "members: {toy/depth/plain-20: 2}", "claims:", departure
+    )
+    declared = declare(OF_ERROR, "of: toy/wide/mixed, metric: test")
+    assert [item.what for item in declared.material("departures", ["toy/wide/mixed"])] == ["Averaged differently."]
+    assert declared.material("departures", ["plain-20"]) == []

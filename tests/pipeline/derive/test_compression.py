@@ -9,6 +9,7 @@ from lightning_modules.recipe import lr_at
 from pipeline.data import manifest
 from pipeline.declare.derived import CompressionSpec
 from pipeline.declare.load import load_experiment
+from pipeline.declare.metrics import metric_names
 from pipeline.derive.compressed_file import decompress
 from pipeline.derive.run import COMPRESSED_FILE
 from tests.support.derived_runs import derived_of, fake_run_folder, load_member, make_in, scores_of
@@ -49,7 +50,7 @@ def test_compressed_lenet_5_keeps_its_fixed_codes(runs, folders, tmp_path):
     assert torch.equal(decoded[codes], before[codes])
     assert int((decoded["f6.weight"] != 0).sum()) == 120 * 84 / 2
     assert record.metrics["compressed/ratio"] > 4
-    assert set(record.metrics) == set(load_experiment(LENET).measured("lenet5-compressed", named=True))
+    assert set(record.metrics) == set(metric_names(load_experiment(LENET), "lenet5-compressed", named=True))
     assert record.metrics["test/images"] == 360
 
 
@@ -80,7 +81,7 @@ def test_printed_densities_prune_the_networks_of_the_paper_12_times(name, kept, 
     record = make_in(tmp_path / "derived", derived, [folder], images=images)
     assert record.metrics["compressed/pruned_ratio"] == pytest.approx(weights / kept)
     assert round(record.metrics["compressed/pruned_ratio"]) == 12
-    assert set(record.metrics) == set(load_experiment(experiment).measured(f"{name}-compressed", named=True))
+    assert set(record.metrics) == set(metric_names(load_experiment(experiment), f"{name}-compressed", named=True))
     decoded = decompress((tmp_path / "derived" / COMPRESSED_FILE).read_bytes())
     again = build(model, {}, num_classes=10, in_channels=1)
     again.load_state_dict(decoded)

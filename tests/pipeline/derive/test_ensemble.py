@@ -12,10 +12,11 @@ from pipeline.data.jpeg import decode
 from pipeline.declare.derived import EnsembleSpec, ProtocolSpec
 from pipeline.declare.experiment import DeclarationError
 from pipeline.declare.load import load_experiment
+from pipeline.declare.metrics import metric_names
 from pipeline.declare.protocol import parse_protocol
 from pipeline.derive.context import load_network
 from pipeline.plan.expand import plan_runs
-from pipeline.report.describe import derived_text
+from pipeline.report.derived_text import derived_text
 from pipeline.track.run_folder import RunFolder
 from pipeline.train.evaluate import AveragedNetworks, EnsembleMember, evaluate_samples
 from pipeline.train.inputs import ReadOptions
@@ -200,7 +201,7 @@ def test_members_with_their_own_protocols_are_measured_by_member(declare):
     text = f"derived:\n  two: {{kind: ensemble, members: {{plain-20: 1, plain-32: 1}}, {test}}}\nscales:\n"
     declared = declare(*WITH_CROP, "scales:\n", text)
     assert declared.protocols("two", "paper") == ("by-member",)
-    assert "test/by-member/top1_error_pct" in declared.measured("two", named=True)
+    assert "test/by-member/top1_error_pct" in metric_names(declared, "two", named=True)
     assert derived_text(declared.derived["two"]) == (
         "average of plain-20 + plain-32; plain-20 tested with dense-of-256, plain-32 tested with dense-of-384"
     )

@@ -14,6 +14,7 @@ from pipeline.data.jpeg import decode
 from pipeline.data.manifest import manifest_of
 from pipeline.declare.load import load_experiment
 from pipeline.declare.localisation import LocalisationSpec
+from pipeline.declare.metrics import metric_names
 from pipeline.derive import localisation
 from pipeline.derive.localisation import Candidates, Localiser, is_right, localise_block, map_corners
 from pipeline.derive.merge_boxes import best_merged_box
@@ -218,7 +219,7 @@ def finished(box_root, planned, members, tmp_path_factory):
 def test_a_derived_run_records_the_declared_errors(finished, planned, tmp_path):
     file = tmp_path / "boxes.yaml"
     file.write_text(BOX_EXPERIMENT, encoding="utf-8")
-    assert set(finished.metrics) == set(load_experiment(str(file)).measured("localised", named=True))
+    assert set(finished.metrics) == set(metric_names(load_experiment(str(file)), "localised", named=True))
     assert finished.metrics["test/images"] == 14
     assert finished.ended == "boxes of 2 short sides, 1 classifier"
     assert len(finished.members) == 2

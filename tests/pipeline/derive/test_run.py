@@ -9,6 +9,7 @@ from pipeline.common.errors import UserError
 from pipeline.data import manifest
 from pipeline.declare.derived import ProtocolSpec
 from pipeline.declare.load import load_experiment
+from pipeline.declare.metrics import metric_names
 from pipeline.plan.expand import plan_runs
 from pipeline.track.record import Record
 from pipeline.track.run_folder import RunFolder
@@ -17,7 +18,7 @@ from tests.support.smoke_runs import CODE, RESNET, images_of
 
 
 def test_recorded_metrics_are_those_that_claims_may_name(folders):
-    measured = load_experiment(RESNET).measured("resnet-20", named=True)
+    measured = metric_names(load_experiment(RESNET), "resnet-20", named=True)
     assert set(folders[0].result().metrics) == set(measured)
 
 

@@ -86,6 +86,21 @@ def test_plan_has_one_timing_per_seed_and_no_runs(load):
         plan_runs(load(), scale="paper", variants=["small"])
 
 
+def test_changes_that_a_timing_would_ignore_are_refused(load):
+    with pytest.raises(UserError, match=r"^toy/times measures untrained networks and has no setting data\.name;"):
+        plan_runs(load(), scale="paper", changes={"train.precision": "bf16", "data.name": "digits"})
+    assert len(plan_runs(load(), scale="paper", changes={"train.precision": "bf16"})) == 3  # of other experiments
+
+
+def test_timing_beside_trained_networks_is_refused(load):
+    """Its networks are variants, so the plan and the evidence could not tell trained variants from others."""
+    train = "train: {steps: 4, batch_size: 2, lr: 0.1, optimizer: {name: sgd, momentum: 0.9}}\nscales:"
+    pair = "derived:\n  pair: {kind: ensemble, members: {small: 2}}\n"
+    for change in (("scales:", train), ("derived:\n", f"{train.removesuffix('scales:')}{pair}")):
+        with pytest.raises(DeclarationError, match=r"a timing measures untrained networks; declare it in an exp"):
+            load(*change)
+
+
 def test_declaration_depends_on_seed_networks_and_batch_sizes(load):
     first, second, _ = plan_runs(load(), scale="paper")
     others = [

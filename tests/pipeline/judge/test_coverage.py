@@ -63,6 +63,36 @@ def test_as_many_results_as_possible_are_claimed(declare):
     assert found["Table 1: b"].claims == ("toy/depth/again",)
 
 
+def test_of_claims_that_fit_the_one_with_the_result_s_words_is_found(declare):
+    second = "  - {id: deep, kind: metric, says: x, of: plain-32, metric: test/top1_error_pct, claimed: 9.5,\n"
+    experiment = declare("departures:", f'{second}     margin: 0.5, source: "Figure 6"}}\ndepartures:')
+    for names in (("plain-20", "plain-32"), ("plain-32", "plain-20")):
+        found = rows(experiment, results={"Figure 6": {ERROR: dict.fromkeys(names, 9.5)}})
+        assert found["Figure 6: plain-20"].claims == ("toy/depth/error",)
+        assert found["Figure 6: plain-32"].claims == ("toy/depth/deep",)
+
+
+COMPARED = (
+    "printed: {Table 2: {plain_mb: 240, small_mb: 60.5}}\nclaims:\n"
+    "  - {id: smaller, says: Four times smaller, source: Table 2, metric: printed/plain_mb,"
+    " over_metric: printed/small_mb, claimed: 4, margin: 0.5}"
+)
+
+
+@pytest.mark.parametrize(("measured", "claimed"), [("size, MB", True), ("test error %", False)])
+def test_a_comparison_of_printed_values_is_no_claim_about_an_error(declare, measured, claimed):
+    found = rows(declare("claims:", COMPARED), results={"Table 2": {measured: {"small": 60.5}}})
+    assert bool(found["Table 2: small"].claims) is claimed
+
+
+def test_a_printed_text_may_have_thousands_separators(experiment):
+    found = rows(
+        experiment, results={"Table 6": {"parameters": {"plain-20": "270,000 in all", "b": "about 1,202"}}}
+    )
+    assert found["Table 6: plain-20"].claims == ("toy/depth/size",)
+    assert found["Table 6: b"].is_missing
+
+
 @pytest.mark.parametrize(
     ("measured", "value", "claimed"),
     [

@@ -21,17 +21,15 @@ from pipeline.declare.load import experiment_names, load_experiment
 from pipeline.declare.recipe import Crop, LrDrops, Train
 from pipeline.declare.transfer import TransferSpec
 from pipeline.plan.expand import plan_runs
-from pipeline.report.describe import (
+from pipeline.report.derived_text import derived_text
+from pipeline.report.describe import print_experiment, training_multiply_adds, work_text
+from pipeline.report.recipe_text import (
     crop_text,
-    derived_text,
     lr_drops_text,
     override_text,
-    print_experiment,
     schedule_text,
     settings_text,
-    training_multiply_adds,
     weights_texts,
-    work_text,
 )
 from tests.support.elsewhere import ONLY_DERIVED, OTHER
 from tests.support.ledgers import AS_GAIN

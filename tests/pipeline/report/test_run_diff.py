@@ -44,6 +44,16 @@ def test_without_a_recipe_the_hashes_of_the_declarations_are_compared(experiment
     assert found == Difference("declaration", "hash", one.declaration, "x")
 
 
+def test_a_declaration_that_differs_elsewhere_is_named_by_its_hash(experiment, record):
+    """A run that starts from another: its own recipe is the same, that of the other run is not."""
+    one, recipes = record(experiment, "plain-20", 0, 9.5), ({"train": {"lr": 0.1}}, {"train": {"lr": 0.1}})
+    (found,) = compare_runs(one, replace(one, declaration="x"), recipes)
+    assert found == Difference("declaration", "hash", one.declaration, "x")
+    renamed = compare_runs(one, replace(one, declaration="x", variant="plain-32"), recipes)
+    assert [difference.name for difference in renamed] == ["variant", "hash"]
+    assert compare_runs(one, replace(one, variant="plain-32"), recipes)[0].name == "variant"
+
+
 def test_a_run_is_found_by_name_and_by_identity(experiment, record):
     records = [record(experiment, "plain-20", 0, 9.5), record(experiment, "plain-20", 1, 9.5)]
     assert find_record("plain-20/1", records) is records[1]

@@ -15,6 +15,7 @@ from pipeline.data.jpeg import decode, resize
 from pipeline.data.manifest import manifest_of
 from pipeline.data.order import batch_indices
 from pipeline.declare.load import load_experiment
+from pipeline.declare.metrics import metric_names
 from pipeline.declare.protocol import parse_protocol
 from pipeline.plan.expand import plan_runs
 from pipeline.track.run_folder import RunFolder
@@ -233,7 +234,7 @@ def finished_boxes(box_root, box_runs, tmp_path_factory):
 def test_a_run_records_its_localisation_error(finished_boxes, box_experiment):
     record, path = finished_boxes
     assert record.status == "finished"
-    assert set(record.metrics) == set(box_experiment.measured("boxes", named=False))
+    assert set(record.metrics) == set(metric_names(box_experiment, "boxes", named=False))
     assert record.metrics["test/images"] == 12
     assert 0 <= record.metrics["test/localisation_error_pct"] <= 100
     journal = {entry["step"]: entry["metrics"] for entry, _ in RunFolder(path).journal()}
@@ -271,7 +272,7 @@ def test_frozen_layers_keep_their_weights_and_the_selection_watches_the_localisa
     box_root, box_runs, tmp_path, box_experiment
 ):
     record = train_box_run(tmp_path, box_runs["frozen"], box_root)
-    assert set(box_experiment.measured("frozen", named=False)) <= set(record.metrics)
+    assert set(metric_names(box_experiment, "frozen", named=False)) <= set(record.metrics)
     assert record.metrics["val/images"] == 3
     assert "validation error" in record.ended
     assert "train/lr_drops" in record.metrics

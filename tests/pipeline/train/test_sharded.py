@@ -11,6 +11,7 @@ from pipeline.data.colour import CropBatchBuilder
 from pipeline.data.crops import CropSpec
 from pipeline.data.sharded_feed import ShardedFeed
 from pipeline.declare.load import load_experiment
+from pipeline.declare.metrics import metric_names
 from pipeline.declare.recipe import Crop, Data, Jitter
 from pipeline.track.run_folder import RunFolder
 from pipeline.train.inputs import ReadOptions
@@ -36,7 +37,9 @@ def test_every_protocol_has_its_own_metrics_and_counts_every_image(
         assert record.metrics[f"test/{protocol}/images"] == 12
         assert record.metrics[f"val/{protocol}/images"] == 5
         assert 0 <= record.metrics[f"test/{protocol}/top5_error_pct"] <= 100
-    assert set(load_experiment(str(sharded_experiment)).measured("resnet-18", named=False)) == set(record.metrics)
+    assert set(metric_names(load_experiment(str(sharded_experiment)), "resnet-18", named=False)) == set(
+        record.metrics
+    )
     first = sharded_run.recipe.data.test[0]
     for name in ("top1_error_pct", "top5_error_pct", "loss", "images"):
         assert record.metrics[f"test/{name}"] == record.metrics[f"test/{first}/{name}"]
