@@ -3,21 +3,22 @@
 from collections.abc import Iterable, Sequence
 
 from pipeline.declare.recipe import PAPER_SCALE
-from pipeline.report.leaderboard import TOP1, TOP5, TRAIN_TOP1, LeaderboardRow, changes_label
+from pipeline.report.leaderboard import TOP1, TOP5, TRAIN_TOP1, LeaderboardRow
 from pipeline.track.mlflow_networks import NetworkRun, network_prefix
 from pipeline.track.mlflow_views import RANK_TAG
 from pipeline.track.record import Record
 
 
 def network_runs(rows: Iterable[LeaderboardRow], records: Sequence[Record]) -> list[NetworkRun]:
-    """Return one run for each row. `records`: those that count for the rows, tracked or not.
+    """Return one run for each row. `records`: of the runs that the rows are made from, with MLflow's ids.
 
     Runs that several test protocols have measured are below the row of the first one.
     """
+    tracked = {record.identity: record.run_id for record in records if record.run_id}
     taken: set[str] = set()
     found = []
     for row in rows:
-        runs = tuple(record.run_id for record in seeds_of(row, records) if record.run_id)
+        runs = tuple(tracked[identity] for identity in row.runs if identity in tracked)
         found.append(
             NetworkRun(
                 key=f"{network_prefix(row.experiment, row.scale)}{row_key(row)}",
@@ -30,15 +31,6 @@ def network_runs(rows: Iterable[LeaderboardRow], records: Sequence[Record]) -> l
         )
         taken.update(runs)
     return found
-
-
-def seeds_of(row: LeaderboardRow, records: Sequence[Record]) -> list[Record]:
-    """Return the records of a row's experiment, scale, variant, data and changes, by seed."""
-    what = (row.experiment, row.scale, row.variant, row.data, row.departs)
-    same = [
-        one for one in records if (one.experiment, one.scale, one.variant, one.data, changes_label(one)) == what
-    ]
-    return sorted(same, key=lambda record: (record.seed, record.finished))
 
 
 def row_key(row: LeaderboardRow) -> str:

@@ -92,9 +92,7 @@ def make_report(
         run_id = publish_experiment(
             tracker, experiment.name, scale, counted, tables=tables, files=files, note=note
         )
-        networks = network_runs(
-            with_sizes(rows, [experiment], measure_claim), [*counted, *(one for one in records if one.changes)]
-        )
+        networks = network_runs(with_sizes(rows, [experiment], measure_claim), records)
         known = {record.run_id for record in records}
         publish_networks(tracker, experiment.name, scale, networks, known=known)
     stamp.write(files, run_id)

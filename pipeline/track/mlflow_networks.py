@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 PARENT_TAG, NOTE_TAG, RUNS_TAG = "mlflow.parentRunId", "mlflow.note.content", "repro.runs"
 
+MAX_TAG_LENGTH = 5000  # characters of the value of a tag
+
 
 @dataclass(frozen=True)
 class NetworkRun:
@@ -56,7 +58,7 @@ def publish_networks(
         of_scale = f"tags.`repro.experiment` = '{experiment}' AND tags.`repro.scale` = '{scale}'"
         runs = {run.info.run_id: run for run in tracker.search(paper, of_scale)}
         unknown = runs.keys() - set(known)
-        keys = {network.key for network in networks}
+        keys = {paper: {network.key for network in networks}, OVERVIEW: set[str]()}
         for network in networks:
             run_id = put_network(tracker, paper, network.with_tags({PARENT_TAG: parent}))
             below = set(network.run_ids) if network.is_parent else set()
@@ -67,21 +69,47 @@ def publish_networks(
                 elif is_below and seed in known and seed not in below:  # no longer counts
                     tracker.client.set_tag(seed, PARENT_TAG, parent)
             seeds = seeds_note(runs[seed] for seed in network.run_ids if seed in runs)
-            put_network(tracker, OVERVIEW, network.with_tags({NOTE_TAG: seeds} if seeds else {}))
+            if not is_shown_by_another(tracker, network):
+                put_network(tracker, OVERVIEW, network.with_tags({NOTE_TAG: seeds} if seeds else {}))
+                keys[OVERVIEW].add(network.key)
         for place in (paper, OVERVIEW):
             rows = tracker.search(place, f"{of_scale} AND tags.`{LEVEL_TAG}` = 'network'")
             for row in rows:
                 others = unknown.intersection(row.data.tags.get(RUNS_TAG, "").split())
-                if row.data.tags.get("repro.key") not in keys and not others:
+                if row.data.tags.get("repro.key") not in keys[place] and not others:
                     delete_network(tracker, place, row, parent)
+
+
+def is_shown_by_another(tracker: Tracker, network: NetworkRun) -> bool:
+    """Return True if another experiment's row shows the same runs; delete it if only this has a paper number.
+
+    Experiments that declare the same recipe share its runs, which `repro leaderboard` shows once.
+    """
+    if not network.run_ids:
+        return False
+    same = {name: network.tags.get(name) for name in ("repro.scale", "repro.data", "repro.protocol")}
+    for row in tracker.search(OVERVIEW, f"tags.`{RUNS_TAG}` = '{run_ids_tag(network)}'"):
+        tags = row.data.tags
+        if tags.get("repro.experiment") == network.tags.get("repro.experiment"):
+            continue
+        if {name: tags.get(name) for name in same} == same:
+            if "paper" in row.data.metrics or "paper" not in network.metrics:
+                return True
+            tracker.client.delete_run(row.info.run_id)
+    return False
+
+
+def run_ids_tag(network: NetworkRun) -> str:
+    """Return the tag that lists the runs of a row, as long as MLflow allows."""
+    return " ".join(network.run_ids)[:MAX_TAG_LENGTH]
 
 
 def put_network(tracker: Tracker, place: str, network: NetworkRun) -> str:
     """Create or update the run of a row in an MLflow experiment; return its id. Sends only what has changed."""
     from mlflow.entities import Metric, RunTag
 
-    tags = {**network.tags, LEVEL_TAG: "network", RUNS_TAG: " ".join(network.run_ids)}
-    tags = {key: value[:5000] for key, value in tags.items()}
+    tags = {**network.tags, LEVEL_TAG: "network", RUNS_TAG: run_ids_tag(network)}
+    tags = {key: value[:MAX_TAG_LENGTH] for key, value in tags.items()}
     run = tracker.find_run(place, network.key, network.name, tags)
     if run.data.metrics.keys() - network.metrics.keys():  # MLflow deletes no metric: the run is replaced
         old, run = run, tracker.create_run(place, network.key, network.name, tags)

@@ -130,14 +130,14 @@ VERDICTS = View(
 VIEWS = (LEADERBOARD, TRAINING, VERDICTS)
 
 
-def compress(state: Mapping[str, Any]) -> str:
+def pack_state(state: Mapping[str, Any]) -> str:
     """Return the state of a page as MLflow's page writes it."""
     packed = zlib.compress(json.dumps(state, separators=(",", ":")).encode())
     return COMPRESSED + base64.b64encode(packed).decode("ascii")
 
 
-def expand(packed: str) -> dict[str, Any]:
-    """Return the state that `compress` packed. Raises ValueError for any other text."""
+def unpack_state(packed: str) -> dict[str, Any]:
+    """Return the state that `pack_state` packed. Raises ValueError for any other text."""
     try:
         state = json.loads(zlib.decompress(base64.b64decode(packed.removeprefix(COMPRESSED), validate=True)))
     except zlib.error as error:
@@ -153,7 +153,7 @@ def changed_tags(tags: Mapping[str, str]) -> dict[str, str]:
     now = int(time.time() * 1000)
     for number, view in enumerate(VIEWS):
         if not is_current(view, tags.get(f"{VIEW_TAG}{view.key}", "")):
-            saved = {"name": view.name, "createdAt": now - number, "state": compress(view.state)}  # newest first
+            saved = {"name": view.name, "createdAt": now - number, "state": pack_state(view.state)}  # newest first
             new[f"{VIEW_TAG}{view.key}"] = json.dumps(saved, separators=(",", ":"))
     return new
 
@@ -162,7 +162,7 @@ def is_current(view: View, value: str) -> bool:
     """Return True if the value of a tag is this view."""
     try:
         saved = json.loads(value)
-        return bool(saved["name"] == view.name and expand(saved["state"]) == view.state)
+        return bool(saved["name"] == view.name and unpack_state(saved["state"]) == view.state)
     except (ValueError, KeyError, TypeError, AttributeError):
         return False
 

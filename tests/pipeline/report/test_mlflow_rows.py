@@ -21,7 +21,7 @@ def rows(experiment, seed_records):
 def test_rows_sort_by_rank_as_the_leaderboard_ranks_them(rows):
     [row, _] = rows
     made = [
-        replace(row, scale=scale, data=data, top1=error, variant=f"{scale}{data}{error}")
+        replace(row, scale=scale, data=data, top1=error, runs=(str(error),))
         for scale in ("laptop", "paper", "gpu")
         for data in ("cifar10", "digits")
         for error in (0.05, 9.5, 10.25, 100.0, None)
@@ -76,13 +76,13 @@ def test_runs_are_below_the_row_of_the_first_protocol_only(experiment, seed_reco
 def test_runs_changed_by_set_are_a_network_of_their_own(experiment, record, rows):
     [row] = [row for row in rows if row.variant == "plain-20"]
     records = [
-        record(experiment, "plain-20", 0, 9.0, run_id="as-declared"),
-        record(experiment, "plain-20", 0, 9.0, run_id="changed", changes={"train.lr": 0.05}),
+        record(experiment, "plain-20", 0, 9.0, identity=name, run_id=f"mlflow-{name}")
+        for name in ("declared", "changed")
     ]
-    changed = replace(row, departs="train.lr=0.05")
-    one, other = network_runs([row, changed], records)
-    assert (one.name, one.run_ids) == ("plain-20", ("as-declared",))
-    assert (other.name, other.run_ids) == ("plain-20 [train.lr=0.05]", ("changed",))
+    rows = [replace(row, runs=("declared",)), replace(row, runs=("changed",), departs="train.lr=0.05")]
+    one, other = network_runs(rows, records)
+    assert (one.name, one.run_ids) == ("plain-20", ("mlflow-declared",))
+    assert (other.name, other.run_ids) == ("plain-20 [train.lr=0.05]", ("mlflow-changed",))
 
 
 def test_a_key_has_no_quotes(rows):

@@ -165,6 +165,20 @@ def test_rows_of_other_scales_and_experiments_are_kept(client, seed):
     assert sorted(rows(client, "leaderboard")) == ["plain-20", "resnet-20"]
 
 
+def test_runs_that_two_experiments_share_are_in_the_leaderboard_once_with_the_paper_s_number(client, seed):
+    run_id, other = seed("resnet-20", 0), "lecture/shortcuts"
+    tags = {"repro.experiment": other, "repro.scale": SCALE, "repro.data": "digits"}
+    shared = network("resnet-20", 8.5, run_id, key=f"{network_prefix(other, SCALE)}x", tags=tags)
+    publish_networks(Tracker(), other, SCALE, [shared], known={run_id})
+    assert rows(client, "leaderboard")["resnet-20"].data.tags["repro.experiment"] == other
+    own = network("resnet-20", 8.5, run_id, metrics={"test/top1_error_pct": 8.5, "paper": 8.75})
+    publish(own)
+    publish_networks(Tracker(), other, SCALE, [shared], known={run_id})
+    assert rows(client, "leaderboard")["resnet-20"].data.tags["repro.experiment"] == NAME
+    assert [*rows(client, "resnet"), *rows(client, "lecture")] == ["resnet-20"] * 2
+    assert parent_of(client, run_id) == "resnet-20"
+
+
 def test_a_seed_that_no_longer_counts_moves_back_to_its_experiment(client, seed):
     old, new = seed("resnet-20", 0), seed("resnet-20", 1)
     publish(network("resnet-20", 8.5, old))

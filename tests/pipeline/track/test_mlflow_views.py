@@ -21,9 +21,9 @@ from pipeline.track.mlflow_views import (
     VIEW_TAG,
     VIEWS,
     changed_tags,
-    compress,
-    expand,
     is_current,
+    pack_state,
+    unpack_state,
     view_address,
 )
 
@@ -49,6 +49,7 @@ ROW = LeaderboardRow(
     seconds=60.0,
     hardware="one core",
     departs="train.lr=0.05",
+    runs=("a", "b"),
     verdict="reproduced",
     parameters=853_018,
     multiply_adds=125_485_696,
@@ -57,8 +58,8 @@ ROW = LeaderboardRow(
 
 def test_a_state_is_packed_as_mlflow_packs_it():
     state = {"searchFilter": "tags.`x` = 'ü'", "selectedColumns": ["metrics.`a`"]}
-    assert compress(state) == saved_views._compress_state(state)
-    assert expand(compress(state)) == state
+    assert pack_state(state) == saved_views._compress_state(state)
+    assert unpack_state(pack_state(state)) == state
 
 
 @pytest.mark.parametrize("view", VIEWS, ids=lambda view: view.name)
@@ -122,7 +123,7 @@ def test_a_damaged_or_older_view_is_written_again(value):
 
 
 def test_a_view_of_another_version_is_not_current():
-    state = compress(LEADERBOARD.state | {"groupBy": "x"})
+    state = pack_state(LEADERBOARD.state | {"groupBy": "x"})
     older = json.dumps({"name": "leaderboard", "createdAt": 1, "state": state})
     assert not is_current(LEADERBOARD, older)
 
