@@ -17,7 +17,7 @@ from pipeline.common.errors import UserError, explain_write_errors
 from pipeline.track.mlflow_reader import find_experiment, server_key
 from pipeline.track.mlflow_views import OVERVIEW, VERDICTS, view_address
 
-POLL_SECONDS = 0.2  # between two attempts to connect to a server that starts
+CONNECT_SECONDS = 0.2  # between two attempts to connect to a server that starts
 
 
 def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 5000) -> None:
@@ -81,4 +81,4 @@ def wait_for(port: int, server: "subprocess.Popen[bytes]") -> None:
     while server.poll() is None:
         with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
             return
-        time.sleep(POLL_SECONDS)
+        time.sleep(CONNECT_SECONDS)

@@ -113,7 +113,7 @@ def test_a_browser_is_opened_on_a_terminal_with_a_display_only(opened, terminal,
 
 
 def test_the_browser_waits_for_the_server(monkeypatch):
-    monkeypatch.setattr(module, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(module, "CONNECT_SECONDS", 0.01)
     port, listening, ready = free_port(), socket.socket(), threading.Event()
 
     class Running:
