@@ -7,11 +7,7 @@ Ctrl-C, resumable. Heavy libraries are imported inside the commands that need th
 import errno
 import io
 import os
-import signal
-import socket
-import subprocess
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +19,7 @@ from pipeline.cli import data as cli_data
 from pipeline.cli import leaderboard as cli_leaderboard
 from pipeline.cli import networks as cli_networks
 from pipeline.cli import run as cli_run
+from pipeline.cli import ui as cli_ui
 from pipeline.cli.tables import (
     print_coverage,
     print_experiments,
@@ -209,38 +206,7 @@ def results(
         out.print(f"wrote {escape(str(path))}", soft_wrap=True)
 
 
-@app.command()
-def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 5000) -> None:
-    """Serve the MLflow UI on this machine. Ctrl-C stops it."""
-    from pipeline.common.paths import home, tracking_uri
-    from pipeline.track.mlflow_reader import server_key
-
-    uri = tracking_uri()
-    if uri.startswith(("http://", "https://")):
-        out.print(f"MLflow UI of the tracking server: {server_key(uri)}", markup=False, soft_wrap=True)
-        return
-    with socket.socket() as probe, suppress(ConnectionError):
-        probe.connect(("127.0.0.1", port))
-        raise UserError(f"port {port} is in use; choose another: repro ui --port {port % 65535 + 1}")
-    with explain_write_errors(home()):
-        home().mkdir(parents=True, exist_ok=True)
-    out.print(f"MLflow UI: [bold]http://127.0.0.1:{port}[/] (starts in a few seconds; Ctrl-C stops it)")
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--backend-store-uri", uri, "--workers", "1"]
-    command += ["--default-artifact-root", (home() / "mlartifacts").as_uri()]
-    command += ["--allowed-hosts", f"127.0.0.1:{port},localhost:{port}", "--uvicorn-opts", "--log-level warning"]
-    quiet = {
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        "PYTHONWARNINGS": "ignore",
-    }  # jobs: seven more processes
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a closed terminal ends the server too
-        signal.signal(number, signal.default_int_handler)
-    with subprocess.Popen(command, env=os.environ | quiet, start_new_session=True) as server:
-        try:
-            raise typer.Exit(server.wait())
-        except KeyboardInterrupt:
-            os.killpg(server.pid, signal.SIGTERM)
-
+app.command()(cli_ui.ui)
 
 cli_cluster.add_commands(app)
 

@@ -10,7 +10,9 @@ from pipeline.declare.experiment import Experiment
 from pipeline.judge.collect import judge_experiments
 from pipeline.judge.counting import counted_records
 from pipeline.judge.ledger import LedgerEntry
-from pipeline.report.leaderboard import LeaderboardRow, build_leaderboard, with_verdicts
+from pipeline.report.leaderboard import LeaderboardRow, build_leaderboard, with_sizes, with_verdicts
+from pipeline.report.mlflow_rows import network_runs
+from pipeline.track.mlflow_networks import publish_networks
 from pipeline.track.mlflow_pages import publish_experiment
 from pipeline.track.record import Record
 from pipeline.track.run_folder import RunFolder
@@ -80,6 +82,8 @@ def make_report(
     files = [page, *([figure] if figure else [])]
     run_id = ""
     if tracker and rows:
+        from pipeline.analyse.measure import measure_claim
+
         tables = {
             "leaderboard": leaderboard_table(rows),
             "verdicts": [verdict_cells(entry) for entry in entries],
@@ -88,6 +92,9 @@ def make_report(
         run_id = publish_experiment(
             tracker, experiment.name, scale, counted, tables=tables, files=files, note=note
         )
+        networks = network_runs(with_sizes(rows, [experiment], measure_claim), records)
+        known = {record.run_id for record in records}
+        publish_networks(tracker, experiment.name, scale, networks, known=known)
     stamp.write(files, run_id)
     return ExperimentReport(rows, entries, figure, page)
 

@@ -122,6 +122,19 @@ def is_active_run(uri: str, run_id: str) -> bool:
         return False
 
 
+def find_experiment(uri: str, name: str) -> str | None:
+    """Return the id of an MLflow experiment; None if it does not exist, is deleted, or cannot be read."""
+    try:
+        if uri.startswith("sqlite:///") and "?" not in uri:
+            with open_sqlite(Path(uri.removeprefix("sqlite:///"))) as database:
+                query = "SELECT experiment_id FROM experiments WHERE name = ? AND lifecycle_stage = 'active'"
+                found = database.execute(query, (name,)).fetchone()
+                return None if found is None else str(found[0])
+        return RestServer(uri).names.get(name) if uri.startswith(("http://", "https://")) else None
+    except (sqlite3.Error, OSError, UnexpectedAnswerError):
+        return None
+
+
 # --- a server ----------------------------------------------------------------------------------------------
 
 
@@ -153,20 +166,21 @@ class RestServer:
         elif token:
             self.session.headers["Authorization"] = f"Bearer {token}"
         self.timeout = env_number("MLFLOW_HTTP_REQUEST_TIMEOUT", TIMEOUT)
-        self.experiments = self._experiments()
+        self.names = self._experiments()  # name -> id
+        self.experiments = list(self.names.values())
 
     def _search(self, kind: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """Search runs or experiments. Raises UnexpectedAnswerError."""
         url = f"{self.uri}/api/2.0/mlflow/{kind}/search"
         return parse_answer(self.session.post(url, json=body, timeout=self.timeout))
 
-    def _experiments(self) -> list[str]:
-        found: list[str] = []
+    def _experiments(self) -> dict[str, str]:
+        found: dict[str, str] = {}
         token = ""
         while True:
             body = {"max_results": 1000, "view_type": "ACTIVE_ONLY", "page_token": token}
             page = self._search("experiments", body)
-            found += [experiment["experiment_id"] for experiment in page.get("experiments", [])]
+            found |= {one["name"]: one["experiment_id"] for one in page.get("experiments", [])}
             token = page.get("next_page_token", "")
             if not token:
                 return found

@@ -32,6 +32,7 @@ from pipeline.track.mlflow_reader import (
     read_tracked_runs,
     server_key,
 )
+from pipeline.track.mlflow_views import changed_tags
 from pipeline.track.record import FINISHED, Record
 from pipeline.track.run_folder import RunFolder
 
@@ -102,7 +103,8 @@ class Tracker:
             found = self.client.get_experiment_by_name(paper)
             if found is None:
                 try:
-                    return self.experiments.setdefault(paper, self.client.create_experiment(paper, artifacts))
+                    created = self.client.create_experiment(paper, artifacts, changed_tags({}))
+                    return self.experiments.setdefault(paper, created)
                 except MlflowException:  # another process has just created it, or an answer was lost
                     found = self.client.get_experiment_by_name(paper)
                     if found is None:
@@ -111,6 +113,12 @@ class Tracker:
                 self.client.restore_experiment(found.experiment_id)
             self.experiments[paper] = found.experiment_id
         return self.experiments[paper]
+
+    def update_views(self, paper: str) -> None:
+        """Set kind and saved views of an MLflow experiment where they are missing or of an older version."""
+        place = self.experiment_id(paper)
+        for key, value in changed_tags(self.client.get_experiment(place).tags).items():
+            self.client.set_experiment_tag(place, key, value)
 
     def find_run(self, paper: str, key: str, name: str, tags: Mapping[str, str]) -> "Run":
         """Return the run tagged `key` ("run:IDENTITY" or "parent:EXPERIMENT@SCALE"); create it if missing.
@@ -121,13 +129,17 @@ class Tracker:
         """
         found = self.runs_with_key(paper, key)
         if not found:
-            self.client.create_run(self.experiment_id(paper), tags={**tags, "repro.key": key}, run_name=name)
+            self.create_run(paper, key, name, tags)
             found = self.runs_with_key(paper, key)
         for other in found[1:]:
             for child in self.search(paper, f"tags.`mlflow.parentRunId` = '{other.info.run_id}'"):
                 self.client.set_tag(child.info.run_id, "mlflow.parentRunId", found[0].info.run_id)
             self.client.delete_run(other.info.run_id)
         return found[0]
+
+    def create_run(self, paper: str, key: str, name: str, tags: Mapping[str, str]) -> "Run":
+        """Create a run tagged `key`."""
+        return self.client.create_run(self.experiment_id(paper), tags={**tags, "repro.key": key}, run_name=name)
 
     def runs_with_key(self, paper: str, key: str) -> "list[Run]":
         """Return all runs tagged `key`: completely sent ones first, then ended ones, then by start time."""

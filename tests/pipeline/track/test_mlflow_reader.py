@@ -22,6 +22,7 @@ from pipeline.track.mlflow_reader import (
     RECORD_TAG,
     SENT_TAG,
     RecordCache,
+    find_experiment,
     is_active_run,
     read_tracked_runs,
     redact,
@@ -164,6 +165,20 @@ def test_active_runs_are_those_that_exist_and_are_not_deleted(home, client, ende
 @pytest.mark.parametrize("uri", ["sqlite:////nonexistent/mlflow.db", "http://127.0.0.1:9", "postgresql://h/d"])
 def test_a_run_on_an_unreadable_store_does_not_count_as_active(home, uri):
     assert not is_active_run(uri, "0" * 32)
+
+
+def test_an_experiment_is_found_by_name_unless_it_is_deleted(home, client, server):
+    place = client.create_experiment("leaderboard")
+    client.delete_experiment(client.create_experiment("deleted"))
+    for uri in (f"sqlite:///{home / 'mlflow.db'}", server.uri):
+        assert find_experiment(uri, "leaderboard") == place
+        assert find_experiment(uri, "deleted") is None
+        assert find_experiment(uri, "it's missing") is None
+
+
+@pytest.mark.parametrize("uri", ["sqlite:////nonexistent/mlflow.db", "http://127.0.0.1:9", "postgresql://h/d"])
+def test_no_experiment_is_found_on_an_unreadable_store(home, uri):
+    assert find_experiment(uri, "leaderboard") is None
 
 
 # A server

@@ -13,6 +13,7 @@ from urllib3.connection import HTTPConnection
 
 from pipeline.declare.load import load_experiment
 from pipeline.judge.collect import collect_runs
+from pipeline.plan.expand import plan_runs
 from pipeline.report.publish import make_report, mlflow_note
 from pipeline.schedule import execute, local
 from pipeline.schedule.reproduce import run_tasks
@@ -67,9 +68,9 @@ def placed(home, files):
 
 
 def runs_of(client):
-    """Return all runs in MLflow: (parents, children)."""
+    """Return all runs in MLflow except those of networks: (parents, children)."""
     ids = [found.experiment_id for found in client.search_experiments(ViewType.ALL)]
-    rows = client.search_runs(ids)
+    rows = [row for row in client.search_runs(ids) if row.data.tags.get("repro.level") != "network"]
     return [row for row in rows if "mlflow.parentRunId" not in row.data.tags], [
         row for row in rows if "mlflow.parentRunId" in row.data.tags
     ]
@@ -373,6 +374,44 @@ def test_report_puts_aggregates_tables_figure_page_and_note_on_the_parent_run(ho
     assert "| resnet-20 |" in note
     paper = client.get_experiment_by_name("resnet")
     assert paper.tags["mlflow.note.content"] == note
+
+
+def test_report_puts_one_run_for_each_network_above_its_seeds_and_into_the_leaderboard(home, client, trained):
+    folder, tracker = placed(home, trained), Tracker()
+    tracker.sync(folder)
+    make_report(load_experiment(RESNET), "smoke", tracker.records(), tracker)
+    [parent], [child] = runs_of(client)
+    places = [client.get_experiment_by_name(name).experiment_id for name in ("resnet", "leaderboard")]
+    [own], [overview] = ([*client.search_runs([place], "tags.`repro.level` = 'network'")] for place in places)
+    assert own.info.run_name == overview.info.run_name == "resnet-20"
+    assert own.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert child.data.tags["mlflow.parentRunId"] == own.info.run_id
+    record, metrics = folder.result(), overview.data.metrics
+    assert metrics == own.data.metrics
+    assert metrics["test/top1_error_pct"] == round(record.metrics["test/top1_error_pct"], 2)
+    assert (metrics["seeds"], metrics["images"], metrics["paper"]) == (1, 100, 8.75)  # Table 6
+    assert metrics["parameters"] == pytest.approx(0.27e6, rel=0.01)  # Table 6
+    tags = overview.data.tags
+    assert (tags["repro.data"], tags["repro.scale"], tags["repro.paper"]) == ("noise", "smoke", "resnet")
+    assert "repro.verdict" not in tags  # claims about the error are judged at paper scale
+    assert tracker.records() == [replace(record, run_id=child.info.run_id)]  # rows are no records
+
+
+def test_a_run_that_ends_after_a_report_joins_its_network(home, client, trained):
+    tracker = Tracker()
+    tracker.sync(placed(home, trained))
+    make_report(load_experiment(RESNET), "smoke", tracker.records(), tracker)
+    files = dict(trained)
+    for name in ("run.json", "result.json"):
+        content = json.loads(files[name]) | {"identity": "second", "seed": 1}
+        declared = plan_runs(load_experiment(RESNET), scale="smoke", variants=["resnet-20"], seeds=2)[1]
+        files[name] = json.dumps(content | {"declaration": declared.declaration}).encode()
+    tracker.sync(placed(home, files))
+    make_report(load_experiment(RESNET), "smoke", tracker.records(), tracker)
+    place = client.get_experiment_by_name("resnet").experiment_id
+    [network] = client.search_runs([place], "tags.`repro.level` = 'network'")
+    assert network.data.metrics["seeds"] == 2
+    assert {child.data.tags["mlflow.parentRunId"] for child in runs_of(client)[1]} == {network.info.run_id}
 
 
 def test_a_note_fits_in_an_mlflow_tag(home, client, trained):

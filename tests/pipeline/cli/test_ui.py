@@ -1,0 +1,149 @@
+"""`repro ui`: the addresses it prints, and when it opens a browser."""
+
+import socket
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from pipeline.cli import ui as module
+from pipeline.track.mlflow_writer import Tracker
+
+pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # MLflow 3.17's own
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """List that gets the addresses that are opened in a browser."""
+    found: list[str] = []
+    monkeypatch.setattr(module.webbrowser, "open", found.append)
+    return found
+
+
+@pytest.fixture
+def served(monkeypatch):
+    """Commands that were started instead of a server; each has ended at once."""
+    started = []
+
+    class Ended:
+        pid = 0
+
+        def __init__(self, command, **_):
+            started.append(command)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            return None
+
+        def poll(self):
+            return 0
+
+        wait = poll
+
+    monkeypatch.setattr(module.subprocess, "Popen", Ended)
+    monkeypatch.setattr(module.signal, "signal", lambda *_: None)
+    return started
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """A terminal on a machine with a display."""
+    monkeypatch.setattr(type(module.out), "is_terminal", True)
+    monkeypatch.setenv("DISPLAY", ":0")
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def test_the_address_of_the_leaderboard_is_printed(command, served, tmp_path, empty_database):
+    (tmp_path / "mlflow.db").write_bytes(empty_database)
+    place = Tracker(f"sqlite:///{tmp_path / 'mlflow.db'}").experiment_id("leaderboard")
+    port = free_port()
+    code, out, _ = command("ui", "--port", port)
+    start = f"http://127.0.0.1:{port}/#/experiments/{place}/runs?viewStateShareKey=repro"
+    assert code == 0
+    assert out.splitlines()[1:] == [
+        f"leaderboard: {start}-leaderboard&workflowType=machine_learning",
+        f"verdicts:    {start}-verdicts&workflowType=machine_learning",
+    ]
+    assert str(port) in served[0]
+
+
+def test_without_a_leaderboard_the_command_that_creates_it_is_printed(command, served, tmp_path, empty_database):
+    (tmp_path / "mlflow.db").write_bytes(empty_database)
+    _, out, _ = command("ui", "--port", free_port())
+    assert "No leaderboard yet. Finished runs create it: repro run EXPERIMENT --scale laptop" in out
+
+
+def test_without_a_database_the_server_is_started(command, served, tmp_path):
+    assert command("ui", "--port", free_port())[0] == 0
+    assert len(served) == 1
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_a_tracking_server_s_leaderboard_is_printed_without_the_password(command, monkeypatch, opened):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@mlflow.example:8443")
+    monkeypatch.setattr(module, "find_experiment", lambda uri, name: "7")
+    _, out, err = command("ui")
+    assert (
+        "leaderboard: https://mlflow.example:8443/#/experiments/7/runs?viewStateShareKey=repro-leaderboard" in out
+    )
+    assert "secret" not in out + err
+    assert opened == []  # no terminal
+
+
+def test_a_browser_is_opened_on_a_terminal_with_a_display_only(opened, terminal, monkeypatch):
+    module.open_in_browser("http://x")
+    assert opened == ["http://x"]
+    monkeypatch.setattr(module.sys, "platform", "linux")
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    module.open_in_browser("http://y")
+    monkeypatch.setenv("WAYLAND_DISPLAY", "wayland-0")
+    monkeypatch.setattr(type(module.out), "is_terminal", False)
+    module.open_in_browser("http://z")
+    assert opened == ["http://x"]
+
+
+def test_the_browser_waits_for_the_server(monkeypatch):
+    monkeypatch.setattr(module, "CONNECT_SECONDS", 0.01)
+    port, listening, ready = free_port(), socket.socket(), threading.Event()
+
+    class Running:
+        def poll(self):
+            return None
+
+    waiting = threading.Thread(target=lambda: (module.wait_for(port, Running()), ready.set()), daemon=True)
+    waiting.start()
+    assert not ready.wait(0.1)
+    with listening:
+        listening.bind(("127.0.0.1", port))
+        listening.listen()
+        assert ready.wait(5)
+
+
+def test_a_server_that_ends_is_not_waited_for():
+    with subprocess.Popen(["true"]) as ended:
+        ended.wait()
+        module.wait_for(free_port(), ended)
+
+
+def test_the_printed_view_is_one_that_mlflow_has(home_with_leaderboard: Path):
+    client = MlflowClient(f"sqlite:///{home_with_leaderboard / 'mlflow.db'}")
+    tags = client.get_experiment_by_name("leaderboard").tags
+    assert {"mlflow.sharedViewState.repro-leaderboard", "mlflow.sharedViewState.repro-verdicts"} <= tags.keys()
+
+
+@pytest.fixture
+def home_with_leaderboard(tmp_path, monkeypatch, empty_database):
+    monkeypatch.setenv("REPRO_HOME", str(tmp_path))
+    (tmp_path / "mlflow.db").write_bytes(empty_database)
+    Tracker(f"sqlite:///{tmp_path / 'mlflow.db'}").experiment_id("leaderboard")
+    return tmp_path
