@@ -43,6 +43,8 @@ def explain_validation_error(
     if path[-1:] == ["[key]"]:  # pydantic's name for a dictionary's key, in place of the path of a value
         path, kind = path[:-1], "invalid_key"
     key = dotted_path(path, raw)
+    if kind == "too_short" and (least := first["ctx"]["min_length"]) > 1:
+        return key, f"should have at least {least} values, not {first['ctx']['actual_length']}"
     if kind in REASONS:
         return key, REASONS[kind]
     if kind == "extra_forbidden":

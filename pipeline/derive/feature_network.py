@@ -19,8 +19,11 @@ class LayerFeatures(nn.Module):
         self.outputs: list[Tensor] = []
         network.get_submodule(layer).register_forward_hook(self._keep)
 
-    def _keep(self, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        self.outputs.append(output)
+    def _keep(self, _module: nn.Module, _inputs: Any, output: Any) -> None:
+        if not isinstance(output, Tensor):
+            raise UserError(f"layer {self.layer!r} has several outputs; name a layer with one")
+        # A copy: the next layer may be an activation that overwrites the output.
+        self.outputs.append(output.flatten(2).mean(2) if output.ndim > 2 else output.clone())
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, D)."""
@@ -37,8 +40,7 @@ class LayerFeatures(nn.Module):
             times = f"runs {len(self.outputs)} times" if self.outputs else "does not run as a module"
             how = " when the network is applied densely" if dense else ""
             raise UserError(f"layer {self.layer!r} {times}{how}; name another layer")
-        output = self.outputs.pop()
-        return output.flatten(2).mean(2) if output.ndim > 2 else output
+        return self.outputs.pop()
 
 
 def feature_network(network: nn.Module, layer: str | None, image: tuple[int, ...]) -> nn.Module:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_modules.errors import wrong_in_top
+from pipeline.common.errors import UserError
 from pipeline.data.prefetch import never_stop, raise_if_stopped
 from pipeline.data.transfer_sets.images import DIFFICULT, POSITIVE, AveragePrecision
 from pipeline.declare.transfer import MEAN_AP, MEAN_CLASS_RECALL, TransferSpec
@@ -66,10 +67,16 @@ def fit_scores(
 ) -> FittedScores:
     """Fit the classifier of `spec` on `train`, and return the scores of the features `test`, float32 (N, D).
 
-    A class without training images has score -inf. Raises NotConvergedError, and StopRequested if `stop()` is true
-    before a fit.
+    A class without training images has score -inf. Raises NotConvergedError, StopRequested if `stop()` is true
+    before a fit, and UserError for features that are not finite, or images of a single class.
     """
     raise_if_stopped(stop)
+    for features in (train.features, test):
+        if broken := int((~features.isfinite().all(1)).sum()):
+            raise UserError(
+                f"the features of {broken:,} of {len(features):,} images are not finite; check the networks that"
+                " compute them, or name another layer"
+            )
     train_x, test_x = train.features.double().numpy(), test.double().numpy()
     if spec.classifier == "svm" and train.labels.ndim == 2:
         return _scores_by_class(spec, c, train_x, train.labels, test_x, stop)
@@ -77,6 +84,8 @@ def fit_scores(
     if labels.ndim == 2:  # one training image for each positive class
         image, label = (labels == POSITIVE).nonzero(as_tuple=True)
         train_x, labels = train_x[image.numpy()], label
+    if len(labels.unique()) < 2:
+        raise UserError("a classifier needs training images of two classes or more; use a set or part with more")
     fitted = _fit(_estimator(spec, c), train_x, labels.numpy())
     found = (fitted.predict_log_proba if spec.classifier == "softmax" else fitted.decision_function)(test_x)
     if found.ndim == 1:  # one SVM for two classes
@@ -156,8 +165,9 @@ def score_metrics(
     found = {name.removeprefix("/"): value for name, value in counted.items()}
     if classifier != "softmax":
         del found["loss"]
-    wrong = (scores.argmax(1) != labels).double()
-    mean_error = float(100 * torch.stack([wrong[labels == label].mean() for label in labels.unique()]).mean())
+    own = [labels == label for label in labels.unique()]
+    rates = [wrong_in_top(scores[which], labels[which], 1) / which.sum(dtype=torch.float64) for which in own]
+    mean_error = float(100 * torch.stack(rates).mean())
     return found | {"mean_class_error_pct": mean_error, MEAN_CLASS_RECALL: 100 - mean_error}
 
 
@@ -166,11 +176,13 @@ def multi_label_metrics(
 ) -> Metrics:
     """Return the mean average precision and that of each class, in percent, and the number of images.
 
-    A class without a positive test image has none.
+    A class without a positive test image has none. Raises UserError if all classes are without.
     """
     found: Metrics = {}
     for label, name in enumerate(classes):
         own = marks[:, label].numpy()
         if (own == POSITIVE).any():
             found[f"ap_pct/{name}"] = 100 * average_precision(scores[:, label].numpy(), own, kind)
+    if not found:
+        raise UserError("no class has a positive image among those to test on; use a part with labels")
     return {MEAN_AP: float(np.mean(list(found.values()))), "images": float(len(marks))} | found

@@ -102,10 +102,16 @@ class Localiser:
                     kept.scores.append(scores.double().flatten().cpu().numpy())
 
     def dense(self, member: EnsembleMember, method: str, pixels: Tensor) -> Tensor:
-        """Return what a network's dense method gives for a view (1, h, w, 3) and its mirror image, as float32."""
+        """Return what a network's dense method gives for a view (1, h, w, 3) and its mirror image, as float32.
+
+        Raises UserError if it is not finite: boxes would be merged with ones that mean nothing.
+        """
         x = normalise_crops(member.normalise.with_mean_colour(), pixels)
         with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.bf16):
             found: Tensor = getattr(member.network, method)(torch.cat([x, x.flip(3)]))
+        if not bool(found.isfinite().all()):
+            what = "boxes" if method == "box_map" else "class scores"
+            raise UserError(f"a network gives {what} that are not finite; train it again, or leave it out")
         return found.float()
 
 

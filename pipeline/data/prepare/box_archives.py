@@ -105,7 +105,7 @@ def parse_annotation(content: bytes) -> Annotation:
     """Return the annotation in an XML file. Raises ValueError with what is wrong with it."""
     try:
         root = ElementTree.fromstring(content)
-    except ElementTree.ParseError as error:
+    except (ElementTree.ParseError, ValueError, LookupError) as error:  # the last two: its encoding
         raise ValueError(f"is not XML ({one_line(error)})") from None
     boxes = []
     for number, item in enumerate(root.iter("object"), start=1):

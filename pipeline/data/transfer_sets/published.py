@@ -10,6 +10,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock
+
 from pipeline.common.checksums import cached_md5
 from pipeline.data.images import DataError
 from pipeline.declare.transfer import STAND_IN_SUFFIX, published_name
@@ -102,7 +104,7 @@ def open_archives(name: str, root: Path) -> SetArchives:
     else:
         for archive in expected:
             if not (folder / archive.name).is_file():
-                download(archive, folder)
+                download(archive, folder, root / ".cache")
     try:
         sums = [cached_md5(folder / archive.name, root / ".cache", lambda _: None) for archive in expected]
     except OSError as error:
@@ -118,15 +120,22 @@ def open_archives(name: str, root: Path) -> SetArchives:
     return SetArchives(name, tuple(folder / archive.name for archive in expected), tuple(sums))
 
 
-def download(archive: PublishedArchive, folder: Path) -> None:
-    """Download an archive into `folder`; the file is complete and has its MD5 sum, or does not exist."""
+def download(archive: PublishedArchive, folder: Path, cache: Path) -> None:
+    """Download an archive into `folder`; the file is complete and has its MD5 sum, or does not exist.
+
+    Of several processes that download it, one does and the others wait; the lock is in the folder `cache`. Raises
+    DataError if it cannot be downloaded.
+    """
     from torchvision.datasets.utils import download_url
 
     partial = f".{archive.name}.part"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        download_url(archive.url, folder, partial, archive.md5)
-        (folder / partial).replace(folder / archive.name)
+        cache.mkdir(parents=True, exist_ok=True)
+        with FileLock(cache / f"{archive.name}.lock"):
+            if not (folder / archive.name).is_file():
+                download_url(archive.url, folder, partial, archive.md5)
+                (folder / partial).replace(folder / archive.name)
     except (OSError, RuntimeError, ValueError, http.client.HTTPException) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(

@@ -30,6 +30,7 @@ class Drawing(Strict):
     scale: Annotated[float, Field(gt=0)] | tuple[Annotated[float, Field(gt=0)], ...] = 1.0
     frame: Square | None = None
     colour: Literal["red", "green"] = "red"
+    corners: Annotated[tuple[int, ...], Field(min_length=3)] = (0, 1, 2)
 
 
 CIRCLE = {"kind": "circle", "radius": 1.0}
@@ -47,7 +48,7 @@ def message(**keys: object) -> str:
     ("keys", "words"),
     [
         ({"colou": "red"}, "colou: unknown key; did you mean 'colour'?"),
-        ({"zzz": 1}, "zzz: unknown key; known: colour, frame, named, scale, shapes, title"),
+        ({"zzz": 1}, "zzz: unknown key; known: colour, corners, frame, named, scale, shapes, title"),
         ({"frame": {"kind": "square", "sid": 1}}, "frame.sid: unknown key; did you mean 'side'?"),
         ({"named": {"a": CIRCLE | {"radios": 1}}}, "named.a.radios: unknown key; did you mean 'radius'?"),
         # Of a union, only the member with this kind counts, and its name is not part of the path.
@@ -74,6 +75,7 @@ def message(**keys: object) -> str:
         # Of a union of a number and a list: the member that fits best.
         ({"scale": -1}, "scale: should be greater than 0, not -1"),
         ({"scale": [1, -1]}, "scale.1: should be greater than 0, not -1"),
+        ({"corners": [1]}, "corners: should have at least 3 values, not 1"),
     ],
 )
 def test_an_error_is_one_sentence_with_key_and_reason(keys, words):

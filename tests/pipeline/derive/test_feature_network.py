@@ -6,6 +6,7 @@ from torch import nn
 
 from lightning_modules.alexnet import alexnet
 from lightning_modules.googlenet import googlenet
+from lightning_modules.resnet import resnet_cifar
 from lightning_modules.resnet_imagenet import resnet_imagenet
 from lightning_modules.squeezenet import squeezenet
 from lightning_modules.vgg import vgg
@@ -66,6 +67,41 @@ def test_features_of_a_convolutional_layer_are_averaged_over_positions(image):
     expected = outputs_of(network, "fire9", lambda: network(crop)).mean((2, 3))
     with torch.inference_mode():
         torch.testing.assert_close(feature_network(network, "fire9", (3, 227, 227))(crop), expected)
+
+
+@pytest.mark.parametrize(
+    ("network", "layer", "size"),
+    [
+        (lambda: zfnet(units=8, num_classes=3), "layer5.conv", (3, 224, 224)),
+        (lambda: resnet_cifar(depth=20, shortcut="A"), "map8.0.bn1", (3, 32, 32)),
+    ],
+    ids=["zfnet", "resnet"],
+)
+def test_an_activation_in_place_does_not_change_the_output_of_the_layer_before_it(network, layer, size):
+    torch.manual_seed(2)
+    built = network().eval()
+    image = torch.randn(1, *size, generator=torch.Generator().manual_seed(3))
+    expected = outputs_of(built, layer, lambda: built(image))
+    assert (expected < 0).any()  # as before the activation
+    with torch.inference_mode():
+        assert torch.equal(feature_network(built, layer, size)(image), expected.flatten(2).mean(2))
+
+
+def test_a_layer_with_several_outputs_is_refused():
+    class Two(nn.Module):
+        def forward(self, x):
+            return x, x
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.two, self.fc = Two(), nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.fc(self.two(x)[0].mean((2, 3)))
+
+    with pytest.raises(UserError, match="layer 'two' has several outputs; name a layer with one"):
+        feature_network(Network(), "two", (3, 8, 8))(torch.zeros(1, 3, 8, 8))
 
 
 def test_a_layer_with_pooling_gives_its_output_densely_only_if_it_runs_as_a_module(image):

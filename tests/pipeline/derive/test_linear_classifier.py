@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from pipeline.common.errors import UserError
 from pipeline.data.prefetch import StopRequested
 from pipeline.declare.transfer import TransferSpec
 from pipeline.derive import linear_classifier
@@ -101,3 +102,34 @@ def test_a_fit_that_reaches_its_limit_is_an_error(spec, limit, monkeypatch):
 def test_a_request_to_stop_is_heeded_before_a_fit():
     with pytest.raises(StopRequested):
         fit_scores(SVM, 1.0, clusters(), clusters().features, 3, stop=lambda: True)
+
+
+@pytest.mark.parametrize("spec", [SOFTMAX, SVM], ids=["softmax", "svm"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_features_that_are_not_finite_are_one_sentence(spec, value):
+    train, broken = clusters(), clusters(seed=1).features
+    broken[[3, 5], 1] = value
+    with pytest.raises(UserError, match=r"^the features of 2 of 36 images are not finite; .*$"):
+        fit_scores(spec, 1.0, Examples(broken, train.labels), train.features, 3)
+    with pytest.raises(UserError, match=r"^the features of 2 of 36 images are not finite; .*$"):
+        fit_scores(spec, 1.0, train, broken, 3)
+
+
+@pytest.mark.parametrize("spec", [SOFTMAX, SVM], ids=["softmax", "svm"])
+def test_training_images_of_one_class_are_one_sentence(spec):
+    features = clusters().features
+    with pytest.raises(UserError, match="needs training images of two classes or more; use"):
+        fit_scores(spec, 1.0, Examples(features, torch.ones(36, dtype=torch.int64)), features, 3)
+
+
+def test_marks_without_a_positive_image_have_no_mean():
+    marks = torch.tensor([[-1, 0], [0, -1]], dtype=torch.int8)
+    with pytest.raises(UserError, match="no class has a positive image among those to test on"):
+        score_metrics(torch.rand(2, 2).double(), marks, classifier="svm", kind="area", classes=("a", "b"))
+
+
+def test_equal_scores_are_wrong_in_the_error_and_in_the_recall():
+    found = score_metrics(
+        torch.zeros(3, 3).double(), torch.arange(3), classifier="svm", kind=None, classes=("a", "b", "c")
+    )
+    assert (found["top1_error_pct"], found["mean_class_recall_pct"]) == (100, 0)

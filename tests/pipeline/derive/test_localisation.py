@@ -191,6 +191,17 @@ def test_errors_are_those_of_a_slow_version(box_root, planned, seed, count):
     assert given <= top5 <= top1
 
 
+@pytest.mark.parametrize(("variant", "what"), [("boxes", "boxes"), ("classes", "class scores")])
+def test_outputs_that_are_not_finite_are_refused(box_root, planned, variant, what):
+    images, spec = open_boxed_set(box_root), planned["localised"].spec
+    members = random_members(planned, images)
+    localiser = Localiser(spec, [(members["boxes"], (36, 48))], [members["classes"]], CPU, bf16=False)
+    with torch.no_grad():
+        next(members[variant].network.parameters()).fill_(torch.nan)
+    with pytest.raises(UserError, match=f"gives {what} that are not finite; train it again"):
+        localise_block(localiser, Context(images), range(1))
+
+
 # --- derived runs --------------------------------------------------------------------------------------------
 
 

@@ -54,6 +54,8 @@ def test_an_annotation_as_published_is_read():
     ("old", "new", "words"),
     [
         (b"</annotation>", b"", "is not XML"),
+        (b"<annotation>", b'<?xml version="1.0" encoding="no-such"?><annotation>', "is not XML (unknown encoding"),
+        (b"<annotation>", b'<?xml version="1.0" encoding="utf-7"?><annotation>', "is not XML (multi-byte encod"),
         (b"<xmin>9</xmin>", b"", "has no integer in object 1: bndbox/xmin, but ''"),
         (b"<ymax>40<", b"<ymax>4.5<", "has no integer in object 2: bndbox/ymax, but '4.5'"),
         (b"<width>500<", b"<width>0<", "gives its image a size of 0 x 375 pixels"),

@@ -3,7 +3,9 @@
 import inspect
 import io
 import tarfile
+import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -163,6 +165,24 @@ def test_a_download_with_another_checksum_is_refused_and_leaves_no_archive(serve
     with pytest.raises(DataError, match=r"could not be downloaded to .*voc2012 .*put the file from"):
         published.open_archives("voc2012", tmp_path)
     assert not (tmp_path / "voc2012" / archive.name).exists()
+
+
+def test_of_two_processes_one_downloads_and_the_other_waits(served, tmp_path, monkeypatch):
+    _, archive = served
+    under_way = []
+
+    def slowly(url, root, filename, md5):
+        under_way.append(filename)
+        time.sleep(0.1)
+        (root / filename).write_bytes(b"content")
+
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", slowly)
+    folder, cache = tmp_path / "voc2012", tmp_path / ".cache"
+    with ThreadPoolExecutor(2) as threads:
+        for done in [threads.submit(published.download, archive, folder, cache) for _ in range(2)]:
+            done.result()
+    assert len(under_way) == 1
+    assert [path.name for path in folder.iterdir()] == [archive.name]
 
 
 def test_an_archive_that_is_not_the_published_one_is_refused(served, tmp_path):
