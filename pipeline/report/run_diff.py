@@ -14,7 +14,7 @@ MIN_DIGITS = 4  # of an identity
 
 MAX_CANDIDATES = 4  # listed for an ambiguous name
 
-NAMES = frozenset({"experiment", "scale", "variant"})  # no part of a declaration's hash
+PLACE_OF_RUN = frozenset({"experiment", "scale", "variant"})  # no part of a declaration's hash
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def compare_runs(
         ours, theirs = (flattened(recipe) for recipe in recipes if recipe is not None)
         for name in dict.fromkeys([*ours, *theirs]):
             compare("declaration", name, ours.get(name, ""), theirs.get(name, ""))
-    if recipes[0] is None or recipes[1] is None or {one.name for one in found} <= NAMES:
+    if recipes[0] is None or recipes[1] is None or {one.name for one in found} <= PLACE_OF_RUN:
         compare("declaration", "hash", first.declaration, second.declaration)
     compare("data", "name", first.data, second.data)
     compare("data", "manifest", first.manifest, second.manifest)
