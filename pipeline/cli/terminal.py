@@ -85,7 +85,7 @@ def table_format(as_json: bool, as_csv: bool, as_markdown: bool) -> TableFormat:
 def print_rows(rows: Sequence[Mapping[str, Any]], shape: TableFormat) -> None:
     """Print rows of plain values as JSON, CSV or a Markdown table. Columns are the keys of all rows, in order.
 
-    Without rows there are no columns: CSV and Markdown are empty.
+    Without rows, CSV and Markdown are empty.
     """
     if shape is TableFormat.JSON:
         print_json(list(rows))

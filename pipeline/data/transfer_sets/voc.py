@@ -93,7 +93,7 @@ def _lines(found: Mapping[str, TarMember], archives: SetArchives, name: str) -> 
 
 def _member(found: Mapping[str, TarMember], archives: SetArchives, name: str) -> TarMember:
     if name not in found:
-        raise _damaged(archives, f"there is no {name}")
+        raise _damaged(archives, f"{name} not found")
     return found[name]
 
 

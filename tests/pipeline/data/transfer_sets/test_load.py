@@ -85,12 +85,12 @@ def test_marks_of_voc_are_read_as_written(write_voc):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"ImageSets/Main/cow_val.txt": None}, "there is no ImageSets/Main/cow_val.txt"),
+        ({"ImageSets/Main/cow_val.txt": None}, "ImageSets/Main/cow_val.txt not found"),
         ({"ImageSets/Main/cow_val.txt": b"2008_9 -1\n"}, "cow_val.txt does not mark each image of val"),
         ({"ImageSets/Main/cow_val.txt": b"2008_3 2\n"}, "cow_val.txt does not mark each image of val"),
         ({"ImageSets/Main/val.txt": b""}, "val.txt lists no image"),
         ({"ImageSets/Main/val.txt": b"2008_3\n2008_3\n"}, "val.txt lists no image, or one twice"),
-        ({"JPEGImages/2008_3.jpg": None}, "there is no JPEGImages/2008_3.jpg"),
+        ({"JPEGImages/2008_3.jpg": None}, "JPEGImages/2008_3.jpg not found"),
     ],
 )
 def test_missing_files_and_marks_of_voc_are_errors(write_voc, changes, message):
