@@ -181,7 +181,7 @@ def relations(
 ) -> dict[str, float]:
     """Return the relations over all networks of operations, time, accuracy and energy, and the spread of power.
 
-    A fit needs MIN_FIT networks.
+    A fit needs MIN_FIT networks that differ in operations, or in accuracy; without them it has no metric.
     """
     found: dict[str, float] = {}
     operations = {
@@ -193,11 +193,11 @@ def relations(
         return [metrics[f"{name}/batch-{size}/{metric}"] for name in names]
 
     for size in spec.batch_sizes:
-        if len(networks) >= MIN_FIT:
+        if len(networks) >= MIN_FIT and len(set(operations.values())) > 1:
             times = values(list(networks), size, "seconds_per_image")
             found[f"fit/batch-{size}/operations/r_squared"] = line_r_squared(list(operations.values()), times)
         rated = spec.rated
-        if len(rated) < MIN_FIT:
+        if len(rated) < MIN_FIT or len({spec.accuracies[name] for name in rated}) == 1:
             continue
         accuracies, times = [spec.accuracies[name] for name in rated], values(rated, size, "seconds_per_image")
         found[f"fit/batch-{size}/hyperbola/r_squared"] = hyperbola_r_squared(times, accuracies)

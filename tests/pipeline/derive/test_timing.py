@@ -206,6 +206,14 @@ def test_relations_are_those_of_the_points(load, monkeypatch):
     assert found["power/relative_spread"] == 0
 
 
+def test_networks_that_do_not_differ_have_no_fits(load, monkeypatch):
+    run = plan_runs(load(), scale="paper")[0]
+    monkeypatch.setattr(timing, "measure_network", lambda *_: 1e6)
+    metrics = {f"{name}/batch-{size}/seconds_per_image": 1.0 for name in run.spec.networks for size in (1, 2)}
+    equal = run.spec.model_copy(update={"accuracies": dict.fromkeys(run.spec.networks, 70.0)})
+    assert relations(equal, run.networks, metrics) == {}
+
+
 def test_claims_are_judged_from_timings(load):
     experiment = load(
         "scales: {paper: {why: All.}",
