@@ -9,21 +9,19 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from pipeline.common.files import write_atomically
-from pipeline.data.normalise import normalise_crops
 from pipeline.data.prefetch import prefetch
 from pipeline.data.samples import Samples
 from pipeline.declare.protocol import Protocol
 from pipeline.declare.transfer import single_scales
 from pipeline.track.run_folder import explain_disk_errors
 from pipeline.train.evaluate import (
-    EVAL_PIXELS,
-    EVAL_VIEWS,
     EnsembleMember,
     ViewStack,
     evaluation_mode,
     forward_scores,
     require_count,
     samples_per_pass,
+    view_batches,
     view_stacks,
 )
 from pipeline.train.inputs import ReadOptions
@@ -103,21 +101,10 @@ def block_descriptors(
 
 
 def mean_features(member: EnsembleMember, stack: ViewStack, name: str, device: torch.device) -> Tensor:
-    """Return the features of each image of a stack, averaged over its views and their mirror images: (N, D).
-
-    The views are normalised and batched as in `train.evaluate.log_posteriors`.
-    """
+    """Return the features of each image of a stack, averaged over its views and their mirror images: (N, D)."""
     first = stack.groups[0]
-    pixels = torch.cat([group.pixels for group in stack.groups])
-    corners = [group.corners for group in stack.groups if group.corners is not None]
-    at = torch.cat(corners).to(device) if corners else None
-    step = max(1, min(EVAL_VIEWS, EVAL_PIXELS // (pixels.shape[1] * pixels.shape[2])) // (1 + first.mirror))
-    normalise = member.normalise.with_mean_colour() if first.dense else member.normalise
     by_view = []
-    for start in range(0, len(pixels), step):
-        block = slice(start, start + step)
-        x = normalise_crops(normalise, pixels[block].to(device), None if at is None else at[block], first.frame)
-        x = torch.cat([x, x.flip(3)]) if first.mirror else x
+    for x in view_batches(member, stack, device):
         features = forward_scores(member.network, x, first.dense, name, bf16=False)
         by_view.append(features.double().unflatten(0, (1 + first.mirror, -1)).mean(0))
     views: Tensor = torch.cat(by_view)  # (views of all images, D)

@@ -237,22 +237,30 @@ def log_posteriors(
 ) -> Tensor:
     """Return the log-probabilities of each view and, if the protocol has it, its mirror: (images, V, classes)."""
     first = stack.groups[0]
+    logs = []
+    for x in view_batches(member, stack, device):
+        scores = forward_scores(member.network, x, first.dense, name, bf16)
+        logs.append(scores.double().log_softmax(1).unflatten(0, (1 + first.mirror, -1)))
+    by_view = torch.cat(logs, 1).transpose(0, 1)  # (views, 1 or 2, classes)
+    return by_view.reshape(len(stack.groups), -1, by_view.shape[-1])
+
+
+def view_batches(member: EnsembleMember, stack: ViewStack, device: str | torch.device) -> Iterator[Tensor]:
+    """Yield the normalised views of a stack in batches (N, 3, h, w).
+
+    If the protocol has mirror images, those of a batch follow its views: (2N, 3, h, w).
+    """
+    first = stack.groups[0]
     pixels = torch.cat([group.pixels for group in stack.groups])
     corners = [group.corners for group in stack.groups if group.corners is not None]
     at = torch.cat(corners).to(device) if corners else None
     step = max(1, min(EVAL_VIEWS, EVAL_PIXELS // (pixels.shape[1] * pixels.shape[2])) // (1 + first.mirror))
     # Dense views vary in size, and some may have the size of the mean image; subtract the mean colour from all.
     normalise = member.normalise.with_mean_colour() if first.dense else member.normalise
-    logs = []
     for start in range(0, len(pixels), step):
         block = slice(start, start + step)
         x = normalise_crops(normalise, pixels[block].to(device), None if at is None else at[block], first.frame)
-        scores = forward_scores(
-            member.network, torch.cat([x, x.flip(3)]) if first.mirror else x, first.dense, name, bf16
-        )
-        logs.append(scores.double().log_softmax(1).unflatten(0, (1 + first.mirror, -1)))
-    by_view = torch.cat(logs, 1).transpose(0, 1)  # (views, 1 or 2, classes)
-    return by_view.reshape(len(stack.groups), -1, by_view.shape[-1])
+        yield torch.cat([x, x.flip(3)]) if first.mirror else x
 
 
 def forward_scores(network: nn.Module, x: Tensor, dense: bool, name: str, bf16: bool) -> Tensor:
