@@ -60,6 +60,7 @@ TORCHVISION_SETS = {  # name -> (torchvision's class, folder of its downloads in
 SVHN_PARTS = {"svhn": ("train",), "svhn-extra": ("train", "extra")}  # name -> published parts used for training
 SVHN_FOLDER = "SVHN/raw"  # of the downloads, in the root
 NAMES = ("digits", *TORCHVISION_SETS, *SVHN_PARTS, "noise")
+IMAGENET_STAND_IN = "imagenet-standin"  # made by repro data stand-in and repro data prepare
 IMAGENET, ILSVRC_2012 = "imagenet", {"train": 1_281_167, "test": 50_000}  # images of the classification task
 SIZES = {
     "fashion-mnist": (60_000, 10_000),
@@ -101,9 +102,11 @@ def load_images(name: str, root: Path, *, sharded: bool = False, boxes: bool = F
         )
     if sharded:
         variable = " (REPRO_SHARDS)" if os.environ.get("REPRO_SHARDS") else ""
+        command = f"repro data prepare SOURCE --out {store}"
+        if name == IMAGENET_STAND_IN:
+            command = f"repro data stand-in imagenet --out DIR && repro data prepare DIR --out {store}"
         raise DataError(
-            f"no shards of {name} in {store}{variable}"
-            f"{_suggestion(name, root) or f'; make them with: repro data prepare SOURCE --out {store}'}"
+            f"no shards of {name} in {store}{variable}{_suggestion(name, root) or f'; make them with: {command}'}"
         )
     if name == "mnist" and _holds_classes(root / name):
         return _checked_mnist(read_folders(name, root), f"the class folders in {root / name}")

@@ -408,6 +408,9 @@ def test_missing_prepared_set_is_an_error_with_the_command_that_makes_it(tmp_pat
         DataError, match=r"no shards of imagenet in \S+imagenet; make them with: repro data prepare SOURCE"
     ):
         load_images("imagenet", tmp_path, sharded=True)
+    commands = r"repro data stand-in imagenet --out DIR && repro data prepare DIR --out \S+/imagenet-standin$"
+    with pytest.raises(DataError, match=rf"no shards of imagenet-standin in \S+; make them with: {commands}"):
+        load_images("imagenet-standin", tmp_path, sharded=True)
 
 
 def test_shards_in_a_folder_of_another_name_are_refused(shards_root):
