@@ -81,17 +81,37 @@ def records_of(
 
     The recipe decides, not the name it was run under: two scales, variants or experiments of one recipe share
     their runs. Runs of different code or data are never mixed: the group with the most seeds counts, then the
-    latest. A seed that ran twice in it (on other hardware) counts once, the first run.
+    latest. A seed that ran twice in it (on other hardware) counts once, the first run. A smaller scale often puts
+    one data set in place of several: what was run for a variant of the scale counts for no other (`is_left_out`).
     """
     counted = declarations_of(experiment, scale, variant, {record.seed for record in records}, changes)
     groups: dict[tuple[str, str], dict[int, Record]] = defaultdict(dict)  # by data and code
     matching = [record for record in records if record.declaration in counted]
     for record in sorted(matching, key=lambda record: record.finished):
         groups[record.manifest, record.code].setdefault(record.seed, record)
-    if not groups:
+    if not groups or is_left_out(experiment, scale, variant, changes):
         return []
     best = max(groups.values(), key=lambda rows: (len(rows), max(row.finished for row in rows.values())))
     return [replace(best[seed], experiment=experiment.name, scale=scale, variant=variant) for seed in sorted(best)]
+
+
+def is_left_out(experiment: Experiment, scale: str, name: str, changes: Mapping[str, Any] | None = None) -> bool:
+    """Return True if a smaller scale leaves a variant out and gives it the runs of a variant that it has.
+
+    With one data set in place of CIFAR-10 and CIFAR-100, a variant for each has the same recipe. Its runs then
+    stand for the variant that the scale names. A derived run is left out if a variant that it consumes is.
+    """
+    if scale == PAPER_SCALE:
+        return False
+    if name in experiment.derived:
+        consumed = experiment.derived_spec(name, scale).consumes
+        return any(is_left_out(experiment, scale, own, changes) for own in consumed if own in experiment.variants)
+    named = experiment.variants_at(scale)
+    if name in named:
+        return False
+    seed = experiment.seeds_at(scale)[:1]
+    own = declarations_of(experiment, scale, name, seed, changes)
+    return any(own & declarations_of(experiment, scale, other, seed, changes) for other in named)
 
 
 def declarations_of(

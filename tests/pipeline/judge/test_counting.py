@@ -9,6 +9,7 @@ from pipeline.judge.counting import counted_records
 from pipeline.judge.ledger import ledger
 from tests.support.ledgers import (
     DEEP,
+    DERIVED,
     OF_PAIR,
     OF_SMALL,
     PLAIN,
@@ -119,3 +120,34 @@ def test_derived_runs_of_undeclared_seeds_do_not_count_at_paper_scale(declare):
     assert judge_by_id(declared, records)["error"].evidence.seeds == (0, 1, 2, 3, 4)
     laptop = derived_records(declared, "small", [1.0] * 8, scale="laptop", seeds=8)
     assert len(counted_records(declared, "laptop", laptop)["small"]) == 8
+
+
+OTHER_DATA = ("depth: 32}}", "depth: 20}, data: {name: cifar100}}")  # plain-32 is plain-20 on CIFAR-100
+NAMES_ONE = ("why: Minutes.", "why: Minutes.\n    variants: [plain-20]")
+
+
+def test_runs_of_a_smaller_scale_count_only_for_the_variant_it_names(declare, seed_records):
+    declared = declare(*OTHER_DATA, *NAMES_ONE)
+    records = seed_records(declared, "plain-20", PLAIN, scale="laptop")  # on digits, in place of both data sets
+    assert list(counted_records(declared, "laptop", records)) == ["plain-20"]
+    assert outcomes(declared, records)["deeper"] == "cannot judge: not-run"
+
+
+def test_runs_count_for_each_variant_that_the_scale_does_not_leave_out(declare, seed_records):
+    declared = declare(*OTHER_DATA)  # the scale names no variants: all of them run
+    records = seed_records(declared, "plain-20", PLAIN, scale="laptop")
+    assert list(counted_records(declared, "laptop", records)) == ["plain-20", "plain-32"]
+
+
+def test_variant_with_its_own_recipe_counts_though_the_scale_leaves_it_out(declare, seed_records):
+    declared = declare(*NAMES_ONE)  # as after `repro run --variant plain-32`
+    records = seed_records(declared, "plain-32", DEEP, scale="laptop")
+    assert list(counted_records(declared, "laptop", records)) == ["plain-32"]
+
+
+def test_derived_run_of_a_left_out_variant_does_not_count(declare, seed_records):
+    pair = "pair: {kind: ensemble, members: {plain-20: 2}}"
+    of_other = DERIVED.replace(pair, f"{pair}\n  other: {{kind: ensemble, members: {{plain-32: 2}}}}")
+    declared = declare(*OTHER_DATA, *NAMES_ONE, "scales:\n", of_other)
+    records = derived_records(declared, "pair", [9.0, 9.1], scale="laptop")
+    assert list(counted_records(declared, "laptop", records)) == ["pair"]
