@@ -25,7 +25,8 @@ def node_problem(pid: int) -> str:
         return ""
     host = socket.gethostbyname(socket.gethostname())  # the address that other nodes use
     try:
-        with urllib.request.urlopen(f"http://{host}:{DASHBOARD_PORT}{HEALTH_PATH}", timeout=5) as response:
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(f"http://{host}:{DASHBOARD_PORT}{HEALTH_PATH}", timeout=5) as response:
             return "" if response.status == 200 else f"the head responds with status {response.status}"
     except OSError as error:
         return f"the head does not respond: {error}"

@@ -27,6 +27,7 @@ from pipeline.cli.tables import (
 )
 from pipeline.cli.terminal import AsJson, err, out, print_json, say
 from pipeline.common.errors import UserError, explain_write_errors
+from pipeline.common.network import report_no_statistics, use_no_proxy
 
 if TYPE_CHECKING:
     from pipeline.declare.experiment import Experiment
@@ -49,6 +50,8 @@ OptionalName = Annotated[
 ]
 
 DISTRIBUTION = "cnn-repro"
+
+EXTRAS = {"s3fs": "s3"}  # package -> the extra that installs it; fsspec names the package in its message
 
 
 def version_text() -> str:
@@ -211,11 +214,18 @@ app.command()(cli_ui.ui)
 cli_cluster.add_commands(app)
 
 
+def missing_extra(error: ImportError) -> str:
+    """Return the extra of this project that installs what an import lacks; "" if none does."""
+    return next((extra for package, extra in EXTRAS.items() if package in (error.name or str(error))), "")
+
+
 def main() -> None:
     """Run the command. A UserError is printed as one line; the exit code is 2."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # an encoding without ✔
+    use_no_proxy()
+    report_no_statistics()
     try:
         try:
             app()
@@ -224,6 +234,13 @@ def main() -> None:
                 sys.stdout.flush()  # raise here, and not when the interpreter exits
     except UserError as error:
         err.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
+        raise SystemExit(2) from None
+    except ImportError as error:
+        extra = missing_extra(error)
+        if not extra:
+            raise
+        needed = f"this needs the extra {extra!r}; install it with: pip install '{DISTRIBUTION}[{extra}]'"
+        err.print(f"[red]error:[/] {escape(needed)}", soft_wrap=True)
         raise SystemExit(2) from None
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EPIPE) or error.filename:

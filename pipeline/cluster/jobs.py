@@ -15,10 +15,12 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from pipeline.cluster.local_head import ClusterAddress, ray_environment
 from pipeline.cluster.token import COPY_TOKEN, check_token_file
 from pipeline.common.errors import UserError
+from pipeline.common.network import use_no_proxy
 from pipeline.common.paths import data_folder, home
 from pipeline.common.words import first_line
 from pipeline.track.mlflow_reader import redact
@@ -52,6 +54,7 @@ def cluster_at(address: str) -> ClusterAddress:
 def job_client(cluster: ClusterAddress) -> Any:
     """Return a client of the job API; UserError where the API does not respond or refuses the token."""
     os.environ.update(ray_environment(Path(cluster.token_file) if cluster.token_file else None))
+    use_no_proxy(urlsplit(cluster.dashboard).hostname or "")  # a proxy must not see the token
     from ray.job_submission import JobSubmissionClient
 
     for name in ("ray", "ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk"):
@@ -88,8 +91,8 @@ def describe_refusal(cluster: ClusterAddress, error: BaseException) -> str:
         )
     if is_auth_error(error):
         return (
-            f"the cluster at {redact(cluster.dashboard)} requires its token: copy cluster/token from the head's"
-            " REPRO_HOME to this machine with mode 0600, and set RAY_AUTH_TOKEN_PATH to the copy"
+            f"the cluster at {redact(cluster.dashboard)} requires its token: copy cluster/NAME/token from the"
+            " head's REPRO_HOME to this machine with mode 0600, and set RAY_AUTH_TOKEN_PATH to the copy"
         )
     return (
         f"no cluster responds at {redact(cluster.dashboard)}; start one there with repro node --head, or omit"

@@ -146,10 +146,14 @@ def command(
 ) -> Callable[..., tuple[int, str, str]]:
     """Function that runs `repro` in this process; returns exit code, stdout and stderr. REPRO_HOME is tmp_path."""
     from pipeline.cli import main, terminal
+    from pipeline.common.network import NO_STATISTICS
 
     monkeypatch.setenv("REPRO_HOME", str(tmp_path))
     for name in ("OMP_NUM_THREADS", "MLFLOW_TRACKING_URI", "REPRO_DATA", "COLUMNS"):
         monkeypatch.delenv(name, raising=False)
+    for name in ("no_proxy", "NO_PROXY", *NO_STATISTICS):  # set by `main`; removed after the test
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
     set_console(monkeypatch, terminal.console())  # as wide as in a pipe, also on a terminal
 
     def run(*words: object) -> tuple[int, str, str]:

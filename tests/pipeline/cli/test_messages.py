@@ -1,6 +1,7 @@
 """Output and exit codes of the commands, in this process, without training and servers. See also test_main.py."""
 
 import csv
+import importlib
 import io
 import json
 import os
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from pipeline.cli import tables
+from pipeline.cli import main, tables
 from pipeline.cli.run import parse_changes, thread_count
 from pipeline.common.errors import UserError
 from pipeline.declare.claims import Departure
@@ -694,3 +695,21 @@ def test_verify_of_all_counts_exact_claims_and_prints_errata(command, known):
     assert not re.search(r"✔ (confirmed|followed)  ", out)
     assert "    The commands that would judge them: repro verify lenet5/mnist\n" in out
     assert "repro run" not in out
+
+
+def test_an_s3_address_without_its_extra_says_what_to_install(command, monkeypatch):
+    import fsspec.registry
+
+    monkeypatch.setitem(sys.modules, "s3fs", None)  # an import of it fails, as without the package
+    monkeypatch.delitem(fsspec.registry._registry, "s3", raising=False)
+    monkeypatch.setenv("REPRO_SHARDS", "s3://shards")
+    for words in (("data", "verify", "imagenet"), ("data", "prepare", "digits", "--out", "s3://shards/digits")):
+        code, _, err = command(*words)
+        assert code == 2
+        assert err == "error: this needs the extra 's3'; install it with: pip install 'cnn-repro[s3]'\n"
+
+
+def test_another_missing_package_is_a_fault_of_the_installation(command, monkeypatch):
+    monkeypatch.setattr(main, "app", lambda: importlib.import_module("missing_package"))
+    with pytest.raises(ModuleNotFoundError, match="missing_package"):
+        command("list")

@@ -1,6 +1,7 @@
 """Jobs on a cluster: submission, relayed output, and errors of the job API."""
 
 import asyncio
+import contextlib
 import shlex
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -14,6 +15,7 @@ import ray.job_submission
 from ray.exceptions import AuthenticationError, RaySystemError
 from ray.job_submission import JobStatus
 
+from pipeline.cli import main
 from pipeline.cluster import jobs
 from pipeline.cluster.local_head import ClusterAddress, ray_environment
 from pipeline.common.errors import UserError
@@ -331,3 +333,52 @@ def test_a_token_that_becomes_invalid_while_a_job_is_followed_is_an_error(monkey
     monkeypatch.setattr(jobs, "job_client", lambda cluster: FakeClient([], [AuthenticationError("no")]))
     with pytest.raises(UserError, match="requires its token"):
         jobs.follow_job(REMOTE, "7", print)
+
+
+# --- proxies ------------------------------------------------------------------------------------------------
+
+
+class Recorder(BaseHTTPRequestHandler):
+    """Answers 404 and records the path of each request; as a proxy it receives whole URLs."""
+
+    def do_GET(self):
+        self.server.seen.append(self.path)
+        self.send_error(404)
+
+    def log_message(self, *arguments):
+        pass
+
+
+@contextlib.contextmanager
+def recorder():
+    """A server on loopback, with the list `seen`."""
+    with HTTPServer(("127.0.0.1", 0), Recorder) as server:
+        server.seen = []
+        thread = Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize("protected", [True, False])
+def test_requests_go_to_the_cluster_and_not_to_a_proxy(command, monkeypatch, protected):
+    """Without the protection they go to the proxy, so the test can fail. Their headers contain the token."""
+    if not protected:
+        for module in (jobs, main):
+            monkeypatch.setattr(module, "use_no_proxy", lambda *hosts: None)
+    with recorder() as cluster, recorder() as proxy:
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.server_port}")
+        address = f"http://127.0.0.1:{cluster.server_port}"
+        code, _, err = command("status", "--address", address)
+    assert code == 2
+    assert err.splitlines()[-1].startswith(f"error: no cluster responds at {address}")
+    if protected:
+        assert cluster.seen
+        assert proxy.seen == []
+    else:
+        assert all(path.startswith(address) for path in proxy.seen)
+        assert proxy.seen
+        assert cluster.seen == []
