@@ -3,6 +3,7 @@
 import hashlib
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from pipeline.common.errors import explain_write_errors
@@ -37,7 +38,8 @@ def copy_code(root: Path = ROOT) -> Path:
             for name, data in files.items():
                 (temporary / name).parent.mkdir(parents=True, exist_ok=True)
                 (temporary / name).write_bytes(data)
-            temporary.chmod(0o755)  # mkdtemp creates a folder that only its owner can read
+            with suppress(OSError):  # some file systems, such as CIFS, have no permissions
+                temporary.chmod(0o755)  # mkdtemp creates a folder that only its owner can read
             try:
                 temporary.rename(folder)
             except OSError:

@@ -6,7 +6,6 @@ launches/<id>.over       exists once all its runs have ended; `resume` skips it
 """
 
 import contextlib
-import getpass
 import json
 import secrets
 import socket
@@ -17,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pipeline.common.environment import user_name
 from pipeline.common.errors import UserError
 from pipeline.common.files import write_atomically
 from pipeline.common.paths import home
@@ -81,7 +81,7 @@ def create_launch(title: str, code: Path, terms: LaunchTerms, tasks: tuple[Task,
     """Create a launch and write its file."""
     now = datetime.now(UTC)
     launch_id = f"{now:%Y%m%d-%H%M%S-%f}-{secrets.token_hex(2)}"
-    by = f"{getpass.getuser()}@{socket.gethostname()}"
+    by = f"{user_name()}@{socket.gethostname()}"
     launch = Launch(launch_id, title, by, now.isoformat(timespec="seconds"), str(code), terms, tasks)
     write_launch(launch)
     return launch

@@ -1,5 +1,6 @@
-"""Numbers read from environment variables, and the number of CPUs."""
+"""Numbers read from environment variables, the number of CPUs, and the user's name."""
 
+import getpass
 import math
 import os
 
@@ -36,6 +37,14 @@ def env_integer(variable: str, default: int, *, minimum: int = 0) -> int:
     if not (text.isascii() and text.isdigit()) or int(text) < minimum:
         raise UserError(f"{variable} is {text!r}: must be an integer >= {minimum}")
     return int(text)
+
+
+def user_name() -> str:
+    """Return the user's name; "uid 1000" for a user id without a name, as in containers."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # OSError since Python 3.13
+        return f"uid {os.getuid()}"
 
 
 def available_cpus() -> int:

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -18,7 +19,8 @@ def write_atomically(path: Path, content: str | bytes, *, durable: bool = True) 
             file.flush()
             if durable:
                 os.fsync(file.fileno())
-            os.fchmod(file.fileno(), 0o644)  # mkstemp makes it readable for its owner only
+            with suppress(OSError):  # some file systems, such as CIFS, have no permissions
+                os.fchmod(file.fileno(), 0o644)  # mkstemp makes it readable for its owner only
         Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)

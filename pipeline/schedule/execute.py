@@ -5,13 +5,16 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+from filelock import BaseFileLock, Timeout
+
 from pipeline.common.errors import UserError
+from pipeline.common.locks import explain_lock_errors, file_lock
 from pipeline.declare.transfer import TransferSpec, is_transfer_set
 from pipeline.plan.expand import DerivedRun, Run
 from pipeline.plan.task import Task
 from pipeline.track.record import Record
-from pipeline.track.run_folder import RunFolder
-from pipeline.train.ranks import current_ranks
+from pipeline.track.run_folder import RunFolder, explain_disk_errors
+from pipeline.train.ranks import RankGroup, current_ranks
 
 LOCK_POLL_SECONDS = 0.5
 
@@ -29,49 +32,62 @@ def execute_task(
     Waits for a task that another process executes. Every rank of a distributed run calls this function and gets
     the same result; rank 0 holds the lock and calls `on_event(kind, text)`.
     """
-    from filelock import FileLock
-
     ranks = current_ranks()
     if ranks.rank:
         on_event = ignore_event
     folder = RunFolder(task.folder)
-    lock = FileLock(folder.lock_file)
-    try:
-        if not ranks.on_rank_zero(lambda stop: acquire_lock(folder, lock, stop, on_event), stop):
-            return None
-        record = ranks.on_rank_zero(lambda _: folder.result())
-        if record:
-            return record
-        on_event("started")
-        if isinstance(task.run, DerivedRun) and task.run.networks:
-            from pipeline.derive.timing import make_timing
+    ranks.on_rank_zero(lambda _: create_folder(folder))
+    lock = file_lock(folder.lock_file)
+    with explain_lock_errors(task.folder, task.data_root):  # of timings and of caches in the data folder
+        try:
+            if not ranks.on_rank_zero(lambda stop: acquire_lock(lock, stop, on_event), stop):
+                return None
+            record = ranks.on_rank_zero(lambda _: folder.result())
+            if record:
+                return record
+            on_event("started")
+            return execute_locked(task, ranks, threads=threads, readers=readers, stop=stop, on_event=on_event)
+        finally:
+            lock.release()
 
-            report = partial(on_event, "note")
-            return ranks.on_rank_zero(
-                lambda stop: make_timing(task, threads=threads, stop=stop, report=report), stop
-            )
-        images, other = ranks.on_all_ranks(lambda _: task_images(task))
-        report = partial(on_event, "note")
-        if isinstance(task.run, Run):
-            from pipeline.train.train import train
 
-            return train(task, images, threads=threads, readers=readers, stop=stop, report=report)
-        from pipeline.derive.run import make_derived
+def execute_locked(
+    task: Task,
+    ranks: RankGroup,
+    *,
+    threads: int,
+    readers: int,
+    stop: Callable[[], bool],
+    on_event: Callable[..., None],
+) -> Record | None:
+    """Execute a task whose lock rank 0 holds, and which has no record yet; see `execute_task`."""
+    report = partial(on_event, "note")
+    if isinstance(task.run, DerivedRun) and task.run.networks:
+        from pipeline.derive.timing import make_timing
 
-        return make_derived(task, images, other, threads=threads, readers=readers, stop=stop, report=report)
-    finally:
-        lock.release()
+        return ranks.on_rank_zero(lambda stop: make_timing(task, threads=threads, stop=stop, report=report), stop)
+    images, other = ranks.on_all_ranks(lambda _: task_images(task))
+    if isinstance(task.run, Run):
+        from pipeline.train.train import train
+
+        return train(task, images, threads=threads, readers=readers, stop=stop, report=report)
+    from pipeline.derive.run import make_derived
+
+    return make_derived(task, images, other, threads=threads, readers=readers, stop=stop, report=report)
 
 
 def ignore_event(*_: object) -> None:
     """Discard an event, on all ranks but 0."""
 
 
-def acquire_lock(folder: RunFolder, lock: Any, stop: Callable[[], bool], on_event: Callable[..., None]) -> bool:
-    """Wait for the run's lock and hold it; return False once `stop()` is true."""
-    from filelock import Timeout
+def create_folder(folder: RunFolder) -> None:
+    """Create a run's folder if it does not exist."""
+    with explain_disk_errors(folder.path):
+        folder.path.mkdir(parents=True, exist_ok=True)
 
-    folder.path.mkdir(parents=True, exist_ok=True)
+
+def acquire_lock(lock: BaseFileLock, stop: Callable[[], bool], on_event: Callable[..., None]) -> bool:
+    """Wait for the run's lock and hold it; return False once `stop()` is true."""
     reported = False
     while True:
         try:

@@ -17,10 +17,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from pipeline.common.errors import UserError
 from pipeline.common.files import write_atomically
+from pipeline.common.locks import file_lock
 from pipeline.common.paths import home, tracking_uri
 from pipeline.declare.recipe import STEPS_TO
 from pipeline.track.mlflow_errors import RefusedError, explain_mlflow_errors, tracking_error
@@ -84,7 +85,7 @@ class Tracker:
             return MlflowClient(self.uri)
         file = Path(self.uri.partition(":///")[2])
         file.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(file.with_name(file.name + ".lock")):
+        with file_lock(file.with_name(file.name + ".lock")):
             if not file.exists():  # created under another name: MLflow cannot repair a half-created database
                 partial = file.with_name(f".{file.name}-begun")
                 for leftover in file.parent.glob(f"{partial.name}*"):  # also SQLite's journal files
@@ -182,7 +183,7 @@ class Tracker:
         if self.state(folder).get("done"):
             return True
         try:
-            with FileLock(folder.path / "tracking.lock", timeout=LOCK_SECONDS):  # several commands may send it
+            with file_lock(folder.path / "tracking.lock", timeout=LOCK_SECONDS):  # several commands may send it
                 return self._sync(folder)
         except Timeout:  # another process sends it
             return False

@@ -8,7 +8,7 @@ runs/<identity>/
   network.safetensors    the last model of a finished run, or the one selected by its validation error
   average.safetensors    its averaged weights, if the recipe averages them
   result.json        the Record of an ended run, which is never trained again
-  lock               held by the process that trains
+  lock               held by the process that trains; lock.lease on a file system without flock
   log.txt            events, one sentence per line
   stop               a request to stop after the current step, with its reason; read by every process that trains
   left.json          the reason why the run is unfinished: over-budget, cancelled or failed
@@ -26,10 +26,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from pipeline.common.errors import UserError, explain_write_errors
 from pipeline.common.files import file_hash, write_atomically
+from pipeline.common.locks import file_lock
 from pipeline.track.record import Record
 
 CHECKPOINT_NAME = re.compile(r"step-(\d{10})-([0-9a-f]{16})\.ckpt")
@@ -66,7 +67,7 @@ class RunFolder:
     def is_training(self) -> bool:
         """Return True while a process holds the run's lock."""
         try:
-            with FileLock(self.lock_file, timeout=0):
+            with file_lock(self.lock_file, timeout=0):
                 return False
         except Timeout:
             return True

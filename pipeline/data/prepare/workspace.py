@@ -50,7 +50,9 @@ def open_workspace(out: Store) -> Iterator[Workspace]:
     below the system's temporary folder, the same for the same address. Raise DataError if the target cannot be
     written, is locked by another process or contains other files.
     """
-    from filelock import FileLock, Timeout
+    from filelock import Timeout
+
+    from pipeline.common.locks import file_lock
 
     if out.http:
         raise DataError(f"{out}: http is read-only; write to a folder or to s3://")
@@ -71,7 +73,7 @@ def open_workspace(out: Store) -> Iterator[Workspace]:
                 raise DataError(f"{folder.parent} belongs to another user; set TMPDIR to a folder of your own")
         created = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(lock_file)
+        lock = file_lock(lock_file)
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -83,7 +85,7 @@ def open_workspace(out: Store) -> Iterator[Workspace]:
         yield Workspace(out, folder, records)
     finally:
         with contextlib.suppress(OSError):
-            if not any(path for path in folder.iterdir() if path != lock_file):  # nothing to resume from
+            if all(path.name.startswith(LOCK_FILE) for path in folder.iterdir()):  # nothing to resume from
                 shutil.rmtree(folder)
                 for path in created[1:]:
                     path.rmdir()

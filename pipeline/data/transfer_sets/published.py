@@ -10,9 +10,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
-
 from pipeline.common.checksums import cached_md5
+from pipeline.common.locks import file_lock
 from pipeline.data.images import DataError
 from pipeline.declare.transfer import STAND_IN_SUFFIX, published_name
 
@@ -132,7 +131,7 @@ def download(archive: PublishedArchive, folder: Path, cache: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         cache.mkdir(parents=True, exist_ok=True)
-        with FileLock(cache / f"{archive.name}.lock"):
+        with file_lock(cache / f"{archive.name}.lock"):
             if not (folder / archive.name).is_file():
                 download_url(archive.url, folder, partial, archive.md5)
                 (folder / partial).replace(folder / archive.name)

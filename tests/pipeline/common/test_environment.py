@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from pipeline.common import environment
 from pipeline.common.environment import available_cpus, env_integer, env_number
 from pipeline.common.errors import UserError
 
@@ -60,3 +61,17 @@ def test_available_cpus_are_otherwise_those_of_the_machine(monkeypatch, count, e
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: count)
     assert available_cpus() == expected
+
+
+@pytest.mark.parametrize("error", [KeyError("getpwuid(): uid not found: 12345"), OSError("No username set")])
+def test_a_user_id_without_a_name_is_its_own_name(monkeypatch, error):
+    def unknown():
+        raise error
+
+    monkeypatch.setattr(environment.getpass, "getuser", unknown)
+    assert environment.user_name() == f"uid {os.getuid()}"
+
+
+def test_the_users_name_is_that_of_the_system(monkeypatch):
+    monkeypatch.setenv("LOGNAME", "ada")
+    assert environment.user_name() == "ada"

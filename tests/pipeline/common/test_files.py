@@ -59,3 +59,14 @@ def test_a_file_hash_is_the_beginning_of_its_sha256(tmp_path, content):
     expected = hashlib.sha256(content).hexdigest()
     assert file_sha256(tmp_path / "a") == expected
     assert file_hash(tmp_path / "a") == expected[:16]
+
+
+def test_a_file_is_written_where_the_file_system_has_no_permissions(tmp_path, monkeypatch):
+    """As on CIFS and exFAT."""
+
+    def refuse(*_):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(files.os, "fchmod", refuse)
+    write_atomically(tmp_path / "a", "new")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["new"]
