@@ -296,7 +296,7 @@ def resume(gpus_per_run: GpusPerRun = None, address: Address = None) -> None:
     """Resume all launches that have not ended, for example after a cluster was lost. Exit 1 if a run failed."""
     from pipeline.cluster import launches
     from pipeline.cluster.launch import is_task_over, with_devices
-    from pipeline.cluster.state_file import supervisor_is_alive
+    from pipeline.cluster.state_file import launches_elsewhere, supervisor_is_alive
     from pipeline.track.run_folder import RunFolder
 
     remote = remote_cluster(address)
@@ -305,7 +305,13 @@ def resume(gpus_per_run: GpusPerRun = None, address: Address = None) -> None:
         raise typer.Exit(relay_command(remote, ["resume", *options]))
     if gpus_per_run is not None and gpus_per_run < 1:
         raise UserError(f"--gpus-per-run {gpus_per_run}: must be an integer >= 1")
-    unfinished = list(launches.unfinished_launches(print_warning_line))
+    elsewhere = launches_elsewhere()
+    unfinished = []
+    for one in launches.unfinished_launches(print_warning_line):
+        if one.id in elsewhere:
+            say(f"Runs on another cluster of this REPRO_HOME: {one.words}, launched by {one.by}.")
+        else:
+            unfinished.append(one)
     resumed = [one for one in unfinished if not all(map(is_task_over, one.tasks))]
     if gpus_per_run is not None and any(one.terms.devices != gpus_per_run for one in resumed):
         if supervisor_is_alive():
@@ -342,7 +348,8 @@ def node(
         str | None, typer.Option(metavar="HOST:PORT", help="Join the cluster of this head.")
     ] = None,
     listen: Annotated[
-        str, typer.Option(metavar="ADDR", help="Address of this machine that other nodes connect to.")
+        str,
+        typer.Option(metavar="ADDR", help="Address of this machine that other nodes connect to; auto finds it."),
     ] = "127.0.0.1",
     cpus: Annotated[int | None, typer.Option(min=0, metavar="N", help="CPUs to offer. Default: all.")] = None,
     gpus: Annotated[int | None, typer.Option(min=0, metavar="N", help="GPUs to offer. Default: all.")] = None,

@@ -12,12 +12,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
+from pipeline.cluster.head_lock import heartbeat_file
+from pipeline.cluster.ports import host_addresses, is_loopback
 from pipeline.cluster.processes import DRAIN_POLL_SECONDS, is_same_process
-from pipeline.cluster.token import cluster_folder
+from pipeline.cluster.token import cluster_folder, clusters_folder, token_path
 from pipeline.common.errors import UserError, explain_write_errors
 from pipeline.common.files import write_atomically
+from pipeline.common.locks import file_lock
+from pipeline.common.network import NO_STATISTICS
 from pipeline.common.paths import ROOT, home
 
 START_SECONDS = 60.0  # limit for the start of a background head
@@ -42,7 +46,7 @@ def ray_environment(token: Path | None, *, loopback: bool = True) -> dict[str, s
     in the local network.
     """
     variables = {
-        "RAY_USAGE_STATS_ENABLED": "0",
+        **NO_STATISTICS,
         "RAY_BACKEND_LOG_LEVEL": "warning",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the future default; the old one warns in every process
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # also limits how soon Ray Train detects a dead rank
@@ -79,6 +83,29 @@ def find_local_cluster() -> ClusterAddress | None:
     return cluster if responds(cluster) else None
 
 
+def head_token(host: str, port: int) -> Path:
+    """Return the token file for the head at an address: RAY_AUTH_TOKEN_PATH, or that of its cluster in REPRO_HOME.
+
+    Of clusters that had this address one after the other, the one whose head was alive last. Without a match, the
+    token of this process's own cluster.
+    """
+    if os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        return token_path()
+    wanted, found = {*host_addresses(host)}, {}
+    for path in clusters_folder().glob("*/node.json"):
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+            head, _, head_port = raw["gcs"].rpartition(":")
+            is_here = raw["host"] == socket.gethostname()
+            alive = max(file.stat().st_mtime for file in (path, heartbeat_file(path.parent)) if file.exists())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue
+        addresses = {one for one in host_addresses(head.strip("[]")) if is_here or not is_loopback(one)}
+        if head_port == str(port) and (raw["host"] == host or addresses & wanted):
+            found[alive] = path.parent / "token"
+    return found[max(found)] if found else token_path()
+
+
 def responds(cluster: ClusterAddress) -> bool:
     """Return whether the cluster's dashboard responds and accepts the token."""
     request = urllib.request.Request(f"{cluster.dashboard}/api/version")
@@ -101,7 +128,7 @@ def ensure_local_cluster(*, report: Callable[[str], None]) -> ClusterAddress:
     with explain_write_errors(home()):
         cluster_folder().mkdir(parents=True, exist_ok=True)
         (cluster_folder() / "wanted").touch()
-    with FileLock(cluster_folder() / "start.lock"):
+    with file_lock(cluster_folder() / "start.lock"):
         (cluster_folder() / "wanted").touch()
         running = find_local_cluster()
         if running:
@@ -155,7 +182,7 @@ def absolute_folders() -> dict[str, str]:
 def idle_shutdown(idle_seconds: float) -> bool:
     """Remove node.json and return True, unless a command used the cluster within `idle_seconds` or is about to."""
     try:
-        with FileLock(cluster_folder() / "start.lock", timeout=0):
+        with file_lock(cluster_folder() / "start.lock", timeout=0):
             try:
                 if time.time() - (cluster_folder() / "wanted").stat().st_mtime < idle_seconds:
                     return False

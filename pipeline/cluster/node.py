@@ -3,13 +3,14 @@
 By default a node listens on loopback only. On a stop signal (SIGTERM: a preemption, a scale-down, the time limit
 of a batch system) the training on the node writes its checkpoints; then the node ends the processes it started.
 
-cluster/ under REPRO_HOME, written by a head:
+cluster/NAME/ under REPRO_HOME, written by the head of the cluster NAME (token.cluster_name):
   token        token of Ray's authentication, readable by its owner only
   node.json    addresses of the running head
   node.log     output of a head in the background
   state.json   report of the supervisor
   start.lock   held while a background head starts, or shuts down when idle
   head.lock    held by the running head
+  heartbeat    touched every 5 s by the running head
   wanted       touched whenever a command uses the cluster
 
 A temporary folder on the node's machine, whose path the node's processes find in REPRO_NODE:
@@ -22,23 +23,21 @@ import contextlib
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from pipeline.cluster import ports
+from pipeline.cluster.head_lock import hold_head_lock
 from pipeline.cluster.local_head import (
     ClusterAddress,
     find_local_cluster,
+    head_token,
     remove_cluster_file,
     write_cluster_file,
 )
-from pipeline.cluster.ray_node import ENDING_SECONDS, RayNode, print_line
-from pipeline.cluster.token import check_token_file, cluster_folder, ensure_token_file, token_path
-from pipeline.common.errors import UserError, explain_write_errors
-from pipeline.common.paths import home
+from pipeline.cluster.ray_node import RayNode, print_line
+from pipeline.cluster.token import check_token_file, ensure_token_file
+from pipeline.common.errors import UserError
+from pipeline.common.network import use_no_proxy
 from pipeline.common.signals import count_stop_signals, node_stop_signals
 
 MAX_BASE_LENGTH = 20  # characters: the path of a Unix socket has at most 107, and Ray's folders take 68
@@ -56,10 +55,14 @@ def run_node(
 ) -> int:
     """Run a cluster node until a stop signal; return the exit code, 1 where Ray ended unexpectedly.
 
-    `head` starts a cluster, `address` ("HOST:6379") joins one. `listen`: the address of this machine to listen on.
+    `head` starts a cluster, `address` ("HOST:6379") joins one. `listen`: the address of this machine to listen on,
+    or "auto" for the one that other machines connect to.
     `cpus`, `gpus`: the resources offered, None for all. `grace`: seconds for training to write checkpoints after a
     stop signal. `until_idle`: a head that is idle for so many seconds shuts down.
     """
+    peer = (address or "").rpartition(":")[0].strip("[]")
+    listen = ports.own_address(peer) if listen == "auto" else listen
+    use_no_proxy(listen, peer)
     loopback_only = ports.is_loopback(listen)
     token = check_arguments(head, address, listen, loopback_only)
     with contextlib.ExitStack() as stack:
@@ -110,7 +113,7 @@ def check_arguments(head: bool, address: str | None, listen: str, loopback_only:
         if running:
             raise UserError(
                 f"a cluster of this REPRO_HOME already runs at {running.dashboard} (process {running.pid}); use"
-                f" it, or stop it with: kill {running.pid}"
+                f" it, stop it with: kill {running.pid}, or set REPRO_CLUSTER to another name for a second one"
             )
         return ensure_token_file()
     host, _, port = address.rpartition(":")
@@ -131,7 +134,7 @@ def check_arguments(head: bool, address: str | None, listen: str, loopback_only:
             f"a node that joins {address} must be reachable from other machines; give an address of this machine,"
             f" for example --listen {local_address}"
         )
-    return check_token_file(token_path())
+    return check_token_file(head_token(host, int(port)))
 
 
 def check_local_address(listen: str) -> None:
@@ -144,25 +147,6 @@ def check_local_address(listen: str) -> None:
         raise UserError(
             f"--listen {listen}: not an address of this machine; use one of its own, or 127.0.0.1"
         ) from None
-
-
-@contextmanager
-def hold_head_lock() -> Iterator[None]:
-    """Hold the lock of REPRO_HOME's only head; UserError where another head holds it."""
-    with explain_write_errors(home()):
-        cluster_folder().mkdir(parents=True, exist_ok=True)
-    lock = FileLock(cluster_folder() / "head.lock")
-    try:
-        lock.acquire(timeout=sum(ENDING_SECONDS) + 2)  # a head that shuts down releases it within this time
-    except Timeout:
-        raise UserError(
-            f"another head of REPRO_HOME {home()} runs but does not respond; stop it where it was started, or set"
-            " REPRO_HOME to another folder"
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def node_base_folder() -> Path:

@@ -27,6 +27,8 @@ GCS_PORT, DASHBOARD_PORT = 6379, 8265  # Ray's defaults
 
 LOOPBACK = "127.0.0.1"
 
+DOCUMENTATION_HOSTS = ("192.0.2.1", "2001:db8::1")  # RFC 5737 and 3849: they have the default route, and no host
+
 
 @dataclass(frozen=True, order=True)
 class ListeningSocket:
@@ -112,21 +114,16 @@ def format_endpoint(listening: ListeningSocket) -> str:
 def choose_ports(listen: str, *, loopback_only: bool, retry: bool) -> tuple[int, int]:
     """Return the ports for GCS (0: Ray chooses) and the dashboard.
 
-    A head that other machines join uses Ray's default ports; UserError where one is taken. A head on loopback uses
-    the default ports that are free, and other free ports otherwise or on a `retry`.
+    They are Ray's default ports where these are free, other free ports otherwise or on a `retry`: several heads
+    may run on one machine.
     """
-    if not loopback_only:
-        for port in (GCS_PORT, DASHBOARD_PORT):
-            if not is_port_free(listen, port):
-                raise UserError(
-                    f"port {port} of {listen} is in use, and a head needs it; stop the program that uses it"
-                )
-        return GCS_PORT, DASHBOARD_PORT
+    address = LOOPBACK if loopback_only else listen
+    other_gcs = 0 if loopback_only else free_port(address)
     if retry:
-        return 0, free_port()
+        return other_gcs, free_port(address)
     return (
-        GCS_PORT if is_port_free(LOOPBACK, GCS_PORT) else 0,
-        DASHBOARD_PORT if is_port_free(LOOPBACK, DASHBOARD_PORT) else free_port(),
+        GCS_PORT if is_port_free(address, GCS_PORT) else other_gcs,
+        DASHBOARD_PORT if is_port_free(address, DASHBOARD_PORT) else free_port(address),
     )
 
 
@@ -141,8 +138,55 @@ def is_port_free(listen: str, port: int) -> bool:
     return True
 
 
-def free_port() -> int:
-    """Return a free TCP port on loopback."""
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
+def free_port(listen: str = LOOPBACK) -> int:
+    """Return a free TCP port of an address of this machine."""
+    with socket.socket(socket.AF_INET6 if ":" in listen else socket.AF_INET) as probe:
+        probe.bind((listen, 0))
         return int(probe.getsockname()[1])
+
+
+def own_address(peer: str = "") -> str:
+    """Return the address of this machine that other machines connect to.
+
+    `peer`: a host that this machine reaches; the address is the one with which it does so. Without it, the address
+    of the host's name, or, where that is a loopback address as on Debian, the one of the default route. UserError
+    where there is only loopback.
+    """
+    if peer:
+        address = route_address(peer)
+    else:
+        named = [one for one in host_addresses(socket.gethostname()) if is_ipv4(one)]
+        found = [*named, *map(route_address, DOCUMENTATION_HOSTS)]
+        address = next((one for one in found if one and not is_loopback(one)), "")
+    if not address:
+        raise UserError(
+            "--listen auto: found no address of this machine but loopback; give the address to listen on"
+        )
+    return address
+
+
+def route_address(host: str) -> str:
+    """Return the address of this machine from which it sends to `host`; "" without a route. Sends nothing."""
+    try:
+        family, kind, _, _, where = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.connect(where)
+            return str(probe.getsockname()[0])
+    except OSError:
+        return ""
+
+
+def is_ipv4(text: str) -> bool:
+    """Return whether a text is an IPv4 address."""
+    try:
+        return ipaddress.ip_address(text).version == 4
+    except ValueError:
+        return False
+
+
+def host_addresses(host: str) -> list[str]:
+    """Return the addresses of a host; the name itself where it cannot be looked up."""
+    try:
+        return list(dict.fromkeys(str(info[4][0]) for info in socket.getaddrinfo(host, None)))
+    except OSError:
+        return [host]

@@ -17,7 +17,7 @@ from pipeline.cluster import launches, ports
 from pipeline.cluster.local_head import ClusterAddress, absolute_folders, idle_shutdown, ray_environment
 from pipeline.cluster.processes import DRAIN_POLL_SECONDS, NODE_VARIABLE, is_alive, prctl, training_pids
 from pipeline.cluster.state_file import state_file
-from pipeline.cluster.token import COPY_TOKEN
+from pipeline.cluster.token import CLUSTER_VARIABLE, COPY_TOKEN, cluster_name
 from pipeline.common.errors import UserError
 from pipeline.common.paths import ROOT
 from pipeline.common.words import plural
@@ -36,7 +36,11 @@ SUPERVISED_SECONDS = 60.0  # age of state.json after which no supervisor needs t
 
 OBJECT_STORE = 256 * 2**20  # bytes; tasks and results are small, images never pass through the object store
 
-RAY_COMMAND = "import sys; sys.path.append(sys.argv.pop(1)); from ray.scripts.scripts import main; main()"
+# Ray's processes and the trainings ignore SIGINT, which a batch system may send to all processes of a node.
+RAY_COMMAND = (
+    "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); sys.path.append(sys.argv.pop(1));"
+    " from ray.scripts.scripts import main; main()"
+)
 
 START_HOOK = "pipeline.cluster.ray_node.on_ray_start"
 
@@ -68,6 +72,7 @@ class RayNode:
         self.environment: dict[str, str] = {}
         self.reported_sockets: set[ports.ListeningSocket] = set()
         self.gcs = ""  # address of GCS, as Ray writes it
+        self.is_head = False
         (folder / "training").mkdir()
         prctl(PR_SET_CHILD_SUBREAPER, 1)  # orphans among Ray's processes stay descendants of this process
 
@@ -83,7 +88,8 @@ class RayNode:
     ) -> ClusterAddress | None:
         """Start a cluster, or join the one at `address`; None if a stop signal arrives during the start."""
         ray_variables = ray_environment(self.token, loopback=self.loopback_only)
-        node_variables = {NODE_VARIABLE: str(self.folder), "RAY_START_HOOK": START_HOOK, "PYTHONUNBUFFERED": "1"}
+        node_variables = {NODE_VARIABLE: str(self.folder), CLUSTER_VARIABLE: cluster_name()}
+        node_variables |= {"RAY_START_HOOK": START_HOOK, "PYTHONUNBUFFERED": "1"}
         self.environment = os.environ | absolute_folders() | ray_variables | node_variables
         self.environment["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "0"  # `drain` has waited already
         self.environment.pop("RAY_ADDRESS", None)
@@ -95,6 +101,7 @@ class RayNode:
             f"--object-store-memory={OBJECT_STORE}",
             "--dashboard-agent-listen-port=0",
             "--disable-usage-stats",
+            '--resources={"TPU": 0}',  # no look-up of a TPU's type in the cloud's metadata
             *([f"--num-cpus={cpus}"] if cpus is not None else []),
             *([f"--num-gpus={gpus}"] if gpus is not None else []),
         ]
@@ -104,6 +111,7 @@ class RayNode:
             options.append(f"--node-ip-address={listen}")
         if address:
             return self.try_start([*options, f"--address={self.ray_address(address)}"], stop_signals)
+        self.is_head = True
         for retry in (False, True):
             gcs, dashboard = ports.choose_ports(listen, loopback_only=self.loopback_only, retry=retry)
             head = ["--head", f"--port={gcs}", "--include-dashboard=true"]
@@ -163,7 +171,7 @@ class RayNode:
         """Return why Ray did not start, from its log."""
         log = self.log.read_text(encoding="utf-8", errors="replace")
         (self.folder / "ray" / "ray_current_cluster").unlink(missing_ok=True)
-        if re.search(r"already occupied|ddress already in use", log) and self.loopback_only:
+        if self.is_head and re.search(r"already occupied|ddress already in use", log):
             return ports.PortTakenError()
         if re.search(r"nauthenticated|InvalidAuthToken|uthentication", log):
             return UserError(

@@ -1,4 +1,4 @@
-"""cluster/state.json under REPRO_HOME: the supervisor's report on devices and runs, written every second."""
+"""state.json of each cluster: its supervisor's report on devices, launches and runs, written every second."""
 
 import json
 import time
@@ -6,14 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.cluster.token import cluster_folder
+from pipeline.cluster.token import cluster_folder, clusters_folder
 from pipeline.common.files import write_atomically
 
 STALE_SECONDS = 15.0  # age after which a report no longer shows that the supervisor is alive
 
+STATE_ORDER = ("running", "waiting")  # of two reports on a run, the one whose state comes first counts
+
 
 def state_file() -> Path:
-    """Return the path of the report."""
+    """Return the path of the report of this process's cluster."""
     return cluster_folder() / "state.json"
 
 
@@ -22,16 +24,66 @@ def write_supervisor_state(state: Mapping[str, Any]) -> None:
     write_atomically(state_file(), json.dumps({"time": time.time(), **state}))
 
 
-def read_supervisor_state() -> dict[str, Any]:
-    """Return the last report; {} if there is none or it is damaged."""
+def read_report(path: Path) -> dict[str, Any]:
+    """Return a report; {} if there is none or it is damaged."""
     try:
-        state = json.loads(state_file().read_text(encoding="utf-8"))
-        return state if isinstance(state, dict) else {}
+        state = json.loads(path.read_text(encoding="utf-8"))
+        return state if isinstance(state, dict) and isinstance(state.get("time"), int | float) else {}
     except (OSError, ValueError):
         return {}
 
 
+def live_reports() -> dict[str, dict[str, Any]]:
+    """Return the reports of the supervisors that run, by the name of the cluster; this process's cluster first."""
+    own, now = state_file(), time.time()
+    paths = sorted(clusters_folder().glob("*/state.json"), key=lambda path: (path != own, path))
+    reports = {path.parent.name: read_report(path) for path in paths}
+    return {name: report for name, report in reports.items() if report and now - report["time"] <= STALE_SECONDS}
+
+
+def read_supervisor_state() -> dict[str, Any]:
+    """Return the reports of all clusters as one; the last report if no supervisor runs, {} if there is none."""
+    reports = list(live_reports().values())
+    if not reports:
+        last = [read_report(path) for path in clusters_folder().glob("*/state.json")]
+        return max(filter(None, last), key=lambda report: float(report["time"]), default={})
+    return merge_reports(reports) if len(reports) > 1 else reports[0]
+
+
+def merge_reports(reports: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return several reports as one: the devices of all clusters of the first one's kind, and the runs of all."""
+    runs: dict[str, dict[str, Any]] = {}
+    for report in reports:
+        for identity, run in (report.get("runs") or {}).items():
+            if identity not in runs or state_rank(run) < state_rank(runs[identity]):
+                runs[identity] = run
+    devices = [report["devices"] for report in reports if report.get("devices")]
+    alike = [one for one in devices if one["kind"] == devices[0]["kind"]]
+    counts = {name: sum(one[name] for one in alike) for name in ("all", "free")} if alike else {}
+    return {
+        **reports[0],
+        "time": max(report["time"] for report in reports),
+        "devices": alike[0] | counts if alike else {},
+        "runs": runs,
+        "launches": [launch for report in reports for launch in report.get("launches", [])],
+        "trouble": next((report["trouble"] for report in reports if report.get("trouble")), ""),
+    }
+
+
+def state_rank(run: Mapping[str, Any]) -> int:
+    """Return the position of a run's state in STATE_ORDER."""
+    state = run.get("state")
+    return STATE_ORDER.index(state) if state in STATE_ORDER else len(STATE_ORDER)
+
+
 def supervisor_is_alive() -> bool:
-    """Return whether a supervisor runs, on this machine or on another one that shares REPRO_HOME."""
-    written: float = read_supervisor_state().get("time", -STALE_SECONDS)
-    return time.time() - written <= STALE_SECONDS
+    """Return whether the supervisor of this process's cluster runs."""
+    return cluster_folder().name in live_reports()
+
+
+def launches_elsewhere() -> frozenset[str]:
+    """Return the ids of the launches that running supervisors of other clusters have open."""
+    own = cluster_folder().name
+    return frozenset(
+        launch for name, report in live_reports().items() if name != own for launch in report.get("launches", [])
+    )

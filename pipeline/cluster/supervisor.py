@@ -20,9 +20,10 @@ from pipeline.cluster import launches, processes, token
 from pipeline.cluster.attempt import NODE_LOST, death_reason, last_line
 from pipeline.cluster.launches import Launch
 from pipeline.cluster.queue import Queue, QueueItem
-from pipeline.cluster.state_file import write_supervisor_state
+from pipeline.cluster.state_file import launches_elsewhere, write_supervisor_state
 from pipeline.cluster.workers import Attempt, WorkerPool, task_devices
 from pipeline.common.errors import UserError
+from pipeline.common.network import report_no_statistics, use_no_proxy
 from pipeline.common.words import plural
 from pipeline.plan.task import Task
 from pipeline.track.record import FINISHED, Record
@@ -59,6 +60,8 @@ class Supervisor:
     def __init__(self) -> None:
         from pipeline.track.sync import BackgroundSync
 
+        use_no_proxy()
+        report_no_statistics()
         self.queue = Queue()
         self.pool = WorkerPool()
         self.states: dict[str, RunState] = {}
@@ -73,7 +76,12 @@ class Supervisor:
         self.syncing = BackgroundSync()
         shutil.rmtree(token.cluster_folder() / "train", ignore_errors=True)  # left by killed groups of ranks
         if ray.get_runtime_context().was_current_actor_reconstructed:
-            self.waiting += [launch_id for launch_id in launches.launch_ids() if not launches.is_over(launch_id)]
+            elsewhere = launches_elsewhere()
+            self.waiting += [
+                launch_id
+                for launch_id in launches.launch_ids()
+                if not launches.is_over(launch_id) and launch_id not in elsewhere
+            ]
         threading.Thread(target=self._loop, name="supervisor", daemon=True).start()
 
     # Calls from other processes
@@ -374,6 +382,7 @@ class Supervisor:
             {
                 "devices": {"all": self.pool.device_count(), "free": free, "kind": kind},
                 "runs": runs,
+                "launches": [*self.open, *self.waiting],
                 "trouble": "; ".join(filter(None, (*dict.fromkeys(self.troubles), self.syncing.trouble))),
             }
         )

@@ -37,7 +37,7 @@ def cluster(stack):
     """The services with Ray's head and a worker, on one CPU each."""
     stack.node("head", "--head")
     stack.wait("head", lambda: "The cluster is ready" in stack.output("head"))
-    gcs = json.loads((stack.home / "cluster" / "node.json").read_text(encoding="utf-8"))["gcs"]
+    gcs = json.loads(((stack.home / "cluster" / "compose") / "node.json").read_text(encoding="utf-8"))["gcs"]
     stack.node("worker", "--address", gcs)
     stack.wait("worker", lambda: "Joined the cluster" in stack.output("worker"))
     return stack
@@ -126,7 +126,10 @@ def test_no_socket_is_reachable_from_other_machines(launched, cluster):
 
 
 def test_no_secret_is_in_a_command_line_or_a_log(launched, cluster):
-    secrets = [*cluster.values.values(), (cluster.home / "cluster" / "token").read_text(encoding="utf-8").strip()]
+    secrets = [
+        *cluster.values.values(),
+        ((cluster.home / "cluster" / "compose") / "token").read_text(encoding="utf-8").strip(),
+    ]
     assert all(len(secret) > 15 for secret in secrets)
     lines = []
     for process in cluster.alive():
@@ -147,4 +150,4 @@ def test_the_nodes_stop_on_sigterm(cluster):
     for name in ("worker", "head"):
         assert cluster.end(name) == 0
         assert "The node has ended." in cluster.output(name)
-    assert not (cluster.home / "cluster" / "node.json").exists()
+    assert not ((cluster.home / "cluster" / "compose") / "node.json").exists()

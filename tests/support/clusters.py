@@ -17,13 +17,19 @@ import pytest
 from pipeline.cluster import launches
 from pipeline.cluster.launches import Launch, LaunchTerms
 from pipeline.cluster.local_head import ray_environment
+from pipeline.cluster.token import cluster_name
 from pipeline.common.paths import ROOT
 from pipeline.plan.task import Task
 from pipeline.track.run_folder import RunFolder
 from tests.support.smoke_runs import NO_DATA_FOLDER, smoke_run, smoke_task
 
 TIMEOUT = 120.0  # seconds, on a busy machine
-CLUSTER_VARIABLES = ("RAY_AUTH_TOKEN_PATH", "RAY_AUTH_TOKEN", "REPRO_NODE", "RAY_ADDRESS")
+CLUSTER_VARIABLES = ("REPRO_CLUSTER", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_TOKEN", "REPRO_NODE", "RAY_ADDRESS")
+
+
+def cluster_files(home: Path) -> Path:
+    """Return the folder under a REPRO_HOME with the files of the cluster that the tests start."""
+    return home / "cluster" / cluster_name()
 
 
 class ClusterHome:
@@ -67,14 +73,14 @@ class ClusterHome:
     def head(self, cpus: int = 2) -> subprocess.Popen[bytes]:
         """Start a head and return it once it accepts jobs."""
         node = self.repro("node", "--head", "--cpus", cpus, "--grace", 30)
-        node_file = self.home / "cluster" / "node.json"
+        node_file = cluster_files(self.home) / "node.json"
         wait_until(lambda: node_file.is_file() or node.poll() is not None, "the head is ready")
         assert node.poll() is None, self.output(node)
         return node
 
     def gcs(self) -> str:
         """Return the address that other nodes join."""
-        return str(json.loads((self.home / "cluster" / "node.json").read_text(encoding="utf-8"))["gcs"])
+        return str(json.loads((cluster_files(self.home) / "node.json").read_text(encoding="utf-8"))["gcs"])
 
     def launch(self, tasks: Sequence[Task], **terms: Any) -> Launch:
         """Create a launch of these tasks, without running it."""
@@ -82,7 +88,7 @@ class ClusterHome:
 
     def run(self, *selected: Launch) -> subprocess.Popen[bytes]:
         """Start the command of a cluster job: pass launches to the supervisor and follow them."""
-        env = ray_environment(self.home / "cluster" / "token") | {
+        env = ray_environment(cluster_files(self.home) / "token") | {
             "RAY_ADDRESS": self.gcs(),
             "REPRO_INSIDE": "1",
         }
@@ -91,7 +97,7 @@ class ClusterHome:
     def end(self) -> None:
         """Send SIGTERM to all processes of the cluster, and SIGKILL to those that remain."""
         with suppress(OSError, ValueError, psutil.NoSuchProcess):  # a background head, started by a command
-            content = json.loads((self.home / "cluster" / "node.json").read_text(encoding="utf-8"))
+            content = json.loads((cluster_files(self.home) / "node.json").read_text(encoding="utf-8"))
             background_head = psutil.Process(content["pid"])
             background_head.terminate()
             background_head.wait(40)

@@ -13,6 +13,7 @@ from pipeline.declare.experiment import Experiment
 from pipeline.plan.expand import plan_runs
 from pipeline.plan.task import Task
 from pipeline.track.run_folder import RunFolder
+from tests.support.clusters import cluster_files
 from tests.support.fake_records import fake_record
 
 
@@ -35,9 +36,9 @@ def write_report(
     home: Path, runs: Mapping[str, Mapping[str, Any]] | None = None, *, ago: float = 0.0, **other: Any
 ) -> None:
     """Write the report of a supervisor with 8 GPUs, 2 of them free; `ago`: its age in seconds."""
-    (home / "cluster").mkdir(exist_ok=True)
+    cluster_files(home).mkdir(parents=True, exist_ok=True)
     report = {"time": time.time() - ago, "devices": {"all": 8, "free": 2, "kind": "GPU"}, "runs": runs or {}}
-    (home / "cluster" / "state.json").write_text(json.dumps(report | other), encoding="utf-8")
+    (cluster_files(home) / "state.json").write_text(json.dumps(report | other), encoding="utf-8")
 
 
 def finish(task: Task, experiment: Experiment, **fields: Any) -> None:

@@ -7,6 +7,7 @@ import io
 import json
 import subprocess
 import sys
+import time
 import types
 from functools import cache
 from typing import Any
@@ -18,11 +19,13 @@ from pipeline.cli import cluster as cli_cluster
 from pipeline.cli import terminal
 from pipeline.cluster import jobs, launches, local_head, node
 from pipeline.cluster.local_head import ClusterAddress
+from pipeline.cluster.token import clusters_folder
 from pipeline.common.errors import UserError
 from pipeline.declare.load import load_experiment
 from pipeline.judge.collect import FinishedRuns
 from pipeline.plan.identity import code_hash
 from pipeline.track.run_folder import RunFolder
+from tests.support.clusters import cluster_files
 from tests.support.fake_records import fake_record
 
 RESNET = "resnet/cifar10_depth"
@@ -467,14 +470,27 @@ def test_resume_reports_a_last_launch_that_ran_out_of_budget(command, fake, laun
     ]
 
 
+def test_resume_leaves_the_launches_of_another_cluster(command, fake, launched):
+    """As in a Slurm job that was requeued while another job runs with the same home."""
+    (clusters_folder() / "slurm-7").mkdir(parents=True)
+    (clusters_folder() / "slurm-7" / "state.json").write_text(
+        json.dumps({"time": time.time(), "launches": [launched.id]}), encoding="utf-8"
+    )
+    assert command("resume")[1].splitlines() == [
+        f"Runs on another cluster of this REPRO_HOME: {launched.words}, launched by {launched.by}.",
+        "Nothing to resume.",
+    ]
+    assert fake.submitted == []
+
+
 def test_resume_with_other_devices(command, fake, launched, tmp_path):
     assert command("resume", "--gpus-per-run", "2")[0] == 0
     assert [one.terms.devices for one in launches.all_launches()] == [2]
     code, _, err = command("resume", "--gpus-per-run", "3")
     assert code == 2
     assert "3 devices cannot share a batch of" in err
-    (tmp_path / "cluster").mkdir(exist_ok=True)
-    (tmp_path / "cluster" / "state.json").write_text(json.dumps({"time": 4e9}), encoding="utf-8")
+    cluster_files(tmp_path).mkdir(parents=True, exist_ok=True)
+    (cluster_files(tmp_path) / "state.json").write_text(json.dumps({"time": 4e9}), encoding="utf-8")
     code, _, err = command("resume", "--gpus-per-run", "1")
     assert code == 2
     assert err == (

@@ -21,7 +21,7 @@ def cluster_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("REPRO_HOME", str(tmp_path))
     for name in CLUSTER_VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    token.cluster_folder().mkdir()
+    token.cluster_folder().mkdir(parents=True)
     return tmp_path
 
 
@@ -41,7 +41,7 @@ def dashboard(cluster_home: Path) -> Iterator[str]:
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            expected = f"Bearer {(cluster_home / 'cluster/token').read_text()}"
+            expected = f"Bearer {token.token_path().read_text()}"
             self.send_response(200 if self.headers.get("Authorization") == expected else 401)
             self.end_headers()
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -18,13 +19,13 @@ from pipeline.cluster.local_head import ClusterAddress
 from pipeline.cluster.processes import is_alive
 from pipeline.common.errors import UserError
 from pipeline.common.paths import ROOT
-from tests.support.clusters import wait_until
+from tests.support.clusters import cluster_files, wait_until
 
 
 def test_the_environment_has_the_path_of_the_token_but_not_the_token(cluster_home):
     variables = local_head.ray_environment(token.ensure_token_file())
     assert variables["RAY_AUTH_MODE"] == "token"
-    assert variables["RAY_AUTH_TOKEN_PATH"] == str(cluster_home / "cluster" / "token")
+    assert variables["RAY_AUTH_TOKEN_PATH"] == str(cluster_files(cluster_home) / "token")
     assert variables["RAY_AUTH_TOKEN"] == ""  # a token of another cluster would take precedence over the file
     assert token.ensure_token_file().read_text() not in variables.values()
     assert not {key for key in local_head.ray_environment(None) if "AUTH" in key}
@@ -37,7 +38,7 @@ def test_the_environment_has_the_path_of_the_token_but_not_the_token(cluster_hom
 def test_a_head_that_lives_and_responds_is_found(write_node_file, dashboard, cluster_home):
     write_node_file()
     assert local_head.find_local_cluster() == ClusterAddress(
-        "127.0.0.1:1", dashboard, str(cluster_home / "cluster/token"), os.getpid()
+        "127.0.0.1:1", dashboard, str(cluster_files(cluster_home) / "token"), os.getpid()
     )
 
 
@@ -144,5 +145,32 @@ def test_two_commands_at_once_start_one_cluster_that_outlives_them_and_ends_when
         assert response.status == 200
     tree = [head, *head.children(recursive=True)]
     wait_until(lambda: not [process for process in tree if is_alive(process)], "all processes have ended")
-    assert "Idle for 4 s; shutting down." in (tmp_path / "cluster" / "node.log").read_text()
-    assert not (tmp_path / "cluster" / "node.json").exists()
+    assert "Idle for 4 s; shutting down." in (cluster_files(tmp_path) / "node.log").read_text()
+    assert not (cluster_files(tmp_path) / "node.json").exists()
+
+
+def write_head(name, gcs, host="another-machine", age=0.0):
+    """Write node.json of a head, with its token and its last heartbeat."""
+    folder = token.clusters_folder() / name
+    folder.mkdir()
+    (folder / "node.json").write_text(json.dumps({"gcs": gcs, "host": host}))
+    (folder / "heartbeat").touch()
+    for file in folder.iterdir():
+        os.utime(file, (time.time() - age,) * 2)
+    return folder / "token"
+
+
+def test_a_node_that_joins_uses_the_token_of_the_head_with_that_address(cluster_home, monkeypatch):
+    write_head("slurm-5", "10.0.0.1:6379", age=1000.0)  # an earlier job had the same address
+    seven = write_head("slurm-7", "10.0.0.1:6379")
+    eight = write_head("slurm-8", "10.0.0.1:6380")
+    nine = write_head("slurm-9", "10.0.0.9:6379", host="head")
+    write_head("slurm-10", "127.0.0.1:6379")  # another machine's loopback
+    own = write_head("mine", "127.0.0.1:6379", host=socket.gethostname())
+    assert local_head.head_token("10.0.0.1", 6379) == seven
+    assert local_head.head_token("10.0.0.1", 6380) == eight
+    assert local_head.head_token("head", 6379) == nine
+    assert local_head.head_token("127.0.0.1", 6379) == own
+    assert local_head.head_token("10.0.0.2", 6379) == token.cluster_folder() / "token"
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/secret/token")
+    assert local_head.head_token("10.0.0.1", 6379) == Path("/secret/token")

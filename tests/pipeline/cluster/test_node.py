@@ -21,13 +21,13 @@ import psutil
 import pytest
 from filelock import FileLock
 
-from pipeline.cluster import node, ports, token
+from pipeline.cluster import head_lock, node, ports, token
 from pipeline.cluster.local_head import ClusterAddress
 from pipeline.cluster.ports import ListeningSocket, listening_sockets
 from pipeline.cluster.processes import is_alive, training_pids
 from pipeline.common.errors import UserError
 from pipeline.common.paths import ROOT
-from tests.support.clusters import CLUSTER_VARIABLES, wait_until
+from tests.support.clusters import CLUSTER_VARIABLES, cluster_files, wait_until
 
 RUN_NODE = """
 import json, sys
@@ -88,7 +88,7 @@ def test_a_node_that_joins_needs_the_heads_token_and_creates_none(cluster_home):
     with socket.create_server(("127.0.0.1", 0)) as server:
         message = refusal(head=False, address=f"127.0.0.1:{server.getsockname()[1]}")
     assert "cannot read the cluster token" in message
-    assert "copy cluster/token from the head's REPRO_HOME" in message
+    assert "copy cluster/NAME/token from the head's REPRO_HOME" in message
     assert list(token.cluster_folder().iterdir()) == []
 
 
@@ -100,15 +100,16 @@ def test_listen_refuses_an_address_of_another_machine(cluster_home):
 def test_a_second_head_of_a_home_is_refused(write_node_file, dashboard):
     write_node_file()
     assert refusal() == (
-        f"a cluster of this REPRO_HOME already runs at {dashboard} (process {os.getpid()}); use it, or stop it"
-        f" with: kill {os.getpid()}"
+        f"a cluster of this REPRO_HOME already runs at {dashboard} (process {os.getpid()}); use it, stop it with:"
+        f" kill {os.getpid()}, or set REPRO_CLUSTER to another name for a second one"
     )
 
 
 def test_a_second_head_is_refused_while_the_first_does_not_respond(cluster_home, monkeypatch):
-    monkeypatch.setattr(node, "ENDING_SECONDS", (-2.0, 0.0, 0.1))
+    monkeypatch.setattr(head_lock, "ENDING_SECONDS", 0.1)
     with FileLock(token.cluster_folder() / "head.lock"):
-        assert refusal().startswith(f"another head of REPRO_HOME {cluster_home} runs")
+        expected = f"another head of the cluster {token.cluster_name()!r} of REPRO_HOME {cluster_home} runs"
+        assert refusal().startswith(expected)
 
 
 # --- one head from start to shutdown ------------------------------------------------------------------------
@@ -119,7 +120,7 @@ def running_node(home, **arguments):
     """Run `repro node` in a process of its own within the block; at the end, kill it and its descendants."""
     for name in CLUSTER_VARIABLES:
         assert name not in os.environ
-    (home / "cluster").mkdir(parents=True, exist_ok=True)
+    cluster_files(home).mkdir(parents=True, exist_ok=True)
     environment = os.environ | {"REPRO_HOME": str(home), "PYTHONPATH": str(ROOT), "RAY_AUTH_TOKEN": "of another"}
     with (home / "output").open("wb") as out:
         process = subprocess.Popen(
@@ -155,7 +156,7 @@ def wait_until_ready(process, home):
 
 def read_address(home):
     """Return the cluster of node.json."""
-    raw = json.loads((home / "cluster" / "node.json").read_text())
+    raw = json.loads((cluster_files(home) / "node.json").read_text())
     return ClusterAddress(raw["gcs"], raw["dashboard"], raw["token_file"], raw["pid"])
 
 
@@ -256,7 +257,7 @@ def trace(tmp_path_factory):
             for member in [psutil.Process(process.pid), *trace.tree]:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     trace.commands += " ".join(member.cmdline()) + "\n"
-            trace.files = output(home) + (home / "cluster" / "node.json").read_text()
+            trace.files = output(home) + (cluster_files(home) / "node.json").read_text()
             trace.files += "".join(path.read_text(errors="replace") for path in trace.node_folder.glob("*.log"))
             trace.signalled = time.time()
             process.send_signal(signal.SIGTERM)
@@ -266,7 +267,7 @@ def trace(tmp_path_factory):
             assert stubborn in {member.pid for member in trace.tree}
             trace.survivors = [str(member) for member in trace.tree if is_alive(member)]
             trace.unrelated_alive = [popen.poll() is None for popen in unrelated]
-            trace.cluster_files = sorted(path.name for path in (home / "cluster").iterdir())
+            trace.cluster_files = sorted(path.name for path in cluster_files(home).iterdir())
             trace.detected, trace.checkpoint = (
                 float((home / name).read_text()) for name in ("detected", "checkpoint")
             )
@@ -349,28 +350,28 @@ def running_head(tmp_path_factory):
 @pytest.mark.slow
 def test_a_node_with_another_token_cannot_join(running_head, tmp_path):
     _, home = running_head
-    (tmp_path / "cluster").mkdir()
-    (tmp_path / "cluster" / "token").write_text("0" * 64)
-    (tmp_path / "cluster" / "token").chmod(0o600)
+    cluster_files(tmp_path).mkdir(parents=True)
+    (cluster_files(tmp_path) / "token").write_text("0" * 64)
+    (cluster_files(tmp_path) / "token").chmod(0o600)
     with running_node(tmp_path, head=False, address=read_address(home).gcs) as process:
         assert process.wait(90) == 1
     assert output(tmp_path) == (
-        f"error: the cluster does not accept the token in {tmp_path}/cluster/token; copy cluster/token from the"
-        " head's REPRO_HOME to that path with mode 0600, or set RAY_AUTH_TOKEN_PATH to a copy\n"
+        f"error: the cluster does not accept the token in {cluster_files(tmp_path)}/token; copy cluster/NAME/token"
+        " from the head's REPRO_HOME to that path with mode 0600, or set RAY_AUTH_TOKEN_PATH to a copy\n"
     )
 
 
 @pytest.mark.slow
 def test_a_node_joins_on_loopback_and_ends_without_the_head(running_head, tmp_path):
     head, home = running_head
-    (tmp_path / "cluster").mkdir()
-    shutil.copy2(home / "cluster" / "token", tmp_path / "cluster")
+    cluster_files(tmp_path).mkdir(parents=True)
+    shutil.copy2(cluster_files(home) / "token", cluster_files(tmp_path))
     with running_node(tmp_path, head=False, address=read_address(home).gcs) as process:
         wait_until_ready(process, tmp_path)
         tree = psutil.Process(process.pid).children(recursive=True)
         sockets = listening_sockets(member.pid for member in tree)
         assert {listening.address for listening in sockets} == {"127.0.0.1"}
-        assert not (tmp_path / "cluster" / "node.json").exists()
+        assert not (cluster_files(tmp_path) / "node.json").exists()
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
     assert [member for member in tree if is_alive(member)] == []
@@ -409,7 +410,7 @@ def test_a_node_ends_when_a_part_of_ray_dies(tmp_path, part):
         assert logs == f"{folder}/ray/session_latest/logs"
         assert list(Path(logs).iterdir())
         assert [member for member in tree if is_alive(member)] == []
-        assert not (tmp_path / "cluster" / "node.json").exists()
+        assert not (cluster_files(tmp_path) / "node.json").exists()
     finally:
         shutil.rmtree(folder)
 

@@ -15,6 +15,7 @@ from pipeline.cluster.ports import (
     format_endpoint,
     is_loopback,
     listening_sockets,
+    own_address,
     plain_address,
     process_role,
     reachable_sockets,
@@ -150,7 +151,7 @@ def test_the_audit_has_a_line_per_socket_and_a_summary():
     assert format_endpoint(outside) == "10.0.0.7:6379"
 
 
-def test_ports_in_use_are_avoided_on_loopback_and_refused_elsewhere(monkeypatch):
+def test_ports_in_use_are_avoided(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as first, socket.create_server(("127.0.0.1", 0)) as second:
         in_use = first.getsockname()[1], second.getsockname()[1]
         monkeypatch.setattr(ports, "GCS_PORT", in_use[0])
@@ -158,8 +159,42 @@ def test_ports_in_use_are_avoided_on_loopback_and_refused_elsewhere(monkeypatch)
         gcs, dashboard = choose_ports("127.0.0.1", loopback_only=True, retry=False)
         assert gcs == 0
         assert dashboard not in (0, *in_use)
-        with pytest.raises(UserError, match=f"port {in_use[0]} of 127.0.0.1 is in use"):
-            choose_ports("127.0.0.1", loopback_only=False, retry=False)
+        for retry in (False, True):
+            chosen = choose_ports("127.0.0.1", loopback_only=False, retry=retry)
+            assert not {0, *in_use} & {*chosen}  # other machines must know the port
     assert choose_ports("127.0.0.1", loopback_only=True, retry=False) == in_use
     assert choose_ports("127.0.0.1", loopback_only=False, retry=False) == in_use
     assert choose_ports("127.0.0.1", loopback_only=True, retry=True)[0] == 0
+
+
+def names(monkeypatch, **addresses):
+    """Let host names have these addresses, and the default route start at 10.0.0.9."""
+    monkeypatch.setattr(socket, "gethostname", lambda: "me")
+    monkeypatch.setattr(ports, "host_addresses", lambda host: addresses.get(host, [host]))
+    monkeypatch.setattr(ports, "route_address", lambda host: "10.0.0.9" if host == "192.0.2.1" else "")
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [
+        (["10.0.0.1"], "10.0.0.1"),
+        (["127.0.1.1"], "10.0.0.9"),  # Debian's /etc/hosts
+        (["::1", "127.0.0.1"], "10.0.0.9"),
+        (["127.0.1.1", "10.0.0.2"], "10.0.0.2"),
+        (["me"], "10.0.0.9"),  # no address at all
+    ],
+)
+def test_own_address_is_one_that_others_reach(monkeypatch, own, expected):
+    names(monkeypatch, me=own)
+    assert own_address() == expected
+
+
+def test_without_a_network_the_address_must_be_given(monkeypatch):
+    names(monkeypatch, me=["127.0.1.1"])
+    monkeypatch.setattr(ports, "route_address", lambda host: "")
+    with pytest.raises(UserError, match="--listen auto: found no address of this machine but loopback"):
+        own_address()
+
+
+def test_own_address_towards_a_peer_is_that_of_the_route():
+    assert own_address("127.0.0.1") == "127.0.0.1"

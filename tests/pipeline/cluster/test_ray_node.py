@@ -7,6 +7,7 @@ import pytest
 
 from pipeline.cluster import launches, ray_node, token
 from pipeline.cluster.processes import register_training
+from tests.support.clusters import cluster_files
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def test_a_supervised_launch_and_a_training_process_need_the_node(cluster_home, 
     launches.launches_folder().mkdir()
     (launches.launches_folder() / "20260101.json").touch()
     assert not node.is_needed()  # no supervisor: the launch may be damaged, or wait for repro resume
-    (cluster_home / "cluster" / "state.json").touch()  # as a supervisor does every second
+    (cluster_files(cluster_home) / "state.json").touch()  # as a supervisor does every second
     assert node.is_needed()
     launches.mark_ended("20260101")
     assert not node.is_needed()

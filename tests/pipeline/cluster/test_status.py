@@ -20,6 +20,7 @@ from pipeline.cluster.status import (
 from pipeline.common.errors import UserError
 from pipeline.plan.task import Task
 from pipeline.track.run_folder import RunFolder
+from tests.support.clusters import cluster_files
 from tests.support.status_files import (
     finish,
     named_tasks,
@@ -146,8 +147,8 @@ def test_a_run_of_two_launches_is_listed_once(tasks):
 
 def test_a_damaged_report_is_ignored(home, tasks):
     save_launch(tasks)
-    (home / "cluster").mkdir()
-    (home / "cluster" / "state.json").write_text('{"time": 17', encoding="utf-8")
+    cluster_files(home).mkdir(parents=True)
+    (cluster_files(home) / "state.json").write_text('{"time": 17', encoding="utf-8")
     assert StatusReader().status().heard is None
 
 

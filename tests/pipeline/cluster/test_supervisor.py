@@ -17,6 +17,7 @@ from pipeline.cluster.supervisor import MAX_FAILURES, Supervisor
 from pipeline.cluster.workers import WorkerPool
 from pipeline.common.paths import ROOT
 from pipeline.track.run_folder import RunFolder
+from tests.support.clusters import cluster_files
 from tests.support.smoke_runs import smoke_run, smoke_task
 
 DEVICES = 2
@@ -56,7 +57,7 @@ class SteppedSupervisor:
 
     def __init__(self, home, monkeypatch):
         self.home, self.ray, self.started = home, FakeRay(), 0
-        (home / "cluster").mkdir(parents=True)
+        cluster_files(home).mkdir(parents=True)
         monkeypatch.setattr(supervisor, "ray", self.ray)
         monkeypatch.setattr(workers, "ray", self.ray)
         monkeypatch.setattr(supervisor.threading, "Thread", lambda **_: SimpleNamespace(start=lambda: None))

@@ -1,21 +1,24 @@
 """The token file: created once, readable by its owner only."""
 
+import errno
 import os
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from pipeline.cluster import token
+from pipeline.common import locks
 from pipeline.common.errors import UserError
+from tests.support.clusters import cluster_files
 
 
 def test_a_token_is_created_once_with_256_bits(cluster_home):
     path = token.ensure_token_file()
     text = path.read_text()
-    assert path == cluster_home / "cluster" / "token"
+    assert path == cluster_files(cluster_home) / "token"
     assert len(bytes.fromhex(text)) == 32
     assert token.ensure_token_file().read_text() == text
-    assert [file.name for file in path.parent.iterdir()] == ["token"]  # no temporary file
+    assert {file.name for file in path.parent.iterdir()} == {"token", ".token.lock"}  # no temporary file
 
 
 def test_a_token_file_has_mode_0600_before_anything_is_written(cluster_home, monkeypatch):
@@ -69,3 +72,61 @@ def test_the_path_in_ray_auth_token_path_is_used(cluster_home, monkeypatch):
         token.check_token_file(token.token_path())
     assert token.ensure_token_file() == path
     assert not (token.cluster_folder() / "token").exists()
+
+
+@pytest.mark.parametrize(
+    ("variables", "name"),
+    [
+        ({}, "node-1.cluster"),
+        ({"SLURM_JOB_ID": "7"}, "slurm-7"),
+        ({"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "0"}, "slurm-7"),
+        ({"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "2"}, "slurm-7-2"),
+        ({"SLURM_JOB_ID": "7", "REPRO_CLUSTER": "mine"}, "mine"),
+    ],
+)
+def test_the_name_of_a_cluster(cluster_home, monkeypatch, variables, name):
+    monkeypatch.setattr(token.socket, "gethostname", lambda: "node-1.cluster")
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, value)
+    assert token.cluster_name() == name
+    assert token.cluster_folder() == cluster_home / "cluster" / name
+
+
+@pytest.mark.parametrize("name", ["..", "a/b", "", " ", "-x"])
+def test_a_name_that_is_no_folder_is_refused(cluster_home, monkeypatch, name):
+    monkeypatch.setenv("REPRO_CLUSTER", name)
+    if not name:  # as if it were not set
+        assert token.cluster_name()
+        return
+    with pytest.raises(UserError, match=r"REPRO_CLUSTER is .*: must be the name of a folder"):
+        token.cluster_name()
+
+
+def test_a_token_is_created_without_hard_links_and_without_flock(cluster_home, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(locks.fcntl, "flock", refuse)
+    monkeypatch.setattr(locks, "devices_with_flock", {})
+    path = token.ensure_token_file()
+    assert len(path.read_text()) == 64
+    assert [file.name for file in path.parent.iterdir()] == ["token"]
+
+
+def test_a_file_system_without_permissions_gets_no_token(cluster_home, monkeypatch):
+    """As on CIFS, where each file has the mode of the mount."""
+    open_file = os.open
+
+    def with_mode_of_the_mount(path, flags, mode=0o777, **options):
+        descriptor = open_file(path, flags, mode, **options)
+        if flags & os.O_CREAT:
+            os.fchmod(descriptor, 0o755)
+        return descriptor
+
+    monkeypatch.setattr(os, "open", with_mode_of_the_mount)
+    with pytest.raises(UserError) as refused:
+        token.ensure_token_file()
+    assert f"the file system of {token.cluster_folder()} has no permissions" in str(refused.value)
+    assert "set RAY_AUTH_TOKEN_PATH" in str(refused.value)
+    assert [file.name for file in token.cluster_folder().iterdir() if "lock" not in file.name] == []
