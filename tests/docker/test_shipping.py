@@ -641,22 +641,32 @@ def test_shellcheck_detects_errors(tmp_path):
 
 # --- the Slurm script, with fake Slurm commands ------------------------------------------
 
-# Each command records its call. A node runs until SIGTERM; the head is ready at once.
+# Each command records its call. A node runs until scancel signals its step; the head is ready at once.
 FAKE_COMMANDS = {
-    "scontrol": """case $1 in show) printf 'n1\\nn2\\nn3\\n' ;; *) echo "scontrol $*" >>"$CALLS" ;; esac""",
-    "hostname": "echo n1",
-    "getent": "printf '127.0.1.1 STREAM n1\\n10.0.0.1 STREAM n1\\n'",
-    "srun": """while [[ $1 == --* ]]; do echo "srun $1" >>"$CALLS"; shift; done; exec "$@" """,
+    "scontrol": """case $1 in show) printf "$NODES" ;; *) echo "scontrol $*" >>"$CALLS" ;; esac""",
+    "srun": """while [[ $1 == --* ]]; do
+    echo "srun $1" >>"$CALLS"
+    [[ $1 != --job-name=* ]] || echo $$ >"$FOLDER/step-${1#--job-name=}"
+    shift
+done
+exec "$@" """,
+    "squeue": """echo '7.batch batch'
+n=0; for step in repro-head repro-workers; do [ ! -e "$FOLDER/step-$step" ] || echo "7.$n $step"; n=1; done""",
+    "scancel": """echo "scancel $*" >>"$CALLS"
+case $2 in 7.0) step=repro-head ;; 7.1) step=repro-workers ;; esac
+kill -TERM "$(cat "$FOLDER/step-$step")" """,  # a background process of this script ignores SIGINT
     "repro": """echo "repro $*" >>"$CALLS"
 case $1 in
-node) trap 'echo "node ends" >>"$CALLS"; rm "$FOLDER/node-$$"; exit 0' TERM
+node) trap 'echo "node $2 ends" >>"$CALLS"; rm "$FOLDER/node-$$"; exit 0' TERM
     echo $$ >"$FOLDER/node-$$"
     if [ "$2" = --head ]; then
         [ -z "${HEAD_FAILS:-}" ] || { rm "$FOLDER/node-$$"; exit 1; }
-        mkdir -p "$REPRO_HOME/cluster"; sleep 0.05; echo '{}' >"$REPRO_HOME/cluster/node.json"
+        folder=$REPRO_HOME/cluster/$REPRO_CLUSTER; mkdir -p "$folder"; sleep 0.05
+        printf '{\\n "gcs": "10.0.0.1:6380",\\n "dashboard": "x"\\n}' >"$folder/node.json"
     fi
     while :; do sleep 0.05; done ;;
-*) until [ "$(ls "$FOLDER"/node-* 2>/dev/null | wc -l)" = 2 ]; do sleep 0.05; done
+*) [[ " $* " != *" --dry-run "* ]] || exit "${UNKNOWN:-0}"
+    until [ "$(ls "$FOLDER"/node-* 2>/dev/null | wc -l)" = "${STEPS:-2}" ]; do sleep 0.05; done
     [ -z "${RUNS_UNTIL_SIGTERM:-}" ] || { trap 'exit 130' TERM; while :; do sleep 0.05; done; }
     exit "${CODE:-0}" ;;
 esac""",
@@ -681,6 +691,7 @@ def slurm(tmp_path):
             "REPRO_HOME": str(tmp_path / "home"),
             "SLURM_JOB_ID": "7",
             "SLURM_JOB_NODELIST": "n[1-3]",
+            "NODES": "n1\\nn2\\nn3\\n",
             "CALLS": str(calls),
             "FOLDER": str(tmp_path),
         }
@@ -714,11 +725,16 @@ def test_a_slurm_job_starts_nodes_and_launch_and_stops_the_nodes(slurm):
     assert start().wait(20) == 0
     calls = recorded()
     nodes = [call for call in calls if call.startswith("repro node")]
-    assert nodes[0] == "repro node --head --listen 10.0.0.1 --grace 90"
-    assert nodes[1] == "repro node --address 10.0.0.1:6379 --listen 10.0.0.1 --grace 90"
-    assert {"srun --nodelist=n1", "srun --nodes=2", "srun --exclude=n1"} <= set(calls)
+    assert nodes[0] == "repro node --head --listen auto --grace 60"
+    assert nodes[1] == "repro node --address 10.0.0.1:6380 --listen auto --grace 60"
+    assert {"srun --nodelist=n1", "srun --nodes=2", "srun --ntasks=2", "srun --exclude=n1"} <= set(calls)
     assert "repro launch resnet/cifar10_depth --scale smoke" in calls
-    assert calls.count("node ends") == 2
+    assert calls[-4:] == [  # in order, and each by a signal that does not cancel its step
+        "scancel --signal=INT 7.1",
+        "node --address ends",
+        "scancel --signal=INT 7.0",
+        "node --head ends",
+    ]
     assert not any(call.startswith("scontrol requeue") for call in calls)
 
 
@@ -733,8 +749,8 @@ def test_a_slurm_job_stops_its_nodes_on_sigterm_and_is_requeued(slurm, tmp_path)
     process.terminate()  # as --signal=B:TERM and a preemption do
     assert process.wait(20) == 0
     calls = recorded()
-    assert calls.count("node ends") == 2
-    assert calls[-1] == "scontrol requeue 7"
+    assert calls[-3:] == ["scancel --signal=INT 7.0", "node --head ends", "scontrol requeue 7"]
+    assert calls.count("node --address ends") == 1
 
 
 def test_a_requeued_slurm_job_resumes(slurm):
@@ -747,7 +763,30 @@ def test_a_requeued_slurm_job_resumes(slurm):
 def test_a_slurm_job_has_the_exit_code_of_its_launch(slurm):
     start, recorded = slurm
     assert start(CODE="1").wait(20) == 1
-    assert recorded().count("node ends") == 2
+    assert [call for call in recorded() if call.endswith(" ends")] == ["node --address ends", "node --head ends"]
+
+
+def test_a_slurm_job_on_one_node_needs_no_address_beyond_loopback(slurm):
+    """The name of a Debian host is 127.0.1.1."""
+    start, recorded = slurm
+    assert start(NODES="n1\\n", STEPS="1", SLURM_CPUS_PER_TASK="8").wait(20) == 0
+    nodes = [call for call in recorded() if call.startswith("repro node")]
+    assert nodes == ["repro node --head --listen 127.0.0.1 --cpus 8 --grace 60"]
+
+
+def test_wrong_arguments_end_a_slurm_job_before_ray_starts(slurm):
+    start, recorded = slurm
+    assert start(UNKNOWN="2").wait(20) == 2
+    assert recorded() == ["repro launch resnet/cifar10_depth --scale smoke --dry-run"]
+
+
+def test_slurm_jobs_have_clusters_of_their_own(slurm, tmp_path):
+    start, _ = slurm
+    assert start().wait(20) == 0
+    for path in tmp_path.glob("step-*"):
+        path.unlink()
+    assert start(SLURM_RESTART_COUNT="1").wait(20) == 0  # the address of the first head remains
+    assert {path.name for path in (tmp_path / "home" / "cluster").iterdir()} == {"slurm-7", "slurm-7-1"}
 
 
 def test_a_slurm_job_without_a_head_fails_without_a_launch(slurm):
@@ -755,7 +794,7 @@ def test_a_slurm_job_without_a_head_fails_without_a_launch(slurm):
     process = start(HEAD_FAILS="1")
     assert process.wait(20) == 1
     assert "Ray's head on n1 did not start" in process.stderr.read()
-    assert not any("launch" in call for call in recorded())
+    assert not any("launch" in call for call in recorded() if "--dry-run" not in call)
 
 
 def test_a_slurm_job_without_a_home_fails_with_a_message(slurm):
@@ -767,9 +806,8 @@ def test_a_slurm_job_without_a_home_fails_with_a_message(slurm):
 
 def test_slurm_gives_longer_notice_than_the_grace_period():
     text = SLURM.read_text(encoding="utf-8")
-    assert (
-        int(re.search(r"--signal=B:TERM@(\d+)", text)[1])
-        >= int(re.search(r"^GRACE=(\d+)", text, re.MULTILINE)[1]) + 20
-    )
+    grace, ending = (int(re.search(rf"^{name}=(\d+)", text, re.MULTILINE)[1]) for name in ("GRACE", "ENDING"))
+    assert ending >= grace + 20
+    assert int(re.search(r"--signal=B:TERM@(\d+)", text)[1]) > 2 * ending  # the workers end, then the head
     assert "#SBATCH --requeue" in text
     assert "umask 077" in text
