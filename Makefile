@@ -68,6 +68,7 @@ lock: $(READY) ## resolve the dependencies anew
 	@$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header \
 		--extra dev --extra docs --quiet --upgrade --output-file requirements.lock pyproject.toml
 	@$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --quiet \
-		--constraint requirements.lock --output-file docker/requirements.lock pyproject.toml docker/server.in
+		--extra s3 --constraint requirements.lock --output-file docker/requirements.lock pyproject.toml \
+		docker/server.in
 
 .PHONY: help setup demo test test-slow coverage docs lint check format bench bench-data bench-cluster bench-cli lock

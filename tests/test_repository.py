@@ -1,6 +1,7 @@
 """Files that describe the repository: line endings, wheel, schemas, and pages that must agree with the code."""
 
 import importlib.util
+import json
 import re
 import shutil
 import subprocess
@@ -235,3 +236,54 @@ def test_the_guide_describes_every_setting_of_schedules_and_weights():
 def test_the_readme_links_every_experiment():
     linked = set(re.findall(r"\(experiments/([\w/]+)\.yaml\)", page("README.md")))
     assert linked == set(experiment_names())
+
+
+# --- installation by plain pip ------------------------------------------------------------------------------
+
+PIP_SECONDS = 900  # limit for one resolution; a minute on an idle machine
+
+
+@pytest.fixture(scope="module")
+def pip(tmp_path_factory):
+    """A pip of today in an environment of its own, as users have it; skips where no index is reachable."""
+    environment = tmp_path_factory.mktemp("pip") / "venv"
+    run(sys.executable, "-m", "venv", environment)
+    program = [environment / "bin/python", "-m", "pip", "--disable-pip-version-check"]
+    done = subprocess.run(
+        [*map(str, program), "install", "--quiet", "--timeout", "20", "--upgrade", "pip"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PIP_SECONDS,
+    )
+    if done.returncode:
+        pytest.skip(f"pip reaches no index: {(done.stderr.strip().splitlines() or ['no output'])[-1]}")
+    return program
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(PIP_SECONDS + 60)
+@pytest.mark.parametrize(
+    "wanted",
+    [[f"{ROOT}"], [f"{ROOT}[dev]"], [f"{ROOT}[s3]", "torch", "mlflow", "ray"]],
+    ids=["plain", "dev", "beside-current-torch-mlflow-and-ray"],
+)
+def test_plain_pip_resolves_the_project_without_the_lock(pip, wanted, tmp_path):
+    """Without backtracking over versions of the S3 client, which pins botocore, fsspec and aiohttp closely.
+
+    With fast-deps pip reads the metadata of a wheel alone, not its two gigabytes of CUDA libraries.
+    """
+    report = tmp_path / "report.json"
+    options = ["--dry-run", "--ignore-installed", "--use-feature=fast-deps", "--report", report]
+    done = subprocess.run(
+        [*map(str, [*pip, "install", *options, *wanted])],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PIP_SECONDS,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "This is taking longer than usual" not in done.stdout + done.stderr
+    installed = {entry["metadata"]["name"].lower() for entry in json.loads(report.read_text())["install"]}
+    assert {"cnn-repro", "torch", "mlflow", "ray"} <= installed
+    assert ("s3fs" in installed) == (wanted != [f"{ROOT}"])
