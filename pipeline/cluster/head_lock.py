@@ -18,17 +18,17 @@ from pipeline.common.errors import UserError, explain_write_errors
 from pipeline.common.locks import LEASE_SECONDS, file_lock
 from pipeline.common.paths import home
 
-HEARTBEAT_SECONDS = 5.0
+HEAD_BEAT_SECONDS = 5.0
 
 LOST_SECONDS = 60.0  # age of the heartbeat after which the head is dead, on whichever machine it ran
 
-ENDING_SECONDS = 15.0  # a head that shuts down releases its lock within this time
+HEAD_END_SECONDS = 15.0  # a head that shuts down releases its lock within this time
 
 KEPT_SECONDS = 24 * 3600.0  # age of the heartbeat after which the folder of a Slurm job's cluster is removed
 
 
 def heartbeat_file(folder: Path) -> Path:
-    """Return the file in a cluster's folder that its head touches every HEARTBEAT_SECONDS."""
+    """Return the file in a cluster's folder that its head touches every HEAD_BEAT_SECONDS."""
     return folder / "heartbeat"
 
 
@@ -57,7 +57,7 @@ def hold_head_lock() -> Iterator[None]:
         path = folder / "head.lock"
         lock = file_lock(path)
         try:
-            lock.acquire(timeout=ENDING_SECONDS)
+            lock.acquire(timeout=HEAD_END_SECONDS)
         except Timeout:
             if not is_lost(folder):
                 raise UserError(
@@ -66,7 +66,7 @@ def hold_head_lock() -> Iterator[None]:
                 ) from None
             path.unlink(missing_ok=True)
             lock = file_lock(path)
-            lock.acquire(timeout=LEASE_SECONDS + ENDING_SECONDS)
+            lock.acquire(timeout=LEASE_SECONDS + HEAD_END_SECONDS)
         ended = threading.Event()
         heartbeat_file(folder).touch()
     thread = threading.Thread(target=beat, args=(folder, ended), name="heartbeat", daemon=True)
@@ -84,7 +84,7 @@ def hold_head_lock() -> Iterator[None]:
 
 def beat(folder: Path, ended: threading.Event) -> None:
     """Touch the heartbeat file until `ended` is set."""
-    while not ended.wait(HEARTBEAT_SECONDS):
+    while not ended.wait(HEAD_BEAT_SECONDS):
         with contextlib.suppress(OSError):  # a file server that is away for a moment
             heartbeat_file(folder).touch()
 

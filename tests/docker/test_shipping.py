@@ -93,7 +93,7 @@ def commands_in_text(text):
     """Yield the arguments of the repro commands in comments, scripts and pages; shell variables are replaced."""
     for line in text.replace("\\\n", " ").splitlines():
         for found in COMMAND.findall(line):
-            filled = found.replace('"$@"', "resnet/cifar10_depth").replace('"$(own_address)"', "1")
+            filled = found.replace('"$@"', "resnet/cifar10_depth").replace('"${cpus[@]}"', "--cpus 1")
             yield shlex.split(re.sub(r"\$\w+", "1", filled))
 
 

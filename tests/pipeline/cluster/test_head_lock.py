@@ -17,7 +17,7 @@ from pipeline.common.errors import UserError
 @pytest.fixture(autouse=True)
 def hurry(monkeypatch):
     """Wait a moment, not 15 seconds."""
-    monkeypatch.setattr(head_lock, "ENDING_SECONDS", 0.1)
+    monkeypatch.setattr(head_lock, "HEAD_END_SECONDS", 0.1)
 
 
 def make_older(folder, seconds):
@@ -27,7 +27,7 @@ def make_older(folder, seconds):
 
 
 def test_a_head_has_a_heartbeat_until_it_ends(cluster_home, monkeypatch):
-    monkeypatch.setattr(head_lock, "HEARTBEAT_SECONDS", 0.01)
+    monkeypatch.setattr(head_lock, "HEAD_BEAT_SECONDS", 0.01)
     folder = token.cluster_folder()
     with hold_head_lock():
         make_older(folder, 100)

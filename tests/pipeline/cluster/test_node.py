@@ -106,7 +106,7 @@ def test_a_second_head_of_a_home_is_refused(write_node_file, dashboard):
 
 
 def test_a_second_head_is_refused_while_the_first_does_not_respond(cluster_home, monkeypatch):
-    monkeypatch.setattr(head_lock, "ENDING_SECONDS", 0.1)
+    monkeypatch.setattr(head_lock, "HEAD_END_SECONDS", 0.1)
     with FileLock(token.cluster_folder() / "head.lock"):
         expected = f"another head of the cluster {token.cluster_name()!r} of REPRO_HOME {cluster_home} runs"
         assert refusal().startswith(expected)
