@@ -698,10 +698,10 @@ def test_verify_of_all_counts_exact_claims_and_prints_errata(command, known):
 
 
 def test_an_s3_address_without_its_extra_says_what_to_install(command, monkeypatch):
-    import fsspec.registry
+    from fsspec.registry import _registry
 
     monkeypatch.setitem(sys.modules, "s3fs", None)  # an import of it fails, as without the package
-    monkeypatch.delitem(fsspec.registry._registry, "s3", raising=False)
+    monkeypatch.delitem(_registry, "s3", raising=False)
     monkeypatch.setenv("REPRO_SHARDS", "s3://shards")
     for words in (("data", "verify", "imagenet"), ("data", "prepare", "digits", "--out", "s3://shards/digits")):
         code, _, err = command(*words)
