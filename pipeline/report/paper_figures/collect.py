@@ -1,0 +1,32 @@
+"""All figures of the papers, from declarations and finished runs. Pure: what it reads is handed in."""
+
+from collections.abc import Sequence
+
+from pipeline.declare.experiment import Experiment
+from pipeline.judge.ledger import LedgerEntry, Measure
+from pipeline.report.paper_figures.figure_data import CurveReader, FigureData, WeightReader
+from pipeline.report.paper_figures.paper_figure import PaperFigure
+from pipeline.report.paper_figures.resnet import resnet_figures
+from pipeline.track.record import Record
+
+FIGURES = (resnet_figures,)
+
+
+def paper_figures(
+    experiments: Sequence[Experiment],
+    records: Sequence[Record],
+    entries: Sequence[LedgerEntry],
+    *,
+    curves: CurveReader,
+    weights: WeightReader,
+    measure: Measure,
+    scales: Sequence[str] = (),
+) -> list[PaperFigure]:
+    """Return the figures of the papers of these experiments, those without evidence included.
+
+    Each is drawn from the runs at paper scale, or else at the next declared scale that has runs; `scales`
+    restricts the choice. `curves` and `weights` read a run's curves and tensors (see `pipeline.report.run_files`).
+    `measure`: exact values of networks, as of `pipeline.analyse.measure.measure_claim`.
+    """
+    data = FigureData(experiments, records, entries, curves, weights, measure, scales)
+    return [figure for draw in FIGURES for figure in draw(data)]
