@@ -4,12 +4,24 @@ from collections.abc import Sequence
 
 from pipeline.declare.experiment import Experiment
 from pipeline.judge.ledger import LedgerEntry, Measure
+from pipeline.report.paper_figures.densenet import densenet_figures
 from pipeline.report.paper_figures.figure_data import CurveReader, FigureData, WeightReader
+from pipeline.report.paper_figures.fractalnet import fractalnet_figures
 from pipeline.report.paper_figures.paper_figure import PaperFigure
 from pipeline.report.paper_figures.resnet import resnet_figures
+from pipeline.report.paper_figures.resnext import resnext_figures
+from pipeline.report.paper_figures.squeezenet import squeezenet_figures
+from pipeline.report.paper_figures.wide_resnet import wide_resnet_figures
 from pipeline.track.record import Record
 
-FIGURES = (resnet_figures,)
+FIGURES = (
+    resnet_figures,
+    fractalnet_figures,
+    densenet_figures,
+    wide_resnet_figures,
+    resnext_figures,
+    squeezenet_figures,
+)
 
 
 def paper_figures(

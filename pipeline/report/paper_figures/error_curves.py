@@ -11,6 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from pipeline.report.paper_figures.figure_data import Curve
+from pipeline.report.paper_figures.panels import diamonds, paper_key
 from pipeline.report.paper_figures.style import FULL_WIDTH, ONE_PANEL, Theme, new_figure
 
 TRAIN_ERROR, TEST_ERROR = "train/top1_error_pct", "test/top1_error_pct"
@@ -39,8 +40,8 @@ def curve_panels(
             tops += plot_curves(ax, curves[variant], colour)
             if variant in marks:
                 end = max(step for rows in curves[variant].values() for row in rows for step, _ in row)
-                ax.plot(end, marks[variant], color=colour, marker="D", markersize=5.5, linestyle="", clip_on=False,
-                    markeredgecolor=theme.text, markeredgewidth=0.8, zorder=5)  # fmt: skip
+                style = diamonds(theme) | {"linestyle": ""}
+                ax.plot(end, marks[variant], color=colour, clip_on=False, zorder=5, **style)
                 tops.append(marks[variant])
             handles.append(Line2D([], [], color=colour, linewidth=2.2, label=variant))
         ax.set_title(title)
@@ -59,12 +60,6 @@ def curve_panels(
         key.append(paper_key(theme))
     figure.legend(handles=key, loc="outside upper center", ncols=3)
     return figure
-
-
-def paper_key(theme: Theme, label: str = "paper") -> Line2D:
-    """Return the entry of a legend for the values that the paper prints."""
-    return Line2D([], [], color=theme.fill, marker="D", markersize=5.5, linestyle="", label=label,
-        markeredgecolor=theme.text, markeredgewidth=0.8)  # fmt: skip
 
 
 def plot_curves(ax: Axes, curves: Mapping[str, Sequence[Curve]], colour: str) -> list[float]:

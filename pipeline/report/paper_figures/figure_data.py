@@ -1,14 +1,16 @@
 """What the figures are drawn from: declarations, finished runs with their curves and weights, and verdicts."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import Any
 
+from pipeline.common.words import plural
 from pipeline.declare.experiment import Experiment
 from pipeline.declare.recipe import PAPER_SCALE
 from pipeline.judge.counting import ByVariant, counted_records
 from pipeline.judge.ledger import LedgerEntry, Measure
+from pipeline.report.leaderboard import TOP1, paper_claim
 from pipeline.track.record import FINISHED, Record
 
 Curve = Sequence[tuple[int, float]]  # (step, value)
@@ -30,13 +32,26 @@ class ScaleRuns:
         """Name of the data set; several are joined by a comma."""
         return ", ".join(dict.fromkeys(row.data for rows in self.records.values() for row in rows))
 
-    def seeds(self, names: Sequence[str]) -> str:
-        """Return the number of seeds of these variants: "5 seeds", "3 to 5 seeds"."""
-        counts = sorted({len(self.records[name]) for name in names if name in self.records})
-        if not counts:
-            return "no seeds"
-        number = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else f"{counts[0]}"
-        return f"{number} seed{'' if number == '1' else 's'}"
+    @property
+    def place(self) -> str:
+        """Data set and scale, for titles: "digits, laptop scale"."""
+        return f"{self.data}, {self.scale} scale"
+
+    def only(self, names: Iterable[str]) -> "ScaleRuns":
+        """Return the runs of these variants and derived runs alone."""
+        chosen = set(names)
+        return ScaleRuns(self.experiment, self.scale, {n: r for n, r in self.records.items() if n in chosen})
+
+    def is_papers_data(self) -> bool:
+        """Return True if all runs are on the data set on which the paper evaluates their networks."""
+        return all(
+            row.data == self.experiment.paper_data(name) for name, rows in self.records.items() for row in rows
+        )
+
+    def seeds(self) -> str:
+        """Return the number of seeds: "5 seeds", "3 to 5 seeds"."""
+        counts = sorted({len(rows) for rows in self.records.values()})
+        return plural(counts[0], "seed") if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
 
     def values(self, name: str, metric: str) -> list[float]:
         """Return a metric of the seeds that converged, in the order of the seeds."""
@@ -75,14 +90,47 @@ class FigureData:
         """Return the runs of an experiment at a scale; None without any."""
         key = experiment.name, scale
         if key not in self._found:
-            found = counted_records(experiment, scale, self.records, experiment.consumed_elsewhere(scale))
+            found = counted_records(experiment, scale, self.records)
             self._found[key] = ScaleRuns(experiment, scale, found) if found else None
         return self._found[key]
 
-    def best_runs(self, experiment: Experiment, names: Sequence[str] = (), *, least: int = 1) -> ScaleRuns | None:
-        """Return the runs at the first scale, paper scale first, with `least` of these variants; None without."""
+    def best_runs(self, experiment: Experiment, names: Sequence[str], *, least: int = 1) -> ScaleRuns | None:
+        """Return the runs of these variants at the first scale with `least` of them; None without any.
+
+        Paper scale comes first, the others as declared.
+        """
         for scale in self.scales_of(experiment):
             runs = self.runs(experiment, scale)
-            if runs and sum(name in runs.records for name in names or runs.records) >= least:
-                return runs
+            if runs and sum(name in runs.records for name in names) >= least:
+                return runs.only(names)
         return None
+
+    def why_missing(self, experiment: Experiment, names: Sequence[str], *, least: int = 1) -> str:
+        """Return why `best_runs` finds nothing, and the command that makes the fewest runs for it."""
+        possible = [
+            scale for scale in self.scales_of(experiment) if enough_variants(experiment, scale, names, least)
+        ]
+        what = "no finished runs" if least == 1 else f"no scale has finished runs of {least} of its networks"
+        if not possible:
+            chosen = ", ".join(self.scales) or "any scale"
+            return f"{what}; {experiment.name} does not run them at {chosen}"
+        return f"{what}; start them with: repro run {experiment.name} --scale {possible[-1]}"
+
+    def size(self, experiment: Experiment, variant: str, what: str) -> float:
+        """Return an exact number of a variant's network: "parameters", "multiply_adds"."""
+        return float(self.measure(f"model/{what}", *experiment.owner(variant)))
+
+
+def enough_variants(experiment: Experiment, scale: str, names: Sequence[str], least: int) -> bool:
+    """Return True if `least` of these variants and derived runs run at a scale by default."""
+    run = {*experiment.variants_at(scale), *experiment.derived_at(scale)}
+    return len(run & set(names)) >= least
+
+
+def paper_value(experiment: Experiment, name: str, metric: str = TOP1) -> float | None:
+    """Return the value that the paper prints for a variant, by the first test protocol; None if it prints none."""
+    protocol = next(iter(experiment.protocols(name, PAPER_SCALE)), "") if metric.startswith("test/") else ""
+    claim = paper_claim(experiment.claims, name, protocol, metric) or paper_claim(
+        experiment.claims, name, "", metric
+    )
+    return claim.claimed if claim else None

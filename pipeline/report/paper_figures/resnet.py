@@ -17,7 +17,7 @@ FIGURE_6 = FigureTitle(
 def resnet_figures(data: FigureData) -> Iterator[PaperFigure]:
     """Yield the figures of the ResNet paper."""
     if experiment := data.experiment(DEPTH):
-        yield figure_6(data, data.best_runs(experiment, ["plain-20", "resnet-20"]))
+        yield figure_6(data, data.best_runs(experiment, list(experiment.variants)))
 
 
 def figure_6(data: FigureData, runs: ScaleRuns | None) -> PaperFigure:
@@ -39,7 +39,7 @@ def figure_6(data: FigureData, runs: ScaleRuns | None) -> PaperFigure:
     caption = (
         f"Top-1 error in percent on {runs.data} at {runs.scale} scale against optimizer steps, of plain networks"
         " (left) and residual networks (right); bold: test, dashed: training; mean and range of"
-        f" {runs.seeds(shown)}."
+        f" {runs.only(shown).seeds()}."
     )
     return FIGURE_6.drawn(
         caption,
