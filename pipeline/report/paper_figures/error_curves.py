@@ -1,84 +1,147 @@
-"""Panels of error curves, after Figure 6 of arXiv:1512.03385: training error dashed, test error bold."""
+"""Panels of curves against optimizer steps, after Figure 6 of arXiv:1512.03385: training dashed, test bold."""
 
 from collections.abc import Mapping, Sequence
-from itertools import cycle
+from dataclasses import dataclass
+from functools import partial
 from statistics import fmean
 from typing import Any
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from pipeline.report.paper_figures.figure_data import Curve
-from pipeline.report.paper_figures.panels import diamonds, paper_key
-from pipeline.report.paper_figures.style import FULL_WIDTH, ONE_PANEL, Theme, new_figure
+from pipeline.report.paper_figures.figure_data import Curve, FigureData, ScaleRuns
+from pipeline.report.paper_figures.labels import outside_legend
+from pipeline.report.paper_figures.panels import diamonds
+from pipeline.report.paper_figures.paper_figure import FigureTitle, PaperFigure
+from pipeline.report.paper_figures.style import FULL_WIDTH, ONE_PANEL, SMALL, Theme, new_figure
 
 TRAIN_ERROR, TEST_ERROR = "train/top1_error_pct", "test/top1_error_pct"
 CURVES = (TRAIN_ERROR, TEST_ERROR)
-POINTS = 40  # points of a training curve; each is the mean over a part of the run
-SETTLED = 0.2  # part of a training after which an error is inside the axes
+POINTS = {"train": 40, "test": 400}  # largest number of points of a line; each is the mean over a part of the run
+SETTLED = 0.2  # part of a training after which a curve is inside the axes
+NO_CURVES = "The curves of the finished runs are neither on this machine nor on the tracking server."
+LETTER, KEY = 0.062, 0.6  # widths in inches of a letter of a legend, and of an entry without its text
 
-Curves = Mapping[str, Mapping[str, Sequence[Curve]]]  # variant -> metric -> one curve per seed
+
+@dataclass(frozen=True)
+class CurveLine:
+    """One line: the mean over seeds, with a band from the smallest to the largest."""
+
+    name: str  # lines of one name have one colour
+    curves: Sequence[Curve]  # one per seed
+    points: int  # of the line
+    dashed: bool = False
+    paper: float | None = None  # value that the paper prints for the end of the training
 
 
-def curve_panels(
-    panels: Mapping[str, Sequence[str]], curves: Curves, theme: Theme, *, marks: Mapping[str, float], ylabel: str
+@dataclass(frozen=True)
+class CurvePanel:
+    """One pair of axes with lines."""
+
+    title: str
+    ylabel: str
+    lines: Sequence[CurveLine]
+    level: float | None = None  # a horizontal line across the panel
+
+
+def variant_lines(
+    data: FigureData, runs: ScaleRuns, names: Sequence[str], metric: str, **more: Any
+) -> list[CurveLine]:
+    """Return a line of a metric for each of these variants that has curves."""
+    points = POINTS["train" if metric.startswith("train/") else "test"]
+    read = {name: [data.curves(row, metric) for row in runs.records.get(name, [])] for name in names}
+    found = {name: [curve for curve in curves if curve] for name, curves in read.items()}
+    return [CurveLine(name, curves, points, **more) for name, curves in found.items() if curves]
+
+
+def curves_figure(
+    panels: Sequence[CurvePanel],
+    theme: Theme,
+    *,
+    keys: Mapping[str, bool] | None = None,
+    share_y: bool = True,
+    columns: int = 2,
+    title: str = "",
 ) -> Figure:
-    """Return a figure with one panel of error curves for each title, its variants in the colours of the theme.
+    """Return a figure of panels in rows, each with its legend below it.
 
-    The line is the mean over seeds, the band their range. `marks`: variant -> error that the paper prints, drawn
-    as a diamond at the last step. The error axis begins at 0 and ends above the errors after a fifth of the steps.
+    A value axis begins at 0 and ends above the values after a fifth of the steps. `keys`: what the bold lines
+    (False) and the dashed ones (True) show, for a legend below all panels.
     """
-    count = max(len(panels), 1)
-    figure = new_figure(ONE_PANEL if count == 1 else FULL_WIDTH, 3.6)
-    axes = figure.subplots(1, count, sharey=True, squeeze=False)[0]
-    tops = [2.0]
-    for ax, (title, variants) in zip(axes, panels.items(), strict=False):
-        handles = []
-        for colour, variant in zip(cycle(theme.series), variants, strict=False):
-            tops += plot_curves(ax, curves[variant], colour)
-            if variant in marks:
-                end = max(step for rows in curves[variant].values() for row in rows for step, _ in row)
-                style = diamonds(theme) | {"linestyle": ""}
-                ax.plot(end, marks[variant], color=colour, clip_on=False, zorder=5, **style)
-                tops.append(marks[variant])
-            handles.append(Line2D([], [], color=colour, linewidth=2.2, label=variant))
-        ax.set_title(title)
-        ax.set_xlabel("steps")
-        ax.xaxis.set_major_formatter("{x:,.0f}")
-        ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-        ax.set_xlim(left=0)
-        ax.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=2)
-    axes[0].set_ylabel(ylabel)
-    axes[0].set_ylim(0, min(1.08 * max(tops), 100))
-    key = [
-        Line2D([], [], color=theme.text, linewidth=2.2, label="test"),
-        Line2D([], [], color=theme.text, linewidth=1.1, linestyle="--", label="training"),
+    across = max(min(columns, len(panels)), 1)
+    rows = max(-(-len(panels) // across), 1)
+    entries = max((len({line.name for line in panel.lines}) for panel in panels), default=1)
+    figure = new_figure(ONE_PANEL if across == 1 else FULL_WIDTH, (2.9 + 0.11 * entries) * rows + 0.5)
+    axes = list(figure.subplots(rows, across, sharey=share_y, squeeze=False).flat)
+    tops = [draw_curves(ax, panel, theme) for ax, panel in zip(axes, panels, strict=False)]
+    for ax, top in zip(axes, tops, strict=False):
+        ax.set_ylim(0, max(tops) if share_y else top)
+    for number, ax in enumerate(axes):
+        ax.set_visible(number < len(panels))
+        if share_y and number % across:
+            ax.set_ylabel("")
+    found: list[Artist] = [
+        Line2D([], [], color=theme.text, label=text, **line_style(dashed)) for text, dashed in (keys or {}).items()
     ]
-    if any(variant in marks for variants in panels.values() for variant in variants):
-        key.append(paper_key(theme))
-    figure.legend(handles=key, loc="outside upper center", ncols=3)
+    if any(line.paper is not None for panel in panels for line in panel.lines):
+        style = diamonds(theme) | {"linestyle": ""}
+        found.append(Line2D([], [], color=theme.text, label="paper, after training", **style))
+    if found:
+        outside_legend(figure, found)
+    if title:
+        figure.suptitle(title)
     return figure
 
 
-def plot_curves(ax: Axes, curves: Mapping[str, Sequence[Curve]], colour: str) -> list[float]:
-    """Draw both errors of one variant, over seeds; return the largest after a fifth of the steps."""
-    tops = []
-    for metric in CURVES:
-        rows = [curve for curve in curves.get(metric, ()) if curve]
-        if metric == TRAIN_ERROR and rows:
-            size = -(-max(len(curve) for curve in rows) // POINTS)
-            rows = [binned(curve, size) for curve in rows]
-        if not rows:
-            continue
-        steps, (mean, low, high) = across_seeds(rows)
-        bold = metric == TEST_ERROR
-        style: dict[str, Any] = {"linewidth": 2.2} if bold else {"linewidth": 1.1, "linestyle": "--"}
-        ax.plot(steps, mean, color=colour, **style)
+def drawn_curves(
+    title: FigureTitle, caption: str, panels: Sequence[CurvePanel], keys: Mapping[str, bool], **layout: Any
+) -> PaperFigure:
+    """Return the figure of these panels; a missing one if no run has curves."""
+    if not any(panel.lines for panel in panels):
+        return title.missing(NO_CURVES)
+    return title.drawn(caption, partial(curves_figure, panels, keys=keys, **layout))
+
+
+def draw_curves(ax: Axes, panel: CurvePanel, theme: Theme) -> float:
+    """Draw a panel with its legend; return the top of its value axis."""
+    names = list(dict.fromkeys(line.name for line in panel.lines))
+    colours = {name: theme.series[i % len(theme.series)] for i, name in enumerate(names)}
+    tops = [panel.level or 0.0]
+    for line in panel.lines:
+        steps, (mean, low, high) = across_seeds([binned(curve, line.points) for curve in line.curves])
+        colour = colours[line.name]
+        ax.plot(steps, mean, color=colour, **line_style(line.dashed))
         ax.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
         tops.append(max(value for step, value in zip(steps, high, strict=True) if step >= SETTLED * steps[-1]))
-    return tops
+        if line.paper is not None:
+            style = diamonds(theme) | {"linestyle": ""}
+            ax.plot(steps[-1], line.paper, color=colour, clip_on=False, zorder=5, **style)
+            tops.append(line.paper)
+    if panel.level is not None:
+        ax.axhline(panel.level, color=theme.text, linewidth=0.9, linestyle=(0, (6, 3)))
+    ax.set_title(panel.title)
+    ax.set_xlabel("steps")
+    ax.set_ylabel(panel.ylabel)
+    ax.xaxis.set_major_formatter("{x:,.0f}")
+    ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    ax.set_xlim(left=0)
+    columns = 2 if LETTER * max(map(len, names), default=0) + KEY < 1.6 else 1
+    ax.legend(
+        handles=[Line2D([], [], color=colours[name], linewidth=3, label=name) for name in names],
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.24),
+        ncols=columns,
+        fontsize=SMALL,
+    )
+    return min(1.08 * max(tops), 100.0) if "%" in panel.ylabel else 1.08 * max(tops)
+
+
+def line_style(dashed: bool) -> dict[str, Any]:
+    """Return the style of a bold or a dashed line."""
+    return {"linewidth": 1.1, "linestyle": "--"} if dashed else {"linewidth": 2.2}
 
 
 def across_seeds(rows: Sequence[Curve]) -> tuple[list[int], tuple[list[float], list[float], list[float]]]:
@@ -92,7 +155,8 @@ def across_seeds(rows: Sequence[Curve]) -> tuple[list[int], tuple[list[float], l
     return steps, (mean, low, high)
 
 
-def binned(curve: Curve, size: int) -> list[tuple[int, float]]:
-    """Return the means of every `size` values of a curve, each at the last of their steps."""
+def binned(curve: Curve, points: int) -> list[tuple[int, float]]:
+    """Return the means over parts of a curve, each at its last step: `points` at most, fewer if it is shorter."""
+    size = -(-len(curve) // points)
     parts = [curve[start : start + size] for start in range(0, len(curve), size)]
     return [(part[-1][0], fmean(value for _, value in part)) for part in parts]

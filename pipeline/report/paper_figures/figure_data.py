@@ -110,11 +110,11 @@ class FigureData:
         possible = [
             scale for scale in self.scales_of(experiment) if enough_variants(experiment, scale, names, least)
         ]
-        what = "no finished runs" if least == 1 else f"no scale has finished runs of {least} of its networks"
+        what = "No finished runs" if least == 1 else f"No scale has finished runs of {least} of its networks"
         if not possible:
             chosen = ", ".join(self.scales) or "any scale"
-            return f"{what}; {experiment.name} does not run them at {chosen}"
-        return f"{what}; start them with: repro run {experiment.name} --scale {possible[-1]}"
+            return f"{what}; {experiment.name} does not run them at {chosen}."
+        return f"{what}; start them with: repro run {experiment.name} --scale {possible[-1]}."
 
     def size(self, experiment: Experiment, variant: str, what: str) -> float:
         """Return an exact number of a variant's network: "parameters", "multiply_adds"."""

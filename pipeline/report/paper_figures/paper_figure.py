@@ -62,7 +62,7 @@ class PaperFigure:
         Raises UserError if there is no evidence to draw.
         """
         if self.draw is None:
-            raise UserError(f"figure {self.name}: {self.missing}")
+            raise UserError(f"figure {self.name} cannot be drawn. {self.missing}")
         chosen, file = THEMES[theme], io.BytesIO()
         with figure_style(chosen):
             self.draw(chosen).savefig(file, format=format, dpi=DPI, metadata=NO_DATES[format])
