@@ -39,7 +39,7 @@ def figure_1(data: FigureData, experiment: Experiment) -> PaperFigure:
         return FIGURE_1.missing(data.why_missing(experiment, names, least=2))
     lines = [
         replace(line, name=ACTIVATIONS[line.name], dashed=line.name.endswith("tanh"))
-        for line in variant_lines(data, runs, names, TRAIN_ERROR)
+        for line in variant_lines(data.curves, runs, names, TRAIN_ERROR)
     ]
     caption = (
         "Top-1 training error in percent against optimizer steps, of a network of four layers with ReLU (bold) and"

@@ -38,6 +38,7 @@ COSTS = FigureTitle(
     "Memory and forward time of ImageNet networks",
     "lecture, the comparison of networks",
 )
+COMPARISON = FigureTitle("complexity", "complexity", "The lecture's comparison of networks", "Figure 2")
 AS_PUBLISHED = (
     "accuracies as published, a single central crop, read off the chart of arXiv:1605.07678 to within 1 point"
 )
@@ -234,12 +235,22 @@ def draw_costs(memory: Axes, time: Axes, rows: Sequence[NetworkCost], hardware: 
         ax.grid(visible=False, axis="y")
 
 
-def complexity_chart(rows: Sequence[NetworkCost], hardware: str, theme: Theme) -> Figure:
-    """Return the lecture's comparison in one figure: the discs above, the bars of memory and time below.
+def complexity_comparison(rows: Sequence[NetworkCost], hardware: str) -> PaperFigure:
+    """Return the lecture's comparison of networks that were timed now, in one figure.
 
-    Networks without a published accuracy are left out.
+    Networks without a published accuracy are left out. Raises ValueError if none has one.
     """
     shown = sorted((row for row in rows if row.top1_pct is not None), key=lambda row: row.top1_pct or 0)
+    if not shown:
+        raise ValueError("no network has a published accuracy")
+    caption = (
+        f"Top-1 accuracy against operations, {AS_PUBLISHED}; memory and forward time of one image on {hardware}."
+    )
+    return COMPARISON.drawn(caption, lambda theme: comparison_chart(shown, hardware, theme))
+
+
+def comparison_chart(shown: Sequence[NetworkCost], hardware: str, theme: Theme) -> Figure:
+    """Return the discs above the bars of memory and time."""
     figure = new_figure(FULL_WIDTH, 8.2)
     grid = figure.add_gridspec(2, 2, height_ratios=[1.35, 1])
     draw_costs(figure.add_subplot(grid[1, 0]), figure.add_subplot(grid[1, 1]), shown, hardware, theme)

@@ -22,8 +22,8 @@ def ensemble_figures(data: FigureData) -> Iterator[PaperFigure]:
         if not names:
             continue
         runs = data.best_runs(experiment, names)
-        if runs:
-            yield ensemble_figure(runs)
+        if runs and (figure := ensemble_figure(runs)):
+            yield figure
         else:
             yield ensemble_title(experiment.name, experiment.folder).missing(data.why_missing(experiment, names))
 
@@ -34,14 +34,18 @@ def ensemble_title(experiment: str, paper: str, scale: str = "") -> FigureTitle:
     return FigureTitle(stem, paper, f"Test error by number of averaged networks, {experiment}", "")
 
 
-def ensemble_figure(runs: ScaleRuns) -> PaperFigure:
+def ensemble_figure(runs: ScaleRuns) -> PaperFigure | None:
     """Return the figure of an experiment at a scale: one line for each derived run of kind ensemble-sizes.
+
+    None without records of such a derived run.
 
     The line is the mean over the ensembles of a size, the band their standard deviation, the star the ensemble
     chosen on validation images. With several records of a derived run, each of these is a mean over them.
     """
     experiment, scale = runs.experiment, runs.scale
     own = runs.only(name for name, spec in experiment.derived.items() if isinstance(spec, EnsembleSizesSpec))
+    if not own.records:
+        return None
     where = f"{experiment.name} at {scale} scale on {own.data}"
     caption = (
         f"Top-1 test error in percent against the number of networks whose predictions are averaged, {where};"

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from pipeline.report.paper_figures.figure_data import Curve, FigureData, ScaleRuns
+from pipeline.report.paper_figures.figure_data import Curve, CurveReader, ScaleRuns
 from pipeline.report.paper_figures.labels import outside_legend
 from pipeline.report.paper_figures.panels import diamonds
 from pipeline.report.paper_figures.paper_figure import FigureTitle, PaperFigure
@@ -48,13 +48,13 @@ class CurvePanel:
 
 
 def variant_lines(
-    data: FigureData, runs: ScaleRuns, names: Sequence[str], metric: str, **more: Any
+    curves: CurveReader, runs: ScaleRuns, names: Sequence[str], metric: str, **more: Any
 ) -> list[CurveLine]:
     """Return a line of a metric for each of these variants that has curves."""
     points = POINTS["train" if metric.startswith("train/") else "test"]
-    read = {name: [data.curves(row, metric) for row in runs.records.get(name, [])] for name in names}
-    found = {name: [curve for curve in curves if curve] for name, curves in read.items()}
-    return [CurveLine(name, curves, points, **more) for name, curves in found.items() if curves]
+    read = {name: [curves(row, metric) for row in runs.records.get(name, [])] for name in names}
+    found = {name: [curve for curve in rows if curve] for name, rows in read.items()}
+    return [CurveLine(name, rows, points, **more) for name, rows in found.items() if rows]
 
 
 def curves_figure(

@@ -64,6 +64,14 @@ class ScaleRuns:
         return (fmean(values), stdev(values) if len(values) > 1 else 0.0) if values else None
 
 
+def scale_runs(experiment: Experiment, scale: str, records: Iterable[Record]) -> ScaleRuns:
+    """Return the runs of an experiment at a scale from the records that count there."""
+    found: ByVariant = {}
+    for record in records:
+        found.setdefault(record.variant, []).append(record)
+    return ScaleRuns(experiment, scale, found)
+
+
 @dataclass(frozen=True)
 class FigureData:
     """Input of all figures."""

@@ -3,11 +3,13 @@
 import io
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from matplotlib.figure import Figure
 
-from pipeline.common.errors import UserError
+from pipeline.common.errors import UserError, explain_write_errors
+from pipeline.common.files import write_atomically
 from pipeline.report.paper_figures.style import THEMES, Theme, ThemeName, figure_style
 
 FigureFormat = Literal["png", "svg", "pdf"]
@@ -67,3 +69,17 @@ class PaperFigure:
         with figure_style(chosen):
             self.draw(chosen).savefig(file, format=format, dpi=DPI, metadata=NO_DATES[format])
         return file.getvalue()
+
+    def write(self, path: Path, theme: ThemeName = "light") -> Path:
+        """Write the figure to a file atomically, in the format of its suffix: .png, .svg or .pdf.
+
+        Raises UserError for another suffix, if there is no evidence, and if the folder cannot be written.
+        """
+        formats = {f".{format}": format for format in FORMATS}
+        if path.suffix not in formats:
+            raise UserError(f"{path}: the format of a figure must be one of {', '.join(formats)}")
+        content = self.render(formats[path.suffix], theme)
+        with explain_write_errors(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, content)
+        return path

@@ -60,7 +60,7 @@ def figure_1(data: FigureData, experiment: Experiment) -> PaperFigure:
     if runs is None:
         return FIGURE_1.missing(data.why_missing(experiment, names, least=2))
     panels = [
-        CurvePanel(title, f"top-1 error (%), {runs.data}", variant_lines(data, runs, names, metric))
+        CurvePanel(title, f"top-1 error (%), {runs.data}", variant_lines(data.curves, runs, names, metric))
         for title, metric in (("training", TRAIN_ERROR), ("test", TEST_ERROR))
     ]
     caption = (
@@ -80,10 +80,10 @@ def plain_and_residual(
         return title.missing(data.why_missing(experiment, names, least=2))
     panels = []
     for heading, group in groups.items():
-        tested = variant_lines(data, runs, group, TEST_ERROR)
+        tested = variant_lines(data.curves, runs, group, TEST_ERROR)
         if runs.is_papers_data():
             tested = [replace(line, paper=paper_value(experiment, line.name)) for line in tested]
-        lines = [*variant_lines(data, runs, group, TRAIN_ERROR, dashed=True), *tested]
+        lines = [*variant_lines(data.curves, runs, group, TRAIN_ERROR, dashed=True), *tested]
         if lines:
             panels.append(CurvePanel(heading, f"top-1 error (%), {runs.data}", lines))
     caption = (

@@ -63,7 +63,7 @@ def figure_3(data: FigureData, experiment: Experiment) -> PaperFigure:
     ):
         lines = [
             replace(line, name=LABELS[line.name], paper=printed[line.name] if metric == TEST_ERROR else None)
-            for line in variant_lines(data, runs, list(LABELS), metric)
+            for line in variant_lines(data.curves, runs, list(LABELS), metric)
         ]
         panels.append(CurvePanel(title, ylabel, lines))
     caption = (
@@ -86,7 +86,9 @@ def gradient_figure(
     runs = data.best_runs(experiment, list(labels), least=2)
     if runs is None:
         return title.missing(data.why_missing(experiment, list(labels), least=2))
-    lines = [replace(line, name=labels[line.name]) for line in variant_lines(data, runs, list(labels), metric)]
+    lines = [
+        replace(line, name=labels[line.name]) for line in variant_lines(data.curves, runs, list(labels), metric)
+    ]
     caption = (
         f"Mean magnitude of the gradient of {layer} against optimizer steps; {runs.place}; mean and range over"
         f" {runs.seeds()}."

@@ -11,7 +11,7 @@ from pipeline.report.paper_figures.error_curves import (
     curves_figure,
     variant_lines,
 )
-from pipeline.report.paper_figures.figure_data import FigureData, ScaleRuns
+from pipeline.report.paper_figures.figure_data import CurveReader, FigureData, ScaleRuns
 from pipeline.report.paper_figures.paper_figure import FigureTitle, PaperFigure
 
 MOST_LINES = 7  # variants in a panel, as many as there are colours
@@ -25,18 +25,18 @@ def training_figures(data: FigureData) -> Iterator[PaperFigure]:
         if not experiment.trains or experiment.name in DRAWN_ELSEWHERE:
             continue
         runs = data.best_runs(experiment, list(experiment.variants))
-        if runs and (figure := training_figure(data, runs)):
+        if runs and (figure := training_figure(data.curves, runs)):
             yield figure
 
 
-def training_figure(data: FigureData, runs: ScaleRuns) -> PaperFigure | None:
+def training_figure(curves: CurveReader, runs: ScaleRuns) -> PaperFigure | None:
     """Return the curves of an experiment at a scale; None without any.
 
     One panel for each network and data set (plain beside residual), one colour for each variant. Names have the
     first test protocol where the variants differ in it.
     """
     experiment, scale = runs.experiment, runs.scale
-    panels = curve_panels(data, runs)
+    panels = curve_panels(curves, runs)
     if not panels:
         return None
     shown = runs.only({line.name.partition(", ")[0] for panel in panels for line in panel.lines})
@@ -64,7 +64,7 @@ def training_figure(data: FigureData, runs: ScaleRuns) -> PaperFigure | None:
     )
 
 
-def curve_panels(data: FigureData, runs: ScaleRuns) -> list[CurvePanel]:
+def curve_panels(curves: CurveReader, runs: ScaleRuns) -> list[CurvePanel]:
     """Return the panels: variants by network and data set, at most as many in one as there are colours."""
     experiment = runs.experiment
     groups: dict[tuple[str, str], list[str]] = {}
@@ -78,8 +78,8 @@ def curve_panels(data: FigureData, runs: ScaleRuns) -> list[CurvePanel]:
         parts = [names[start : start + MOST_LINES] for start in range(0, len(names), MOST_LINES)]
         for number, part in enumerate(parts, 1):
             lines = [
-                *variant_lines(data, runs, part, TRAIN_ERROR, dashed=True),
-                *variant_lines(data, runs, part, TEST_ERROR),
+                *variant_lines(curves, runs, part, TRAIN_ERROR, dashed=True),
+                *variant_lines(curves, runs, part, TEST_ERROR),
             ]
             of = f" ({number} of {len(parts)})" if len(parts) > 1 else ""
             on = f", {dataset}" if several_sets else ""
