@@ -49,7 +49,8 @@ def place_labels(
         width, height = label.get_window_extent().size
         centre = ax.transData.transform(point)
         places = list(candidates(centre, width, height, unit))
-        costs = [crowding(box.padded(GAP * unit), taken, lines, inside, unit) for _, box in places]
+        corners = np.stack([(box.min, box.max) for box in taken])
+        costs = [crowding(box.padded(GAP * unit), corners, lines, inside, unit) for _, box in places]
         offset, box = places[int(np.argmin(costs))]
         label.set_position(offset)
         label.set_in_layout(False)
@@ -75,13 +76,16 @@ def candidates(
         yield (dx / unit, dy / unit), box
 
 
-def crowding(box: Bbox, taken: Sequence[Bbox], lines: Any, inside: Bbox, unit: float) -> float:
-    """Return what a box covers, in square pixels: boxes taken, the outside of the axes, and at less cost lines."""
-    shared = sum(common.width * common.height for other in taken if (common := Bbox.intersection(box, other)))
-    within = Bbox.intersection(box, inside)
-    outside = box.width * box.height - (within.width * within.height if within else 0.0)
+def crowding(box: Bbox, taken: Any, lines: Any, inside: Bbox, unit: float) -> float:
+    """Return what a box covers, in square pixels: boxes taken, the outside of the axes, and at less cost lines.
+
+    `taken`: (N, 2, 2), the lower left and upper right corners of boxes. `lines`: points, (N, 2).
+    """
+    sides = np.minimum(taken[:, 1], box.max) - np.maximum(taken[:, 0], box.min)
+    shared = np.prod(np.clip(sides, 0, None), axis=1).sum()
+    within = np.prod(np.clip(np.minimum(inside.max, box.max) - np.maximum(inside.min, box.min), 0, None))
     crossed = np.count_nonzero(((lines > box.min) & (lines < box.max)).all(axis=1)) * (2 * unit) ** 2
-    return float(10 * shared + 20 * outside + crossed)
+    return float(10 * shared + 20 * (box.width * box.height - within) + crossed)
 
 
 def centred(point: Any, half: float) -> Bbox:
