@@ -17,12 +17,13 @@ from pipeline.report.paper_figures.style import THEMES, ThemeName, figure_style
 TOLERANCE = 1.0  # pixels by which boxes may touch
 
 
-def drawn_figure(figure: PaperFigure, theme: ThemeName = "light") -> Figure:
-    """Return the figure as Matplotlib has drawn it, laid out."""
+def drawn_figure(figure: PaperFigure, theme: ThemeName = "light", *, laid_out: bool = False) -> Figure:
+    """Return the figure as Matplotlib has it; with its layout, which takes longer, if `laid_out`."""
     assert figure.draw is not None, figure.missing
     with figure_style(THEMES[theme]):
         drawn = figure.draw(THEMES[theme])
-        drawn.canvas.draw()
+        if laid_out:
+            drawn.canvas.draw()
     return drawn
 
 

@@ -22,7 +22,8 @@ def made_up_records(
     """
     names = list(variants or experiment.variants)
     runs = plan_runs(experiment, scale=scale, variants=names, seeds=seeds)
-    return [made_up_record(experiment, scale, run) for run in runs]
+    chosen = {*names, *experiment.derived}  # without the runs whose weights others start from
+    return [made_up_record(experiment, scale, run) for run in runs if run.variant in chosen]
 
 
 def made_up_record(experiment: Experiment, scale: str, run: Any) -> Record:
