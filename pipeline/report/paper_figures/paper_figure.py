@@ -58,6 +58,10 @@ class PaperFigure:
         if (self.draw is None) != bool(self.missing):
             raise ValueError(f"figure {self.name}: give either 'draw' or 'missing'")
 
+    def to_dict(self) -> dict[str, str]:
+        """Return plain data, for JSON."""
+        return {name: getattr(self, name) for name in ("name", "paper", "title", "source", "caption", "missing")}
+
     def render(self, format: FigureFormat, theme: ThemeName = "light") -> bytes:
         """Return the bytes of the figure's file; the same bytes for the same data.
 

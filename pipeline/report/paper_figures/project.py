@@ -1,6 +1,6 @@
 """Ours against the paper's: every judged number of trained networks in one figure."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from pipeline.declare.claims import GainClaim, MetricClaim, RatioClaim
+from pipeline.declare.experiment import Experiment
 from pipeline.judge.ledger import LedgerEntry
 from pipeline.judge.verdict import Outcome
 from pipeline.report.paper_figures.figure_data import FigureData
@@ -68,6 +69,15 @@ def project_figures(data: FigureData) -> Iterator[PaperFigure]:
         " numbers; inside the grey band the difference is within the margin.",
         lambda theme: judged_figure(numbers, theme),
     )
+
+
+def with_numbers(experiments: Iterable[Experiment]) -> list[Experiment]:
+    """Return the experiments with the claims that this figure shows alone, to judge no others."""
+    shown = (MetricClaim, GainClaim, RatioClaim)
+    return [
+        one.model_copy(update={"claims": tuple(claim for claim in one.claims if isinstance(claim, shown))})
+        for one in experiments
+    ]
 
 
 def judged_numbers(entries: Sequence[LedgerEntry]) -> list[JudgedNumber]:
