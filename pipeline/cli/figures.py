@@ -35,7 +35,7 @@ def figures(
     from pipeline.judge.collect import judge_experiments
     from pipeline.report.paper_figures.collect import paper_figures
     from pipeline.report.paper_figures.project import with_numbers
-    from pipeline.report.run_files import curve_reader, read_weights
+    from pipeline.report.run_files import curve_reader, read_run_weights
 
     chosen, wanted = chosen_experiments(experiments or [], suite, scale), parse_formats(formats)
     found = cli_cluster.collect_with_warnings()
@@ -45,7 +45,7 @@ def figures(
         found.records,
         entries,
         curves=curve_reader(found.tracker),
-        weights=read_weights,
+        weights=read_run_weights,
         measure=measure_claim,
         scales=(scale,) if scale else (),
     )
@@ -88,9 +88,9 @@ def chosen_experiments(names: list[str], suite: str | None, scale: str | None) -
 
 def parse_formats(text: str) -> "list[FigureFormat]":
     """Return the formats in a text such as "png,pdf". Raises UserError for an unknown one."""
-    from pipeline.report.paper_figures.paper_figure import FORMATS
+    from pipeline.report.paper_figures.paper_figure import FIGURE_FORMATS
 
-    known = {str(name): name for name in FORMATS}
+    known = {str(name): name for name in FIGURE_FORMATS}
     names = [name.strip() for name in text.split(",")]
     for name in names:
         if name not in known:

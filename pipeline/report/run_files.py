@@ -28,7 +28,7 @@ def curve_reader(tracker: Any | None) -> CurveReader:
     return read
 
 
-def read_weights(record: Record) -> Mapping[str, Any] | None:
+def read_run_weights(record: Record) -> Mapping[str, Any] | None:
     """Return the tensors of a run's network, the last or the selected one; None if its file is not here."""
     file = RunFolder(runs_folder() / record.identity).network_file
     if not file.is_file():

@@ -23,7 +23,7 @@ def drawn_figure(figure: PaperFigure, theme: ThemeName = "light", *, laid_out: b
     with figure_style(THEMES[theme]):
         drawn = figure.draw(THEMES[theme])
         if laid_out:
-            drawn.canvas.draw()
+            drawn.draw_without_rendering()
     return drawn
 
 
@@ -84,6 +84,8 @@ def holds(outer: Bbox, inner: Bbox) -> bool:
 def hides(box: Bbox, ax: Axes) -> bool:
     """Return True if a part of a line of the axes lies within a box."""
     inside = ax.get_window_extent()
+    if not share(box, inside):
+        return False
     for line in ax.get_lines():
         path = line.get_transform().transform(line.get_xydata())
         for start, end in pairwise(path):

@@ -15,10 +15,10 @@ from pipeline.report.paper_figures.paper_figure import FigureTitle, PaperFigure
 from pipeline.report.paper_figures.style import FULL_WIDTH, Theme, new_figure
 
 ACTIVATIONS = {"alexnet-cifar": "ReLU", "alexnet-cifar-tanh": "tanh"}
-LEVEL = 25.0  # training error in percent that Figure 1 compares
+ERROR_LEVEL = 25.0  # training error in percent that Figure 1 compares
 FILTERS = (("alexnet/imagenet", "alexnet"), ("alexnet/cifar10", "alexnet-cifar"))  # the paper's network first
 FIRST_LAYER = "conv1.weight"
-ACROSS = 16  # filters in a row
+FILTERS_ACROSS = 16  # filters in a row
 FIGURE_1 = FigureTitle("alexnet-figure-1", "alexnet", "Training error with ReLU and with tanh", "Figure 1")
 FIGURE_3 = FigureTitle("alexnet-figure-3", "alexnet", "Filters of the first convolutional layer", "Figure 3")
 
@@ -26,12 +26,12 @@ FIGURE_3 = FigureTitle("alexnet-figure-3", "alexnet", "Filters of the first conv
 def alexnet_figures(data: FigureData) -> Iterator[PaperFigure]:
     """Yield the figures of the AlexNet paper."""
     if experiment := data.experiment("alexnet/cifar10"):
-        yield figure_1(data, experiment)
+        yield activation_figure(data, experiment)
     if declared := [(found, name) for one, name in FILTERS if (found := data.experiment(one))]:
-        yield figure_3(data, declared)
+        yield filter_figure(data, declared)
 
 
-def figure_1(data: FigureData, experiment: Experiment) -> PaperFigure:
+def activation_figure(data: FigureData, experiment: Experiment) -> PaperFigure:
     """Return Figure 1: training errors of a network of four layers, with a line at 25 %."""
     names = list(ACTIVATIONS)
     runs = data.best_runs(experiment, names, least=2)
@@ -43,14 +43,14 @@ def figure_1(data: FigureData, experiment: Experiment) -> PaperFigure:
     ]
     caption = (
         "Top-1 training error in percent against optimizer steps, of a network of four layers with ReLU (bold) and"
-        f" with tanh (dashed); the horizontal line is at {LEVEL:g} %; {runs.place}; mean and range over"
+        f" with tanh (dashed); the horizontal line is at {ERROR_LEVEL:g} %; {runs.place}; mean and range over"
         f" {runs.seeds()}."
     )
-    panel = CurvePanel("", f"top-1 training error (%), {runs.data}", lines, level=LEVEL)
+    panel = CurvePanel("", f"top-1 training error (%), {runs.data}", lines, level=ERROR_LEVEL)
     return drawn_curves(FIGURE_1, caption, [panel], {})
 
 
-def figure_3(data: FigureData, declared: list[tuple[Experiment, str]]) -> PaperFigure:
+def filter_figure(data: FigureData, declared: list[tuple[Experiment, str]]) -> PaperFigure:
     """Return Figure 3: the filters of the first layer, of the first seed whose weights are here."""
     for experiment, name in declared:
         runs = data.best_runs(experiment, [name])
@@ -81,12 +81,12 @@ def missing_command(data: FigureData, declared: list[tuple[Experiment, str]]) ->
 def draw_filters(filters: Any, title: str, theme: Theme) -> Figure:
     """Draw filters (N, C, H, W) in rows of 16: in colour with three channels, else in grey, their mean over C."""
     count, channels, high, wide = filters.shape
-    rows = -(-count // ACROSS)
-    sheet = np.full((rows * (high + 1) + 1, ACROSS * (wide + 1) + 1, 3), np.nan)
+    rows = -(-count // FILTERS_ACROSS)
+    sheet = np.full((rows * (high + 1) + 1, FILTERS_ACROSS * (wide + 1) + 1, 3), np.nan)
     for number, one in enumerate(filters):
         picture = one if channels == 3 else np.repeat(one.mean(axis=0, keepdims=True), 3, axis=0)
         low, span = picture.min(), max(picture.max() - picture.min(), 1e-12)
-        top, left = (1 + (number // ACROSS) * (high + 1)), (1 + (number % ACROSS) * (wide + 1))
+        top, left = (1 + (number // FILTERS_ACROSS) * (high + 1)), (1 + (number % FILTERS_ACROSS) * (wide + 1))
         sheet[top : top + high, left : left + wide] = ((picture - low) / span).transpose(1, 2, 0)
     figure = new_figure(FULL_WIDTH, FULL_WIDTH * sheet.shape[0] / sheet.shape[1] + 0.4)
     ax = figure.subplots()

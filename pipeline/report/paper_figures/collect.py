@@ -22,7 +22,7 @@ from pipeline.report.paper_figures.training import training_figures
 from pipeline.report.paper_figures.wide_resnet import wide_resnet_figures
 from pipeline.track.record import Record
 
-FIGURES = (  # the whole project, then in the order of the lecture, then the curves of every experiment
+COLLECTORS = (  # the whole project, then in the order of the lecture, then the curves of every experiment
     project_figures,
     ilsvrc_figures,
     complexity_figures,
@@ -57,4 +57,4 @@ def paper_figures(
     `measure`: exact values of networks, as of `pipeline.analyse.measure.measure_claim`.
     """
     data = FigureData(experiments, records, entries, curves, weights, measure, scales)
-    return [figure for draw in FIGURES for figure in draw(data)]
+    return [figure for draw in COLLECTORS for figure in draw(data)]

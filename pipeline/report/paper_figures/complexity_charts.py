@@ -112,11 +112,11 @@ def own_accuracies(data: FigureData, experiment: Experiment) -> dict[str, tuple[
         owner, variant = experiment.owner(of)
         runs = data.runs(owner, PAPER_SCALE) if PAPER_SCALE in owner.scales else None
         if runs and (error := runs.mean(variant, metric)):
-            found[NAMES.get(variant, variant)] = (100 - error[0], error[1])
+            found[CHART_NAMES.get(variant, variant)] = (100 - error[0], error[1])
     return found
 
 
-NAMES = {"googlenet-with-aux": "googlenet", "inception-v3-1": "inception-v3", "v4-1": "inception-v4"}
+CHART_NAMES = {"googlenet-with-aux": "googlenet", "inception-v3-1": "inception-v3", "v4-1": "inception-v4"}
 
 
 def forward_times_of(runs: ScaleRuns) -> dict[str, list[float]]:

@@ -10,11 +10,11 @@ from pipeline.report.paper_figures.paper_figure import FigureTitle, PaperFigure
 
 Networks = Mapping[str, tuple[str, ...]]  # name in the legend -> variants
 
-IMAGENET: Networks = {
+DENSE_IMAGENET: Networks = {
     "DenseNet": tuple(f"densenet-{depth}" for depth in (121, 169, 201, 264)),
     "ResNet": tuple(f"resnet-{depth}-stride-in-3x3" for depth in (50, 101)),
 }
-CIFAR: Networks = {
+DENSE_CIFAR: Networks = {
     "DenseNet": ("densenet-40-12", "densenet-100-12", "densenet-100-24"),
     "DenseNet-BC": ("densenet-bc-100-12", "densenet-bc-250-24", "densenet-bc-190-40"),
 }
@@ -39,8 +39,8 @@ FIGURE_4 = FigureTitle(
 def densenet_figures(data: FigureData) -> Iterator[PaperFigure]:
     """Yield the figures of the DenseNet paper."""
     for title, name, networks, kind in (
-        (FIGURE_3, "densenet/imagenet", IMAGENET, "validation"),
-        (CAPACITY, "densenet/cifar", CIFAR, "test"),
+        (FIGURE_3, "densenet/imagenet", DENSE_IMAGENET, "validation"),
+        (CAPACITY, "densenet/cifar", DENSE_CIFAR, "test"),
         (FIGURE_4, "densenet/resnets", THIRD, "test"),
     ):
         if experiment := data.experiment(name):

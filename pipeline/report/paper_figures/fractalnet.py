@@ -7,13 +7,13 @@ from pipeline.report.paper_figures.figure_data import FigureData, ScaleRuns
 from pipeline.report.paper_figures.panels import Panel, Series
 from pipeline.report.paper_figures.paper_figure import FigureTitle, PaperFigure
 
-CIFAR = "fractalnet/cifar"
+FRACTAL_CIFAR = "fractalnet/cifar"
 BY_DEPTH = {
     "plain networks": {depth: f"fractal-plain-{depth}" for depth in (5, 10, 20, 40)},
     "columns of FractalNet-40": {5 * 2**i: f"fractal-40-column-{i + 1}" for i in range(4)},
     "fractal networks": {depth: f"fractal-{depth}" for depth in (5, 10, 20, 40, 80, 160)},
 }
-COLUMNS = FigureTitle(
+FRACTAL_COLUMNS = FigureTitle(
     "fractalnet-columns",
     "fractalnet",
     "Test error of plain networks, fractal networks and their columns",
@@ -23,9 +23,9 @@ COLUMNS = FigureTitle(
 
 def fractalnet_figures(data: FigureData) -> Iterator[PaperFigure]:
     """Yield the figures of the FractalNet paper."""
-    if experiment := data.experiment(CIFAR):
+    if experiment := data.experiment(FRACTAL_CIFAR):
         yield comparison(
-            COLUMNS,
+            FRACTAL_COLUMNS,
             data,
             experiment,
             [name for networks in BY_DEPTH.values() for name in networks.values()],

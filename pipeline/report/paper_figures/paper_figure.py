@@ -15,7 +15,7 @@ from pipeline.report.paper_figures.style import THEMES, Theme, ThemeName, figure
 FigureFormat = Literal["png", "svg", "pdf"]
 Draw = Callable[[Theme], Figure]
 
-FORMATS: tuple[FigureFormat, ...] = ("png", "svg", "pdf")
+FIGURE_FORMATS: tuple[FigureFormat, ...] = ("png", "svg", "pdf")
 NO_DATES: dict[FigureFormat, dict[str, Any]] = {
     "png": {"Software": None},
     "svg": {"Date": None, "Creator": None},
@@ -79,7 +79,7 @@ class PaperFigure:
 
         Raises UserError for another suffix, if there is no evidence, and if the folder cannot be written.
         """
-        formats = {f".{format}": format for format in FORMATS}
+        formats = {f".{format}": format for format in FIGURE_FORMATS}
         if path.suffix not in formats:
             raise UserError(f"{path}: the format of a figure must be one of {', '.join(formats)}")
         content = self.render(formats[path.suffix], theme)

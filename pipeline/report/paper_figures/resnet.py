@@ -25,11 +25,11 @@ from pipeline.report.paper_figures.labels import outside_legend
 from pipeline.report.paper_figures.paper_figure import FigureTitle, PaperFigure
 from pipeline.report.paper_figures.style import FULL_WIDTH, Theme, new_figure
 
-DEPTHS = (20, 32, 44, 56, 110, 1202)
-PLAIN = [f"plain-{depth}" for depth in DEPTHS]
-RESIDUAL = [f"resnet-{depth}" for depth in DEPTHS]
-IMAGENET = {"plain networks": ["plain-18", "plain-34"], "residual networks": ["resnet-18-a", "resnet-34-a"]}
-CIFAR = {"plain networks": PLAIN, "residual networks": RESIDUAL}
+CIFAR_DEPTHS = (20, 32, 44, 56, 110, 1202)
+PLAIN = [f"plain-{depth}" for depth in CIFAR_DEPTHS]
+RESIDUAL = [f"resnet-{depth}" for depth in CIFAR_DEPTHS]
+IMAGENET_PANELS = {"plain networks": ["plain-18", "plain-34"], "residual networks": ["resnet-18-a", "resnet-34-a"]}
+CIFAR_PANELS = {"plain networks": PLAIN, "residual networks": RESIDUAL}
 FIGURE_1 = FigureTitle("resnet-figure-1", "resnet", "Training and test error of plain networks", "Figure 1")
 FIGURE_4 = FigureTitle(
     "resnet-figure-4", "resnet", "Training and validation error on ImageNet, plain and residual", "Figure 4"
@@ -45,15 +45,15 @@ STAGES = (None, "map32", "map16", "map8")  # in the order of the layers
 def resnet_figures(data: FigureData) -> Iterator[PaperFigure]:
     """Yield the figures of the ResNet paper."""
     if experiment := data.experiment("resnet/cifar10_depth"):
-        yield figure_1(data, experiment)
+        yield plain_figure(data, experiment)
     if experiment := data.experiment("resnet/imagenet"):
-        yield plain_and_residual(FIGURE_4, data, experiment, IMAGENET, test="validation")
+        yield plain_and_residual(FIGURE_4, data, experiment, IMAGENET_PANELS, test="validation")
     if experiment := data.experiment("resnet/cifar10_depth"):
-        yield plain_and_residual(FIGURE_6, data, experiment, CIFAR, test="test")
+        yield plain_and_residual(FIGURE_6, data, experiment, CIFAR_PANELS, test="test")
         yield figure_7(data, experiment)
 
 
-def figure_1(data: FigureData, experiment: Experiment) -> PaperFigure:
+def plain_figure(data: FigureData, experiment: Experiment) -> PaperFigure:
     """Return Figure 1: training error left, test error right, of the plain networks of 20 and 56 layers."""
     names = ["plain-20", "plain-56"]
     runs = data.best_runs(experiment, names, least=2)

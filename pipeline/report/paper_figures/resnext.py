@@ -8,7 +8,7 @@ from pipeline.report.paper_figures.panels import Panel, Series
 from pipeline.report.paper_figures.paper_figure import FigureTitle, PaperFigure
 
 EQUAL_COST = ((1, 64), (2, 40), (4, 24), (8, 14), (32, 4))  # cardinality and width of a bottleneck
-DEPTHS = (50, 101)
+RESNEXT_DEPTHS = (50, 101)
 CIFAR_PATHS = (1, 2, 4, 8, 16)
 TABLE_3 = FigureTitle(
     "resnext-table-3", "resnext", "Validation error by cardinality, at equal cost", "Table 3 and Figure 5"
@@ -19,7 +19,7 @@ FIGURE_7 = FigureTitle("resnext-figure-7", "resnext", "Test error by cardinality
 def resnext_figures(data: FigureData) -> Iterator[PaperFigure]:
     """Yield the figures of the ResNeXt paper."""
     if experiment := data.experiment("resnext/imagenet"):
-        names = [f"resnext-{depth}-{paths}x{width}d" for depth in DEPTHS for paths, width in EQUAL_COST]
+        names = [f"resnext-{depth}-{paths}x{width}d" for depth in RESNEXT_DEPTHS for paths, width in EQUAL_COST]
         yield comparison(
             TABLE_3,
             data,
@@ -49,7 +49,7 @@ def equal_cost_panels(runs: ScaleRuns) -> list[Panel]:
             f"{depth} layers",
             [network_point(runs, f"resnext-{depth}-{paths}x{width}d", paths) for paths, width in EQUAL_COST],
         )
-        for depth in DEPTHS
+        for depth in RESNEXT_DEPTHS
     ]
     ticks = {float(paths): f"{paths} x {width}d" for paths, width in EQUAL_COST}
     return [Panel("", "paths x width", "top-1 validation error (%)", series, log_x=True, ticks=ticks)]

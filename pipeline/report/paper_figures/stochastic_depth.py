@@ -11,7 +11,7 @@ from pipeline.report.paper_figures.figure_data import FigureData, ScaleRuns, pap
 from pipeline.report.paper_figures.panels import Panel, Point, Series, beside_paper, panels_figure
 from pipeline.report.paper_figures.paper_figure import FigureTitle, PaperFigure
 
-CIFAR, SURVIVAL = "stochastic_depth/cifar", "stochastic_depth/survival"
+STOCHASTIC_CIFAR, SURVIVAL = "stochastic_depth/cifar", "stochastic_depth/survival"
 LABELS = {"stochastic-depth-110-constant": "constant depth", "stochastic-depth-110": "stochastic depth"}
 GRADIENT = f"{GRADIENT_NORM}map32.0.f.conv1"
 TRAINING_LOSS = "train/loss"
@@ -40,17 +40,17 @@ FIGURE_8 = FigureTitle(
 
 def stochastic_depth_figures(data: FigureData) -> Iterator[PaperFigure]:
     """Yield the figures of the paper on stochastic depth."""
-    if experiment := data.experiment(CIFAR):
-        yield figure_3(data, experiment)
+    if experiment := data.experiment(STOCHASTIC_CIFAR):
+        yield loss_figure(data, experiment)
         yield gradient_figure(
             FIGURE_7, data, experiment, LABELS, GRADIENT, "the first convolution of the first block"
         )
-    cifar, survival = data.experiment(CIFAR), data.experiment(SURVIVAL)
+    cifar, survival = data.experiment(STOCHASTIC_CIFAR), data.experiment(SURVIVAL)
     if cifar and survival:
         yield figure_8(data, cifar, survival)
 
 
-def figure_3(data: FigureData, experiment: Experiment) -> PaperFigure:
+def loss_figure(data: FigureData, experiment: Experiment) -> PaperFigure:
     """Return Figure 3: test error left, training loss right, with constant and with stochastic depth."""
     runs = data.best_runs(experiment, list(LABELS), least=2)
     if runs is None:

@@ -59,7 +59,7 @@ THEMES: Mapping[ThemeName, Theme] = {
     ),
 }
 
-SETTINGS: Mapping[str, Any] = {
+STYLE: Mapping[str, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],  # part of Matplotlib: the same glyphs on every machine
     "font.size": NORMAL,
@@ -86,7 +86,7 @@ SETTINGS: Mapping[str, Any] = {
 @contextmanager
 def figure_style(theme: Theme) -> Iterator[None]:
     """Context in which Matplotlib draws and saves figures in a theme."""
-    settings: Any = {**SETTINGS, **theme.settings()}  # Matplotlib types the keys as literals
+    settings: Any = {**STYLE, **theme.settings()}  # Matplotlib types the keys as literals
     with mpl.rc_context(settings):
         yield
 

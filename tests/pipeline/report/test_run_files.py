@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from pipeline.common.paths import runs_folder
-from pipeline.report.run_files import curve_reader, read_weights
+from pipeline.report.run_files import curve_reader, read_run_weights
 from pipeline.track.run_folder import RunFolder
 from tests.support.fake_records import fake_record
 
@@ -46,6 +46,6 @@ def test_tracking_server_has_the_curves_of_other_machines(run):
 
 def test_weights_are_those_of_the_folder(run):
     record, folder = run
-    assert read_weights(record) is None
+    assert read_run_weights(record) is None
     save_file({"conv1.weight": torch.ones(2, 3)}, folder.network_file)
-    assert read_weights(record)["conv1.weight"].tolist() == [[1, 1, 1], [1, 1, 1]]
+    assert read_run_weights(record)["conv1.weight"].tolist() == [[1, 1, 1], [1, 1, 1]]

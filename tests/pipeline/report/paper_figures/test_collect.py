@@ -54,7 +54,8 @@ def test_figures_are_those_of_the_chosen_experiments(experiments):
 def test_nothing_is_covered_in_any_figure(experiments, scale, theme):
     chosen = [one for one in experiments if one.trains and scale in one.scales]
     records = [row for one in chosen for row in made_up_records(one, scale, one.variants_at(scale), seeds=2)]
-    figures = [figure for figure in collected(experiments, records, scales=(scale,)) if not figure.missing]
-    assert len(figures) > 20
+    found = [figure for figure in collected(experiments, records, scales=(scale,)) if not figure.missing]
+    figures = [figure for figure in found if figure.source]  # not the curves of every experiment, which look alike
+    assert len(figures) > 12
     faults = {figure.name: covered(drawn_figure(figure, theme, laid_out=True)) for figure in figures}
     assert {name: found for name, found in faults.items() if found} == {}

@@ -4,7 +4,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from pipeline.common.errors import UserError
-from pipeline.report.paper_figures.paper_figure import FORMATS, FigureTitle, PaperFigure
+from pipeline.report.paper_figures.paper_figure import FIGURE_FORMATS, FigureTitle, PaperFigure
 
 TITLE = FigureTitle("a-figure", "resnet", "A title", "Figure 1")
 HARMFUL = "<script>alert('$x$')</script> & co"
@@ -22,7 +22,7 @@ FIGURE = TITLE.drawn("A caption", plotted)
 BEGIN = {"png": b"\x89PNG\r\n", "svg": b"<?xml", "pdf": b"%PDF"}
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", FIGURE_FORMATS)
 def test_bytes_are_the_same_twice_and_differ_by_theme(format):
     light = FIGURE.render(format)
     assert light.startswith(BEGIN[format])
@@ -30,7 +30,7 @@ def test_bytes_are_the_same_twice_and_differ_by_theme(format):
     assert light != FIGURE.render(format, "dark")
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", FIGURE_FORMATS)
 def test_files_have_no_dates(format):
     content = FIGURE.render(format)
     for word in (b"CreationDate", b"<dc:date>", b"tIME", b"Matplotlib v"):
@@ -65,7 +65,7 @@ def test_figure_is_either_drawn_or_missing(fields):
 
 
 def test_file_has_the_format_of_its_suffix(tmp_path):
-    for format in FORMATS:
+    for format in FIGURE_FORMATS:
         path = FIGURE.write(tmp_path / "new" / f"a.{format}")
         assert path.read_bytes() == FIGURE.render(format)
     with pytest.raises(UserError, match=r"a\.jpg: the format of a figure must be one of \.png, \.svg, \.pdf$"):
