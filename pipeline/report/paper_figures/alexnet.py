@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from pipeline.declare.experiment import Experiment
-from pipeline.report.paper_figures.error_curves import TRAIN_ERROR, CurvePanel, drawn_curves, variant_lines
+from pipeline.report.paper_figures.error_curves import TRAIN_CURVE, CurvePanel, drawn_curves, variant_lines
 from pipeline.report.paper_figures.figure_data import FigureData
 from pipeline.report.paper_figures.paper_figure import FigureTitle, PaperFigure
 from pipeline.report.paper_figures.style import FULL_WIDTH, Theme, new_figure
@@ -39,7 +39,7 @@ def activation_figure(data: FigureData, experiment: Experiment) -> PaperFigure:
         return FIGURE_1.missing(data.why_missing(experiment, names, least=2))
     lines = [
         replace(line, name=ACTIVATIONS[line.name], dashed=line.name.endswith("tanh"))
-        for line in variant_lines(data.curves, runs, names, TRAIN_ERROR)
+        for line in variant_lines(data.curves, runs, names, TRAIN_CURVE)
     ]
     caption = (
         "Top-1 training error in percent against optimizer steps, of a network of four layers with ReLU (bold) and"

@@ -160,7 +160,7 @@ def accuracy_bars(rows: Sequence[NetworkCost], ours: Mapping[str, tuple[float, f
     lowest = min([row.top1_pct or 0 for row in rows] + [value for _, value, _ in measured])
     ax.set_ylim(max(lowest - 6, 0), None)
     ax.set_ylabel("top-1 accuracy (%)")
-    ax.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
+    ax.set_xticks(range(len(names)), names, rotation=90)
     ax.grid(visible=False, axis="x")
     keys: list[Any] = [Line2D([], [], color=theme.fill, linewidth=8, alpha=0.6, label="paper, as published")]
     if measured:

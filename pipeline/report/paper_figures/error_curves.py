@@ -16,10 +16,10 @@ from pipeline.report.paper_figures.figure_data import Curve, CurveReader, ScaleR
 from pipeline.report.paper_figures.labels import outside_legend
 from pipeline.report.paper_figures.panels import diamonds
 from pipeline.report.paper_figures.paper_figure import FigureTitle, PaperFigure
-from pipeline.report.paper_figures.style import FULL_WIDTH, ONE_PANEL, SMALL, Theme, new_figure
+from pipeline.report.paper_figures.style import FULL_WIDTH, ONE_PANEL, SMALL_FONT, Theme, new_figure
 
-TRAIN_ERROR, TEST_ERROR = "train/top1_error_pct", "test/top1_error_pct"
-CURVES = (TRAIN_ERROR, TEST_ERROR)
+TRAIN_CURVE, TEST_CURVE = "train/top1_error_pct", "test/top1_error_pct"
+CURVES = (TRAIN_CURVE, TEST_CURVE)
 POINTS = {"train": 40, "test": 400}  # largest number of points of a line; each is the mean over a part of the run
 SETTLED = 0.2  # part of a training after which a curve is inside the axes
 NO_CURVES = "The curves of the finished runs are neither on this machine nor on the tracking server."
@@ -134,7 +134,7 @@ def draw_curves(ax: Axes, panel: CurvePanel, theme: Theme) -> float:
         loc="upper center",
         bbox_to_anchor=(0.5, -0.24),
         ncols=columns,
-        fontsize=SMALL,
+        fontsize=SMALL_FONT,
     )
     return min(1.08 * max(tops), 100.0) if "%" in panel.ylabel else 1.08 * max(tops)
 

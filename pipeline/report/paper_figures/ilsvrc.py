@@ -13,7 +13,7 @@ from pipeline.declare.experiment import Experiment
 from pipeline.report.paper_figures.figure_data import FigureData
 from pipeline.report.paper_figures.labels import outside_legend
 from pipeline.report.paper_figures.paper_figure import FigureTitle, PaperFigure
-from pipeline.report.paper_figures.style import FULL_WIDTH, SMALL, Theme, new_figure
+from pipeline.report.paper_figures.style import FULL_WIDTH, SMALL_FONT, Theme, new_figure
 
 ILSVRC = "ilsvrc/architecture"
 ENTRIES = (  # printed value, name in the chart, variant with the network
@@ -85,7 +85,7 @@ def winners_figure(entries: list[Entry], theme: Theme) -> Figure:
             xytext=(0, 9 if entry.charted else 5),
             textcoords="offset points",
             ha="center",
-            fontsize=SMALL,
+            fontsize=SMALL_FONT,
         )
         if entry.charted is not None:
             ax.plot(place, entry.charted, **cross_style(theme))

@@ -13,7 +13,7 @@ from matplotlib.legend import Legend
 from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 
-from pipeline.report.paper_figures.style import SMALL, Theme
+from pipeline.report.paper_figures.style import SMALL_FONT, Theme
 
 DISTANCES = (5.0, 9.0, 14.0, 20.0, 28.0, 38.0, 50.0)  # from a point to its label, in points
 DIRECTIONS = tuple((np.cos(angle), np.sin(angle)) for angle in np.deg2rad(np.arange(45, 405, 22.5)))
@@ -28,7 +28,7 @@ def place_labels(
     theme: Theme,
     *,
     beside: Sequence[tuple[float, float]] = (),
-    size: float = SMALL,
+    size: float = SMALL_FONT,
 ) -> list[Annotation]:
     """Write a text beside each point, at the nearest place inside the axes where it covers nothing.
 

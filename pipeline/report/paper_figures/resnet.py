@@ -13,8 +13,8 @@ from matplotlib.ticker import MaxNLocator
 
 from pipeline.declare.experiment import Experiment
 from pipeline.report.paper_figures.error_curves import (
-    TEST_ERROR,
-    TRAIN_ERROR,
+    TEST_CURVE,
+    TRAIN_CURVE,
     CurvePanel,
     across_seeds,
     drawn_curves,
@@ -61,7 +61,7 @@ def plain_figure(data: FigureData, experiment: Experiment) -> PaperFigure:
         return FIGURE_1.missing(data.why_missing(experiment, names, least=2))
     panels = [
         CurvePanel(title, f"top-1 error (%), {runs.data}", variant_lines(data.curves, runs, names, metric))
-        for title, metric in (("training", TRAIN_ERROR), ("test", TEST_ERROR))
+        for title, metric in (("training", TRAIN_CURVE), ("test", TEST_CURVE))
     ]
     caption = (
         "Top-1 training error (left) and test error (right) in percent against optimizer steps, of plain networks"
@@ -80,10 +80,10 @@ def plain_and_residual(
         return title.missing(data.why_missing(experiment, names, least=2))
     panels = []
     for heading, group in groups.items():
-        tested = variant_lines(data.curves, runs, group, TEST_ERROR)
+        tested = variant_lines(data.curves, runs, group, TEST_CURVE)
         if runs.is_papers_data():
             tested = [replace(line, paper=paper_value(experiment, line.name)) for line in tested]
-        lines = [*variant_lines(data.curves, runs, group, TRAIN_ERROR, dashed=True), *tested]
+        lines = [*variant_lines(data.curves, runs, group, TRAIN_CURVE, dashed=True), *tested]
         if lines:
             panels.append(CurvePanel(heading, f"top-1 error (%), {runs.data}", lines))
     caption = (

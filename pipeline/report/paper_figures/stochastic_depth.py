@@ -6,7 +6,7 @@ from dataclasses import replace
 from pipeline.declare.experiment import Experiment
 from pipeline.declare.recipe import GRADIENT_NORM
 from pipeline.report.paper_figures.comparison import papers_data
-from pipeline.report.paper_figures.error_curves import TEST_ERROR, CurvePanel, drawn_curves, variant_lines
+from pipeline.report.paper_figures.error_curves import TEST_CURVE, CurvePanel, drawn_curves, variant_lines
 from pipeline.report.paper_figures.figure_data import FigureData, ScaleRuns, paper_value
 from pipeline.report.paper_figures.panels import Panel, Point, Series, beside_paper, panels_figure
 from pipeline.report.paper_figures.paper_figure import FigureTitle, PaperFigure
@@ -58,11 +58,11 @@ def loss_figure(data: FigureData, experiment: Experiment) -> PaperFigure:
     printed = {name: paper_value(experiment, name) if runs.is_papers_data() else None for name in LABELS}
     panels = []
     for title, metric, ylabel in (
-        ("test error", TEST_ERROR, f"top-1 test error (%), {runs.data}"),
+        ("test error", TEST_CURVE, f"top-1 test error (%), {runs.data}"),
         ("training loss", TRAINING_LOSS, "cross-entropy, with dropped blocks"),
     ):
         lines = [
-            replace(line, name=LABELS[line.name], paper=printed[line.name] if metric == TEST_ERROR else None)
+            replace(line, name=LABELS[line.name], paper=printed[line.name] if metric == TEST_CURVE else None)
             for line in variant_lines(data.curves, runs, list(LABELS), metric)
         ]
         panels.append(CurvePanel(title, ylabel, lines))
@@ -129,6 +129,6 @@ def survival_points(
 ) -> Iterator[Point]:
     """Yield the networks of one rule: our errors from the first runs that have them, and the paper's."""
     for probability, name in networks.items():
-        ours = next((found for runs in drawn if (found := runs.mean(name, TEST_ERROR))), None)
+        ours = next((found for runs in drawn if (found := runs.mean(name, TEST_CURVE))), None)
         paper = paper_value(cifar, name) if name in cifar.variants else None
         yield Point(probability, ours, paper)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 ThemeName = Literal["light", "dark"]
 
 ONE_PANEL, FULL_WIDTH = 5.2, 7.2  # width of a figure in inches; 7.2 is one column of the report
-SMALL, NORMAL = 8.0, 9.0  # font sizes in points at that width
+SMALL_FONT, NORMAL = 8.0, 9.0  # font sizes in points at that width
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,10 @@ STYLE: Mapping[str, Any] = {
     "font.size": NORMAL,
     "axes.labelsize": NORMAL,
     "axes.titlesize": NORMAL,
-    "xtick.labelsize": SMALL,
-    "ytick.labelsize": SMALL,
-    "legend.fontsize": SMALL,
-    "legend.title_fontsize": SMALL,
+    "xtick.labelsize": SMALL_FONT,
+    "ytick.labelsize": SMALL_FONT,
+    "legend.fontsize": SMALL_FONT,
+    "legend.title_fontsize": SMALL_FONT,
     "legend.frameon": False,
     "figure.titlesize": NORMAL,
     "axes.grid": True,

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from pipeline.report.paper_figures.error_curves import (
-    TEST_ERROR,
-    TRAIN_ERROR,
+    TEST_CURVE,
+    TRAIN_CURVE,
     CurveLine,
     CurvePanel,
     curves_figure,
@@ -78,8 +78,8 @@ def curve_panels(curves: CurveReader, runs: ScaleRuns) -> list[CurvePanel]:
         parts = [names[start : start + MOST_LINES] for start in range(0, len(names), MOST_LINES)]
         for number, part in enumerate(parts, 1):
             lines = [
-                *variant_lines(curves, runs, part, TRAIN_ERROR, dashed=True),
-                *variant_lines(curves, runs, part, TEST_ERROR),
+                *variant_lines(curves, runs, part, TRAIN_CURVE, dashed=True),
+                *variant_lines(curves, runs, part, TEST_CURVE),
             ]
             of = f" ({number} of {len(parts)})" if len(parts) > 1 else ""
             on = f", {dataset}" if several_sets else ""

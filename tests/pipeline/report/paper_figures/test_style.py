@@ -4,7 +4,7 @@ import matplotlib as mpl
 import pytest
 from matplotlib.colors import to_rgb
 
-from pipeline.report.paper_figures.style import SMALL, THEMES, figure_style
+from pipeline.report.paper_figures.style import SMALL_FONT, THEMES, figure_style
 
 OKABE_ITO = {"#000000", "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7"}
 
@@ -31,7 +31,7 @@ def test_text_has_a_contrast_of_at_least_4_5(theme):
         for name in ("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"):
             assert contrast(mpl.rcParams[name], mpl.rcParams["figure.facecolor"]) >= 4.5, name
         for name in ("xtick.labelsize", "ytick.labelsize", "legend.fontsize", "axes.labelsize"):
-            assert mpl.rcParams[name] >= SMALL
+            assert mpl.rcParams[name] >= SMALL_FONT
 
 
 @pytest.mark.parametrize("theme", THEMES.values(), ids=list(THEMES))
