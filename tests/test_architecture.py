@@ -15,6 +15,7 @@ PACKAGES = ("pipeline", "lightning_modules")
 # The same idea in several modules: what every command group, every paper or every published network has.
 SAME_IDEA = {
     "app": "pipeline.cli",  # typer's application: of all commands, and of `repro data`
+    **{f"FIGURE_{number}": "pipeline.report.paper_figures" for number in (1, 3, 4, 7)},  # of each paper
 }
 
 

@@ -16,6 +16,7 @@ from rich.markup import escape
 
 from pipeline.cli import cluster as cli_cluster
 from pipeline.cli import data as cli_data
+from pipeline.cli import figures as cli_figures
 from pipeline.cli import leaderboard as cli_leaderboard
 from pipeline.cli import networks as cli_networks
 from pipeline.cli import run as cli_run
@@ -192,6 +193,8 @@ app.command()(cli_networks.evaluate)
 app.command()(cli_leaderboard.leaderboard)
 
 app.command("diff")(cli_leaderboard.diff)
+
+app.command()(cli_figures.figures)
 
 
 @app.command()

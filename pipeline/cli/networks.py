@@ -59,7 +59,7 @@ def analyse_all(as_json: bool) -> None:
     from pipeline.common.provenance import hardware_name
     from pipeline.declare.load import load_all
     from pipeline.report.complexity import chart_cells, complexity_cells
-    from pipeline.report.figures import complexity_chart
+    from pipeline.report.paper_figures.complexity_charts import complexity_comparison
 
     experiments = load_all()
     named, accuracies = catalogue(experiments), published_accuracies(experiments)
@@ -72,7 +72,8 @@ def analyse_all(as_json: bool) -> None:
             rows.append(replace(row, forward_s=forward_times(network)) if network.name in accuracies else row)
     machine = hardware_name()
     charted = sorted((row for row in rows if row.forward_s), key=lambda row: -(row.top1_pct or 0))
-    figure = complexity_chart(charted, machine, report_folder() / "complexity.png") if charted else None
+    chart = report_folder() / "complexity.png"
+    figure = complexity_comparison(charted, machine).write(chart) if charted else None
     if as_json:
         print_json({"networks": [row.to_dict() for row in rows], "hardware": machine, "figure": figure})
         return

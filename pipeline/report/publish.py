@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.common.paths import report_folder, runs_folder
+from pipeline.common.paths import report_folder
 from pipeline.declare.experiment import Experiment
 from pipeline.judge.collect import judge_experiments
 from pipeline.judge.counting import counted_records
@@ -15,31 +15,8 @@ from pipeline.report.mlflow_rows import network_runs
 from pipeline.track.mlflow_networks import publish_networks
 from pipeline.track.mlflow_pages import publish_experiment
 from pipeline.track.record import Record
-from pipeline.track.run_folder import RunFolder
 
 MAX_NOTE_LENGTH = 5000  # characters of a tag on an MLflow experiment
-
-
-def curves_of(records: Sequence[Record], tracker: Any | None) -> dict[str, dict[str, list[Any]]]:
-    """Return the curves of runs: variant -> metric -> one list of (step, value) per seed.
-
-    Read from the run folder if it exists, else from the tracking server.
-    """
-    from pipeline.report.figures import CURVES
-
-    result: dict[str, dict[str, list[Any]]] = {}
-    for record in records:
-        folder = RunFolder(runs_folder() / record.identity)
-        entries = [entry for entry, _ in folder.journal()]
-        for metric in CURVES:
-            points = [(e["step"], e["metrics"][metric]) for e in entries if metric in e["metrics"]]
-            if not points and tracker and record.run_id:
-                points = tracker.curves(record.run_id, metric)
-            elif points and metric in record.metrics and points[-1][0] < entries[-1]["step"]:
-                points.append((entries[-1]["step"], record.metrics[metric]))  # of the last model
-            if points:
-                result.setdefault(record.variant, {}).setdefault(metric, []).append(points)
-    return result
 
 
 @dataclass(frozen=True)
@@ -72,12 +49,14 @@ def make_report(
     if files := stamp.files(tracker):
         page, *figures = files
         return ExperimentReport(rows, entries, figures[0] if figures else None, page)
-    from pipeline.report.figures import error_curves
     from pipeline.report.page import write_page
+    from pipeline.report.paper_figures.figure_data import scale_runs
+    from pipeline.report.paper_figures.training import training_figure
+    from pipeline.report.run_files import curve_reader
     from pipeline.report.text import leaderboard_table, verdict_cells
 
-    curves = curves_of([record for record in counted if record.variant in experiment.variants], tracker)
-    figure = error_curves(experiment, scale, curves, report_folder() / f"{stem}.png") if curves else None
+    drawn = training_figure(curve_reader(tracker), scale_runs(experiment, scale, counted))
+    figure = drawn.write(report_folder() / f"{stem}.png") if drawn else None
     page = write_page(experiment, scale, rows, entries, figure, report_folder() / f"{stem}.html")
     files = [page, *([figure] if figure else [])]
     run_id = ""

@@ -14,7 +14,6 @@ from pipeline.common.errors import UserError
 from pipeline.common.files import write_atomically
 from pipeline.common.words import plural
 from pipeline.declare.claims import ExactClaim
-from pipeline.declare.derived import EnsembleSizesSpec
 from pipeline.declare.experiment import Experiment
 from pipeline.declare.recipe import PAPER_SCALE
 from pipeline.judge.category import Category
@@ -24,9 +23,11 @@ from pipeline.judge.ledger import LedgerEntry
 from pipeline.judge.verdict import Outcome, Reason
 from pipeline.report.derived_text import derived_text
 from pipeline.report.deviations import deviation_lines
-from pipeline.report.figures import ensemble_chart, error_curves
 from pipeline.report.leaderboard import LeaderboardRow, build_leaderboard, with_verdicts
-from pipeline.report.publish import curves_of
+from pipeline.report.paper_figures.ensembles import ensemble_figure
+from pipeline.report.paper_figures.figure_data import scale_runs
+from pipeline.report.paper_figures.training import training_figure
+from pipeline.report.run_files import curve_reader
 from pipeline.report.text import (
     by_category,
     headlines,
@@ -151,26 +152,14 @@ def is_result(entry: LedgerEntry) -> bool:
 
 def draw_figures(results: Sequence[ScaleResults], tracker: Any, folder: Path) -> dict[tuple[str, str, str], Path]:
     """Write the figures of every experiment and scale that has curves or ensembles, and return the paths."""
-    figures = {}
+    curves, figures = curve_reader(tracker), {}
     for result in results:
-        experiment, scale = result.key
-        stem = f"{experiment.replace('/', '-')}-{scale}"
-        if curves := curves_of(result.records, tracker):
-            path = folder / f"{stem}.png"
-            figures[experiment, scale, ""] = error_curves(result.experiment, scale, curves, path)
-        if sizes := ensemble_metrics(result):
-            path = folder / f"{stem}-ensembles.png"
-            figures[experiment, scale, "-ensembles"] = ensemble_chart(result.experiment, scale, sizes, path)
+        runs = scale_runs(result.experiment, result.scale, result.records)
+        drawn = {"": training_figure(curves, runs), "-ensembles": ensemble_figure(runs)}
+        for end, figure in drawn.items():
+            if figure:
+                figures[(*result.key, end)] = figure.write(folder / f"{figure.name}.png")
     return figures
-
-
-def ensemble_metrics(result: ScaleResults) -> dict[str, list[Mapping[str, float]]]:
-    """Return the metrics of the records of each derived run of kind ensemble-sizes."""
-    found: dict[str, list[Mapping[str, float]]] = {}
-    for record in result.records:
-        if isinstance(result.experiment.derived.get(record.variant), EnsembleSizesSpec):
-            found.setdefault(record.variant, []).append(record.metrics)
-    return found
 
 
 def results_text(experiments: Sequence[Experiment], records: Sequence[Record], figures: Figures) -> str:

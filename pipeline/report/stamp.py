@@ -75,7 +75,7 @@ def report_hash(
         "server": server_key(tracker.uri) if tracker else "",
     }
     found = hashlib.sha256(json.dumps(shown, sort_keys=True, default=str).encode())
-    for path in sorted(Path(__file__).parent.iterdir()):
-        if path.is_file():
+    for path in sorted(Path(__file__).parent.rglob("*")):
+        if path.is_file() and path.suffix != ".pyc":
             found.update(path.read_bytes())
     return found.hexdigest()

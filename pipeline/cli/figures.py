@@ -1,0 +1,98 @@
+"""`repro figures`: the papers' figures from the finished runs, as files."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.markup import escape
+
+from pipeline.cli import cluster as cli_cluster
+from pipeline.cli.run import Suite
+from pipeline.cli.terminal import AsJson, out, print_json, say
+from pipeline.common.errors import UserError
+
+if TYPE_CHECKING:
+    from pipeline.declare.experiment import Experiment
+    from pipeline.report.paper_figures.paper_figure import FigureFormat
+
+
+def figures(
+    experiments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="EXPERIMENT…", help="Names or papers from `repro list`. Default: all experiments."),
+    ] = None,
+    suite: Suite = None,
+    scale: Annotated[
+        str | None, typer.Option(help="Draw only runs at this scale. Default: paper scale if there are runs.")
+    ] = None,
+    to: Annotated[Path, typer.Option(help="Folder of the files.")] = Path("figures"),
+    formats: Annotated[str, typer.Option("--format", help="png, svg, pdf, or several, as in png,pdf.")] = "png",
+    theme: Annotated[Literal["light", "dark"], typer.Option(help="Colours.")] = "light",
+    as_json: AsJson = False,
+) -> None:
+    """Draw the figures of the papers from the finished runs, with the papers' own values as marks."""
+    from pipeline.analyse.measure import measure_claim
+    from pipeline.judge.collect import judge_experiments
+    from pipeline.report.paper_figures.collect import paper_figures
+    from pipeline.report.paper_figures.project import with_numbers
+    from pipeline.report.run_files import curve_reader, read_run_weights
+
+    chosen, wanted = chosen_experiments(experiments or [], suite, scale), parse_formats(formats)
+    found = cli_cluster.collect_with_warnings()
+    entries = judge_experiments(with_numbers(chosen), found.records)
+    drawn = paper_figures(
+        chosen,
+        found.records,
+        entries,
+        curves=curve_reader(found.tracker),
+        weights=read_run_weights,
+        measure=measure_claim,
+        scales=(scale,) if scale else (),
+    )
+    files = {
+        figure.name: [figure.write(to / f"{figure.name}.{end}", theme) for end in wanted]
+        for figure in drawn
+        if not figure.missing
+    }
+    if as_json:
+        print_json([figure.to_dict() | {"files": files.get(figure.name, [])} for figure in drawn])
+        return
+    for figure in drawn:
+        for path in files.get(figure.name, []):
+            out.print(f"wrote {escape(str(path))}", soft_wrap=True)
+    for figure in drawn:
+        if figure.missing:
+            say(f"{figure.name}: {figure.missing}")
+
+
+def chosen_experiments(names: list[str], suite: str | None, scale: str | None) -> "list[Experiment]":
+    """Return the experiments of these names and papers; all if there are none, or with a suite.
+
+    Raises UserError for an unknown name, suite or scale.
+    """
+    from lightning_modules.names import nearest
+    from pipeline.cli.leaderboard import experiments_of
+    from pipeline.declare.suites import check_suite
+
+    if suite:
+        check_suite(suite)
+        if names:
+            raise UserError("give experiments or --suite, not both")
+    wanted: list[str | None] = [*names] or [None]
+    found = {one.name: one for name in wanted for one in experiments_of(name)}
+    scales = sorted({known for experiment in found.values() for known in experiment.scales})
+    if scale and scale not in scales:
+        raise UserError(f"--scale {scale}: unknown scale{nearest(scale, scales)}")
+    return list(found.values())
+
+
+def parse_formats(text: str) -> "list[FigureFormat]":
+    """Return the formats in a text such as "png,pdf". Raises UserError for an unknown one."""
+    from pipeline.report.paper_figures.paper_figure import FIGURE_FORMATS
+
+    known = {str(name): name for name in FIGURE_FORMATS}
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in known:
+            raise UserError(f"--format {text}: must be one or several of {', '.join(known)}, joined by commas")
+    return [known[name] for name in dict.fromkeys(names)]

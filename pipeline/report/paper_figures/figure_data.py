@@ -1,0 +1,144 @@
+"""What the figures are drawn from: declarations, finished runs with their curves and weights, and verdicts."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean, stdev
+from typing import Any
+
+from pipeline.common.words import plural
+from pipeline.declare.experiment import Experiment
+from pipeline.declare.recipe import PAPER_SCALE
+from pipeline.judge.counting import ByVariant, counted_records
+from pipeline.judge.ledger import LedgerEntry, Measure
+from pipeline.report.leaderboard import TOP1, paper_claim
+from pipeline.track.record import FINISHED, Record
+
+Curve = Sequence[tuple[int, float]]  # (step, value)
+CurveReader = Callable[[Record, str], Curve]  # record and metric -> the curve of the run; empty if it has none
+WeightReader = Callable[[Record], Mapping[str, Any] | None]  # record -> its network's tensors; None if not here
+TRIAL_SCALES = ("smoke", "stand-in")  # scales that only show that everything runs
+
+
+@dataclass(frozen=True)
+class ScaleRuns:
+    """The finished runs of an experiment at one scale that count, by variant and derived run."""
+
+    experiment: Experiment
+    scale: str
+    records: ByVariant
+
+    @property
+    def data(self) -> str:
+        """Name of the data set; several are joined by a comma."""
+        return ", ".join(dict.fromkeys(row.data for rows in self.records.values() for row in rows))
+
+    @property
+    def place(self) -> str:
+        """Data set and scale, for titles: "digits, laptop scale"."""
+        return f"{self.data}, {self.scale} scale"
+
+    def only(self, names: Iterable[str]) -> "ScaleRuns":
+        """Return the runs of these variants and derived runs alone."""
+        chosen = set(names)
+        return ScaleRuns(self.experiment, self.scale, {n: r for n, r in self.records.items() if n in chosen})
+
+    def is_papers_data(self) -> bool:
+        """Return True if all runs are on the data set on which the paper evaluates their networks."""
+        return all(
+            row.data == self.experiment.paper_data(name) for name, rows in self.records.items() for row in rows
+        )
+
+    def seeds(self) -> str:
+        """Return the number of seeds: "5 seeds", "3 to 5 seeds"."""
+        counts = sorted({len(rows) for rows in self.records.values()})
+        return plural(counts[0], "seed") if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
+
+    def values(self, name: str, metric: str) -> list[float]:
+        """Return a metric of the seeds that converged, in the order of the seeds."""
+        rows = self.records.get(name, [])
+        return [row.measured[metric] for row in rows if row.status == FINISHED and metric in row.measured]
+
+    def mean(self, name: str, metric: str) -> tuple[float, float] | None:
+        """Return mean and standard deviation over the seeds, 0 for one seed; None without a value."""
+        values = self.values(name, metric)
+        return (fmean(values), stdev(values) if len(values) > 1 else 0.0) if values else None
+
+
+def scale_runs(experiment: Experiment, scale: str, records: Iterable[Record]) -> ScaleRuns:
+    """Return the runs of an experiment at a scale from the records that count there."""
+    found: ByVariant = {}
+    for record in records:
+        found.setdefault(record.variant, []).append(record)
+    return ScaleRuns(experiment, scale, found)
+
+
+@dataclass(frozen=True)
+class FigureData:
+    """Input of all figures."""
+
+    experiments: Sequence[Experiment]
+    records: Sequence[Record]
+    entries: Sequence[LedgerEntry]  # of all claims of the experiments
+    curves: CurveReader
+    weights: WeightReader
+    measure: Measure  # exact values of networks
+    scales: Sequence[str] = ()  # only these; empty: all but TRIAL_SCALES
+    _found: dict[tuple[str, str], ScaleRuns | None] = field(default_factory=dict, repr=False, compare=False)
+
+    def experiment(self, name: str) -> Experiment | None:
+        """Return the experiment of this name; None if it is not among the chosen ones."""
+        return next((one for one in self.experiments if one.name == name), None)
+
+    def scales_of(self, experiment: Experiment) -> list[str]:
+        """Return the scales to draw, paper scale first, the others as declared."""
+        chosen = [s for s in experiment.scales if (s in self.scales if self.scales else s not in TRIAL_SCALES)]
+        return sorted(chosen, key=lambda scale: scale != PAPER_SCALE)
+
+    def runs(self, experiment: Experiment, scale: str) -> ScaleRuns | None:
+        """Return the runs of an experiment at a scale; None without any."""
+        key = experiment.name, scale
+        if key not in self._found:
+            found = counted_records(experiment, scale, self.records)
+            self._found[key] = ScaleRuns(experiment, scale, found) if found else None
+        return self._found[key]
+
+    def best_runs(self, experiment: Experiment, names: Sequence[str], *, least: int = 1) -> ScaleRuns | None:
+        """Return the runs of these variants at the first scale with `least` of them; None without any.
+
+        Paper scale comes first, the others as declared.
+        """
+        for scale in self.scales_of(experiment):
+            runs = self.runs(experiment, scale)
+            if runs and sum(name in runs.records for name in names) >= least:
+                return runs.only(names)
+        return None
+
+    def why_missing(self, experiment: Experiment, names: Sequence[str], *, least: int = 1) -> str:
+        """Return why `best_runs` finds nothing, and the command that makes the fewest runs for it."""
+        possible = [
+            scale for scale in self.scales_of(experiment) if enough_variants(experiment, scale, names, least)
+        ]
+        what = "No finished runs" if least == 1 else f"No scale has finished runs of {least} of its networks"
+        if not possible:
+            chosen = ", ".join(self.scales) or "any scale"
+            return f"{what}; {experiment.name} does not run them at {chosen}."
+        return f"{what}; start them with: repro run {experiment.name} --scale {possible[-1]}."
+
+    def size(self, experiment: Experiment, variant: str, what: str) -> float:
+        """Return an exact number of a variant's network: "parameters", "multiply_adds"."""
+        return float(self.measure(f"model/{what}", *experiment.owner(variant)))
+
+
+def enough_variants(experiment: Experiment, scale: str, names: Sequence[str], least: int) -> bool:
+    """Return True if `least` of these variants and derived runs run at a scale by default."""
+    run = {*experiment.variants_at(scale), *experiment.derived_at(scale)}
+    return len(run & set(names)) >= least
+
+
+def paper_value(experiment: Experiment, name: str, metric: str = TOP1) -> float | None:
+    """Return the value that the paper prints for a variant, by the first test protocol; None if it prints none."""
+    protocol = next(iter(experiment.protocols(name, PAPER_SCALE)), "") if metric.startswith("test/") else ""
+    claim = paper_claim(experiment.claims, name, protocol, metric) or paper_claim(
+        experiment.claims, name, "", metric
+    )
+    return claim.claimed if claim else None
