@@ -1,8 +1,8 @@
 """Class folders of images of any size: classes, reading, and folders that are rejected."""
 
 import pytest
-
 from pipeline.data.class_folders import WNIDS_FILE, ClassFolders
+
 from pipeline.data.images import DataError
 from tests.support.image_sets import write_image
 
