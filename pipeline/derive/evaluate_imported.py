@@ -92,7 +92,7 @@ def evaluate_imported(
     skipped: tuple[str, ...] = ()
     if not is_small(named):
         parse_protocol(used_protocol)
-        test = open_test_set(data, named, classes)
+        test = open_test_set(data, named.classes, own_data=named.variant.data.name, order_file=classes)
         data_name, manifest, labels, skipped = test.name, test.manifest, test.labels, test.skipped
         if isinstance(test.samples, ClassFolders):
             test.samples.check(threads)
@@ -176,10 +176,11 @@ def join_names(names: Iterable[str]) -> str:
     return " + ".join(name if count == 1 else f"{count} x {name}" for name, count in counts.items())
 
 
-def open_test_set(data: str, named: NamedNetwork, order_file: Path | None = None) -> EvaluationSet:
-    """Return the test images of a data set in shards or in class folders, labelled for the network `named`.
+def open_test_set(data: str, classes: int, *, own_data: str = "", order_file: Path | None = None) -> EvaluationSet:
+    """Return the test images of a data set in shards or in class folders, labelled for `classes` classes.
 
-    The name of a set in shards is the one in its manifest. `order_file`: the network's classes in their order.
+    The name of a set in shards is the one in its manifest. `own_data`: the set that the network is for.
+    `order_file`: the network's classes in the order of its outputs.
 
     Raises UserError for a set of small images, DataError for data that is missing or has other classes.
     """
@@ -191,8 +192,7 @@ def open_test_set(data: str, named: NamedNetwork, order_file: Path | None = None
     store = sources.find_shards(data, data_folder())
     if store.exists(MANIFEST_NAME):
         shards = sources.check_published_name(open_shards(store, cache=data_folder() / ".cache" / "shards"))
-        is_own = shards.name == named.variant.data.name
-        labels = class_labels(str(store), shards.classes, named.classes, order_file, known=is_own)
+        labels = class_labels(str(store), shards.classes, classes, order_file, known=shards.name == own_data)
         samples = shards.test
         samples.labels = torch.tensor(labels.numbers)[samples.labels]
         return EvaluationSet(shards.name, shards.manifest.sha256[:16], samples, labels)
@@ -200,7 +200,7 @@ def open_test_set(data: str, named: NamedNetwork, order_file: Path | None = None
         raise DataError(f"no shards at {store}; prepare them with: repro data prepare")
     folder = Path(data) if Path(data).is_dir() else data_folder() / data
     listing = list_test_folder(folder)
-    labels = class_labels(str(folder), class_order(listing.names), named.classes, order_file)
+    labels = class_labels(str(folder), class_order(listing.names), classes, order_file)
     images = ClassFolders(listing, labels)
     return EvaluationSet(
         f"class folders {folder.name}", images.fingerprint(), images, labels, tuple(images.skipped)
