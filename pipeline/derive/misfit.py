@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_modules.networks import NETWORKS, build
 from lightning_modules.published.catalogue import PUBLISHED_NETWORKS
@@ -14,6 +14,8 @@ from lightning_modules.published.weights import load_published_state_dict, state
 from pipeline.analyse.catalogue import NamedNetwork
 from pipeline.derive.counterparts import build_on_meta, library_counterparts, renamed_or_none
 from pipeline.derive.state_dicts import StateDict, list_keys, namings
+
+FEW = 10  # readings that leave out more than a tenth of a file's tensors explain nothing
 
 
 def misfit_message(named: NamedNetwork, file: Path, found: list[StateDict]) -> str:
@@ -29,8 +31,15 @@ def misfit_message(named: NamedNetwork, file: Path, found: list[StateDict]) -> s
     def distance(tensors: Mapping[str, Tensor]) -> int:
         return min(len(names ^ {rename(name) for name in tensors}) for rename in (lambda name: name, *renames))
 
-    readings = [naming.tensors for state in found for naming in namings(state.tensors)]
-    closest = min(readings, key=distance)
+    closest = min(
+        (
+            one.tensors
+            for state in found
+            for one in namings(state.tensors)
+            if len(one.left_out) <= len(one.tensors) / FEW
+        ),
+        key=distance,
+    )
     try:
         load_published_state_dict(own, closest, renames)
         reason = "their shapes are those of another network"
@@ -47,15 +56,21 @@ def misfit_message(named: NamedNetwork, file: Path, found: list[StateDict]) -> s
 
 def recognise_library(state: Mapping[str, Tensor]) -> str:
     """Return the published network with these names and shapes: "torchvision's vgg19"; "" if none is known."""
-    for entry in PUBLISHED_NETWORKS:
+    for entry, network in zip(PUBLISHED_NETWORKS, published_on_meta(), strict=True):
         renamed = renamed_or_none(entry, state)
-        if renamed is None:
-            continue
-        with torch.device("meta"):
-            network = build(entry.network, entry.args, num_classes=NETWORKS[entry.network].classes, in_channels=3)
-        if not state_dict_mismatch(network, renamed):
+        if renamed is not None and not state_dict_mismatch(network, renamed):
             return f"{entry.source}'s {entry.model}"
     return ""
+
+
+@functools.cache
+def published_on_meta() -> list[nn.Module]:
+    """Return our network of each entry of PUBLISHED_NETWORKS, without values."""
+    with torch.device("meta"):
+        return [
+            build(entry.network, entry.args, num_classes=NETWORKS[entry.network].classes, in_channels=3)
+            for entry in PUBLISHED_NETWORKS
+        ]
 
 
 def recognise_different(state: Mapping[str, Tensor]) -> DifferentNetwork | None:

@@ -104,6 +104,16 @@ def namings(tensors: Mapping[str, Tensor]) -> Iterator[Naming]:
     The names that wrappers add are removed wherever they are; then first parts that all names share, one by one;
     then first parts that only some names have, whose other tensors are listed in `left_out`.
     """
+    seen = set()
+    for one in _readings(tensors):
+        key = frozenset(one.tensors), one.left_out
+        if key not in seen:
+            seen.add(key)
+            yield one
+
+
+def _readings(tensors: Mapping[str, Tensor]) -> Iterator[Naming]:
+    """Yield the readings of `namings`, some of them twice."""
     yield Naming(tensors)
     unwrapped = _renamed(tensors, {name: _without_wrappers(name) for name in tensors})
     if unwrapped is None:  # two names would be equal
@@ -124,7 +134,7 @@ def namings(tensors: Mapping[str, Tensor]) -> Iterator[Naming]:
         others = tuple(name for name in unwrapped if not name.startswith(inside))
         yield Naming(part, others)
         if len(part) > len(others):
-            yield from (Naming(one.tensors, others + one.left_out) for one in namings(part))
+            yield from (Naming(one.tensors, others + one.left_out) for one in _readings(part))
 
 
 def _without_wrappers(name: str) -> str:

@@ -95,7 +95,8 @@ def _load(file: Path, start: bytes, *, is_safetensors: bool) -> dict[str, Any]:
             return load_file(file)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about files that it then refuses
-            state = torch.load(file, map_location="cpu", weights_only=True)
+            with file.open("rb") as opened:  # by its path, torch would judge a file by its suffix
+                state = torch.load(opened, map_location="cpu", weights_only=True)
     except READ_ERRORS as error:  # torch's message advises to load the file anyway, so it is not repeated
         refused = REFUSED_PICKLE.search(str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if refused and start.startswith((ZIP_MAGIC, PICKLE_MAGIC)):
@@ -150,7 +151,7 @@ def _zip_problem(file: Path) -> str:
     try:
         with zipfile.ZipFile(file) as archive:
             members = archive.namelist()
-    except zipfile.BadZipFile:  # the list of its files is at its end
+    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError, struct.error):  # the list is at the end
         return "is cut or damaged: the end of the zip archive is missing; copy or download it again"
     names = {member.partition("/")[2] for member in members}
     if "constants.pkl" in names:
