@@ -19,8 +19,8 @@ IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm",
 )  # fmt: skip
 IMAGE_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
-CLUTTER_FILES = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r")  # in lower case
-CLUTTER_FOLDERS = ("@eadir", "__macosx", "lost+found", "$recycle.bin", "#recycle", "system volume information")
+CLUTTER_FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}  # in lower case
+CLUTTER_FOLDERS = {"@eadir", "__macosx", "lost+found", "$recycle.bin", "#recycle", "system volume information"}
 TINY_ANNOTATIONS = "val_annotations.txt"  # beside the folder `images`, in the validation part of Tiny ImageNet
 ILSVRC_VAL_PREFIX = (
     "ILSVRC2012_val_"  # of the file names of ILSVRC-2012's validation images, which have no folders
@@ -142,7 +142,9 @@ def visible_entries(folder: str | Path) -> list[os.DirEntry[str]]:
 def is_clutter(entry: os.DirEntry[str]) -> bool:
     """Return True for hidden entries (.git, .ipynb_checkpoints, ._x.JPEG) and those that systems create."""
     name = entry.name.lower()
-    return name.startswith(".") or name in (CLUTTER_FOLDERS if is_folder(entry) else CLUTTER_FILES)
+    if name.startswith("."):
+        return True
+    return (name in CLUTTER_FILES and not is_folder(entry)) or (name in CLUTTER_FOLDERS and is_folder(entry))
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
