@@ -110,8 +110,8 @@ def evaluate_imported(
     network = join_names(network.name for network, _ in members)
     if math.isnan(errors.loss):
         raise UserError(
-            f"{network} gives NaN for images of {data}, so there is no result; the weights are damaged, or"
-            " overflow with this normalisation"
+            f"{network} gives NaN for images of {data}: no result; the weights are damaged, or overflow with this"
+            " normalisation"
         )
     metrics = errors.metrics("test")
     is_as_stated = len(members) == 1 and used_protocol == imported.protocol and given is None

@@ -328,7 +328,7 @@ def test_a_network_that_gives_nan_has_no_result(experiments, folders):
             return super().forward(x) * float("nan")
 
     named, data = find_network("resnet-18", experiments), folders({imagenet_wnids()[2]: 1})
-    with pytest.raises(UserError, match=r"^resnet-18 gives NaN for images of \S+/val, so there is no result; the"):
+    with pytest.raises(UserError, match=r"^resnet-18 gives NaN for images of \S+/val: no result; the weights"):
         evaluate_imported([(named, imported_network(Overflow(2)))], data, threads=0)
 
 
