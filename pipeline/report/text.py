@@ -116,9 +116,9 @@ def published_cells(row: "PublishedResult") -> dict[str, str]:
         "top-1 error %": percent(row.top1),
         "top-5 error %": percent(row.top5),
         "stated top-1 %": percent(row.stated_top1),
-        "assumed": row.assumed,
         "images": f"{row.images:,}",
         "noise": f"± {percent(finite_test_set_noise(row.top1, images=row.images))}",
+        "assumed": row.assumed,
     }
 
 
