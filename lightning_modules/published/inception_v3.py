@@ -87,6 +87,7 @@ PUBLISHED = (
         departure_args=("count_padding",),
         mean=HALF,
         std=HALF,
+        protocol="1-crop-299-of-342",
     ),
     PublishedNetwork(
         source="timm",
@@ -98,5 +99,6 @@ PUBLISHED = (
         departure_args=("count_padding",),
         mean=HALF,
         std=HALF,
+        protocol="1-crop-299-of-341-bicubic",  # timm resizes to 299 / 0.875, rounded down
     ),
 )

@@ -73,6 +73,7 @@ PUBLISHED = (
         departure_args=("released",),
         mean=HALF,
         std=HALF,
+        protocol="1-crop-299-of-341-bicubic",  # of tf_in1k: resized to 299 / 0.875, rounded down
     ),
     PublishedNetwork(
         source="timm",
@@ -87,5 +88,6 @@ PUBLISHED = (
         departure_args=("released",),
         mean=HALF,
         std=HALF,
+        protocol="1-crop-299-of-333-bicubic",  # of tf_in1k: resized to 299 / 0.8975, rounded down
     ),
 )

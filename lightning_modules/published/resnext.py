@@ -9,16 +9,20 @@ RENAME = resnet_renamer("conv{}")
 
 
 def resnext_entry(
-    source: Literal["torchvision", "timm"], depth: int, cardinality: int, width: int
+    source: Literal["torchvision", "timm"], depth: int, cardinality: int, width: int, resize: int = 256
 ) -> PublishedNetwork:
-    """Return the entry of ResNeXt-`depth` with `cardinality` paths of `width` channels."""
+    """Return the entry of ResNeXt-`depth` with `cardinality` paths of `width` channels.
+
+    `resize`: short side in pixels of the images that the library tests it on.
+    """
     args = {"depth": depth, "cardinality": cardinality, "width": width}
-    return PublishedNetwork(source, f"resnext{depth}_{cardinality}x{width}d", "resnext_imagenet", args, RENAME)
+    name, protocol = f"resnext{depth}_{cardinality}x{width}d", f"1-crop-224-of-{resize}"
+    return PublishedNetwork(source, name, "resnext_imagenet", args, RENAME, protocol=protocol)
 
 
 PUBLISHED = (
     resnext_entry("torchvision", 50, 32, 4),
-    resnext_entry("torchvision", 101, 64, 4),
+    resnext_entry("torchvision", 101, 64, 4, resize=232),
     resnext_entry("timm", 50, 32, 4),
     resnext_entry("timm", 101, 32, 4),
     resnext_entry("timm", 101, 64, 4),

@@ -27,6 +27,7 @@ class PublishedNetwork:
     departure_args: tuple[str, ...] = ()  # arguments that cause this difference
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # of each channel in training, pixels in [0, 1]
     std: tuple[float, ...] = (0.229, 0.224, 0.225)  # of each channel in training
+    protocol: str = "1-crop-224-of-256"  # usual test protocol of the library's weights of this network
     stated_top1_error_pct: float | None = None  # by the publisher, if the weights file does not contain it
 
 

@@ -12,6 +12,7 @@ from lightning_modules.names import nearest
 from pipeline.cli.progress import ProgressCallback, show_progress
 from pipeline.cli.terminal import STOPPED, AsJson, out, print_json, print_warning_line, say
 from pipeline.common.errors import UserError
+from pipeline.common.words import plural, printable, some_of
 
 if TYPE_CHECKING:
     from pipeline.data.prepare.source_images import SourceSet
@@ -63,6 +64,9 @@ def prepare_set(
     check_writable(store)
     with show_progress("reading source", "bytes") as progress:
         source_set = open_source(folder or source, split, progress)
+    if source_set.skipped:
+        paths = [printable(path) for path in source_set.skipped]
+        print_warning_line(f"Skipped {plural(len(paths), 'file')} that are not images: {some_of(paths)}.")
     workers = available_cpus() if folder else 1  # on tiny images, threads only wait for each other
     try:
         with show_progress("writing shards", "images") as progress:
@@ -216,8 +220,8 @@ def generate_stand_in(
 
 
 def describe_manifest(manifest: "ShardManifest") -> None:
-    """Print a table of the splits, then classes, origin and sha256."""
-    from pipeline.data.prepare.source_images import printable
+    """Print a table of the splits, then classes and their order, origin and sha256."""
+    from pipeline.data.class_names import describe_order
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column(escape(manifest.name))
@@ -226,7 +230,11 @@ def describe_manifest(manifest: "ShardManifest") -> None:
     for name, split in manifest.splits.items():
         table.add_row(name, f"{split.samples:,}", f"{len(split.shards):,}", f"{split.bytes / 1e6:,.1f}")
     out.print(table)
-    say(f"{len(manifest.classes)} classes, from {printable(manifest.source)}; sha256 {manifest.sha256[:16]}")
+    order = describe_order(manifest.classes)
+    say(
+        f"{len(manifest.classes)} classes ({order}), from {printable(manifest.source)};"
+        f" sha256 {manifest.sha256[:16]}"
+    )
     if manifest.resized:
         say(f"images resized to a short side of {manifest.resized.short_side} pixels: another set than the source")
 

@@ -108,6 +108,20 @@ def evaluate(
         str | None,
         typer.Option(help="Test protocol, such as 10-crop-224-of-256. Default: the publisher's protocol."),
     ] = None,
+    normalise: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MEAN/STD|NAME",
+            help="Normalisation of the input, as in 0.5/0.5 for pixels in [0, 1]. Default: the publisher's.",
+        ),
+    ] = None,
+    classes: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The network's classes in the order of its outputs, one name per line."),
+    ] = None,
+    key: Annotated[
+        str | None, typer.Option(help="Key of the weights in a checkpoint, such as state_dict_ema.")
+    ] = None,
     changes: Annotated[
         list[str] | None, typer.Option("--set", help="Change an argument of the network (repeatable).")
     ] = None,
@@ -117,7 +131,8 @@ def evaluate(
     from pipeline.analyse.catalogue import find_network
     from pipeline.declare.load import load_all
     from pipeline.derive.evaluate_imported import evaluate_imported
-    from pipeline.derive.import_weights import TORCHVISION, import_file, import_torchvision
+    from pipeline.derive.import_weights import import_file, import_torchvision
+    from pipeline.derive.published_files import TORCHVISION
     from pipeline.track.published_results import save_result
 
     if len(weights) not in (1, len(networks)):
@@ -125,14 +140,23 @@ def evaluate(
             f"--weights is given {len(weights)} times for {len(networks)} networks; give it once for all networks,"
             " or once for each"
         )
+    if key and set(weights) == {TORCHVISION}:
+        raise UserError("--key selects weights in a file, and --weights torchvision is none; leave out --key")
     found = [find_network(network, load_all(), parse_changes(changes or [])) for network in networks]
     with err.status("reading the weights …") if err.is_terminal else nullcontext():
         members = [
-            (named, import_torchvision(named) if source == TORCHVISION else import_file(named, Path(source)))
+            (named, import_torchvision(named) if source == TORCHVISION else import_file(named, Path(source), key))
             for named, source in zip(found, weights * len(found), strict=False)
         ]
     with err.status("evaluating …") if err.is_terminal else nullcontext():
-        result = evaluate_imported(members, data, protocol=protocol, threads=min(4, os.cpu_count() or 1))
+        result = evaluate_imported(
+            members,
+            data,
+            protocol=protocol,
+            normalise=normalise,
+            classes=classes,
+            threads=min(4, os.cpu_count() or 1),
+        )
     save_result(result)
     try:
         from pipeline.track.mlflow_pages import publish_imported

@@ -104,18 +104,20 @@ def print_ranked(rows: "list[LeaderboardRow]", by: "Error") -> None:
 
 def print_published(rows: "list[PublishedResult]") -> None:
     """Print the results of published weights, one table per data set and protocol."""
-    from pipeline.report.text import published_cells
+    from pipeline.report.text import published_cells, published_remarks, without_empty_columns
 
     for data, protocol, manifest in dict.fromkeys((row.data, row.protocol, row.manifest) for row in rows):
         group = [row for row in rows if (row.data, row.protocol, row.manifest) == (data, protocol, manifest)]
         out.print(f"[bold]published weights[/] on {escape(data)}: imported, not trained here; not a reproduction")
-        print_table([published_cells(row) for row in group], left=("network", "weights"))
+        cells = without_empty_columns([published_cells(row) for row in group])
+        print_table(cells, left=("network", "weights", "assumed"))
         say(f"Protocol: {protocol}.")
         if group[0].ignored:
-            say(f"Skipped {plural(group[0].ignored, 'file')} of {data} that are not images.")
+            named = f": {group[0].skipped}" if group[0].skipped else ""
+            say(f"Skipped {plural(group[0].ignored, 'file')} of {data} that are not images{named}.")
         for row in group:
-            if row.differs:
-                say(f"{row.network} differs from its paper for these weights: {row.differs}.")
+            for line in published_remarks(row):
+                say(line)
         out.print()
 
 

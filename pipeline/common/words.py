@@ -1,4 +1,7 @@
-"""Numbers, durations and errors as text."""
+"""Numbers, durations, errors and paths as text."""
+
+import os
+from collections.abc import Sequence
 
 
 def plural(number: float, noun: str) -> str:
@@ -19,3 +22,15 @@ def duration(seconds: float) -> str:
 def first_line(error: BaseException, limit: int = 300) -> str:
     """Return the first line of an error's message, at most `limit` characters."""
     return (str(error).strip() or repr(error)).splitlines()[0][:limit]
+
+
+def printable(path: str) -> str:
+    """Return a path on one line; bytes that are not printable text become U+FFFD."""
+    text = os.fsencode(path).decode(errors="replace")
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
+
+
+def some_of(items: Sequence[str], limit: int = 3) -> str:
+    """Return the first items and the number of the others: "a, b, c and 12 more"."""
+    more = len(items) - limit
+    return ", ".join(items[:limit]) + (f" and {more:,} more" if more > 0 else "")

@@ -8,7 +8,6 @@ with; otherwise it is rebuilt.
 import contextlib
 import hashlib
 import io
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,14 +16,16 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.common.files import write_atomically
+from pipeline.common.words import some_of
+from pipeline.data.class_names import check_distinct, class_order
+from pipeline.data.folder_listing import list_class_folders
 from pipeline.data.images import DataError, ImageSet, LabelledImages, fingerprint, in_canonical_order
 
-SMALL_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
 MODES = {"L": 1, "RGB": 3}  # Pillow's mode -> channels
 
 
 @dataclass(frozen=True)
-class FolderListing:
+class SplitFiles:
     """The sorted files of one split."""
 
     files: tuple[tuple[str, str], ...]  # (class, path of the file)
@@ -59,37 +60,30 @@ def read_folders(name: str, root: Path) -> ImageSet:
     return ImageSet(name, source, classes, *parts)
 
 
-def _list(split: Path) -> FolderListing:
-    """Return the image files of one split without hidden files; DataError names any other file."""
+def _list(split: Path) -> SplitFiles:
+    """Return the image files of one split; DataError names other files, except those that systems create."""
+    listing = list_class_folders(split)
+    if listing.others:
+        raise DataError(
+            f"{split} contains files that are not images: {some_of(listing.others)}; convert them or move them"
+            " away"
+        )
     files: list[tuple[str, str]] = []
     stamps: list[str] = []
-    folders = _visible(split)
-    for folder in folders:
-        if not folder.is_dir():
-            raise DataError(f"{folder.path} is a file, but only class folders belong there; move it away")
-        for entry in _visible(folder.path):
-            if not entry.name.lower().endswith(SMALL_IMAGE_SUFFIXES) or not entry.is_file():
-                suffixes = ", ".join(SMALL_IMAGE_SUFFIXES)
-                raise DataError(f"{entry.path} is not an image file ({suffixes}); convert it or move it away")
+    for name in listing.names:
+        for path in map(Path, listing.files(name)):
             # ctime also changes when a file is replaced by another of the same size and mtime.
-            stat = entry.stat()
-            stamps.append(f"{folder.name}/{entry.name} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}")
-            files.append((folder.name, entry.path))
+            stat = path.stat()
+            stamps.append(f"{name}/{path.name} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}")
+            files.append((name, str(path)))
     stamp = hashlib.sha256("\0".join(stamps).encode(errors="surrogateescape")).hexdigest()
-    return FolderListing(tuple(files), tuple(folder.name for folder in folders), stamp)
+    return SplitFiles(tuple(files), tuple(listing.names), stamp)
 
 
-def _visible(folder: str | Path) -> list[os.DirEntry[str]]:
-    """Return the entries of a folder that are not hidden, sorted by name."""
-    with os.scandir(folder) as entries:
-        return sorted((entry for entry in entries if entry.name[0] != "."), key=lambda entry: entry.name)
-
-
-def _common_classes(folder: Path, train: FolderListing, test: FolderListing) -> tuple[str, ...]:
-    """Return the classes, sorted by name (numbers by value); DataError for one without images in a split."""
-    names = {*train.classes, *test.classes}
-    are_numbers = all(name.isdecimal() for name in names)
-    classes = tuple(sorted(names, key=lambda name: (int(name) if are_numbers else 0, name)))
+def _common_classes(folder: Path, train: SplitFiles, test: SplitFiles) -> tuple[str, ...]:
+    """Return the classes in their order; DataError for one without images in a split."""
+    classes = class_order([*train.classes, *test.classes])
+    check_distinct(str(folder), classes)
     if not classes:
         raise DataError(f"{folder} holds no class folders; put the images into train/<class>/ and test/<class>/")
     filled = {"train": {name for name, _ in train.files}, "test": {name for name, _ in test.files}}

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from lightning_modules.names import nearest
 from pipeline.data.boxes import with_boxes
-from pipeline.data.class_folders import WNIDS_FILE
+from pipeline.data.class_names import WNIDS_FILE
 from pipeline.data.folders import known_folders, read_folders, read_pixels
 from pipeline.data.images import (
     DataError,

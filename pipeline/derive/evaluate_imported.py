@@ -1,12 +1,15 @@
 """Evaluate imported weights on a data set.
 
 A result is a row of the leaderboard labelled "published weights". It is no evidence for a claim, because nothing
-was trained here.
+was trained here. What neither the publisher nor the user has said (normalisation, test protocol, order of the
+classes) stands in the row as assumed.
 """
 
 import datetime
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,17 +22,20 @@ from pipeline.common.errors import UserError
 from pipeline.common.hashing import digest
 from pipeline.common.paths import data_folder
 from pipeline.common.provenance import commit, hardware_name
+from pipeline.common.words import printable, some_of
 from pipeline.data import sources
 from pipeline.data.batches import BatchBuilder, evaluation_batches
-from pipeline.data.class_folders import ClassFolders, class_numbers
+from pipeline.data.class_names import class_order
 from pipeline.data.images import DataError
 from pipeline.data.manifest import manifest_of
-from pipeline.data.normalise import Normaliser
 from pipeline.data.samples import Samples
 from pipeline.data.shard_manifest import MANIFEST_NAME
 from pipeline.data.shards import open_shards
 from pipeline.declare.protocol import parse_protocol
+from pipeline.derive.class_folders import ClassFolders, list_test_folder
+from pipeline.derive.class_labels import ClassLabels, class_labels
 from pipeline.derive.import_weights import ImportedNetwork
+from pipeline.derive.input_normalisation import InputNormalisation, parse_normalisation
 from pipeline.track.published_results import PublishedResult
 from pipeline.train.evaluate import EVAL_BATCH, EnsembleMember, ErrorCounts, evaluate_batches, evaluate_samples
 from pipeline.train.process import allow_tf32
@@ -37,7 +43,19 @@ from pipeline.train.process import allow_tf32
 SMALL = 64  # largest input side in pixels of networks that are evaluated on whole images of a known set
 
 # Stored in results; a result with another text here would not replace an older one.
-WHOLE_IMAGE = "single view of the whole image, mean {} and standard deviation {} taken out"
+WHOLE_IMAGE = "single view of the whole image, {} taken out"
+WHOLE_IMAGE_BY_RECIPE = "single view of the whole image, normalised by {}"
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluationSet:
+    """The test images of a data set of any size, labelled for a network."""
+
+    name: str  # of the set's manifest, or "class folders val"
+    manifest: str  # hash of the content
+    samples: Samples
+    labels: ClassLabels
+    skipped: tuple[str, ...] = ()  # paths of files in class folders that are not images
 
 
 def evaluate_imported(
@@ -45,18 +63,21 @@ def evaluate_imported(
     data: str,
     *,
     protocol: str | None = None,
+    normalise: str | None = None,
+    classes: Path | None = None,
     threads: int,
 ) -> PublishedResult:
     """Return the errors of a network with imported weights, or of several as an ensemble, on `data`.
 
     `data` is a set of small images, a set in shards, or a folder with one folder per class. `protocol` is for the
-    latter two; None means the publisher's protocol.
+    latter two; None means the publisher's protocol. `normalise`: see `parse_normalisation`; None means the
+    publisher's. `classes`: a file with the network's classes in the order of its outputs.
 
-    Raises UserError for networks, data and protocol that do not fit each other.
+    Raises UserError for networks, data and options that do not fit each other, for broken images, and for networks
+    that give NaN.
     """
     allow_tf32(False)
     named, imported = members[0]
-    ignored = 0
     if (
         len({network.classes for network, _ in members}) > 1
         or len({is_small(network) for network, _ in members}) > 1
@@ -66,12 +87,16 @@ def evaluate_imported(
             f"cannot average {names}: the networks of an ensemble must have the same classes and the same kind of"
             " images"
         )
+    given = parse_normalisation(normalise) if normalise else None
     used_protocol = protocol or imported.protocol
+    skipped: tuple[str, ...] = ()
     if not is_small(named):
         parse_protocol(used_protocol)
-        data_name, manifest, samples = labelled_samples(data, named.classes)
-        ignored = len(samples.ignored) if isinstance(samples, ClassFolders) else 0
-        errors = sample_errors(members, samples, used_protocol, threads)
+        test = open_test_set(data, named.classes, own_data=named.variant.data.name, order_file=classes)
+        data_name, manifest, labels, skipped = test.name, test.manifest, test.labels, test.skipped
+        if isinstance(test.samples, ClassFolders):
+            test.samples.check(threads)
+        errors = sample_errors(members, test.samples, used_protocol, threads, given)
     elif protocol:
         raise UserError(f"{named.name} is evaluated on whole images; leave out --protocol")
     elif len(members) > 1:
@@ -81,11 +106,17 @@ def evaluate_imported(
         )
     else:
         data_name = data
-        errors, used_protocol, manifest = small_set_errors(named, imported, data)
+        errors, used_protocol, manifest, labels = small_set_errors(named, imported, data, given, classes)
+    network = join_names(network.name for network, _ in members)
+    if math.isnan(errors.loss):
+        raise UserError(
+            f"{network} gives NaN for images of {data}: no result; the weights are damaged, or overflow with this"
+            " normalisation"
+        )
     metrics = errors.metrics("test")
-    is_as_stated = len(members) == 1 and used_protocol == imported.protocol
+    is_as_stated = len(members) == 1 and used_protocol == imported.protocol and given is None
     return PublishedResult(
-        network=join_names(network.name for network, _ in members),
+        network=network,
         weights=join_names(member.weights for _, member in members),
         sha256=imported.sha256 if len(members) == 1 else digest([member.sha256 for _, member in members]),
         differs="; ".join(dict.fromkeys(member.differs for _, member in members if member.differs)),
@@ -95,12 +126,43 @@ def evaluate_imported(
         top1=metrics["test/top1_error_pct"],
         top5=metrics["test/top5_error_pct"],
         stated_top1=imported.stated_top1_error_pct if is_as_stated else None,
-        ignored=ignored,
+        ignored=len(skipped),
         hardware=hardware_name(),
         commit=commit(),
         evaluated=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         manifest=manifest,
+        normalisation="; ".join(
+            dict.fromkeys(normalisation_of(member, given).describe(named.image[0]) for _, member in members)
+        ),
+        class_order=labels.order,
+        assumed=", ".join(assumptions(members, labels, protocol, given)),
+        given=", ".join(given_options(normalise, labels if classes else None)),
+        note="; ".join(dict.fromkeys(member.note for _, member in members if member.note)),
+        skipped=some_of([printable(path) for path in skipped]),
     )
+
+
+def assumptions(
+    members: Sequence[tuple[NamedNetwork, ImportedNetwork]],
+    labels: ClassLabels,
+    protocol: str | None,
+    given: InputNormalisation | None,
+) -> list[str]:
+    """Return what neither the publisher nor the user has said."""
+    unknown = any(not imported.is_known for _, imported in members)
+    protocols = {imported.protocol for _, imported in members}
+    has_choice = protocol is None and not is_small(members[0][0])
+    found = {
+        "normalisation": unknown and given is None,
+        "test protocol": has_choice and (unknown or len(protocols) > 1),
+        "class order": labels.is_assumed,
+    }
+    return [name for name, is_assumed in found.items() if is_assumed]
+
+
+def given_options(normalise: str | None, labels: ClassLabels | None) -> list[str]:
+    """Return the options that make another result of the same weights, data and protocol."""
+    return [f"--normalise {normalise}"] * bool(normalise) + ([f"--classes {labels.order}"] if labels else [])
 
 
 def is_small(named: NamedNetwork) -> bool:
@@ -114,10 +176,11 @@ def join_names(names: Iterable[str]) -> str:
     return " + ".join(name if count == 1 else f"{count} x {name}" for name, count in counts.items())
 
 
-def labelled_samples(data: str, classes: int) -> tuple[str, str, Samples]:
-    """Return the name of a data set, the hash of its content, and its test images, labelled for `classes` classes.
+def open_test_set(data: str, classes: int, *, own_data: str = "", order_file: Path | None = None) -> EvaluationSet:
+    """Return the test images of a data set in shards or in class folders, labelled for `classes` classes.
 
-    The set is in shards, then its name is the one in its manifest, or in class folders.
+    The name of a set in shards is the one in its manifest. `own_data`: the set that the network is for.
+    `order_file`: the network's classes in the order of its outputs.
 
     Raises UserError for a set of small images, DataError for data that is missing or has other classes.
     """
@@ -129,23 +192,35 @@ def labelled_samples(data: str, classes: int) -> tuple[str, str, Samples]:
     store = sources.find_shards(data, data_folder())
     if store.exists(MANIFEST_NAME):
         shards = sources.check_published_name(open_shards(store, cache=data_folder() / ".cache" / "shards"))
+        labels = class_labels(str(store), shards.classes, classes, order_file, known=shards.name == own_data)
         samples = shards.test
-        samples.labels = torch.tensor(class_numbers(str(store), shards.classes, classes))[samples.labels]
-        return shards.name, shards.manifest.sha256[:16], samples
+        samples.labels = torch.tensor(labels.numbers)[samples.labels]
+        return EvaluationSet(shards.name, shards.manifest.sha256[:16], samples, labels)
     if not store.local:
         raise DataError(f"no shards at {store}; prepare them with: repro data prepare")
     folder = Path(data) if Path(data).is_dir() else data_folder() / data
-    images = ClassFolders(folder, classes)
-    return f"class folders {folder.name}", images.fingerprint(), images
+    listing = list_test_folder(folder)
+    labels = class_labels(str(folder), class_order(listing.names), classes, order_file)
+    images = ClassFolders(listing, labels)
+    return EvaluationSet(
+        f"class folders {folder.name}", images.fingerprint(), images, labels, tuple(images.skipped)
+    )
 
 
 def sample_errors(
-    members: Sequence[tuple[NamedNetwork, ImportedNetwork]], samples: Samples, protocol: str, threads: int
+    members: Sequence[tuple[NamedNetwork, ImportedNetwork]],
+    samples: Samples,
+    protocol: str,
+    threads: int,
+    given: InputNormalisation | None,
 ) -> ErrorCounts:
     """Return the errors of the members' averaged predictions by `protocol`."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return evaluate_samples(
-        [EnsembleMember(imported.network.to(device), normaliser_of(imported)) for _, imported in members],
+        [
+            EnsembleMember(imported.network.to(device), normalisation_of(imported, given).normaliser(3))
+            for _, imported in members
+        ],
         samples,
         parse_protocol(protocol),
         expected=len(samples),
@@ -155,14 +230,19 @@ def sample_errors(
     )
 
 
-def normaliser_of(imported: ImportedNetwork, channels: int = 3) -> Normaliser:
-    """Return the normalisation that the weights were trained with: (pixels / 255 - mean) / std."""
-    mean, std = torch.tensor(imported.mean[:channels]), torch.tensor(imported.std[:channels])
-    return Normaliser("published", scale=1 / (255 * std), shift=mean / std, pad_value=0.0)
+def normalisation_of(imported: ImportedNetwork, given: InputNormalisation | None) -> InputNormalisation:
+    """Return the given normalisation, else that of the weights."""
+    return given or InputNormalisation(imported.mean, imported.std)
 
 
-def small_set_errors(named: NamedNetwork, imported: ImportedNetwork, data: str) -> tuple[ErrorCounts, str, str]:
-    """Return the errors on the test images of a set of small images, the protocol, and the manifest's hash."""
+def small_set_errors(
+    named: NamedNetwork,
+    imported: ImportedNetwork,
+    data: str,
+    given: InputNormalisation | None,
+    order_file: Path | None,
+) -> tuple[ErrorCounts, str, str, ClassLabels]:
+    """Return the errors on the test images of a set of small images, protocol, manifest's hash, and labels."""
     images = sources.load_images(data, data_folder())
     channels = images.test.pixels.shape[-1]
     if len(images.classes) != named.classes or channels != named.image[0]:
@@ -170,14 +250,19 @@ def small_set_errors(named: NamedNetwork, imported: ImportedNetwork, data: str) 
             f"{named.name} has {named.classes} classes and reads images of {named.image[0]} channels, but {data}"
             f" has {len(images.classes)} classes and {channels} channels"
         )
+    is_own = data == named.variant.data.name
+    labels = class_labels(data, images.classes, named.classes, order_file, known=is_own)
+    normalisation = normalisation_of(imported, given)
     pad_to = named.image[1] if named.image[1] > images.test.pixels.shape[1] else None
-    builder = BatchBuilder(images.test, normalise=normaliser_of(imported, channels), pad_to=pad_to)
-    batches = evaluation_batches(builder, images.test.labels, batch_size=EVAL_BATCH)
-    mean, std = (
-        ", ".join(f"{value:g}" for value in values[:channels]) for values in (imported.mean, imported.std)
-    )
+    normaliser = normalisation.normaliser(channels, images.train)
+    builder = BatchBuilder(images.test, normalise=normaliser, pad_to=pad_to)
+    numbers = torch.tensor(labels.numbers)[images.test.labels]
+    batches = evaluation_batches(builder, numbers, batch_size=EVAL_BATCH)
     errors = count_errors(imported.network, batches, len(images.test))
-    return errors, WHOLE_IMAGE.format(mean, std), manifest_of(images).sha256[:16]
+    protocol = (WHOLE_IMAGE_BY_RECIPE if normalisation.recipe else WHOLE_IMAGE).format(
+        normalisation.describe(channels)
+    )
+    return errors, protocol, manifest_of(images).sha256[:16], labels
 
 
 def count_errors(network: nn.Module, batches: Iterable[Batch], expected: int) -> ErrorCounts:

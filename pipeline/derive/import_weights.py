@@ -1,62 +1,37 @@
 """Import published weights: from torchvision's server, or from a weights file, into our networks."""
 
 import hashlib
-import inspect
-import pickle
-import re
-import struct
 import urllib.error
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from lightning_modules.networks import NETWORKS, build
 from lightning_modules.published.catalogue import PUBLISHED_NETWORKS
-from lightning_modules.published.weights import (
-    PublishedNetwork,
-    load_published_state_dict,
-    rename_state_dict,
-    state_dict_mismatch,
-)
+from lightning_modules.published.different import DIFFERENT_NETWORKS
+from lightning_modules.published.weights import PublishedNetwork, load_published_state_dict
 from pipeline.analyse.catalogue import NamedNetwork
 from pipeline.common.errors import UserError
-
-TORCHVISION = "torchvision"
+from pipeline.common.files import file_sha256
+from pipeline.common.paths import runs_folder
+from pipeline.common.words import plural, some_of
+from pipeline.derive.counterparts import Fit, build_for_import, find_fit, library_counterparts
+from pipeline.derive.input_normalisation import IMAGENET_MEAN, IMAGENET_STD
+from pipeline.derive.misfit import describe_difference, misfit_message
+from pipeline.derive.published_files import (
+    TORCHVISION,
+    PublisherSettings,
+    check_cached_download,
+    find_settings,
+    single_crop_protocol,
+    torchvision_settings,
+)
+from pipeline.derive.state_dicts import check_tensors, find_state_dicts, select_state_dict
+from pipeline.derive.weights_file import read_weights
 
 CENTRE = 0.875  # side of the centre crop / short side of the image: 224 of 256
-
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of most publishers' inputs, pixels in [0, 1]
-
-FILE_MAGIC_NUMBERS = (b"PK\x03\x04", b"\x80")  # first bytes of torch's files: a zip archive, or a pickle
-
-# Class or function that torch refuses to unpickle, in its message: "global: GLOBAL os.system was ...".
-REFUSED_PICKLE = re.compile(r"GLOBAL ([\w.]+) ")
-
-# Errors of safetensors and torch for a damaged file or a file of another format.
-READ_ERRORS = (
-    SafetensorError,
-    pickle.UnpicklingError,
-    struct.error,
-    AssertionError,
-    RuntimeError,
-    ValueError,
-    OSError,
-    EOFError,
-    KeyError,
-    TypeError,
-    IndexError,
-    AttributeError,
-)
-
-STATE_DICT_KEYS = ("state_dict", "model", "network")  # keys of a checkpoint that may hold the state dict
-
-PREFIXES = ("module.", "network.", "model.", "_orig_mod.")  # of all names in the state dict of a wrapped network
 
 
 @dataclass(frozen=True)
@@ -67,203 +42,126 @@ class ImportedNetwork:
     weights: str  # "torchvision ResNet50_Weights.IMAGENET1K_V1", or the name of the file
     sha256: str  # `state_hash` of the published state dict
     differs: str  # difference between the network and its paper that the weights require; "" if none
-    protocol: str  # the publisher's test protocol
+    protocol: str  # test protocol: the publisher's if it is known, else the usual one
     mean: tuple[float, ...]  # of each channel of the input, pixels in [0, 1]
     std: tuple[float, ...]  # of each channel of the input, pixels in [0, 1]
     stated_top1_error_pct: float | None  # the publisher's measurement
-
-
-def library_counterparts(named: NamedNetwork) -> list[PublishedNetwork]:
-    """Return the networks of other libraries that compute the same function as `named`.
-
-    They may differ in the arguments `departure_args`. torchvision's networks come first; within a library, those
-    that follow the paper come first.
-    """
-    expected = full_args(named.variant.model.name, named.variant.model.args)
-    found = []
-    for entry in PUBLISHED_NETWORKS:
-        if entry.network == named.variant.model.name:
-            args = full_args(entry.network, entry.args)
-            different = {key for key, value in expected.items() if args[key] != value}
-            if different <= set(entry.departure_args):
-                found.append(entry)
-    return sorted(found, key=lambda entry: (entry.source != TORCHVISION, bool(entry.differs)))
-
-
-def full_args(network: str, args: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a network's builder, defaults included, without classes and input channels."""
-    parameters = inspect.signature(NETWORKS[network].build).parameters
-    defaults = {key: p.default for key, p in parameters.items() if p.default is not p.empty}
-    full = {
-        key: value for key, value in (defaults | dict(args)).items() if key not in ("num_classes", "in_channels")
-    }
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in full.items()}
+    is_known: bool = True  # protocol, mean and std are the publisher's; False: they are assumed
+    note: str = ""  # what else is in the file: other sets of weights, tensors that were left out
 
 
 def import_torchvision(named: NamedNetwork) -> ImportedNetwork:
     """Import torchvision's IMAGENET1K_V1 weights of `named`, downloaded once and checked against their hash.
 
-    Raises UserError if torchvision publishes no such weights, or if they cannot be downloaded.
+    Raises UserError if torchvision publishes no such weights, if they cannot be downloaded, and if torch's cache
+    holds another file under their name.
     """
     import torchvision
 
     entry = next((entry for entry in library_counterparts(named) if entry.source == TORCHVISION), None)
     if entry is None:
+        other = next((one for one in DIFFERENT_NETWORKS if one.network == named.variant.model.name), None)
+        if other and named.name.partition(" ")[0] == other.model:
+            raise UserError(f"torchvision publishes no weights for {named.name}: {describe_difference(other)}")
         models = sorted({entry.model for entry in PUBLISHED_NETWORKS if entry.source == TORCHVISION})
         raise UserError(f"torchvision publishes no weights for {named.name}, only for its {', '.join(models)}")
     weights = torchvision.models.get_model_weights(entry.model).IMAGENET1K_V1
+    check_cached_download(weights.url)
     try:
         state = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
-    except (urllib.error.URLError, OSError, RuntimeError) as error:
+    except (urllib.error.URLError, OSError, RuntimeError, EOFError) as error:
         raise UserError(f"cannot download the weights at {weights.url}: {error}") from None
     network = build_for_import(named, entry.args)
     try:
         load_published_state_dict(network, state, [entry.rename])
     except ValueError as error:
         raise UserError(f"torchvision's {entry.model} does not fit {named.name}: {error}") from None
-    transforms = weights.transforms()
+    settings = torchvision_settings(entry, weights)
     return ImportedNetwork(
         network,
-        weights=f"{TORCHVISION} {weights}",
+        weights=settings.weights,
         sha256=state_hash(state),
         differs=entry.differs,
-        protocol=single_crop_protocol(
-            transforms.crop_size[0], transforms.resize_size[0], transforms.interpolation.value
-        ),
-        mean=tuple(transforms.mean),
-        std=tuple(transforms.std),
-        stated_top1_error_pct=100 - weights.meta["_metrics"]["ImageNet-1K"]["acc@1"],
+        protocol=settings.protocol,
+        mean=settings.mean,
+        std=settings.std,
+        stated_top1_error_pct=settings.stated_top1_error_pct,
     )
 
 
-def single_crop_protocol(crop: int, resize: int, interpolation: str = "bilinear") -> str:
-    """Return the name of the single-crop protocol of these sizes in pixels: "1-crop-224-of-256"."""
-    return f"1-crop-{crop}-of-{resize}" + ("" if interpolation == "bilinear" else f"-{interpolation}")
-
-
-def import_file(named: NamedNetwork, file: Path) -> ImportedNetwork:
+def import_file(named: NamedNetwork, file: Path, key: str | None = None) -> ImportedNetwork:
     """Import a .safetensors file or a torch checkpoint whose names are ours or those of a known library.
 
-    Raises UserError for a file of one of our runs, a file that cannot be read, and weights that do not fit.
+    `key`: of the set of weights in a checkpoint that holds several; None: the usual one.
+
+    Raises UserError for a file of one of our runs, a file that cannot be read, weights that do not fit, and
+    weights with NaN.
     """
-    if any((folder / "run.json").is_file() for folder in file.resolve().parents[:2]):
-        raise UserError(
-            f"{file} belongs to a run of repro, and is not published; its errors are in the leaderboard already"
-        )
-    state = unwrap_checkpoint(read_weights(file))
-    network = build_for_import(named, named.variant.model.args)
-    side = named.image[1]
-    protocol = single_crop_protocol(side, round(side / CENTRE))
-    if not state_dict_mismatch(network, state):
-        load_published_state_dict(network, state, [])
-        return ImportedNetwork(network, file.name, state_hash(state), "", protocol, MEAN, STD, None)
-    counterparts = library_counterparts(named)
-    for entry in counterparts:
-        network = build_for_import(named, entry.args)
-        try:
-            load_published_state_dict(network, state, [entry.rename])
-        except ValueError:
-            continue
-        return ImportedNetwork(
-            network,
-            file.name,
-            state_hash(state),
-            entry.differs,
-            protocol,
-            entry.mean,
-            entry.std,
-            entry.stated_top1_error_pct,
-        )
-    namings = ["our", *dict.fromkeys(f"{entry.source}'s" for entry in counterparts)]
-    recognised = recognise_library(state)
-    hint = f"; they fit {recognised}" if recognised else ""
-    raise UserError(
-        f"the weights in {file} do not fit {named.name} with {' or '.join(namings)} names:"
-        f" {mismatch_reason(named, state)}{hint}"
+    content = read_weights(file)
+    refuse_own_run(file)
+    found = find_state_dicts(content)
+    if not found:
+        raise UserError(f"{file} contains no tensors; its keys are {some_of(list(content), 8) or 'missing'}")
+    fit = find_fit(named, [select_state_dict(found, key, file)] if key else found)
+    if fit is None:
+        raise UserError(misfit_message(named, file, found))
+    check_tensors(fit.tensors, file)
+    entry = fit.entries[0] if fit.entries else None
+    network = build_for_import(named, entry.args if entry else named.variant.model.args)
+    load_published_state_dict(network, fit.tensors, [])
+    others = [one.where for one in found if one.key != fit.state.key]
+    label = f"{file.name} ({fit.state.key})" if fit.state.key and (key or others) else file.name
+    known = find_settings(file, fit.entries)
+    settings = known or usual_settings(named, entry, label)
+    return ImportedNetwork(
+        network,
+        weights=settings.weights if settings.weights.endswith(label) else f"{settings.weights} ({label})",
+        sha256=state_hash(fit.naming.tensors),
+        differs=entry.differs if entry else "",
+        protocol=settings.protocol,
+        mean=settings.mean,
+        std=settings.std,
+        stated_top1_error_pct=settings.stated_top1_error_pct,
+        is_known=known is not None,
+        note=file_note(file, fit, others),
     )
 
 
-def mismatch_reason(named: NamedNetwork, state: Mapping[str, Tensor]) -> str:
-    """Return the mismatch between `named` and a state dict that does not fit it, by the closest naming."""
-    renames = [entry.rename for entry in library_counterparts(named)]
-    try:
-        load_published_state_dict(build_for_import(named, named.variant.model.args), state, renames)
-    except ValueError as error:
-        return str(error)
-    return "their shapes are those of another network"
-
-
-def recognise_library(state: Mapping[str, Tensor]) -> str:
-    """Return the published network with these names and shapes: "torchvision's vgg19"; "" if none is known."""
-    for entry in PUBLISHED_NETWORKS:
-        try:
-            renamed = rename_state_dict(state, entry.rename)
-        except ValueError:
-            continue
-        with torch.device("meta"):
-            network = build(entry.network, entry.args, num_classes=NETWORKS[entry.network].classes, in_channels=3)
-        if not state_dict_mismatch(network, renamed):
-            return f"{entry.source}'s {entry.model}"
-    return ""
-
-
-def build_for_import(named: NamedNetwork, args: Mapping[str, Any]) -> nn.Module:
-    """Return the network with `args` and random weights, in evaluation mode. UserError for wrong `args`."""
-    try:
-        return build(named.variant.model.name, args, num_classes=named.classes, in_channels=named.image[0]).eval()
-    except ValueError as error:
-        raise UserError(str(error)) from None
-
-
-def read_weights(file: Path) -> dict[str, Any]:
-    """Return the content of a weights file. Runs no code from the file.
-
-    Raises UserError for a file that is missing, damaged, of another format, or that contains more than weights.
+def usual_settings(named: NamedNetwork, entry: PublishedNetwork | None, weights: str) -> PublisherSettings:
+    """Return how weights of an unknown publisher are evaluated: as the library's usually are, else on the
+    central 7/8 of the image, in the size that the network's paper has.
     """
-    if not file.is_file():
-        raise UserError(f"weights file {file} not found; give a .safetensors or .pth file, or 'torchvision'")
-    try:
-        with file.open("rb") as opened:
-            start = opened.read(4)
-    except OSError as error:
-        reason = (error.strerror or type(error).__name__).lower()
-        raise UserError(f"cannot read {file}: {reason}; fix this and run again") from None
-    try:
-        if file.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(file)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns about files that it then refuses
-            state = torch.load(file, map_location="cpu", weights_only=True)
-    except READ_ERRORS as error:  # torch's message advises to load the file anyway, so it is not repeated
-        refused = REFUSED_PICKLE.search(str(error)) if isinstance(error, pickle.UnpicklingError) else None
-        if refused and start.startswith(FILE_MAGIC_NUMBERS):
-            raise UserError(
-                f"{file} contains {refused[1]}, and repro loads nothing but weights; save the state_dict alone"
-            ) from None
-        raise UserError(
-            f"{file} is damaged or not a weights file; give a complete .safetensors file or torch checkpoint"
-        ) from None
-    if not isinstance(state, dict):
-        raise UserError(f"{file} contains a {type(state).__name__}, expected a dict of names and weights")
-    if not all(isinstance(name, str) for name in state):
-        raise UserError(f"{file} contains a dict whose keys are not strings, expected a dict of names and weights")
-    return state
+    if entry:
+        return PublisherSettings(weights, entry.protocol, entry.mean, entry.std, None)
+    side = named.image[1]
+    return PublisherSettings(
+        weights, single_crop_protocol(side, round(side / CENTRE)), IMAGENET_MEAN, IMAGENET_STD, None
+    )
 
 
-def unwrap_checkpoint(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the state dict in a checkpoint, without the name prefix of a module that wraps the network."""
-    for key in STATE_DICT_KEYS:
-        if isinstance(state.get(key), Mapping):
-            state = state[key]
-            break
-    weights = {name: value for name, value in state.items() if isinstance(value, Tensor)}
-    for prefix in PREFIXES:
-        stripped = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
-        if stripped and len(stripped) >= len(weights) - 2:  # our own checkpoints hold two more buffers
-            weights = stripped
-    return weights
+def refuse_own_run(file: Path) -> None:
+    """Raise UserError for the network of a run of repro, or a copy of it: its errors are recorded already."""
+    known = "and is not published; its errors are in the leaderboard already"
+    if any((folder / "run.json").is_file() for folder in file.resolve().parents[:2]):
+        raise UserError(f"{file} belongs to a run of repro, {known}")
+    size = file.stat().st_size
+    same_size = [path for path in runs_folder().glob("*/*.safetensors") if path.stat().st_size == size]
+    original = next((path for path in same_size if file_sha256(path) == file_sha256(file)), None)
+    if original:
+        raise UserError(f"{file} is a copy of {original}, which belongs to a run of repro, {known}")
+
+
+def file_note(file: Path, fit: Fit, others: list[str]) -> str:
+    """Return what of a weights file was not evaluated: other sets, and tensors that are not the network's."""
+    notes = []
+    if others:
+        notes.append(
+            f"{file.name}: evaluated {fit.state.where}; it also holds {some_of(others)}, which --key selects"
+        )
+    if fit.naming.left_out:
+        count = plural(len(fit.naming.left_out), "tensor")
+        notes.append(f"{file.name}: left out {count}: {some_of(fit.naming.left_out)}")
+    return "; ".join(notes)
 
 
 def state_hash(state: Mapping[str, Tensor]) -> str:

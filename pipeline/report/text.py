@@ -118,7 +118,25 @@ def published_cells(row: "PublishedResult") -> dict[str, str]:
         "stated top-1 %": percent(row.stated_top1),
         "images": f"{row.images:,}",
         "noise": f"± {percent(finite_test_set_noise(row.top1, images=row.images))}",
+        "assumed": row.assumed,
     }
+
+
+def published_remarks(row: "PublishedResult") -> list[str]:
+    """Return sentences about a row of published weights: differences, assumptions, what was not evaluated."""
+    remarks = []
+    if row.differs:
+        remarks.append(f"{row.network} differs from its paper for these weights: {row.differs}.")
+    if row.assumed:
+        details = {"normalisation": row.normalisation, "class order": row.class_order}
+        parts = [f"{name} ({details[name]})" if details.get(name) else name for name in row.assumed.split(", ")]
+        remarks.append(
+            f"Assumed for {row.weights}, since neither their publisher nor an option says it: {', '.join(parts)};"
+            " set it with --normalise, --protocol, --classes."
+        )
+    if row.given:
+        remarks.append(f"{row.network} was evaluated with {row.given}.")
+    return remarks + ([f"{row.note}."] if row.note else [])
 
 
 def percent(value: float | None) -> str:

@@ -12,6 +12,7 @@ from pipeline.common.hashing import digest
 from pipeline.declare.protocol import PART_PATTERN
 from pipeline.track.mlflow_errors import explain_mlflow_errors
 from pipeline.track.mlflow_writer import LOG_BATCH_SIZE, Tracker
+from pipeline.track.published_results import result_key
 from pipeline.track.record import Record
 
 IMPORTED = "published weights"  # name of the MLflow experiment that holds them
@@ -63,8 +64,7 @@ def publish_imported(tracker: Tracker, result: Mapping[str, Any]) -> str:
     """
     from mlflow.entities import Metric, RunTag
 
-    same = [result.get(name, "") for name in ("network", "sha256", "data", "protocol", "images", "manifest")]
-    key = f"published:{digest(same)}"
+    key = f"published:{digest(list(result_key(result).values()))}"
     about = {name: value for name, value in result.items() if isinstance(value, str) and value}
     protocol = result.get("protocol", "")
     has_protocol = PART_PATTERN.match(protocol) is not None  # small images are evaluated whole, described in words

@@ -1,6 +1,7 @@
 """Results of published weights on data sets, in files. Does not import torch, which takes seconds."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,12 @@ class PublishedResult:
     commit: str
     evaluated: str  # date and time, UTC
     manifest: str = ""  # hash of the data: of a set's manifest, or of a folder's names and sizes
+    normalisation: str = ""  # of the input: "mean ... and standard deviation ..."
+    class_order: str = ""  # of the network's outputs: "ILSVRC's WordNet ids", "labels.txt (sha256 ...)"
+    assumed: str = ""  # what neither publisher nor user has said: "normalisation, test protocol, class order"
+    given: str = ""  # options of the user that make it another result: "--normalise 0.5/0.5"
+    note: str = ""  # what of the weights files was not evaluated
+    skipped: str = ""  # some of the ignored files, by path
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
@@ -41,10 +48,15 @@ def published_results_folder() -> Path:
     return home() / "published"
 
 
+def result_key(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields that make a result the same as another one: it replaces that one."""
+    key = {name: result.get(name, "") for name in ("network", "sha256", "data", "protocol", "images", "manifest")}
+    return key | ({"given": result["given"]} if result.get("given") else {})
+
+
 def save_result(result: PublishedResult) -> Path:
-    """Write a result to its file. A result of the same weights, data and protocol is replaced."""
-    same = {key: getattr(result, key) for key in ("network", "sha256", "data", "protocol", "images", "manifest")}
-    path = published_results_folder() / f"{digest(same)}.json"
+    """Write a result to its file. A result of the same weights, data, protocol and options is replaced."""
+    path = published_results_folder() / f"{digest(result_key(result.to_dict()))}.json"
     with explain_write_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(result.to_dict(), indent=1) + "\n")

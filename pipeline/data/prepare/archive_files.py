@@ -10,9 +10,9 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.common.checksums import cached_md5
-from pipeline.data.class_folders import WNIDS_FILE
+from pipeline.data.folder_listing import visible_entries
 from pipeline.data.images import DataError
-from pipeline.data.prepare.source_folders import SPLIT_FOLDERS, visible_entries
+from pipeline.data.prepare.source_folders import SPLIT_FOLDERS
 from pipeline.data.shard_manifest import FORBIDDEN_MEMBERS
 from pipeline.declare.validation import validation_message
 
@@ -114,11 +114,6 @@ def has_archives(folder: Path) -> bool:
     )
 
 
-def imagenet_wnids() -> list[str]:
-    """Return the WordNet ids of the 1000 classes in the order of their labels: sorted, as in torchvision."""
-    return WNIDS_FILE.read_text(encoding="ascii").split()
-
-
 def read_stand_in_info(folder: Path) -> StandInInfo | None:
     """Return the content of STAND-IN.json, None if `folder` has none; DataError if it is damaged."""
     file = folder / STAND_IN_FILE
@@ -141,6 +136,17 @@ def read_stand_in_info(folder: Path) -> StandInInfo | None:
     return found
 
 
+def require_packed(archives: Archives, name: str) -> None:
+    """Raise DataError if a compressed archive is missing, but what a browser unpacked from it is there."""
+    tar = name.removesuffix(".gz") if name.endswith(".tar.gz") else f"{name.removesuffix('.tgz')}.tar"
+    unpacked = [found for found in (tar, tar.removesuffix(".tar")) if archives.path(found).exists()]
+    if unpacked and not archives.path(name).exists():
+        raise DataError(
+            f"{archives.folder} contains {unpacked[0]} but not {name}, which a browser may have unpacked; its MD5"
+            f" cannot be checked: download {name} again with curl or wget, which keep it as it is"
+        )
+
+
 def check_size(archives: Archives, name: str) -> None:
     """Raise DataError unless an archive is known and has the expected size."""
     expected = archives.expected.get(name)
@@ -156,8 +162,16 @@ def check_size(archives: Archives, name: str) -> None:
 def check_md5(archives: Archives, name: str, cache: Path, counter: ByteCounter) -> None:
     """Raise DataError unless an archive has the expected MD5 sum."""
     found, expected = cached_md5(archives.path(name), cache, counter.add), archives.expected[name].md5
+    if found != expected and name.endswith("gz") and is_plain_tar(archives.path(name)):
+        raise archives.error(name, "is not compressed; a browser may have unpacked it, and curl or wget does not")
     if found != expected:
         raise archives.error(name, f"is damaged or a different file: its MD5 is {found}, expected {expected}")
+
+
+def is_plain_tar(file: Path) -> bool:
+    """Return True if a file begins like a tar archive that is not compressed."""
+    with file.open("rb") as opened:
+        return opened.read(tarfile.BLOCKSIZE)[257:262] == b"ustar"
 
 
 def check_regular_file(archives: Archives, where: str, member: tarfile.TarInfo) -> None:

@@ -27,6 +27,7 @@ from pipeline.data.prepare.archive_files import (
     ByteCounter,
     check_regular_file,
     one_line,
+    require_packed,
 )
 
 BOX_ARCHIVES = {"train": TRAIN_BOXES, "test": VAL_BOXES}  # split -> archive
@@ -39,9 +40,11 @@ MAX_ANNOTATION_BYTES = 1 << 20
 def box_archives_present(archives: Archives) -> list[str]:
     """Return the names of the archives of boxes that belong to the archives of images.
 
-    Raises DataError if there are boxes of one part of the images, but not of the other.
+    Raises DataError if there are boxes of one part of the images, but not of the other, or unpacked ones.
     """
     wanted = [name for name, images in IMAGES_OF.items() if archives.path(images).is_file()]
+    for name in wanted:
+        require_packed(archives, name)
     present = [name for name in wanted if archives.path(name).is_file()]
     if present and present != wanted:
         missing = min(set(wanted) - set(present))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.data.class_names import imagenet_wnids
 from pipeline.data.images import DataError
 from pipeline.data.prepare.archive_files import (
     DEVKIT_ARCHIVE,
@@ -16,7 +17,6 @@ from pipeline.data.prepare.archive_files import (
     Archives,
     ByteCounter,
     check_regular_file,
-    imagenet_wnids,
     one_line,
 )
 

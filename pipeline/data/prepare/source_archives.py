@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.data.class_names import imagenet_wnids
 from pipeline.data.images import DataError
 from pipeline.data.prepare.archive_files import (
     DEVKIT_ARCHIVE,
@@ -28,9 +29,9 @@ from pipeline.data.prepare.archive_files import (
     check_md5,
     check_regular_file,
     check_size,
-    imagenet_wnids,
     one_line,
     read_stand_in_info,
+    require_packed,
 )
 from pipeline.data.prepare.box_archives import box_archives_present, read_annotations
 from pipeline.data.prepare.devkit import Devkit, read_devkit
@@ -92,6 +93,7 @@ def _list_archives(archives: Archives, cache: Path, progress: Callable[[int, int
             " or make a stand-in with: repro data stand-in imagenet --out DIR"
         )
     if VAL_ARCHIVE in present and DEVKIT_ARCHIVE not in present:
+        require_packed(archives, DEVKIT_ARCHIVE)
         raise DataError(
             f"{folder} contains {VAL_ARCHIVE} but not {DEVKIT_ARCHIVE}, which has its labels; download"
             f" {DEVKIT_ARCHIVE} or move {VAL_ARCHIVE} away"

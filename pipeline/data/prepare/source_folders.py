@@ -7,14 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.data.class_folders import WNIDS_FILE
-from pipeline.data.folders import SMALL_IMAGE_SUFFIXES
+from pipeline.common.words import printable
+from pipeline.data.class_names import check_distinct, class_order, imagenet_wnids
+from pipeline.data.folder_listing import NAME_END, is_folder, list_class_folders, visible_entries
 from pipeline.data.images import DataError
-from pipeline.data.prepare.png import PNG_SIGNATURE, image_format
-from pipeline.data.prepare.source_images import SourceImage, SourceImageSequence, SourceSet, printable
+from pipeline.data.prepare.source_images import SourceImage, SourceImageSequence, SourceSet
 from pipeline.data.sources import ILSVRC_2012, IMAGENET, NAMES, SET_NAME
-
-NAME_END = b"\0"  # a file name cannot contain it
 
 SPLIT_FOLDERS = {"train": "train", "test": "test", "val": "test"}  # folder -> split
 
@@ -51,7 +49,9 @@ def source_from_folders(folder: Path, split: str | None = None) -> SourceSet:
     """List the set in `folder`: `train/<class>/` and `test/<class>/` (or `val/`), or one of them.
 
     `split` ("train", "test" or "val") selects one split. It is required if the class folders lie directly in
-    `folder`. Raise DataError for a folder without images, with anything else in it, or with unequal classes.
+    `folder`. Files that are not images are left out and listed in `skipped`.
+
+    Raise DataError for a folder without images, with images outside of class folders, or with unequal classes.
     """
     shown = printable(str(folder))
     if not folder.is_dir():
@@ -60,8 +60,9 @@ def source_from_folders(folder: Path, split: str | None = None) -> SourceSet:
         if split not in SPLIT_FOLDERS:
             raise DataError(f"--split {split!r}: must be train or test (val means test)")
         split = SPLIT_FOLDERS[split]
-    inside = [entry.name for entry in visible_entries(folder) if entry.is_dir()]
+    inside = [entry.name for entry in visible_entries(folder) if is_folder(entry)]
     if not inside:
+        list_class_folders(folder)  # raises an error about images without class folders
         raise no_class_folders(shown)
     if set(inside) <= SPLIT_FOLDERS.keys():
         if {"test", "val"} <= set(inside):
@@ -80,14 +81,19 @@ def source_from_folders(folder: Path, split: str | None = None) -> SourceSet:
         )
     else:
         found, origin = {split: ""}, f"{folder.resolve().name} as {split}"
-    files = {key: files_by_class(folder / name if name else folder) for key, name in found.items()}
+    listings = {key: list_class_folders(folder / name if name else folder) for key, name in found.items()}
+    files = {key: listing.names for key, listing in listings.items()}
     classes = class_names(shown, files)
     splits: dict[str, Sequence[SourceImage]] = {}
     for key, name in found.items():
         parent = str(folder / name) if name else str(folder)
         splits[key] = FileListing([f"{parent}/{wnid}" for wnid in classes], [files[key][wnid] for wnid in classes])
     return SourceSet(
-        set_name(folder.resolve().name, classes, splits), f"class folders {printable(origin)}", classes, splits
+        set_name(folder.resolve().name, classes, splits),
+        f"class folders {printable(origin)}",
+        classes,
+        splits,
+        skipped=tuple(path for listing in listings.values() for path in listing.skipped),
     )
 
 
@@ -96,56 +102,15 @@ def no_class_folders(shown: str) -> DataError:
     return DataError(f"{shown} contains no class folders; put the images into train/<class>/ and test/<class>/")
 
 
-def visible_entries(folder: str | Path) -> list[os.DirEntry[str]]:
-    """Return the entries of a folder sorted by name, without hidden files; DataError if it cannot be read."""
-    try:
-        with os.scandir(folder) as entries:
-            return sorted((entry for entry in entries if entry.name[0] != "."), key=lambda entry: entry.name)
-    except OSError as error:
-        raise DataError(
-            f"{printable(str(folder))} cannot be read ({error.strerror}); check its permissions"
-        ) from None
-
-
-def files_by_class(split_folder: Path) -> dict[str, bytes]:
-    """Return class -> its sorted file names, each ended by NAME_END; DataError names anything but images."""
-    found: dict[str, bytes] = {}
-    for folder in visible_entries(split_folder):
-        if not folder.is_dir():
-            raise DataError(f"{printable(folder.path)} is not a class folder; move it away")
-        names = []
-        for entry in visible_entries(folder.path):
-            if not entry.is_file():
-                raise DataError(
-                    f"{printable(entry.path)} is not a file (class folders contain only images); move it away"
-                )
-            if not entry.name.lower().endswith(SMALL_IMAGE_SUFFIXES) and not looks_like_image(entry.path):
-                raise DataError(f"{printable(entry.path)} is not an image; move it away")
-            names.append(os.fsencode(entry.name) + NAME_END)
-        found[folder.name] = b"".join(names)
-    return found
-
-
-def looks_like_image(path: str) -> bool:
-    """Return True if a file begins like a JPEG or a PNG, whatever its suffix."""
-    try:
-        with Path(path).open("rb") as opened:
-            return image_format(opened.read(len(PNG_SIGNATURE))) is not None
-    except OSError as error:
-        raise DataError(f"{printable(path)} cannot be read ({error.strerror}); restore or remove it") from None
-
-
 def class_names(shown: str, files: dict[str, dict[str, bytes]]) -> tuple[str, ...]:
-    """Return the classes sorted by name (numbers by value); DataError if a class lacks images in a split.
+    """Return the classes in their order; DataError if a class lacks images in a split.
 
-    The 1000 classes of ILSVRC get the order of imagenet_classes.txt, which is sorted by name too.
-    `files`: split -> files_by_class.
+    `files`: split -> class -> the names of its files, each ended by NAME_END.
     """
-    named = {name for of_split in files.values() for name in of_split}
-    if not named:
+    classes = class_order(name for of_split in files.values() for name in of_split)
+    if not classes:
         raise no_class_folders(shown)
-    numbers = all(name.isdecimal() for name in named)
-    classes = tuple(sorted(named, key=lambda name: (int(name) if numbers else 0, name)))
+    check_distinct(shown, classes)
     for name in classes:
         for split, found in files.items():
             if not found.get(name):
@@ -174,7 +139,7 @@ def set_name(folder: str, classes: Sequence[str], splits: dict[str, Sequence[Sou
         name = name if SET_NAME.fullmatch(name) else f"set-{name}"
     if name.lower() not in PUBLISHED_SETS:
         return name
-    is_imagenet = name == IMAGENET and list(classes) == WNIDS_FILE.read_text(encoding="ascii").split()
+    is_imagenet = name == IMAGENET and list(classes) == imagenet_wnids()
     is_imagenet = is_imagenet and all(
         len(split) == ILSVRC_2012[key] and matches_published_size(key, split) for key, split in splits.items()
     )

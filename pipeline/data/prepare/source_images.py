@@ -16,6 +16,7 @@ from typing import overload
 
 import numpy as np
 
+from pipeline.common.words import printable
 from pipeline.data.images import DataError, LabelledImages
 from pipeline.data.prepare.annotations import BoxAnnotations
 from pipeline.data.prepare.png import encode_png
@@ -100,6 +101,7 @@ class SourceSet:
     classes: tuple[str, ...]
     splits: dict[str, Sequence[SourceImage]]  # "train" and "test", or one of them
     boxes: BoxAnnotations | None = None  # bounding boxes of the objects in the images
+    skipped: tuple[str, ...] = ()  # paths of files in the folders that are not images
 
 
 class SourceImageSequence(Sequence[SourceImage]):
@@ -149,9 +151,3 @@ def source_from_named_set(name: str, root: Path) -> SourceSet:
         images.classes,
         {key: InMemorySourceImages(split, f"{images.name}, {key}") for key, split in splits.items()},
     )
-
-
-def printable(path: str) -> str:
-    """Return a path on one line; bytes that are not printable text become U+FFFD."""
-    text = os.fsencode(path).decode(errors="replace")
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)

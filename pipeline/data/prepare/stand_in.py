@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from pipeline.data.class_names import imagenet_wnids
 from pipeline.data.images import DataError
 from pipeline.data.order import seeded_generator
 from pipeline.data.prefetch import prefetch
@@ -32,7 +33,6 @@ from pipeline.data.prepare.archive_files import (
     VAL_BOXES,
     ExpectedFile,
     StandInInfo,
-    imagenet_wnids,
 )
 from pipeline.data.prepare.devkit import META, TRUTH
 from pipeline.data.prepare.png import stored_blocks

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.common.words import printable
 from pipeline.data.boxes import BOXES_NAME, box_file, read_box_manifest, read_rows
 from pipeline.data.images import DataError
 from pipeline.data.prefetch import prefetch
@@ -22,7 +23,6 @@ from pipeline.data.prepare.shard_damage import (
     sample_problem,
     tar_headers,
 )
-from pipeline.data.prepare.source_images import printable
 from pipeline.data.shard_manifest import MANIFEST_NAME, ShardInfo, ShardManifest, read_manifest, sample_digest
 from pipeline.data.shards import open_index
 from pipeline.data.store import MissingFileError, Store, scratch_folder

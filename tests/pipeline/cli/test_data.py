@@ -178,6 +178,18 @@ def test_a_user_error_is_one_line(command, arguments, message, tmp_path, monkeyp
     assert not [path for path in tmp_path.iterdir() if path.name == "x"]
 
 
+def test_files_that_are_not_images_are_counted_and_named(command, tmp_path):
+    folder = write_class_folders(tmp_path / "mine", classes=2, train=1, test=1)
+    for name in ("train/ant/Thumbs.db", "train/bee/notes.txt", "test/.git"):
+        (folder / name).write_text("x")
+    (folder / "test" / "@eaDir").mkdir()
+    code, out, err = command("data", "prepare", folder, "--out", tmp_path / "s")
+    assert code == 0
+    skipped = f"{folder}/test/.git, {folder}/test/@eaDir, {folder}/train/ant/Thumbs.db and 1 more"
+    assert err == f"Skipped 4 files that are not images: {skipped}.\n"
+    assert "2 classes (sorted names), from class folders mine/train and mine/test; sha256 " in out
+
+
 def test_shards_are_not_written_into_the_source(command, tmp_path):
     write_class_folders(tmp_path / "mine", train=1, test=1)
     code, _, err = command("data", "prepare", tmp_path / "mine", "--out", tmp_path / "mine" / "shards")

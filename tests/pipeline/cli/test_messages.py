@@ -632,7 +632,15 @@ def test_analyse_changes_arguments_of_a_network(command):
         ),
         (
             ("evaluate", "alexnet", "--weights", "torchvision", "--data", "x"),
-            "torchvision publishes no weights for alexnet, only for its densenet121",
+            "torchvision publishes no weights for alexnet: torchvision's alexnet is another function, it has 64",
+        ),
+        (
+            ("evaluate", "zfnet", "--weights", "torchvision", "--data", "x"),
+            "torchvision publishes no weights for zfnet, only for its densenet121",
+        ),
+        (
+            ("evaluate", "resnet-50", "--weights", "torchvision", "--data", "x", "--key", "state_dict_ema"),
+            "--key selects weights in a file, and --weights torchvision is none; leave out --key",
         ),
         (
             ("run", "alexnet/architecture"),
@@ -684,6 +692,32 @@ def test_published_weights_are_a_labelled_row_of_the_leaderboard(command, known,
     known(*row("resnet-20", AGREES))
     code, out, _ = command("leaderboard", "--data", "val")
     assert (code, out.count("test images"), out.count("published weights on val")) == (0, 0, 1)
+
+
+def test_what_is_assumed_stands_in_the_row_of_published_weights(command):
+    about = ("squeezenet", "sq.pth", "00", "", "val", "1-crop-224-of-256")
+    normalisation = "mean 0.485, 0.456, 0.406 and standard deviation 0.229, 0.224, 0.225"
+    save_result(
+        PublishedResult(
+            *about, 1010, 98.91, 90.0, None, 2, "hardware", "commit", "today",
+            normalisation=normalisation,
+            class_order="numbers by value",
+            assumed="normalisation, test protocol, class order",
+            note="sq.pth: left out 1 tensor: criterion.weight",
+            skipped="val/.git, val/2/Thumbs.db",
+        )
+    )  # fmt: skip
+    code, out, _ = command("leaderboard")
+    assert code == 0
+    (line,) = (line for line in out.splitlines() if line.startswith("squeezenet"))
+    assert line.rstrip().endswith("normalisation, test protocol, class order")
+    assert "Skipped 2 files of val that are not images: val/.git, val/2/Thumbs.db.\n" in out
+    assert (
+        "Assumed for sq.pth, since neither their publisher nor an option says it: normalisation"
+        f" ({normalisation}), test protocol, class order (numbers by value); set it with --normalise, --protocol,"
+        " --classes.\n"
+    ) in out
+    assert "sq.pth: left out 1 tensor: criterion.weight.\n" in out
 
 
 @pytest.mark.usefixtures("few_experiments")

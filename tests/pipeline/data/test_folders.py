@@ -91,10 +91,12 @@ def test_numbered_classes_sort_by_value(tmp_path):
     assert read_folders("n", tmp_path).classes == ("0", "9", "10")
 
 
-def test_hidden_files_are_ignored(root):
+def test_hidden_files_and_what_systems_leave_are_ignored(root):
     (root / "animals" / "train" / ".DS_Store").write_text("x")
-    (root / "animals" / "train" / "cat" / ".DS_Store").write_text("x")
-    assert len(read_folders("animals", root).train) == 6
+    (root / "animals" / "train" / "cat" / "Thumbs.db").write_text("x")
+    write_random(root / "animals" / "train" / "@eaDir" / "0.png")
+    images = read_folders("animals", root)
+    assert (len(images.train), images.classes) == (6, ("bird", "cat"))
 
 
 def test_missing_split_names_the_folders(root):
@@ -146,13 +148,13 @@ def test_set_without_classes_is_rejected(tmp_path):
 def test_file_that_is_not_an_image_is_named(root):
     path = root / "animals" / "train" / "cat" / "notes.txt"
     path.write_text("x")
-    assert_rejected(root, f"{path} is not an image file")
+    assert_rejected(root, f"contains files that are not images: {path}; convert them or move them away")
 
 
 def test_file_beside_the_class_folders_is_named(root):
     path = root / "animals" / "train" / "README"
     path.write_text("x")
-    assert_rejected(root, f"{path} is a file, but only class folders belong there")
+    assert_rejected(root, f"contains files that are not images: {path}")
 
 
 def fail(*args):

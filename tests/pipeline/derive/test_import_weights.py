@@ -1,8 +1,6 @@
 """Test importing published weights: which files are read, which weights fit, and what torchvision publishes."""
 
-import argparse
-import random
-import re
+import shutil
 import urllib.error
 
 import pytest
@@ -14,13 +12,8 @@ from torch import nn
 from lightning_modules.resnet import resnet_cifar
 from pipeline.analyse.catalogue import find_network
 from pipeline.common.errors import UserError
-from pipeline.derive.import_weights import (
-    import_file,
-    import_torchvision,
-    library_counterparts,
-    read_weights,
-    state_hash,
-)
+from pipeline.derive.counterparts import library_counterparts
+from pipeline.derive.import_weights import import_file, import_torchvision, state_hash
 from tests.support.smoke_runs import smoke_run, train_in
 
 
@@ -58,125 +51,66 @@ def test_hash_depends_on_values_not_on_order(small_state):
     assert state_hash(small_state) != first
 
 
-class Bomb:
-    """Unpickling it prints "boom"."""
+def test_a_file_without_tensors_is_a_user_error(small_network, tmp_path):
+    torch.save({"epoch": 3, "args": {"lr": 0.1}}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=r"w.pth contains no tensors; its keys are epoch, args$"):
+        import_file(small_network, tmp_path / "w.pth")
 
-    def __reduce__(self):
-        return (print, ("boom",))
+
+def save_changed(state, file, name, change):
+    """Save the state dict with one tensor changed."""
+    torch.save(dict(state) | {name: change(state[name].clone())}, file)
 
 
-def test_file_that_would_run_code_is_refused(small_network, small_state, tmp_path, capfd):
-    torch.save({"state_dict": small_state, "bomb": Bomb()}, tmp_path / "w.pth")
+def test_weights_with_nan_are_refused(small_network, small_state, tmp_path):
+    save_changed(small_state, tmp_path / "w.pth", "bn1.running_var", lambda tensor: tensor.fill_(float("nan")))
     with pytest.raises(
-        UserError, match=r"w.pth contains print, and repro loads nothing but weights; save the state_dict alone"
+        UserError, match=r"w.pth has NaN or infinite values in 1 of \d+ tensors: bn1.running_var; "
     ):
         import_file(small_network, tmp_path / "w.pth")
-    assert "boom" not in capfd.readouterr().out
 
 
-UNREADABLE = (
-    r"^[^\n]*/w.pth is damaged or not a weights file; give a complete .safetensors file or torch checkpoint$"
-)
+def test_sparse_weights_are_a_user_error(small_network, small_state, tmp_path):
+    save_changed(small_state, tmp_path / "w.pth", "fc.weight", torch.Tensor.to_sparse)
+    with pytest.raises(UserError, match=r"w.pth: fc.weight is a sparse tensor; save the state_dict with plain"):
+        import_file(small_network, tmp_path / "w.pth")
 
 
-@pytest.mark.parametrize("zipped", [True, False])
-@pytest.mark.parametrize(
-    ("value", "class_name"),
-    [
-        (argparse.Namespace(lr=0.1), "argparse.Namespace"),
-        (torch.nn.Linear(2, 2), "torch.nn.modules.linear.Linear"),
-    ],
-)
-def test_class_of_a_refused_object_is_named(tmp_path, zipped, value, class_name):
-    torch.save({"value": value}, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
-    with pytest.raises(UserError) as caught:
-        read_weights(tmp_path / "w.pth")
-    assert str(caught.value) == (
-        f"{tmp_path}/w.pth contains {class_name}, and repro loads nothing but weights; save the state_dict alone"
+def test_a_second_set_of_weights_is_named_and_can_be_chosen(small_network, small_state, tmp_path):
+    average = {name: value * 2 for name, value in small_state.items()}
+    torch.save({"state_dict": small_state, "state_dict_ema": average, "epoch": 3}, tmp_path / "w.pth")
+    usual = import_file(small_network, tmp_path / "w.pth")
+    count = len(small_state)
+    assert usual.weights == "w.pth (state_dict)"
+    assert usual.note == (
+        f"w.pth: evaluated state_dict ({count} tensors); it also holds state_dict_ema ({count} tensors), which"
+        " --key selects"
     )
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"import torch\nprint(1)\n",
-        b"cimport numpy\nas np\n",  # a pickle opcode: imports the global "import numpy.as np"
-        b"<!DOCTYPE html><html></html>",
-        b"\xff\xd8\xff\xe0\x00\x10JFIF",
-        b"\x80\x04\x95\x0b\x00\x00\x00\x00\x00\x00\x00}\x94\x8c\x01a\x94K\x01s.",  # {"a": 1} in pickle protocol 4
-        b"PK\x03\x04 and no more",
-    ],
-)
-def test_file_of_another_format_is_not_called_a_pickle(tmp_path, content):
-    (tmp_path / "w.pth").write_bytes(content)
-    with pytest.raises(UserError, match=UNREADABLE):
-        read_weights(tmp_path / "w.pth")
-
-
-@pytest.mark.filterwarnings("ignore:`torch.jit")  # torch.jit is deprecated
-def test_torchscript_file_is_refused_without_warnings(tmp_path, recwarn):
-    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), tmp_path / "w.pth")
-    recwarn.clear()
-    with pytest.raises(UserError, match=UNREADABLE):
-        read_weights(tmp_path / "w.pth")
-    assert not recwarn.list
-
-
-@pytest.mark.parametrize("zipped", [True, False])
-def test_every_damaged_file_is_a_user_error(tmp_path, zipped):
-    file, generator = tmp_path / "w.pth", random.Random(0)
-    torch.save({"a": torch.zeros(100)}, file, _use_new_zipfile_serialization=zipped)
-    content, messages = file.read_bytes(), []
-    for _ in range(200):
-        damaged = bytearray(content)
-        for _ in range(generator.choice((1, 3, 20))):
-            damaged[generator.randrange(len(damaged))] = generator.randrange(256)
-        file.write_bytes(damaged[: generator.choice((len(damaged), generator.randrange(len(damaged))))])
-        try:
-            read_weights(file)
-        except UserError as error:
-            messages.append(str(error))
-    assert len(messages) > 100
-    expected = re.compile(f"{UNREADABLE}|repro loads nothing but weights|contains a ")
-    assert [message for message in messages if not expected.search(message)] == []
-
-
-def test_file_without_read_permission_is_a_user_error(tmp_path, monkeypatch):
-    def refuse(self, mode):
-        raise PermissionError(13, "Permission denied")
-
-    (tmp_path / "w.pth").write_bytes(b"x")
-    monkeypatch.setattr("pathlib.Path.open", refuse)
-    with pytest.raises(UserError, match=r"cannot read \S+w.pth: permission denied; fix this and run again$"):
-        read_weights(tmp_path / "w.pth")
-
-
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("w.pth", b"no weights"),
-        ("w.pth", b""),
-        ("w.safetensors", b"no weights"),
-        ("w.safetensors", b'\x08\x00\x00\x00\x00\x00\x00\x00{"a":1}'),
-    ],
-)
-def test_file_that_is_no_weights_file_is_a_user_error(small_network, tmp_path, name, content):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=rf"{name} is damaged or not a weights file"):
-        import_file(small_network, tmp_path / name)
-
-
-def test_missing_file_and_file_without_a_state_dict_are_user_errors(small_network, tmp_path):
-    with pytest.raises(UserError, match=r"weights file .*w.pth not found; give a .safetensors or .pth file, or"):
-        import_file(small_network, tmp_path / "w.pth")
-    torch.save([torch.zeros(2)], tmp_path / "w.pth")
-    with pytest.raises(UserError, match=r"w.pth contains a list, expected a dict of names and weights"):
-        import_file(small_network, tmp_path / "w.pth")
-    torch.save({0: torch.zeros(2)}, tmp_path / "w.pth")
+    chosen = import_file(small_network, tmp_path / "w.pth", "state_dict_ema")
+    assert (chosen.weights, chosen.sha256) == ("w.pth (state_dict_ema)", state_hash(average))
+    assert usual.sha256 == state_hash(small_state)
     with pytest.raises(
-        UserError, match=r"w.pth contains a dict whose keys are not strings, expected a dict of names"
+        UserError, match=r"no weights under the key 'ema'; it holds tensors in state_dict \(\d+ tens"
     ):
-        import_file(small_network, tmp_path / "w.pth")
+        import_file(small_network, tmp_path / "w.pth", "ema")
+
+
+def test_a_set_that_does_not_fit_is_passed_over_and_named(small_network, small_state, tmp_path):
+    torch.save(
+        {"loss": torch.tensor(0.3), "model": resnet_cifar(depth=14).state_dict(), "net": small_state},
+        tmp_path / "w.pth",
+    )
+    imported = import_file(small_network, tmp_path / "w.pth")
+    assert imported.sha256 == state_hash(small_state)
+    assert "it also holds the top level (1 tensor), model (" in imported.note
+
+
+def test_tensors_that_are_not_the_networks_are_named(small_network, small_state, tmp_path):
+    state = {f"model.{name}": value for name, value in small_state.items()} | {"criterion.weight": torch.ones(10)}
+    torch.save({"state_dict": state}, tmp_path / "w.ckpt")
+    imported = import_file(small_network, tmp_path / "w.ckpt")
+    assert imported.sha256 == state_hash(small_state)
+    assert imported.note == "w.ckpt: left out 1 tensor: criterion.weight"
 
 
 def test_network_of_a_run_of_repro_is_refused(small_network, tmp_path):
@@ -185,6 +119,28 @@ def test_network_of_a_run_of_repro_is_refused(small_network, tmp_path):
         UserError, match=r"network.safetensors belongs to a run of repro, and is not published; its errors"
     ):
         import_file(small_network, tmp_path / "run" / "network.safetensors")
+
+
+@pytest.mark.usefixtures("own_home")
+def test_a_copy_of_the_network_of_a_run_is_refused(small_network, small_state, tmp_path):
+    """Evaluated with the usual normalisation, it would have another error than in its run."""
+    original = tmp_path / "home" / "runs" / "abc" / "network.safetensors"
+    original.parent.mkdir(parents=True)
+    save_file(small_state, original)
+    shutil.copy(original, tmp_path / "mine.safetensors")
+    with pytest.raises(
+        UserError, match=r"mine.safetensors is a copy of \S+/runs/abc/network.safetensors, which belo"
+    ):
+        import_file(small_network, tmp_path / "mine.safetensors")
+    small_state["fc.bias"][0] += 1
+    save_file(small_state, tmp_path / "mine.safetensors")  # of the same size
+    assert not import_file(small_network, tmp_path / "mine.safetensors").is_known
+
+
+@pytest.fixture
+def own_home(tmp_path, monkeypatch):
+    """REPRO_HOME in the test's folder."""
+    monkeypatch.setenv("REPRO_HOME", str(tmp_path / "home"))
 
 
 # --- fit -----------------------------------------------------------------------------------------------------
@@ -202,6 +158,59 @@ def test_error_names_the_published_network_that_fits(small_network, torchvision_
     torch.save(torchvision_state, tmp_path / "w.pth")
     with pytest.raises(UserError, match=r"they fit torchvision's resnet18"):
         import_file(small_network, tmp_path / "w.pth")
+
+
+def test_error_names_the_keys_that_hold_tensors(small_network, small_state, tmp_path):
+    other = {name: value for name, value in small_state.items() if name != "fc.bias"}
+    torch.save({"weights": other, "swa": {"params": small_state | {"x": torch.ones(2)}}}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=r"holds tensors in weights \(\d+ tensors\), swa.params \(\d+ tensors\)$"):
+        import_file(small_network, tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "reason"),
+    [
+        ("googlenet", "googlenet", "has batch normalisation, 3x3 convolutions in place of the 5x5"),
+        ("alexnet", "alexnet", "has 64, 192, 384, 256 and 256 filters, each reading all maps"),
+        ("vgg-16", "vgg16_bn", "has batch normalisation, which the paper's networks do not have"),
+    ],
+)
+def test_a_network_of_the_same_name_and_another_function_is_explained(experiments, tmp_path, ours, theirs, reason):
+    options = {} if theirs == "alexnet" else {"init_weights": False}
+    with torch.device("meta"):
+        names = torchvision.models.get_model(theirs, weights=None, **options).state_dict()
+    torch.save({f"module.{name}": torch.zeros(2) for name in names}, tmp_path / "w.pth")
+    with pytest.raises(UserError) as caught:
+        import_file(find_network(ours, experiments), tmp_path / "w.pth")
+    assert f"do not fit {ours}: torchvision's {theirs} is another function, it {reason}" in str(caught.value)
+    assert "missing" not in str(caught.value)
+
+
+@pytest.mark.parametrize("prefix", ["features.module.", "_orig_mod.module.features.", "backbone.features."])
+def test_squeezenet_behind_wrappers_gives_the_same_scores(experiments, tmp_path, prefix):
+    """`features.module`: as DataParallel on the convolutions alone, in PyTorch's ImageNet example."""
+    torch.manual_seed(3)
+    theirs = torchvision.models.squeezenet1_1(weights=None).eval()
+    outer = prefix.partition("features.")[0]
+    state = {
+        name.replace("features.", prefix) if name.startswith("features.") else f"{outer}{name}": value
+        for name, value in theirs.state_dict().items()
+    }
+    torch.save({"model_ema": state}, tmp_path / "w.pth")
+    imported = import_file(find_network("squeezenet_1_1", experiments), tmp_path / "w.pth")
+    x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(imported.network(x), theirs(x), rtol=1e-4, atol=1e-5)
+    assert (imported.protocol, imported.is_known) == ("1-crop-224-of-256", False)  # as torchvision's own
+
+
+def test_weights_of_openmmlab_are_imported(experiments, torchvision_state, tmp_path):
+    state = {
+        ("head." if name.startswith("fc") else "backbone.") + name: t for name, t in torchvision_state.items()
+    }
+    torch.save({"meta": {"epoch": 100}, "state_dict": state}, tmp_path / "w.pth")
+    imported = import_file(find_network("resnet-18", experiments), tmp_path / "w.pth")
+    assert imported.sha256 == state_hash(torchvision_state)
 
 
 def test_file_with_the_names_of_torchvision_is_imported(experiments, torchvision_state, tmp_path):
@@ -252,6 +261,19 @@ def test_torchvision_weights_have_the_publishers_protocol_and_error(experiments,
     assert imported.mean == (0.485, 0.456, 0.406)
 
 
+def test_another_file_in_torchs_cache_is_not_shown_as_the_publishers(
+    experiments, torchvision_state, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    file = tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth"
+    file.parent.mkdir(parents=True)
+    torch.save(torchvision_state, file)
+    with pytest.raises(
+        UserError, match=r"resnet18-f37072fd.pth is not the file published at .*; delete it and run"
+    ):
+        import_torchvision(find_network("resnet-18", experiments))
+
+
 @pytest.mark.parametrize(
     "error",
     [urllib.error.URLError("no route"), RuntimeError('invalid hash value (expected "f37072fd", got "0000")')],
@@ -263,5 +285,9 @@ def test_failed_download_is_a_user_error_with_the_address(experiments, download,
 
 
 def test_network_that_torchvision_does_not_publish_is_a_user_error(experiments):
-    with pytest.raises(UserError, match=r"torchvision publishes no weights for alexnet, only for its densenet121"):
+    with pytest.raises(UserError, match=r"torchvision publishes no weights for zfnet, only for its densenet121"):
+        import_torchvision(find_network("zfnet", experiments))
+    with pytest.raises(
+        UserError, match=r"no weights for alexnet: torchvision's alexnet is another function, it has"
+    ):
         import_torchvision(find_network("alexnet", experiments))

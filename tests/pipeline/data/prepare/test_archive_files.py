@@ -6,6 +6,7 @@ import os
 import pytest
 
 from pipeline.common import checksums
+from pipeline.data.class_names import imagenet_wnids
 from pipeline.data.images import DataError
 from pipeline.data.prepare import (
     archive_files,
@@ -16,7 +17,6 @@ from pipeline.data.prepare.archive_files import (
     TRAIN_ARCHIVE,
     VAL_ARCHIVE,
     has_archives,
-    imagenet_wnids,
 )
 from tests.support.ilsvrc_archives import (
     CLASSES,

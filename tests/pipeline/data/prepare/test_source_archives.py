@@ -1,5 +1,7 @@
 """Source images of the ILSVRC-2012 archives, read in place; damaged archives are refused."""
 
+import gzip
+import json
 import pickle
 import shutil
 import tarfile
@@ -157,6 +159,27 @@ def test_archives_with_the_published_checksums_are_named_imagenet(archives, monk
     found = list_archives(archives)
     assert found.name == "imagenet"
     assert found.source.startswith("ILSVRC-2012: ")
+
+
+@pytest.mark.parametrize("name", [DEVKIT_ARCHIVE, TRAIN_BOXES, VAL_BOXES])
+@pytest.mark.parametrize("suffix", [".tar", ""])
+def test_an_archive_that_a_browser_unpacked_is_explained(archives, name, suffix):
+    """Without its box archives a set would be prepared without boxes, without a word."""
+    unpacked = f"{name.partition('.')[0]}{suffix}"
+    (archives / name).rename(archives / unpacked)
+    assert_refused(
+        archives, f"contains {unpacked} but not {name}, which a browser may have unpacked", "curl or wget"
+    )
+
+
+def test_an_archive_that_was_unpacked_under_its_own_name_is_explained(archives):
+    path = archives / DEVKIT_ARCHIVE
+    path.write_bytes(gzip.decompress(path.read_bytes()))
+    size = {"bytes": None}
+    info = json.loads((archives / STAND_IN_FILE).read_text())
+    info["files"][DEVKIT_ARCHIVE] |= size
+    (archives / STAND_IN_FILE).write_text(json.dumps(info))
+    assert_refused(archives, f"{DEVKIT_ARCHIVE} is not compressed; a browser may have unpacked it")
 
 
 @pytest.mark.parametrize("missing", [[], [TRAIN_ARCHIVE, TRAIN_BOXES], [VAL_ARCHIVE, VAL_BOXES, DEVKIT_ARCHIVE]])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.data.class_folders import WNIDS_FILE
+from pipeline.data.class_names import WNIDS_FILE
 from pipeline.data.images import DataError
 from pipeline.data.prepare import (
     source_folders,
@@ -145,18 +145,15 @@ def break_folder(folder, defect):
     if defect == "class of one split":
         write_image(folder / "test" / "yak" / "a.jpg", 0)
         return folder, "class 'yak' has no images in the train split"
-    if defect == "file among classes":
-        (folder / "train" / "readme.txt").write_text("hello")
-        return folder, "train/readme.txt is not a class folder; move it away"
-    if defect == "not an image":
-        (ant / "labels.csv").write_text("a,b")
-        return folder, "train/ant/labels.csv is not an image; move it away"
+    if defect == "image among classes":
+        write_image(folder / "train" / "a.jpg", 0)
+        return folder, "train contains images that are in no class folder: a.jpg"
     if defect == "folder in a class":
         (ant / "more").mkdir()
-        return folder, "train/ant/more is not a file (class folders contain only images)"
+        return folder, "train/ant/more is a folder in a class folder (class folders contain only images)"
     if defect == "dangling link":
         (ant / "gone.jpg").symlink_to(folder / "nothing")
-        return folder, "train/ant/gone.jpg is not a file"
+        return folder, "train/ant/gone.jpg is a link that leads to no file"
     assert defect == "test and val"
     write_image(folder / "val" / "ant" / "a.jpg", 0)
     return folder, "contains both test and val; move away the one that is not the test split"
@@ -171,8 +168,7 @@ def break_folder(folder, defect):
         "no classes",
         "class without images",
         "class of one split",
-        "file among classes",
-        "not an image",
+        "image among classes",
         "folder in a class",
         "dangling link",
         "test and val",

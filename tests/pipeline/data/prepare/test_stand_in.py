@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.data.class_names import imagenet_wnids
 from pipeline.data.images import DataError
 from pipeline.data.prepare import (
     stand_in,
@@ -20,7 +21,6 @@ from pipeline.data.prepare.archive_files import (
     STAND_IN_FILE,
     TRAIN_ARCHIVE,
     VAL_ARCHIVE,
-    imagenet_wnids,
 )
 from pipeline.data.prepare.devkit import META, TRUTH
 from pipeline.data.prepare.source_archives import source_from_archives

@@ -1,0 +1,104 @@
+"""Images of any size in class folders, read one by one: the data for evaluating weights without shards.
+
+The folder holds one folder per class. `class_labels` says which output of the network each class is.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+from pipeline.common.words import printable, some_of
+from pipeline.data import jpeg
+from pipeline.data.class_names import class_order
+from pipeline.data.folder_listing import FolderListing, list_class_folders
+from pipeline.data.images import DataError
+from pipeline.derive.class_labels import ClassLabels
+
+SPLIT_NAMES = ("train", "val", "test")  # of folders that hold class folders
+
+
+class ClassFolders:
+    """The images of the classes of a listing, sorted by class and file name; implements samples.Samples."""
+
+    def __init__(self, listing: FolderListing, labels: ClassLabels) -> None:
+        """`labels`: of the classes in the order of `class_order`."""
+        self.folder, self.skipped = listing.folder, listing.skipped
+        self.files: list[Path] = []
+        numbers: list[int] = []
+        for name, number in zip(class_order(listing.names), labels.numbers, strict=True):
+            files = [Path(file) for file in listing.files(name)]
+            self.files += files
+            numbers += [number] * len(files)
+        self.labels = torch.tensor(numbers)
+
+    def fingerprint(self) -> str:
+        """Return 16 hex digits of the sha256 of all files' names and sizes."""
+        lines = [f"{file.relative_to(self.folder)} {file.stat().st_size}" for file in sorted(self.files)]
+        return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()[:16]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def where(self, index: int) -> str:
+        """Path of an image."""
+        return printable(str(self.files[index]))
+
+    def read(self, indices: Sequence[int]) -> list[bytes]:
+        """Return the bytes of the files; DataError names an unreadable file."""
+        return [self._content(index) for index in indices]
+
+    def _content(self, index: int) -> bytes:
+        try:
+            return self.files[index].read_bytes()
+        except OSError as error:
+            raise DataError(
+                f"{self.where(index)} cannot be read ({error.strerror}); restore or remove it"
+            ) from None
+
+    def check(self, threads: int) -> None:
+        """Decode every image; DataError names all that cannot be decoded. `threads`: at least 1 is used.
+
+        A broken image is reported now, not after hours of evaluation.
+        """
+        with ThreadPoolExecutor(max(1, threads), "check") as pool:
+            errors = [error for error in pool.map(self._error, range(len(self))) if error]
+        if len(errors) == 1:
+            raise DataError(errors[0][1])
+        if errors:
+            paths = some_of([path for path, _ in errors], limit=20)
+            raise DataError(
+                f"{len(errors)} images in {self.folder} cannot be decoded; restore or remove them: {paths}"
+                f" (the first: {errors[0][1]})"
+            )
+
+    def _error(self, index: int) -> tuple[str, str] | None:
+        """Return the path of an image and what is wrong with it; None for a good image."""
+        try:
+            jpeg.decode(self._content(index), self.where(index))
+        except DataError as error:
+            return self.where(index), str(error)
+        return None
+
+
+def list_test_folder(folder: Path) -> FolderListing:
+    """Return the images of a folder of class folders.
+
+    Raises DataError if there are no class folders, if one is empty, or for splits instead of classes.
+    """
+    if not folder.is_dir():
+        raise DataError(f"folder {folder} not found; pass a folder that holds one folder of images per class")
+    splits = [name for name in SPLIT_NAMES if (folder / name).is_dir()]
+    if splits:
+        raise DataError(
+            f"{folder} holds the splits {' and '.join(splits)}; pass one of them, such as {folder / splits[-1]}"
+        )
+    listing = list_class_folders(folder)
+    if not listing.names:
+        raise DataError(f"{folder} holds no class folders; it must hold one folder of images per class")
+    if empty := listing.without_images:
+        shown = [printable(f"{folder}/{name}") for name in empty]
+        raise DataError(f"no images in the class folders {some_of(shown)}; add some or remove the folders")
+    return listing
