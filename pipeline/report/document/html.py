@@ -35,7 +35,7 @@ from pipeline.track.record import Record
 
 ASSETS = Path(__file__).parent.parent / "assets"
 SCRIPTS = ("dataTables.min.js", "report.js")
-STYLE = "report.css"
+STYLE_FILE = "report.css"
 ASSET_FOLDER = "assets"
 INDEX = "index.html"
 WHAT_TO_DO = "free some space, or choose another place"
@@ -102,7 +102,7 @@ def content_policy(*, scripts: Sequence[str] | None) -> str:
         script, style, images = "'self'", "'self'", "'self'"
     else:
         script = " ".join(map(source_hash, scripts)) or "'none'"
-        style, images = source_hash(asset(STYLE)), "data:"
+        style, images = source_hash(asset(STYLE_FILE)), "data:"
     return (
         f"default-src 'none'; script-src {script}; style-src {style}; img-src {images};"
         " base-uri 'none'; form-action 'none'"
@@ -149,8 +149,8 @@ def render_page(report: Report, papers: Sequence[PaperSection], options: PageOpt
             show_summary=options.has_summary,
             show_details=options.has_details,
             policy=content_policy(scripts=inlined),
-            style=Markup(asset(STYLE)),  # our own files are the only texts that are not escaped
-            style_file="" if inlined is not None else f"{ASSET_FOLDER}/{STYLE}",
+            style=Markup(asset(STYLE_FILE)),  # our own files are the only texts that are not escaped
+            style_file="" if inlined is not None else f"{ASSET_FOLDER}/{STYLE_FILE}",
             scripts=[Markup(text) for text in inlined or ()],
             script_files=[f"{ASSET_FOLDER}/{name}" for name in SCRIPTS] if inlined is None else [],
         )

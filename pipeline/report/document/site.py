@@ -12,7 +12,7 @@ from pipeline.report.document.html import (
     ASSET_FOLDER,
     INDEX,
     SCRIPTS,
-    STYLE,
+    STYLE_FILE,
     PageOptions,
     Place,
     asset,
@@ -48,7 +48,7 @@ def write_site(report: Report, folder: Path, *, title: str, address: Callable[[R
             shown.append(one)
         return shown
 
-    for name in (STYLE, *SCRIPTS, LICENCE):
+    for name in (STYLE_FILE, *SCRIPTS, LICENCE):
         put(f"{ASSET_FOLDER}/{name}", asset(name))
     for paper in report.papers:
         options = PageOptions(Place(pages, pages[paper.folder]), show, address, scripts=None, has_summary=False)

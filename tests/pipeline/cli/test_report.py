@@ -40,7 +40,7 @@ def test_without_an_option_the_page_is_in_the_home(command, runs, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["resnt"], "unknown experiment 'resnt'"),
+        (["resnt"], "no experiment 'resnt'"),
         (["resnet", "--suite", "cs231n"], "give experiments or --suite, not both"),
         (["--suite", "cs231"], "unknown suite 'cs231'; known suites: cs231n"),
     ],
