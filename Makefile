@@ -64,6 +64,9 @@ bench-cluster: $(READY) ## scheduling on 1,000 made-up GPUs, and a leaderboard o
 bench-cli: $(READY) ## wall time of the commands that only read, and of `repro run` with all runs finished (minutes)
 	@$(BIN)/python tests/benchmarks/cli_speed.py
 
+bench-report: $(READY) ## wall time of `repro report` with 2,000 runs (minutes)
+	@$(BIN)/python tests/benchmarks/report_speed.py
+
 lock: $(READY) ## resolve the dependencies anew
 	@$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header \
 		--extra dev --extra docs --quiet --upgrade --output-file requirements.lock pyproject.toml
@@ -71,4 +74,4 @@ lock: $(READY) ## resolve the dependencies anew
 		--extra s3 --constraint requirements.lock --output-file docker/requirements.lock pyproject.toml \
 		docker/server.in
 
-.PHONY: help setup demo test test-slow coverage docs lint check format bench bench-data bench-cluster bench-cli lock
+.PHONY: help setup demo test test-slow coverage docs lint check format bench bench-data bench-cluster bench-cli bench-report lock

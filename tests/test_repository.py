@@ -92,7 +92,7 @@ def test_wheel_contains_every_file_of_the_packages(tmp_path):
         packed = {name for name in archive.namelist() if not name.partition("/")[0].endswith(".dist-info")}
     files = {path for package in PACKAGES for path in (ROOT / package).rglob("*") if path.is_file()}
     expected = {path.relative_to(ROOT).as_posix() for path in files if path.suffix != ".pyc"}
-    assert {"pipeline/py.typed", "lightning_modules/py.typed", "pipeline/report/page.html.j2"} <= packed
+    assert {"pipeline/py.typed", "lightning_modules/py.typed", "pipeline/report/assets/report.css"} <= packed
     assert packed == expected
 
 

@@ -19,6 +19,7 @@ from pipeline.cli import data as cli_data
 from pipeline.cli import figures as cli_figures
 from pipeline.cli import leaderboard as cli_leaderboard
 from pipeline.cli import networks as cli_networks
+from pipeline.cli import report as cli_report
 from pipeline.cli import run as cli_run
 from pipeline.cli import ui as cli_ui
 from pipeline.cli.tables import (
@@ -210,6 +211,9 @@ def results(
         written = write_results(load_all(), found.records, found.tracker, file)
     for path in written:
         out.print(f"wrote {escape(str(path))}", soft_wrap=True)
+
+
+app.command()(cli_report.report)
 
 
 app.command()(cli_ui.ui)

@@ -215,10 +215,9 @@ def print_entry(entry: "LedgerEntry") -> None:
 
 def verdict_colour(entry: "LedgerEntry") -> str:
     """Return green for claims that hold, red for those that do not, yellow for errata, dim for all others."""
-    from pipeline.report.page import CLASSES
-    from pipeline.report.text import MARKS
+    from pipeline.report.text import MARKS, TONES
 
-    return {"good": "green", "bad": "red", "note": "yellow", "open": "dim"}[CLASSES[MARKS[entry.verdict.outcome]]]
+    return {"good": "green", "bad": "red", "note": "yellow", "open": "dim"}[TONES[MARKS[entry.verdict.outcome]]]
 
 
 def print_coverage(rows: "list[PrintedRow]") -> None:

@@ -7,6 +7,28 @@ from pipeline.declare.experiment import Experiment
 from pipeline.declare.load import load_all
 
 SUITES = ("cs231n",)
+LECTURE_ORDER = (  # folders of experiments in the order in which the lecture presents their papers
+    "lenet5",
+    "alexnet",
+    "ilsvrc",
+    "zfnet",
+    "vgg",
+    "googlenet",
+    "resnet",
+    "inception_v3",
+    "inception_v4",
+    "complexity",
+    "nin",
+    "preact_resnet",
+    "wide_resnet",
+    "resnext",
+    "stochastic_depth",
+    "fractalnet",
+    "densenet",
+    "squeezenet",
+    "deep_compression",
+    "lecture",
+)
 
 
 @dataclass(frozen=True)
@@ -21,6 +43,12 @@ def check_suite(suite: str) -> None:
     """Raise UserError for an unknown suite."""
     if suite not in SUITES:
         raise UserError(f"unknown suite {suite!r}; known suites: {', '.join(SUITES)}")
+
+
+def lecture_position(folder: str) -> tuple[int, str]:
+    """Return a key that sorts folders of experiments as the lecture presents them; unknown ones come last."""
+    known = folder in LECTURE_ORDER
+    return LECTURE_ORDER.index(folder) if known else len(LECTURE_ORDER), folder
 
 
 def suite_at(suite: str, scale: str) -> SuiteSelection:

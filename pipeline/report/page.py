@@ -1,22 +1,17 @@
-"""HTML page of one experiment at one scale: leaderboard, figure and verdicts in one file."""
+"""HTML page of one experiment at one scale: a report of that experiment alone, in one file."""
 
-import base64
 from collections.abc import Sequence
 from pathlib import Path
 
-from jinja2 import Environment
-
-from pipeline.common.errors import explain_write_errors
-from pipeline.common.files import write_atomically
+from pipeline.common.errors import WRITE_HINT
+from pipeline.common.provenance import commit
 from pipeline.declare.experiment import Experiment
 from pipeline.judge.ledger import LedgerEntry
-from pipeline.judge.verdict import Reason
-from pipeline.report.deviations import deviation_groups
+from pipeline.report.document.content import make_content
+from pipeline.report.document.html import PageOptions, render_page, write_file
 from pipeline.report.leaderboard import LeaderboardRow
-from pipeline.report.text import headlines, leaderboard_table, verdict_cells
-
-TEMPLATE = Path(__file__).with_name("page.html.j2")
-CLASSES = {"✔": "good", "▲": "good", "✘": "bad", "!": "note", "–": "open"}
+from pipeline.report.paper_figures.paper_figure import PaperFigure
+from pipeline.track.record import Record
 
 
 def write_page(
@@ -24,30 +19,25 @@ def write_page(
     scale: str,
     rows: Sequence[LeaderboardRow],
     entries: Sequence[LedgerEntry],
-    figure: Path | None,
+    records: Sequence[Record],
+    figures: Sequence[PaperFigure],
     path: Path,
 ) -> Path:
     """Write the page to `path` atomically; it refers to no other file. Verdicts that rest on runs come first.
 
     Raises UserError if the folder cannot be written.
     """
-    runs_first = sorted(entries, key=lambda e: e.evidence is None or e.verdict.reason is Reason.NOT_RUN)
-    verdicts = [verdict_cells(entry) for entry in runs_first]
-    html = (
-        Environment(autoescape=True)
-        .from_string(TEMPLATE.read_text(encoding="utf-8"))
-        .render(
-            experiment=experiment,
-            scale=scale,
-            why=experiment.scales[scale].why,
-            rows=leaderboard_table(rows),
-            figure=base64.b64encode(figure.read_bytes()).decode() if figure else None,
-            verdicts=[(row, CLASSES[row["verdict"][0]]) for row in verdicts],
-            headlines=headlines(entries),
-            deviations=deviation_groups(experiment),
-        )
+    subject = f"{experiment.name} at {scale} scale"
+    why = experiment.scales[scale].why
+    content = make_content(
+        [experiment],
+        entries,
+        rows,
+        records,
+        subject=f"{subject} ({why.rstrip('.')})" if why else subject,
+        figures=figures,
+        scales=[scale],
+        commit=commit(),
     )
-    with explain_write_errors(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, html)
-    return path
+    html = render_page(content, content.papers, PageOptions(), title=experiment.question)
+    return write_file(path, html, WRITE_HINT)

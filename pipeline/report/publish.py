@@ -57,7 +57,8 @@ def make_report(
 
     drawn = training_figure(curve_reader(tracker), scale_runs(experiment, scale, counted))
     figure = drawn.write(report_folder() / f"{stem}.png") if drawn else None
-    page = write_page(experiment, scale, rows, entries, figure, report_folder() / f"{stem}.html")
+    figures_of_page = [drawn] if drawn else []
+    page = write_page(experiment, scale, rows, entries, counted, figures_of_page, report_folder() / f"{stem}.html")
     files = [page, *([figure] if figure else [])]
     run_id = ""
     if tracker and rows:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pipeline.common.words import plural
 from pipeline.declare.claims import Claim, OpenClaim
@@ -29,6 +29,11 @@ MARKS = {
     Outcome.NO_TREND: "✘",
     Outcome.CANNOT_JUDGE: "–",
 }
+
+Tone = Literal["good", "bad", "note", "open"]
+
+TONES: dict[str, Tone] = {"✔": "good", "▲": "good", "✘": "bad", "!": "note", "–": "open"}
+"""Tone of a verdict's mark, which decides its colour."""
 
 MEANINGS: dict[Category, str] = {
     "arithmetic": "shapes, counts and printed values, compared exactly",

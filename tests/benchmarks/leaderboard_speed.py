@@ -91,6 +91,7 @@ def record_of(run: Any, number: int, like: Any) -> Any:
     metrics = dict(like.metrics) | {TOP1: error, TOP5: error / 5}
     for protocol in run.recipe.data.test:  # as evaluated by
         metrics |= {f"test/{protocol}/top1_error_pct": error, f"test/{protocol}/top5_error_pct": error / 5}
+        metrics[f"test/{protocol}/images"] = metrics["test/images"]
     return replace(
         like,
         identity=f"{number:016x}",

@@ -51,5 +51,5 @@ def fake_record(
 
 def set_console(monkeypatch: pytest.MonkeyPatch, console: Any) -> None:
     """Let all commands print to this console."""
-    for module in ("terminal", "main", "run", "leaderboard", "data", "tables", "ui", "figures"):
+    for module in ("terminal", "main", "run", "leaderboard", "data", "tables", "report", "ui", "figures"):
         monkeypatch.setattr(f"pipeline.cli.{module}.out", console)

@@ -1,0 +1,94 @@
+"""`repro report`: papers, claims, verdicts, figures and runs as a page, a site, a PDF or Markdown."""
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+
+from pipeline.cli import cluster as cli_cluster
+from pipeline.cli.leaderboard import experiments_of
+from pipeline.cli.run import Suite
+from pipeline.cli.terminal import err, out
+from pipeline.common.errors import UserError
+
+if TYPE_CHECKING:
+    from pipeline.declare.experiment import Experiment
+
+ALL = "All experiments"
+TITLE = "Classic papers on convolutional networks, rerun"
+ONE_FILE = (".html", ".htm")  # ends of the name of a single file; any other name is a folder
+
+
+def report(
+    experiments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="EXPERIMENT…", help="Papers or experiments from `repro list`. Default: all."),
+    ] = None,
+    suite: Suite = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE|DIR",
+            help="A name that ends in .html: one self-contained file. Any other: a folder with a static site.",
+        ),
+    ] = None,
+    pdf: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a PDF; needs the extra pdf.")] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write Markdown, for a README or an issue.")
+    ] = None,
+) -> None:
+    """Write a report: counts of verdicts, then each paper with leaderboard, figures, claims and runs.
+
+    Without an option it is one HTML file in the folder `report` of REPRO_HOME.
+    """
+    from pipeline.common.paths import report_folder, tracking_uri
+    from pipeline.report.document.collect import collect_report, run_addresses
+    from pipeline.report.document.html import render_file, write_file
+    from pipeline.report.document.markdown import render_markdown
+    from pipeline.report.document.pdf import weasyprint_module, write_pdf
+    from pipeline.report.document.site import earlier_files, write_site
+
+    declared, subject = select_for_report(experiments or [], suite)
+    title = TITLE if suite or subject == ALL else subject
+    if html is None and pdf is None and markdown is None:
+        html = report_folder() / "report.html"
+    if html is not None and html.suffix.lower() not in ONE_FILE:
+        earlier_files(html)  # refuse a folder with other files before the work
+    if pdf is not None:
+        weasyprint_module()
+    with err.status("judging the claims and drawing the figures …") if err.is_terminal else nullcontext():
+        found = cli_cluster.collect_with_warnings()
+        content = collect_report(declared, found, subject=subject)
+        address = run_addresses(tracking_uri() if found.tracker else "")
+        written = []
+        if html is not None and html.suffix.lower() in ONE_FILE:
+            written.append(write_file(html, render_file(content, title=title, address=address)))
+        elif html is not None:
+            files = write_site(content, html, title=title, address=address)
+            written.append(next(path for path in files if path.name == "index.html"))
+        if markdown is not None:
+            written.append(write_file(markdown, render_markdown(content, title=title)))
+        if pdf is not None:
+            written.append(write_pdf(content, pdf, title=title, address=address))
+    for path in written:
+        out.print(f"wrote {escape(str(path))}", soft_wrap=True)
+    if not content.records:
+        out.print("No finished runs yet. Start some: [bold]repro run EXPERIMENT --scale laptop[/]")
+
+
+def select_for_report(names: list[str], suite: str | None) -> "tuple[list[Experiment], str]":
+    """Return the experiments of papers or experiments named, or of a suite, and what to call them."""
+    from pipeline.declare.load import load_all
+    from pipeline.declare.suites import check_suite
+
+    if suite:
+        check_suite(suite)
+        if names:
+            raise UserError("give experiments or --suite, not both")
+        return load_all(), f"Suite {suite}"
+    if not names:
+        return load_all(), ALL
+    found = {one.name: one for name in dict.fromkeys(names) for one in experiments_of(name)}
+    return list(found.values()), ", ".join(dict.fromkeys(names))

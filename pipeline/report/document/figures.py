@@ -1,0 +1,73 @@
+"""Figures in the form that a page refers to: inlined, or as files of a site."""
+
+import base64
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from pipeline.report.document.anchors import anchor
+from pipeline.report.paper_figures.paper_figure import FIGURE_FORMATS, FigureFormat, PaperFigure
+from pipeline.report.paper_figures.style import ThemeName
+
+FIGURE_FOLDER = "figures"
+THEME_NAMES: tuple[ThemeName, ThemeName] = ("light", "dark")
+
+
+@dataclass(frozen=True)
+class ShownFigure:
+    """A figure on a page, or the reason why there is none."""
+
+    anchor: str
+    title: str
+    source: str
+    caption: str
+    missing: str
+    light: str = ""  # address of the image; "" if missing
+    dark: str = ""  # the same for a dark page; "": the light one
+    files: tuple[tuple[str, str], ...] = ()  # name and address of files to download
+
+
+def shown_figure(
+    figure: PaperFigure, light: str = "", dark: str = "", files: tuple[tuple[str, str], ...] = ()
+) -> ShownFigure:
+    """Return a figure with the addresses of its images."""
+    name = anchor("figure", figure.name)
+    return ShownFigure(name, figure.title, figure.source, figure.caption, figure.missing, light, dark, files)
+
+
+def embed_figures(figures: Iterable[PaperFigure]) -> list[ShownFigure]:
+    """Return figures whose images, light and dark, are part of the page."""
+    shown = []
+    for figure in figures:
+        if figure.missing:
+            shown.append(shown_figure(figure))
+        else:
+            light, dark = (svg_address(figure.render("svg", theme)) for theme in THEME_NAMES)
+            shown.append(shown_figure(figure, light, dark))
+    return shown
+
+
+def print_figures(figures: Iterable[PaperFigure]) -> list[ShownFigure]:
+    """Return figures whose light images are part of the page, for paper."""
+    return [
+        shown_figure(figure) if figure.missing else shown_figure(figure, svg_address(figure.render("svg")))
+        for figure in figures
+    ]
+
+
+def svg_address(svg: bytes) -> str:
+    """Return an address that contains an SVG image. A browser runs no script of such an image."""
+    return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
+
+
+def figure_files(figure: PaperFigure) -> tuple[ShownFigure, dict[str, bytes]]:
+    """Return a figure that refers to files, and the content of these: PNG, SVG and PDF, light and dark."""
+    if figure.missing:
+        return shown_figure(figure), {}
+    stem = f"{FIGURE_FOLDER}/{anchor(figure.name)}"
+    files: dict[str, bytes] = {}
+    for theme in THEME_NAMES:  # a PDF is for paper, so there is no dark one
+        formats: tuple[FigureFormat, ...] = FIGURE_FORMATS if theme == "light" else ("png", "svg")
+        for format_name in formats:
+            files[f"{stem}{'' if theme == 'light' else '-dark'}.{format_name}"] = figure.render(format_name, theme)
+    links = tuple((name.upper(), f"{stem}.{name}") for name in FIGURE_FORMATS)
+    return shown_figure(figure, f"{stem}.svg", f"{stem}-dark.svg", links), files

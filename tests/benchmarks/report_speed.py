@@ -1,0 +1,74 @@
+"""Wall time of `repro report` over all experiments with 2,000 tracked runs, process start included.
+
+    python tests/benchmarks/report_speed.py [--runs 2000]
+
+The runs are copies of one that is trained at smoke scale (see leaderboard_speed.py), with a run folder for
+each: figures are drawn from its journal. For each output:
+
+first   the first call in the home: the networks' exact values are measured, which needs torch
+warm    the next call
+cpu     processor time of the warm call, which a busy machine changes less than the wall time
+
+Exits with 1 if the warm time of the single HTML file exceeds its limit.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+LIMIT = 30.0  # seconds, of the single file
+OUTPUTS = {"--html": "report.html", "--html site": "site", "--markdown": "report.md"}
+
+
+def call(home: Path, option: str, name: str) -> tuple[float, float]:
+    """Write one report; return its wall time and its processor time in seconds."""
+    from tests.benchmarks.leaderboard_speed import environment
+
+    words = [sys.executable, "-m", "pipeline.cli", "report", option.split()[0], str(home / "out" / name)]
+    start, before = time.perf_counter(), os.times()
+    done = subprocess.run(
+        words, capture_output=True, text=True, cwd=ROOT, env=environment(home, None), check=False
+    )
+    seconds, after = time.perf_counter() - start, os.times()
+    if done.returncode or "wrote" not in done.stdout or "No finished runs" in done.stdout:
+        raise SystemExit(f"repro report failed: {done.stdout[-500:]}{done.stderr}")
+    used = after.children_user + after.children_system - before.children_user - before.children_system
+    return round(seconds, 1), round(used, 1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=2_000)
+    arguments = parser.parse_args()
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
+    from pipeline.common.provenance import commit, hardware_name
+    from tests.benchmarks.leaderboard_speed import Store, planned
+
+    found: dict[str, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        os.environ["REPRO_HOME"] = str(home)
+        store = Store(home)
+        store.add(planned(arguments.runs)[: arguments.runs - 1])  # the first is the trained one
+        store.folders(f"sqlite:///{store.file}")
+        first, _ = call(home, "--html", "first.html")
+        for option, name in OUTPUTS.items():
+            warm, cpu = call(home, option, name)
+            found[option] = {"warm": warm, "cpu": cpu}
+            print(f"{option:<14}warm {warm:6.1f} s   cpu {cpu:6.1f} s", flush=True)
+        found["--html"]["first"] = first
+        size = (home / "out" / "report.html").stat().st_size
+    seconds = {"seconds": found, "runs": arguments.runs, "megabytes": round(size / 1e6, 1)}
+    print(json.dumps(seconds | {"hardware": hardware_name(), "commit": commit()}, indent=1))
+    raise SystemExit(found["--html"]["warm"] > LIMIT)
+
+
+if __name__ == "__main__":
+    main()
