@@ -60,8 +60,12 @@ Address = Annotated[
 ]
 
 GpusPerRun = Annotated[
-    int | None,
-    typer.Option(metavar="N", help="Devices per run: GPUs, or CPU processes on a cluster without GPUs."),
+    str | None,
+    typer.Option(
+        metavar="N",
+        help="Devices per run: GPUs, or CPU processes on a cluster without GPUs. 0.25 or 1/4: four runs share a"
+        " device.",
+    ),
 ]
 
 RunName = Annotated[
@@ -105,12 +109,15 @@ def launch(
     """
     from pipeline.cluster.code_copy import copy_code
     from pipeline.cluster.launch import LaunchRequest, mark_left_out, plan_launch, select_runs, start_launch
+    from pipeline.cluster.sharing import parse_devices
 
+    devices, runs_per_device = parse_devices(gpus_per_run or "1")
     request = LaunchRequest(
         experiments=tuple(dict.fromkeys(experiments or [])),
         scale=scale,
         suite=suite,
-        devices=1 if gpus_per_run is None else gpus_per_run,
+        devices=devices,
+        runs_per_device=runs_per_device,
         device_batch=device_batch,
         max_device_hours=max_gpu_hours,
         max_concurrent=max_concurrent,
@@ -296,24 +303,24 @@ def resume(gpus_per_run: GpusPerRun = None, address: Address = None) -> None:
     """Resume all launches that have not ended, for example after a cluster was lost. Exit 1 if a run failed."""
     from pipeline.cluster import launches
     from pipeline.cluster.launch import is_task_over, with_devices
+    from pipeline.cluster.sharing import parse_devices
     from pipeline.cluster.state_file import supervisor_is_alive
     from pipeline.track.run_folder import RunFolder
 
+    per_run = None if gpus_per_run is None else parse_devices(gpus_per_run)
     remote = remote_cluster(address)
     if remote:
-        options = [] if gpus_per_run is None else ["--gpus-per-run", str(gpus_per_run)]
+        options = [] if gpus_per_run is None else ["--gpus-per-run", gpus_per_run]
         raise typer.Exit(relay_command(remote, ["resume", *options]))
-    if gpus_per_run is not None and gpus_per_run < 1:
-        raise UserError(f"--gpus-per-run {gpus_per_run}: must be an integer >= 1")
     unfinished = list(launches.unfinished_launches(print_warning_line))
     resumed = [one for one in unfinished if not all(map(is_task_over, one.tasks))]
-    if gpus_per_run is not None and any(one.terms.devices != gpus_per_run for one in resumed):
+    if per_run and any((one.terms.devices, one.terms.runs_per_device) != per_run for one in resumed):
         if supervisor_is_alive():
             raise UserError(
                 f"--gpus-per-run {gpus_per_run}: running launches keep their devices; stop them with repro cancel"
                 " all, and launch again"
             )
-        resumed = [with_devices(one, gpus_per_run) for one in resumed]
+        resumed = [with_devices(one, *per_run) for one in resumed]
     ended = [launch_id for launch_id in launches.launch_ids() if launches.is_over(launch_id)]
     # Without an unfinished launch, report on the last one: its runs may have stopped at the end of the budget.
     reported = unfinished or [launches.read_launch(launch_id) for launch_id in ended[-1:]]

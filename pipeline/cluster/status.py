@@ -117,6 +117,7 @@ class LaunchStatus:
     spent: float  # device hours
     budget: float | None  # device hours
     max_concurrent: int | None = None
+    runs_per_device: int = 1
 
 
 @dataclass(frozen=True)
@@ -247,6 +248,7 @@ class StatusReader:
             spent=launches.hours_used(launch_id),
             budget=outline.terms.get("max_device_hours"),
             max_concurrent=outline.terms.get("max_concurrent"),
+            runs_per_device=outline.terms.get("runs_per_device", 1),
         )
 
     def run_status(self, run: LaunchedRun, report: Mapping[str, Any], now: float, *, alive: bool) -> RunStatus:

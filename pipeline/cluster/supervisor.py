@@ -18,10 +18,12 @@ import ray
 
 from pipeline.cluster import launches, processes, token
 from pipeline.cluster.attempt import NODE_LOST, death_reason, last_line
-from pipeline.cluster.launches import Launch
+from pipeline.cluster.launches import Launch, task_devices
 from pipeline.cluster.queue import Queue, QueueItem
+from pipeline.cluster.shared_devices import remove_left_groups
+from pipeline.cluster.sharing import Devices, as_number, layout_text
 from pipeline.cluster.state_file import write_supervisor_state
-from pipeline.cluster.workers import Attempt, WorkerPool, task_devices
+from pipeline.cluster.workers import Attempt, WorkerPool
 from pipeline.common.errors import UserError
 from pipeline.common.words import plural
 from pipeline.plan.task import Task
@@ -73,6 +75,7 @@ class Supervisor:
         self.syncing = BackgroundSync()
         shutil.rmtree(token.cluster_folder() / "train", ignore_errors=True)  # left by killed groups of ranks
         if ray.get_runtime_context().was_current_actor_reconstructed:
+            remove_left_groups()
             self.waiting += [launch_id for launch_id in launches.launch_ids() if not launches.is_over(launch_id)]
         threading.Thread(target=self._loop, name="supervisor", daemon=True).start()
 
@@ -160,7 +163,7 @@ class Supervisor:
         """Add a launch's runs to the queue, except finished ones and those left unfinished after the launch."""
         items, before = [], self.queue.states()
         for task in launch.tasks:
-            items.append(QueueItem(task.identity, task.title, task_devices(launch, task), task.needs))
+            items.append(QueueItem(task.identity, task.title, task_devices(launch.terms, task), task.needs))
             if before.get(task.identity, ("",))[0] not in ("waiting", "running"):
                 self.states[task.identity] = RunState(task, launch)
             self.syncing.watch(task.folder)  # also if finished: its last entries may not be in MLflow yet
@@ -251,9 +254,9 @@ class Supervisor:
 
     # Attempts
 
-    def _free_devices(self) -> int:
+    def _free_devices(self) -> Devices:
         """Return the devices that no attempt uses. Others' jobs on the cluster delay attempts in Ray's queue."""
-        used = sum(task_devices(attempt.launch, attempt.task) for attempt in self.running.values())
+        used = sum(attempt.devices for attempt in self.running.values())
         return max(0, self.pool.device_count() - used)
 
     def _start(self, item: QueueItem, now: float) -> None:
@@ -280,7 +283,7 @@ class Supervisor:
         began = datetime.now(UTC).isoformat(timespec="seconds")
         attempt = Attempt(task, state.launch, began, folder.last_step(), self.pool.uses_gpus())
         self.running[self.pool.start(attempt)] = attempt
-        text = f"on {item.devices} {'GPUs' if attempt.gpu else 'processes'} " if item.devices > 1 else ""
+        text = "" if item.devices == 1 else f"on {layout_text(item.devices, gpu=attempt.gpu)} "
         text += f"from step {attempt.step:,}" if attempt.step else "from the beginning"
         text += f", attempt {state.attempts}" if state.attempts > 1 else ""
         folder.log(f"started {text}")
@@ -372,7 +375,7 @@ class Supervisor:
         kind = "GPU" if self.pool.uses_gpus() else "CPU"
         write_supervisor_state(
             {
-                "devices": {"all": self.pool.device_count(), "free": free, "kind": kind},
+                "devices": {"all": self.pool.device_count(), "free": as_number(free), "kind": kind},
                 "runs": runs,
                 "trouble": "; ".join(filter(None, (*dict.fromkeys(self.troubles), self.syncing.trouble))),
             }

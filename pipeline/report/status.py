@@ -50,7 +50,7 @@ def cluster_lines(status: ClusterStatus) -> Iterator[tuple[str, str]]:
     if status.alive and unfinished:
         kind = {"GPU": "GPU", "CPU": "CPU"}.get(status.devices.get("kind", ""), "device")
         total, free = status.devices.get("all", 0), status.devices.get("free", 0)
-        yield f"Cluster running: {free} of {plural(total, kind)} free.{f' {dashboard}' if dashboard else ''}", ""
+        yield f"Cluster running: {free:g} of {plural(total, kind)} free.{f' {dashboard}' if dashboard else ''}", ""
     elif unfinished:
         age = "" if status.heard is None else f"; last report {duration(status.heard)} ago"
         if status.cluster:
@@ -74,6 +74,7 @@ def launch_lines(launch: LaunchStatus, now: float) -> Iterator[RenderableType]:
     used = f"{launch.spent:,.2f}" + (f" of {launch.budget:g}" if launch.budget else "")
     terms = [f"{used} device hours used"]
     terms += [f"{launch.devices} devices per run"] if launch.devices > 1 else []
+    terms += [f"{launch.runs_per_device} runs per device"] if launch.runs_per_device > 1 else []
     terms += [f"at most {plural(launch.max_concurrent, 'run')} at a time"] if launch.max_concurrent else []
     total = plural(sum(launch.counts.values()), "run")
     yield Padding(Text(f"{total}: {', '.join(states)}; {', '.join(terms)}"), (0, 0, 0, 2), expand=False)

@@ -483,6 +483,26 @@ def test_resume_with_other_devices(command, fake, launched, tmp_path):
     )
 
 
+def test_runs_can_share_a_device_and_be_resumed_with_devices_of_their_own(command, fake, tmp_path):
+    assert command(*SMOKE, "--gpus-per-run", "0.25")[0] == 0
+    (one,) = launches.all_launches()
+    assert (one.terms.devices, one.terms.runs_per_device) == (1, 4)
+    assert command("status")[1].splitlines()[2].endswith("4 runs per device")
+    assert command("resume", "--gpus-per-run", "1")[0] == 0
+    assert [one.terms.runs_per_device for one in launches.all_launches()] == [1]
+
+
+@pytest.mark.parametrize("argv", [SMOKE, ("resume",)])
+def test_a_part_of_a_device_must_be_one_of_equal_parts(command, fake, argv):
+    code, _, err = command(*argv, "--gpus-per-run", "0.3")
+    assert code == 2
+    assert err == (
+        "error: --gpus-per-run 0.3: must be an integer >= 1, or 1/N for N runs on each device, as in 0.5, 0.25 or"
+        " 1/3\n"
+    )
+    assert fake.calls == []
+
+
 def test_resume_with_an_address_is_a_job(command, fake):
     assert command("resume", "--gpus-per-run", "2", "--address", "x")[0] == 0
     assert fake.submitted == [("submit", REMOTE, ["resume", "--gpus-per-run", "2"], None, None)]

@@ -13,6 +13,7 @@ import ray
 from pipeline.cluster import launches, supervisor, workers
 from pipeline.cluster.launch import cancel_runs, start_launch
 from pipeline.cluster.launches import LaunchTerms
+from pipeline.cluster.state_file import read_supervisor_state
 from pipeline.cluster.supervisor import MAX_FAILURES, Supervisor
 from pipeline.cluster.workers import WorkerPool
 from pipeline.common.paths import ROOT
@@ -270,3 +271,21 @@ def test_an_unreadable_launch_does_not_delay_others(stepped):
     stepped.turns()
     assert stepped.running() == [0]
     assert "not started" in stepped.supervisor.news_since("00000000-damaged", 0)[0][0]
+
+
+def test_runs_that_share_a_device_start_together(stepped):
+    tasks = [stepped.task(seed) for seed in range(6)]
+    launch = stepped.launch(tasks, runs_per_device=2)
+    stepped.turns()
+    assert stepped.running() == [0, 1, 2, 3]  # two on each of two CPUs
+    assert "started on 1/2 of a CPU from the beginning" in RunFolder(tasks[0].folder).log_file.read_text()
+    stepped.end(tasks[0], "stopped", "", 0.0)
+    stepped.turns(1)
+    state = read_supervisor_state()
+    assert state["devices"] == {"all": DEVICES, "free": 0, "kind": "CPU"}
+    assert state["runs"][tasks[5].identity]["why"] == "behind 1 other run"
+    for task in tasks[1:4]:
+        stepped.end(task, "failed", "x", 0.0)
+    stepped.turns(2)
+    assert read_supervisor_state()["devices"]["free"] == 0.5
+    assert launches.read_launch(launch.id).terms.runs_per_device == 2
