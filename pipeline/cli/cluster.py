@@ -156,7 +156,13 @@ def verify_command(plan: "LaunchPlan") -> str:
 
 
 def status(
-    watch: Annotated[bool, typer.Option("--watch", help="Refresh until Ctrl-C.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Refresh until Ctrl-C; with --json, print a line of JSON each time.")
+    ] = False,
+    every: Annotated[
+        float | None,
+        typer.Option(min=0.1, metavar="SECONDS", help="Interval of --watch. Default: 1, with --address 5."),
+    ] = None,
     address: Address = None,
     as_json: AsJson = False,
 ) -> None:
@@ -164,19 +170,36 @@ def status(
     from pipeline.cluster.status import StatusReader
     from pipeline.report.status import PIPED_ROWS, render_status
 
+    if every is not None and not watch:
+        raise UserError("--every is the interval of --watch; add --watch")
     remote = remote_cluster(address)
     reader = StatusReader()
 
     def read() -> "ClusterStatus":
         return remote_status(remote) if remote else reader.status()
 
-    if as_json:
+    seconds = every or (REMOTE_REFRESH_SECONDS if remote else REFRESH_SECONDS)
+    if as_json and watch:
+        print_json_lines(read, seconds)
+    elif as_json:
         print_json(read().to_dict())
     elif watch and terminal.out.is_terminal:
-        live_table(read, REMOTE_REFRESH_SECONDS if remote else REFRESH_SECONDS)
+        live_table(read, seconds)
     else:
         rows = rows_for_runs() if terminal.out.is_terminal else PIPED_ROWS
         terminal.out.print(render_status(read(), rows=rows), soft_wrap=not terminal.out.is_terminal)
+
+
+def print_json_lines(read: Callable[[], "ClusterStatus"], seconds: float) -> None:
+    """Print the status as one line of JSON every `seconds`, until Ctrl-C or the reader of the lines ends."""
+    try:
+        while True:
+            print(json.dumps(read().to_dict(), default=str), flush=True)
+            time.sleep(seconds)
+    except KeyboardInterrupt:
+        return
+    except BrokenPipeError:  # Python would report it again when it closes standard output
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def live_table(read: Callable[[], "ClusterStatus"], seconds: float) -> None:
@@ -360,13 +383,26 @@ def node(
         float | None,
         typer.Option(min=0, metavar="SECONDS", help="Shut down a head after so long without work."),
     ] = None,
+    autoscaled: Annotated[
+        Literal["gpu", "cpu"] | None,
+        typer.Option(
+            help="The devices of nodes that an autoscaler, as KubeRay's, adds. The head asks it for them."
+        ),
+    ] = None,
 ) -> None:
     """Start a cluster node, the head or one that joins a head. SIGTERM or Ctrl-C stops it."""
     from pipeline.cluster.node import run_node
 
     raise typer.Exit(
         run_node(
-            head=head, address=address, listen=listen, cpus=cpus, gpus=gpus, grace=grace, until_idle=until_idle
+            head=head,
+            address=address,
+            listen=listen,
+            cpus=cpus,
+            gpus=gpus,
+            grace=grace,
+            until_idle=until_idle,
+            autoscaled=autoscaled,
         )
     )
 

@@ -29,12 +29,14 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from pipeline.cluster import ports
+from pipeline.cluster.autoscale import AutoscaledKind
 from pipeline.cluster.local_head import (
     ClusterAddress,
     find_local_cluster,
     remove_cluster_file,
     write_cluster_file,
 )
+from pipeline.cluster.metrics import SERVICE_DISCOVERY
 from pipeline.cluster.ray_node import ENDING_SECONDS, RayNode, print_line
 from pipeline.cluster.token import check_token_file, cluster_folder, ensure_token_file, token_path
 from pipeline.common.errors import UserError, explain_write_errors
@@ -53,14 +55,18 @@ def run_node(
     gpus: int | None,
     grace: float,
     until_idle: float | None,
+    autoscaled: AutoscaledKind | None = None,
 ) -> int:
     """Run a cluster node until a stop signal; return the exit code, 1 where Ray ended unexpectedly.
 
     `head` starts a cluster, `address` ("HOST:6379") joins one. `listen`: the address of this machine to listen on.
     `cpus`, `gpus`: the resources offered, None for all. `grace`: seconds for training to write checkpoints after a
-    stop signal. `until_idle`: a head that is idle for so many seconds shuts down.
+    stop signal. `until_idle`: a head that is idle for so many seconds shuts down. `autoscaled`: the devices of the
+    nodes that an autoscaler outside adds to the head's cluster.
     """
     loopback_only = ports.is_loopback(listen)
+    if autoscaled and not head:
+        raise UserError("--autoscaled is an option of the head: use it with --head")
     token = check_arguments(head, address, listen, loopback_only)
     with contextlib.ExitStack() as stack:
         if head:
@@ -70,7 +76,7 @@ def run_node(
         node = RayNode(folder, token, loopback_only)
         code = 1
         try:
-            cluster = node.start(address, listen, cpus, gpus, stop_signals)
+            cluster = node.start(address, listen, cpus, gpus, stop_signals, autoscaled)
             if cluster is None:  # stopped during the start
                 code = 0
             else:
@@ -177,6 +183,7 @@ def print_addresses(node: RayNode, cluster: ClusterAddress, address: str | None,
         print_line(f"Joined the cluster at {address}.")
     else:
         print_line(f"The cluster is ready. Dashboard and job API: {cluster.dashboard}")
+        print_line(f"Metrics, for Prometheus: {cluster.dashboard}{SERVICE_DISCOVERY}")
         print_line(f"Access requires the token in {cluster.token_file}")
         if not loopback_only:
             print_line(

@@ -6,6 +6,7 @@ wait.
 """
 
 import graphlib
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush, heapreplace
@@ -74,6 +75,11 @@ class LaunchState:
     def is_full(self) -> bool:
         """Return whether `max_concurrent` of its items run."""
         return self.max_concurrent is not None and self.running >= self.max_concurrent
+
+    def has_room(self, more: int, now: float) -> bool:
+        """Return whether another item may start, after `more` that do not run yet."""
+        limit = self.max_concurrent
+        return not self.is_over_budget(now) and (limit is None or self.running + more < limit)
 
 
 @dataclass(frozen=True)
@@ -375,6 +381,20 @@ class Queue:
         """
         news, self.unreported = self.unreported, []
         return news
+
+    def wanted_devices(self, now: float) -> Devices:
+        """Return the devices of the running items, and of all waiting ones that may start if there were enough."""
+        wanted: Devices = 0
+        started: Counter[str] = Counter()  # of the waiting items, by launch
+        for entry in self.items.values():
+            if entry.state == "running":
+                wanted += entry.item.devices
+            elif entry.state == "waiting" and not entry.missing:
+                launches = entry.launches.values()
+                if any(launch.has_room(started[launch.launch], now) for launch in launches):
+                    wanted += entry.item.devices
+                    started.update(launch.launch for launch in launches)
+        return wanted
 
     def spent(self, launch: str, now: float) -> float:
         """Return the device hours of a launch, including those it was added with."""

@@ -130,7 +130,9 @@ class ClusterStatus:
     alive: bool  # that report is recent
     cluster: bool  # a cluster of this REPRO_HOME runs on this machine
     dashboard: str  # URL
-    devices: Mapping[str, Any]  # {"all", "free", "kind"}; {} without a live supervisor
+    devices: Mapping[
+        str, Any
+    ]  # {"all", "free", "kind"}, "requested" with an autoscaler; {} without a live supervisor
     trouble: str  # errors of the supervisor
     launches: list[LaunchStatus]  # unfinished ones, then the newest of the others
     earlier: int  # number of launches that are not listed

@@ -18,7 +18,9 @@ import ray
 
 from pipeline.cluster import launches, processes, token
 from pipeline.cluster.attempt import NODE_LOST, death_reason, last_line
+from pipeline.cluster.autoscale import DeviceRequest
 from pipeline.cluster.launches import Launch, task_devices
+from pipeline.cluster.metrics import Metrics, metric_values
 from pipeline.cluster.queue import Queue, QueueItem
 from pipeline.cluster.shared_devices import remove_left_groups
 from pipeline.cluster.sharing import Devices, as_number, layout_text
@@ -73,6 +75,8 @@ class Supervisor:
         self.troubles: list[str] = []  # errors of this turn
         self.last_busy = self.last_state = self.last_hours = time.monotonic()
         self.syncing = BackgroundSync()
+        self.requested = DeviceRequest()
+        self.metrics = Metrics()
         shutil.rmtree(token.cluster_folder() / "train", ignore_errors=True)  # left by killed groups of ranks
         if ray.get_runtime_context().was_current_actor_reconstructed:
             remove_left_groups()
@@ -156,6 +160,7 @@ class Supervisor:
             self.last_state = now
             self._attempt_write(self._request_budget_stops)
             self._attempt_write(self._write_state, now)
+            self.requested.update(self.queue.wanted_devices(now), gpu=self.pool.uses_gpus())
 
     # Launches
 
@@ -368,14 +373,21 @@ class Supervisor:
             identity: {"state": state, "why": waiting.get(identity, why)}
             for identity, (state, why) in self.queue.states().items()
         }
+        images_per_second = 0.0
         for attempt in self.running.values():
-            host = RunFolder(attempt.task.folder).read_progress().get("host", "")
-            attempts = self.states[attempt.task.identity].attempts
-            runs[attempt.task.identity] |= {"since": attempt.began, "attempt": attempts, "node": host}
-        kind = "GPU" if self.pool.uses_gpus() else "CPU"
+            progress = RunFolder(attempt.task.folder).read_progress()
+            images_per_second += float(progress.get("images_per_second") or 0.0)
+            about = {"attempt": self.states[attempt.task.identity].attempts, "node": progress.get("host", "")}
+            runs[attempt.task.identity] |= {"since": attempt.began} | about
+        requested = self.requested.devices
+        devices: dict[str, Any] = {"all": self.pool.device_count(), "free": as_number(free)}
+        devices |= {} if requested is None else {"requested": requested}
+        hours = sum(self.queue.spent(launch_id, now) for launch_id in self.open)
+        states = (state for state, _ in self.queue.states().values())
+        self.metrics.set(metric_values(states, devices, images_per_second, hours))
         write_supervisor_state(
             {
-                "devices": {"all": self.pool.device_count(), "free": as_number(free), "kind": kind},
+                "devices": devices | {"kind": "GPU" if self.pool.uses_gpus() else "CPU"},
                 "runs": runs,
                 "trouble": "; ".join(filter(None, (*dict.fromkeys(self.troubles), self.syncing.trouble))),
             }

@@ -10,6 +10,7 @@ from typing import Any
 import ray
 
 from pipeline.cluster.attempt import Runner, is_loopback_only, train_together
+from pipeline.cluster.autoscale import autoscaled_kind
 from pipeline.cluster.launches import Launch, task_devices
 from pipeline.cluster.shared_devices import SharedDevice, SharedDevices
 from pipeline.cluster.sharing import Devices, ray_amount
@@ -61,8 +62,11 @@ class WorkerPool:
         self.had_gpu = False
 
     def uses_gpus(self) -> bool:
-        """Return whether runs train on GPUs: True once the cluster had a GPU, even if all are lost for a while."""
-        self.had_gpu = self.had_gpu or ray.cluster_resources().get("GPU", 0) > 0
+        """Return whether runs train on GPUs: True once the cluster had a GPU, even if all are lost for a while.
+
+        True from the start where an autoscaler adds nodes with GPUs.
+        """
+        self.had_gpu = self.had_gpu or autoscaled_kind() == "gpu" or ray.cluster_resources().get("GPU", 0) > 0
         return self.had_gpu
 
     def device_count(self) -> int:

@@ -78,6 +78,29 @@ def test_a_run_on_a_whole_device_is_not_overtaken_by_runs_that_share():
     assert names(queue.admit(1, 2)) == "c"
 
 
+def test_the_devices_wanted_are_those_of_running_items_and_of_all_that_may_start():
+    queue = queue_of([item("a", 2), item("b", 4), item("c", 1, "a")])
+    assert queue.wanted_devices(0) == 6  # c needs a first
+    queue.admit(2, 0)
+    assert queue.wanted_devices(0) == 6
+    queue.ended("a", "finished", 1)
+    assert queue.wanted_devices(1) == 5
+    for name in "bc":
+        queue.cancel(name)
+    assert queue.wanted_devices(1) == 0
+
+
+def test_the_devices_wanted_respect_limits_and_budgets():
+    queue = queue_of(items("abcd"), max_concurrent=2, max_device_hours=1.0)
+    assert queue.wanted_devices(0) == 2
+    queue.admit(1, 0)
+    assert queue.wanted_devices(0) == 2
+    queue.add("other", items("dxy", 2))
+    assert queue.wanted_devices(0) == 2 + 1 + 2 * 2  # d is in both launches
+    queue.over_budget(HOUR)
+    assert queue.wanted_devices(HOUR) == 1 + 1 + 2 * 2  # a stops; d, x and y belong to the other launch
+
+
 def test_an_item_without_devices_keeps_its_position():
     queue = queue_of([item("a", 1), item("s", 0, "a"), item("b", 2), item("t", 0)])
     assert names(queue.admit(1, 0)) == "a"

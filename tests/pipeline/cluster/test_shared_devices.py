@@ -3,6 +3,7 @@
 import os
 import random
 from fractions import Fraction
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -120,7 +121,7 @@ def test_ray_places_the_runs_of_a_device_on_one_gpu(cluster, monkeypatch):
     cluster.head(1, "--gpus", 2)
     for name, value in ray_environment(token.token_path()).items():
         monkeypatch.setenv(name, value)
-    folder = os.getcwd()
+    folder = Path.cwd()
     ray.init(address=cluster.gcs(), log_to_driver=False)
     try:
         devices = SharedDevices()

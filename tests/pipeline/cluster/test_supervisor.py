@@ -13,6 +13,7 @@ import ray
 from pipeline.cluster import launches, supervisor, workers
 from pipeline.cluster.launch import cancel_runs, start_launch
 from pipeline.cluster.launches import LaunchTerms
+from pipeline.cluster.metrics import Metrics
 from pipeline.cluster.state_file import read_supervisor_state
 from pipeline.cluster.supervisor import MAX_FAILURES, Supervisor
 from pipeline.cluster.workers import WorkerPool
@@ -52,6 +53,11 @@ class FakeRay:
         self.killed.append(runner)
 
 
+def labelled(values):
+    """Return metrics by "name state"."""
+    return {" ".join([name, *labels.values()]): value for name, labels, value in values}
+
+
 class SteppedSupervisor:
     """A supervisor without its thread: `turns` runs its main loop."""
 
@@ -63,6 +69,8 @@ class SteppedSupervisor:
         monkeypatch.setattr(supervisor.threading, "Thread", lambda **_: SimpleNamespace(start=lambda: None))
         monkeypatch.setattr(workers, "worker_environment", lambda launch: {})
         monkeypatch.setattr(WorkerPool, "start", self.start)
+        self.metrics = {}
+        monkeypatch.setattr(Metrics, "set", lambda _, values: self.metrics.update(labelled(values)))
         self.supervisor = Supervisor()
         self.supervisor.troubles = []
 
@@ -289,3 +297,20 @@ def test_runs_that_share_a_device_start_together(stepped):
     stepped.turns(2)
     assert read_supervisor_state()["devices"]["free"] == 0.5
     assert launches.read_launch(launch.id).terms.runs_per_device == 2
+
+
+def test_metrics_count_runs_devices_and_images(stepped):
+    tasks = [stepped.task(seed) for seed in range(4)]
+    stepped.launch(tasks)
+    stepped.turns()
+    for task, speed in zip(tasks, (100.0, 20.5), strict=False):
+        RunFolder(task.folder).write_progress(1, speed)
+    stepped.turns()
+    expected = {"waiting": 2, "running": 2, "finished": 0, "failed": 0, "cancelled": 0, "over-budget": 0}
+    assert stepped.metrics.items() >= {f"repro_runs {state}": count for state, count in expected.items()}.items()
+    assert stepped.metrics["repro_images_per_second"] == 120.5
+    assert (stepped.metrics["repro_devices all"], stepped.metrics["repro_devices free"]) == (DEVICES, 0)
+    stepped.end(tasks[0], "failed", "x", 0.0)
+    stepped.turns()
+    assert (stepped.metrics["repro_runs failed"], stepped.metrics["repro_runs waiting"]) == (1, 1)
+    assert stepped.metrics["repro_device_hours"] > 0
