@@ -170,14 +170,66 @@ def test_the_linter_detects_errors(tmp_path):
         assert tool_errors(BIN / "hadolint", tmp_path / "Dockerfile")
 
 
-def test_both_targets_share_the_final_stage_without_build_tools():
-    ends = {name: base for base, name in re.findall(r"^FROM (\S+) AS (\S+)$", DOCKERFILE, re.MULTILINE)}
-    assert ends["cpu"] == ends["cuda"] == "bare"
-    assert ends["bare"] == "${BASE}"
-    bare = DOCKERFILE.partition(" AS bare\n")[2].partition("\nFROM ")[0]
-    assert "pip install" not in bare
-    assert "USER 1000:1000" in bare
+def stages(text):
+    """Return (base, instructions) of each stage by name, in order."""
+    found = re.split(r"^FROM (\S+) AS (\S+)$", text, flags=re.MULTILINE)[1:]
+    return {
+        name: (base, content) for base, name, content in zip(found[::3], found[1::3], found[2::3], strict=True)
+    }
+
+
+def layers(text, target):
+    """Return the instructions that make the layers of a target, without those of its base image."""
+    base, content = stages(text)[target]
+    own = re.findall(r"^((?:RUN|COPY|USER) .+)$", content, re.MULTILINE)
+    return [*(layers(text, base) if base in stages(text) else []), *own]
+
+
+def layer_violations(text):
+    """Yield a message for each violation of our rules in the layers of the two targets."""
+    for target in ("cpu", "cuda"):
+        found = layers(text, target)
+        installing = [line for line in found if "pip install" in line]
+        copying = [line for line in found if line.startswith("COPY")]
+        if len(installing) != 1 or any("/opt/venv" in line for line in copying):
+            yield f"{target}: the environment is stored more than once"
+        if not all(f"--mount=type=bind,source={path}" in installing[0] for path in ["docker/requirements.lock"]):
+            yield f"{target}: the lock stays in the image"
+        if not all("--no-cache-dir" in part for part in installing[0].split("&&") if "pip install" in part):
+            yield f"{target}: pip's cache stays in the image"
+        if "pip uninstall --yes pip" not in installing[0]:
+            yield f"{target}: pip stays in the image"
+        if found[-2:] != ["COPY --from=code /image /", "USER 1000:1000"] or copying != found[-2:-1]:
+            yield f"{target}: the code is not the last layer, or not the only copied one"
+
+
+def test_the_environment_is_stored_once_and_the_code_is_the_last_layer():
+    assert list(layer_violations(DOCKERFILE)) == []
+    assert {base for base, _ in (stages(DOCKERFILE)[name] for name in ("system", "code"))} == {"${BASE}"}
     assert not re.search(r"^USER (root|0)", DOCKERFILE, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "FROM environment-cpu AS cpu\n",
+            "FROM system AS cpu\nCOPY --from=environment-cpu /opt/venv /opt/venv\n",
+            "more",
+        ),
+        (
+            "COPY --from=code /image /\n",
+            "COPY pipeline /opt/repro/pipeline\nCOPY --from=code /image /\n",
+            "not the last",
+        ),
+        ("    && pip uninstall --yes pip", "", "pip stays"),
+        ("pip install --no-cache-dir", "pip install", "cache stays"),
+        ("--mount=type=bind,source=docker/requirements.lock,target=/build/requirements.lock", "", "lock stays"),
+    ],
+)
+def test_a_violation_of_the_layers_is_detected(old, new, message):
+    assert old in DOCKERFILE
+    assert any(message in violation for violation in layer_violations(DOCKERFILE.replace(old, new)))
 
 
 def test_the_base_image_has_the_python_version_of_the_lock():
@@ -187,7 +239,8 @@ def test_the_base_image_has_the_python_version_of_the_lock():
 
 def test_packages_are_installed_by_hash_except_the_cpu_torch():
     commands = [part for line in instructions("RUN") for part in line.split("&&") if "pip install" in part]
-    assert ["--require-hashes" in part for part in commands] == [True, True, False]
+    by_hash = ["--require-hashes" in part for part in commands]
+    assert by_hash == [True, True, True, False]  # CUDA; CPU from PyPI; CPU: all but torch, and torch
     assert 'PIP_INDEX_URL="${TORCH_INDEX}"' in commands[-1]
     assert "torch.txt" in commands[-1]
 
@@ -205,7 +258,8 @@ def in_build_context(path):
 
 def test_what_is_copied_is_there_and_in_build_context():
     copied = [word for line in instructions("COPY") for word in line.split()[:-1] if not word.startswith("--")]
-    own = [path for path in copied if not path.startswith("/opt/venv")]
+    own = [path for path in copied if path != "/image"]
+    own += [path for line in instructions("RUN") for path in re.findall(r"source=([^, ]+)", line)]
     assert len(own) > 8
     assert [path for path in own if not (ROOT / path).exists()] == []
     assert [path for path in own if not in_build_context(path)] == []
