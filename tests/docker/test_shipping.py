@@ -17,14 +17,17 @@ import tomllib
 from functools import cache
 from pathlib import Path
 
+import jsonschema
 import kubernetes_validate
 import pytest
 import typer
 import yaml
+from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 
 from pipeline.cli import main
 from pipeline.declare.load import experiment_names, load_experiment
 from tests.support.composed import COMPOSE, ROOT, dotenv, interpolate, services, variables
+from tests.support.kuberay import SCHEMAS
 
 DOCKER = ROOT / "docker"
 BIN = Path(sys.executable).parent
@@ -499,15 +502,6 @@ def pods(document):
 
 OURS = [pytest.param(path, d, id=f"{path.stem}:{d['kind']}") for path in KUBERAY for d in documents(path)]
 RAY = [param for param in OURS if param.values[1]["kind"].startswith("Ray")]
-FIELDS = {  # fields of KubeRay's API v1 that we use; it refuses unknown ones
-    "RayJob": {
-        "entrypoint", "runtimeEnvYAML", "backoffLimit", "activeDeadlineSeconds", "shutdownAfterJobFinishes",
-        "ttlSecondsAfterFinished", "submitterConfig", "rayClusterSpec",
-    },
-    "RayCluster": {"rayVersion", "authOptions", "headGroupSpec", "workerGroupSpecs"},
-    "head": {"rayStartParams", "template"},
-    "worker": {"groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template"},
-}  # fmt: skip
 
 
 def standard_documents(document):
@@ -534,21 +528,50 @@ def test_the_kubernetes_schemas_detect_errors():
 
 
 @pytest.mark.parametrize(("path", "document"), RAY)
-def test_a_ray_resource_has_only_fields_of_kuberay(path, document):
-    assert document["apiVersion"] == "ray.io/v1"
-    assert set(document["spec"]) <= FIELDS[document["kind"]]
-    spec = cluster_of(document)
-    assert set(spec) == FIELDS["RayCluster"]
-    assert set(spec["headGroupSpec"]) == FIELDS["head"]
-    for group in spec["workerGroupSpecs"]:
-        assert set(group) == FIELDS["worker"]
+def test_a_ray_resource_matches_the_schema_of_kuberay(path, document):
+    jsonschema.validate(document, SCHEMAS[document["kind"]])
+    for group in cluster_of(document)["workerGroupSpecs"]:
         assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda spec: spec.update(enableInTreeAutoscaler=True), "enableInTreeAutoscaler"),
+        (lambda spec: spec["autoscalerOptions"].update(version="v3"), "v3"),
+        (lambda spec: spec["workerGroupSpecs"][0].update(minReplicas="0"), "'0' is not of type 'integer'"),
+        (lambda spec: spec["workerGroupSpecs"][0].pop("maxReplicas"), "maxReplicas"),
+        (lambda spec: spec["headGroupSpec"].update(rayStartParams={"num-cpus": 0}), "0 is not of type 'string'"),
+    ],
+)
+@pytest.mark.parametrize(("path", "document"), RAY)
+def test_the_schema_of_kuberay_detects_errors(path, document, change, message):
+    broken = copy.deepcopy(document)
+    change(cluster_of(broken))
+    with pytest.raises(jsonschema.ValidationError, match=message):
+        jsonschema.validate(broken, SCHEMAS[broken["kind"]])
+
+
+@pytest.mark.parametrize(("path", "document"), RAY)
+def test_workers_come_and_go_with_the_runs(path, document):
+    """Ray's autoscaler reads its configuration from the resource, with the function used here."""
+    spec = cluster_of(document)
+    assert spec["enableInTreeAutoscaling"] is True
+    metadata = {"name": "repro", "namespace": document["metadata"]["namespace"]}
+    config = _derive_autoscaling_config_from_ray_cr({"metadata": metadata, "spec": spec})
+    group = config["available_node_types"]["gpu"]
+    assert (group["min_workers"], group["max_workers"]) == (0, 16)
+    limits = spec["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert group["resources"]["GPU"] == limits["nvidia.com/gpu"]
+    assert config["idle_timeout_minutes"] * 60 == spec["autoscalerOptions"]["idleTimeoutSeconds"]
+    args = dict(pods(document))["head"]["containers"][0]["args"]
+    assert args[args.index("--autoscaled") + 1] == "gpu"  # of which the group has some
 
 
 @pytest.mark.parametrize(("path", "document"), RAY)
 def test_a_pod_has_no_unneeded_privileges(path, document):
-    for _, pod in pods(document):
-        assert pod["automountServiceAccountToken"] is False
+    for name, pod in pods(document):
+        assert pod["automountServiceAccountToken"] is (name == "head")  # the autoscaler beside it changes replicas
         assert pod["securityContext"]["runAsNonRoot"] is True
         for container in pod["containers"]:
             assert container["securityContext"] == {
