@@ -701,7 +701,7 @@ def test_the_head_of_a_job_has_the_cluster_name_variable():
 
 # --- scripts -----------------------------------------------------------------------------------------------
 
-SCRIPTS = [SLURM, LAUNCH_OR_RESUME, DOCKER / "repro"]
+SCRIPTS = [SLURM, LAUNCH_OR_RESUME, DOCKER / "repro", ROOT / "tests" / "docker" / "install_tools.sh"]
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
