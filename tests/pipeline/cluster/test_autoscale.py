@@ -79,7 +79,7 @@ def autoscaling_config(gcs):
             "type": "fake_multinode",
             "head_node_id": FAKE_HEAD_NODE_ID,
             "launch_multiple": True,
-            "gcs_address": f"LOCALHOST:{gcs.rpartition(':')[2]}",  # see RayNode.ray_address
+            "gcs_address": gcs,
             "disable_node_updaters": True,
         },
         "available_node_types": {
@@ -107,6 +107,9 @@ def cluster(tmp_path, monkeypatch):
         "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
         "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
     }
+    found.env["RAY_enable_autoscaler_v2"] = (
+        "1"  # KubeRay sets it on the head; requests then go where v2 reads them
+    )
     yield found
     found.end()
 
@@ -116,8 +119,8 @@ def start_autoscaler(cluster):
     config = cluster.home / "autoscaler.json"
     config.write_text(json.dumps(autoscaling_config(cluster.gcs())), encoding="utf-8")
     env = os.environ | cluster.env | ray_environment(cluster.home / "cluster" / "token")
-    env |= {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_enable_autoscaler_v2": "1"}
-    for name in ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "RAY_CLOUD_INSTANCE_ID", "RAY_OVERRIDE_NODE_ID_FOR_TESTING"):
+    env |= {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
+    for name in ("RAY_CLOUD_INSTANCE_ID", "RAY_OVERRIDE_NODE_ID_FOR_TESTING"):
         env.pop(name, None)
     options = [
         "--logs-dir",
