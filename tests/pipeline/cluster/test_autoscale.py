@@ -76,7 +76,8 @@ def autoscaling_config(gcs):
         "idle_timeout_minutes": 0.1,
         "upscaling_speed": 1,
         "provider": {
-            "type": "fake_multinode",
+            "type": "external",  # "fake_multinode" needs a file that Ray's wheel lacks
+            "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
             "head_node_id": FAKE_HEAD_NODE_ID,
             "launch_multiple": True,
             "gcs_address": gcs,
