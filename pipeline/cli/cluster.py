@@ -60,8 +60,12 @@ Address = Annotated[
 ]
 
 GpusPerRun = Annotated[
-    int | None,
-    typer.Option(metavar="N", help="Devices per run: GPUs, or CPU processes on a cluster without GPUs."),
+    str | None,
+    typer.Option(
+        metavar="N",
+        help="Devices per run: GPUs, or CPU processes on a cluster without GPUs. 0.25 or 1/4: four runs share a"
+        " device.",
+    ),
 ]
 
 RunName = Annotated[
@@ -105,12 +109,15 @@ def launch(
     """
     from pipeline.cluster.code_copy import copy_code
     from pipeline.cluster.launch import LaunchRequest, mark_left_out, plan_launch, select_runs, start_launch
+    from pipeline.cluster.sharing import parse_devices
 
+    devices, runs_per_device = parse_devices(gpus_per_run or "1")
     request = LaunchRequest(
         experiments=tuple(dict.fromkeys(experiments or [])),
         scale=scale,
         suite=suite,
-        devices=1 if gpus_per_run is None else gpus_per_run,
+        devices=devices,
+        runs_per_device=runs_per_device,
         device_batch=device_batch,
         max_device_hours=max_gpu_hours,
         max_concurrent=max_concurrent,
@@ -149,7 +156,13 @@ def verify_command(plan: "LaunchPlan") -> str:
 
 
 def status(
-    watch: Annotated[bool, typer.Option("--watch", help="Refresh until Ctrl-C.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Refresh until Ctrl-C; with --json, print a line of JSON each time.")
+    ] = False,
+    every: Annotated[
+        float | None,
+        typer.Option(min=0.1, metavar="SECONDS", help="Interval of --watch. Default: 1, with --address 5."),
+    ] = None,
     address: Address = None,
     as_json: AsJson = False,
 ) -> None:
@@ -157,19 +170,36 @@ def status(
     from pipeline.cluster.status import StatusReader
     from pipeline.report.status import PIPED_ROWS, render_status
 
+    if every is not None and not watch:
+        raise UserError("--every is the interval of --watch; add --watch")
     remote = remote_cluster(address)
     reader = StatusReader()
 
     def read() -> "ClusterStatus":
         return remote_status(remote) if remote else reader.status()
 
-    if as_json:
+    seconds = every or (REMOTE_REFRESH_SECONDS if remote else REFRESH_SECONDS)
+    if as_json and watch:
+        print_json_lines(read, seconds)
+    elif as_json:
         print_json(read().to_dict())
     elif watch and terminal.out.is_terminal:
-        live_table(read, REMOTE_REFRESH_SECONDS if remote else REFRESH_SECONDS)
+        live_table(read, seconds)
     else:
         rows = rows_for_runs() if terminal.out.is_terminal else PIPED_ROWS
         terminal.out.print(render_status(read(), rows=rows), soft_wrap=not terminal.out.is_terminal)
+
+
+def print_json_lines(read: Callable[[], "ClusterStatus"], seconds: float) -> None:
+    """Print the status as one line of JSON every `seconds`, until Ctrl-C or the reader of the lines ends."""
+    try:
+        while True:
+            print(json.dumps(read().to_dict(), default=str), flush=True)
+            time.sleep(seconds)
+    except KeyboardInterrupt:
+        return
+    except BrokenPipeError:  # Python would report it again when it closes standard output
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def live_table(read: Callable[[], "ClusterStatus"], seconds: float) -> None:
@@ -296,15 +326,15 @@ def resume(gpus_per_run: GpusPerRun = None, address: Address = None) -> None:
     """Resume all launches that have not ended, for example after a cluster was lost. Exit 1 if a run failed."""
     from pipeline.cluster import launches
     from pipeline.cluster.launch import is_task_over, with_devices
+    from pipeline.cluster.sharing import parse_devices
     from pipeline.cluster.state_file import launches_elsewhere, supervisor_is_alive
     from pipeline.track.run_folder import RunFolder
 
+    per_run = None if gpus_per_run is None else parse_devices(gpus_per_run)
     remote = remote_cluster(address)
     if remote:
-        options = [] if gpus_per_run is None else ["--gpus-per-run", str(gpus_per_run)]
+        options = [] if gpus_per_run is None else ["--gpus-per-run", gpus_per_run]
         raise typer.Exit(relay_command(remote, ["resume", *options]))
-    if gpus_per_run is not None and gpus_per_run < 1:
-        raise UserError(f"--gpus-per-run {gpus_per_run}: must be an integer >= 1")
     elsewhere = launches_elsewhere()
     unfinished = []
     for one in launches.unfinished_launches(print_warning_line):
@@ -313,13 +343,13 @@ def resume(gpus_per_run: GpusPerRun = None, address: Address = None) -> None:
         else:
             unfinished.append(one)
     resumed = [one for one in unfinished if not all(map(is_task_over, one.tasks))]
-    if gpus_per_run is not None and any(one.terms.devices != gpus_per_run for one in resumed):
+    if per_run and any((one.terms.devices, one.terms.runs_per_device) != per_run for one in resumed):
         if supervisor_is_alive():
             raise UserError(
                 f"--gpus-per-run {gpus_per_run}: running launches keep their devices; stop them with repro cancel"
                 " all, and launch again"
             )
-        resumed = [with_devices(one, gpus_per_run) for one in resumed]
+        resumed = [with_devices(one, *per_run) for one in resumed]
     ended = [launch_id for launch_id in launches.launch_ids() if launches.is_over(launch_id)]
     # Without an unfinished launch, report on the last one: its runs may have stopped at the end of the budget.
     reported = unfinished or [launches.read_launch(launch_id) for launch_id in ended[-1:]]
@@ -360,13 +390,26 @@ def node(
         float | None,
         typer.Option(min=0, metavar="SECONDS", help="Shut down a head after so long without work."),
     ] = None,
+    autoscaled: Annotated[
+        Literal["gpu", "cpu"] | None,
+        typer.Option(
+            help="The devices of nodes that an autoscaler, as KubeRay's, adds. The head asks it for them."
+        ),
+    ] = None,
 ) -> None:
     """Start a cluster node, the head or one that joins a head. SIGTERM or Ctrl-C stops it."""
     from pipeline.cluster.node import run_node
 
     raise typer.Exit(
         run_node(
-            head=head, address=address, listen=listen, cpus=cpus, gpus=gpus, grace=grace, until_idle=until_idle
+            head=head,
+            address=address,
+            listen=listen,
+            cpus=cpus,
+            gpus=gpus,
+            grace=grace,
+            until_idle=until_idle,
+            autoscaled=autoscaled,
         )
     )
 

@@ -14,6 +14,7 @@ import ray
 from pipeline.cluster import processes, token
 from pipeline.common.environment import available_cpus
 from pipeline.common.errors import UserError
+from pipeline.common.provenance import runs_per_device
 from pipeline.plan.task import Task
 from pipeline.schedule.execute import execute_task
 from pipeline.schedule.local import reader_count
@@ -22,6 +23,8 @@ from pipeline.track.run_folder import RunFolder
 STOP_POLL_SECONDS = 0.25  # interval between checks for a stop request
 
 NODE_LOST, RAY_NODE_DIED = "its node was lost", "node has died"  # our message; part of Ray's message
+
+CONTEXT_BYTES = 2**29  # memory of CUDA itself in each process, which PyTorch does not count
 
 RENDEZVOUS_SECONDS = 4 * 3600  # rank 0 may compute statistics of a whole data set while the others wait
 
@@ -67,9 +70,21 @@ def attempt(raw: dict[str, Any], *, first: bool = True) -> AttemptResult:
     stop = StopSignal(folder)
     if processes.node_is_draining():
         return "stopped", "", 0.0
+    limit_memory()
+    readers = reader_count(node_devices() * runs_per_device())
     with processes.register_training():
-        record = execute_task(task, threads=1, readers=reader_count(node_devices()), stop=stop, on_event=log_event)
+        record = execute_task(task, threads=1, readers=readers, stop=stop, on_event=log_event)
     return ("ended", "", 0.0) if record else ("stopped", stop.why, stop.when)
+
+
+def limit_memory() -> None:
+    """Limit this process to its share of a GPU's memory, so that a run cannot exhaust that of its neighbours."""
+    import torch
+
+    if runs_per_device() > 1 and torch.cuda.is_available():
+        total = torch.cuda.get_device_properties().total_memory
+        share = total / runs_per_device() - CONTEXT_BYTES
+        torch.cuda.set_per_process_memory_fraction(max(share, CONTEXT_BYTES) / total)
 
 
 def node_devices() -> int:
@@ -77,6 +92,18 @@ def node_devices() -> int:
     node_id = ray.get_runtime_context().get_node_id()
     resources: dict[str, float] = next((one["Resources"] for one in ray.nodes() if one["NodeID"] == node_id), {})
     return max(1, int(resources.get("GPU", 0) or resources.get("CPU", 0) or available_cpus()))
+
+
+def memory_advice(error: BaseException) -> str:
+    """Return what to do where a GPU's memory was too small; "" for any other error."""
+    import torch
+
+    if not isinstance(error, torch.OutOfMemoryError):
+        return ""
+    shared = runs_per_device()
+    share = f"its share of the GPU's memory, which {shared} runs share," if shared > 1 else "the GPU's memory"
+    larger = "a larger --gpus-per-run or " if shared > 1 else ""
+    return f"{share} is too small; launch it with {larger}a smaller --device-batch"
 
 
 @ray.remote(max_restarts=0)
@@ -92,7 +119,7 @@ class Runner:
             return "failed", str(error), 0.0
         except Exception as error:  # noqa: BLE001 - any error fails this run only; its traceback goes to the log
             folder.log(traceback.format_exc())
-            return "failed", f"{type(error).__name__}: {error}", 0.0
+            return "failed", memory_advice(error) or f"{type(error).__name__}: {error}", 0.0
 
 
 def train_ranks(raw: dict[str, Any], world: int, gpu: bool) -> AttemptResult:

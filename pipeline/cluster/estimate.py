@@ -2,10 +2,11 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from statistics import median
 
-from pipeline.common.provenance import hardware_name
-from pipeline.common.words import plural
+from pipeline.cluster.sharing import Devices, devices_text
+from pipeline.common.provenance import hardware_name, sharing_text
 from pipeline.declare.load import experiment_names, load_experiment
 from pipeline.plan.expand import DerivedRun, Run, plan_runs
 from pipeline.track.record import FINISHED, Record
@@ -22,9 +23,21 @@ class MeasuredRun:
     def seconds(self) -> float:
         """Device seconds per work unit, including data preparation and evaluation.
 
-        A record knows only the device count of its last session; all sessions count as if they used that many.
+        A record knows only the devices of its last session; all sessions count as if they used as many.
         """
-        return self.record.world * self.record.seconds / work_units(self.run)
+        record = self.record
+        return record.world * record.seconds / record.runs_per_device / work_units(self.run)
+
+    @property
+    def hardware(self) -> str:
+        """Name of its device, without the note that runs shared it."""
+        return self.record.hardware.removesuffix(sharing_text(self.record.runs_per_device))
+
+    @property
+    def devices(self) -> Devices:
+        """Number of its devices, a fraction if runs shared one."""
+        shared = self.record.runs_per_device
+        return self.record.world if shared == 1 else Fraction(1, shared)
 
 
 def work_units(run: Run | DerivedRun) -> int:
@@ -74,31 +87,32 @@ class Estimator:
         for measured in measured_runs(records):
             self.measured.setdefault(cost_key(measured.run), []).append(measured)
 
-    def estimate(self, run: Run | DerivedRun, devices: int) -> Estimate | None:
+    def estimate(self, run: Run | DerivedRun, devices: Devices) -> Estimate | None:
         """Return an estimate from the finished runs most similar to `run`, None if no comparable run has finished.
 
         Preferred in this order: the same variant, scale, hardware and number of devices. A run on another number
-        of devices counts as if all its devices were equally busy.
+        of devices counts as if all its devices were equally busy, and a run alone on its device as if sharing
+        gained nothing.
         """
 
         def similarity(measured: MeasuredRun) -> tuple[bool, ...]:
             variant = (measured.run.experiment, measured.run.variant) == (run.experiment, run.variant)
             scale = variant and measured.run.scale == run.scale
-            return variant, scale, measured.record.hardware == hardware_name(), measured.record.world == devices
+            return variant, scale, measured.hardware == hardware_name(), measured.devices == devices
 
-        def group(measured: MeasuredRun) -> tuple[str | int, ...]:
+        def group(measured: MeasuredRun) -> tuple[str | Devices, ...]:
             of = measured.run
-            return measured.record.hardware, measured.record.world, of.experiment, of.scale, of.variant
+            return measured.hardware, measured.devices, of.experiment, of.scale, of.variant
 
         candidates = self.measured.get(cost_key(run), [])
         if not candidates:
             return None
-        variant, scale, _, world = best = max(map(similarity, candidates))
+        variant, scale, _, as_many = best = max(map(similarity, candidates))
         similar = [measured for measured in candidates if similarity(measured) == best]
         newest = max(similar, key=lambda measured: measured.record.finished)
         pooled = [measured for measured in similar if group(measured) == group(newest)]
         of = "" if variant else f"of the same network ({newest.run.experiment}, {newest.run.variant}) "
         at = "" if scale else f"at {newest.run.scale} scale "
-        each = "" if world else f", on {plural(newest.record.world, 'device')} each"
-        where = f"{of}{at}on {newest.record.hardware}{each}"
+        each = "" if as_many else f", on {devices_text(newest.devices)} each"
+        where = f"{of}{at}on {newest.hardware}{each}"
         return Estimate(median(measured.seconds for measured in pooled), len(pooled), where)

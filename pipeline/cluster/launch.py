@@ -8,7 +8,8 @@ from pathlib import Path
 
 from pipeline.cluster import launches
 from pipeline.cluster.estimate import Estimate, Estimator, work_units
-from pipeline.cluster.launches import Launch, LaunchTerms
+from pipeline.cluster.launches import Launch, LaunchTerms, task_devices
+from pipeline.cluster.sharing import Devices
 from pipeline.common.errors import UserError, explain_write_errors
 from pipeline.common.paths import home, runs_folder
 from pipeline.common.words import plural
@@ -34,6 +35,7 @@ class LaunchRequest:
     max_concurrent: int | None = None
     price: float | None = None  # of one device hour, in any currency
     precision: str | None = None  # None: as declared
+    runs_per_device: int = 1  # with more than one, `devices` is 1
 
     def __post_init__(self) -> None:
         if not self.experiments and not self.suite:
@@ -43,8 +45,8 @@ class LaunchRequest:
             )
         if self.suite:
             check_suite(self.suite)
-        integers = {"--gpus-per-run": self.devices, "--device-batch": self.device_batch}
-        for option, value in (integers | {"--max-concurrent": self.max_concurrent}).items():
+        integers = {"--device-batch": self.device_batch, "--max-concurrent": self.max_concurrent}
+        for option, value in integers.items():
             if value is not None and value < 1:
                 raise UserError(f"{option} {value}: must be an integer >= 1")
         hours, price = self.max_device_hours, self.price
@@ -63,14 +65,14 @@ class LaunchRequest:
     @property
     def terms(self) -> LaunchTerms:
         """Devices and limits of the launch."""
-        return LaunchTerms(self.devices, self.max_device_hours, self.max_concurrent)
+        return LaunchTerms(self.devices, self.max_device_hours, self.max_concurrent, self.runs_per_device)
 
     def to_argv(self) -> list[str]:
         """Return the command line that makes the same request on another machine."""
         argv = ["launch", *map(declared_name, self.experiments), "--scale", self.scale]
         options = {
             "--suite": self.suite,
-            "--gpus-per-run": self.devices,
+            "--gpus-per-run": self.terms.devices_per_run,
             "--device-batch": self.device_batch,
             "--max-gpu-hours": self.max_device_hours,
             "--max-concurrent": self.max_concurrent,
@@ -157,7 +159,7 @@ class VariantPlan:
     runs: int
     finished: int
     resumed: tuple[int, ...]  # checkpoint steps of the unfinished runs that have one
-    devices: int  # per run
+    devices: Devices  # per run
     images: int  # to train on, in all
     hours: float | None  # device hours in all; None: no estimate yet
     estimated_from: tuple[int, str] = (0, "")  # `runs` and `where` of the estimate
@@ -229,7 +231,7 @@ def plan_launch(
     members: dict[tuple[str, str, str], list[Task]] = {}
     for task in tasks:
         members.setdefault((task.run.experiment, task.run.scale, task.run.variant), []).append(task)
-    variants = [plan_variant(group, request.devices, ended, estimator) for group in members.values()]
+    variants = [plan_variant(group, request.terms, ended, estimator) for group in members.values()]
     tasks = [replace(task, device_batch=request.device_batch) if task.is_distributable else task for task in tasks]
     tasks = [task for task in tasks if has_result(task) or task.identity not in ended]
     plan = LaunchPlan(request, tasks, variants, selection.without_scale, left_out=left_out)
@@ -255,7 +257,7 @@ def missing_networks(tasks: Sequence[Task], ended: Container[str]) -> list[tuple
     return found
 
 
-def plan_variant(tasks: Sequence[Task], devices: int, ended: set[str], estimator: Estimator) -> VariantPlan:
+def plan_variant(tasks: Sequence[Task], terms: LaunchTerms, ended: set[str], estimator: Estimator) -> VariantPlan:
     """Return the remaining work of the runs of one variant."""
     run = tasks[0].run
     unfinished = [task for task in tasks if task.identity not in ended and not has_result(task)]
@@ -265,7 +267,7 @@ def plan_variant(tasks: Sequence[Task], devices: int, ended: set[str], estimator
     data = trained.recipe.data.name if isinstance(trained, Run) else RANDOM_PIXELS
     if isinstance(run, Run):
         work -= sum(resumed) * run.recipe.train.batch_size
-    devices = devices if tasks[0].is_distributable else 1
+    devices = task_devices(terms, tasks[0])
     estimate = estimator.estimate(run, devices) if unfinished else Estimate(0.0, 0, "")
     return VariantPlan(
         experiment=run.experiment,
@@ -332,11 +334,11 @@ def is_task_over(task: Task) -> bool:
     return has_result(task) or bool(RunFolder(task.folder).unfinished())
 
 
-def with_devices(launch: Launch, devices: int) -> Launch:
+def with_devices(launch: Launch, devices: int, runs_per_device: int = 1) -> Launch:
     """Change the devices per run in a launch and its file; UserError where a run cannot use that many."""
     for task in launch.tasks:
         check_global_batch([task.run] if task.is_distributable else [], devices, task.device_batch)
-    changed = replace(launch, terms=replace(launch.terms, devices=devices))
+    changed = replace(launch, terms=replace(launch.terms, devices=devices, runs_per_device=runs_per_device))
     with explain_write_errors(home()):
         launches.write_launch(changed)
     return changed

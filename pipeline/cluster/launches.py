@@ -13,13 +13,16 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from pipeline.cluster.sharing import Devices
 from pipeline.common.environment import user_name
 from pipeline.common.errors import UserError
 from pipeline.common.files import write_atomically
 from pipeline.common.paths import home
+from pipeline.plan.expand import DerivedRun
 from pipeline.plan.task import Task
 from pipeline.track.run_folder import RunFolder, UnfinishedReason
 
@@ -31,6 +34,12 @@ class LaunchTerms:
     devices: int  # per run: GPUs, or CPU processes on a cluster without GPUs
     max_device_hours: float | None = None  # total over all runs; when used up, runs stop resumable
     max_concurrent: int | None = None  # runs at the same time
+    runs_per_device: int = 1  # runs that share a device; with more than one, `devices` is 1
+
+    @property
+    def devices_per_run(self) -> Devices:
+        """Devices per run, a fraction where runs share a device."""
+        return self.devices if self.runs_per_device == 1 else Fraction(1, self.runs_per_device)
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,17 @@ class Launch:
         manifests = raw["manifests"]
         tasks = tuple(Task.from_dict(task | {"manifest": manifests[task["manifest"]]}) for task in raw["tasks"])
         return cls(**header, terms=LaunchTerms(**raw["terms"]), tasks=tasks)
+
+
+def task_devices(terms: LaunchTerms, task: Task) -> Devices:
+    """Return the devices of a task in a launch with these terms.
+
+    A task that cannot be distributed uses at most one device. A timing never shares its device: other runs there
+    would slow the network that it measures.
+    """
+    if isinstance(task.run, DerivedRun) and task.run.networks:
+        return 1
+    return terms.devices_per_run if task.is_distributable else min(1, terms.devices_per_run)
 
 
 def launches_folder() -> Path:

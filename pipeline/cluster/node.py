@@ -26,6 +26,7 @@ import tempfile
 from pathlib import Path
 
 from pipeline.cluster import ports
+from pipeline.cluster.autoscale import AutoscaledKind
 from pipeline.cluster.head_lock import hold_head_lock
 from pipeline.cluster.local_head import (
     ClusterAddress,
@@ -34,6 +35,7 @@ from pipeline.cluster.local_head import (
     remove_cluster_file,
     write_cluster_file,
 )
+from pipeline.cluster.metrics import SERVICE_DISCOVERY
 from pipeline.cluster.ray_node import RayNode, print_line
 from pipeline.cluster.token import check_token_file, ensure_token_file
 from pipeline.common.errors import UserError
@@ -52,18 +54,22 @@ def run_node(
     gpus: int | None,
     grace: float,
     until_idle: float | None,
+    autoscaled: AutoscaledKind | None = None,
 ) -> int:
     """Run a cluster node until a stop signal; return the exit code, 1 where Ray ended unexpectedly.
 
     `head` starts a cluster, `address` ("HOST:6379") joins one. `listen`: the address of this machine to listen on,
     or "auto" for the one that other machines connect to.
     `cpus`, `gpus`: the resources offered, None for all. `grace`: seconds for training to write checkpoints after a
-    stop signal. `until_idle`: a head that is idle for so many seconds shuts down.
+    stop signal. `until_idle`: a head that is idle for so many seconds shuts down. `autoscaled`: the devices of the
+    nodes that an autoscaler outside adds to the head's cluster.
     """
     peer = (address or "").rpartition(":")[0].strip("[]")
     listen = ports.own_address(peer) if listen == "auto" else listen
     use_no_proxy(listen, peer)
     loopback_only = ports.is_loopback(listen)
+    if autoscaled and not head:
+        raise UserError("--autoscaled is an option of the head: use it with --head")
     token = check_arguments(head, address, listen, loopback_only)
     with contextlib.ExitStack() as stack:
         if head:
@@ -73,7 +79,7 @@ def run_node(
         node = RayNode(folder, token, loopback_only)
         code = 1
         try:
-            cluster = node.start(address, listen, cpus, gpus, stop_signals)
+            cluster = node.start(address, listen, cpus, gpus, stop_signals, autoscaled)
             if cluster is None:  # stopped during the start
                 code = 0
             else:
@@ -161,6 +167,7 @@ def print_addresses(node: RayNode, cluster: ClusterAddress, address: str | None,
         print_line(f"Joined the cluster at {address}.")
     else:
         print_line(f"The cluster is ready. Dashboard and job API: {cluster.dashboard}")
+        print_line(f"Metrics, for Prometheus: {cluster.dashboard}{SERVICE_DISCOVERY}")
         print_line(f"Access requires the token in {cluster.token_file}")
         if not loopback_only:
             print_line(

@@ -6,11 +6,13 @@ wait.
 """
 
 import graphlib
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush, heapreplace
 from typing import Literal
 
+from pipeline.cluster.sharing import Devices, as_number, devices_text
 from pipeline.common.words import plural
 
 ItemStatus = Literal["waiting", "running", "finished", "failed", "cancelled", "over-budget"]
@@ -33,7 +35,7 @@ class QueueItem:
 
     identity: str
     title: str
-    devices: int  # used at the same time; 0 for an item that needs none
+    devices: Devices  # used at the same time; 0 for an item that needs none, 1/N where N items share a device
     needs: tuple[str, ...] = ()  # identities of the items that must finish first
 
 
@@ -47,7 +49,7 @@ class LaunchState:
     max_device_hours: float | None
     hours: float  # device hours used up to `since`
     since: float = 0.0  # seconds
-    charged_devices: int = 0  # devices charged to this launch since `since`
+    charged_devices: Devices = 0  # devices charged to this launch since `since`
     running: int = 0  # running items of this launch
     active: int = 0  # waiting and running items of this launch
     budget_exhausted: bool = False  # set by `Queue.over_budget`, never reset
@@ -59,7 +61,7 @@ class LaunchState:
         """Return the device hours used up to `now`."""
         return self.hours + self.charged_devices * (now - self.since) / 3600
 
-    def change_devices(self, devices: int, now: float) -> None:
+    def change_devices(self, devices: Devices, now: float) -> None:
         """Charge `devices` more devices (fewer if negative) from `now` on."""
         self.hours, self.since = self.spent(now), now
         self.charged_devices += devices
@@ -73,6 +75,11 @@ class LaunchState:
     def is_full(self) -> bool:
         """Return whether `max_concurrent` of its items run."""
         return self.max_concurrent is not None and self.running >= self.max_concurrent
+
+    def has_room(self, more: int, now: float) -> bool:
+        """Return whether another item may start, after `more` that do not run yet."""
+        limit = self.max_concurrent
+        return not self.is_over_budget(now) and (limit is None or self.running + more < limit)
 
 
 @dataclass(frozen=True)
@@ -165,7 +172,7 @@ class Queue:
 
     # --- starting items ---
 
-    def admit(self, free: int, now: float) -> list[QueueItem]:
+    def admit(self, free: Devices, now: float) -> list[QueueItem]:
         """Return the items that start now on `free` devices, and mark them as running.
 
         Strictly in order: the first ready item that does not fit blocks the items behind it, so that large runs
@@ -375,6 +382,20 @@ class Queue:
         news, self.unreported = self.unreported, []
         return news
 
+    def wanted_devices(self, now: float) -> Devices:
+        """Return the devices of the running items, and of all waiting ones that may start if there were enough."""
+        wanted: Devices = 0
+        started: Counter[str] = Counter()  # of the waiting items, by launch
+        for entry in self.items.values():
+            if entry.state == "running":
+                wanted += entry.item.devices
+            elif entry.state == "waiting" and not entry.missing:
+                launches = entry.launches.values()
+                if any(launch.has_room(started[launch.launch], now) for launch in launches):
+                    wanted += entry.item.devices
+                    started.update(launch.launch for launch in launches)
+        return wanted
+
     def spent(self, launch: str, now: float) -> float:
         """Return the device hours of a launch, including those it was added with."""
         return self.launches[launch].spent(now)
@@ -401,7 +422,7 @@ class Queue:
         stop = entry.stop
         return bool(stop and stop.becomes == "over-budget" and stop.launches == len(entry.launches))
 
-    def waiting(self, free: int) -> dict[str, str]:
+    def waiting(self, free: Devices) -> dict[str, str]:
         """Return why each waiting item waits while `free` devices are free, by identity and in queue order."""
         reasons, ahead = {}, 0
         for identity, entry in self.items.items():
@@ -419,7 +440,7 @@ class Queue:
                 reasons[identity] = f"behind {plural(ahead, 'other run')}"
                 ahead += 1
             elif devices > free:
-                reasons[identity] = f"needs {plural(devices, 'device')}, {free} free"
+                reasons[identity] = f"needs {devices_text(devices)}, {as_number(free):g} free"
                 ahead += 1
             else:
                 reasons[identity] = "starts next"

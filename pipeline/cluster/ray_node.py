@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 
 from pipeline.cluster import launches, ports
+from pipeline.cluster.autoscale import AUTOSCALED_VARIABLE, AutoscaledKind
 from pipeline.cluster.local_head import ClusterAddress, absolute_folders, idle_shutdown, ray_environment
 from pipeline.cluster.processes import DRAIN_POLL_SECONDS, NODE_VARIABLE, is_alive, prctl, training_pids
 from pipeline.cluster.state_file import state_file
@@ -85,6 +86,7 @@ class RayNode:
         cpus: int | None,
         gpus: int | None,
         stop_signals: Callable[[], int],
+        autoscaled: AutoscaledKind | None = None,
     ) -> ClusterAddress | None:
         """Start a cluster, or join the one at `address`; None if a stop signal arrives during the start."""
         ray_variables = ray_environment(self.token, loopback=self.loopback_only)
@@ -93,6 +95,8 @@ class RayNode:
         self.environment = os.environ | absolute_folders() | ray_variables | node_variables
         self.environment["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "0"  # `drain` has waited already
         self.environment.pop("RAY_ADDRESS", None)
+        if autoscaled:  # the supervisor runs on this node
+            self.environment[AUTOSCALED_VARIABLE] = autoscaled
         interpreter_folder = str(Path(sys.executable).parent)  # so that "python" in jobs is this interpreter
         path = filter(None, [interpreter_folder, self.environment.get("PATH")])
         self.environment["PATH"] = os.pathsep.join(path)
@@ -115,6 +119,7 @@ class RayNode:
         for retry in (False, True):
             gcs, dashboard = ports.choose_ports(listen, loopback_only=self.loopback_only, retry=retry)
             head = ["--head", f"--port={gcs}", "--include-dashboard=true"]
+            head += ["--no-monitor"] if autoscaled else []  # the autoscaler outside replaces it
             head += [f"--dashboard-host={listen}", f"--dashboard-port={dashboard}"]
             try:
                 return self.try_start([*options, *head], stop_signals)

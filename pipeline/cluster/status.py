@@ -117,6 +117,7 @@ class LaunchStatus:
     spent: float  # device hours
     budget: float | None  # device hours
     max_concurrent: int | None = None
+    runs_per_device: int = 1
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,9 @@ class ClusterStatus:
     alive: bool  # that report is recent
     cluster: bool  # a cluster of this REPRO_HOME runs on this machine
     dashboard: str  # URL
-    devices: Mapping[str, Any]  # {"all", "free", "kind"}; {} without a live supervisor
+    devices: Mapping[
+        str, Any
+    ]  # {"all", "free", "kind"}, "requested" with an autoscaler; {} without a live supervisor
     trouble: str  # errors of the supervisor
     launches: list[LaunchStatus]  # unfinished ones, then the newest of the others
     earlier: int  # number of launches that are not listed
@@ -247,6 +250,7 @@ class StatusReader:
             spent=launches.hours_used(launch_id),
             budget=outline.terms.get("max_device_hours"),
             max_concurrent=outline.terms.get("max_concurrent"),
+            runs_per_device=outline.terms.get("runs_per_device", 1),
         )
 
     def run_status(self, run: LaunchedRun, report: Mapping[str, Any], now: float, *, alive: bool) -> RunStatus:

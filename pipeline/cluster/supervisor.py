@@ -18,10 +18,14 @@ import ray
 
 from pipeline.cluster import launches, processes, token
 from pipeline.cluster.attempt import NODE_LOST, death_reason, last_line
-from pipeline.cluster.launches import Launch
+from pipeline.cluster.autoscale import DeviceRequest
+from pipeline.cluster.launches import Launch, task_devices
+from pipeline.cluster.metrics import Metrics, metric_values
 from pipeline.cluster.queue import Queue, QueueItem
+from pipeline.cluster.shared_devices import remove_left_groups
+from pipeline.cluster.sharing import Devices, as_number, layout_text
 from pipeline.cluster.state_file import launches_elsewhere, write_supervisor_state
-from pipeline.cluster.workers import Attempt, WorkerPool, task_devices
+from pipeline.cluster.workers import Attempt, WorkerPool
 from pipeline.common.errors import UserError
 from pipeline.common.network import report_no_statistics, use_no_proxy
 from pipeline.common.words import plural
@@ -74,8 +78,11 @@ class Supervisor:
         self.troubles: list[str] = []  # errors of this turn
         self.last_busy = self.last_state = self.last_hours = time.monotonic()
         self.syncing = BackgroundSync()
+        self.requested = DeviceRequest()
+        self.metrics = Metrics()
         shutil.rmtree(token.cluster_folder() / "train", ignore_errors=True)  # left by killed groups of ranks
         if ray.get_runtime_context().was_current_actor_reconstructed:
+            remove_left_groups()
             elsewhere = launches_elsewhere()
             self.waiting += [
                 launch_id
@@ -161,6 +168,7 @@ class Supervisor:
             self.last_state = now
             self._attempt_write(self._request_budget_stops)
             self._attempt_write(self._write_state, now)
+            self.requested.update(self.queue.wanted_devices(now), gpu=self.pool.uses_gpus())
 
     # Launches
 
@@ -168,7 +176,7 @@ class Supervisor:
         """Add a launch's runs to the queue, except finished ones and those left unfinished after the launch."""
         items, before = [], self.queue.states()
         for task in launch.tasks:
-            items.append(QueueItem(task.identity, task.title, task_devices(launch, task), task.needs))
+            items.append(QueueItem(task.identity, task.title, task_devices(launch.terms, task), task.needs))
             if before.get(task.identity, ("",))[0] not in ("waiting", "running"):
                 self.states[task.identity] = RunState(task, launch)
             self.syncing.watch(task.folder)  # also if finished: its last entries may not be in MLflow yet
@@ -259,9 +267,9 @@ class Supervisor:
 
     # Attempts
 
-    def _free_devices(self) -> int:
+    def _free_devices(self) -> Devices:
         """Return the devices that no attempt uses. Others' jobs on the cluster delay attempts in Ray's queue."""
-        used = sum(task_devices(attempt.launch, attempt.task) for attempt in self.running.values())
+        used = sum(attempt.devices for attempt in self.running.values())
         return max(0, self.pool.device_count() - used)
 
     def _start(self, item: QueueItem, now: float) -> None:
@@ -288,7 +296,7 @@ class Supervisor:
         began = datetime.now(UTC).isoformat(timespec="seconds")
         attempt = Attempt(task, state.launch, began, folder.last_step(), self.pool.uses_gpus())
         self.running[self.pool.start(attempt)] = attempt
-        text = f"on {item.devices} {'GPUs' if attempt.gpu else 'processes'} " if item.devices > 1 else ""
+        text = "" if item.devices == 1 else f"on {layout_text(item.devices, gpu=attempt.gpu)} "
         text += f"from step {attempt.step:,}" if attempt.step else "from the beginning"
         text += f", attempt {state.attempts}" if state.attempts > 1 else ""
         folder.log(f"started {text}")
@@ -373,14 +381,21 @@ class Supervisor:
             identity: {"state": state, "why": waiting.get(identity, why)}
             for identity, (state, why) in self.queue.states().items()
         }
+        images_per_second = 0.0
         for attempt in self.running.values():
-            host = RunFolder(attempt.task.folder).read_progress().get("host", "")
-            attempts = self.states[attempt.task.identity].attempts
-            runs[attempt.task.identity] |= {"since": attempt.began, "attempt": attempts, "node": host}
-        kind = "GPU" if self.pool.uses_gpus() else "CPU"
+            progress = RunFolder(attempt.task.folder).read_progress()
+            images_per_second += float(progress.get("images_per_second") or 0.0)
+            about = {"attempt": self.states[attempt.task.identity].attempts, "node": progress.get("host", "")}
+            runs[attempt.task.identity] |= {"since": attempt.began} | about
+        requested = self.requested.devices
+        devices: dict[str, Any] = {"all": self.pool.device_count(), "free": as_number(free)}
+        devices |= {} if requested is None else {"requested": requested}
+        hours = sum(self.queue.spent(launch_id, now) for launch_id in self.open)
+        states = (state for state, _ in self.queue.states().values())
+        self.metrics.set(metric_values(states, devices, images_per_second, hours))
         write_supervisor_state(
             {
-                "devices": {"all": self.pool.device_count(), "free": free, "kind": kind},
+                "devices": devices | {"kind": "GPU" if self.pool.uses_gpus() else "CPU"},
                 "runs": runs,
                 "launches": [*self.open, *self.waiting],
                 "trouble": "; ".join(filter(None, (*dict.fromkeys(self.troubles), self.syncing.trouble))),

@@ -4,16 +4,24 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 import ray
 
 from pipeline.cluster.attempt import Runner, is_loopback_only, train_together
-from pipeline.cluster.launches import Launch
+from pipeline.cluster.autoscale import autoscaled_kind
+from pipeline.cluster.launches import Launch, task_devices
+from pipeline.cluster.shared_devices import SharedDevice, SharedDevices
+from pipeline.cluster.sharing import Devices, ray_amount
 from pipeline.common.paths import data_folder, home
+from pipeline.common.provenance import SHARING_VARIABLE
 from pipeline.plan.task import Task
 
 HEAD_RESOURCE = {"node:__internal_head__": 0.001}  # Ray schedules an actor with this resource on the head
+
+
+ActorKind = tuple[str, bool, Devices]  # code folder, uses a GPU, devices
 
 
 @dataclass
@@ -27,6 +35,12 @@ class Attempt:
     gpu: bool
     runner: Any = None  # actor handle, for a run on one device
     reused: bool = False  # the actor has trained another run before
+    device: SharedDevice | None = None  # where its actor runs, if it shares a device
+
+    @property
+    def devices(self) -> Devices:
+        """Devices that the run uses."""
+        return task_devices(self.launch.terms, self.task)
 
 
 @dataclass
@@ -34,7 +48,8 @@ class IdleWorker:
     """A Runner actor that waits for a run."""
 
     runner: Any
-    kind: tuple[str, bool]  # code folder, uses a GPU
+    kind: ActorKind
+    device: SharedDevice | None  # that it uses a part of
     since: float = field(default_factory=time.monotonic)
 
 
@@ -43,11 +58,15 @@ class WorkerPool:
 
     def __init__(self) -> None:
         self.idle: list[IdleWorker] = []
+        self.shared = SharedDevices()
         self.had_gpu = False
 
     def uses_gpus(self) -> bool:
-        """Return whether runs train on GPUs: True once the cluster had a GPU, even if all are lost for a while."""
-        self.had_gpu = self.had_gpu or ray.cluster_resources().get("GPU", 0) > 0
+        """Return whether runs train on GPUs: True once the cluster had a GPU, even if all are lost for a while.
+
+        True from the start where an autoscaler adds nodes with GPUs.
+        """
+        self.had_gpu = self.had_gpu or autoscaled_kind() == "gpu" or ray.cluster_resources().get("GPU", 0) > 0
         return self.had_gpu
 
     def device_count(self) -> int:
@@ -56,43 +75,57 @@ class WorkerPool:
 
     def start(self, attempt: Attempt) -> Any:
         """Start an attempt and return the reference to its AttemptResult."""
-        raw, devices = attempt.task.to_dict(), task_devices(attempt.launch, attempt.task)
+        raw, devices = attempt.task.to_dict(), attempt.devices
         hide_gpus = {} if attempt.gpu else {"CUDA_VISIBLE_DEVICES": ""}
-        runtime_env = {"env_vars": worker_environment(attempt.launch) | hide_gpus}
+        environment = worker_environment(attempt.launch) | hide_gpus
         if devices > 1:
             self.kill_idle(lambda worker: True)
             # On the head: the loss or shutdown of a node must not end the attempts of other nodes.
-            remote = train_together.options(runtime_env=runtime_env, resources=HEAD_RESOURCE)
+            remote = train_together.options(runtime_env={"env_vars": environment}, resources=HEAD_RESOURCE)
             return remote.remote(raw, devices, attempt.gpu)
-        kind = (attempt.launch.code, attempt.gpu)
-        idle = next((worker for worker in self.idle if worker.kind == kind), None)
+        kind = (attempt.launch.code, attempt.gpu, devices)
+        device = self.shared.choose(devices, gpu=attempt.gpu) if isinstance(devices, Fraction) else None
+        idle = next((worker for worker in self.idle if worker.kind == kind and worker.device is device), None)
         if idle:
             self.idle.remove(idle)
             attempt.runner, attempt.reused = idle.runner, True
         else:
-            self.kill_idle(lambda worker: worker.kind != kind)
-            resources = {"num_gpus": 1, "num_cpus": 0} if attempt.gpu else {"num_cpus": 1}
-            options = Runner.options(runtime_env=runtime_env, **resources)  # type: ignore[attr-defined]
-            attempt.runner = options.remote()
+            attempt.runner = self.new_runner(kind, device, environment)
+        if device:
+            attempt.device = device
+            device.used += devices
         return attempt.runner.train.remote(raw)
+
+    def new_runner(self, kind: ActorKind, device: SharedDevice | None, environment: dict[str, str]) -> Any:
+        """Start an actor, on a shared device or on one of its own, after killing idle actors of other kinds."""
+        _, gpu, devices = kind
+        options: dict[str, Any] = {"num_cpus": 0, "num_gpus" if gpu else "num_cpus": ray_amount(devices)}
+        if device:
+            device.actors += 1
+            options["scheduling_strategy"] = device.strategy()
+            environment = environment | {SHARING_VARIABLE: str(devices.denominator)}
+        self.kill_idle(lambda worker: worker.kind != kind)
+        return Runner.options(runtime_env={"env_vars": environment}, **options).remote()  # type: ignore[attr-defined]
 
     def release(self, attempt: Attempt, *, reusable: bool) -> None:
         """Keep the actor of an ended attempt for another run, or kill it."""
-        if attempt.runner and reusable:
-            self.idle.append(IdleWorker(attempt.runner, (attempt.launch.code, attempt.gpu)))
-        elif attempt.runner:
-            ray.kill(attempt.runner)
+        if not attempt.runner:
+            return
+        if attempt.device:
+            attempt.device.used -= attempt.devices
+        kind = (attempt.launch.code, attempt.gpu, attempt.devices)
+        worker = IdleWorker(attempt.runner, kind, attempt.device)
+        self.idle.append(worker)
+        if not reusable:
+            self.kill_idle(lambda other: other is worker)
 
     def kill_idle(self, matches: Callable[[IdleWorker], bool]) -> None:
         """Kill the idle actors that match, to free their devices."""
         for worker in [worker for worker in self.idle if matches(worker)]:
             ray.kill(worker.runner)
             self.idle.remove(worker)
-
-
-def task_devices(launch: Launch, task: Task) -> int:
-    """Return the number of devices of a task: those of the launch, or 1 if the task cannot be distributed."""
-    return launch.terms.devices if task.is_distributable else 1
+            if worker.device:
+                self.shared.remove_actor(worker.device)
 
 
 def worker_environment(launch: Launch) -> dict[str, str]:

@@ -8,12 +8,15 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
+from pipeline.common.environment import env_integer
 from pipeline.common.files import file_hash
 from pipeline.common.paths import ROOT
 
 CODE_PATHS = ("pipeline", "lightning_modules", "experiments", "pyproject.toml", "requirements.lock")
 
 COMMIT_FILE = "COMMIT"  # in a code copy made for a launch: the commit it is a copy of
+
+SHARING_VARIABLE = "REPRO_RUNS_PER_DEVICE"  # number of runs that share the device of this process, 1 if not set
 
 LIBRARIES = ("torch", "torchvision", "pytorch-lightning", "numpy")
 
@@ -58,9 +61,27 @@ def library_versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: metadata.version(name) for name in LIBRARIES}
 
 
+def runs_per_device() -> int:
+    """Return the number of runs that share the device of this process, from SHARING_VARIABLE."""
+    return env_integer(SHARING_VARIABLE, 1, minimum=1)
+
+
+def sharing_text(runs: int) -> str:
+    """Return the end of the name of a device that runs share: ', shared by 4 runs'; '' for a single run."""
+    return f", shared by {runs} runs" if runs > 1 else ""
+
+
 @cache
 def hardware_name() -> str:
-    """Return the name of the training device: the GPU, or the CPU model and its number of cores."""
+    """Return the name of the training device: the GPU, or the CPU model and its number of cores.
+
+    The name of a device that runs share says so: times on it compare with none on a device of their own.
+    """
+    return device_name() + sharing_text(runs_per_device())
+
+
+def device_name() -> str:
+    """Return the name of the GPU, or the CPU model and its number of cores."""
     import torch
 
     if torch.cuda.is_available():

@@ -15,7 +15,7 @@ def plan_rows(variants: Sequence[VariantPlan], price: float | None) -> list[dict
         unfinished = variant.runs - variant.finished
         time = "no estimate" if variant.hours is None else duration(variant.hours * 3600)
         cost = "" if price is None or variant.hours is None else f"{price * variant.hours:,.2f}"
-        work = (f"{variant.devices}", f"{variant.images:,}", time, cost) if unfinished else ("", "", "", "")
+        work = (str(variant.devices), f"{variant.images:,}", time, cost) if unfinished else ("", "", "", "")
         row = (variant.variant, variant.progress_text, *work)
         rows.append(
             {name: cell for name, cell in zip(COLUMNS, row, strict=True) if name != "cost" or price is not None}
@@ -40,6 +40,8 @@ def plan_summary(plan: LaunchPlan) -> list[str]:
     if plan.shared:
         sentences.append(f"{plan.shared:,} of them are also part of an earlier launch; each is done once.")
     sentences += estimate_sources(plan.variants)
+    if plan.request.runs_per_device > 1 and runs > finished:
+        sentences.append(sharing_advice(plan.request.runs_per_device))
     if plan.without_estimate and plan.hours:
         names = ", ".join(f"{variant.experiment} {variant.variant}" for variant in plan.without_estimate)
         sentences.append(f"No estimate yet: {names}.")
@@ -65,6 +67,14 @@ def remaining_work(plan: LaunchPlan, unfinished: bool) -> str:
         time = f"{at_least}{duration(plan.hours * 3600)} of device time"
         cost = "" if price is None else f", cost {price * plan.hours:,.2f} at {price:g} per device hour"
     return f"; {images:,} images to train on, {time}{cost}"
+
+
+def sharing_advice(runs: int) -> str:
+    """Return a sentence on the memory of runs that share a device."""
+    return (
+        f"{runs} runs share each device; on a GPU each gets 1/{runs} of its memory. Where that is too little, use"
+        " a larger fraction or --device-batch. Times measured on a shared device compare only with each other."
+    )
 
 
 def estimate_sources(variants: Sequence[VariantPlan]) -> list[str]:

@@ -10,6 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.cluster.metrics import SERVICE_DISCOVERY
 from pipeline.cluster.status import NEEDS_ATTENTION, RUN_STATUS_NAMES, ClusterStatus, LaunchStatus, RunStatus
 from pipeline.common.words import duration, plural
 
@@ -50,7 +51,10 @@ def cluster_lines(status: ClusterStatus) -> Iterator[tuple[str, str]]:
     if status.alive and unfinished:
         kind = {"GPU": "GPU", "CPU": "CPU"}.get(status.devices.get("kind", ""), "device")
         total, free = status.devices.get("all", 0), status.devices.get("free", 0)
-        yield f"Cluster running: {free} of {plural(total, kind)} free.{f' {dashboard}' if dashboard else ''}", ""
+        requested = status.devices.get("requested", 0)
+        more = f" The autoscaler was asked for {plural(requested, kind)}." if requested > total else ""
+        text = f"Cluster running: {free:g} of {plural(total, kind)} free.{more}"
+        yield f"{text} {dashboard}" if dashboard else text, ""
     elif unfinished:
         age = "" if status.heard is None else f"; last report {duration(status.heard)} ago"
         if status.cluster:
@@ -60,6 +64,8 @@ def cluster_lines(status: ClusterStatus) -> Iterator[tuple[str, str]]:
             yield f"No cluster is running for {status.home}{age}.", "yellow"
     elif status.cluster:
         yield f"The cluster on this machine is idle. {dashboard}", ""
+    if status.cluster and status.dashboard:
+        yield f"Prometheus finds the metrics at {status.dashboard}{SERVICE_DISCOVERY} (requires the token).", "dim"
     if status.trouble:
         yield f"Warning: {status.trouble}", "yellow"
     for error in status.damaged:
@@ -74,6 +80,7 @@ def launch_lines(launch: LaunchStatus, now: float) -> Iterator[RenderableType]:
     used = f"{launch.spent:,.2f}" + (f" of {launch.budget:g}" if launch.budget else "")
     terms = [f"{used} device hours used"]
     terms += [f"{launch.devices} devices per run"] if launch.devices > 1 else []
+    terms += [f"{launch.runs_per_device} runs per device"] if launch.runs_per_device > 1 else []
     terms += [f"at most {plural(launch.max_concurrent, 'run')} at a time"] if launch.max_concurrent else []
     total = plural(sum(launch.counts.values()), "run")
     yield Padding(Text(f"{total}: {', '.join(states)}; {', '.join(terms)}"), (0, 0, 0, 2), expand=False)

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from pipeline.common.provenance import commit, hardware_name, library_versions, lock_hash
+from pipeline.common.provenance import commit, hardware_name, library_versions, lock_hash, runs_per_device
 from pipeline.plan.task import Task
 
 FINISHED, NOT_CONVERGED = "finished", "not converged"
@@ -42,6 +42,7 @@ class Record:
     device_batch: int = 0  # images of one micro-batch, which batch normalisation sees; 0: unknown
     members: tuple[str, ...] = ()  # identities of the runs that a derived run is made from
     costs: Mapping[str, float] = field(default_factory=dict)  # train/seconds, …; differ between machines
+    runs_per_device: int = 1  # number of runs that shared its device in its last session
 
     @property
     def measured(self) -> dict[str, float]:
@@ -104,4 +105,5 @@ def make_record(
         device_batch=device_batch,
         members=members,
         costs=dict(costs or {}),
+        runs_per_device=runs_per_device(),
     )

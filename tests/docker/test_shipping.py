@@ -17,14 +17,17 @@ import tomllib
 from functools import cache
 from pathlib import Path
 
+import jsonschema
 import kubernetes_validate
 import pytest
 import typer
 import yaml
+from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 
 from pipeline.cli import main
 from pipeline.declare.load import experiment_names, load_experiment
 from tests.support.composed import COMPOSE, ROOT, dotenv, interpolate, services, variables
+from tests.support.kuberay import SCHEMAS
 
 DOCKER = ROOT / "docker"
 BIN = Path(sys.executable).parent
@@ -170,14 +173,66 @@ def test_the_linter_detects_errors(tmp_path):
         assert tool_errors(BIN / "hadolint", tmp_path / "Dockerfile")
 
 
-def test_both_targets_share_the_final_stage_without_build_tools():
-    ends = {name: base for base, name in re.findall(r"^FROM (\S+) AS (\S+)$", DOCKERFILE, re.MULTILINE)}
-    assert ends["cpu"] == ends["cuda"] == "bare"
-    assert ends["bare"] == "${BASE}"
-    bare = DOCKERFILE.partition(" AS bare\n")[2].partition("\nFROM ")[0]
-    assert "pip install" not in bare
-    assert "USER 1000:1000" in bare
+def stages(text):
+    """Return (base, instructions) of each stage by name, in order."""
+    found = re.split(r"^FROM (\S+) AS (\S+)$", text, flags=re.MULTILINE)[1:]
+    return {
+        name: (base, content) for base, name, content in zip(found[::3], found[1::3], found[2::3], strict=True)
+    }
+
+
+def layers(text, target):
+    """Return the instructions that make the layers of a target, without those of its base image."""
+    base, content = stages(text)[target]
+    own = re.findall(r"^((?:RUN|COPY|USER) .+)$", content, re.MULTILINE)
+    return [*(layers(text, base) if base in stages(text) else []), *own]
+
+
+def layer_violations(text):
+    """Yield a message for each violation of our rules in the layers of the two targets."""
+    for target in ("cpu", "cuda"):
+        found = layers(text, target)
+        installing = [line for line in found if "pip install" in line]
+        copying = [line for line in found if line.startswith("COPY")]
+        if len(installing) != 1 or any("/opt/venv" in line for line in copying):
+            yield f"{target}: the environment is stored more than once"
+        if not all(f"--mount=type=bind,source={path}" in installing[0] for path in ["docker/requirements.lock"]):
+            yield f"{target}: the lock stays in the image"
+        if not all("--no-cache-dir" in part for part in installing[0].split("&&") if "pip install" in part):
+            yield f"{target}: pip's cache stays in the image"
+        if "pip uninstall --yes pip" not in installing[0]:
+            yield f"{target}: pip stays in the image"
+        if found[-2:] != ["COPY --from=code /image /", "USER 1000:1000"] or copying != found[-2:-1]:
+            yield f"{target}: the code is not the last layer, or not the only copied one"
+
+
+def test_the_environment_is_stored_once_and_the_code_is_the_last_layer():
+    assert list(layer_violations(DOCKERFILE)) == []
+    assert {base for base, _ in (stages(DOCKERFILE)[name] for name in ("system", "code"))} == {"${BASE}"}
     assert not re.search(r"^USER (root|0)", DOCKERFILE, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "FROM environment-cpu AS cpu\n",
+            "FROM system AS cpu\nCOPY --from=environment-cpu /opt/venv /opt/venv\n",
+            "more",
+        ),
+        (
+            "COPY --from=code /image /\n",
+            "COPY pipeline /opt/repro/pipeline\nCOPY --from=code /image /\n",
+            "not the last",
+        ),
+        ("    && pip uninstall --yes pip", "", "pip stays"),
+        ("pip install --no-cache-dir", "pip install", "cache stays"),
+        ("--mount=type=bind,source=docker/requirements.lock,target=/build/requirements.lock", "", "lock stays"),
+    ],
+)
+def test_a_violation_of_the_layers_is_detected(old, new, message):
+    assert old in DOCKERFILE
+    assert any(message in violation for violation in layer_violations(DOCKERFILE.replace(old, new)))
 
 
 def test_the_base_image_has_the_python_version_of_the_lock():
@@ -187,7 +242,8 @@ def test_the_base_image_has_the_python_version_of_the_lock():
 
 def test_packages_are_installed_by_hash_except_the_cpu_torch():
     commands = [part for line in instructions("RUN") for part in line.split("&&") if "pip install" in part]
-    assert ["--require-hashes" in part for part in commands] == [True, True, False]
+    by_hash = ["--require-hashes" in part for part in commands]
+    assert by_hash == [True, True, True, False]  # CUDA; CPU from PyPI; CPU: all but torch, and torch
     assert 'PIP_INDEX_URL="${TORCH_INDEX}"' in commands[-1]
     assert "torch.txt" in commands[-1]
 
@@ -205,7 +261,8 @@ def in_build_context(path):
 
 def test_what_is_copied_is_there_and_in_build_context():
     copied = [word for line in instructions("COPY") for word in line.split()[:-1] if not word.startswith("--")]
-    own = [path for path in copied if not path.startswith("/opt/venv")]
+    own = [path for path in copied if path != "/image"]
+    own += [path for line in instructions("RUN") for path in re.findall(r"source=([^, ]+)", line)]
     assert len(own) > 8
     assert [path for path in own if not (ROOT / path).exists()] == []
     assert [path for path in own if not in_build_context(path)] == []
@@ -445,15 +502,6 @@ def pods(document):
 
 OURS = [pytest.param(path, d, id=f"{path.stem}:{d['kind']}") for path in KUBERAY for d in documents(path)]
 RAY = [param for param in OURS if param.values[1]["kind"].startswith("Ray")]
-FIELDS = {  # fields of KubeRay's API v1 that we use; it refuses unknown ones
-    "RayJob": {
-        "entrypoint", "runtimeEnvYAML", "backoffLimit", "activeDeadlineSeconds", "shutdownAfterJobFinishes",
-        "ttlSecondsAfterFinished", "submitterConfig", "rayClusterSpec",
-    },
-    "RayCluster": {"rayVersion", "authOptions", "headGroupSpec", "workerGroupSpecs"},
-    "head": {"rayStartParams", "template"},
-    "worker": {"groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template"},
-}  # fmt: skip
 
 
 def standard_documents(document):
@@ -480,21 +528,50 @@ def test_the_kubernetes_schemas_detect_errors():
 
 
 @pytest.mark.parametrize(("path", "document"), RAY)
-def test_a_ray_resource_has_only_fields_of_kuberay(path, document):
-    assert document["apiVersion"] == "ray.io/v1"
-    assert set(document["spec"]) <= FIELDS[document["kind"]]
-    spec = cluster_of(document)
-    assert set(spec) == FIELDS["RayCluster"]
-    assert set(spec["headGroupSpec"]) == FIELDS["head"]
-    for group in spec["workerGroupSpecs"]:
-        assert set(group) == FIELDS["worker"]
+def test_a_ray_resource_matches_the_schema_of_kuberay(path, document):
+    jsonschema.validate(document, SCHEMAS[document["kind"]])
+    for group in cluster_of(document)["workerGroupSpecs"]:
         assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda spec: spec.update(enableInTreeAutoscaler=True), "enableInTreeAutoscaler"),
+        (lambda spec: spec["autoscalerOptions"].update(version="v3"), "v3"),
+        (lambda spec: spec["workerGroupSpecs"][0].update(minReplicas="0"), "'0' is not of type 'integer'"),
+        (lambda spec: spec["workerGroupSpecs"][0].pop("maxReplicas"), "maxReplicas"),
+        (lambda spec: spec["headGroupSpec"].update(rayStartParams={"num-cpus": 0}), "0 is not of type 'string'"),
+    ],
+)
+@pytest.mark.parametrize(("path", "document"), RAY)
+def test_the_schema_of_kuberay_detects_errors(path, document, change, message):
+    broken = copy.deepcopy(document)
+    change(cluster_of(broken))
+    with pytest.raises(jsonschema.ValidationError, match=message):
+        jsonschema.validate(broken, SCHEMAS[broken["kind"]])
+
+
+@pytest.mark.parametrize(("path", "document"), RAY)
+def test_workers_come_and_go_with_the_runs(path, document):
+    """Ray's autoscaler reads its configuration from the resource, with the function used here."""
+    spec = cluster_of(document)
+    assert spec["enableInTreeAutoscaling"] is True
+    metadata = {"name": "repro", "namespace": document["metadata"]["namespace"]}
+    config = _derive_autoscaling_config_from_ray_cr({"metadata": metadata, "spec": spec})
+    group = config["available_node_types"]["gpu"]
+    assert (group["min_workers"], group["max_workers"]) == (0, 16)
+    limits = spec["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert group["resources"]["GPU"] == limits["nvidia.com/gpu"]
+    assert config["idle_timeout_minutes"] * 60 == spec["autoscalerOptions"]["idleTimeoutSeconds"]
+    args = dict(pods(document))["head"]["containers"][0]["args"]
+    assert args[args.index("--autoscaled") + 1] == "gpu"  # of which the group has some
 
 
 @pytest.mark.parametrize(("path", "document"), RAY)
 def test_a_pod_has_no_unneeded_privileges(path, document):
-    for _, pod in pods(document):
-        assert pod["automountServiceAccountToken"] is False
+    for name, pod in pods(document):
+        assert pod["automountServiceAccountToken"] is (name == "head")  # the autoscaler beside it changes replicas
         assert pod["securityContext"]["runAsNonRoot"] is True
         for container in pod["containers"]:
             assert container["securityContext"] == {
@@ -624,7 +701,7 @@ def test_the_head_of_a_job_has_the_cluster_name_variable():
 
 # --- scripts -----------------------------------------------------------------------------------------------
 
-SCRIPTS = [SLURM, LAUNCH_OR_RESUME, DOCKER / "repro"]
+SCRIPTS = [SLURM, LAUNCH_OR_RESUME, DOCKER / "repro", ROOT / "tests" / "docker" / "install_tools.sh"]
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)

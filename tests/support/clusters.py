@@ -70,9 +70,9 @@ class ClusterHome:
         """Return the output of a process of `repro`."""
         return self.outputs[process.pid].read_text(encoding="utf-8", errors="replace")
 
-    def head(self, cpus: int = 2) -> subprocess.Popen[bytes]:
-        """Start a head and return it once it accepts jobs."""
-        node = self.repro("node", "--head", "--cpus", cpus, "--grace", 30)
+    def head(self, cpus: int = 2, *options: object) -> subprocess.Popen[bytes]:
+        """Start a head, with more options of `repro node`, and return it once it accepts jobs."""
+        node = self.repro("node", "--head", "--cpus", cpus, "--grace", 30, *options)
         node_file = cluster_files(self.home) / "node.json"
         wait_until(lambda: node_file.is_file() or node.poll() is not None, "the head is ready")
         assert node.poll() is None, self.output(node)

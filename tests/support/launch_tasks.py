@@ -49,8 +49,10 @@ def of_variant(tasks: Sequence[Task], variant: str) -> list[Task]:
 
 
 def plan_of(tasks: list[Task], records: Sequence[Record] = (), **request: Any) -> LaunchPlan:
-    """Return the plan of tasks of plain-20 and resnet-20 on one device each; `records`: finished runs."""
+    """Return the plan of tasks of plain-20 and resnet-20; `records`: finished runs."""
     estimator = Estimator(records)
     ended = {record.identity for record in records}
-    variants = [plan_variant(of_variant(tasks, name), 1, ended, estimator) for name in ("plain-20", "resnet-20")]
-    return LaunchPlan(LaunchRequest((RESNET,), "smoke", **request), tasks, variants, [])
+    asked = LaunchRequest((RESNET,), "smoke", **request)
+    names = ("plain-20", "resnet-20")
+    variants = [plan_variant(of_variant(tasks, name), asked.terms, ended, estimator) for name in names]
+    return LaunchPlan(asked, tasks, variants, [])

@@ -5,6 +5,7 @@ With real processes: tests/pipeline/cluster.
 
 import io
 import json
+import os
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from pipeline.cluster import jobs, launches, local_head, node
 from pipeline.cluster.local_head import ClusterAddress
 from pipeline.cluster.token import clusters_folder
 from pipeline.common.errors import UserError
+from pipeline.common.paths import ROOT
 from pipeline.declare.load import load_experiment
 from pipeline.judge.collect import FinishedRuns
 from pipeline.plan.identity import code_hash
@@ -339,6 +341,45 @@ def test_watch_refreshes_until_ctrl_c(command, launched, monkeypatch):
     assert next(refreshes, "none left") == "none left"
 
 
+def test_watch_with_json_prints_a_line_for_each_interval(command, launched, monkeypatch):
+    waited = []
+
+    def sleep(seconds):
+        waited.append(seconds)
+        if len(waited) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli_cluster.time, "sleep", sleep)
+    code, out, _ = command("status", "--watch", "--json", "--every", "15")
+    assert (code, waited) == (0, [15.0] * 3)
+    statuses = [json.loads(line) for line in out.splitlines()]
+    assert [status["launches"][0]["counts"] for status in statuses] == [{"not begun": 6}] * 3
+    assert statuses[0]["time"] < statuses[2]["time"]
+
+
+def test_an_interval_without_watch_is_refused(command):
+    assert command("status", "--every", "15") == (
+        2,
+        "",
+        "error: --every is the interval of --watch; add --watch\n",
+    )
+
+
+def test_status_lines_end_when_their_reader_ends(tmp_path):
+    status = f"{sys.executable} -m pipeline.cli status --watch --json --every 0.1"
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {status} | head -n 2"],
+        env=os.environ | {"REPRO_HOME": str(tmp_path)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(done.stdout.splitlines()) == 2
+
+
 def test_watch_without_a_terminal_prints_once(command, launched):
     assert command("status", "--watch") == command("status")
 
@@ -499,6 +540,26 @@ def test_resume_with_other_devices(command, fake, launched, tmp_path):
     )
 
 
+def test_runs_can_share_a_device_and_be_resumed_with_devices_of_their_own(command, fake, tmp_path):
+    assert command(*SMOKE, "--gpus-per-run", "0.25")[0] == 0
+    (one,) = launches.all_launches()
+    assert (one.terms.devices, one.terms.runs_per_device) == (1, 4)
+    assert "4 runs per device" in " ".join(command("status")[1].split())
+    assert command("resume", "--gpus-per-run", "1")[0] == 0
+    assert [one.terms.runs_per_device for one in launches.all_launches()] == [1]
+
+
+@pytest.mark.parametrize("argv", [SMOKE, ("resume",)])
+def test_a_part_of_a_device_must_be_one_of_equal_parts(command, fake, argv):
+    code, _, err = command(*argv, "--gpus-per-run", "0.3")
+    assert code == 2
+    assert err == (
+        "error: --gpus-per-run 0.3: must be an integer >= 1, or 1/N for N runs on each device, as in 0.5, 0.25 or"
+        " 1/3\n"
+    )
+    assert fake.calls == []
+
+
 def test_resume_with_an_address_is_a_job(command, fake):
     assert command("resume", "--gpus-per-run", "2", "--address", "x")[0] == 0
     assert fake.submitted == [("submit", REMOTE, ["resume", "--gpus-per-run", "2"], None, None)]
@@ -558,7 +619,7 @@ def test_a_node_is_a_head_or_joins_one(command, monkeypatch):
     monkeypatch.setattr(node, "run_node", lambda **arguments: calls.append(arguments) or 0)
     assert command("node", "--head", "--cpus", "2", "--until-idle", "60")[0] == 0
     assert command("node", "--address", "head:6379", "--listen", "10.0.0.2", "--grace", "5")[0] == 0
-    common = {"cpus": None, "gpus": None, "until_idle": None}
+    common = {"cpus": None, "gpus": None, "until_idle": None, "autoscaled": None}
     assert calls == [
         common
         | {"head": True, "address": None, "listen": "127.0.0.1", "cpus": 2, "grace": 30.0, "until_idle": 60.0},

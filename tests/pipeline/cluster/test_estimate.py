@@ -1,5 +1,7 @@
 """Estimates of the device time of runs, from finished runs."""
 
+from fractions import Fraction
+
 import pytest
 
 from pipeline.cluster.estimate import Estimate, Estimator
@@ -56,6 +58,20 @@ def test_runs_on_the_same_number_of_devices_are_preferred(declared, record):
     )  # not pooled with the run on one device
     assert Estimator(four).estimate(run, 1) == Estimate(4 * 322 / images, 3, f"on {HARDWARE}, on 4 devices each")
     assert Estimator([one]).estimate(run, 2).where == f"on {HARDWARE}, on 1 device each"
+
+
+def test_runs_that_shared_a_device_are_charged_their_part_and_preferred_for_runs_that_share(declared, record):
+    alone = record(declared, "plain-20", 0, 9.0, seconds=640.0, hardware=HARDWARE)
+    name = f"{HARDWARE}, shared by 4 runs"
+    shared = record(declared, "plain-20", 1, 9.0, seconds=1280.0, hardware=name, runs_per_device=4)
+    images, run = 64_000 * 128, first_run(declared)
+    both = Estimator([alone, shared])
+    assert both.estimate(run, 1) == Estimate(640 / images, 1, f"on {HARDWARE}")
+    assert both.estimate(run, Fraction(1, 4)) == Estimate(1280 / 4 / images, 1, f"on {HARDWARE}")
+    assert Estimator([alone]).estimate(run, Fraction(1, 4)) == Estimate(
+        640 / images, 1, f"on {HARDWARE}, on 1 device each"
+    )
+    assert Estimator([shared]).estimate(run, 1).where == f"on {HARDWARE}, on 1/4 of a device each"
 
 
 def test_a_run_of_another_variant_with_the_same_network_and_data_is_used(declare, monkeypatch, record):

@@ -1,5 +1,6 @@
 """Launch requests and plans, and how runs are started and cancelled."""
 
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from pipeline.cluster.launch import (
     start_launch,
     with_devices,
 )
-from pipeline.cluster.launches import LaunchTerms
+from pipeline.cluster.launches import LaunchTerms, task_devices
 from pipeline.common.errors import UserError
 from pipeline.common.paths import ROOT
 from pipeline.declare.derived import EnsembleSpec
@@ -61,7 +62,7 @@ def declared(monkeypatch, experiment):
             " --suite cs231n",
         ),
         ({"suite": "cs231"}, "unknown suite 'cs231'; known suites: cs231n"),
-        ({"devices": 0}, "--gpus-per-run 0: must be an integer >= 1"),
+        ({"device_batch": 0}, "--device-batch 0: must be an integer >= 1"),
         ({"max_concurrent": -1}, "--max-concurrent -1: must be an integer >= 1"),
         ({"max_device_hours": 0.0}, "--max-gpu-hours 0: must be a number > 0"),
         ({"max_device_hours": float("nan")}, "--max-gpu-hours nan: must be a number > 0"),
@@ -175,7 +176,7 @@ def test_a_variant_plan_counts_finished_and_resumed_runs_and_the_remaining_work(
         record(declared, "plain-20", 0, 9.0, scale="smoke", seconds=128.0)
     ]  # a twelfth of a second per image
     RunFolder(plain[1].folder).save_checkpoint(7, lambda path: path.write_bytes(b"weights"))
-    plan = plan_variant(plain, 4, {plain[0].identity}, Estimator(measured))
+    plan = plan_variant(plain, LaunchTerms(4), {plain[0].identity}, Estimator(measured))
     assert (plan.runs, plan.finished, plan.resumed, plan.devices) == (3, 1, (7,), 4)
     assert plan.images == (12 + 5) * 128
     assert plan.hours == pytest.approx((12 + 5) * 128 / 12 / 3600)
@@ -187,7 +188,7 @@ def test_a_run_with_a_result_in_its_folder_is_finished(declared, tasks, record):
     for task in plain:
         RunFolder(task.folder).create({})
         RunFolder(task.folder).finish(record(declared, "plain-20", task.run.seed, 9.0, scale="smoke"))
-    plan = plan_variant(plain, 1, set(), Estimator([]))
+    plan = plan_variant(plain, LaunchTerms(1), set(), Estimator([]))
     assert (plan.progress_text, plan.images, plan.hours) == ("3 runs, all finished", 0, 0.0)
 
 
@@ -195,7 +196,7 @@ def test_a_derived_run_uses_one_device_and_trains_on_no_images(tmp_path):
     alexnet = load_experiment("alexnet/imagenet")
     derived = next(one for one in plan_runs(alexnet, scale="stand-in") if isinstance(one, DerivedRun))
     task = Task(derived, "derived", "code", {}, tmp_path / "derived", tmp_path)
-    plan = plan_variant([task], 4, set(), Estimator([]))
+    plan = plan_variant([task], LaunchTerms(4), set(), Estimator([]))
     assert (plan.kind, plan.devices, plan.images, plan.hours) == ("derived run", 1, 0, None)
     assert plan.progress_text == "1 derived run"
 
@@ -237,6 +238,33 @@ def test_a_derived_run_is_left_out_if_a_network_is_only_on_another_machine(
     assert plan_launch(request, selection, [tracked]).tasks == averaged
     done = record(experiment, "plain-20", 0, 9.0, scale="smoke", identity=ensemble.identity)
     assert plan_launch(request, selection, [tracked, done]).left_out == []
+
+
+def test_a_request_to_share_devices_reaches_another_machine_and_the_launch_file(tasks):
+    request = LaunchRequest((RESNET,), "smoke", runs_per_device=4)
+    argv = request.to_argv()
+    assert argv[argv.index("--gpus-per-run") + 1] == "1/4"
+    launch = start_launch(plan_of(tasks, runs_per_device=4), Path("code"))
+    assert launches.read_launch(launch.id).terms == LaunchTerms(1, runs_per_device=4)
+    assert with_devices(launch, 2).terms == LaunchTerms(2)
+
+
+def test_a_launch_of_an_earlier_version_has_a_device_for_each_run(tasks):
+    launch = launches.create_launch("w", Path("code"), LaunchTerms(2), tuple(tasks))
+    raw = launch.to_dict()
+    del raw["terms"]["runs_per_device"]
+    assert launches.Launch.from_dict(raw).terms == LaunchTerms(2)
+
+
+def test_the_devices_of_a_task(tasks, tmp_path):
+    assert [task_devices(terms, tasks[0]) for terms in (LaunchTerms(4), LaunchTerms(1, runs_per_device=4))] == [
+        4,
+        Fraction(1, 4),
+    ]
+    runs = plan_runs(load_experiment("complexity/measurements"), scale="laptop")
+    timing = next(run for run in runs if isinstance(run, DerivedRun) and run.networks)
+    task = Task(timing, "timing", "code", {}, tmp_path / "timing", tmp_path)
+    assert task_devices(LaunchTerms(1, runs_per_device=4), task) == 1  # its neighbours would slow it
 
 
 # --- start and cancellation ---------------------------------------------------------------------------------

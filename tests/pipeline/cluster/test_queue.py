@@ -1,6 +1,7 @@
 """The queue: order, needs, budgets, cancellation; against a simple model; and its cost."""
 
 import heapq
+from fractions import Fraction
 
 import pytest
 from hypothesis import given, settings
@@ -51,6 +52,53 @@ def test_small_runs_do_not_overtake_a_large_one():
     assert names(queue.admit(2, 0)) == ""
     queue.ended("a", "finished", 1)
     assert names(queue.admit(4, 1)) == "b"
+
+
+def test_runs_that_share_devices_are_counted_exactly():
+    """Three thirds are one device; as decimal numbers they would be more or less."""
+    third = Fraction(1, 3)
+    queue = queue_of(items("abcdefg", third), max_device_hours=1.0)
+    assert names(queue.admit(2, 0)) == "abcdef"
+    assert queue.waiting(Fraction(0))["g"] == "needs 1/3 of a device, 0 free"
+    assert queue.spent("1", HOUR / 4) == pytest.approx(2 / 4)
+    queue.ended("a", "finished", HOUR / 4)
+    assert names(queue.admit(third, HOUR / 4)) == "g"
+    assert queue.over_budget(0.499 * HOUR) == []
+    assert queue.over_budget(0.501 * HOUR) == list("bcdefg")
+
+
+def test_a_run_on_a_whole_device_is_not_overtaken_by_runs_that_share():
+    quarter = Fraction(1, 4)
+    queue = queue_of([*items("ab", quarter), item("c", 1), item("d", quarter)])
+    assert names(queue.admit(1, 0)) == "ab"
+    assert queue.waiting(Fraction(1, 2)) == {"c": "needs 1 device, 0.5 free", "d": "behind 1 other run"}
+    queue.ended("a", "finished", 1)
+    assert names(queue.admit(Fraction(3, 4), 1)) == ""
+    queue.ended("b", "finished", 2)
+    assert names(queue.admit(1, 2)) == "c"
+
+
+def test_the_devices_wanted_are_those_of_running_items_and_of_all_that_may_start():
+    queue = queue_of([item("a", 2), item("b", 4), item("c", 1, "a")])
+    assert queue.wanted_devices(0) == 6  # c needs a first
+    queue.admit(2, 0)
+    assert queue.wanted_devices(0) == 6
+    queue.ended("a", "finished", 1)
+    assert queue.wanted_devices(1) == 5
+    for name in "bc":
+        queue.cancel(name)
+    assert queue.wanted_devices(1) == 0
+
+
+def test_the_devices_wanted_respect_limits_and_budgets():
+    queue = queue_of(items("abcd"), max_concurrent=2, max_device_hours=1.0)
+    assert queue.wanted_devices(0) == 2
+    queue.admit(1, 0)
+    assert queue.wanted_devices(0) == 2
+    queue.add("other", items("dxy", 2))
+    assert queue.wanted_devices(0) == 2 + 1 + 2 * 2  # d is in both launches
+    queue.over_budget(HOUR)
+    assert queue.wanted_devices(HOUR) == 1 + 1 + 2 * 2  # a stops; d, x and y belong to the other launch
 
 
 def test_an_item_without_devices_keeps_its_position():

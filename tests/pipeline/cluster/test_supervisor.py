@@ -13,6 +13,8 @@ import ray
 from pipeline.cluster import launches, supervisor, workers
 from pipeline.cluster.launch import cancel_runs, start_launch
 from pipeline.cluster.launches import LaunchTerms
+from pipeline.cluster.metrics import Metrics
+from pipeline.cluster.state_file import read_supervisor_state
 from pipeline.cluster.supervisor import MAX_FAILURES, Supervisor
 from pipeline.cluster.workers import WorkerPool
 from pipeline.common.paths import ROOT
@@ -52,6 +54,11 @@ class FakeRay:
         self.killed.append(runner)
 
 
+def labelled(values):
+    """Return metrics by "name state"."""
+    return {" ".join([name, *labels.values()]): value for name, labels, value in values}
+
+
 class SteppedSupervisor:
     """A supervisor without its thread: `turns` runs its main loop."""
 
@@ -63,6 +70,8 @@ class SteppedSupervisor:
         monkeypatch.setattr(supervisor.threading, "Thread", lambda **_: SimpleNamespace(start=lambda: None))
         monkeypatch.setattr(workers, "worker_environment", lambda launch: {})
         monkeypatch.setattr(WorkerPool, "start", self.start)
+        self.metrics = {}
+        monkeypatch.setattr(Metrics, "set", lambda _, values: self.metrics.update(labelled(values)))
         self.supervisor = Supervisor()
         self.supervisor.troubles = []
 
@@ -271,3 +280,38 @@ def test_an_unreadable_launch_does_not_delay_others(stepped):
     stepped.turns()
     assert stepped.running() == [0]
     assert "not started" in stepped.supervisor.news_since("00000000-damaged", 0)[0][0]
+
+
+def test_runs_that_share_a_device_start_together(stepped):
+    tasks = [stepped.task(seed) for seed in range(6)]
+    launch = stepped.launch(tasks, runs_per_device=2)
+    stepped.turns()
+    assert stepped.running() == [0, 1, 2, 3]  # two on each of two CPUs
+    assert "started on 1/2 of a CPU from the beginning" in RunFolder(tasks[0].folder).log_file.read_text()
+    stepped.end(tasks[0], "stopped", "", 0.0)
+    stepped.turns(1)
+    state = read_supervisor_state()
+    assert state["devices"] == {"all": DEVICES, "free": 0, "kind": "CPU"}
+    assert state["runs"][tasks[5].identity]["why"] == "behind 1 other run"
+    for task in tasks[1:4]:
+        stepped.end(task, "failed", "x", 0.0)
+    stepped.turns(2)
+    assert read_supervisor_state()["devices"]["free"] == 0.5
+    assert launches.read_launch(launch.id).terms.runs_per_device == 2
+
+
+def test_metrics_count_runs_devices_and_images(stepped):
+    tasks = [stepped.task(seed) for seed in range(4)]
+    stepped.launch(tasks)
+    stepped.turns()
+    for task, speed in zip(tasks, (100.0, 20.5), strict=False):
+        RunFolder(task.folder).write_progress(1, speed)
+    stepped.turns()
+    expected = {"waiting": 2, "running": 2, "finished": 0, "failed": 0, "cancelled": 0, "over-budget": 0}
+    assert stepped.metrics.items() >= {f"repro_runs {state}": count for state, count in expected.items()}.items()
+    assert stepped.metrics["repro_images_per_second"] == 120.5
+    assert (stepped.metrics["repro_devices all"], stepped.metrics["repro_devices free"]) == (DEVICES, 0)
+    stepped.end(tasks[0], "failed", "x", 0.0)
+    stepped.turns()
+    assert (stepped.metrics["repro_runs failed"], stepped.metrics["repro_runs waiting"]) == (1, 1)
+    assert stepped.metrics["repro_device_hours"] > 0

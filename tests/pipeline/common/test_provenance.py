@@ -103,3 +103,9 @@ def test_the_hardware_of_a_gpu_machine_is_the_name_of_the_gpu(monkeypatch):
 def test_the_hardware_of_a_cpu_machine_names_its_cores(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert re.fullmatch(rf".+, {os.cpu_count()} cores", hardware_name.__wrapped__())
+
+
+def test_the_hardware_of_runs_that_share_a_device_says_so(monkeypatch):
+    alone = hardware_name.__wrapped__()
+    monkeypatch.setenv("REPRO_RUNS_PER_DEVICE", "4")
+    assert hardware_name.__wrapped__() == f"{alone}, shared by 4 runs"

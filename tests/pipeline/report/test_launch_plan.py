@@ -103,3 +103,14 @@ def test_derived_runs_are_counted_beside_runs(tasks):
     assert plan_summary(replace(plan, variants=[*plan.variants, derived]))[0].startswith(
         "6 runs and 1 derived run: 0 finished, 7 to do;"
     )
+
+
+def test_a_plan_of_runs_that_share_devices_shows_the_part_and_the_memory(declared, tasks, record):
+    ended = [record(declared, "plain-20", 0, 9.0, scale="smoke", seconds=4 * 1536.0, runs_per_device=4)]
+    plan = plan_of(tasks, ended, runs_per_device=4)
+    first = plan_rows(plan.variants, None)[0]
+    assert (first["devices"], first["device time"]) == ("1/4", "1.3 h")  # 3 runs of 1,536 s on a whole device
+    assert (
+        "4 runs share each device; on a GPU each gets 1/4 of its memory. Where that is too little, use a larger"
+        " fraction or --device-batch. Times measured on a shared device compare only with each other."
+    ) in plan_summary(plan)

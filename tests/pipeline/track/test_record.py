@@ -35,6 +35,24 @@ def test_missing_key_is_an_error_with_its_name(experiment, record):
         Record.from_dict(raw)
 
 
+def test_a_record_says_how_many_runs_shared_the_device(experiment, record, monkeypatch):
+    task = Task(first_run(experiment), "identity", "code", {"name": "d", "sha256": "0" * 64}, Path("f"), Path("d"))
+    about = {
+        "ended": "1 step",
+        "metrics": {},
+        "precision": "fp32",
+        "compiled": False,
+        "threads": 1,
+        "seconds": 1.0,
+    }
+    assert make_record(task, status="finished", **about).runs_per_device == 1
+    monkeypatch.setenv("REPRO_RUNS_PER_DEVICE", "4")
+    assert make_record(task, status="finished", **about).runs_per_device == 4
+    raw = record(experiment, "plain-20", 0, 9.5).to_dict()
+    del raw["runs_per_device"]
+    assert Record.from_dict(raw).runs_per_device == 1
+
+
 def test_make_record_takes_provenance_from_task_and_machine(experiment):
     run = first_run(experiment, changes={"train.lr": 0.05})
     manifest = {"name": "cifar10", "sha256": "0123456789abcdef" * 4}

@@ -1,0 +1,102 @@
+"""Jobs of docker/slurm/repro.sbatch on a real Slurm of two nodes: finished, preempted, and at their time limit.
+
+Needs the tools of install_tools.sh. With fakes of Slurm's commands: test_shipping.py.
+"""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.composed import ROOT
+from tests.support.slurm import missing_slurm, slurm
+
+REASON = missing_slurm()
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(3600),
+    pytest.mark.skipif(bool(REASON), reason=REASON),
+]
+EXPERIMENT = "resnet/cifar10_depth"
+RUNS = 6  # two networks with three seeds, at smoke scale
+JOB_SECONDS = 900.0  # limit of a step of a test, on a busy machine
+NODES = ("--nodes=2", "--gpus-per-node=1", "--cpus-per-task=1")
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """A Slurm with two idle nodes."""
+    with slurm(tmp_path_factory.mktemp("slurm")) as running:
+        yield running
+
+
+def submit(cluster, home, *arguments, options=()):
+    """Submit the script with the arguments of `repro launch`; return the number of the job."""
+    home.mkdir(exist_ok=True)
+    path = f"{Path(sys.executable).parent}:/usr/bin:/bin:/usr/sbin:/sbin"
+    script = str(ROOT / "docker" / "slurm" / "repro.sbatch")
+    argv = ["sbatch", "--parsable", *NODES, *options, script, *arguments]
+    variables = {"PATH": path, "REPRO_HOME": str(home), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return cluster.command(*argv, cwd=home, **variables)
+
+
+def log(home, job):
+    """Return the output of a job so far."""
+    file = home / f"repro-{job}.log"
+    return file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
+
+
+def trains(home):
+    """Return whether a run has reached its first steps."""
+    return any(home.glob("runs/*/progress.json"))
+
+
+def run_logs(home):
+    """Return the logs of all runs."""
+    return "".join(path.read_text(encoding="utf-8") for path in home.glob("runs/*/log.txt"))
+
+
+def test_a_job_trains_on_both_nodes_and_finishes(cluster, tmp_path):
+    home = tmp_path / "home"
+    job = submit(cluster, home, EXPERIMENT, "--scale", "smoke")
+    states = ("COMPLETED", "FAILED", "TIMEOUT")
+    cluster.wait(lambda: cluster.job(job)["JobState"] in states, "the job ends", JOB_SECONDS)
+    assert (cluster.job(job)["JobState"], cluster.job(job)["ExitCode"]) == ("COMPLETED", "0:0"), log(home, job)
+    assert len(list(home.glob("runs/*/result.json"))) == RUNS
+    assert "Joined the cluster" in log(home, job)
+    assert cluster.nodes() <= {"idle", "comp"}
+
+
+def test_a_preempted_job_writes_checkpoints_and_resumes_after_the_other_job(cluster, tmp_path):
+    home = tmp_path / "home"
+    job = submit(cluster, home, EXPERIMENT, "--scale", "laptop")
+    cluster.wait(lambda: trains(home), "a run trains", JOB_SECONDS)
+    other = cluster.command(
+        "sbatch", "--parsable", *NODES, "--partition=high", "--exclusive", "--wrap=sleep 20", cwd=home
+    )
+    cluster.wait(lambda: cluster.job(other)["JobState"] == "COMPLETED", "the other job ends", JOB_SECONDS)
+    cluster.wait(lambda: "Resuming" in log(home, job), "the job resumes", JOB_SECONDS)
+    assert cluster.job(job)["Restarts"] == "1"
+    assert any(home.glob("runs/*/checkpoints/*"))
+    assert "its node is shutting down" in run_logs(home)  # it was told, not killed
+    cluster.wait(lambda: "started from step" in run_logs(home), "a run resumes from its checkpoint", JOB_SECONDS)
+    cluster.command("scancel", "--full", job)
+
+
+def test_a_job_at_its_time_limit_requeues_itself(cluster, tmp_path):
+    home = tmp_path / "home"
+    limit = ("--time=00:03:00", "--signal=B:TERM@120")
+    job = submit(cluster, home, EXPERIMENT, "--scale", "laptop", options=limit)
+    cluster.wait(lambda: cluster.job(job)["Restarts"] == "1", "the job is requeued", JOB_SECONDS)
+    cluster.wait(lambda: "Resuming" in log(home, job), "the job resumes", JOB_SECONDS)
+    assert "TIMEOUT" not in cluster.job(job)["JobState"]
+    cluster.command("scancel", "--full", job)
+
+
+def test_a_cancelled_job_leaves_no_node_running(cluster, tmp_path):
+    home = tmp_path / "home"
+    job = submit(cluster, home, EXPERIMENT, "--scale", "laptop")
+    cluster.wait(lambda: trains(home), "a run trains", JOB_SECONDS)
+    cluster.command("scancel", job)
+    cluster.wait(lambda: cluster.nodes() == {"idle"}, "the nodes are idle", JOB_SECONDS)
+    assert not list((home / "cluster").glob("*/node.json"))

@@ -1,0 +1,157 @@
+"""Requests to an autoscaler, and a launch on a cluster without workers that Ray's autoscaler enlarges (slow)."""
+
+import json
+import os
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import ray.autoscaler.sdk
+from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
+
+from pipeline.cluster import autoscale
+from pipeline.cluster.autoscale import DeviceRequest
+from pipeline.cluster.local_head import ray_environment
+from pipeline.cluster.node import run_node
+from pipeline.cluster.state_file import read_supervisor_state
+from pipeline.common.errors import UserError
+from pipeline.track.run_folder import RunFolder
+from tests.support.clusters import ClusterHome, cluster_files, small_task, wait_until
+
+
+@pytest.fixture
+def requests(monkeypatch):
+    """The bundles of each request to the autoscaler."""
+    found = []
+    monkeypatch.setattr(ray.autoscaler.sdk, "request_resources", lambda bundles: found.append(bundles))
+    monkeypatch.setenv(autoscale.AUTOSCALED_VARIABLE, "gpu")
+    return found
+
+
+def test_devices_are_requested_in_units_of_one_and_only_when_their_number_changes(requests):
+    request = DeviceRequest()
+    for wanted in (2, 2, Fraction(9, 4), 0, 0):
+        request.update(wanted, gpu=True)
+    assert requests == [[{"GPU": 1}] * 2, [{"GPU": 1}] * 3, []]
+    request.update(Fraction(1, 2), gpu=False)
+    assert requests[-1] == [{"CPU": 1}]
+
+
+def test_a_new_supervisor_withdraws_the_request_of_an_earlier_one(requests):
+    DeviceRequest().update(0, gpu=True)
+    assert requests == [[]]
+
+
+def test_a_request_is_not_larger_than_an_autoscaler_can_place(requests):
+    DeviceRequest().update(10_000, gpu=True)
+    assert len(requests[0]) == autoscale.MAX_REQUESTED
+
+
+def test_nothing_is_requested_without_an_autoscaler(requests, monkeypatch):
+    monkeypatch.delenv(autoscale.AUTOSCALED_VARIABLE)
+    request = DeviceRequest()
+    request.update(2, gpu=True)
+    assert (requests, request.devices) == ([], None)
+
+
+def test_only_a_head_has_an_autoscaler():
+    options = {"listen": "127.0.0.1", "cpus": 1, "gpus": 0, "grace": 1.0, "until_idle": None}
+    with pytest.raises(UserError, match="--autoscaled is an option of the head"):
+        run_node(head=False, address="127.0.0.1:1", autoscaled="gpu", **options)
+
+
+# --- with Ray's autoscaler and its provider of made-up nodes ------------------------------------------------
+
+MONITOR = Path(ray.__file__).parent / "autoscaler" / "v2" / "monitor.py"
+GROUP = "workers"
+
+
+def autoscaling_config(gcs):
+    """Return the configuration of Ray's autoscaler for up to two nodes of one CPU, processes of this machine."""
+    return {
+        "cluster_name": "test",
+        "max_workers": 2,
+        "idle_timeout_minutes": 0.1,
+        "upscaling_speed": 1,
+        "provider": {
+            "type": "external",  # "fake_multinode" needs a file that Ray's wheel lacks
+            "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
+            "head_node_id": FAKE_HEAD_NODE_ID,
+            "launch_multiple": True,
+            "gcs_address": gcs,
+            "disable_node_updaters": True,
+        },
+        "available_node_types": {
+            "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+            GROUP: {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 2},
+        },
+        "head_node_type": "ray.head.default",
+        "auth": {},
+        "file_mounts": {},
+        "cluster_synced_files": [],
+        "initialization_commands": [],
+        "setup_commands": [],
+        "head_setup_commands": [],
+        "worker_setup_commands": [],
+        "head_start_ray_commands": [],
+        "worker_start_ray_commands": [],
+    }
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch):
+    """A REPRO_HOME and the processes started for it."""
+    found = ClusterHome(tmp_path / "home", monkeypatch)
+    found.env |= {
+        "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
+        "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
+    }
+    found.env["RAY_enable_autoscaler_v2"] = (
+        "1"  # KubeRay sets it on the head; requests then go where v2 reads them
+    )
+    yield found
+    found.end()
+
+
+def start_autoscaler(cluster):
+    """Start Ray's autoscaler in a process of its own, as KubeRay does; its nodes are that process's children."""
+    config = cluster.home / "autoscaler.json"
+    config.write_text(json.dumps(autoscaling_config(cluster.gcs())), encoding="utf-8")
+    env = os.environ | cluster.env | ray_environment(cluster_files(cluster.home) / "token")
+    env |= {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
+    for name in ("RAY_CLOUD_INSTANCE_ID", "RAY_OVERRIDE_NODE_ID_FOR_TESTING"):
+        env.pop(name, None)
+    options = [
+        "--logs-dir",
+        str(cluster.home),
+        "--gcs-address",
+        cluster.gcs(),
+        "--autoscaling-config",
+        str(config),
+    ]
+    file = cluster.home / "autoscaler.out"
+    with file.open("wb") as out:
+        process = subprocess.Popen(
+            [sys.executable, str(MONITOR), *options], env=env, stdout=out, stderr=out, start_new_session=True
+        )
+    cluster.outputs[process.pid] = file
+    cluster.processes.append(process)
+    return process
+
+
+@pytest.mark.slow
+def test_a_cluster_without_workers_grows_for_waiting_runs_and_shrinks_after_them(cluster):
+    cluster.head(0, "--autoscaled", "cpu")
+    start_autoscaler(cluster)
+    tasks = [small_task(seed, steps=60) for seed in range(3)]
+    driver = cluster.run(cluster.launch(tasks))
+    wait_until(
+        lambda: read_supervisor_state().get("devices", {}).get("requested") == 3, "three CPUs are requested"
+    )
+    wait_until(lambda: read_supervisor_state()["devices"]["all"] == 2, "two nodes join, the autoscaler's limit")
+    assert driver.wait(240) == 0, cluster.output(driver)
+    assert all(RunFolder(task.folder).result() for task in tasks)
+    wait_until(lambda: read_supervisor_state()["devices"].get("requested") == 0, "nothing is requested any more")
+    wait_until(lambda: read_supervisor_state()["devices"]["all"] == 0, "idle nodes are removed", seconds=240)
