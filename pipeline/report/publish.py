@@ -7,13 +7,16 @@ from typing import Any
 
 from pipeline.common.paths import report_folder, runs_folder
 from pipeline.declare.experiment import Experiment
+from pipeline.declare.recipe import PAPER_SCALE
 from pipeline.judge.collect import judge_experiments
 from pipeline.judge.counting import counted_records
 from pipeline.judge.ledger import LedgerEntry
+from pipeline.report.judged_models import judged_models
 from pipeline.report.leaderboard import LeaderboardRow, build_leaderboard, with_sizes, with_verdicts
 from pipeline.report.mlflow_rows import network_runs
 from pipeline.track.mlflow_networks import publish_networks
 from pipeline.track.mlflow_pages import publish_experiment
+from pipeline.track.mlflow_registry import register_models
 from pipeline.track.record import Record
 from pipeline.track.run_folder import RunFolder
 
@@ -50,6 +53,7 @@ class ExperimentReport:
     entries: list[LedgerEntry]
     figure: Path | None
     page: Path
+    trouble: str = ""  # what MLflow's registry has refused, in one sentence
 
 
 def make_report(
@@ -61,7 +65,8 @@ def make_report(
     """
     from pipeline.report.stamp import ReportStamp, report_hash
 
-    counted = [record for rows in counted_records(experiment, scale, records).values() for record in rows]
+    by_variant = counted_records(experiment, scale, records)
+    counted = [record for rows in by_variant.values() for record in rows]
     board = [row for row in build_leaderboard([experiment], records) if row.scale == scale]
     entries = judge_experiments([experiment], records, [scale])
     rows = with_verdicts(board, entries)
@@ -80,7 +85,7 @@ def make_report(
     figure = error_curves(experiment, scale, curves, report_folder() / f"{stem}.png") if curves else None
     page = write_page(experiment, scale, rows, entries, figure, report_folder() / f"{stem}.html")
     files = [page, *([figure] if figure else [])]
-    run_id = ""
+    run_id = trouble = ""
     if tracker and rows:
         from pipeline.analyse.measure import measure_claim
 
@@ -95,8 +100,12 @@ def make_report(
         networks = network_runs(with_sizes(rows, [experiment], measure_claim), records)
         known = {record.run_id for record in records}
         publish_networks(tracker, experiment.name, scale, networks, known=known)
-    stamp.write(files, run_id)
-    return ExperimentReport(rows, entries, figure, page)
+        ids = {record.identity: record.run_id for record in records if record.run_id}
+        scales = sorted(experiment.scales, key=lambda name: name != PAPER_SCALE)
+        trouble = register_models(tracker, judged_models(rows, by_variant, ids), scales)
+    if not trouble:  # else the next command tries again
+        stamp.write(files, run_id)
+    return ExperimentReport(rows, entries, figure, page, trouble)
 
 
 def mlflow_note(

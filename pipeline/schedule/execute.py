@@ -55,7 +55,12 @@ def execute_task(
         if isinstance(task.run, Run):
             from pipeline.train.train import train
 
-            return train(task, images, threads=threads, readers=readers, stop=stop, report=report)
+            record = train(task, images, threads=threads, readers=readers, stop=stop, report=report)
+            if record:
+                from pipeline.derive.export_model import export_finished
+
+                ranks.on_rank_zero(lambda _: export_finished(task, record, images, report))
+            return record
         from pipeline.derive.run import make_derived
 
         return make_derived(task, images, other, threads=threads, readers=readers, stop=stop, report=report)

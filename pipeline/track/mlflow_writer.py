@@ -24,6 +24,7 @@ from pipeline.common.files import write_atomically
 from pipeline.common.paths import home, tracking_uri
 from pipeline.declare.recipe import STEPS_TO
 from pipeline.track.mlflow_errors import RefusedError, explain_mlflow_errors, tracking_error
+from pipeline.track.mlflow_models import log_model
 from pipeline.track.mlflow_reader import (
     ENDED,
     RECORD_TAG,
@@ -231,7 +232,7 @@ class Tracker:
             for start in range(0, len(points), LOG_BATCH_SIZE):
                 self.client.log_batch(run_id, metrics=points[start : start + LOG_BATCH_SIZE])
             after = {**state, "run_id": run_id, "offset": content.end}
-            if content.record:
+            if content.record and not folder.is_training():  # else its model is being exported
                 self.finish(run_id, content.record, folder, content.description)
                 return {**after, "done": True}
             after["status"] = "RUNNING" if folder.is_training() else "KILLED"
@@ -301,6 +302,9 @@ class Tracker:
         for file in (folder.network_file, folder.journal_file):
             if file.is_file():  # a run that diverged has no model, and may have no journal
                 self.client.log_artifact(run_id, str(file))
+        if folder.model_folder.is_dir():
+            place = self.experiment_id(description["experiment"].partition("/")[0])
+            log_model(self.client, place, run_id, folder.model_folder, last_step, model_tags(record))
         self.client.set_tag(run_id, SENT_TAG, "all")
 
     def ended(self) -> list[TrackedRun]:
@@ -376,6 +380,13 @@ def record_from_run(row: TrackedRun) -> Record:
         raise UserError(
             f"MLflow run {row.run_id}: its tag {RECORD_TAG} is not a record ({error}); delete that run"
         ) from None
+
+
+def model_tags(record: Record) -> dict[str, str]:
+    """Return the tags of a run's logged model."""
+    tags = {"experiment": record.experiment, "variant": record.variant, "scale": record.scale}
+    tags |= {"seed": str(record.seed), "identity": record.identity, "commit": record.commit, "data": record.data}
+    return {f"repro.{key}": value for key, value in tags.items()}
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

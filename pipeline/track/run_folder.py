@@ -7,6 +7,7 @@ runs/<identity>/
   checkpoints/       step-0000440-<16 hex digits of its sha256>.ckpt, the last two
   network.safetensors    the last model of a finished run, or the one selected by its validation error
   average.safetensors    its averaged weights, if the recipe averages them
+  model/             the network with its normalisation, as an MLflow model
   result.json        the Record of an ended run, which is never trained again
   lock               held by the process that trains
   log.txt            events, one sentence per line
@@ -50,6 +51,7 @@ class RunFolder:
         self.lock_file = path / "lock"
         self.network_file = path / "network.safetensors"
         self.average_file = path / "average.safetensors"
+        self.model_folder = path / "model"
         self.log_file = path / "log.txt"
 
     def create(self, description: Mapping[str, Any]) -> None:
