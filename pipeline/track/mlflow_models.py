@@ -5,6 +5,7 @@ the folder.
 """
 
 import logging
+import re
 import shutil
 import tempfile
 import warnings
@@ -15,11 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mlflow.entities import LoggedModel
+    from mlflow.entities import LoggedModel, Run
     from mlflow.tracking import MlflowClient
     from torch import Tensor, nn
 
-MODEL_NAME = "model"  # of a run's logged model
+MODEL_FOLDER = "model"  # folder of the model among a run's artifacts, where the server has no logged models
+
+MODEL_TAG = (
+    "repro.model"  # tag of such a run; its artifacts cannot be listed by a client that expects logged models
+)
 
 NO_LOGGED_MODELS = ("ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED", "FEATURE_DISABLED")  # answers of older servers
 
@@ -43,7 +48,7 @@ def save_model(
     torch_version = version("torch").partition("+")[0]
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".model-") as folder, quietly():
-        partial = Path(folder) / MODEL_NAME
+        partial = Path(folder) / MODEL_FOLDER
         mlflow.pytorch.save_model(
             model,
             partial,
@@ -66,9 +71,7 @@ def quietly() -> Iterator[None]:
         yield
 
 
-def log_model(
-    client: "MlflowClient", experiment_id: str, run_id: str, path: Path, step: int, tags: Mapping[str, str]
-) -> str:
+def log_model(client: "MlflowClient", run: "Run", path: Path, step: int, tags: Mapping[str, str]) -> str:
     """Send the model in the folder `path` as the logged model of a run; return the model's id.
 
     Sending twice changes nothing. A server before MLflow 3 has no logged models: there the model is an artifact of
@@ -77,31 +80,47 @@ def log_model(
     from mlflow.entities import LoggedModelOutput
     from mlflow.exceptions import MlflowException
 
+    run_id, name = run.info.run_id, model_name(run)
     try:
-        found = models_of_run(client, experiment_id, run_id)
-        model = found[0] if found else client.create_logged_model(experiment_id, MODEL_NAME, run_id, dict(tags))
+        found = models_of_run(client, run)
+        model = found[0] if found else client.create_logged_model(run.info.experiment_id, name, run_id, dict(tags))
     except MlflowException as error:
         if not has_no_logged_models(error):
             raise
-        client.log_artifacts(run_id, str(path), MODEL_NAME)
+        client.log_artifacts(run_id, str(path), MODEL_FOLDER)
+        client.set_tag(run_id, MODEL_TAG, MODEL_FOLDER)
         return ""
     model_id: str = model.model_id
     if str(model.status) != "READY":
         with tempfile.TemporaryDirectory() as folder:
-            named = Path(folder) / MODEL_NAME
+            named = Path(folder) / MODEL_FOLDER
             shutil.copytree(path, named)
             name_run(named, run_id, model_id)
             client.log_model_artifacts(model_id, str(named))
         client.finalize_logged_model(model_id, "READY")
-    outputs = client.get_run(run_id).outputs
-    if model_id not in [output.model_id for output in (outputs.model_outputs if outputs else [])]:
+    if model_id not in output_models(run):
         client.log_outputs(run_id, [LoggedModelOutput(model_id, step)])
     return model_id
 
 
-def models_of_run(client: "MlflowClient", experiment_id: str, run_id: str) -> "list[LoggedModel]":
+def model_name(run: "Run") -> str:
+    """Return the name of a run's logged model: that of the run, without characters that MLflow refuses.
+
+    The names in an experiment differ, since MLflow's pages search by name for the models of one run.
+    """
+    return re.sub(r"[^\w+-]+", "-", run.info.run_name).strip("-")
+
+
+def output_models(run: "Run") -> list[str]:
+    """Return the ids of the logged models of a run; a server before MLflow 3 has none."""
+    outputs = getattr(run, "outputs", None)
+    return [output.model_id for output in outputs.model_outputs] if outputs else []
+
+
+def models_of_run(client: "MlflowClient", run: "Run") -> "list[LoggedModel]":
     """Return the logged models of a run that have our name, the one that is complete first."""
-    found = client.search_logged_models([experiment_id], f"source_run_id = '{run_id}' AND name = '{MODEL_NAME}'")
+    query = f"source_run_id = '{run.info.run_id}' AND name = '{model_name(run)}'"
+    found = client.search_logged_models([run.info.experiment_id], query)
     return sorted(found, key=lambda model: (str(model.status) != "READY", model.creation_timestamp))
 
 

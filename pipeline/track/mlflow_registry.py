@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.track.mlflow_errors import error_summary
-from pipeline.track.mlflow_models import MODEL_NAME, has_no_logged_models
+from pipeline.track.mlflow_models import MODEL_FOLDER, MODEL_TAG, has_no_logged_models, output_models
 from pipeline.track.mlflow_reader import redact, server_key
 from pipeline.track.mlflow_writer import Tracker
 from pipeline.track.record import Record
@@ -108,11 +108,12 @@ def own_tags(model: JudgedModel) -> Mapping[str, str]:
 def model_source(tracker: Tracker, run_id: str) -> tuple[str, str]:
     """Return the address of a run's model, and the id of the logged model; "" for what it lacks."""
     run = tracker.client.get_run(run_id)
-    outputs = run.outputs.model_outputs if run.outputs else []
-    if outputs:
-        return f"models:/{outputs[-1].model_id}", outputs[-1].model_id
-    artifacts = tracker.client.list_artifacts(run_id, MODEL_NAME)
-    return (f"{run.info.artifact_uri}/{MODEL_NAME}" if artifacts else ""), ""
+    if not (models := output_models(run)):
+        return (f"{run.info.artifact_uri}/{MODEL_FOLDER}" if MODEL_TAG in run.data.tags else ""), ""
+    if tracker.uri.startswith(("http://", "https://")):
+        return f"models:/{models[-1]}", models[-1]
+    # A database's store would resolve models:/ at the address that is set for the whole process.
+    return tracker.client.get_logged_model(models[-1]).artifact_location, models[-1]
 
 
 def find_registered(tracker: Tracker, model: JudgedModel) -> "RegisteredModel":
@@ -143,7 +144,7 @@ def find_version(tracker: Tracker, model: JudgedModel, source: str, model_id: st
     found = [
         version
         for version in client.search_model_versions(f"name = '{model.name}' AND run_id = '{run_id}'")
-        if version.tags.get("repro.scale") == model.scale and (version.model_id or "") == model_id
+        if version.tags.get("repro.scale") == model.scale and version.source == source
     ]
     if not found:
         created: ModelVersion = client.create_model_version(

@@ -303,8 +303,8 @@ class Tracker:
             if file.is_file():  # a run that diverged has no model, and may have no journal
                 self.client.log_artifact(run_id, str(file))
         if folder.model_folder.is_dir():
-            place = self.experiment_id(description["experiment"].partition("/")[0])
-            log_model(self.client, place, run_id, folder.model_folder, last_step, model_tags(record))
+            run = self.client.get_run(run_id)
+            log_model(self.client, run, folder.model_folder, last_step, model_tags(record))
         self.client.set_tag(run_id, SENT_TAG, "all")
 
     def ended(self) -> list[TrackedRun]:

@@ -1,4 +1,4 @@
-"""Exported models: the same bits as our evaluation, for every normalisation, without our code and without pickle."""
+"""Exported models: the bits of our evaluation, for every normalisation, without our code and without pickle."""
 
 import os
 import subprocess
