@@ -71,7 +71,11 @@ def register_models(tracker: Tracker, models: Sequence[JudgedModel], scales: Seq
     try:
         foreign = [model.name for model in models if not register(tracker, model, scales)]
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        reason = "it has no model registry" if has_no_logged_models(error) else redact(error_summary(error))
+        reason = (
+            "it has no model registry"
+            if has_no_logged_models(error)
+            else redact(error_summary(error, tracker.uri))
+        )
         return f"no models are registered at {server_key(tracker.uri)}: {reason}; the runs have them"
     if foreign:
         return (

@@ -197,6 +197,19 @@ class Tracker:
         except (OSError, ValueError, KeyError, TypeError):  # sending everything again changes nothing
             return new
 
+    def forget(self, folder: RunFolder) -> None:
+        """Forget what this server has of a folder: it was deleted there and is sent again."""
+        if self.state(folder).get("done"):
+            (folder.path / "tracked.json").unlink(missing_ok=True)
+
+    def find_experiment(self, name: str) -> str | None:
+        """Return the id of an MLflow experiment; None if it does not exist or is deleted. Raises TrackingError."""
+        if self.uri.startswith("sqlite:///") and not Path(self.uri.removeprefix("sqlite:///")).is_file():
+            return None
+        with explain_mlflow_errors(self.uri):
+            found = self.client.get_experiment_by_name(name)
+        return found.experiment_id if found and found.lifecycle_stage == "active" else None
+
     def _sync(self, folder: RunFolder) -> bool:
         state = self.state(folder)
         if state.get("done"):
