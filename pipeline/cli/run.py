@@ -97,6 +97,10 @@ def run(
     finished = FinishedRuns(local_records(), None) if outcome.untracked else collect_runs()
     records = list({record.identity: record for record in [*outcome.records, *finished.records]}.values())
     reports = [(experiment, make_report(experiment, scale, records, finished.tracker)) for experiment in declared]
+    if finished.tracker and any(report.published for _, report in reports):
+        from pipeline.report.mlflow_overview import publish_overview
+
+        publish_overview(records, finished.tracker)
     for _, report in reports:
         if report.trouble:
             print_warning_line(f"{report.trouble[0].upper()}{report.trouble[1:]}.")

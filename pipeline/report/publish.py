@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipeline.common.paths import report_folder, runs_folder
 from pipeline.declare.experiment import Experiment
+from pipeline.declare.load import experiment_names, load_experiment
 from pipeline.declare.recipe import PAPER_SCALE
 from pipeline.judge.collect import judge_experiments
 from pipeline.judge.counting import counted_records
@@ -14,13 +16,12 @@ from pipeline.judge.ledger import LedgerEntry
 from pipeline.report.judged_models import judged_models
 from pipeline.report.leaderboard import LeaderboardRow, build_leaderboard, with_sizes, with_verdicts
 from pipeline.report.mlflow_rows import network_runs
+from pipeline.report.paper_note import MAX_NOTE_LENGTH, Link, paper_note
 from pipeline.track.mlflow_networks import publish_networks
-from pipeline.track.mlflow_pages import publish_experiment
+from pipeline.track.mlflow_pages import publish_experiment, publish_paper_note
 from pipeline.track.mlflow_registry import register_models
 from pipeline.track.record import Record
 from pipeline.track.run_folder import RunFolder
-
-MAX_NOTE_LENGTH = 5000  # characters of a tag on an MLflow experiment
 
 
 def curves_of(records: Sequence[Record], tracker: Any | None) -> dict[str, dict[str, list[Any]]]:
@@ -54,6 +55,7 @@ class ExperimentReport:
     figure: Path | None
     page: Path
     trouble: str = ""  # what MLflow's registry has refused, in one sentence
+    published: bool = False  # to MLflow, by this call
 
 
 def make_report(
@@ -97,6 +99,7 @@ def make_report(
         run_id = publish_experiment(
             tracker, experiment.name, scale, counted, tables=tables, files=files, note=note
         )
+        publish_paper_note(tracker, experiment.folder, partial(note_of_paper, experiment, records, rows))
         networks = network_runs(with_sizes(rows, [experiment], measure_claim), records)
         known = {record.run_id for record in records}
         publish_networks(tracker, experiment.name, scale, networks, known=known)
@@ -105,7 +108,21 @@ def make_report(
         trouble = register_models(tracker, judged_models(rows, by_variant, ids), scales)
     if not trouble:  # else the next command tries again
         stamp.write(files, run_id)
-    return ExperimentReport(rows, entries, figure, page, trouble)
+    return ExperimentReport(rows, entries, figure, page, trouble, bool(run_id))
+
+
+def note_of_paper(
+    experiment: Experiment, records: Sequence[Record], rows: Sequence[LeaderboardRow], link: Link
+) -> str:
+    """Return the note of the paper of `experiment`, over all its experiments. `rows` are judged already."""
+    folder = [name for name in experiment_names() if name.partition("/")[0] == experiment.folder]
+    declared = {name: load_experiment(name) for name in folder} | {experiment.name: experiment}
+    board, entries = list(rows), judge_experiments(list(declared.values()), records)
+    known = {(row.experiment, row.scale) for row in rows}
+    others = [
+        row for row in build_leaderboard(declared.values(), records) if (row.experiment, row.scale) not in known
+    ]
+    return paper_note(list(declared.values()), board + with_verdicts(others, entries), entries, link)
 
 
 def mlflow_note(

@@ -1,6 +1,7 @@
 """Execute one task in this process while holding its lock: train a run or make a derived run."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from pipeline.plan.expand import DerivedRun, Run
 from pipeline.plan.task import Task
 from pipeline.track.record import Record
 from pipeline.track.run_folder import RunFolder
+from pipeline.track.system_metrics import system_metrics
 from pipeline.train.ranks import current_ranks
 
 LOCK_POLL_SECONDS = 0.5
@@ -55,7 +57,8 @@ def execute_task(
         if isinstance(task.run, Run):
             from pipeline.train.train import train
 
-            record = train(task, images, threads=threads, readers=readers, stop=stop, report=report)
+            with system_metrics(folder) if ranks.rank == 0 else nullcontext():
+                record = train(task, images, threads=threads, readers=readers, stop=stop, report=report)
             if record:
                 from pipeline.derive.export_model import export_finished
 

@@ -3,6 +3,7 @@
 runs/<identity>/
   run.json           description of the run
   journal.jsonl      learning curves, one report per line; append-only
+  system.jsonl       system metrics, where they are switched on; one sample per line
   progress.json      current step and speed, for a progress bar
   checkpoints/       step-0000440-<16 hex digits of its sha256>.ckpt, the last two
   network.safetensors    the last model of a finished run, or the one selected by its validation error
@@ -46,6 +47,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.journal_file = path / "journal.jsonl"
+        self.system_file = path / "system.jsonl"
         self.result_file = path / "result.json"
         self.checkpoints = path / "checkpoints"
         self.lock_file = path / "lock"
@@ -161,14 +163,11 @@ class RunFolder:
 
     def journal(self, start: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
         """Yield the entries from byte `start`, each with the byte after it; skip a half-written last line."""
-        if not self.journal_file.is_file():
-            return
-        with self.journal_file.open("rb") as file:
-            file.seek(start)
-            for line in file:
-                start += len(line)
-                if line.endswith(b"\n"):
-                    yield json.loads(line), start
+        return read_lines(self.journal_file, start)
+
+    def system_metrics(self, start: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
+        """Yield the samples of system metrics from byte `start`, as `journal` does."""
+        return read_lines(self.system_file, start)
 
     # Progress
 
@@ -230,6 +229,18 @@ class RunFolder:
             fallback = "starting from the first step" if path == files[-1] else "using the one before"
             report(f"checkpoint {path.name} is damaged; {fallback}")
         return None
+
+
+def read_lines(path: Path, start: int) -> Iterator[tuple[dict[str, Any], int]]:
+    """Yield the JSON lines of a file from byte `start`, each with the byte after it; none if there is no file."""
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        file.seek(start)
+        for line in file:
+            start += len(line)
+            if line.endswith(b"\n"):
+                yield json.loads(line), start
 
 
 class EvaluationCache:

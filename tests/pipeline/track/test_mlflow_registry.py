@@ -11,8 +11,6 @@ from mlflow.tracking import MlflowClient
 from torch import nn
 
 from pipeline.declare.load import load_experiment
-from pipeline.report.judged_models import judged_models
-from pipeline.report.leaderboard import build_leaderboard
 from pipeline.track.mlflow_models import save_model
 from pipeline.track.mlflow_registry import (
     JUDGED,
@@ -270,28 +268,6 @@ def test_names_and_aliases_are_ones_that_mlflow_accepts():
         "scale-judged",
         "a-b",
     ]
-
-
-# The run that is registered
-
-
-def test_the_first_seed_that_converged_is_registered_not_the_best():
-    declared = load_experiment(EXPERIMENT)
-    records = [
-        fake_record(declared, "resnet-20", 0, 99.0, status="not converged", metrics={}),
-        fake_record(declared, "resnet-20", 1, 9.5),
-        fake_record(declared, "resnet-20", 2, 8.5),
-    ]
-    rows = [row for row in build_leaderboard([declared], records) if row.scale == "paper"]
-    ids = {record.identity: f"id-{record.seed}" for record in records}
-    [model] = judged_models(rows, {"resnet-20": records}, ids)
-    assert (model.record.seed, model.record.run_id, model.name) == (1, "id-1", NAME)
-    assert model.description == (
-        "resnet/cifar10_depth resnet-20 at paper scale on cifar10, seed 1 of 2 seeds, commit 0123456789ab."
-        " Top-1 error 9.50 %; mean over the seeds 9.00 %; the paper prints 8.75 % on cifar10."
-        " Input: pixels 0..255, uint8 (N, C, H, W). The normalisation is part of the model."
-    )
-    assert judged_models(rows, {"resnet-20": records}, {}) == []  # not tracked
 
 
 def test_the_saved_model_has_description_and_input_example(linear):

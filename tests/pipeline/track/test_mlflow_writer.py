@@ -18,10 +18,11 @@ from pipeline.report.publish import make_report, mlflow_note
 from pipeline.schedule import execute, local
 from pipeline.schedule.reproduce import run_tasks
 from pipeline.track import mlflow_writer as tracking
+from pipeline.track.folder_content import flatten
 from pipeline.track.mlflow_errors import TrackingError
 from pipeline.track.mlflow_pages import aggregate_metrics, publish_experiment, publish_imported
 from pipeline.track.mlflow_reader import redact
-from pipeline.track.mlflow_writer import Tracker, flatten
+from pipeline.track.mlflow_writer import Tracker
 from pipeline.track.record import Record
 from pipeline.track.run_folder import RunFolder
 from tests.support.smoke_runs import (
