@@ -3,8 +3,8 @@
     python tests/benchmarks/mlflow_page_speed.py [--runs 10000] [--rounds 5]
 
 The database is that of `leaderboard_speed.py`: one trained run, copied once for each planned run of every
-experiment. Then the rows of the leaderboard are published as `repro run` does, and `mlflow server` serves them with
-one worker.
+experiment. Then the rows of the leaderboard are published as `repro run` does, and `mlflow server` serves them
+with one worker.
 
 page       from the request of the address that `repro ui` prints until the first row is visible, in a fresh
            browser profile, so with an empty cache; the median over the rounds
