@@ -100,7 +100,10 @@ def run(
     if finished.tracker and any(report.published for _, report in reports):
         from pipeline.report.mlflow_overview import publish_overview
 
-        publish_overview(records, finished.tracker)
+        try:
+            publish_overview(records, finished.tracker)
+        except UserError as error:
+            print_warning_line(f"The tables of all papers in MLflow are not up to date: {error}.")
     for _, report in reports:
         if report.trouble:
             print_warning_line(f"{report.trouble[0].upper()}{report.trouble[1:]}.")

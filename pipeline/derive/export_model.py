@@ -21,6 +21,7 @@ from pipeline.data.manifest import Manifest, manifest_from_dict
 from pipeline.data.normalise import Normaliser, normalise_crops
 from pipeline.data.samples import Samples
 from pipeline.data.shards import ShardSet
+from pipeline.data.statistics import statistics_frame
 from pipeline.data.views import ViewGroup, protocol_views
 from pipeline.declare.protocol import ProtocolPart, parse_protocol
 from pipeline.declare.recipe import Data
@@ -120,8 +121,15 @@ def central_views(samples: Samples, data: Data) -> list[ViewGroup]:
 
 
 def central_part(data: Data) -> ProtocolPart:
-    """Return the protocol of one central crop, with the size and scale of the recipe's first protocol."""
+    """Return the protocol of one central crop, with the size and scale of the recipe's first protocol.
+
+    Networks that predict boxes have no protocol; theirs are those of the training crops.
+    """
     assert data.crop is not None
+    if not data.test:
+        frame = statistics_frame(data.crop)
+        interpolation = "bicubic" if frame.interpolation == "bicubic" else "bilinear"
+        return ProtocolPart("centre", data.crop.side, (frame.short,), False, interpolation)
     first = parse_protocol(data.test[0]).parts[0]
     return replace(first, kind="centre", side=first.side or data.crop.side, shorts=first.shorts[:1])
 
@@ -146,7 +154,7 @@ def model_metadata(task: Task, manifest: Manifest) -> dict[str, Any]:
         "data": manifest.name,
         "network": run.recipe.model.model_dump(mode="json"),
         "input": "pixels 0..255 as uint8 (N, channels, height, width); colours in the order RGB",
-        "output": "scores, float32 (N, classes); the largest is the prediction",
+        "output": "coordinates of boxes" if data.boxes else "scores (N, classes); the largest is the prediction",
         "normalisation": f"{data.normalise}, part of the model",
         **view,
         "protocols": list(data.test),

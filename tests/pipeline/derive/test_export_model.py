@@ -179,6 +179,8 @@ def test_the_central_view_of_a_dense_protocol_has_the_size_of_the_training_crops
     )
     part = central_part(data)
     assert (part.kind, part.side, part.shorts) == ("centre", 224, (384,))
+    boxes = central_part(data.model_copy(update={"test": ()}))
+    assert (boxes.kind, boxes.side, boxes.shorts, boxes.interpolation) == ("centre", 224, (256,), "bilinear")
 
 
 def test_an_export_that_fails_is_reported_and_the_run_stays_finished(exported, monkeypatch, tmp_path):
