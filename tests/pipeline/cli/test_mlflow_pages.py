@@ -8,6 +8,7 @@ import sys
 import time
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -28,8 +29,9 @@ pytestmark = [
 MEANS = {"plain-20": 9.5, "resnet-20": 8.8, "resnet-32": 7.5}  # ranked by error: the reverse of this order
 SEEDS = 3
 PATIENCE = 120_000  # milliseconds for MLflow's page on a busy machine
-# MLflow 3.17 itself: it looks for an assistant, and its development build of React warns.
-NOT_OURS = ("assistant", "Warning:", "gateway", "DeprecationWarning", "ERR_ABORTED", "failed:", "favicon")
+# MLflow 3.17's own: it asks for an assistant and for the user of a server without login, and its table warns about
+# its own settings.
+NOT_OURS = ("assistant", "gateway", "users/current", "status of 404", "failed:", "AG Grid", "Warning:", "=true`")
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +121,9 @@ def test_the_leaderboard_opens_ranked_and_without_errors(browser, address, look,
         try:
             assert wait_for_rows(page, ranked) == ranked
         finally:
-            page.screenshot(path=os.environ.get("SCREENSHOTS", str(tmp_path)) + f"/{'-'.join(look) or 'wide'}.png")
+            kept = Path(os.environ.get("SCREENSHOTS", tmp_path))
+            page.screenshot(path=kept / f"{'-'.join(look) or 'wide'}.png")
+            (kept / "complaints.txt").write_text("\n".join(opened.complaints))
         ours = [one for one in opened.complaints if not any(word in one for word in NOT_OURS)]
         assert ours == []
 
@@ -130,7 +134,7 @@ def test_columns_are_those_of_the_view_and_sorting_turns_the_order_round(browser
         ranked = sorted(MEANS, key=MEANS.__getitem__)
         assert wait_for_rows(page, ranked) == ranked
         text = page.inner_text("body")
-        for shown in ("test/top1_error_pct", "paper", "difference", "8.90", "cifar10"):  # 8.8, 8.9, 9.0: mean 8.9
+        for shown in ("test/top1_error_pct", "paper", "difference", "8.9", "cifar10"):  # 8.8, 8.9, 9.0: mean 8.9
             assert shown in text
         header = page.get_by_role("columnheader", name=re.compile("test/top1_error_pct")).first
         header.click()

@@ -409,7 +409,13 @@ def test_report_puts_aggregates_tables_figure_page_and_note_on_the_parent_run(ho
     assert note.startswith("# Do deeper plain networks train worse")
     assert "| resnet-20 |" in note
     paper = client.get_experiment_by_name("resnet")
-    assert paper.tags["mlflow.note.content"] == note
+    told = paper.tags["mlflow.note.content"]
+    assert told.startswith("# Deep Residual Learning for Image Recognition\n")
+    link = f"#/experiments/{paper.experiment_id}/runs/{parent.info.run_id}?workflowType=machine_learning"
+    assert f"Tried: [smoke scale]({link}): 1 network on noise." in told
+    assert (
+        f"| resnet-20 | smoke | 8.75 | {record.metrics['test/top1_error_pct']:.2f} | 1 |" in told
+    )  # Table 6: 8.75
 
 
 def test_report_puts_one_run_for_each_network_above_its_seeds_and_into_the_leaderboard(home, client, trained):
