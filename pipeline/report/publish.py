@@ -10,6 +10,7 @@ from pipeline.common.paths import report_folder, runs_folder
 from pipeline.declare.experiment import Experiment
 from pipeline.declare.load import experiment_names, load_experiment
 from pipeline.declare.recipe import PAPER_SCALE
+from pipeline.judge.category import category
 from pipeline.judge.collect import judge_experiments
 from pipeline.judge.counting import counted_records
 from pipeline.judge.ledger import LedgerEntry
@@ -117,7 +118,11 @@ def note_of_paper(
     """Return the note of the paper of `experiment`, over all its experiments. `rows` are judged already."""
     folder = [name for name in experiment_names() if name.partition("/")[0] == experiment.folder]
     declared = {name: load_experiment(name) for name in folder} | {experiment.name: experiment}
-    board, entries = list(rows), judge_experiments(list(declared.values()), records)
+    trained = [
+        one.model_copy(update={"claims": tuple(claim for claim in one.claims if category(claim) == "trained")})
+        for one in declared.values()
+    ]  # the others do not depend on runs, and take seconds to judge
+    board, entries = list(rows), judge_experiments(trained, records)
     known = {(row.experiment, row.scale) for row in rows}
     others = [
         row for row in build_leaderboard(declared.values(), records) if (row.experiment, row.scale) not in known
