@@ -128,8 +128,13 @@ def central_part(data: Data) -> ProtocolPart:
     assert data.crop is not None
     if not data.test:
         frame = statistics_frame(data.crop)
-        interpolation = "bicubic" if frame.interpolation == "bicubic" else "bilinear"
-        return ProtocolPart("centre", data.crop.side, (frame.short,), False, interpolation)
+        return ProtocolPart(
+            "centre",
+            data.crop.side,
+            (frame.short,),
+            square=False,
+            interpolation="bicubic" if frame.interpolation == "bicubic" else "bilinear",
+        )
     first = parse_protocol(data.test[0]).parts[0]
     return replace(first, kind="centre", side=first.side or data.crop.side, shorts=first.shorts[:1])
 
