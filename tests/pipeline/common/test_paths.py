@@ -75,7 +75,7 @@ def test_a_folder_of_an_unknown_user_is_an_error(monkeypatch, variable, folder):
         (" mlflow.example:80/base ", "http://mlflow.example:80/base"),
         ("[::1]:5000", "http://[::1]:5000"),
         ("https://mlflow.example", "https://mlflow.example"),
-        ("sqlite:////tmp/x:1.db", "sqlite:////tmp/x:1.db"),
+        ("sqlite:////data/x:1.db", "sqlite:////data/x:1.db"),
         ("./mlruns", "./mlruns"),
         ("databricks", "databricks"),
     ],
