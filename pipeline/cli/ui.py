@@ -27,7 +27,7 @@ def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0
 
     uri = tracking_uri()
     if uri.startswith(("http://", "https://")):
-        print_line(f"MLflow runs at {server_key(uri)}, the tracking server in MLFLOW_TRACKING_URI.")
+        print_unwrapped(f"MLflow runs at {server_key(uri)}, the tracking server in MLFLOW_TRACKING_URI.")
         open_in_browser(print_views(server_key(uri), uri) or server_key(uri))
         return
     with socket.socket() as probe, suppress(ConnectionError):
@@ -40,7 +40,7 @@ def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0
     address = print_views(server_address, uri)
     if not address:
         out.print("No leaderboard yet. Finished runs create it: [bold]repro run EXPERIMENT --scale laptop[/]")
-    print_line(f"Starting MLflow at {server_address}; this takes about ten seconds. Ctrl-C stops it.")
+    print_unwrapped(f"Starting MLflow at {server_address}; this takes about ten seconds. Ctrl-C stops it.")
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--backend-store-uri", uri, "--workers", "1"]
     command += ["--default-artifact-root", (home() / "mlartifacts").as_uri()]
@@ -59,12 +59,12 @@ def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0
     ):
         try:
             if wait_for(port, server):
-                print_line("MLflow is ready.")
+                print_unwrapped("MLflow is ready.")
                 open_in_browser(address or server_address)
             code = server.wait()
         except KeyboardInterrupt:
             os.killpg(server.pid, signal.SIGTERM)
-            print_line("MLflow is stopped.")
+            print_unwrapped("MLflow is stopped.")
             return
     raise UserError(server_failure(log_file, uri, code))
 
@@ -94,16 +94,16 @@ def print_views(server: str, uri: str) -> str | None:
     if place is None:
         return None
     address = view_address(server, place)
-    print_line(f"leaderboard  {address}")
-    print_line(
+    print_unwrapped(f"leaderboard  {address}")
+    print_unwrapped(
         "             networks ranked by error, with the papers' numbers; a name leads to the runs of its seeds"
     )
-    print_line(f"verdicts     {view_address(server, place, VERDICTS)}")
-    print_line("             which published numbers were reproduced")
+    print_unwrapped(f"verdicts     {view_address(server, place, VERDICTS)}")
+    print_unwrapped("             which published numbers were reproduced")
     return address
 
 
-def print_line(line: str) -> None:
+def print_unwrapped(line: str) -> None:
     """Print a line; addresses are not wrapped."""
     out.print(line, markup=False, highlight=False, soft_wrap=True)
 
