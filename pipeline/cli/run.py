@@ -97,6 +97,16 @@ def run(
     finished = FinishedRuns(local_records(), None) if outcome.untracked else collect_runs()
     records = list({record.identity: record for record in [*outcome.records, *finished.records]}.values())
     reports = [(experiment, make_report(experiment, scale, records, finished.tracker)) for experiment in declared]
+    if finished.tracker and any(report.published for _, report in reports):
+        from pipeline.report.mlflow_overview import publish_overview
+
+        try:
+            publish_overview(records, finished.tracker)
+        except UserError as error:
+            print_warning_line(f"The tables of all papers in MLflow are not up to date: {error}.")
+    for _, report in reports:
+        if report.trouble:
+            print_warning_line(f"{report.trouble[0].upper()}{report.trouble[1:]}.")
     if as_json:
         print_json(
             [report_json(report) for _, report in reports] if len(reports) > 1 else report_json(reports[0][1])

@@ -8,13 +8,14 @@ import sys
 import time
 import webbrowser
 from contextlib import suppress
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from pipeline.cli.terminal import out
 from pipeline.common.errors import UserError, explain_write_errors
-from pipeline.track.mlflow_reader import find_experiment, server_key
+from pipeline.track.mlflow_reader import find_experiment, redact, server_key
 from pipeline.track.mlflow_views import OVERVIEW, VERDICTS, view_address
 
 CONNECT_SECONDS = 0.2  # between two attempts to connect to a server that starts
@@ -26,19 +27,20 @@ def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0
 
     uri = tracking_uri()
     if uri.startswith(("http://", "https://")):
-        out.print(f"MLflow UI of the tracking server: {server_key(uri)}", markup=False, soft_wrap=True)
+        print_unwrapped(f"MLflow runs at {server_key(uri)}, the tracking server in MLFLOW_TRACKING_URI.")
         open_in_browser(print_views(server_key(uri), uri) or server_key(uri))
         return
     with socket.socket() as probe, suppress(ConnectionError):
         probe.connect(("127.0.0.1", port))
         raise UserError(f"port {port} is in use; choose another: repro ui --port {port % 65535 + 1}")
+    log_file = home() / "mlflow-server.log"
     with explain_write_errors(home()):
         home().mkdir(parents=True, exist_ok=True)
     server_address = f"http://127.0.0.1:{port}"
-    out.print(f"MLflow UI: [bold]{server_address}[/] (starts in a few seconds; Ctrl-C stops it)")
-    address = print_views(server_address, uri) or server_address
-    if not address.startswith(f"{server_address}/"):
+    address = print_views(server_address, uri)
+    if not address:
         out.print("No leaderboard yet. Finished runs create it: [bold]repro run EXPERIMENT --scale laptop[/]")
+    print_unwrapped(f"Starting MLflow at {server_address}; this takes about ten seconds. Ctrl-C stops it.")
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--backend-store-uri", uri, "--workers", "1"]
     command += ["--default-artifact-root", (home() / "mlartifacts").as_uri()]
@@ -49,24 +51,61 @@ def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0
     }  # jobs: seven more processes
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a closed terminal ends the server too
         signal.signal(number, signal.default_int_handler)
-    with subprocess.Popen(command, env=os.environ | quiet, start_new_session=True) as server:
+    with (
+        log_file.open("wb") as log,
+        subprocess.Popen(
+            command, env=os.environ | quiet, start_new_session=True, stdout=log, stderr=subprocess.STDOUT
+        ) as server,
+    ):
         try:
-            wait_for(port, server)
-            open_in_browser(address)
-            raise typer.Exit(server.wait())
+            if wait_for(port, server):
+                print_unwrapped("MLflow is ready.")
+                open_in_browser(address or server_address)
+            code = server.wait()
         except KeyboardInterrupt:
             os.killpg(server.pid, signal.SIGTERM)
+            print_unwrapped("MLflow is stopped.")
+            return
+    raise UserError(server_failure(log_file, uri, code))
+
+
+def server_failure(log_file: Path, uri: str, code: int) -> str:
+    """Return in one sentence why MLflow's server ended, from its log."""
+    from pipeline.track.mlflow_errors import store_remedy
+
+    text = log_file.read_text(encoding="utf-8", errors="replace")
+    if remedy := store_remedy(text, uri):
+        return f"MLflow cannot open {redact(uri)}: {remedy}"
+    last = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "it printed nothing")
+    return f"MLflow's server ended with exit code {code}: {redact(last)[:300]} (its log: {log_file})"
 
 
 def print_views(server: str, uri: str) -> str | None:
-    """Print the addresses of leaderboard and verdicts; return the leaderboard's, None if there is none yet."""
-    place = find_experiment(uri, OVERVIEW)
+    """Print the addresses of leaderboard and verdicts; return the leaderboard's, None if there is none yet.
+
+    Raises TrackingError for a store that MLflow cannot open.
+    """
+    if uri.startswith(("sqlite:///", "http://", "https://")) and "?" not in uri:
+        place = find_experiment(uri, OVERVIEW)
+    else:  # only MLflow's client reads it, which takes seconds to import
+        from pipeline.track.mlflow_writer import Tracker
+
+        place = Tracker(uri).find_experiment(OVERVIEW)
     if place is None:
         return None
     address = view_address(server, place)
-    out.print(f"leaderboard: {address}", markup=False, soft_wrap=True)
-    out.print(f"verdicts:    {view_address(server, place, VERDICTS)}", markup=False, soft_wrap=True)
+    print_unwrapped(f"leaderboard  {address}")
+    print_unwrapped(
+        "             networks ranked by error, with the papers' numbers; a name leads to the runs of its seeds"
+    )
+    print_unwrapped(f"verdicts     {view_address(server, place, VERDICTS)}")
+    print_unwrapped("             which published numbers were reproduced")
     return address
+
+
+def print_unwrapped(line: str) -> None:
+    """Print a line; addresses are not wrapped."""
+    out.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def open_in_browser(address: str) -> None:
@@ -76,9 +115,10 @@ def open_in_browser(address: str) -> None:
         webbrowser.open(address)
 
 
-def wait_for(port: int, server: "subprocess.Popen[bytes]") -> None:
-    """Wait until a server accepts connections, or has ended."""
+def wait_for(port: int, server: "subprocess.Popen[bytes]") -> bool:
+    """Wait until a server accepts connections, and return True; False if it has ended."""
     while server.poll() is None:
         with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-            return
+            return True
         time.sleep(CONNECT_SECONDS)
+    return False

@@ -1,11 +1,16 @@
 """Folders and addresses: where runs, checkpoints, data, reports and tracked metrics are stored."""
 
 import os
+import re
 from pathlib import Path
 
 from pipeline.common.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+
+HOST_AND_PORT = re.compile(r"(\[[0-9a-fA-F:]+\]|[\w.-]+):\d{1,5}(/\S*)?")
+
+UNSAFE_IN_ADDRESS = re.compile(r"\?|%[0-9a-fA-F]{2}")  # the start of a query; an encoded character
 
 
 def home() -> Path:
@@ -46,5 +51,18 @@ def report_folder() -> Path:
 
 
 def tracking_uri() -> str:
-    """Return MLFLOW_TRACKING_URI, or the address of an SQLite file in the home folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"
+    """Return MLFLOW_TRACKING_URI, or the address of an SQLite file in the home folder.
+
+    A host and port without a scheme, as in 127.0.0.1:5000, gets http://; MLflow would take it for a folder. Raises
+    UserError for a home folder whose path means another one in an address.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
+    if uri:
+        return f"http://{uri}" if HOST_AND_PORT.fullmatch(uri) else uri
+    found = UNSAFE_IN_ADDRESS.search(str(home()))
+    if found:
+        raise UserError(
+            f"REPRO_HOME is {str(home())!r}, but {found[0]!r} has another meaning in the address of MLflow's"
+            " database; choose another folder, or set MLFLOW_TRACKING_URI"
+        )
+    return f"sqlite:///{home() / 'mlflow.db'}"

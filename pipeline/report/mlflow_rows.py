@@ -15,6 +15,7 @@ def network_runs(rows: Iterable[LeaderboardRow], records: Sequence[Record]) -> l
     Runs that several test protocols have measured are below the row of the first one.
     """
     tracked = {record.identity: record.run_id for record in records if record.run_id}
+    manifests = {record.identity: record.manifest for record in records}
     taken: set[str] = set()
     found = []
     for row in rows:
@@ -27,6 +28,7 @@ def network_runs(rows: Iterable[LeaderboardRow], records: Sequence[Record]) -> l
                 metrics=row_metrics(row),
                 run_ids=runs,
                 is_parent=not taken.intersection(runs),
+                data=next(((row.data, manifests[one]) for one in row.runs if one in manifests), None),
             )
         )
         taken.update(runs)
@@ -50,6 +52,8 @@ def row_tags(row: LeaderboardRow) -> dict[str, str]:
         "repro.verdict": row.verdict,
         "repro.changes": row.departs,
         "repro.hardware": row.hardware,
+        "mlflow.source.name": "repro",
+        "mlflow.source.type": "LOCAL",
         RANK_TAG: rank_key(row),
     }
     return {key: value for key, value in tags.items() if value}

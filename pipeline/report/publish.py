@@ -2,21 +2,26 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipeline.common.paths import report_folder
 from pipeline.declare.experiment import Experiment
+from pipeline.declare.load import experiment_names, load_experiment
+from pipeline.declare.recipe import PAPER_SCALE
+from pipeline.judge.category import category
 from pipeline.judge.collect import judge_experiments
 from pipeline.judge.counting import counted_records
 from pipeline.judge.ledger import LedgerEntry
+from pipeline.report.judged_models import judged_models
 from pipeline.report.leaderboard import LeaderboardRow, build_leaderboard, with_sizes, with_verdicts
 from pipeline.report.mlflow_rows import network_runs
+from pipeline.report.paper_note import MAX_NOTE_LENGTH, Link, paper_note
 from pipeline.track.mlflow_networks import publish_networks
-from pipeline.track.mlflow_pages import publish_experiment
+from pipeline.track.mlflow_pages import publish_experiment, publish_paper_note
+from pipeline.track.mlflow_registry import register_models
 from pipeline.track.record import Record
-
-MAX_NOTE_LENGTH = 5000  # characters of a tag on an MLflow experiment
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,8 @@ class ExperimentReport:
     entries: list[LedgerEntry]
     figure: Path | None
     page: Path
+    trouble: str = ""  # what MLflow's registry has refused, in one sentence
+    published: bool = False  # to MLflow, by this call
 
 
 def make_report(
@@ -38,7 +45,8 @@ def make_report(
     """
     from pipeline.report.stamp import ReportStamp, report_hash
 
-    counted = [record for rows in counted_records(experiment, scale, records).values() for record in rows]
+    by_variant = counted_records(experiment, scale, records)
+    counted = [record for rows in by_variant.values() for record in rows]
     board = [row for row in build_leaderboard([experiment], records) if row.scale == scale]
     entries = judge_experiments([experiment], records, [scale])
     rows = with_verdicts(board, entries)
@@ -60,7 +68,7 @@ def make_report(
     figures_of_page = [drawn] if drawn else []
     page = write_page(experiment, scale, rows, entries, counted, figures_of_page, report_folder() / f"{stem}.html")
     files = [page, *([figure] if figure else [])]
-    run_id = ""
+    run_id = trouble = ""
     if tracker and rows:
         from pipeline.analyse.measure import measure_claim
 
@@ -72,11 +80,34 @@ def make_report(
         run_id = publish_experiment(
             tracker, experiment.name, scale, counted, tables=tables, files=files, note=note
         )
+        publish_paper_note(tracker, experiment.folder, partial(note_of_paper, experiment, records, rows))
         networks = network_runs(with_sizes(rows, [experiment], measure_claim), records)
         known = {record.run_id for record in records}
         publish_networks(tracker, experiment.name, scale, networks, known=known)
-    stamp.write(files, run_id)
-    return ExperimentReport(rows, entries, figure, page)
+        ids = {record.identity: record.run_id for record in records if record.run_id}
+        scales = sorted(experiment.scales, key=lambda name: name != PAPER_SCALE)
+        trouble = register_models(tracker, judged_models(rows, by_variant, ids), scales)
+    if not trouble:  # else the next command tries again
+        stamp.write(files, run_id)
+    return ExperimentReport(rows, entries, figure, page, trouble, bool(run_id))
+
+
+def note_of_paper(
+    experiment: Experiment, records: Sequence[Record], rows: Sequence[LeaderboardRow], link: Link
+) -> str:
+    """Return the note of the paper of `experiment`, over all its experiments. `rows` are judged already."""
+    folder = [name for name in experiment_names() if name.partition("/")[0] == experiment.folder]
+    declared = {name: load_experiment(name) for name in folder} | {experiment.name: experiment}
+    trained = [
+        one.model_copy(update={"claims": tuple(claim for claim in one.claims if category(claim) == "trained")})
+        for one in declared.values()
+    ]  # the others do not depend on runs, and take seconds to judge
+    board, entries = list(rows), judge_experiments(trained, records)
+    known = {(row.experiment, row.scale) for row in rows}
+    others = [
+        row for row in build_leaderboard(declared.values(), records) if (row.experiment, row.scale) not in known
+    ]
+    return paper_note(list(declared.values()), board + with_verdicts(others, entries), entries, link)
 
 
 def mlflow_note(

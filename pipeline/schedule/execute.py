@@ -1,6 +1,7 @@
 """Execute one task in this process while holding its lock: train a run or make a derived run."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from pipeline.plan.expand import DerivedRun, Run
 from pipeline.plan.task import Task
 from pipeline.track.record import Record
 from pipeline.track.run_folder import RunFolder, explain_disk_errors
+from pipeline.track.system_metrics import system_metrics
 from pipeline.train.ranks import RankGroup, current_ranks
 
 LOCK_POLL_SECONDS = 0.5
@@ -70,7 +72,13 @@ def execute_locked(
     if isinstance(task.run, Run):
         from pipeline.train.train import train
 
-        return train(task, images, threads=threads, readers=readers, stop=stop, report=report)
+        with system_metrics(RunFolder(task.folder)) if ranks.rank == 0 else nullcontext():
+            record = train(task, images, threads=threads, readers=readers, stop=stop, report=report)
+        if record:
+            from pipeline.derive.export_model import export_finished
+
+            ranks.on_rank_zero(lambda _: export_finished(task, record, images, report))
+        return record
     from pipeline.derive.run import make_derived
 
     return make_derived(task, images, other, threads=threads, readers=readers, stop=stop, report=report)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pipeline.common.errors import UserError, explain_write_errors
-from pipeline.common.paths import home, runs_folder
+from pipeline.common.paths import home, runs_folder, tracking_uri
 from pipeline.plan.expand import Run
 from pipeline.plan.task import Task
 from pipeline.schedule.local import BatchOutcome, Event, run_all, worker_count
@@ -32,6 +32,7 @@ def run_tasks(
     """Execute the tasks that have not ended, sync all to the tracking server, and return the records."""
     with explain_write_errors(home()):
         runs_folder().mkdir(parents=True, exist_ok=True)
+    tracking_uri()  # a wrong address is an error before anything is trained
     syncing = BackgroundSync()
     records, missing = split_finished(tasks, syncing)
     for task in tasks:

@@ -4,11 +4,13 @@ The run is in the experiment of its paper and, without its seeds, in the experim
 record, so it counts for no claim.
 """
 
+import json
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from pipeline.track.folder_content import user_name
 from pipeline.track.mlflow_errors import explain_mlflow_errors
 from pipeline.track.mlflow_views import LEVEL_TAG, OVERVIEW, run_address
 from pipeline.track.mlflow_writer import Tracker
@@ -18,7 +20,9 @@ if TYPE_CHECKING:
 
 PARENT_TAG, NOTE_TAG, RUNS_TAG = "mlflow.parentRunId", "mlflow.note.content", "repro.runs"
 
-MAX_TAG_LENGTH = 5000  # characters of the value of a tag
+VERDICT_TAG = "repro.verdict"
+
+MAX_TAG_LENGTH, MAX_DIGEST_LENGTH = 5000, 36  # characters of the value of a tag, and of a data set's hash
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,7 @@ class NetworkRun:
     metrics: Mapping[str, float]
     run_ids: tuple[str, ...]  # of its seeds
     is_parent: bool  # False for further rows of the same runs, by other test protocols
+    data: tuple[str, str] | None = None  # name and hash of the data set, for MLflow's column of data sets
 
     def with_tags(self, tags: Mapping[str, str]) -> "NetworkRun":
         """Return the row with further tags."""
@@ -68,6 +73,8 @@ def publish_networks(
                     tracker.client.set_tag(seed, PARENT_TAG, run_id)
                 elif is_below and seed in known and seed not in below:  # no longer counts
                     tracker.client.set_tag(seed, PARENT_TAG, parent)
+                if seed in below:
+                    tag_verdict(tracker, run, network.tags.get(VERDICT_TAG, ""))
             seeds = seeds_note(runs[seed] for seed in network.run_ids if seed in runs)
             if not is_shown_by_another(tracker, network):
                 put_network(tracker, OVERVIEW, network.with_tags({NOTE_TAG: seeds} if seeds else {}))
@@ -99,6 +106,15 @@ def is_shown_by_another(tracker: Tracker, network: NetworkRun) -> bool:
     return False
 
 
+def tag_verdict(tracker: Tracker, run: "Run", verdict: str) -> None:
+    """Set or delete the tag of a seed's run with the verdict of its network."""
+    before = run.data.tags.get(VERDICT_TAG, "")
+    if verdict and verdict != before:
+        tracker.client.set_tag(run.info.run_id, VERDICT_TAG, verdict[:MAX_TAG_LENGTH])
+    elif before and not verdict:
+        tracker.client.delete_tag(run.info.run_id, VERDICT_TAG)
+
+
 def run_ids_tag(network: NetworkRun) -> str:
     """Return the tag that lists the runs of a row, as long as MLflow allows."""
     return " ".join(network.run_ids)[:MAX_TAG_LENGTH]
@@ -106,13 +122,14 @@ def run_ids_tag(network: NetworkRun) -> str:
 
 def put_network(tracker: Tracker, place: str, network: NetworkRun) -> str:
     """Create or update the run of a row in an MLflow experiment; return its id. Sends only what has changed."""
-    from mlflow.entities import Metric, RunTag
+    from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, RunTag
 
     tags = {**network.tags, LEVEL_TAG: "network", RUNS_TAG: run_ids_tag(network)}
     tags = {key: value[:MAX_TAG_LENGTH] for key, value in tags.items()}
-    run = tracker.find_run(place, network.key, network.name, tags)
+    created = tags | {"mlflow.user": user_name()}  # kept when another user updates the row
+    run = tracker.find_run(place, network.key, network.name, created)
     if run.data.metrics.keys() - network.metrics.keys():  # MLflow deletes no metric: the run is replaced
-        old, run = run, tracker.create_run(place, network.key, network.name, tags)
+        old, run = run, tracker.create_run(place, network.key, network.name, created)
         delete_network(tracker, place, old, run.info.run_id)
     run_id: str = run.info.run_id
     now = int(time.time() * 1000)
@@ -123,6 +140,11 @@ def put_network(tracker: Tracker, place: str, network: NetworkRun) -> str:
             tracker.client.delete_tag(run_id, key)
     if metrics or new_tags:
         tracker.client.log_batch(run_id, metrics=metrics, tags=new_tags)
+    if network.data and not run.inputs.dataset_inputs:
+        name, content = network.data
+        dataset = Dataset(name, content[:MAX_DIGEST_LENGTH], "repro", json.dumps({"source": name}))
+        context = InputTag("mlflow.data.context", "training")
+        tracker.client.log_inputs(run_id, [DatasetInput(dataset, [context])])
     if run.info.status != "FINISHED":
         tracker.client.set_terminated(run_id)
     return run_id

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -11,11 +11,15 @@ from typing import Any
 from pipeline.common.hashing import digest
 from pipeline.declare.protocol import PART_PATTERN
 from pipeline.track.mlflow_errors import explain_mlflow_errors
+from pipeline.track.mlflow_networks import NOTE_TAG
+from pipeline.track.mlflow_views import LEVEL_TAG, OVERVIEW, run_address
 from pipeline.track.mlflow_writer import LOG_BATCH_SIZE, Tracker
 from pipeline.track.published_results import result_key
 from pipeline.track.record import Record
 
 IMPORTED = "published weights"  # name of the MLflow experiment that holds them
+
+Tables = Mapping[str, Sequence[Mapping[str, Any]]]  # name -> rows, each column -> cell
 
 
 def publish_experiment(
@@ -24,7 +28,7 @@ def publish_experiment(
     scale: str,
     records: Sequence[Record],
     *,
-    tables: Mapping[str, Sequence[Mapping[str, Any]]],
+    tables: Tables,
     files: Iterable[Path],
     note: str,
 ) -> str:
@@ -41,19 +45,48 @@ def publish_experiment(
         points = [Metric(key, value, now, 0) for key, value in aggregate_metrics(records).items()]
         for start in range(0, len(points), LOG_BATCH_SIZE):
             client.log_batch(parent, metrics=points[start : start + LOG_BATCH_SIZE])
-        for name, rows in tables.items():
-            columns = list(rows[0]) if rows else []
-            table = {"columns": columns, "data": [list(row.values()) for row in rows]}
-            client.log_dict(parent, table, f"{name}.json")
-        logged = [{"path": f"{name}.json", "type": "table"} for name in tables]
-        client.set_tag(parent, "mlflow.loggedArtifacts", json.dumps(logged))
-        for path in files:
-            client.log_artifact(parent, str(path))
-        client.set_tag(parent, "mlflow.note.content", note)
-        paper = tracker.experiment_id(experiment.partition("/")[0])
-        client.set_experiment_tag(paper, "mlflow.note.content", note)
-        client.set_terminated(parent, "FINISHED")
+        log_pages(tracker, parent, tables, files, note)
     return parent
+
+
+def log_pages(tracker: Tracker, run_id: str, tables: Tables, files: Iterable[Path], note: str) -> None:
+    """Put tables, files and a note on a run and mark it as finished.
+
+    MLflow's `log_table` would append to the tables that are there.
+    """
+    client = tracker.client
+    for name, rows in tables.items():
+        columns = list(rows[0]) if rows else []
+        client.log_dict(run_id, {"columns": columns, "data": [list(row.values()) for row in rows]}, f"{name}.json")
+    logged = [{"path": f"{name}.json", "type": "table"} for name in tables]
+    client.set_tag(run_id, "mlflow.loggedArtifacts", json.dumps(logged))
+    for path in files:
+        client.log_artifact(run_id, str(path))
+    client.set_tag(run_id, NOTE_TAG, note)
+    client.set_terminated(run_id, "FINISHED")
+
+
+def publish_paper_note(tracker: Tracker, paper: str, note: Callable[[Callable[[str, str], str]], str]) -> None:
+    """Set the note of a paper's MLflow experiment; `note` is called with a function that links to a run.
+
+    The function takes the name of an experiment and a scale. Raises TrackingError or RefusedError.
+    """
+    with explain_mlflow_errors(tracker.uri):
+        place = tracker.experiment_id(paper)
+        text = note(lambda experiment, scale: run_address(place, tracker.parent_run(experiment, scale)))
+        tracker.client.set_experiment_tag(place, NOTE_TAG, text)
+
+
+def publish_tables(tracker: Tracker, tables: Tables, files: Iterable[Path], note: str) -> str:
+    """Put tables and files of all papers on one run of the experiment `leaderboard`, and a note on the experiment.
+
+    Returns the run's id. Raises TrackingError or RefusedError.
+    """
+    with explain_mlflow_errors(tracker.uri):
+        run_id: str = tracker.find_run(OVERVIEW, "tables", "tables", {LEVEL_TAG: "tables"}).info.run_id
+        log_pages(tracker, run_id, tables, files, note)
+        tracker.client.set_experiment_tag(tracker.experiment_id(OVERVIEW), NOTE_TAG, note)
+    return run_id
 
 
 def publish_imported(tracker: Tracker, result: Mapping[str, Any]) -> str:

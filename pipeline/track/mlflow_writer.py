@@ -10,8 +10,7 @@ Only `track` imports MLflow, and only where something is sent, since the import 
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +23,9 @@ from pipeline.common.files import write_atomically
 from pipeline.common.locks import file_lock
 from pipeline.common.paths import home, tracking_uri
 from pipeline.declare.recipe import STEPS_TO
+from pipeline.track.folder_content import FolderContent, flatten, model_tags, run_tags
 from pipeline.track.mlflow_errors import RefusedError, explain_mlflow_errors, tracking_error
+from pipeline.track.mlflow_models import log_model
 from pipeline.track.mlflow_reader import (
     ENDED,
     RECORD_TAG,
@@ -54,18 +55,6 @@ LOG_BATCH_SIZE = 900  # metrics in one request; MLflow's limit is 1,000
 SEARCH_PAGE_SIZE = 250  # runs in one answer; for 1,000 a busy server exceeds the timeout of ten seconds
 
 LOCK_SECONDS = 10.0  # wait for another process that sends the same folder
-
-REQUIRED_KEYS = (  # of a run's description
-    "identity",
-    "experiment",
-    "scale",
-    "variant",
-    "seed",
-    "declaration",
-    "manifest",
-    "changes",
-    "recipe",
-)
 
 
 class Tracker:
@@ -197,11 +186,24 @@ class Tracker:
         except (OSError, ValueError, KeyError, TypeError):  # sending everything again changes nothing
             return new
 
+    def forget(self, folder: RunFolder) -> None:
+        """Forget what this server has of a folder: it was deleted there and is sent again."""
+        if self.state(folder).get("done"):
+            (folder.path / "tracked.json").unlink(missing_ok=True)
+
+    def find_experiment(self, name: str) -> str | None:
+        """Return the id of an MLflow experiment; None if it does not exist or is deleted. Raises TrackingError."""
+        if self.uri.startswith("sqlite:///") and not Path(self.uri.removeprefix("sqlite:///")).is_file():
+            return None
+        with explain_mlflow_errors(self.uri):
+            found = self.client.get_experiment_by_name(name)
+        return found.experiment_id if found and found.lifecycle_stage == "active" else None
+
     def _sync(self, folder: RunFolder) -> bool:
         state = self.state(folder)
         if state.get("done"):
             return True
-        content = FolderContent.of(folder, state["offset"])
+        content = FolderContent.of(folder, state["offset"], state.get("system_offset", 0))
         try:
             after = self.send(folder, content, state)
         except RefusedError:
@@ -213,7 +215,7 @@ class Tracker:
             write_atomically(folder.path / "tracked.json", json.dumps(after))
         return bool(after.get("done"))
 
-    def send(self, folder: RunFolder, content: "FolderContent", state: Mapping[str, Any]) -> dict[str, Any]:
+    def send(self, folder: RunFolder, content: FolderContent, state: Mapping[str, Any]) -> dict[str, Any]:
         """Send what `state` does not list as sent; return the new state. Sending twice changes nothing."""
         from mlflow.entities import Metric
 
@@ -224,16 +226,16 @@ class Tracker:
                 if SENT_TAG in run.data.tags:  # another process sent it, or the state file was lost
                     return {**state, "run_id": run.info.run_id, "offset": content.end, "done": True}
                 run_id = run.info.run_id
-            points = [
-                Metric(key, value, int(entry["time"] * 1000), entry["step"])
-                for entry in content.entries
-                for key, value in entry["metrics"].items()
-            ]
+            curves = {key: dict(curve) for key, curve in state.get("curves", {}).items()}
+            found = [*content.curve_points(curves), *content.system_points()]
+            points = [Metric(one.metric, one.value, one.milliseconds, one.step) for one in found]
             for start in range(0, len(points), LOG_BATCH_SIZE):
                 self.client.log_batch(run_id, metrics=points[start : start + LOG_BATCH_SIZE])
             after = {**state, "run_id": run_id, "offset": content.end}
-            if content.record:
-                self.finish(run_id, content.record, folder, content.description)
+            after |= {"curves": curves} if curves else {}
+            after |= {"system_offset": content.system_end} if content.system_end else {}
+            if content.record and not folder.is_training():  # else its model is being exported
+                self.finish(run_id, content.record, folder, content)
                 return {**after, "done": True}
             after["status"] = "RUNNING" if folder.is_training() else "KILLED"
             if state.get("status") != after["status"]:
@@ -242,20 +244,10 @@ class Tracker:
 
     def child_run(self, description: Mapping[str, Any]) -> "Run":
         """Return the MLflow run of a training; create it below its experiment's parent run if missing."""
-        from mlflow.entities import Dataset, DatasetInput, Param
+        from mlflow.entities import Dataset, DatasetInput, InputTag, Param
 
-        tags = {
-            "repro.identity": description["identity"],
-            "repro.experiment": description["experiment"],
-            "repro.scale": description["scale"],
-            "repro.variant": description["variant"],
-            "repro.seed": str(description["seed"]),
-            "repro.declaration": description["declaration"],
-            "repro.manifest": description["manifest"]["sha256"],
-            "repro.departs": json.dumps(description["changes"]) if description["changes"] else "no",
-            "mlflow.parentRunId": self.parent_run(description["experiment"], description["scale"]),
-            "mlflow.source.git.commit": description.get("commit", "unknown"),
-            "mlflow.source.name": "repro",
+        tags = run_tags(description) | {
+            "mlflow.parentRunId": self.parent_run(description["experiment"], description["scale"])
         }
         name = f"{description['variant']} seed {description['seed']}" + (
             " (departs)" if description["changes"] else ""
@@ -272,14 +264,16 @@ class Tracker:
         profile = json.dumps({"train": data["train"], "test": data["test"]})
         source = json.dumps({"source": data["source"]})
         dataset = Dataset(data["name"], data["sha256"][:36], "repro", source, profile=profile)
-        self.client.log_inputs(run.info.run_id, [DatasetInput(dataset)])
+        context = InputTag("mlflow.data.context", "training")
+        self.client.log_inputs(run.info.run_id, [DatasetInput(dataset, [context])])
         return run
 
-    def finish(self, run_id: str, record: Record, folder: RunFolder, description: Mapping[str, Any]) -> None:
+    def finish(self, run_id: str, record: Record, folder: RunFolder, content: FolderContent) -> None:
         """Send a run's record and final metrics, mark it as ended, then send its last model and journal."""
         from mlflow.entities import Metric, RunTag
 
-        last_step = (description["recipe"].get("train") or {}).get("steps", 0)  # a derived run trains nothing
+        description, last_step = content.description, content.steps
+        parent = self.parent_run(description["experiment"], description["scale"])
         # Not the current time, so that sending twice gives one point. `finished` is in whole seconds; the journal
         # ends before the next one.
         when = int(datetime.fromisoformat(record.finished).timestamp() + 1) * 1000
@@ -296,12 +290,15 @@ class Tracker:
         tags = [RunTag(f"repro.{key}", value[:5000]) for key, value in about.items()]
         tags.append(RunTag(RECORD_TAG, json.dumps(record.to_dict())))
         # Again: if two parents were created at the same time, only one of them still exists.
-        tags.append(RunTag("mlflow.parentRunId", self.parent_run(description["experiment"], description["scale"])))
+        tags.append(RunTag("mlflow.parentRunId", parent))
         self.client.log_batch(run_id, metrics=[*metrics, Metric("seconds", record.seconds, when, 0)], tags=tags)
         self.client.set_terminated(run_id, "FINISHED" if record.status == FINISHED else "FAILED")
-        for file in (folder.network_file, folder.journal_file):
-            if file.is_file():  # a run that diverged has no model, and may have no journal
+        for file in (folder.network_file, folder.journal_file, folder.system_file):
+            if file.is_file():  # a run that diverged has no network, and may have no journal
                 self.client.log_artifact(run_id, str(file))
+        if folder.model_folder.is_dir():
+            run = self.client.get_run(run_id)
+            log_model(self.client, run, folder.model_folder, last_step, model_tags(record))
         self.client.set_tag(run_id, SENT_TAG, "all")
 
     def ended(self) -> list[TrackedRun]:
@@ -340,35 +337,6 @@ class Tracker:
             return sorted((point.step, point.value) for point in self.client.get_metric_history(run_id, metric))
 
 
-@dataclass(frozen=True)
-class FolderContent:
-    """The content of a run's folder that is sent to a tracking server."""
-
-    description: Mapping[str, Any]
-    record: Record | None
-    entries: Sequence[Mapping[str, Any]]  # of the journal, from a byte offset
-    end: int  # byte after the last entry
-
-    @classmethod
-    def of(cls, folder: RunFolder, offset: int) -> "FolderContent":
-        """Read a folder, its journal from byte `offset`; UserError if it is damaged."""
-        record = folder.result()  # first: it is written after the last entry of the journal
-        try:
-            description = folder.description()
-            missing = [key for key in REQUIRED_KEYS if key not in description]
-            if missing:
-                raise ValueError(f"no {missing[0]}")
-            lines = list(folder.journal(offset))
-            if not all(entry.keys() >= {"time", "step", "metrics"} for entry, _ in lines):
-                raise ValueError("a line of the journal is not a report")
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"the run in {folder.path} cannot be read ({error}) and is not tracked; move its folder away to"
-                " train it again"
-            ) from None
-        return cls(description, record, [entry for entry, _ in lines], lines[-1][1] if lines else offset)
-
-
 def record_from_run(row: TrackedRun) -> Record:
     """Return the record of a tracked run; UserError if its tag holds none."""
     try:
@@ -377,17 +345,6 @@ def record_from_run(row: TrackedRun) -> Record:
         raise UserError(
             f"MLflow run {row.run_id}: its tag {RECORD_TAG} is not a record ({error}); delete that run"
         ) from None
-
-
-def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested maps with dotted keys: {"train": {"lr": 0.1}} -> {"train.lr": 0.1}."""
-    result: dict[str, Any] = {}
-    for key, value in nested.items():
-        if isinstance(value, Mapping):
-            result |= flatten(value, f"{prefix}{key}.")
-        else:
-            result[f"{prefix}{key}"] = value
-    return result
 
 
 def silence_mlflow() -> None:

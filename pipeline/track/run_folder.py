@@ -3,10 +3,12 @@
 runs/<identity>/
   run.json           description of the run
   journal.jsonl      learning curves, one report per line; append-only
+  system.jsonl       system metrics, where they are switched on; one sample per line
   progress.json      current step and speed, for a progress bar
   checkpoints/       step-0000440-<16 hex digits of its sha256>.ckpt, the last two
   network.safetensors    the last model of a finished run, or the one selected by its validation error
   average.safetensors    its averaged weights, if the recipe averages them
+  model/             the network with its normalisation, as an MLflow model
   result.json        the Record of an ended run, which is never trained again
   lock               held by the process that trains; lock.lease on a file system without flock
   log.txt            events, one sentence per line
@@ -46,11 +48,13 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.journal_file = path / "journal.jsonl"
+        self.system_file = path / "system.jsonl"
         self.result_file = path / "result.json"
         self.checkpoints = path / "checkpoints"
         self.lock_file = path / "lock"
         self.network_file = path / "network.safetensors"
         self.average_file = path / "average.safetensors"
+        self.model_folder = path / "model"
         self.log_file = path / "log.txt"
 
     def create(self, description: Mapping[str, Any]) -> None:
@@ -160,14 +164,11 @@ class RunFolder:
 
     def journal(self, start: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
         """Yield the entries from byte `start`, each with the byte after it; skip a half-written last line."""
-        if not self.journal_file.is_file():
-            return
-        with self.journal_file.open("rb") as file:
-            file.seek(start)
-            for line in file:
-                start += len(line)
-                if line.endswith(b"\n"):
-                    yield json.loads(line), start
+        return read_lines(self.journal_file, start)
+
+    def system_metrics(self, start: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
+        """Yield the samples of system metrics from byte `start`, as `journal` does."""
+        return read_lines(self.system_file, start)
 
     # Progress
 
@@ -229,6 +230,18 @@ class RunFolder:
             fallback = "starting from the first step" if path == files[-1] else "using the one before"
             report(f"checkpoint {path.name} is damaged; {fallback}")
         return None
+
+
+def read_lines(path: Path, start: int) -> Iterator[tuple[dict[str, Any], int]]:
+    """Yield the JSON lines of a file from byte `start`, each with the byte after it; none if there is no file."""
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        file.seek(start)
+        for line in file:
+            start += len(line)
+            if line.endswith(b"\n"):
+                yield json.loads(line), start
 
 
 class EvaluationCache:

@@ -137,12 +137,15 @@ def sync_all(tracker: Tracker) -> tuple[list[Record], str]:
     """Send every run folder that is not completely sent.
 
     Returns all tracked records, and a summary of the errors of folders that cannot be sent. Folders that the
-    server has completely are not opened.
+    server has completely are not opened. Runs that were deleted there are sent again.
     """
     ended = tracker.ended()
     sent = {row.record.get("identity") for row in ended if row.sent}
     names = sorted(list_names(runs_folder()) - sent)
-    done, errors = send(tracker, existing_folders([RunFolder(runs_folder() / name) for name in names]))
+    folders = existing_folders([RunFolder(runs_folder() / name) for name in names])
+    for folder in folders:
+        tracker.forget(folder)
+    done, errors = send(tracker, folders)
     return [record_from_run(row) for row in (tracker.ended() if done else ended)], summarise_errors(errors)
 
 

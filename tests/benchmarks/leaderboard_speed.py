@@ -153,7 +153,7 @@ class Store:
 
     def add(self, runs: list[Any]) -> None:
         """Add a copy of the trained run for each of `runs`, with increasing end times."""
-        from pipeline.track.mlflow_writer import flatten
+        from pipeline.track.folder_content import flatten
 
         start = int(time.time() * 1000) - 10**9
         for run in runs:

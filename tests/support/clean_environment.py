@@ -20,8 +20,9 @@ NAMES = frozenset(
         *("SOURCE_DATE_EPOCH", "POSSIBLE_USER_WARNINGS"),
     ]
 )
-# One thread per test process: two threads on layers this small wait for each other.
-SETTINGS = {"OMP_NUM_THREADS": "1"}
+# One thread per test process: two threads on layers this small wait for each other. Exporting a network takes
+# longer than a run at smoke scale; tests of exports set the variable.
+SETTINGS = {"OMP_NUM_THREADS": "1", "REPRO_LOG_MODELS": "0"}
 
 # A value for every kind of variable above that changes what a library does, prints or connects to.
 HOSTILE = {

@@ -5,6 +5,7 @@ import subprocess
 import threading
 from pathlib import Path
 
+import mlflow
 import pytest
 from mlflow.tracking import MlflowClient
 
@@ -24,10 +25,10 @@ def opened(monkeypatch):
 
 @pytest.fixture
 def served(monkeypatch):
-    """Commands that were started instead of a server; each has ended at once."""
+    """Commands that were started instead of a server, which Ctrl-C stops once it is ready."""
     started = []
 
-    class Ended:
+    class Running:
         pid = 0
 
         def __init__(self, command, **_):
@@ -39,14 +40,41 @@ def served(monkeypatch):
         def __exit__(self, *_):
             return None
 
-        def poll(self):
-            return 0
+        def wait(self):
+            raise KeyboardInterrupt
 
-        wait = poll
-
-    monkeypatch.setattr(module.subprocess, "Popen", Ended)
+    monkeypatch.setattr(module.subprocess, "Popen", Running)
     monkeypatch.setattr(module.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(module.os, "killpg", lambda *_: None)
+    monkeypatch.setattr(module, "wait_for", lambda *_: True)
     return started
+
+
+@pytest.fixture
+def ended(monkeypatch):
+    """Function that lets the server write a log and end."""
+
+    def end(text, code=1):
+        class Ended:
+            def __init__(self, command, *, stdout, **_):
+                stdout.write(text.encode())
+                stdout.flush()
+
+            def __enter__(self):
+                return self
+
+            def __exit__(self, *_):
+                return None
+
+            def poll(self):
+                return code
+
+            wait = poll
+
+        monkeypatch.setattr(module.subprocess, "Popen", Ended)
+        monkeypatch.setattr(module.signal, "signal", lambda *_: None)
+
+    return end
 
 
 @pytest.fixture
@@ -69,9 +97,14 @@ def test_the_address_of_the_leaderboard_is_printed(command, served, tmp_path, em
     code, out, _ = command("ui", "--port", port)
     start = f"http://127.0.0.1:{port}/#/experiments/{place}/runs?viewStateShareKey=repro"
     assert code == 0
-    assert out.splitlines()[1:] == [
-        f"leaderboard: {start}-leaderboard&workflowType=machine_learning",
-        f"verdicts:    {start}-verdicts&workflowType=machine_learning",
+    assert out.splitlines() == [
+        f"leaderboard  {start}-leaderboard&workflowType=machine_learning",
+        "             networks ranked by error, with the papers' numbers; a name leads to the runs of its seeds",
+        f"verdicts     {start}-verdicts&workflowType=machine_learning",
+        "             which published numbers were reproduced",
+        f"Starting MLflow at http://127.0.0.1:{port}; this takes about ten seconds. Ctrl-C stops it.",
+        "MLflow is ready.",
+        "MLflow is stopped.",
     ]
     assert str(port) in served[0]
 
@@ -93,7 +126,7 @@ def test_a_tracking_server_s_leaderboard_is_printed_without_the_password(command
     monkeypatch.setattr(module, "find_experiment", lambda uri, name: "7")
     _, out, err = command("ui")
     assert (
-        "leaderboard: https://mlflow.example:8443/#/experiments/7/runs?viewStateShareKey=repro-leaderboard" in out
+        "leaderboard  https://mlflow.example:8443/#/experiments/7/runs?viewStateShareKey=repro-leaderboard" in out
     )
     assert "secret" not in out + err
     assert opened == []  # no terminal
@@ -132,7 +165,7 @@ def test_the_browser_waits_for_the_server(monkeypatch):
 def test_a_server_that_ends_is_not_waited_for():
     with subprocess.Popen(["true"]) as ended:
         ended.wait()
-        module.wait_for(free_port(), ended)
+        assert module.wait_for(free_port(), ended) is False
 
 
 def test_the_printed_view_is_one_that_mlflow_has(home_with_leaderboard: Path):
@@ -147,3 +180,47 @@ def home_with_leaderboard(tmp_path, monkeypatch, empty_database):
     (tmp_path / "mlflow.db").write_bytes(empty_database)
     Tracker(f"sqlite:///{tmp_path / 'mlflow.db'}").experiment_id("leaderboard")
     return tmp_path
+
+
+def test_a_server_that_cannot_start_is_one_sentence_and_not_its_log(command, ended, tmp_path):
+    ended("INFO: starting\nTraceback (most recent call last):\n  File x\nOSError: no space left on device\n")
+    code, out, err = command("ui", "--port", free_port())
+    assert (code, "Traceback" in out + err) == (2, False)
+    said = " ".join(err.split())
+    assert "MLflow's server ended with exit code 1: OSError: no space left on device (its log: " in said
+    assert (tmp_path / "mlflow-server.log").is_file()
+
+
+def test_a_folder_of_an_older_mlflow_gets_the_command_that_copies_it(command, monkeypatch, tmp_path):
+    """MLflow 3.17 refuses its file store with an exception."""
+    (tmp_path / "my runs").mkdir()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", str(tmp_path / "my runs"))
+    code, _, err = command("ui", "--port", free_port())
+    said = " ".join(err.split())
+    assert (code, "Traceback" in err) == (2, False)
+    target = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    assert f"mlflow migrate-filestore --source '{tmp_path / 'my runs'}' --target {target}" in said
+    assert f"then set MLFLOW_TRACKING_URI={target}" in said
+
+
+def test_a_database_of_another_version_gets_the_command_that_upgrades(command, ended, tmp_path):
+    [*_, known] = sorted((Path(mlflow.__file__).parent / "store" / "db_migrations" / "versions").glob("*.py"))
+    revision = known.name.partition("_")[0]
+    text = "mlflow.exceptions.MlflowException: Detected out-of-date database schema (found version {}, but"
+    ended(text.format(revision))
+    said = " ".join(command("ui", "--port", free_port())[2].split())
+    assert f"make a backup, then upgrade it with: mlflow db upgrade sqlite:///{tmp_path / 'mlflow.db'}" in said
+    ended(text.format("0123456789ab"))
+    said = " ".join(command("ui", "--port", free_port())[2].split())
+    assert (
+        "database of a newer MLflow than the one installed; install that with: pip install --upgrade mlflow"
+        in said
+    )
+
+
+def test_an_address_without_a_scheme_is_that_of_a_server(command, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "127.0.0.1:5000")
+    asked = []
+    monkeypatch.setattr(module, "find_experiment", lambda uri, name: asked.append(uri) or "7")
+    assert "leaderboard  http://127.0.0.1:5000/#/experiments/7/runs" in command("ui")[1]
+    assert asked == ["http://127.0.0.1:5000"]

@@ -66,3 +66,32 @@ def test_a_folder_of_an_unknown_user_is_an_error(monkeypatch, variable, folder):
     monkeypatch.setenv(variable, "~nobody-of-that-name/x")
     with pytest.raises(UserError, match=f"^{variable} is '~nobody-of-that-name/x': not the path of a folder: "):
         folder()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("127.0.0.1:5000", "http://127.0.0.1:5000"),
+        (" mlflow.example:80/base ", "http://mlflow.example:80/base"),
+        ("[::1]:5000", "http://[::1]:5000"),
+        ("https://mlflow.example", "https://mlflow.example"),
+        ("sqlite:////data/x:1.db", "sqlite:////data/x:1.db"),
+        ("./mlruns", "./mlruns"),
+        ("databricks", "databricks"),
+    ],
+)
+def test_a_host_and_port_is_the_address_of_a_server(monkeypatch, text, expected):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", text)
+    assert tracking_uri() == expected
+
+
+@pytest.mark.parametrize(("name", "part"), [("why?", "'?'"), ("a%25b", "'%25'"), ("a%3Fb", "'%3F'")])
+def test_a_home_whose_name_means_another_in_an_address_is_refused(monkeypatch, tmp_path, name, part):
+    """The database would be created in another folder."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("REPRO_HOME", str(tmp_path / name))
+    with pytest.raises(UserError, match="choose another folder, or set MLFLOW_TRACKING_URI") as caught:
+        tracking_uri()
+    assert part in str(caught.value)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    assert tracking_uri() == "http://127.0.0.1:5000"

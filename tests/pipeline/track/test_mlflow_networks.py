@@ -7,6 +7,7 @@ import pytest
 from mlflow.entities import ViewType
 from mlflow.tracking import MlflowClient
 
+from pipeline.track.folder_content import user_name
 from pipeline.track.mlflow_errors import TrackingError
 from pipeline.track.mlflow_networks import NetworkRun, network_prefix, publish_networks
 from pipeline.track.mlflow_views import KIND_TAG, VIEW_TAG, VIEWS, changed_tags
@@ -203,6 +204,25 @@ def test_a_deleted_network_is_created_again_with_its_seeds(client, seed):
     again = rows(client, "resnet")["resnet-20"].info.run_id
     assert again != deleted
     assert client.get_run(run_id).data.tags[PARENT] == again
+
+
+def test_seeds_carry_the_verdict_of_their_network(client, seed):
+    one = network("resnet-20", 8.5, run_id := seed("resnet-20", 0))
+    publish(one.with_tags({"repro.verdict": "reproduced"}))
+    assert client.get_run(run_id).data.tags["repro.verdict"] == "reproduced"
+    publish(one)
+    assert "repro.verdict" not in client.get_run(run_id).data.tags
+
+
+def test_a_row_has_the_data_set_of_its_runs_and_the_user_who_made_it(client, seed):
+    one = network("resnet-20", 8.5, seed("resnet-20", 0), data=("cifar10", "ab" * 8))
+    for _ in range(2):  # MLflow refuses the same input twice
+        publish(one)
+    for place in ("resnet", "leaderboard"):
+        row = rows(client, place)["resnet-20"]
+        [given] = row.inputs.dataset_inputs
+        assert (given.dataset.name, given.dataset.digest) == ("cifar10", "ab" * 8)
+        assert row.data.tags["mlflow.user"] == user_name()
 
 
 def test_a_deleted_seed_run_is_no_error(client, seed):

@@ -11,7 +11,6 @@ from mlflow.demo.generators import saved_views
 from mlflow.utils.search_utils import SearchUtils
 from mlflow.utils.validation import MAX_EXPERIMENT_TAG_VAL_LENGTH
 
-from pipeline.report.leaderboard import LeaderboardRow
 from pipeline.report.mlflow_rows import row_metrics, row_tags
 from pipeline.track.mlflow_views import (
     KIND_TAG,
@@ -26,34 +25,7 @@ from pipeline.track.mlflow_views import (
     unpack_state,
     view_address,
 )
-
-ROW = LeaderboardRow(
-    experiment="resnet/cifar10_depth",
-    variant="resnet-56",
-    scale="paper",
-    data="cifar10",
-    protocol="1-crop-32-of-32",
-    top1=7.0,
-    top1_std=0.2,
-    top5=0.5,
-    train=1.0,
-    paper=6.97,
-    paper_top5=0.4,
-    paper_data="cifar10",
-    difference=0.03,
-    difference_interval=(-0.1, 0.2),
-    noise=0.25,
-    images=10_000,
-    seeds=5,
-    diverged=0,
-    seconds=60.0,
-    hardware="one core",
-    departs="train.lr=0.05",
-    runs=("a", "b"),
-    verdict="reproduced",
-    parameters=853_018,
-    multiply_adds=125_485_696,
-)
+from tests.support.leaderboard_rows import ROW
 
 
 def test_a_state_is_packed_as_mlflow_packs_it():

@@ -18,10 +18,11 @@ from pipeline.report.publish import make_report, mlflow_note
 from pipeline.schedule import execute, local
 from pipeline.schedule.reproduce import run_tasks
 from pipeline.track import mlflow_writer as tracking
+from pipeline.track.folder_content import flatten
 from pipeline.track.mlflow_errors import TrackingError
 from pipeline.track.mlflow_pages import aggregate_metrics, publish_experiment, publish_imported
 from pipeline.track.mlflow_reader import redact
-from pipeline.track.mlflow_writer import Tracker, flatten
+from pipeline.track.mlflow_writer import Tracker
 from pipeline.track.record import Record
 from pipeline.track.run_folder import RunFolder
 from tests.support.smoke_runs import (
@@ -344,6 +345,41 @@ def test_runs_whose_database_was_deleted_still_count(home, trained):
     assert replace(after, run_id="") == replace(before, run_id="")
 
 
+@pytest.mark.parametrize("how", ["deleted", "collected", "with its experiment"])
+def test_a_run_that_was_deleted_in_mlflow_is_sent_again(home, client, trained, how):
+    """The leaderboard of MLflow and ours would disagree about it for ever."""
+    placed(home, trained)
+    collect_runs()
+    _, [child] = runs_of(client)
+    if how == "with its experiment":
+        client.delete_experiment(child.info.experiment_id)
+    else:
+        client.delete_run(child.info.run_id)
+    if how == "collected":  # by `mlflow gc`
+        with sqlite3.connect(home / "mlflow.db") as database:
+            for table in ("tags", "params", "latest_metrics", "metrics", "runs"):
+                database.execute(f"DELETE FROM {table} WHERE run_uuid = ?", (child.info.run_id,))
+    [record] = collect_runs().records
+    _, [again] = runs_of(client)
+    assert record.run_id == again.info.run_id
+    assert again.data.tags["repro.sent"] == "all"
+    assert again.data.metrics == child.data.metrics
+
+
+@pytest.mark.parametrize("name", ["a folder", "a#b", "a&b", "Übungen", "100%"])
+def test_the_database_is_in_the_home_folder_whatever_its_name(tmp_path, monkeypatch, empty_database, name):
+    home = tmp_path / name
+    home.mkdir()
+    (home / "mlflow.db").write_bytes(empty_database)
+    monkeypatch.setenv("REPRO_HOME", str(home))
+    tracker = Tracker()
+    place = tracker.experiment_id("resnet")
+    with sqlite3.connect(home / "mlflow.db") as database:
+        found = database.execute("SELECT experiment_id FROM experiments WHERE name = 'resnet'").fetchall()
+    assert [str(row[0]) for row in found] == [place]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [name]
+
+
 # The parent run
 
 
@@ -373,7 +409,13 @@ def test_report_puts_aggregates_tables_figure_page_and_note_on_the_parent_run(ho
     assert note.startswith("# Do deeper plain networks train worse")
     assert "| resnet-20 |" in note
     paper = client.get_experiment_by_name("resnet")
-    assert paper.tags["mlflow.note.content"] == note
+    told = paper.tags["mlflow.note.content"]
+    assert told.startswith("# Deep Residual Learning for Image Recognition\n")
+    link = f"#/experiments/{paper.experiment_id}/runs/{parent.info.run_id}?workflowType=machine_learning"
+    assert f"Tried: [smoke scale]({link}): 1 network on noise." in told
+    assert (
+        f"| resnet-20 | smoke | 8.75 | {record.metrics['test/top1_error_pct']:.2f} | 1 |" in told
+    )  # Table 6: 8.75
 
 
 def test_report_puts_one_run_for_each_network_above_its_seeds_and_into_the_leaderboard(home, client, trained):

@@ -1,0 +1,30 @@
+"""Models for the registry: the first seed that converged, described in plain sentences."""
+
+from pipeline.declare.load import load_experiment
+from pipeline.report.judged_models import judged_models
+from pipeline.report.leaderboard import build_leaderboard
+from tests.support.fake_records import fake_record
+
+EXPERIMENT = load_experiment("resnet/cifar10_depth")
+RECORDS = [
+    fake_record(EXPERIMENT, "resnet-20", 0, 99.0, status="not converged", metrics={}),
+    fake_record(EXPERIMENT, "resnet-20", 1, 9.5),
+    fake_record(EXPERIMENT, "resnet-20", 2, 8.5),
+]
+ROWS = [row for row in build_leaderboard([EXPERIMENT], RECORDS) if row.scale == "paper"]
+
+
+def test_the_first_seed_that_converged_is_registered_not_the_best():
+    ids = {record.identity: f"id-{record.seed}" for record in RECORDS}
+    [model] = judged_models(ROWS, {"resnet-20": RECORDS}, ids)
+    assert (model.record.seed, model.record.run_id) == (1, "id-1")
+    assert model.name == "resnet-cifar10_depth-resnet-20"
+    assert model.description == (
+        "resnet/cifar10_depth resnet-20 at paper scale on cifar10, seed 1 of 2 seeds, commit 0123456789ab."
+        " Top-1 error 9.50 %; mean over the seeds 9.00 %; the paper prints 8.75 % on cifar10."
+        " Input: pixels 0..255, uint8 (N, C, H, W). The normalisation is part of the model."
+    )
+
+
+def test_runs_that_are_not_tracked_have_no_model():
+    assert judged_models(ROWS, {"resnet-20": RECORDS}, {}) == []
