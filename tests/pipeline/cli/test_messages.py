@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from pipeline.cli import tables
-from pipeline.cli.run import parse_changes, thread_count
+from pipeline.cli import verdicts
+from pipeline.cli.run import thread_count
+from pipeline.cli.selection import parse_changes
 from pipeline.common.errors import UserError
 from pipeline.declare.claims import Departure
 from pipeline.declare.load import load_experiment
@@ -373,7 +374,7 @@ def test_after_training_claims_that_need_paper_scale_are_one_line(capsys):
         "plain-20", [80.0, 90.0, 85.0], scale="smoke"
     )
     entries = judge_experiments([load_experiment(RESNET)], records, ["smoke"])
-    tables.print_outcome(entries, RESNET)
+    verdicts.print_outcome(entries, RESNET)
     out = capsys.readouterr().out
     assert "cannot judge: not-run" not in out
     assert "3 more claims about these networks can only be judged at paper scale.\n" in out

@@ -22,7 +22,7 @@ from pipeline.declare.recipe import Crop, LrDrops, Train
 from pipeline.declare.transfer import TransferSpec
 from pipeline.plan.expand import plan_runs
 from pipeline.report.derived_text import derived_text
-from pipeline.report.describe import print_experiment, training_multiply_adds, work_text
+from pipeline.report.describe import ShownPart, print_experiment, training_multiply_adds, work_text
 from pipeline.report.recipe_text import (
     crop_text,
     lr_drops_text,
@@ -112,7 +112,9 @@ def shown():
 
     def lines(experiment):
         out = Console(file=io.StringIO(), width=1000)
-        print_experiment(experiment, [], out, lambda text, indent=0: out.print(text, markup=False, soft_wrap=True))
+        print_experiment(
+            ShownPart(experiment), [], out, lambda text, indent=0: out.print(text, markup=False, soft_wrap=True)
+        )
         return out.file.getvalue().splitlines()
 
     return lines
