@@ -6,7 +6,7 @@ import typer
 from rich.markup import escape
 
 from pipeline.cli import options, verdicts
-from pipeline.cli.selection import collect_with_warnings
+from pipeline.cli.selection import collect_with_warnings, load_with_claim
 from pipeline.cli.tables import TableFormat, print_rows, with_table_formats
 from pipeline.cli.terminal import out, say
 from pipeline.common.errors import UserError
@@ -119,7 +119,12 @@ def claim_row(experiment: str, claim: "Claim") -> dict[str, Any]:
 
 @with_table_formats
 def verify(
-    experiment: options.OptionalName = None,
+    experiment: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="EXPERIMENT", help="A name from `repro list`, or EXPERIMENT/CLAIM for one claim. Default: all."
+        ),
+    ] = None,
     suite: options.Suite = None,
     coverage: Annotated[
         bool,
@@ -135,7 +140,7 @@ def verify(
 
     Exit 1 if a claim is not confirmed or not reproduced, or if a recipe departs.
     """
-    from pipeline.declare.load import load_all, load_experiment
+    from pipeline.declare.load import load_all
     from pipeline.declare.suites import check_suite
 
     if suite:
@@ -148,7 +153,7 @@ def verify(
     from pipeline.judge.collect import judge_experiments
     from pipeline.judge.verdict import CONTRADICTIONS
 
-    declared = [load_experiment(experiment)] if experiment else load_all()
+    declared = [load_with_claim(experiment)] if experiment else load_all()
     entries = judge_experiments(declared, collect_with_warnings().records)
     if shape.is_text:
         verdicts.print_ledger(entries, experiment)

@@ -10,10 +10,6 @@ Name = Annotated[
     str, typer.Argument(metavar="EXPERIMENT", help="A name from `repro list`, or the path of a .yaml file.")
 ]
 
-OptionalName = Annotated[
-    str | None, typer.Argument(metavar="EXPERIMENT", help="A name from `repro list`. Default: all experiments.")
-]
-
 Names = Annotated[
     list[str] | None,
     typer.Argument(metavar="EXPERIMENT…", help="Names from `repro list`, or paths of .yaml files."),

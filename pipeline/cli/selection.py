@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from pipeline.declare.experiment import Experiment
     from pipeline.judge.collect import FinishedRuns
 
+LIST_CLAIMS = "; list them with: repro show "
+
 
 def collect_with_warnings() -> "FinishedRuns":
     """Return all finished runs; warn where runs cannot be sent to the tracking server or read from it."""
@@ -36,6 +38,22 @@ def select_experiments(names: Sequence[str], suite: str | None, scale: str) -> "
             "nothing to run; name an experiment, as in repro run resnet/cifar10_depth, or use --suite cs231n"
         )
     return list(found.values())
+
+
+def load_with_claim(name: str) -> "Experiment":
+    """Return the experiment PAPER/FILE, or for PAPER/FILE/CLAIM the experiment with that claim alone."""
+    from lightning_modules.names import nearest
+    from pipeline.declare.load import load_experiment
+    from pipeline.declare.references import split_reference
+
+    experiment, wanted = split_reference(name)
+    if experiment is None or name.endswith(".yaml"):
+        return load_experiment(name)
+    declared = load_experiment(experiment)
+    claims = {claim.id: claim for claim in declared.claims}
+    if wanted not in claims:
+        raise UserError(f"{experiment} has no claim {wanted!r}{nearest(wanted, claims, LIST_CLAIMS + experiment)}")
+    return declared.model_copy(update={"claims": (claims[wanted],)})
 
 
 def read_changes(changes: Sequence[str] | None, *, precision: str | None, data: str | None) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Load experiments from YAML files."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from difflib import SequenceMatcher
 from pathlib import Path
 
 import yaml
@@ -19,6 +20,12 @@ from pipeline.declare.validation import validation_message
 from pipeline.declare.yaml_loader import parse_yaml
 
 EXPERIMENTS = ROOT / "experiments"
+
+LEAST_LIKENESS = 0.6  # of a name that is suggested, from 0 to 1
+
+SAME_LIKENESS = 0.05  # names that are less like than the nearest by this are not suggested
+
+MAX_SUGGESTIONS = 4
 
 
 def experiment_names(folder: Path = EXPERIMENTS) -> list[str]:
@@ -141,6 +148,27 @@ class DeclarationReader:
         return list(found)
 
 
+def nearest_experiments(name: str, known: Sequence[str]) -> str:
+    """Return the end of an error message about an unknown experiment: those of the paper, or the nearest names.
+
+    A name without a paper is compared with the names of the files, and with the papers.
+    """
+    own = [one for one in known if one.startswith(f"{name.rstrip('/')}/")]
+    if own:
+        return f"; known: {', '.join(own)}"
+
+    def likeness(one: str) -> float:
+        parts = [one] if "/" in name else [one, *one.split("/")]
+        return max(SequenceMatcher(None, name, part).ratio() for part in parts)
+
+    scores = {one: likeness(one) for one in known}
+    best = max(scores.values(), default=0.0)
+    if best < LEAST_LIKENESS:
+        return "; list them with: repro list"
+    near = [one for one in sorted(known, key=lambda one: -scores[one]) if scores[one] > best - SAME_LIKENESS]
+    return f"; did you mean {' or '.join(map(repr, near[:MAX_SUGGESTIONS]))}?"
+
+
 def read_experiment(name: str, folder: Path) -> Experiment:
     """Return the experiment `name` as its types allow, without the checks of references between keys.
 
@@ -150,8 +178,7 @@ def read_experiment(name: str, folder: Path) -> Experiment:
     if not path.is_file():
         if name.endswith(".yaml"):
             raise UserError(f"no file {name}")
-        of_paper = [known for known in experiment_names(folder) if known.startswith(f"{name.rstrip('/')}/")]
-        raise UserError(f"no experiment {name!r}{nearest(name, of_paper or experiment_names(folder))}")
+        raise UserError(f"no experiment {name!r}{nearest_experiments(name, experiment_names(folder))}")
     full_name = f"{path.resolve().parent.name}/{path.stem}"
     file = f"{full_name}.yaml"
     try:
