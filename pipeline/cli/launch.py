@@ -50,9 +50,6 @@ def launch(
         float | None, typer.Option(metavar="P", help="Price of one device hour, to show the cost.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and exit.")] = False,
-    check: Annotated[
-        bool, typer.Option("--check", help="Check names and options and exit, without reading data.")
-    ] = False,
     *,
     shape: TableFormat,
 ) -> None:
@@ -79,9 +76,6 @@ def launch(
         price=price,
     )
     selection = select_runs(request)
-    if check:
-        say(f"{request.title}: {plural(len(selection.runs), 'run')}. Names and options are valid.")
-        return
     remote = remote_cluster(address)
     if remote:
         argv = [*request.to_argv(), *(["--dry-run"] if dry_run else []), *([] if shape.is_text else [str(shape)])]

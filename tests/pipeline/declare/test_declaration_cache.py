@@ -12,6 +12,7 @@ from pipeline.declare.experiment import DeclarationError
 from pipeline.declare.load import EXPERIMENTS, DeclarationReader, load_all, load_experiment
 from tests.support.elsewhere import ONLY_DERIVED
 
+
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """Return a folder with a few experiments that `load_all` reads, in a home that has runs."""
