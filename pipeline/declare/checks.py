@@ -15,8 +15,9 @@ from pipeline.declare.derived import COMPRESSION_METRICS, COMPRESSION_RATIOS, Ti
 from pipeline.declare.derived_checks import check_derived
 from pipeline.declare.experiment import DeclarationError, Experiment
 from pipeline.declare.metrics import metric_names
-from pipeline.declare.recipe import COST_METRICS, PAPER_SCALE
+from pipeline.declare.recipe import PAPER_SCALE
 from pipeline.declare.references import split_reference
+from pipeline.declare.training import COST_METRICS
 from pipeline.declare.transfer import is_score
 
 CLAIM_NAMES = ("of", "over", "lhs", "rhs")  # keys of claims whose values are variants or derived runs

@@ -18,7 +18,8 @@ from pipeline.declare.claims import (
 )
 from pipeline.declare.derived import COMPRESSION_RATIOS, DEVICE_METRICS, RANDOM_PIXELS
 from pipeline.declare.experiment import Experiment
-from pipeline.declare.recipe import COST_METRICS, PAPER_SCALE, STEPS_TO
+from pipeline.declare.recipe import PAPER_SCALE
+from pipeline.declare.training import COST_METRICS, STEPS_TO
 from pipeline.declare.transfer import is_score
 from pipeline.judge.category import category
 from pipeline.judge.counting import (

@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from pipeline.common.errors import UserError
 from pipeline.common.files import write_atomically
 from pipeline.common.paths import home, tracking_uri
-from pipeline.declare.recipe import STEPS_TO
+from pipeline.declare.training import STEPS_TO
 from pipeline.track.mlflow_errors import RefusedError, explain_mlflow_errors, tracking_error
 from pipeline.track.mlflow_reader import (
     ENDED,

@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from pipeline.analyse.measure import analysis_of
+from pipeline.declare.data_settings import Crop
 from pipeline.declare.derived import (
     ColumnSpec,
     CompressionSpec,
@@ -18,7 +19,7 @@ from pipeline.declare.derived import (
 )
 from pipeline.declare.experiment import Experiment
 from pipeline.declare.load import experiment_names, load_experiment
-from pipeline.declare.recipe import Crop, LrDrops, Train
+from pipeline.declare.training import LrDrops, Train
 from pipeline.declare.transfer import TransferSpec
 from pipeline.plan.expand import plan_runs
 from pipeline.report.derived_text import derived_text
