@@ -200,10 +200,8 @@ def print_winners(rows: "list[Winner]") -> None:
     narrow = out.width < WIDE
     cells = [{name: text for name, text in one.items() if not (narrow and name == "source")} for one in cells]
     print_table(cells, left=("entry", "verdict", "ours", "source"))
-    say(
-        "Errors on the challenge's test sets, whose labels were never published. verdict: on the lecture's number,"
-    )
-    say(f"against the paper's; layers as the lecture prints them. Details: repro verify {CHART}")
+    say("Errors on the challenge's test sets, whose labels were never published; layers: as the lecture says.")
+    say(f"verdict: on the lecture's number, against the paper's. Details: repro verify {CHART}")
     if any(row.ours_top5 is not None for row in rows):
         say("ours: mean over seeds of single networks, on ImageNet's validation set.")
 

@@ -21,7 +21,7 @@ MIN_WIDTH = 40  # columns; a narrower terminal wraps the lines itself
 def console(*, stderr: bool = False) -> Console:
     """Return a console as wide as the terminal, or of PIPE_WIDTH columns if there is none.
 
-    With FORCE_COLOR, output into a file is coloured, but a file is no terminal: no bar or spinner is drawn.
+    With FORCE_COLOR, output into a file is coloured, but bars and spinners are drawn on terminals only.
     """
     stream = sys.stderr if stderr else sys.stdout
     is_terminal = bool(stream) and stream.isatty()
