@@ -172,7 +172,7 @@ def test_claims_are_counted_by_category_and_show_what_they_compare(declare, show
     lines = shown(declare(*AS_GAIN))
     assert "claims (1 arithmetic, 1 recipe, 5 trained)" in lines
     assert "deeper: By 1 point (plain-32 - plain-20 = 1 ± 0.3; Figure 6)" in lines
-    assert "ratio: By a tenth (plain-32 / plain-20; Figure 6)" in lines
+    assert "ratio: By a tenth (plain-32 / plain-20 = 1.1 ± 0.1; Figure 6)" in lines
     assert "error: Plain-20 reaches 9.5 % (Figure 6)" in lines  # the sentence has the number
 
 
