@@ -15,7 +15,7 @@ from pipeline.cli import terminal
 from pipeline.cli.launch import launch, resume, run_launches
 from pipeline.cli.options import Address, AsJson
 from pipeline.cli.remote import relay_command, remote_cluster, remote_status, run_for_json
-from pipeline.cli.tables import TableFormat, field_names, print_rows, with_table_formats
+from pipeline.cli.tables import TableFormat, column_names, print_rows, with_table_formats
 from pipeline.cli.terminal import print_json, print_warning_line, say
 from pipeline.common.errors import UserError
 
@@ -59,7 +59,7 @@ def status(
 
     if not shape.is_text:
         found = read().to_dict()
-        print_rows(found["runs"], shape, field_names(RunStatus), value=found)
+        print_rows(found["runs"], shape, column_names(RunStatus), value=found)
     elif watch and terminal.is_live(terminal.out):
         live_table(read, REMOTE_REFRESH_SECONDS if remote else REFRESH_SECONDS)
     else:

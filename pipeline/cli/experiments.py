@@ -180,7 +180,7 @@ def verdict_row(entry: "LedgerEntry") -> dict[str, Any]:
 def verify_coverage(experiment: str | None, shape: TableFormat) -> None:
     """Print which printed rows have a claim, of all papers or of an experiment's. Exit 1 if one is missing."""
     from pipeline.declare.load import load_all, load_all_printed, load_experiment
-    from pipeline.judge.coverage import COLUMNS, printed_rows
+    from pipeline.judge.coverage import COVERAGE_COLUMNS, printed_rows
 
     printed = load_all_printed()
     if experiment:
@@ -192,5 +192,5 @@ def verify_coverage(experiment: str | None, shape: TableFormat) -> None:
     if shape.is_text:
         verdicts.print_coverage(rows)
     else:
-        print_rows([row.to_dict() for row in rows], shape, COLUMNS)
+        print_rows([row.to_dict() for row in rows], shape, COVERAGE_COLUMNS)
     raise typer.Exit(any(row.is_missing for row in rows))

@@ -25,9 +25,9 @@ UNFINISHED_TEXTS = {"cancelled": "cancelled", "over-budget": "out of budget", "f
 def launch(
     experiments: options.Names = None,
     suite: options.TrainedSuite = None,
-    scale: options.Scale = "laptop",
+    scale: options.ScaleOption = "laptop",
     variants: options.Variants = None,
-    seeds: options.Seeds = None,
+    seeds: options.SeedCount = None,
     changes: options.Changes = None,
     precision: options.Precision = None,
     data: options.DataSet = None,

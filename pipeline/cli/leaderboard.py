@@ -6,7 +6,7 @@ import typer
 from rich.markup import escape
 
 from pipeline.cli.selection import collect_with_warnings, experiments_of
-from pipeline.cli.tables import TableFormat, field_names, print_rows, print_table, with_table_formats
+from pipeline.cli.tables import TableFormat, column_names, print_rows, print_table, with_table_formats
 from pipeline.cli.terminal import out, say
 from pipeline.common.errors import UserError
 from pipeline.common.words import plural
@@ -137,10 +137,10 @@ def leaderboard(
     if not shape.is_text:
         own = [{"kind": "trained here"} | row.to_dict() for group in ranked(rows, by) for row in group]
         others = [{"kind": "published weights"} | row.to_dict() for row in imported]
-        columns = ["kind", *field_names(LeaderboardRow)]
-        columns += [name for name in field_names(PublishedResult) if name not in columns] if others else []
+        columns = ["kind", *column_names(LeaderboardRow)]
+        columns += [name for name in column_names(PublishedResult) if name not in columns] if others else []
         if asks_for_chart:
-            print_rows([row.to_dict() for row in chart], shape, field_names(Winner))
+            print_rows([row.to_dict() for row in chart], shape, column_names(Winner))
         else:
             print_rows(own + others, shape, columns)
         return
@@ -249,7 +249,7 @@ def diff(
     one, other = find_record(first, records), find_record(second, records)
     found = compare_runs(one, other, (recipe_of(one), recipe_of(other)))
     if not shape.is_text:
-        print_rows([difference.to_dict() for difference in found], shape, field_names(Difference))
+        print_rows([difference.to_dict() for difference in found], shape, column_names(Difference))
         return
     for label, record in (("first", one), ("second", other)):
         out.print(f"{label:<7} {record.identity[:8]}  {escape(run_name(record))}", soft_wrap=True)

@@ -11,7 +11,7 @@ from rich.markup import escape
 from pipeline.cli import options
 from pipeline.cli.leaderboard import print_published
 from pipeline.cli.selection import parse_changes
-from pipeline.cli.tables import TableFormat, field_names, print_rows, print_table, with_table_formats
+from pipeline.cli.tables import TableFormat, column_names, print_rows, print_table, with_table_formats
 from pipeline.cli.terminal import out, print_warning_line, say, spinner
 from pipeline.common.errors import UserError
 
@@ -36,13 +36,13 @@ def analyse(
         return
     named = find_network(network, load_all(), parse_changes(changes or []))
     from pipeline.analyse.measure import analysis_of
-    from pipeline.report.complexity import LAYER_COLUMNS, layer_cells, layer_rows
+    from pipeline.report.complexity import LAYER_ROW_COLUMNS, layer_cells, layer_rows
 
     rows = layer_rows(analysis_of(named.variant))
     if not shape.is_text:
         layers = {"network": named.name, "input": named.image, "layers": rows}
         print_rows(
-            [{"network": named.name} | row for row in rows], shape, ("network", *LAYER_COLUMNS), value=layers
+            [{"network": named.name} | row for row in rows], shape, ("network", *LAYER_ROW_COLUMNS), value=layers
         )
         return
     channels, height, width = named.image
@@ -85,7 +85,7 @@ def analyse_all(shape: TableFormat) -> None:
     if not shape.is_text:
         networks = [row.to_dict() for row in rows]
         value = {"networks": networks, "hardware": machine, "figure": figure}
-        print_rows(networks, shape, field_names(NetworkCost), value=value)
+        print_rows(networks, shape, column_names(NetworkCost), value=value)
         return
     for paper in sorted({row.paper for row in rows}):
         out.print(f"[bold]{paper}[/]")
@@ -154,4 +154,4 @@ def evaluate(
     if shape.is_text:
         print_published([result])
     else:
-        print_rows([result.to_dict()], shape, field_names(PublishedResult), value=result.to_dict())
+        print_rows([result.to_dict()], shape, column_names(PublishedResult), value=result.to_dict())

@@ -21,13 +21,13 @@ TrainedSuite = Annotated[
     str | None, typer.Option(help="cs231n: all experiments of the lecture that train at the scale.")
 ]
 
-Scale = Annotated[str, typer.Option(help="A scale of the experiments: paper, laptop, …")]
+ScaleOption = Annotated[str, typer.Option(help="A scale of the experiments: paper, laptop, …")]
 
 Variants = Annotated[
     list[str] | None, typer.Option("--variant", help="Run only this variant of one experiment (repeatable).")
 ]
 
-Seeds = Annotated[int | None, typer.Option(help="Number of seeds. Default: the declared seeds.")]
+SeedCount = Annotated[int | None, typer.Option(help="Number of seeds. Default: the declared seeds.")]
 
 Changes = Annotated[
     list[str] | None,

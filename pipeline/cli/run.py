@@ -9,7 +9,7 @@ from rich.markup import escape
 from pipeline.cli import options
 from pipeline.cli.leaderboard import print_leaderboard
 from pipeline.cli.selection import read_changes, select_experiments
-from pipeline.cli.tables import TableFormat, field_names, print_rows, with_table_formats
+from pipeline.cli.tables import TableFormat, column_names, print_rows, with_table_formats
 from pipeline.cli.terminal import STOPPED, err, out, print_warning_line, spinner
 from pipeline.cli.verdicts import print_outcome
 from pipeline.common.environment import env_integer
@@ -26,9 +26,9 @@ RUN_FAILED = 1  # exit code
 def run(
     experiments: options.Names = None,
     suite: options.TrainedSuite = None,
-    scale: options.Scale = "laptop",
+    scale: options.ScaleOption = "laptop",
     variants: options.Variants = None,
-    seeds: options.Seeds = None,
+    seeds: options.SeedCount = None,
     changes: options.Changes = None,
     precision: options.Precision = None,
     data: options.DataSet = None,
@@ -67,7 +67,7 @@ def run(
             for line in plan_lines(rows):
                 out.print(line, markup=False, soft_wrap=True)
         else:
-            print_rows([row.to_dict() for row in rows], shape, field_names(PlannedRun))
+            print_rows([row.to_dict() for row in rows], shape, column_names(PlannedRun))
         return
     from pipeline.judge.collect import FinishedRuns, collect_runs
     from pipeline.report.progress import ProgressDisplay
@@ -98,7 +98,7 @@ def run(
 
         rows_of_all = [row.to_dict() for _, report in reports for row in report.rows]
         value = [report_json(report) for _, report in reports]
-        print_rows(rows_of_all, shape, field_names(LeaderboardRow), value=value if len(reports) > 1 else value[0])
+        print_rows(rows_of_all, shape, column_names(LeaderboardRow), value=value if len(reports) > 1 else value[0])
     if outcome.ending == "failed":
         print_warning_line(
             "Some runs failed. Finished runs are kept. Run the same command again to resume the rest."

@@ -97,7 +97,7 @@ def plain_cell(value: object) -> str:
     return json.dumps(value, default=str) if isinstance(value, list | tuple | dict | bool) else str(value)
 
 
-def field_names(kind: type) -> list[str]:
+def column_names(kind: type) -> list[str]:
     """Return the names of the fields of a dataclass, the columns of a table of them."""
     return [field.name for field in fields(kind)]
 

@@ -21,7 +21,7 @@ from pipeline.declare.experiment import Experiment
 # Source files that decide what a valid declaration is, as globs below the checkout.
 LOADING_CODE = ("pipeline/common/*.py", "pipeline/declare/*.py", "lightning_modules/names.py")
 
-LIBRARIES = ("pydantic", "pydantic-core", "PyYAML")
+PARSING_LIBRARIES = ("pydantic", "pydantic-core", "PyYAML")
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ class DeclarationCache:
     def declarations(self) -> dict[str, CachedDeclaration]:
         """Valid declarations by experiment."""
         with suppress(OSError, ValueError, KeyError, TypeError):
-            about = cache_file().stat()
-            cached = read_cache(cache_file(), about.st_mtime_ns, about.st_size)
+            about = declarations_file().stat()
+            cached = read_cache(declarations_file(), about.st_mtime_ns, about.st_size)
             if cached["key"] == self.key:
                 return {
                     name: CachedDeclaration(one["declaration"], tuple(one["consumed"]), tuple(one["claimed"]))
@@ -75,10 +75,10 @@ class DeclarationCache:
             if runs_folder().is_dir() and not edited_since_start(loading_files()):
                 experiments = {name: asdict(one) for name, one in declarations.items()}
                 content = {"key": self.key, "experiments": experiments}
-                write_atomically(cache_file(), json.dumps(content), durable=False)
+                write_atomically(declarations_file(), json.dumps(content), durable=False)
 
 
-def cache_file() -> Path:
+def declarations_file() -> Path:
     """Path of the cache, beside the run folders."""
     return runs_folder() / ".declarations.json"
 
@@ -101,8 +101,8 @@ def declarations_key(folder: Path, files: Iterable[str]) -> str:
 
 @cache
 def loading_code() -> str:
-    """Hash of the bytes of LOADING_CODE and of the versions of Python and LIBRARIES."""
-    return source_digest(ROOT, LOADING_CODE, LIBRARIES)
+    """Hash of the bytes of LOADING_CODE and of the versions of Python and PARSING_LIBRARIES."""
+    return source_digest(ROOT, LOADING_CODE, PARSING_LIBRARIES)
 
 
 @cache

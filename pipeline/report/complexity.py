@@ -11,7 +11,7 @@ from pipeline.analyse.catalogue import NetworkCost
 from pipeline.analyse.network import NetworkAnalysis
 from pipeline.analyse.tracing import POOLING, is_weighted_layer
 
-LAYER_COLUMNS = ("layer", "output", "kernel", "parameters", "multiply_adds", "activations", "receptive_field")
+LAYER_ROW_COLUMNS = ("layer", "output", "kernel", "parameters", "multiply_adds", "activations", "receptive_field")
 
 
 def layer_rows(found: NetworkAnalysis) -> list[dict[str, Any]]:

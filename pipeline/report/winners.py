@@ -19,7 +19,7 @@ from pipeline.report.text import percent
 
 CHART = "ilsvrc/architecture"  # experiment that judges the chart
 
-PLACE = "winners chart"  # of its results in printed.yaml
+CHART_PLACE = "winners chart"  # of its results in printed.yaml
 
 DATA = "imagenet"
 
@@ -52,7 +52,7 @@ class Winner:
 
 def charted_claims(chart: Experiment, printed: PrintedFile) -> Experiment:
     """Return the chart's experiment with the claims about its errors alone, which are judged without a network."""
-    named = {name for _, _, claims in chart_cells(printed) for name in claims}
+    named = {name for _, _, claims in charted_errors(printed) for name in claims}
     kept = [
         claim
         for claim in chart.claims
@@ -61,10 +61,10 @@ def charted_claims(chart: Experiment, printed: PrintedFile) -> Experiment:
     return chart.model_copy(update={"claims": tuple(kept)})
 
 
-def chart_cells(printed: PrintedFile) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+def charted_errors(printed: PrintedFile) -> Iterator[tuple[str, str, tuple[str, ...]]]:
     """Yield what is measured, the entry and the claims of each printed error of the chart."""
     for place, groups in printed.results.items():
-        if place.startswith(PLACE):
+        if place.startswith(CHART_PLACE):
             for measured, values in groups.items():
                 for entry, cell in values.items():
                     yield measured, entry, cell.claims
@@ -80,7 +80,7 @@ def winners(
     claims = {f"{chart.name}/{claim.id}": claim for claim in chart.claims}
     verdicts = {f"{entry.experiment}/{entry.claim.id}": str(entry.verdict.outcome) for entry in entries}
     found = []
-    for measured, entry, names in chart_cells(printed):
+    for measured, entry, names in charted_errors(printed):
         error, layers, verdict, network = None, None, "", ""
         number: Printed | None = None
         for name in names:

@@ -17,7 +17,7 @@ from rich.console import Console
 from pipeline.cli import verdicts
 from pipeline.cli.run import thread_count
 from pipeline.cli.selection import parse_changes
-from pipeline.cli.tables import field_names
+from pipeline.cli.tables import column_names
 from pipeline.common.errors import UserError
 from pipeline.declare.claims import Departure
 from pipeline.declare.load import load_experiment
@@ -322,7 +322,7 @@ def test_an_empty_leaderboard_prints_how_to_fill_it(command, known):
     assert title == "winners of ILSVRC, the lecture's chart: published top-5 errors, not ours"
     assert command("leaderboard", "--json")[1] == "[]\n"
     (head,) = csv.reader(io.StringIO(command("leaderboard", "--csv")[1]))
-    assert head == ["kind", *field_names(LeaderboardRow)]
+    assert head == ["kind", *column_names(LeaderboardRow)]
 
 
 def test_winners_of_ilsvrc_are_the_papers_numbers(command, known):

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.common.paths import runs_folder
 from pipeline.declare import declaration_cache, load
-from pipeline.declare.declaration_cache import CachedDeclaration, DeclarationCache, cache_file
+from pipeline.declare.declaration_cache import CachedDeclaration, DeclarationCache, declarations_file
 from pipeline.declare.experiment import DeclarationError
 from pipeline.declare.load import EXPERIMENTS, DeclarationReader, load_all, load_experiment
 from tests.support.elsewhere import ONLY_DERIVED
@@ -97,14 +97,14 @@ def test_changed_code_empties_the_cache(folder, monkeypatch):
 def test_code_that_was_edited_after_the_start_writes_nothing(folder, monkeypatch):
     monkeypatch.setattr(declaration_cache, "edited_since_start", lambda _: True)
     load_all()
-    assert not cache_file().exists()
+    assert not declarations_file().exists()
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"key": 1}', '{"key": "KEY", "experiments": {"a/b": {}}}'])
 def test_a_damaged_file_counts_as_empty(folder, content):
     names = [f"{name}.yaml" for name in load.experiment_names(folder)]
     key = DeclarationCache(folder, names).key
-    cache_file().write_text(content.replace("KEY", key), encoding="utf-8")
+    declarations_file().write_text(content.replace("KEY", key), encoding="utf-8")
     assert DeclarationCache(folder, names).declarations == {}
 
 
