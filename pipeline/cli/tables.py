@@ -105,14 +105,14 @@ def column_names(kind: type) -> list[str]:
 def print_table(rows: Sequence[Mapping[str, str]], left: Sequence[str], *, markup: bool = False) -> None:
     """Print rows of cells as a table. The columns named in `left` are aligned left, all others right.
 
-    Where the terminal is too narrow, the columns on the left are folded, and never a number. `markup`: cells have
+    Where the terminal is too narrow, cells are folded, those of numbers between words only. `markup`: cells have
     rich's markup.
     """
     table = Table(box=None, pad_edge=False, header_style="bold")
     for head in rows[0]:
-        width = 0 if head in left else max(len(row[head]) for row in rows)
+        words = [] if head in left else [len(word) for row in rows for word in row[head].split()]
         table.add_column(
-            head, justify="left" if head in left else "right", overflow="fold", min_width=width or None
+            head, justify="left" if head in left else "right", overflow="fold", min_width=max(words, default=None)
         )
     for row in rows:
         table.add_row(*(row.values() if markup else map(escape, row.values())))

@@ -152,8 +152,8 @@ def test_a_narrow_terminal_cuts_no_number(monkeypatch, width):
     rows = [{"network": "a network with a long name"} | {f"column {i}": text for i, text in enumerate(numbers)}]
     print_table(rows, left=("network",))
     shown = re.sub(r"\x1b\[[0-9;]*m", "", seen.getvalue())
-    for text in numbers:
-        assert text in shown
+    for word in " ".join(numbers).split():
+        assert word in shown
     assert "".join(re.findall(r"[a-z]", shown)).endswith("anetworkwithalongname")  # folded, and complete
 
 
