@@ -97,9 +97,9 @@ def with_shorthands(changes: dict[str, Any], shorthands: dict[str, tuple[str, st
 
 def experiments_of(name: str | None) -> "list[Experiment]":
     """Return the experiments of a paper, or the named one; all if no name is given."""
-    from pipeline.declare.load import load_all, load_experiment
+    from pipeline.declare.load import experiment_names, load_all, load_experiment
 
     if name is None:
         return load_all()
-    of_paper = [experiment for experiment in load_all() if experiment.folder == name] if "/" not in name else []
-    return of_paper or [load_experiment(name)]
+    of_paper = [known for known in experiment_names() if known.partition("/")[0] == name]
+    return [load_experiment(known) for known in of_paper or [name]]
