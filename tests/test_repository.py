@@ -18,7 +18,7 @@ from pipeline.declare.claim_tables import expand_claims, expand_printed
 from pipeline.declare.claims import Claim, NotClaimed
 from pipeline.declare.load import experiment_names, load_experiment
 from pipeline.declare.printed import PrintedFile
-from pipeline.declare.recipe import Train
+from pipeline.declare.training import Train
 from pipeline.declare.yaml_loader import parse_yaml
 from pipeline.judge.verdict import Outcome, Reason
 

@@ -13,8 +13,9 @@ from lightning_modules.networks import NETWORKS, check_arguments
 from pipeline.analyse.measure import analysis_of, class_count, published_image_shape
 from pipeline.analyse.network import NetworkAnalysis
 from pipeline.common.errors import UserError
+from pipeline.declare.data_settings import Data
 from pipeline.declare.experiment import Experiment, PublishedRecipe
-from pipeline.declare.recipe import Data, Model
+from pipeline.declare.recipe import Model
 
 COMPLEXITY = "complexity/architecture"  # prints the accuracies of the chart as top1_NETWORK
 

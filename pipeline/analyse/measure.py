@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from lightning_modules.names import nearest
 from pipeline.analyse.value_cache import cache_value, cached_value
 from pipeline.common.errors import UserError
+from pipeline.declare.data_settings import Data
 from pipeline.declare.experiment import Experiment, PublishedRecipe
 from pipeline.declare.protocol import parse_protocol
-from pipeline.declare.recipe import Data, Recipe
+from pipeline.declare.recipe import Recipe
 
 if TYPE_CHECKING:  # torch, which model/ metrics import when they are measured
     from pipeline.analyse.network import NetworkAnalysis

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pipeline.common.files import write_atomically
+from pipeline.common.files import edited_since_start, write_atomically
 from pipeline.common.hashing import digest, source_digest
 from pipeline.common.paths import ROOT, runs_folder
 
@@ -36,7 +36,7 @@ def cache_value(network: tuple[Any, ...], metric: str, value: Any) -> None:
     if not is_json(value):
         return
     with suppress(OSError):
-        if sources_edited_since_start():
+        if edited_since_start(measuring_files(ROOT)):
             return
         values = read_values(network) | {metric: value}
         file = value_file(network)
@@ -68,14 +68,6 @@ def value_folder() -> Path:
 def measuring_code() -> str:
     """Hash of the bytes of MEASURING_CODE and of the versions of Python and torch."""
     return source_digest(ROOT, MEASURING_CODE, ("torch",))
-
-
-def sources_edited_since_start() -> bool:
-    """Return True if a file of MEASURING_CODE was modified after this process started."""
-    import psutil
-
-    start: float = psutil.Process().create_time()
-    return any(path.stat().st_mtime > start for path in measuring_files(ROOT))
 
 
 @cache

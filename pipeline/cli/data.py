@@ -2,15 +2,15 @@
 
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from lightning_modules.names import nearest
 from pipeline.cli.progress import ProgressCallback, show_progress
-from pipeline.cli.terminal import STOPPED, AsJson, out, print_json, print_warning_line, say
+from pipeline.cli.tables import TableFormat, print_rows, print_table, with_table_formats
+from pipeline.cli.terminal import STOPPED, out, print_warning_line, say
 from pipeline.common.errors import UserError
 from pipeline.common.words import plural, printable, some_of
 
@@ -29,7 +29,11 @@ ShardsArgument = Annotated[
 ]
 
 
+SPLIT_COLUMNS = ("set", "split", "images", "shards", "bytes", "classes")
+
+
 @app.command("prepare")
+@with_table_formats
 def prepare_set(
     source: Annotated[
         str,
@@ -50,7 +54,8 @@ def prepare_set(
         str | None,
         typer.Option(help="train or test: the split of class folders that are not in train/ and test/."),
     ] = None,
-    as_json: AsJson = False,
+    *,
+    shape: TableFormat,
 ) -> None:
     """Write a set as WebDataset shards. Run the same command again to resume after an interruption."""
     from pipeline.common.environment import available_cpus
@@ -82,8 +87,8 @@ def prepare_set(
     except KeyboardInterrupt:
         print_warning_line("Interrupted; finished shards are kept. Run the same command again to resume.")
         raise typer.Exit(STOPPED) from None
-    if as_json:
-        print_json(manifest.model_dump(mode="json"))
+    if not shape.is_text:
+        print_rows(split_rows(manifest), shape, SPLIT_COLUMNS, value=manifest.model_dump(mode="json"))
         return
     describe_manifest(manifest)
     describe_boxes(store, manifest)
@@ -137,7 +142,8 @@ def open_source(source: Path | str, split: str | None, progress: ProgressCallbac
 
 
 @app.command("verify")
-def verify_set(where: ShardsArgument, as_json: AsJson = False) -> None:
+@with_table_formats
+def verify_set(where: ShardsArgument, *, shape: TableFormat) -> None:
     """Compare every byte with the manifest and decode every image. Exit 1 if there is a problem."""
     from pipeline.common.environment import available_cpus
     from pipeline.common.paths import data_folder
@@ -147,8 +153,8 @@ def verify_set(where: ShardsArgument, as_json: AsJson = False) -> None:
     store = find_shards(where, data_folder())
     with show_progress("verifying", "bytes") as progress:
         problems = verify_shards(store, threads=available_cpus(), progress=progress)
-    if as_json:
-        print_json(problems)
+    if not shape.is_text:
+        print_rows([{"problem": problem} for problem in problems], shape, ("problem",), value=problems)
     else:
         for problem in problems:
             out.print(problem, markup=False, soft_wrap=True)
@@ -158,7 +164,8 @@ def verify_set(where: ShardsArgument, as_json: AsJson = False) -> None:
 
 
 @app.command("inspect")
-def inspect_set(where: ShardsArgument, as_json: AsJson = False) -> None:
+@with_table_formats
+def inspect_set(where: ShardsArgument, *, shape: TableFormat) -> None:
     """Show counts and sizes; draw sample images and the class balance into the report folder."""
     from pipeline.common.paths import data_folder, report_folder
     from pipeline.data.prepare.inspect import sample_images, summarise, summary_lines
@@ -174,8 +181,9 @@ def inspect_set(where: ShardsArgument, as_json: AsJson = False) -> None:
         warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # matplotlib draws a box instead
         sheet = contact_sheet(images, titles, report_folder() / f"{shards.name}.png")
         balance = class_balance(counts, report_folder() / f"{shards.name}-classes.png", heading=shards.name)
-    if as_json:
-        print_json(summary.to_dict() | {"contact_sheet": sheet, "balance_chart": balance})
+    if not shape.is_text:
+        drawn = {"contact_sheet": sheet, "balance_chart": balance}
+        print_rows(split_rows(shards.manifest), shape, SPLIT_COLUMNS, value=summary.to_dict() | drawn)
         return
     describe_manifest(shards.manifest)
     describe_boxes(shards.store, shards.manifest)
@@ -219,17 +227,35 @@ def generate_stand_in(
     out.print(f"next     [bold]repro data prepare {escape(str(target))} --out data/imagenet-standin[/]")
 
 
+def split_rows(manifest: "ShardManifest") -> list[dict[str, Any]]:
+    """Return a row for each split of a set, with the columns SPLIT_COLUMNS."""
+    return [
+        {
+            "set": manifest.name,
+            "split": name,
+            "images": split.samples,
+            "shards": len(split.shards),
+            "bytes": split.bytes,
+            "classes": len(manifest.classes),
+        }
+        for name, split in manifest.splits.items()
+    ]
+
+
 def describe_manifest(manifest: "ShardManifest") -> None:
     """Print a table of the splits, then classes and their order, origin and sha256."""
     from pipeline.data.class_names import describe_order
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column(escape(manifest.name))
-    for title in ("images", "shards", "MB"):
-        table.add_column(title, justify="right")
-    for name, split in manifest.splits.items():
-        table.add_row(name, f"{split.samples:,}", f"{len(split.shards):,}", f"{split.bytes / 1e6:,.1f}")
-    out.print(table)
+    cells = [
+        {
+            manifest.name: row["split"],
+            "images": f"{row['images']:,}",
+            "shards": f"{row['shards']:,}",
+            "MB": f"{row['bytes'] / 1e6:,.1f}",
+        }
+        for row in split_rows(manifest)
+    ]
+    print_table(cells, left=(manifest.name,))
     order = describe_order(manifest.classes)
     say(
         f"{len(manifest.classes)} classes ({order}), from {printable(manifest.source)};"

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.markup import escape
 
-from pipeline.cli import cluster as cli_cluster
-from pipeline.cli.run import Suite
-from pipeline.cli.terminal import AsJson, out, print_json, say
+from pipeline.cli.options import AsJson, Suite
+from pipeline.cli.selection import collect_with_warnings, experiments_of
+from pipeline.cli.terminal import out, print_json, say
 from pipeline.common.errors import UserError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def figures(
     from pipeline.report.run_files import curve_reader, read_run_weights
 
     chosen, wanted = chosen_experiments(experiments or [], suite, scale), parse_formats(formats)
-    found = cli_cluster.collect_with_warnings()
+    found = collect_with_warnings()
     entries = judge_experiments(with_numbers(chosen), found.records)
     drawn = paper_figures(
         chosen,
@@ -71,7 +71,6 @@ def chosen_experiments(names: list[str], suite: str | None, scale: str | None) -
     Raises UserError for an unknown name, suite or scale.
     """
     from lightning_modules.names import nearest
-    from pipeline.cli.leaderboard import experiments_of
     from pipeline.declare.suites import check_suite
 
     if suite:

@@ -5,16 +5,98 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.markup import escape
 
-from pipeline.cli import cluster as cli_cluster
-from pipeline.cli.tables import print_leaderboard, print_published, print_table
-from pipeline.cli.terminal import AsCsv, AsJson, AsMarkdown, TableFormat, out, print_rows, table_format
+from pipeline.cli.selection import collect_with_warnings, experiments_of
+from pipeline.cli.tables import TableFormat, column_names, print_rows, print_table, with_table_formats
+from pipeline.cli.terminal import out, say
 from pipeline.common.errors import UserError
+from pipeline.common.words import plural
 
 if TYPE_CHECKING:
     from pipeline.declare.experiment import Experiment
+    from pipeline.report.leaderboard import Error, LeaderboardRow
+    from pipeline.report.winners import Winner
+    from pipeline.track.published_results import PublishedResult
     from pipeline.track.record import Record
 
+HEADS = {  # column of the leaderboard -> short name, so that the table fits in 80 characters
+    "network": "network",
+    "experiment": "experiment",
+    "top-1 error %": "top-1 error %",
+    "top-5 error %": "top-5 %",
+    "training error %": "training %",
+    "paper top-1 %": "paper %",
+    "difference": "difference",
+    "verdict": "verdict",
+    "seeds": "seeds",
+    "test-set noise": "noise",
+    "parameters": "parameters",
+    "multiply-adds": "multiply-adds",
+    "time per run": "time",
+}
 
+ONLY_WIDE = ("parameters", "multiply-adds", "time per run")  # columns that are left out on a narrow terminal
+
+WIDE = 120  # columns
+
+
+def print_leaderboard(rows: "list[LeaderboardRow]", by: "Error" = "top1") -> None:
+    """Print one table per data set, test protocol and scale, ranked by top-1 or top-5 error."""
+    from pipeline.report.leaderboard import ranked
+
+    for group in ranked(rows, by):
+        print_ranked(group, by)
+
+
+def print_ranked(rows: "list[LeaderboardRow]", by: "Error") -> None:
+    """Print one table of the leaderboard. The rows have one data set, test protocol and scale."""
+    from pipeline.report.text import leaderboard_cells, without_empty_columns
+
+    data, protocol, scale = rows[0].group
+    experiments = {row.experiment for row in rows}
+    cells = []
+    for row in rows:
+        own = leaderboard_cells(row) | {"experiment": row.experiment if len(experiments) > 1 else ""}
+        paper = row.paper_top5 if by == "top5" else row.paper
+        own["paper top-1 %"] = "" if paper is None else f"{paper:g}"
+        cells.append({column: own[column] for column in HEADS})
+    cells = without_empty_columns(cells)
+    crowded = ("training error %", "test-set noise") if {"difference", "experiment"} & set(cells[0]) else ()
+    left_out = () if out.width >= WIDE else (*ONLY_WIDE, *crowded)
+    images = ", ".join(sorted({f"{row.images:,}" for row in rows if row.images}))
+    shown = f", {protocol}" if protocol else ""
+    where = f"at {scale} scale on {data}" if len(experiments) == 1 else f"{data} at {scale} scale"
+    title = f"{rows[0].experiment} {where}" if len(experiments) == 1 else where
+    out.print(f"[bold]{title}[/] ({images or 'no'} test images{shown})", soft_wrap=not out.is_terminal)
+    print_table(
+        [{HEADS[name]: text for name, text in one.items() if name not in left_out} for one in cells],
+        left=("network", "experiment", "verdict"),
+    )
+    other = {row.paper_data for row in rows if row.paper is not None} - {data}
+    if other:
+        say(f"The paper's errors are on {', '.join(sorted(other))}.")
+    out.print()
+
+
+def print_published(rows: "list[PublishedResult]") -> None:
+    """Print the results of published weights, one table per data set and protocol."""
+    from pipeline.report.text import published_cells, published_remarks, without_empty_columns
+
+    for data, protocol, manifest in dict.fromkeys((row.data, row.protocol, row.manifest) for row in rows):
+        group = [row for row in rows if (row.data, row.protocol, row.manifest) == (data, protocol, manifest)]
+        out.print(f"[bold]published weights[/] on {escape(data)}: imported, not trained here; not a reproduction")
+        cells = without_empty_columns([published_cells(row) for row in group])
+        print_table(cells, left=("network", "weights", "assumed"))
+        say(f"Protocol: {protocol}.")
+        if group[0].ignored:
+            named = f": {group[0].skipped}" if group[0].skipped else ""
+            say(f"Skipped {plural(group[0].ignored, 'file')} of {data} that are not images{named}.")
+        for row in group:
+            for line in published_remarks(row):
+                say(line)
+        out.print()
+
+
+@with_table_formats
 def leaderboard(
     paper: Annotated[
         str | None,
@@ -22,52 +104,118 @@ def leaderboard(
     ] = None,
     data: Annotated[str | None, typer.Option(metavar="NAME", help="Only results on this data set.")] = None,
     scale: Annotated[str | None, typer.Option(help="Only results at this scale.")] = None,
+    variants: Annotated[
+        list[str] | None, typer.Option("--variant", help="Only this variant or derived run (repeatable).")
+    ] = None,
     by: Annotated[Literal["top1", "top5"], typer.Option(help="Error to rank by.")] = "top1",
-    as_json: AsJson = False,
-    as_csv: AsCsv = False,
-    as_markdown: AsMarkdown = False,
+    *,
+    shape: TableFormat,
 ) -> None:
-    """Rank networks by test error within a data set and protocol, with the paper's error beside ours."""
+    """Rank networks by test error within a data set and protocol, with the paper's error beside ours.
+
+    Without arguments, the last table is the lecture's chart of the winners of ILSVRC; `repro leaderboard ilsvrc`
+    prints it alone, also as JSON, CSV or Markdown.
+    """
+    from pipeline.report.leaderboard import LeaderboardRow, ranked
+    from pipeline.report.winners import CHART, Winner
+    from pipeline.track.published_results import PublishedResult, load_results
+
+    declared = experiments_of(paper)
+    check_variants(variants or [], declared)
+    records = collect_with_warnings().records
+    published = [] if paper or scale or variants else load_results()
+    rows = leaderboard_rows(declared, records)
+    check_filters(data, scale, {row.data for row in rows} | {row.data for row in published}, declared)
+    rows = [
+        row
+        for row in rows
+        if data in (None, row.data) and scale in (None, row.scale) and (not variants or row.variant in variants)
+    ]
+    imported = [row for row in published if data in (None, row.data)]
+    asks_for_chart = paper in (CHART, CHART.partition("/")[0])
+    is_charted = (asks_for_chart or (paper is None and shape.is_text)) and not (data or scale or variants)
+    chart = charted_winners(records, rows if paper is None else None) if is_charted else []
+    rows = with_judged_sizes(rows, declared, records)
+    if not shape.is_text:
+        own = [{"kind": "trained here"} | row.to_dict() for group in ranked(rows, by) for row in group]
+        others = [{"kind": "published weights"} | row.to_dict() for row in imported]
+        columns = ["kind", *column_names(LeaderboardRow)]
+        columns += [name for name in column_names(PublishedResult) if name not in columns] if others else []
+        if asks_for_chart:
+            print_rows([row.to_dict() for row in chart], shape, column_names(Winner))
+        else:
+            print_rows(own + others, shape, columns)
+        return
+    print_leaderboard(rows, by)
+    print_published(imported)
+    if not rows and not imported and not asks_for_chart:
+        out.print("No finished runs. Start some: [bold]repro run EXPERIMENT --scale laptop[/]\n")
+    if chart:
+        print_winners(chart)
+
+
+def leaderboard_rows(declared: "list[Experiment]", records: "list[Record]") -> "list[LeaderboardRow]":
+    """Return the rows of all finished runs, without verdicts and sizes."""
+    from pipeline.report.leaderboard import build_leaderboard
+
+    return build_leaderboard(declared, records)
+
+
+def with_judged_sizes(
+    rows: "list[LeaderboardRow]", declared: "list[Experiment]", records: "list[Record]"
+) -> "list[LeaderboardRow]":
+    """Return the rows with the verdicts on their errors, and with the sizes of their networks."""
     from pipeline.analyse.measure import measure_claim
     from pipeline.declare.claims import MetricClaim
     from pipeline.judge.collect import judge_experiments
-    from pipeline.report.leaderboard import build_leaderboard, ranked, with_sizes, with_verdicts
-    from pipeline.track.published_results import load_results
+    from pipeline.report.leaderboard import with_sizes, with_verdicts
 
-    shape = table_format(as_json, as_csv, as_markdown)
-    declared = experiments_of(paper)
-    records = cli_cluster.collect_with_warnings().records
-    rows = build_leaderboard(declared, records)
-    published = [] if paper or scale else load_results()
-    check_filters(data, scale, {row.data for row in rows} | {row.data for row in published}, declared)
-    rows = [row for row in rows if data in (None, row.data) and scale in (None, row.scale)]
     with_runs = {row.experiment for row in rows}
     shown = [experiment for experiment in declared if experiment.name in with_runs]
     errors = [  # no other claim has a verdict in the table
         one.model_copy(update={"claims": tuple(claim for claim in one.claims if isinstance(claim, MetricClaim))})
         for one in shown
     ]
-    rows = with_sizes(with_verdicts(rows, judge_experiments(errors, records)), shown, measure_claim)
-    imported = [row for row in published if data in (None, row.data)]
-    groups = ranked(rows, by)
-    if shape is not TableFormat.TEXT:
-        own = [{"kind": "trained here"} | row.to_dict() for group in groups for row in group]
-        print_rows(own + [{"kind": "published weights"} | row.to_dict() for row in imported], shape)
-        return
-    print_leaderboard(rows, by)
-    print_published(imported)
-    if not rows and not imported:
-        out.print("No finished runs. Start some: [bold]repro run EXPERIMENT --scale laptop[/]")
+    return with_sizes(with_verdicts(rows, judge_experiments(errors, records)), shown, measure_claim)
 
 
-def experiments_of(name: str | None) -> "list[Experiment]":
-    """Return the experiments of a paper, or the named one; all if no name is given."""
-    from pipeline.declare.load import load_all, load_experiment
+def charted_winners(records: "list[Record]", rows: "list[LeaderboardRow] | None") -> "list[Winner]":
+    """Return the chart of the winners of ILSVRC. `rows`: the leaderboard of all experiments; None: make it."""
+    from pipeline.declare.load import EXPERIMENTS, load_all, load_experiment
+    from pipeline.declare.printed import load_printed
+    from pipeline.judge.collect import judge_experiments
+    from pipeline.report.winners import CHART, charted_claims, winners
 
-    if name is None:
-        return load_all()
-    of_paper = [experiment for experiment in load_all() if experiment.folder == name] if "/" not in name else []
-    return of_paper or [load_experiment(name)]
+    chart, printed = load_experiment(CHART), load_printed(EXPERIMENTS / CHART.partition("/")[0])
+    assert printed is not None  # a test of the experiments requires the file
+    entries = judge_experiments([charted_claims(chart, printed)], records)
+    return winners(chart, printed, entries, leaderboard_rows(load_all(), records) if rows is None else rows)
+
+
+def print_winners(rows: "list[Winner]") -> None:
+    """Print the lecture's chart of the winners of ILSVRC: numbers of papers, and ours where there are any."""
+    from pipeline.report.text import without_empty_columns
+    from pipeline.report.winners import CHART, winner_cells
+
+    out.print("[bold]winners of ILSVRC[/], the lecture's chart: published top-5 errors, not ours", soft_wrap=True)
+    cells = without_empty_columns([winner_cells(row) for row in rows])
+    narrow = out.width < WIDE
+    cells = [{name: text for name, text in one.items() if not (narrow and name == "source")} for one in cells]
+    print_table(cells, left=("entry", "verdict", "ours", "source"))
+    say("Errors on the challenge's test sets, whose labels were never published; layers: as the lecture says.")
+    say(f"verdict: on the lecture's number, against the paper's. Details: repro verify {CHART}")
+    if any(row.ours_top5 is not None for row in rows):
+        say("ours: mean over seeds of single networks, on ImageNet's validation set.")
+
+
+def check_variants(variants: list[str], declared: "list[Experiment]") -> None:
+    """Raise UserError for a variant or derived run that no experiment declares."""
+    from lightning_modules.names import nearest
+
+    known = {name for experiment in declared for name in (*experiment.variants, *experiment.derived)}
+    for variant in variants:
+        if variant not in known:
+            raise UserError(f"--variant {variant}: no such variant{nearest(variant, known, '')}")
 
 
 def check_filters(data: str | None, scale: str | None, known: set[str], declared: "list[Experiment]") -> None:
@@ -89,22 +237,21 @@ RunArgument = Annotated[
 ]
 
 
+@with_table_formats
 def diff(
     first: RunArgument,
     second: RunArgument,
-    as_json: AsJson = False,
-    as_csv: AsCsv = False,
-    as_markdown: AsMarkdown = False,
+    *,
+    shape: TableFormat,
 ) -> None:
     """Show what differs between two finished runs: declaration, data, code, environment, results."""
-    from pipeline.report.run_diff import compare_runs, find_record, run_name
+    from pipeline.report.run_diff import Difference, compare_runs, find_record, run_name
 
-    shape = table_format(as_json, as_csv, as_markdown)
-    records = cli_cluster.collect_with_warnings().records
+    records = collect_with_warnings().records
     one, other = find_record(first, records), find_record(second, records)
     found = compare_runs(one, other, (recipe_of(one), recipe_of(other)))
-    if shape is not TableFormat.TEXT:
-        print_rows([difference.to_dict() for difference in found], shape)
+    if not shape.is_text:
+        print_rows([difference.to_dict() for difference in found], shape, column_names(Difference))
         return
     for label, record in (("first", one), ("second", other)):
         out.print(f"{label:<7} {record.identity[:8]}  {escape(run_name(record))}", soft_wrap=True)

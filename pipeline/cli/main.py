@@ -9,30 +9,24 @@ import io
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.markup import escape
 
 from pipeline.cli import cluster as cli_cluster
 from pipeline.cli import data as cli_data
+from pipeline.cli import experiments as cli_experiments
 from pipeline.cli import figures as cli_figures
 from pipeline.cli import leaderboard as cli_leaderboard
 from pipeline.cli import networks as cli_networks
 from pipeline.cli import report as cli_report
 from pipeline.cli import run as cli_run
 from pipeline.cli import ui as cli_ui
-from pipeline.cli.tables import (
-    print_coverage,
-    print_experiments,
-    print_ledger,
-)
-from pipeline.cli.terminal import AsJson, err, out, print_json, say
+from pipeline.cli.selection import collect_with_warnings
+from pipeline.cli.terminal import err, out
 from pipeline.common.errors import UserError, explain_write_errors
 from pipeline.common.network import report_no_statistics, use_no_proxy
-
-if TYPE_CHECKING:
-    from pipeline.declare.experiment import Experiment
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -42,14 +36,6 @@ app = typer.Typer(
 )
 
 app.add_typer(cli_data.app, name="data")
-
-Name = Annotated[
-    str, typer.Argument(metavar="EXPERIMENT", help="A name from `repro list`, or the path of a .yaml file.")
-]
-
-OptionalName = Annotated[
-    str | None, typer.Argument(metavar="EXPERIMENT", help="A name from `repro list`. Default: all experiments.")
-]
 
 DISTRIBUTION = "cnn-repro"
 
@@ -86,113 +72,13 @@ def options(
     """Rerun the classic papers on convolutional networks and judge every number that they print."""
 
 
-@app.command("list")
-def list_experiments(as_json: AsJson = False) -> None:
-    """List all experiments by paper, with their questions, and the scales and data that they need."""
-    from pipeline.declare.load import load_all
-
-    experiments = load_all()
-    if as_json:
-        print_json([listed_experiment(experiment) for experiment in experiments])
-    else:
-        print_experiments(experiments)
-        out.print("Details: [bold]repro show EXPERIMENT[/]")
-
-
-def listed_experiment(experiment: "Experiment") -> dict[str, Any]:
-    """Return one experiment of `repro list` as plain data."""
-    return {
-        "name": experiment.name,
-        "paper": experiment.paper.title,
-        "question": experiment.question,
-        "scales": list(experiment.scales),
-        "data": {scale: experiment.data_at(scale) for scale in experiment.scales},
-    }
-
-
-@app.command()
-def show(experiment: Name, as_json: AsJson = False) -> None:
-    """Show one experiment: recipe, variants, scales, claims, and the work of each scale."""
-    from pipeline.declare.load import load_experiment
-
-    declared = load_experiment(experiment)
-    if as_json:
-        print_json(declared.model_dump(mode="json"))
-        return
-    from pipeline.report.describe import print_experiment
-
-    print_experiment(declared, cli_cluster.collect_with_warnings().records, out, say)
-
-
+app.command("list")(cli_experiments.list_experiments)
+app.command()(cli_experiments.show)
 app.command()(cli_run.run)
-
-
-@app.command()
-def verify(
-    experiment: OptionalName = None,
-    suite: cli_run.Suite = None,
-    coverage: Annotated[
-        bool,
-        typer.Option(
-            "--coverage",
-            help="Compare the claims with everything that the papers print. Exit 1 if one is missing.",
-        ),
-    ] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Judge every claim from the finished runs and print the verdicts.
-
-    Exit 1 if a claim is not confirmed or not reproduced, or if a recipe departs.
-    """
-    from pipeline.declare.load import load_all, load_experiment
-    from pipeline.declare.suites import check_suite
-
-    if suite:
-        check_suite(suite)
-        if experiment:
-            raise UserError("give an experiment or --suite, not both")
-    if coverage:
-        verify_coverage(experiment, as_json)
-        return
-    from pipeline.judge.collect import judge_experiments
-    from pipeline.judge.verdict import CONTRADICTIONS
-
-    declared = [load_experiment(experiment)] if experiment else load_all()
-    entries = judge_experiments(declared, cli_cluster.collect_with_warnings().records)
-    if as_json:
-        print_json([entry.to_dict() for entry in entries])
-    else:
-        print_ledger(entries, experiment)
-    raise typer.Exit(any(entry.verdict.outcome in CONTRADICTIONS for entry in entries))
-
-
-def verify_coverage(experiment: str | None, as_json: bool) -> None:
-    """Print which printed rows have a claim, of all papers or of an experiment's. Exit 1 if one is missing."""
-    from pipeline.declare.load import load_all, load_all_printed, load_experiment
-    from pipeline.judge.coverage import printed_rows
-
-    printed = load_all_printed()
-    if experiment:
-        folder = load_experiment(experiment).folder
-        if folder not in printed:
-            raise UserError(f"experiments/{folder}/printed.yaml not found")
-        printed = {folder: printed[folder]}
-    rows = printed_rows(load_all(), printed)
-    if as_json:
-        print_json([row.to_dict() for row in rows])
-    else:
-        print_coverage(rows)
-    raise typer.Exit(any(row.is_missing for row in rows))
-
-
+app.command()(cli_experiments.verify)
 app.command()(cli_networks.analyse)
-
-
 app.command()(cli_networks.evaluate)
-
-
 app.command()(cli_leaderboard.leaderboard)
-
 app.command("diff")(cli_leaderboard.diff)
 
 app.command()(cli_figures.figures)
@@ -206,7 +92,7 @@ def results(
     from pipeline.declare.load import load_all
     from pipeline.report.results import write_results
 
-    found = cli_cluster.collect_with_warnings()
+    found = collect_with_warnings()
     with explain_write_errors(file.parent, "free some space, fix the folder, or choose another file with --out"):
         written = write_results(load_all(), found.records, found.tracker, file)
     for path in written:

@@ -1,7 +1,6 @@
 """`repro analyse` and `repro evaluate`: networks by name, without an experiment."""
 
 import os
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -9,21 +8,22 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from pipeline.cli.run import parse_changes
-from pipeline.cli.tables import print_published, print_table
-from pipeline.cli.terminal import AsJson, err, out, print_json, print_warning_line, say
+from pipeline.cli import options
+from pipeline.cli.leaderboard import print_published
+from pipeline.cli.selection import parse_changes
+from pipeline.cli.tables import TableFormat, column_names, print_rows, print_table, with_table_formats
+from pipeline.cli.terminal import out, print_warning_line, say, spinner
 from pipeline.common.errors import UserError
 
 
+@with_table_formats
 def analyse(
     network: Annotated[
         str | None, typer.Argument(metavar="NETWORK", help="A network, such as resnet-50. Default: all networks.")
     ] = None,
-    changes: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Change an argument of the network, as in depth=101 (repeatable)."),
-    ] = None,
-    as_json: AsJson = False,
+    changes: options.NetworkChanges = None,
+    *,
+    shape: TableFormat,
 ) -> None:
     """Print parameters, operations and memory of a network by layer, or of all networks with a chart."""
     from pipeline.analyse.catalogue import find_network
@@ -32,15 +32,18 @@ def analyse(
     if network is None:
         if changes:
             raise UserError("--set changes one network; name it, as in repro analyse resnet-50 --set depth=101")
-        analyse_all(as_json)
+        analyse_all(shape)
         return
     named = find_network(network, load_all(), parse_changes(changes or []))
     from pipeline.analyse.measure import analysis_of
-    from pipeline.report.complexity import layer_cells, layer_rows
+    from pipeline.report.complexity import LAYER_ROW_COLUMNS, layer_cells, layer_rows
 
     rows = layer_rows(analysis_of(named.variant))
-    if as_json:
-        print_json({"network": named.name, "input": named.image, "layers": rows})
+    if not shape.is_text:
+        layers = {"network": named.name, "input": named.image, "layers": rows}
+        print_rows(
+            [{"network": named.name} | row for row in rows], shape, ("network", *LAYER_ROW_COLUMNS), value=layers
+        )
         return
     channels, height, width = named.image
     out.print(
@@ -51,9 +54,15 @@ def analyse(
     say("field: side of the receptive field in input pixels, padding included. /2: stride; g32: groups.")
 
 
-def analyse_all(as_json: bool) -> None:
+def analyse_all(shape: TableFormat) -> None:
     """Print the costs of all networks, and draw the chart of those with a published accuracy, timed here."""
-    from pipeline.analyse.catalogue import catalogue, distinct_networks, network_cost, published_accuracies
+    from pipeline.analyse.catalogue import (
+        NetworkCost,
+        catalogue,
+        distinct_networks,
+        network_cost,
+        published_accuracies,
+    )
     from pipeline.analyse.timing import REPEATS, forward_times
     from pipeline.common.paths import report_folder
     from pipeline.common.provenance import hardware_name
@@ -64,7 +73,7 @@ def analyse_all(as_json: bool) -> None:
     experiments = load_all()
     named, accuracies = catalogue(experiments), published_accuracies(experiments)
     rows = []
-    with err.status("") if err.is_terminal else nullcontext() as status:
+    with spinner("") as status:
         for network in distinct_networks(named):
             if status:
                 status.update(f"{network.name} …")
@@ -74,8 +83,10 @@ def analyse_all(as_json: bool) -> None:
     charted = sorted((row for row in rows if row.forward_s), key=lambda row: -(row.top1_pct or 0))
     chart = report_folder() / "complexity.png"
     figure = complexity_comparison(charted, machine).write(chart) if charted else None
-    if as_json:
-        print_json({"networks": [row.to_dict() for row in rows], "hardware": machine, "figure": figure})
+    if not shape.is_text:
+        networks = [row.to_dict() for row in rows]
+        value = {"networks": networks, "hardware": machine, "figure": figure}
+        print_rows(networks, shape, column_names(NetworkCost), value=value)
         return
     for paper in sorted({row.paper for row in rows}):
         out.print(f"[bold]{paper}[/]")
@@ -90,6 +101,7 @@ def analyse_all(as_json: bool) -> None:
         out.print(f"figure   {escape(str(figure))}", soft_wrap=True)
 
 
+@with_table_formats
 def evaluate(
     networks: Annotated[
         list[str],
@@ -122,10 +134,9 @@ def evaluate(
     key: Annotated[
         str | None, typer.Option(help="Key of the weights in a checkpoint, such as state_dict_ema.")
     ] = None,
-    changes: Annotated[
-        list[str] | None, typer.Option("--set", help="Change an argument of the network (repeatable).")
-    ] = None,
-    as_json: AsJson = False,
+    changes: options.NetworkChanges = None,
+    *,
+    shape: TableFormat,
 ) -> None:
     """Evaluate published weights. They get a labelled row in the leaderboard and count for no claim."""
     from pipeline.analyse.catalogue import find_network
@@ -133,7 +144,7 @@ def evaluate(
     from pipeline.derive.evaluate_imported import evaluate_imported
     from pipeline.derive.import_weights import import_file, import_torchvision
     from pipeline.derive.published_files import TORCHVISION
-    from pipeline.track.published_results import save_result
+    from pipeline.track.published_results import PublishedResult, save_result
 
     if len(weights) not in (1, len(networks)):
         raise UserError(
@@ -143,12 +154,12 @@ def evaluate(
     if key and set(weights) == {TORCHVISION}:
         raise UserError("--key selects weights in a file, and --weights torchvision is none; leave out --key")
     found = [find_network(network, load_all(), parse_changes(changes or [])) for network in networks]
-    with err.status("reading the weights …") if err.is_terminal else nullcontext():
+    with spinner("Reading the weights …"):
         members = [
             (named, import_torchvision(named) if source == TORCHVISION else import_file(named, Path(source), key))
             for named, source in zip(found, weights * len(found), strict=False)
         ]
-    with err.status("evaluating …") if err.is_terminal else nullcontext():
+    with spinner("Evaluating …"):
         result = evaluate_imported(
             members,
             data,
@@ -165,7 +176,7 @@ def evaluate(
         publish_imported(Tracker(), result.to_dict())
     except UserError as error:
         print_warning_line(f"Not tracked: {error}.\nThe result is kept on this machine; the leaderboard shows it.")
-    if as_json:
-        print_json(result.to_dict())
-    else:
+    if shape.is_text:
         print_published([result])
+    else:
+        print_rows([result.to_dict()], shape, column_names(PublishedResult), value=result.to_dict())

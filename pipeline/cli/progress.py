@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
-from pipeline.cli.terminal import err
+from pipeline.cli.terminal import err, is_live
 
 ProgressCallback = Callable[[int, int], None]  # receives what is done and the total
 
@@ -36,7 +36,7 @@ def show_progress(title: str, unit: Literal["images", "bytes"]) -> Iterator[Prog
             speed = task.finished_speed or task.speed
             return Text(f"{speed:,.0f}/s" if speed else "")
 
-    if not err.is_terminal:
+    if not is_live(err):
         yield LogProgress(title, unit).update
         return
     columns = (

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from pipeline.cli import cluster as cli_cluster
-from pipeline.cli.leaderboard import experiments_of
-from pipeline.cli.run import Suite
+from pipeline.cli.options import Suite
+from pipeline.cli.selection import collect_with_warnings, experiments_of
 from pipeline.cli.terminal import err, out
 from pipeline.common.errors import UserError
 
@@ -59,7 +58,7 @@ def report(
     if pdf is not None:
         weasyprint_module()
     with err.status("judging the claims and drawing the figures …") if err.is_terminal else nullcontext():
-        found = cli_cluster.collect_with_warnings()
+        found = collect_with_warnings()
         content = collect_report(declared, found, subject=subject)
         address = run_addresses(tracking_uri() if found.tracker else "")
         written = []

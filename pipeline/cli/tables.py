@@ -1,254 +1,119 @@
-"""Tables and verdicts that the commands print."""
+"""Tables: as text for a person, and as JSON, CSV or Markdown for programs and documents.
 
-from typing import TYPE_CHECKING
+A command whose output is a table is wrapped in `with_table_formats`, which gives it the options --json, --csv and
+--markdown, and prints through `print_rows` in these formats. Column names are listed in docs/tables.md.
+"""
 
+import csv
+import functools
+import inspect
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
 from rich.markup import escape
 from rich.table import Table
 
-from pipeline.cli.terminal import out, say
-from pipeline.common.words import plural
+from pipeline.cli import terminal
+from pipeline.cli.options import AsJson
+from pipeline.cli.terminal import print_json
+from pipeline.common.errors import UserError
 
-if TYPE_CHECKING:
-    from pipeline.declare.experiment import Experiment
-    from pipeline.judge.coverage import PrintedRow
-    from pipeline.judge.ledger import LedgerEntry
-    from pipeline.report.leaderboard import Error, LeaderboardRow
-    from pipeline.track.published_results import PublishedResult
+AsCsv = Annotated[bool, typer.Option("--csv", help="Print CSV.")]
+
+AsMarkdown = Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")]
 
 
-def print_table(rows: list[dict[str, str]], left: tuple[str, ...]) -> None:
-    """Print rows of cells as a table. The columns named in `left` are aligned left, all others right."""
+class TableFormat(StrEnum):
+    """Format in which a command prints its table."""
+
+    TEXT = "text"
+    JSON = "--json"
+    CSV = "--csv"
+    MARKDOWN = "--markdown"
+
+    @property
+    def is_text(self) -> bool:
+        """True for the output that a person reads on the terminal."""
+        return self is TableFormat.TEXT
+
+
+def with_table_formats(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options --json, --csv and --markdown; its parameter `shape` is the chosen TableFormat.
+
+    The command raises UserError where several of them are given.
+    """
+
+    @functools.wraps(command)
+    def wrapped(*, as_json: bool, as_csv: bool, as_markdown: bool, **arguments: Any) -> None:
+        asked = {TableFormat.JSON: as_json, TableFormat.CSV: as_csv, TableFormat.MARKDOWN: as_markdown}
+        chosen = [shape for shape, is_asked in asked.items() if is_asked]
+        if len(chosen) > 1:
+            raise UserError(f"give one of {' and '.join(chosen)}")
+        command(**arguments, shape=chosen[0] if chosen else TableFormat.TEXT)
+
+    signature = inspect.signature(command)
+    kept = [one for name, one in signature.parameters.items() if name != "shape"]
+    formats = {"as_json": AsJson, "as_csv": AsCsv, "as_markdown": AsMarkdown}
+    options = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
+        for name, annotation in formats.items()
+    ]
+    wrapped.__signature__ = signature.replace(parameters=[*kept, *options])  # type: ignore[attr-defined]
+    wrapped.__annotations__ = {one.name: one.annotation for one in kept} | formats  # read by typer
+    return wrapped
+
+
+def print_rows(
+    rows: Sequence[Mapping[str, Any]], shape: TableFormat, columns: Sequence[str] = (), *, value: Any = None
+) -> None:
+    """Print rows of plain values as JSON, CSV or a Markdown table.
+
+    `columns`: those of CSV and Markdown, in order; by default the keys of all rows. `value`: what JSON has in
+    place of the rows, such as a map with more than the table.
+    """
+    if shape is TableFormat.JSON:
+        print_json(list(rows) if value is None else value)
+        return
+    names = list(columns) or list(dict.fromkeys(key for row in rows for key in row))
+    if not names:
+        return
+    cells = [[plain_cell(row.get(name)) for name in names] for row in rows]
+    if shape is TableFormat.CSV:
+        csv.writer(sys.stdout, lineterminator="\n").writerows([names, *cells])
+        return
+    for line in (names, ["---"] * len(names), *cells):
+        print("| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in line) + " |")
+
+
+def plain_cell(value: object) -> str:
+    """Return a value as text: "" for None, JSON for lists, maps, true and false."""
+    if value is None:
+        return ""
+    return json.dumps(value, default=str) if isinstance(value, list | tuple | dict | bool) else str(value)
+
+
+def column_names(kind: type) -> list[str]:
+    """Return the names of the fields of a dataclass, the columns of a table of them."""
+    return [field.name for field in fields(kind)]
+
+
+def print_table(rows: Sequence[Mapping[str, str]], left: Sequence[str], *, markup: bool = False) -> None:
+    """Print rows of cells as a table. The columns named in `left` are aligned left, all others right.
+
+    Where the terminal is too narrow, cells are folded, those of numbers between words only. `markup`: cells have
+    rich's markup.
+    """
     table = Table(box=None, pad_edge=False, header_style="bold")
     for head in rows[0]:
-        table.add_column(head, justify="left" if head in left else "right", overflow="fold")
+        words = [] if head in left else [len(word) for row in rows for word in row[head].split()]
+        table.add_column(
+            head, justify="left" if head in left else "right", overflow="fold", min_width=max(words, default=None)
+        )
     for row in rows:
-        table.add_row(*map(escape, row.values()))
-    out.print(table)
-
-
-def print_experiments(experiments: "list[Experiment]") -> None:
-    """Print the experiments of each paper: name, scales with their data, question."""
-    width = max(len(experiment.name) for experiment in experiments)
-    for folder in dict.fromkeys(experiment.folder for experiment in experiments):
-        own = [experiment for experiment in experiments if experiment.folder == folder]
-        paper = own[0].paper
-        out.print(f"[bold]{escape(paper.title)}[/] ({paper.year})", soft_wrap=not out.is_terminal)
-        for experiment in own:
-            by_data: dict[str, list[str]] = {}
-            for scale in experiment.scales:
-                by_data.setdefault(", ".join(experiment.data_at(scale)), []).append(scale)
-            scales = "; ".join(f"{', '.join(names)} on {data}" for data, names in by_data.items())
-            say(f"{experiment.name:<{width}}  {scales or 'arithmetic, no training'}", indent=2)
-            say(experiment.question, indent=6)
-        out.print()
-
-
-HEADS = {  # column of the leaderboard -> short name, so that the table fits in 80 characters
-    "network": "network",
-    "experiment": "experiment",
-    "top-1 error %": "top-1 error %",
-    "top-5 error %": "top-5 %",
-    "training error %": "training %",
-    "paper top-1 %": "paper %",
-    "difference": "difference",
-    "verdict": "verdict",
-    "seeds": "seeds",
-    "test-set noise": "noise",
-    "parameters": "parameters",
-    "multiply-adds": "multiply-adds",
-    "time per run": "time",
-}
-
-ONLY_WIDE = ("parameters", "multiply-adds", "time per run")  # columns that are left out on a narrow terminal
-
-WIDE = 120  # columns
-
-
-def print_leaderboard(rows: "list[LeaderboardRow]", by: "Error" = "top1") -> None:
-    """Print one table per data set, test protocol and scale, ranked by top-1 or top-5 error."""
-    from pipeline.report.leaderboard import ranked
-
-    for group in ranked(rows, by):
-        print_ranked(group, by)
-
-
-def print_ranked(rows: "list[LeaderboardRow]", by: "Error") -> None:
-    """Print one table of the leaderboard. The rows have one data set, test protocol and scale."""
-    from pipeline.report.text import leaderboard_cells, without_empty_columns
-
-    data, protocol, scale = rows[0].group
-    experiments = {row.experiment for row in rows}
-    cells = []
-    for row in rows:
-        own = leaderboard_cells(row) | {"experiment": row.experiment if len(experiments) > 1 else ""}
-        paper = row.paper_top5 if by == "top5" else row.paper
-        own["paper top-1 %"] = "" if paper is None else f"{paper:g}"
-        cells.append({column: own[column] for column in HEADS})
-    cells = without_empty_columns(cells)
-    crowded = ("training error %", "test-set noise") if {"difference", "experiment"} & set(cells[0]) else ()
-    left_out = () if out.width >= WIDE else (*ONLY_WIDE, *crowded)
-    images = ", ".join(sorted({f"{row.images:,}" for row in rows if row.images}))
-    shown = f", {protocol}" if protocol else ""
-    where = f"at {scale} scale on {data}" if len(experiments) == 1 else f"{data} at {scale} scale"
-    title = f"{rows[0].experiment} {where}" if len(experiments) == 1 else where
-    out.print(f"[bold]{title}[/] ({images or 'no'} test images{shown})", soft_wrap=not out.is_terminal)
-    print_table(
-        [{HEADS[name]: text for name, text in one.items() if name not in left_out} for one in cells],
-        left=("network", "experiment", "verdict"),
-    )
-    other = {row.paper_data for row in rows if row.paper is not None} - {data}
-    if other:
-        say(f"The paper's errors are on {', '.join(sorted(other))}.")
-    out.print()
-
-
-def print_published(rows: "list[PublishedResult]") -> None:
-    """Print the results of published weights, one table per data set and protocol."""
-    from pipeline.report.text import published_cells, published_remarks, without_empty_columns
-
-    for data, protocol, manifest in dict.fromkeys((row.data, row.protocol, row.manifest) for row in rows):
-        group = [row for row in rows if (row.data, row.protocol, row.manifest) == (data, protocol, manifest)]
-        out.print(f"[bold]published weights[/] on {escape(data)}: imported, not trained here; not a reproduction")
-        cells = without_empty_columns([published_cells(row) for row in group])
-        print_table(cells, left=("network", "weights", "assumed"))
-        say(f"Protocol: {protocol}.")
-        if group[0].ignored:
-            named = f": {group[0].skipped}" if group[0].skipped else ""
-            say(f"Skipped {plural(group[0].ignored, 'file')} of {data} that are not images{named}.")
-        for row in group:
-            for line in published_remarks(row):
-                say(line)
-        out.print()
-
-
-def print_outcome(entries: "list[LedgerEntry]", experiment: str) -> None:
-    """Print the verdicts that rest on runs, and counts of all others."""
-    from pipeline.judge.verdict import Reason
-
-    trained = [entry for entry in entries if entry.evidence]
-    shown = [entry for entry in trained if entry.verdict.reason is not Reason.NOT_RUN]
-    if shown:
-        out.print("[bold]Verdicts from these runs[/]")
-    for entry in shown:
-        print_entry(entry)
-    if more := len(trained) - len(shown):
-        say(f"{plural(more, 'more claim')} about these networks can only be judged at paper scale.")
-    print_headlines(entries)
-    out.print(f"All verdicts: [bold]repro verify {experiment}[/]\n")
-
-
-def print_headlines(entries: "list[LedgerEntry]") -> None:
-    """Print one line for each category of claims."""
-    from pipeline.report.text import headlines
-
-    for line in headlines(entries):
-        say(line)
-
-
-def print_ledger(entries: "list[LedgerEntry]", name: str | None) -> None:
-    """Print every verdict. Claims that need runs are listed by the command that runs them.
-
-    If `name` is None, all experiments are printed: claims that are confirmed or followed share a line each, and so
-    do claims that need runs. Else it is the argument that named the experiment.
-    """
-    from pipeline.judge.verdict import Outcome, Reason
-
-    for experiment in dict.fromkeys(entry.experiment for entry in entries):
-        own = [entry for entry in entries if entry.experiment == experiment]
-        waiting = [entry for entry in own if entry.verdict.reason is Reason.NOT_RUN]
-        short = (Outcome.CONFIRMED, Outcome.FOLLOWED) if name is None else ()
-        out.print(f"[bold]{experiment}[/]")
-        print_counted([entry for entry in own if entry.verdict.outcome in short], experiment)
-        for entry in own:
-            if entry not in waiting and entry.verdict.outcome not in short:
-                print_entry(entry)
-        print_waiting(waiting, experiment, name)
-        out.print()
-    print_headlines(entries)
-
-
-def print_counted(entries: "list[LedgerEntry]", experiment: str) -> None:
-    """Print the number of claims of each outcome, and the command that lists them."""
-    from pipeline.report.text import verdict_text
-
-    for verdict in dict.fromkeys(verdict_text(entry.verdict) for entry in entries):
-        number = sum(verdict_text(entry.verdict) == verdict for entry in entries)
-        out.print(f"[green]{verdict}[/] ({plural(number, 'claim')})")
-    if entries:
-        say(f"Details: repro verify {experiment}", indent=4)
-
-
-def print_waiting(entries: "list[LedgerEntry]", experiment: str, name: str | None) -> None:
-    """Print the claims that need runs, by the command that runs them; only their names if `name` is None."""
-    from pipeline.report.text import next_step_text, verdict_text
-
-    if not entries:
-        return
-    out.print(f"[dim]{verdict_text(entries[0].verdict)}[/] ({plural(len(entries), 'claim')})")
-    if name is None:
-        say(", ".join(entry.claim.id for entry in entries), indent=4)
-        say(f"The commands that would judge them: repro verify {experiment}", indent=4)
-        return
-    by_step: dict[str, list[str]] = {}
-    for entry in entries:
-        by_step.setdefault(entry.command or next_step_text(entry), []).append(entry.claim.id)
-    for step, claims in by_step.items():
-        say(step.replace(f"repro run {experiment} ", f"repro run {name} "), indent=4)
-        say(f"judges {', '.join(claims)}" if step.startswith("repro") else ", ".join(claims), indent=8)
-
-
-def print_entry(entry: "LedgerEntry") -> None:
-    """Print one claim: verdict and name, statement and source, the comparison, the runs, the next step."""
-    from pipeline.report.text import next_step_text, verdict_cells, verdict_text
-
-    cells = verdict_cells(entry)
-    out.print(
-        f"[{verdict_colour(entry)}]{verdict_text(entry.verdict)}[/]  {escape(cells['claim'])}", soft_wrap=True
-    )
-    say(f"{cells['says']} ({cells['source']})", indent=4)
-    say(cells["evidence"], indent=4)
-    if cells["runs"]:
-        say(f"Runs: {cells['runs']}", indent=4)
-    if step := next_step_text(entry):
-        say(step, indent=4)
-
-
-def verdict_colour(entry: "LedgerEntry") -> str:
-    """Return green for claims that hold, red for those that do not, yellow for errata, dim for all others."""
-    from pipeline.report.text import MARKS, TONES
-
-    return {"good": "green", "bad": "red", "note": "yellow", "open": "dim"}[TONES[MARKS[entry.verdict.outcome]]]
-
-
-def print_coverage(rows: "list[PrintedRow]") -> None:
-    """Print how many printed rows have a claim, by paper and kind; why some have none; and the missing ones."""
-    from pipeline.judge.coverage import KINDS
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("paper")
-    for kind in KINDS:
-        table.add_column(kind, justify="right")
-    table.add_column("not claimed", justify="right")
-    table.add_column("missing", justify="right")
-    papers = list(dict.fromkeys(row.paper for row in rows))
-    for paper in [*papers, "all"]:
-        own = [row for row in rows if paper in (row.paper, "all")]
-        cells = []
-        for kind in KINDS:
-            of_kind = [row for row in own if row.kind == kind]
-            cells.append(f"{sum(bool(row.claims) for row in of_kind)} of {len(of_kind)}" if of_kind else "")
-        reasons, missing = sum(bool(row.why) for row in own), sum(row.is_missing for row in own)
-        table.add_row(paper, *cells, *(str(number) if number else "" for number in (reasons, missing)))
-    out.print(table)
-    say("results: the paper's own. relations: comparisons in words. lecture: its statements about the paper.")
-    for why in dict.fromkeys(row.why for row in rows if row.why):
-        names = [f"{row.paper}: {row.name}" for row in rows if row.why == why]
-        out.print(f"\n[bold]not claimed[/] ({len(names)})", end=" ")
-        say(why)
-        say("; ".join(names), indent=4)
-    if missing_rows := [row for row in rows if row.is_missing]:
-        out.print(f"\n[bold red]missing[/] ({len(missing_rows)})")
-        for row in missing_rows:
-            value = "" if row.value is None else f" = {row.value}"
-            say(f"{row.paper} {row.kind}: {row.name}{value} ({row.says})", indent=4)
-        say("Declare a claim, or list the row under not_claimed with the reason.", indent=4)
+        table.add_row(*(row.values() if markup else map(escape, row.values())))
+    terminal.out.print(table, crop=False)

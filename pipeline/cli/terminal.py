@@ -1,39 +1,68 @@
-"""Output of the commands: consoles, prose, warnings and JSON; the --json option."""
+"""Output of the commands: consoles, prose, warnings, JSON, and a spinner."""
 
-import csv
 import json
 import os
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
-from enum import StrEnum
-from typing import Annotated, Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
-import typer
 from rich.console import Console
-
-from pipeline.common.errors import UserError
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
-AsCsv = Annotated[bool, typer.Option("--csv", help="Print CSV.")]
-
-AsMarkdown = Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")]
+from rich.status import Status
 
 STOPPED = 130  # exit code after Ctrl-C
 
 PIPE_WIDTH = 160  # columns of a table without a terminal, unless COLUMNS is set
 
+MIN_WIDTH = 40  # columns; a narrower terminal wraps the lines itself
+
 
 def console(*, stderr: bool = False) -> Console:
-    """Return a console as wide as the terminal, or of PIPE_WIDTH columns if there is none."""
-    made = Console(stderr=stderr, highlight=False)
-    if not made.is_terminal and "COLUMNS" not in os.environ:
+    """Return a console as wide as the terminal, or of PIPE_WIDTH columns if there is none.
+
+    With FORCE_COLOR, output into a file is coloured, but bars and spinners are drawn on terminals only.
+    """
+    stream = sys.stderr if stderr else sys.stdout
+    is_terminal = bool(stream) and stream.isatty()
+    coloured = bool(os.environ.get("FORCE_COLOR")) and not os.environ.get("NO_COLOR")
+    made = Console(
+        stderr=stderr,
+        highlight=False,
+        force_terminal=is_terminal,
+        color_system="standard" if coloured and not is_terminal else "auto",
+        _environ=environment(),
+    )
+    if not is_terminal and "COLUMNS" not in environment():
         made.width = PIPE_WIDTH
+    elif made.width < MIN_WIDTH:
+        made.width = MIN_WIDTH
     return made
 
 
+def environment() -> dict[str, str]:
+    """Return the environment, without sizes of a terminal that are no numbers above 0, such as COLUMNS=0."""
+    sizes = {name: os.environ.get(name, "") for name in ("COLUMNS", "LINES")}
+    impossible = {name for name, text in sizes.items() if not (text.isdecimal() and int(text))}
+    return {name: text for name, text in os.environ.items() if name not in impossible}
+
+
 out, err = console(), console(stderr=True)
+
+
+def is_live(shown: Console) -> bool:
+    """Return True for a terminal on which text can be replaced: not for a file, and not with TERM=dumb."""
+    return shown.is_terminal and not shown.is_dumb_terminal
+
+
+@contextmanager
+def spinner(text: str) -> Iterator[Status | None]:
+    """Show a spinner with a text on standard error; nothing where that is not a live terminal."""
+    if not is_live(err):
+        yield None
+        return
+    with err.status(text) as status:
+        yield status
 
 
 def say(text: str, *, indent: int = 0) -> None:
@@ -44,7 +73,7 @@ def say(text: str, *, indent: int = 0) -> None:
         hang = " " * 4 if indent == 2 else ""
         lines = textwrap.wrap(
             text,
-            out.width - indent,
+            max(out.width, MIN_WIDTH) - indent,
             subsequent_indent=hang,
             replace_whitespace=False,
             break_long_words=False,
@@ -62,45 +91,3 @@ def print_warning_line(text: str) -> None:
 def print_json(value: Any) -> None:
     """Print a value as JSON on standard output."""
     print(json.dumps(value, indent=1, default=str))
-
-
-class TableFormat(StrEnum):
-    """Format in which a command prints its table."""
-
-    TEXT = "text"
-    JSON = "--json"
-    CSV = "--csv"
-    MARKDOWN = "--markdown"
-
-
-def table_format(as_json: bool, as_csv: bool, as_markdown: bool) -> TableFormat:
-    """Return the format that the options ask for. Raises UserError for several."""
-    asked = {TableFormat.JSON: as_json, TableFormat.CSV: as_csv, TableFormat.MARKDOWN: as_markdown}
-    chosen = [shape for shape, is_asked in asked.items() if is_asked]
-    if len(chosen) > 1:
-        raise UserError(f"give one of {' and '.join(chosen)}")
-    return chosen[0] if chosen else TableFormat.TEXT
-
-
-def print_rows(rows: Sequence[Mapping[str, Any]], shape: TableFormat) -> None:
-    """Print rows of plain values as JSON, CSV or a Markdown table. Columns are the keys of all rows, in order.
-
-    Without rows, CSV and Markdown are empty.
-    """
-    if shape is TableFormat.JSON:
-        print_json(list(rows))
-        return
-    if not rows:
-        return
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    cells = [["" if row.get(key) is None else plain_cell(row[key]) for key in columns] for row in rows]
-    if shape is TableFormat.CSV:
-        csv.writer(sys.stdout, lineterminator="\n").writerows([columns, *cells])
-        return
-    for line in (columns, ["---"] * len(columns), *cells):
-        print("| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in line) + " |")
-
-
-def plain_cell(value: object) -> str:
-    """Return a value as text; lists and maps as JSON."""
-    return json.dumps(value) if isinstance(value, list | tuple | dict) else str(value)

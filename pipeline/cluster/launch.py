@@ -1,10 +1,11 @@
 """Plan a launch on a cluster, start it, and cancel its runs."""
 
 import math
-from collections.abc import Callable, Container, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from pipeline.cluster import launches
 from pipeline.cluster.estimate import Estimate, Estimator, work_units
@@ -15,6 +16,7 @@ from pipeline.common.paths import home, runs_folder
 from pipeline.common.words import plural
 from pipeline.declare.derived import RANDOM_PIXELS
 from pipeline.declare.load import EXPERIMENTS, load_experiment
+from pipeline.declare.overrides import yaml_flow
 from pipeline.declare.suites import check_suite, suite_at
 from pipeline.plan.expand import DerivedRun, Run, member_title, plan_runs, title_of
 from pipeline.plan.task import Task
@@ -34,7 +36,9 @@ class LaunchRequest:
     max_device_hours: float | None = None
     max_concurrent: int | None = None
     price: float | None = None  # of one device hour, in any currency
-    precision: str | None = None  # None: as declared
+    variants: tuple[str, ...] = ()  # of the one experiment; none: those of the scale
+    seeds: int | None = None  # None: the declared ones
+    changes: Mapping[str, Any] = field(default_factory=dict)  # settings of --set: {"train.lr": 0.05}
     runs_per_device: int = 1  # with more than one, `devices` is 1
 
     def __post_init__(self) -> None:
@@ -59,8 +63,15 @@ class LaunchRequest:
     def title(self) -> str:
         """'resnet/cifar10_depth at laptop'."""
         suite = [f"suite {self.suite}"] if self.suite else []
-        changed = f" in {self.precision}" if self.precision else ""
-        return f"{', '.join([*suite, *self.experiments])} at {self.scale}{changed}"
+        variants = f", variant {', '.join(self.variants)}" if self.variants else ""
+        seeds = f", {plural(self.seeds, 'seed')}" if self.seeds else ""
+        changed = f", {self.changes_text}" if self.changes else ""
+        return f"{', '.join([*suite, *self.experiments])} at {self.scale}{variants}{seeds}{changed}"
+
+    @property
+    def changes_text(self) -> str:
+        """'train.lr=0.05, data.name=digits', as values of --set."""
+        return ", ".join(f"{setting}={yaml_flow(value)}" for setting, value in self.changes.items())
 
     @property
     def terms(self) -> LaunchTerms:
@@ -72,15 +83,19 @@ class LaunchRequest:
         argv = ["launch", *map(declared_name, self.experiments), "--scale", self.scale]
         options = {
             "--suite": self.suite,
+            "--seeds": self.seeds,
             "--gpus-per-run": self.terms.devices_per_run,
             "--device-batch": self.device_batch,
             "--max-gpu-hours": self.max_device_hours,
             "--max-concurrent": self.max_concurrent,
             "--price": self.price,
-            "--precision": self.precision,
         }
         for option, value in options.items():
             argv += [] if value is None else [option, str(value)]
+        for variant in self.variants:
+            argv += ["--variant", variant]
+        for setting, value in self.changes.items():
+            argv += ["--set", f"{setting}={yaml_flow(value)}"]
         return argv
 
 
@@ -113,11 +128,18 @@ def select_runs(request: LaunchRequest) -> LaunchSelection:
         selection = suite_at(request.suite, request.scale)
         experiments |= {one.name: one for one in selection.experiments if one.name not in experiments}
         without_scale = [name for name in selection.without_scale if name not in experiments]
-    changes = {"train.precision": request.precision} if request.precision else {}
+    if request.variants and len(experiments) > 1:
+        raise UserError(f"--variant names a variant of one experiment, but {len(experiments)} are selected")
     planned = {  # a run that another experiment consumes or starts from is planned by both
         title_of(run): run
         for experiment in experiments.values()
-        for run in plan_runs(experiment, scale=request.scale, changes=changes)
+        for run in plan_runs(
+            experiment,
+            scale=request.scale,
+            variants=request.variants,
+            seeds=request.seeds,
+            changes=request.changes,
+        )
     }
     runs = list(planned.values())
     check_global_batch(runs, request.devices, request.device_batch)
@@ -214,15 +236,18 @@ def plan_launch(
     selection: LaunchSelection,
     records: Sequence[Record],
     report: Callable[[str], None] = launches.print_warning,
+    *,
+    is_shown_only: bool = False,
 ) -> LaunchPlan:
     """Return what is finished, what remains, and an estimate of its cost.
 
     Reads the data sets; UserError where one is not readable. `records`: all finished runs. Unreadable launch files
-    are reported through `report`.
+    are reported through `report`. `is_shown_only`: nothing will be started, so cached manifests suffice.
     """
-    from pipeline.schedule.tasks import make_tasks
+    from pipeline.schedule.task_cache import TaskCache
+    from pipeline.schedule.tasks import make_tasks, planned_tasks
 
-    tasks = make_tasks(selection.runs)
+    tasks = planned_tasks(selection.runs, TaskCache()) if is_shown_only else make_tasks(selection.runs)
     ended = {record.identity for record in records}
     left_out = missing_networks(tasks, ended)
     impossible = {task.identity for task, _ in left_out}

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import tempfile
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -36,3 +37,11 @@ def file_sha256(path: Path) -> str:
 def file_hash(path: Path) -> str:
     """Return the first 16 hex digits of a file's sha256."""
     return file_sha256(path)[:16]
+
+
+def edited_since_start(files: Iterable[Path]) -> bool:
+    """Return True if one of these source files was modified after this process started."""
+    import psutil
+
+    start: float = psutil.Process().create_time()
+    return any(path.stat().st_mtime > start for path in files)

@@ -13,7 +13,7 @@ from lightning_modules.names import nearest
 from pipeline.data.images import DataError
 from pipeline.data.normalise import Normaliser, normalise_crops
 from pipeline.data.order import seeded_generator
-from pipeline.declare.recipe import Jitter
+from pipeline.declare.data_settings import Jitter
 
 SHARDED_AUGMENTATIONS = ("flip", "pca-colour", "photometric")
 # Columns of `CropBatchBuilder.draw`; the first six are for the crop.

@@ -19,7 +19,7 @@ AREA_CROP_ATTEMPTS = 10  # draws of a crop that lies within the image, before th
 
 @dataclass(frozen=True)
 class CropSpec:
-    """How a square crop is taken from an image: declare.recipe.Crop as plain values, all lengths in pixels."""
+    """How a square crop is taken from an image: `Crop` of a declaration as plain values, lengths in pixels."""
 
     side: int  # of the crop
     short: tuple[int, int] | None  # smallest and largest short side of the resized image; None: by area

@@ -11,7 +11,7 @@ from pipeline.data.images import DataError, ImageSet, LabelledImages, fingerprin
 from pipeline.data.order import seeded_generator
 from pipeline.data.samples import Samples, SampleSubset
 from pipeline.data.shards import ShardSet
-from pipeline.declare.recipe import PartCounts
+from pipeline.declare.data_settings import PartCounts
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from pipeline.data.jpeg import Interpolation, centre_offset, decode, resize, siz
 from pipeline.data.normalise import MATRIX_BITS, Normaliser, fit_normaliser, standardisation
 from pipeline.data.prefetch import never_stop, prefetch
 from pipeline.data.samples import Samples
-from pipeline.declare.recipe import Crop
+from pipeline.declare.data_settings import Crop
 
 HASHED_MODULES = (
     "statistics",

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.declare.recipe import (
+from pipeline.declare.fields import (
     FrozenModel,
     NonNegativeFloat,
     PositiveFloat,

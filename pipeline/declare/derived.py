@@ -8,19 +8,18 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from pipeline.declare.localisation import LocalisationSpec, localisation_incompatibility
-from pipeline.declare.recipe import (
+from pipeline.declare.data_settings import Data, ProtocolName
+from pipeline.declare.fields import (
     BitWidth,
-    Data,
     FrozenModel,
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
-    ProtocolName,
     StrictBool,
-    Train,
     require_unique,
 )
+from pipeline.declare.localisation import LocalisationSpec, localisation_incompatibility
+from pipeline.declare.training import Train
 from pipeline.declare.transfer import TransferSpec, is_transfer_set
 
 # Names of the metrics that each kind of evaluation records.

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field, PrivateAttr, ValidationError
 from lightning_modules.names import nearest
 from pipeline.common.errors import UserError
 from pipeline.declare.claims import Choice, Claim, Departure, Deviation, NotClaimed, Paper, Printed
+from pipeline.declare.data_settings import Data
 from pipeline.declare.derived import (
     BY_MEMBER,
     RANDOM_PIXELS,
@@ -16,20 +17,12 @@ from pipeline.declare.derived import (
     EnsembleSpec,
     TimingSpec,
 )
+from pipeline.declare.fields import FrozenModel, Seeds, require_unique
 from pipeline.declare.localisation import LocalisationSpec
 from pipeline.declare.overrides import describe_changes, merge_layers, set_dotted
-from pipeline.declare.recipe import (
-    REDUCED_PRECISION,
-    REDUCED_PRECISION_SCALE,
-    Data,
-    FrozenModel,
-    Model,
-    Recipe,
-    Seeds,
-    Train,
-    require_unique,
-)
+from pipeline.declare.recipe import REDUCED_PRECISION, REDUCED_PRECISION_SCALE, Model, Recipe
 from pipeline.declare.references import beside
+from pipeline.declare.training import Train
 from pipeline.declare.transfer import TransferSpec
 from pipeline.declare.validation import explain_validation_error, validation_message
 

@@ -1,5 +1,7 @@
-"""Load experiments from YAML files, and check what the types cannot express."""
+"""Load experiments from YAML files."""
 
+from collections.abc import Iterable, Sequence
+from difflib import SequenceMatcher
 from pathlib import Path
 
 import yaml
@@ -8,31 +10,22 @@ from pydantic import ValidationError
 from lightning_modules.names import nearest
 from pipeline.common.errors import UserError
 from pipeline.common.paths import ROOT
+from pipeline.declare.checks import CLAIM_NAMES, check_experiment
 from pipeline.declare.claim_tables import expand_claims, expand_printed
-from pipeline.declare.claims import (
-    BoundClaim,
-    Claim,
-    ExactClaim,
-    GainClaim,
-    MetricClaim,
-    OpenClaim,
-    OrderingClaim,
-    RatioClaim,
-)
-from pipeline.declare.derived import COMPRESSION_METRICS, COMPRESSION_RATIOS, TimingSpec
-from pipeline.declare.derived_checks import check_derived
+from pipeline.declare.declaration_cache import CachedDeclaration, DeclarationCache
 from pipeline.declare.experiment import DeclarationError, Experiment
-from pipeline.declare.metrics import metric_names
 from pipeline.declare.printed import PRINTED_FILE, PrintedFile, load_printed
-from pipeline.declare.recipe import COST_METRICS, PAPER_SCALE
 from pipeline.declare.references import split_reference
-from pipeline.declare.transfer import is_score
 from pipeline.declare.validation import validation_message
 from pipeline.declare.yaml_loader import parse_yaml
 
 EXPERIMENTS = ROOT / "experiments"
 
-CLAIM_NAMES = ("of", "over", "lhs", "rhs")  # keys of claims whose values are variants or derived runs
+LEAST_LIKENESS = 0.6  # of a name that is suggested, from 0 to 1
+
+SAME_LIKENESS = 0.05  # names that are less like than the nearest by this are not suggested
+
+MAX_SUGGESTIONS = 4
 
 
 def experiment_names(folder: Path = EXPERIMENTS) -> list[str]:
@@ -47,10 +40,133 @@ def load_experiment(name: str, folder: Path = EXPERIMENTS) -> Experiment:
     The other experiments that it names are read from `folder`. Raises UserError if it does not exist, and
     DeclarationError if it is invalid.
     """
-    experiment = read_experiment(name, folder)
-    experiment = experiment.with_others(read_others(experiment, folder) | read_claimed(experiment, folder))
-    check_experiment(experiment)
-    return experiment
+    return DeclarationReader(folder).load(name)
+
+
+def load_all() -> list[Experiment]:
+    """Return every declared experiment, sorted by name. Writes the cache of declarations if it is outdated."""
+    reader = DeclarationReader(EXPERIMENTS)
+    experiments = [reader.load(name) for name in reader.names]
+    if reader.cache.is_outdated:
+        reader.cache.write({one.name: reader.cached(one) for one in experiments})
+    return experiments
+
+
+def load_all_printed(folder: Path = EXPERIMENTS) -> dict[str, PrintedFile]:
+    """Return what the papers print, by folder of experiments. Raises UserError for an invalid file."""
+    found = {path.name: load_printed(path) for path in sorted(folder.iterdir()) if path.is_dir()}
+    return {name: file for name, file in found.items() if file}
+
+
+class DeclarationReader:
+    """Reads experiments below a folder, each once. Those of the cache are neither parsed nor checked again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.names = experiment_names(folder)
+        self.cache = DeclarationCache(folder, [f"{name}.yaml" for name in self.names])
+        self.read_before: dict[str, Experiment] = {}
+
+    def load(self, name: str) -> Experiment:
+        """Return an experiment with the other ones that it names, checked."""
+        experiment = self.read(name)
+        if known := self.cache.declarations.get(name):
+            return experiment.with_others(self.others(known.consumed) | self.claimed(known.claimed))
+        consumed, claimed = self.consumed_names(experiment), self.claimed_names(experiment)
+        experiment = experiment.with_others(self.others(consumed) | self.claimed(claimed))
+        check_experiment(experiment)
+        return experiment
+
+    def read(self, name: str) -> Experiment:
+        """Return an experiment without the other ones that it names."""
+        if name not in self.read_before:
+            cached = self.cache.declarations.get(name)
+            self.read_before[name] = cached.experiment() if cached else read_experiment(name, self.folder)
+        return self.read_before[name]
+
+    def cached(self, experiment: Experiment) -> CachedDeclaration:
+        """Return what the cache holds of a checked experiment."""
+        return CachedDeclaration.of(experiment, self.consumed_names(experiment), self.claimed_names(experiment))
+
+    def others(self, names: Iterable[str]) -> dict[str, Experiment]:
+        """Return experiments whose variants derived runs consume, by name."""
+        return {name: self.read(name) for name in names}
+
+    def claimed(self, names: Iterable[str]) -> dict[str, Experiment]:
+        """Return experiments whose variants claims name, and those that these consume.
+
+        They are not checked, as their claims may name the experiment that names them.
+        """
+        named: dict[str, Experiment] = {}
+        consumed: dict[str, Experiment] = {}
+        for name in names:
+            declared, known = self.read(name), self.cache.declarations.get(name)
+            others = self.others(known.consumed if known else self.consumed_names(declared))
+            named[name] = declared.with_others(others)
+            consumed |= others
+        return consumed | named  # an experiment may be both; its own derived runs are known in `named` only
+
+    def consumed_names(self, experiment: Experiment) -> list[str]:
+        """Return the other experiments whose variants derived runs consume at any scale, as PAPER/FILE/VARIANT.
+
+        Raises DeclarationError for a name of no experiment, or of this one.
+        """
+        found: dict[str, None] = {}
+        for name in experiment.derived:
+            scales = [experiment.derived_spec(name, scale) for scale in experiment.scales]
+            for variant in dict.fromkeys(v for spec in (experiment.derived[name], *scales) for v in spec.consumes):
+                other, _, own = variant.rpartition("/")
+                if not other or other in found:
+                    continue
+                place = f"{experiment.file}: derived.{name}"
+                if other == experiment.name:
+                    raise DeclarationError(f"{place}: {variant} is a variant of this experiment; write {own}")
+                if other not in self.names:
+                    raise DeclarationError(
+                        f"{place}: {variant}: no experiment {other!r}{nearest(other, self.names)}"
+                    )
+                found[other] = None
+        return list(found)
+
+    def claimed_names(self, experiment: Experiment) -> list[str]:
+        """Return the other experiments whose variants claims name, as PAPER/FILE/VARIANT.
+
+        Raises DeclarationError for a name of no experiment.
+        """
+        found: dict[str, None] = {}
+        for claim in experiment.claims:
+            for key in CLAIM_NAMES:
+                other = split_reference(getattr(claim, key, None) or "")[0]
+                if other is None or other in found or other == experiment.name:
+                    continue
+                if other not in self.names:
+                    near = nearest(other, self.names)
+                    raise DeclarationError(
+                        f"{experiment.file}: claims.{claim.id}.{key}: no experiment {other!r}{near}"
+                    )
+                found[other] = None
+        return list(found)
+
+
+def nearest_experiments(name: str, known: Sequence[str]) -> str:
+    """Return the end of an error message about an unknown experiment: those of the paper, or the nearest names.
+
+    A name without a paper is compared with the names of the files, and with the papers.
+    """
+    own = [one for one in known if one.startswith(f"{name.rstrip('/')}/")]
+    if own:
+        return f"; known: {', '.join(own)}"
+
+    def likeness(one: str) -> float:
+        parts = [one] if "/" in name else [one, *one.split("/")]
+        return max(SequenceMatcher(None, name, part).ratio() for part in parts)
+
+    scores = {one: likeness(one) for one in known}
+    best = max(scores.values(), default=0.0)
+    if best < LEAST_LIKENESS:
+        return "; list them with: repro list"
+    near = [one for one in sorted(known, key=lambda one: -scores[one]) if scores[one] > best - SAME_LIKENESS]
+    return f"; did you mean {' or '.join(map(repr, near[:MAX_SUGGESTIONS]))}?"
 
 
 def read_experiment(name: str, folder: Path) -> Experiment:
@@ -62,8 +178,7 @@ def read_experiment(name: str, folder: Path) -> Experiment:
     if not path.is_file():
         if name.endswith(".yaml"):
             raise UserError(f"no file {name}")
-        of_paper = [known for known in experiment_names(folder) if known.startswith(f"{name.rstrip('/')}/")]
-        raise UserError(f"no experiment {name!r}{nearest(name, of_paper or experiment_names(folder))}")
+        raise UserError(f"no experiment {name!r}{nearest_experiments(name, experiment_names(folder))}")
     full_name = f"{path.resolve().parent.name}/{path.stem}"
     file = f"{full_name}.yaml"
     try:
@@ -85,208 +200,3 @@ def read_experiment(name: str, folder: Path) -> Experiment:
         return Experiment.model_validate(raw)
     except ValidationError as error:
         raise DeclarationError(f"{file}: {validation_message(error, Experiment, raw)}") from None
-
-
-def read_others(experiment: Experiment, folder: Path) -> dict[str, Experiment]:
-    """Return the other experiments whose variants derived runs consume at any scale: PAPER/FILE/VARIANT.
-
-    Raises DeclarationError for a name of no experiment, or of this one.
-    """
-    others: dict[str, Experiment] = {}
-    for name in experiment.derived:
-        specs = [experiment.derived[name], *(experiment.derived_spec(name, scale) for scale in experiment.scales)]
-        for variant in dict.fromkeys(variant for spec in specs for variant in spec.consumes):
-            other, _, own = variant.rpartition("/")
-            if not other or other in others:
-                continue
-            place = f"{experiment.file}: derived.{name}"
-            if other == experiment.name:
-                raise DeclarationError(f"{place}: {variant} is a variant of this experiment; write {own}")
-            if other not in experiment_names(folder):
-                near = nearest(other, experiment_names(folder))
-                raise DeclarationError(f"{place}: {variant}: no experiment {other!r}{near}")
-            others[other] = read_experiment(other, folder)
-    return others
-
-
-def read_claimed(experiment: Experiment, folder: Path) -> dict[str, Experiment]:
-    """Return the other experiments whose variants claims name, PAPER/FILE/VARIANT, and those that these consume.
-
-    They are not checked, as their claims may name this one. Raises DeclarationError for a name of no experiment.
-    """
-    named: dict[str, Experiment] = {}
-    for claim in experiment.claims:
-        for key in CLAIM_NAMES:
-            other = split_reference(getattr(claim, key, None) or "")[0]
-            if other is None or other in named or other == experiment.name:
-                continue
-            known = experiment_names(folder)
-            if other not in known:
-                near = nearest(other, known)
-                raise DeclarationError(
-                    f"{experiment.file}: claims.{claim.id}.{key}: no experiment {other!r}{near}"
-                )
-            named[other] = read_experiment(other, folder)
-    consumed: dict[str, Experiment] = {}
-    for name, declared in named.items():
-        others = read_others(declared, folder)
-        named[name] = declared.with_others(others)
-        consumed |= others
-    return consumed | named  # an experiment may be both; its own derived runs are known in `named` only
-
-
-def load_all() -> list[Experiment]:
-    """Return every declared experiment, sorted by name."""
-    return [load_experiment(name) for name in experiment_names()]
-
-
-def load_all_printed(folder: Path = EXPERIMENTS) -> dict[str, PrintedFile]:
-    """Return what the papers print, by folder of experiments. Raises UserError for an invalid file."""
-    found = {path.name: load_printed(path) for path in sorted(folder.iterdir()) if path.is_dir()}
-    return {name: file for name, file in found.items() if file}
-
-
-def check_experiment(experiment: Experiment) -> None:
-    """Check the references between keys, and the recipe of every variant at every scale.
-
-    Raises DeclarationError for the first error.
-    """
-    file = experiment.file
-    if experiment.scales and PAPER_SCALE not in experiment.scales:
-        raise DeclarationError(f"{file}: scales: the scale 'paper' (the recipe as published) is required")
-    if not experiment.variants and not experiment.derived:
-        raise DeclarationError(f"{file}: variants: this key is required without derived runs")
-    for variant in experiment.variants:
-        if "/" in variant:
-            raise DeclarationError(f"{file}: variants.{variant}: a name must not contain '/'")
-    if experiment.scales and experiment.variants and experiment.train is None and not experiment.measures:
-        raise DeclarationError(
-            f"{file}: train: this key is required if there are scales, except for timings alone"
-        )
-    for scale_name, scale in experiment.scales.items():
-        for variant in scale.variants or ():
-            if variant not in experiment.variants:
-                near = nearest(variant, experiment.variants)
-                raise DeclarationError(f"{file}: scales.{scale_name}.variants: unknown variant {variant!r}{near}")
-        for variant in experiment.variants if experiment.trains else ():
-            experiment.recipe(variant, scale_name)
-    for variant in experiment.variants:
-        experiment.published(variant)
-    for key in ("choices", "departures"):
-        for number, item in enumerate(getattr(experiment, key)):
-            for variant in item.of:
-                if variant not in experiment.variants:
-                    near = nearest(variant, experiment.variants)
-                    raise DeclarationError(f"{file}: {key}.{number}.of: unknown variant {variant!r}{near}")
-    check_starts(experiment)
-    check_derived(experiment)
-    check_claims(experiment)
-
-
-def check_starts(experiment: Experiment) -> None:
-    """Check that variants start from known variants, and that none starts from itself, directly or not."""
-    for scale in experiment.scales if experiment.trains else ():
-        for variant in experiment.variants:
-            place = f"{experiment.file}: variants.{variant}.train.start.variant"
-            chain = [variant]
-            while (start := experiment.recipe(chain[-1], scale).train.start) and start.experiment is None:
-                if start.variant not in experiment.variants:
-                    near = nearest(start.variant, experiment.variants)
-                    raise DeclarationError(f"{place}: unknown variant {start.variant!r}{near}")
-                if start.variant in chain:
-                    raise DeclarationError(f"{place}: {' starts from '.join([*chain, start.variant])}")
-                chain.append(start.variant)
-
-
-def check_claims(experiment: Experiment) -> None:
-    """Check that claims have unique ids, known variants, runs to judge them by, and metrics that these measure."""
-    file = experiment.file
-    ids: set[str] = set()
-    for claim in experiment.claims:
-        if claim.id in ids:
-            raise DeclarationError(f"{file}: claims: the id {claim.id!r} is used twice")
-        ids.add(claim.id)
-        for key in CLAIM_NAMES:
-            if (name := getattr(claim, key, None)) is not None:
-                check_claim_name(experiment, claim, key, name)
-        check_metrics(experiment, claim)
-
-
-def check_claim_name(experiment: Experiment, claim: Claim, key: str, name: str) -> None:
-    """Check that a claim names a variant, or for a trained claim also a derived run, that exists and has runs."""
-    place, other = f"{experiment.file}: claims.{claim.id}", split_reference(name)[0]
-    if other == experiment.name:
-        raise DeclarationError(f"{place}.{key}: {name!r} is in this file; write {split_reference(name)[1]!r}")
-    declared, variant = experiment.owner(name)
-    is_exact = isinstance(claim, ExactClaim)
-    known = declared.variants if is_exact else {**declared.variants, **declared.derived}
-    if variant not in known:
-        where = f" of {other}" if other else ""
-        raise DeclarationError(f"{place}.{key}: unknown variant {variant!r}{where}{nearest(variant, known)}")
-    if not declared.scales and not is_exact:
-        which = other or "the experiment"
-        raise DeclarationError(
-            f"{place}: a claim of kind {claim.kind!r} needs runs, but {which} declares no scales"
-        )
-
-
-def check_metrics(experiment: Experiment, claim: Claim) -> None:
-    """Check that the variants of a trained claim measure its metric at paper scale.
-
-    With test protocols, the metric of a number names its protocol. A comparison may use the short name, which
-    stands for the first protocol of each side. Times and memory can only be compared between runs, and only errors
-    have a unit in percent.
-    """
-    if isinstance(claim, ExactClaim | OpenClaim):
-        return
-    for side in ("of", "lhs", "rhs"):
-        if (full_name := getattr(claim, side, None)) is None:
-            continue
-        declared, name = experiment.owner(full_name)
-        key = "rhs_metric" if side == "rhs" and getattr(claim, "rhs_metric", None) else "metric"
-        metric = getattr(claim, key)
-        place = f"{experiment.file}: claims.{claim.id}.{key}"
-        if metric in COST_METRICS and name in declared.variants:
-            if not isinstance(claim, OrderingClaim | RatioClaim):
-                raise DeclarationError(
-                    f"{place}: {metric} depends on the hardware, so only a claim of kind 'ordering' or 'ratio' can"
-                    f" name it, not {claim.kind!r}"
-                )
-            continue
-        is_timing = isinstance(declared.derived.get(name), TimingSpec)
-        if isinstance(claim, MetricClaim | GainClaim) and is_timing:
-            raise DeclarationError(
-                f"{place}: {metric} is not an error in percent, so only a claim of kind 'ordering', 'ratio' or"
-                f" 'bound' can name it, not {claim.kind!r}"
-            )
-        if declared.measures and not is_timing:
-            raise DeclarationError(f"{place}: {full_name} is not trained, so it has no metric {metric!r}")
-        if isinstance(claim, MetricClaim | GainClaim) and name in declared.variants:
-            train = declared.recipe(name, PAPER_SCALE).train
-            if metric in train.measurements:
-                raise DeclarationError(
-                    f"{place}: {metric} is not an error in percent, so only a claim of kind 'ordering', 'ratio' or"
-                    f" 'bound' can name it, not {claim.kind!r}"
-                )
-        if isinstance(claim, MetricClaim) and metric in COMPRESSION_METRICS:
-            check_compression_claim(claim, place)
-        if isinstance(claim, MetricClaim) and is_score(metric) and claim.statistic != "mean":
-            raise DeclarationError(
-                f"{place.rpartition('.')[0]}.statistic: {metric} is not an error; only 'mean' is possible"
-            )
-        known = metric_names(declared, name, named=isinstance(claim, MetricClaim | BoundClaim))
-        if metric not in known:
-            raise DeclarationError(f"{place}: unknown metric {metric!r} of {full_name}; known: {', '.join(known)}")
-
-
-def check_compression_claim(claim: MetricClaim, place: str) -> None:
-    """Check that the claimed number of a compression is a ratio, averaged over seeds."""
-    if claim.metric not in COMPRESSION_RATIOS:
-        raise DeclarationError(
-            f"{place}: {claim.metric} is neither an error in percent nor a ratio, so only a claim of kind"
-            f" 'ordering', 'ratio' or 'bound' can name it, not {claim.kind!r}"
-        )
-    if claim.statistic != "mean":
-        raise DeclarationError(
-            f"{place.rpartition('.')[0]}.statistic: {claim.metric} is a ratio; only 'mean' is possible"
-        )

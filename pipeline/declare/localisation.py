@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from pipeline.declare.recipe import Data, FrozenModel, PositiveInt, ProtocolName, require_unique
+from pipeline.declare.data_settings import Data, ProtocolName
+from pipeline.declare.fields import FrozenModel, PositiveInt, require_unique
 
 BOX_METRICS = ("localisation_error_pct", "loss", "images")  # of a network that predicts boxes
 

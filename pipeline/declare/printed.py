@@ -22,7 +22,7 @@ import yaml
 from pydantic import BeforeValidator, Field, ValidationError
 
 from pipeline.common.errors import UserError
-from pipeline.declare.recipe import FrozenModel, StrictFloat
+from pipeline.declare.fields import FrozenModel, StrictFloat
 from pipeline.declare.validation import validation_message
 from pipeline.declare.yaml_loader import parse_yaml
 

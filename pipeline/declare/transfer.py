@@ -5,8 +5,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from pipeline.declare.data_settings import ProtocolName
+from pipeline.declare.fields import FrozenModel, PositiveFloat, PositiveInt, require_unique
 from pipeline.declare.protocol import Protocol, parse_protocol
-from pipeline.declare.recipe import FrozenModel, PositiveFloat, PositiveInt, ProtocolName, require_unique
 
 STAND_IN_SUFFIX = "-standin"  # of the names of generated sets, which imitate a published set
 

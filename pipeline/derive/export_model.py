@@ -23,8 +23,8 @@ from pipeline.data.samples import Samples
 from pipeline.data.shards import ShardSet
 from pipeline.data.statistics import statistics_frame
 from pipeline.data.views import ViewGroup, protocol_views
+from pipeline.declare.data_settings import Data
 from pipeline.declare.protocol import ProtocolPart, parse_protocol
-from pipeline.declare.recipe import Data
 from pipeline.derive.context import load_network
 from pipeline.plan.expand import Run
 from pipeline.plan.task import Task

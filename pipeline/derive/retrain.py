@@ -30,7 +30,7 @@ from pipeline.common.files import file_hash, write_atomically
 from pipeline.data.order import derive_seed
 from pipeline.data.prefetch import StopRequested
 from pipeline.declare.derived import Retraining
-from pipeline.declare.recipe import RmsProp, Sgd
+from pipeline.declare.training import RmsProp, Sgd
 from pipeline.derive.context import DerivedContext
 from pipeline.derive.quantise import SharedLayer
 from pipeline.track.run_folder import explain_disk_errors

@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline.common.paths import runs_folder
 from pipeline.declare.experiment import Experiment
-from pipeline.judge.counting import declarations_of
+from pipeline.judge.counting import declarations_of, unchanged_records
 from pipeline.judge.ledger import LedgerEntry, ledger
 from pipeline.judge.missing import Unfinished
 from pipeline.track.mlflow_errors import TrackingError
@@ -50,10 +50,11 @@ def judge_experiments(
     from pipeline.analyse.measure import measure_claim
 
     reasons = unfinished_runs(experiments) if unfinished is None else unfinished
+    unchanged = unchanged_records(records)
     return [
         entry
         for experiment in experiments
-        for entry in ledger(experiment, records, measure_claim, scales, reasons)
+        for entry in ledger(experiment, unchanged, measure_claim, scales, reasons)
     ]
 
 

@@ -16,21 +16,45 @@ from pipeline.track.record import Record
 ByVariant = dict[str, list[Record]]
 
 
+class RecordIndex:
+    """Records by the hash of their declaration: those of many variants are found without reading all for each."""
+
+    def __init__(self, records: Iterable[Record]) -> None:
+        self.records = list(records)
+        self.seeds = {record.seed for record in self.records}
+        self.places: dict[str, list[int]] = defaultdict(list)  # declaration -> indices of its records
+        for place, record in enumerate(self.records):
+            self.places[record.declaration].append(place)
+
+    def matching(self, declarations: Iterable[str]) -> list[Record]:
+        """Return the records of these declarations, in their order."""
+        found = sorted(place for one in declarations for place in self.places.get(one, ()))
+        return [self.records[place] for place in found]
+
+
+Records = Iterable[Record] | RecordIndex
+
+
+def unchanged_records(records: Records) -> RecordIndex:
+    """Return the index of the records that were not changed by --set; an index has only such records."""
+    if isinstance(records, RecordIndex):
+        return records
+    return RecordIndex(record for record in records if not record.changes)
+
+
 def variants_of(claim: Claim) -> list[str]:
     """Return the variants and derived runs that a claim is about, each once."""
     named = [getattr(claim, key, None) for key in ("of", "lhs", "rhs")]
     return list(dict.fromkeys(variant for variant in named if variant is not None))
 
 
-def counted_records(
-    experiment: Experiment, scale: str, records: Iterable[Record], others: Sequence[str] = ()
-) -> ByVariant:
+def counted_records(experiment: Experiment, scale: str, records: Records, others: Sequence[str] = ()) -> ByVariant:
     """Return the records that count at `scale`, by variant: of the current declaration, not changed by --set.
 
     `others` are variants of other experiments, PAPER/FILE/VARIANT, whose records are returned too. At paper scale
     only the declared seeds count: adding seeds until a verdict pleases would prove nothing.
     """
-    unchanged = [record for record in records if not record.changes]
+    unchanged = unchanged_records(records)
     names = [*(() if experiment.measures else experiment.variants), *experiment.derived, *others]
     found = {name: records_of(experiment, scale, name, unchanged) for name in names}
     return {name: rows for name, rows in found.items() if rows}
@@ -47,15 +71,13 @@ def scales_of(claim: Claim, experiment: Experiment, scales: Sequence[str] = ()) 
     return found or [PAPER_SCALE]
 
 
-def referenced_records(
-    experiment: Experiment, claims: Iterable[Claim], scale: str, records: Iterable[Record]
-) -> ByVariant:
+def referenced_records(experiment: Experiment, claims: Iterable[Claim], scale: str, records: Records) -> ByVariant:
     """Return the records that count at `scale` for the variants of other experiments that claims name.
 
     The keys, and the records' variants, are PAPER/FILE/VARIANT. For a derived run, the runs that it consumes are
     included.
     """
-    unchanged = [record for record in records if not record.changes]
+    unchanged = unchanged_records(records)
     found: ByVariant = {}
     for name in dict.fromkeys(name for claim in claims for name in variants_of(claim)):
         declared, variant = experiment.owner(name)
@@ -74,7 +96,7 @@ def records_of(
     experiment: Experiment,
     scale: str,
     variant: str,
-    records: Sequence[Record],
+    records: Records,
     changes: Mapping[str, Any] | None = None,
 ) -> list[Record]:
     """Return the records of one resolved recipe, or derived run, by seed; at paper scale of the declared seeds.
@@ -84,10 +106,10 @@ def records_of(
     latest. A seed that ran twice in it (on other hardware) counts once, the first run. A smaller scale often puts
     one data set in place of several: what was run for a variant of the scale counts for no other (`is_left_out`).
     """
-    counted = declarations_of(experiment, scale, variant, {record.seed for record in records}, changes)
+    index = records if isinstance(records, RecordIndex) else RecordIndex(records)
+    counted = declarations_of(experiment, scale, variant, index.seeds, changes)
     groups: dict[tuple[str, str], dict[int, Record]] = defaultdict(dict)  # by data and code
-    matching = [record for record in records if record.declaration in counted]
-    for record in sorted(matching, key=lambda record: record.finished):
+    for record in sorted(index.matching(counted), key=lambda record: record.finished):
         groups[record.manifest, record.code].setdefault(record.seed, record)
     if not groups or is_left_out(experiment, scale, variant, changes):
         return []

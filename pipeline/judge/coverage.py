@@ -17,6 +17,17 @@ from pipeline.declare.printed import PRINTED_FILE, Cell, PrintedFile, Statement
 Kind = Literal["results", "relations", "lecture"]
 KINDS: tuple[Kind, ...] = ("results", "relations", "lecture")
 
+COVERAGE_COLUMNS = (
+    "paper",
+    "kind",
+    "name",
+    "says",
+    "value",
+    "state",
+    "claims",
+    "why",
+)  # keys of a row as plain data
+
 # Factors between a printed number and a claimed one: thousands, millions, billions; G operations in multiply-adds.
 FACTORS = (1.0, 1e3, 1e6, 1e9, 5e8)
 

@@ -1,6 +1,6 @@
 """The ledger: every claim with its verdict and its evidence. Pure: records in, entries out."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -18,15 +18,18 @@ from pipeline.declare.claims import (
 )
 from pipeline.declare.derived import COMPRESSION_RATIOS, DEVICE_METRICS, RANDOM_PIXELS
 from pipeline.declare.experiment import Experiment
-from pipeline.declare.recipe import COST_METRICS, PAPER_SCALE, STEPS_TO
+from pipeline.declare.recipe import PAPER_SCALE
+from pipeline.declare.training import COST_METRICS, STEPS_TO
 from pipeline.declare.transfer import is_score
 from pipeline.judge.category import category
 from pipeline.judge.counting import (
     ByVariant,
+    Records,
     comparable_records,
     counted_records,
     referenced_records,
     scales_of,
+    unchanged_records,
     variants_of,
 )
 from pipeline.judge.evidence import Evidence, make_evidence
@@ -81,7 +84,7 @@ class LedgerEntry:
 
 def ledger(
     experiment: Experiment,
-    records: Iterable[Record],
+    records: Records,
     measure: Measure,
     scales: Sequence[str] = (),
     unfinished: Unfinished | None = None,
@@ -90,7 +93,7 @@ def ledger(
 
     `unfinished` gives the reasons why runs are unfinished, where they are known.
     """
-    rows = list(records)
+    rows = unchanged_records(records)
     by_claim = {claim.id: scales_of(claim, experiment, scales) for claim in experiment.claims}
     by_scale: dict[str, ByVariant] = {}
     for scale in dict.fromkeys(scale for names in by_claim.values() for scale in names):

@@ -7,11 +7,12 @@ from typing import Any
 from lightning_modules.names import nearest
 from pipeline.common.errors import UserError
 from pipeline.common.hashing import digest
+from pipeline.declare.data_settings import Data
 from pipeline.declare.derived import DerivedSpec, TimingSpec
 from pipeline.declare.experiment import Experiment
 from pipeline.declare.load import load_experiment
 from pipeline.declare.localisation import LocalisationSpec
-from pipeline.declare.recipe import Data, Model, Recipe
+from pipeline.declare.recipe import Model, Recipe
 from pipeline.plan.declaration import (
     declaration_hashes,
     without_later_defaults,

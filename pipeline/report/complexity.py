@@ -11,6 +11,8 @@ from pipeline.analyse.catalogue import NetworkCost
 from pipeline.analyse.network import NetworkAnalysis
 from pipeline.analyse.tracing import POOLING, is_weighted_layer
 
+LAYER_ROW_COLUMNS = ("layer", "output", "kernel", "parameters", "multiply_adds", "activations", "receptive_field")
+
 
 def layer_rows(found: NetworkAnalysis) -> list[dict[str, Any]]:
     """Return a row for each top-level layer, as in the table of the paper, and the total as the last row."""

@@ -1,17 +1,21 @@
 """Text of `repro show`: one experiment with its recipe, variants, scales and claims."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 
+from lightning_modules.names import nearest
 from pipeline.common.errors import UserError
 from pipeline.common.words import plural
 from pipeline.declare.claims import Claim, ExactClaim, GainClaim, OrderingClaim, RatioClaim
 from pipeline.declare.experiment import Experiment
+from pipeline.declare.overrides import merge_layers
 from pipeline.declare.recipe import PAPER_SCALE, REDUCED_PRECISION
+from pipeline.judge.counting import variants_of
 from pipeline.plan.expand import DerivedRun, Run, plan_runs
 from pipeline.report.derived_text import derived_text
 from pipeline.report.deviations import deviation_groups
@@ -30,10 +34,81 @@ from pipeline.track.record import FINISHED, Record
 PASSES = 3  # a training step costs a forward pass, and a backward pass of twice that
 
 
-def print_experiment(
-    experiment: Experiment, records: Sequence[Record], out: Console, say: Callable[..., None]
-) -> None:
+@dataclass(frozen=True)
+class ShownPart:
+    """The part of an experiment that `repro show` prints: all of it, or one scale, or some variants."""
+
+    experiment: Experiment
+    scale: str | None = None
+    chosen: tuple[str, ...] = ()  # variants; none: all of them
+
+    def __post_init__(self) -> None:
+        """Raise UserError for an unknown name."""
+        declared = self.experiment
+        if self.scale is not None and self.scale not in declared.scales:
+            near = nearest(self.scale, declared.scales)
+            raise UserError(f"{declared.name} has no scale {self.scale!r}{near}")
+        for variant in self.chosen:
+            if variant not in declared.variants:
+                near = nearest(variant, declared.variants)
+                raise UserError(f"{declared.name} has no variant {variant!r}{near}")
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """The variants that are shown; of a scale, those that run at it by default."""
+        at_scale = self.experiment.variants_at(self.scale) if self.scale else ()
+        return self.chosen or at_scale or tuple(self.experiment.variants)
+
+    @property
+    def derived(self) -> list[str]:
+        """The derived runs that are shown; with chosen variants, those made from these alone."""
+        if self.scale:
+            return self.experiment.derived_at(self.scale, self.chosen)
+        specs = self.experiment.derived
+        return [name for name in specs if not self.chosen or set(specs[name].consumes) <= set(self.chosen)]
+
+    @property
+    def scales(self) -> list[str]:
+        """The scales that are shown."""
+        return [self.scale] if self.scale else list(self.experiment.scales)
+
+    @property
+    def claims(self) -> list[Claim]:
+        """The claims that are shown; with chosen variants, those about these and about runs derived from them."""
+        shown = {*self.chosen, *self.derived}
+        return [claim for claim in self.experiment.claims if not self.chosen or shown & {*variants_of(claim)}]
+
+    def settings(self, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return what a variant changes in `data` and `train`; of a scale, with the settings of that scale."""
+        own = self.experiment.variants[name]
+        if not self.scale:
+            return dict(own.data), dict(own.train)
+        size = self.experiment.scales[self.scale]
+        reduced = precision_settings(self.experiment, self.scale)
+        return merge_layers(own.data, size.data), merge_layers(own.train, reduced, size.train)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data: the declaration; of a scale, the resolved recipe and the seeds of each variant."""
+        declared = self.experiment
+        raw = declared.model_dump(mode="json")
+        raw["variants"] = {name: raw["variants"][name] for name in self.variants}
+        raw["derived"] = {name: raw["derived"][name] for name in self.derived}
+        raw["claims"] = [claim.model_dump(mode="json") for claim in self.claims]
+        if self.scale:
+            raw["scales"] = {self.scale: raw["scales"][self.scale]}
+        if self.scale and declared.trains:
+            raw["derived"] = {
+                n: declared.derived_spec(n, self.scale).model_dump(mode="json") for n in self.derived
+            }
+            recipes = {name: declared.recipe(name, self.scale) for name in self.variants}
+            raw["recipes"] = {name: recipe.model_dump(mode="json") for name, recipe in recipes.items()}
+            raw["seeds_of"] = {name: list(declared.seeds_of(name, self.scale)) for name in self.variants}
+        return raw
+
+
+def print_experiment(part: ShownPart, records: Sequence[Record], out: Console, say: Callable[..., None]) -> None:
     """Print recipe, variants, scales with their work, claims, choices, departures; `say` prints folded prose."""
+    experiment = part.experiment
     paper, train, data = experiment.paper, experiment.train, experiment.data
 
     def head(title: str) -> None:
@@ -61,33 +136,39 @@ def print_experiment(
     if train and data.crop:
         say(f"training images: {crop_text(data.crop)}", indent=2)
         say(protocols_text(data.test, first=" (also during training)"), indent=2)
-    if experiment.variants:
-        head("variants")
-        width = max(map(len, experiment.variants))
-    for name, variant in experiment.variants.items():
+    at = f" at {part.scale} scale" if part.scale else ""
+    if part.variants:
+        head(f"variants{at}")
+        width = max(map(len, part.variants))
+    for name in part.variants:
+        variant = experiment.variants[name]
         network = f"{variant.model.name} {settings_text(variant.model.args)}".rstrip()
-        own = override_text(variant.data, variant.train)
+        own = override_text(*part.settings(name))
         own += f"{'; ' * bool(own)}{plural(len(variant.seeds), 'seed')}" if variant.seeds else ""
         say(f"{name:<{width}}  {network}" + (f"; {own}" if own else ""), indent=2)
-    if experiment.derived:
+    if part.derived:
         head("measurements" if experiment.measures else "derived runs, made from finished runs")
-        width = max(map(len, experiment.derived))
-    for name, spec in experiment.derived.items():
+        width = max(map(len, part.derived))
+    for name in part.derived:
+        spec = experiment.derived_spec(name, part.scale) if part.scale else experiment.derived[name]
         say(f"{name:<{width}}  {derived_text(spec)}", indent=2)
-    if experiment.scales:
-        head("scales")
-    for name, scale in experiment.scales.items():
+    if part.scales:
+        head("scale" if part.scale else "scales")
+    for name in part.scales:
+        scale = experiment.scales[name]
         say(f"{name}: {scale.why}", indent=2)
         changes = override_text(scale.data, precision_settings(experiment, name) | scale.train)
-        if changes:
+        if changes and not part.scale:  # those of a scale are in the lines of its variants
             say(f"changes: {changes}", indent=6)
-        say(work_text(experiment, name, records), indent=6)
-    if lines := order_lines(plan_runs(experiment, scale=PAPER_SCALE, seeds=1) if experiment.scales else []):
+        say(work_text(experiment, name, records, part.chosen), indent=6)
+    ordered = part.scale or PAPER_SCALE
+    planned = plan_runs(experiment, scale=ordered, variants=part.chosen, seeds=1) if experiment.scales else []
+    if lines := order_lines(planned):
         head("order of runs")
         for line in lines:
             out.print(f"  {escape(line)}")
-    head(f"claims ({claim_counts(experiment.claims)})")
-    for claim in experiment.claims:
+    head(f"claims ({claim_counts(part.claims)})")
+    for claim in part.claims:
         where = f"lecture; {claim.source}" if claim.by == "lecture" else claim.source
         say(f"{claim.id}: {claim.says} ({claim_formula(claim)}{where})", indent=2)
     for title, groups in deviation_groups(experiment).items():
@@ -110,8 +191,8 @@ def claim_formula(claim: Claim) -> str:
     if isinstance(claim, GainClaim):
         return f"{claim.rhs} - {claim.lhs} = {claim.claimed:g} ± {claim.margin:g}; "
     if isinstance(claim, RatioClaim):
-        op = f" {claim.op} {claim.claimed:g}" if claim.op != "=" else ""
-        return f"{claim.lhs} / {claim.rhs}{op}; "
+        margin = f" ± {claim.margin:g}" if claim.op == "=" else ""
+        return f"{claim.lhs} / {claim.rhs} {claim.op} {claim.claimed:g}{margin}; "
     number = getattr(claim, "claimed", None)
     op = f"{claim.op} " if isinstance(claim, ExactClaim) and claim.op != "=" else ""
     texts = [str(number), f"{number:,}"] if isinstance(number, int | float) else [str(number)]
@@ -131,14 +212,17 @@ def precision_settings(experiment: Experiment, scale: str) -> dict[str, Any]:
     }
 
 
-def work_text(experiment: Experiment, scale: str, records: Sequence[Record]) -> str:
-    """Return the runs, optimizer steps and multiply-adds of a scale, and the duration of tracked runs."""
-    planned = plan_runs(experiment, scale=scale)
+def work_text(experiment: Experiment, scale: str, records: Sequence[Record], chosen: Sequence[str] = ()) -> str:
+    """Return the runs, optimizer steps and multiply-adds of a scale, and the duration of tracked runs.
+
+    `chosen`: only these variants, by default those of the scale.
+    """
+    planned = plan_runs(experiment, scale=scale, variants=chosen)
     if experiment.measures:
         return f"{plural(len(planned), 'measurement')}, no training"
     every = [run for run in planned if isinstance(run, Run)]
     runs = [run for run in every if run.experiment == experiment.name]
-    variants, seeds = experiment.variants_at(scale), len(experiment.seeds_at(scale))
+    variants, seeds = chosen or experiment.variants_at(scale), len(experiment.seeds_at(scale))
     steps = sum(run.recipe.train.steps for run in runs)
     differ = any(len(experiment.seeds_of(variant, scale)) != seeds for variant in variants)
     per_variant = "declared seeds" if differ else plural(seeds, "seed")

@@ -36,7 +36,7 @@ def plan_summary(plan: LaunchPlan) -> list[str]:
         f"{total}: {finished:,} finished, {runs - finished:,} to do{remaining_work(plan, runs > finished)}."
     ]
     if any(task.run.changes for task in plan.tasks):
-        sentences.append(f"Runs changed to precision {plan.request.precision} count for no claim.")
+        sentences.append(f"Runs changed by --set {plan.request.changes_text} count for no claim.")
     if plan.shared:
         sentences.append(f"{plan.shared:,} of them are also part of an earlier launch; each is done once.")
     sentences += estimate_sources(plan.variants)

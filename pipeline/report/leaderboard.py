@@ -9,7 +9,7 @@ from pipeline.common.errors import UserError
 from pipeline.declare.claims import MetricClaim
 from pipeline.declare.experiment import Experiment
 from pipeline.declare.recipe import PAPER_SCALE
-from pipeline.judge.counting import counted_records, records_of
+from pipeline.judge.counting import counted_records, records_of, unchanged_records
 from pipeline.judge.ledger import LedgerEntry, Measure
 from pipeline.judge.statistics import finite_test_set_noise, interval_test
 from pipeline.track.record import FINISHED, Record
@@ -70,15 +70,16 @@ def build_leaderboard(experiments: Iterable[Experiment], records: Sequence[Recor
     for claims form its rows. Runs changed by --set form rows of their own, with a label.
     """
     rows: list[LeaderboardRow] = []
+    unchanged, changed = unchanged_records(records), [record for record in records if record.changes]
     for experiment in experiments:
         for scale in experiment.scales:
             found = [
                 row
-                for variant, good in counted_records(experiment, scale, records).items()
+                for variant, good in counted_records(experiment, scale, unchanged).items()
                 if experiment.classifies(variant)
                 for row in make_rows(experiment, scale, variant, good)
             ]
-            found += changed_rows(experiment, scale, records)
+            found += changed_rows(experiment, scale, changed)
             rows += sorted(found, key=lambda row: (row.data, row.protocol, row.top1 is None, row.top1 or 0.0))
     return rows
 

@@ -14,7 +14,6 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bars
 
-from pipeline.common.words import plural
 from pipeline.declare.sentences import metric_words
 from pipeline.declare.transfer import is_score
 from pipeline.plan.expand import DerivedRun, Run
@@ -33,6 +32,7 @@ class ProgressDisplay:
 
     def __init__(self, tasks: Sequence[Task], console: Console, *, quietly: bool = False) -> None:
         self.tasks, self.console, self.quietly = tasks, console, quietly
+        self.is_live = console.is_terminal and not console.is_dumb_terminal
         self.folders = {task.identity: RunFolder(task.folder) for task in tasks}
         self.ended = {name for name, folder in self.folders.items() if folder.result()}
         self.before = len(self.ended)
@@ -44,7 +44,7 @@ class ProgressDisplay:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=console,
-            disable=quietly or not console.is_terminal,
+            disable=quietly or not self.is_live,
             transient=True,
             expand=True,
         )
@@ -70,7 +70,7 @@ class ProgressDisplay:
         run, name, title = event.task.run, event.task.identity, title_among(event.task, self.tasks)
         if event.kind == "started" and name not in self.bar_of:
             self.bar_of[name] = self.bars.add_task(title, total=step_count(run) or None, speed="")
-            if not self.console.is_terminal:
+            if not self.is_live:
                 self.say(f"{title}: {derived_text(run.spec) if isinstance(run, DerivedRun) else 'training'}")
         if event.kind == "stopping" and not self.stopping:
             self.stopping = True
@@ -108,7 +108,7 @@ class ProgressDisplay:
             speed = f"{rate:,.0f} images/s" if rate else ""
             self.bars.update(bar, completed=step, speed=speed)
         self.bars.update(self.total, completed=done)
-        if not self.console.is_terminal and time.monotonic() - self.last_line > LINE_SECONDS:
+        if not self.is_live and time.monotonic() - self.last_line > LINE_SECONDS:
             self.last_line = time.monotonic()
             total = self.bars.tasks[self.total].total or 1
             self.say(f"{100 * done / total:.0f} % of all steps")
@@ -127,32 +127,6 @@ def title_among(task: Task, tasks: Sequence[Task]) -> str:
 def step_count(run: Run | DerivedRun) -> int:
     """Return the number of optimizer steps of a run; 0 for a derived run."""
     return run.recipe.train.steps if isinstance(run, Run) else 0
-
-
-def plan_lines(tasks: Sequence[Task], console: Console) -> None:
-    """Print the state of every run and derived run, one per line, and their numbers."""
-    titles = [title_among(task, tasks) for task in tasks]
-    width = max(map(len, titles))
-    unfinished = 0
-    for task, title in zip(tasks, titles, strict=True):
-        folder = RunFolder(task.folder)
-        steps = f"{step_count(task.run):,}"
-        checkpoint = folder.last_checkpoint(lambda _: None)
-        unfinished += not folder.result()
-        state = f"to train, {steps} steps"
-        if folder.result():
-            state = "finished"
-        elif isinstance(task.run, DerivedRun):
-            state = f"to do{' after its runs' if task.needs else ''}: {derived_text(task.run.spec)}"
-        elif checkpoint:
-            state = f"to resume at step {checkpoint[0]:,} of {steps}"
-        console.print(f"{title:<{width}}  {state}", soft_wrap=True)
-    runs = sum(isinstance(task.run, Run) for task in tasks)
-    derived = f" and {plural(len(tasks) - runs, 'derived run')}" if runs < len(tasks) else ""
-    console.print(
-        f"{plural(runs, 'run')}{derived}, {len(tasks) - unfinished} finished,"
-        f" {unfinished} to {'do' if derived else 'train'}"
-    )
 
 
 def result_text(metrics: Mapping[str, float]) -> str:

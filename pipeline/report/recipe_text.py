@@ -5,7 +5,8 @@ from typing import Any
 
 from lightning_modules.recipe import factors
 from pipeline.common.words import plural
-from pipeline.declare.recipe import Crop, LrDrops, Train
+from pipeline.declare.data_settings import Crop
+from pipeline.declare.training import LrDrops, Train
 
 
 def settings_text(settings: Mapping[str, Any], *, start: str = "") -> str:

@@ -1,8 +1,8 @@
-"""Cache of code hashes and data manifests, so that a command whose runs are all finished reads no images.
+"""Cache of code hashes, data manifests and checked networks: commands without work to do read no images.
 
-A code hash is valid for the exact bytes of the source files, a manifest for the names, sizes and times of the
-files of its data set. The cache is used only to find that all runs are finished; if one is not, everything is
-read.
+A code hash is valid for the exact bytes of the source files, and so is a check of a network; a manifest for the
+names, sizes and times of the files of its data set. The cache is used only to find that all runs are finished, and
+to show a plan; for runs that are to be trained, everything is read.
 """
 
 import json
@@ -47,17 +47,18 @@ DOWNLOADS = {  # data set -> folder of torchvision's files below the data folder
 
 
 class TaskCache:
-    """Code hashes by network, and manifests by data set, in a file. A damaged file counts as an empty one."""
+    """Code hashes by network, manifests by data set, and checks, in a file. A damaged one counts as empty."""
 
     def __init__(self) -> None:
         self.codes: dict[str, str] = {}
         self.manifests: dict[str, tuple[str, dict[str, Any]]] = {}  # data set -> (manifest_key, manifest)
+        self.checks: set[str] = set()  # hashes of recipes and data that fit each other
         self.changed = False
         with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
             cached = json.loads(cache_file().read_text(encoding="utf-8"))
             if cached["sources"] == self.sources:
                 manifests = cached["manifests"].items()
-                self.codes = {**cached["codes"]}
+                self.codes, self.checks = {**cached["codes"]}, {*cached["checks"]}
                 self.manifests = {name: (key, {**manifest}) for name, (key, manifest) in manifests}
 
     @cached_property
@@ -69,6 +70,16 @@ class TaskCache:
         """Add the code hash of a network."""
         self.codes[network] = code
         self.changed = True
+
+    def add_check(self, key: str) -> None:
+        """Add the key of recipes and data that fit each other."""
+        self.changed = self.changed or key not in self.checks
+        self.checks.add(key)
+
+    def require_check(self, key: str) -> None:
+        """Raise KeyError for a key that was not added."""
+        if key not in self.checks:
+            raise KeyError(key)
 
     def manifest(self, name: str, *, is_sharded: bool, boxes: bool = False) -> dict[str, Any]:
         """Return the manifest of a data set. Raises KeyError if none is cached for its current files."""
@@ -89,6 +100,7 @@ class TaskCache:
         """Write the file if anything was added. Ignores OSError: without the cache, commands only take longer."""
         if self.changed:
             content = {"sources": self.sources, "codes": self.codes, "manifests": self.manifests}
+            content["checks"] = sorted(self.checks)
             with suppress(OSError):
                 write_atomically(cache_file(), json.dumps(content))
 

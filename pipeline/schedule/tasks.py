@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from pipeline.common.errors import UserError
+from pipeline.common.hashing import digest
 from pipeline.common.paths import data_folder, runs_folder
 from pipeline.common.words import first_line
 from pipeline.declare.derived import RANDOM_PIXELS, ColumnSpec, CompressionSpec
@@ -38,6 +39,20 @@ def finished_tasks(runs: Iterable[Run | DerivedRun], cache: TaskCache) -> list[T
     return tasks if all(RunFolder(task.folder).result_file.is_file() for task in tasks) else None
 
 
+def planned_tasks(runs: Iterable[Run | DerivedRun], cache: TaskCache) -> list[Task]:
+    """Return the tasks of `runs` for a plan that is only shown: from the cache alone where it suffices.
+
+    Else everything is read as in `make_tasks`, and the cache is written for the next plan.
+    """
+    runs = list(runs)
+    try:
+        return TaskBuilder(CachedInputs(cache, needs_checks=True)).tasks(runs)
+    except KeyError:
+        tasks = make_tasks(runs, cache)
+        cache.write()
+        return tasks
+
+
 class TaskInputs:
     """Reads data manifests and hashes code, each once, and checks that networks and data fit."""
 
@@ -46,7 +61,7 @@ class TaskInputs:
         self.sets: dict[tuple[str, bool, bool], tuple[Any, dict[str, Any]]] = {}  # images and manifest
         self.transfers: dict[str, dict[str, Any]] = {}  # manifests of sets for transfers
         self.codes: dict[str, str] = {}  # by name of the network
-        self.checked: set[tuple[str, str]] = set()
+        self.checked: set[str] = set()  # keys of what fits
 
     def images(self, name: str, is_sharded: bool, boxes: bool = False) -> tuple[Any, dict[str, Any]]:
         """Return a data set and its manifest as plain data."""
@@ -80,16 +95,21 @@ class TaskInputs:
 
     def check(self, run: Run) -> None:
         """Raise UserError if a variant's network and images do not fit."""
-        if (run.experiment, run.variant) not in self.checked:
-            data = run.recipe.data
-            check_run(run, self.images(data.name, data.crop is not None, data.boxes)[0])
-            self.checked.add((run.experiment, run.variant))
+        data = run.recipe.data
+        images, manifest = self.images(data.name, data.crop is not None, data.boxes)
+        key = check_key(run, manifest["sha256"])
+        if key not in self.checked:
+            check_run(run, images)
+            self.checked.add(key)
+            self.cache.add_check(key)
 
     def check_derived(self, derived: DerivedRun) -> None:
         """Raise UserError if the network of a derived run's members lacks what the derived run needs."""
-        if (derived.experiment, derived.variant) not in self.checked:
+        key = derived_check_key(derived)
+        if key not in self.checked:
             check_derived_run(derived)
-            self.checked.add((derived.experiment, derived.variant))
+            self.checked.add(key)
+            self.cache.add_check(key)
 
     def code(self, network: str) -> str:
         """Return the code hash of a network."""
@@ -102,10 +122,14 @@ class TaskInputs:
 
 
 class CachedInputs:
-    """Returns manifests and code hashes from the cache. Raises KeyError for those that it does not hold."""
+    """Returns manifests and code hashes from the cache. Raises KeyError for those that it does not hold.
 
-    def __init__(self, cache: TaskCache) -> None:
+    `needs_checks`: also for runs whose network and data have not been checked. Those of finished runs fit.
+    """
+
+    def __init__(self, cache: TaskCache, *, needs_checks: bool = False) -> None:
         self.cache = cache
+        self.needs_checks = needs_checks
 
     @lru_cache  # noqa: B019 - lives as long as one command
     def manifest(self, name: str, is_sharded: bool, boxes: bool = False) -> dict[str, Any]:
@@ -117,10 +141,16 @@ class CachedInputs:
         return self.manifest(name, True)
 
     def check(self, run: Run) -> None:
-        """Do nothing: network and data of a finished run fit."""
+        """Raise KeyError if the cache does not say that network and data fit, and this has to be known."""
+        if self.needs_checks:
+            data = run.recipe.data
+            manifest = self.manifest(data.name, data.crop is not None, data.boxes)
+            self.cache.require_check(check_key(run, manifest["sha256"]))
 
     def check_derived(self, derived: DerivedRun) -> None:
-        """Do nothing: the network of a finished derived run fits."""
+        """Raise KeyError if the cache does not say that the network fits, and this has to be known."""
+        if self.needs_checks:
+            self.cache.require_check(derived_check_key(derived))
 
     def code(self, network: str) -> str:
         """Return the code hash of a network."""
@@ -188,6 +218,21 @@ def random_pixels_manifest() -> dict[str, Any]:
 def make_task(run: Run | DerivedRun, run_identity: str, code: str, manifest: dict[str, Any]) -> Task:
     """Return the task of a run with this identity, in the runs folder."""
     return Task(run, run_identity, code, manifest, runs_folder() / run_identity, data_folder())
+
+
+def check_key(run: Run, manifest: str) -> str:
+    """Return the hash of what `check_run` depends on, beside the code: recipes and data."""
+    recipes = [one.recipe.model_dump(mode="json") for one in (run, *run.members)]
+    return digest({"recipes": recipes, "manifest": manifest})
+
+
+def derived_check_key(derived: DerivedRun) -> str:
+    """Return the hash of what `check_derived_run` depends on, beside the code: settings and networks."""
+    networks = [
+        (name, one.recipe.model.model_dump(mode="json"))
+        for name, one in zip(derived.member_names, derived.members, strict=True)
+    ]
+    return digest({"settings": derived.spec.model_dump(mode="json"), "networks": networks})
 
 
 def check_run(run: Run, images: Any) -> None:

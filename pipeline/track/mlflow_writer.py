@@ -22,7 +22,7 @@ from pipeline.common.errors import UserError
 from pipeline.common.files import write_atomically
 from pipeline.common.locks import file_lock
 from pipeline.common.paths import home, tracking_uri
-from pipeline.declare.recipe import STEPS_TO
+from pipeline.declare.training import STEPS_TO
 from pipeline.track.folder_content import FolderContent, flatten, model_tags, run_tags
 from pipeline.track.mlflow_errors import RefusedError, explain_mlflow_errors, tracking_error
 from pipeline.track.mlflow_models import log_model

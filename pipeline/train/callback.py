@@ -10,7 +10,7 @@ import torch
 from lightning_modules.recipe import Batch, plateau_drops
 from pipeline.common.environment import env_number
 from pipeline.data.order import derive_seed
-from pipeline.declare.recipe import GRADIENT_NORM, steps_to_metric
+from pipeline.declare.training import GRADIENT_NORM, steps_to_metric
 from pipeline.train.context import RunContext
 from pipeline.train.costs import CostMeter
 from pipeline.train.lightning import BufferedCheckpointIO, ordered_mean_hook

@@ -16,7 +16,7 @@ from pipeline.common.errors import UserError
 from pipeline.common.provenance import hardware_name
 from pipeline.data.manifest import Manifest
 from pipeline.data.order import derive_seed
-from pipeline.declare.recipe import Train
+from pipeline.declare.training import Train
 from pipeline.plan.expand import Run
 from pipeline.track.run_folder import RunFolder
 from pipeline.train.inputs import AnyImageSet, ReadOptions

@@ -13,7 +13,8 @@ from pipeline.data.images import ImageSet, LabelledImages
 from pipeline.data.manifest import train_val_split
 from pipeline.data.order import derive_seed
 from pipeline.data.statistics import fit_in_memory_normaliser
-from pipeline.declare.recipe import Data, Train
+from pipeline.declare.data_settings import Data
+from pipeline.declare.training import Train
 from pipeline.train.evaluate import EVAL_BATCH, AveragedNetworks, ErrorCounts, evaluate_batches, response_std
 from pipeline.train.features import batch_features
 from pipeline.train.inputs import (

@@ -20,7 +20,8 @@ from pipeline.data.prefetch import never_stop
 from pipeline.data.samples import SampleSubset
 from pipeline.data.shards import ShardSet
 from pipeline.data.statistics import require_sharded_normalisation
-from pipeline.declare.recipe import Data, Train
+from pipeline.declare.data_settings import Data
+from pipeline.declare.training import Train
 from pipeline.train.evaluate import ErrorCounts, combine_counts
 from pipeline.train.ranks import SINGLE_RANK, RankGroup
 

@@ -4,7 +4,7 @@ import torch
 
 from pipeline.data.boxes import BoxedShards
 from pipeline.data.shards import ShardSet
-from pipeline.declare.recipe import Data
+from pipeline.declare.data_settings import Data
 from pipeline.train.box_data import BoxData
 from pipeline.train.in_memory import InMemoryData
 from pipeline.train.inputs import AnyImageSet, ReadOptions, TrainingData, images_for, input_shape

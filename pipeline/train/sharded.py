@@ -14,8 +14,9 @@ from pipeline.data.samples import Samples
 from pipeline.data.sharded_feed import ShardedFeed
 from pipeline.data.shards import ShardSet, copy_in_background
 from pipeline.data.statistics import fit_sharded_normaliser, pixel_statistics, principal_colours
+from pipeline.declare.data_settings import Crop, Data
 from pipeline.declare.protocol import parse_protocol
-from pipeline.declare.recipe import Crop, Data, Train
+from pipeline.declare.training import Train
 from pipeline.train.evaluate import EnsembleMember, ErrorCounts, evaluate_samples
 from pipeline.train.features import sample_features
 from pipeline.train.inputs import (

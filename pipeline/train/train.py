@@ -20,7 +20,7 @@ from lightning_modules.classifier import NotConvergedError
 from pipeline.common.errors import UserError
 from pipeline.data.manifest import manifest_from_dict
 from pipeline.data.prefetch import StopRequested, never_stop
-from pipeline.declare.recipe import Train
+from pipeline.declare.training import Train
 from pipeline.plan.expand import Run
 from pipeline.plan.task import Task
 from pipeline.track.record import FINISHED, NOT_CONVERGED, Record, make_record

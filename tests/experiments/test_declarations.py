@@ -19,10 +19,10 @@ from pipeline.cli import run as cli_run
 from pipeline.common.errors import UserError
 from pipeline.common.paths import ROOT
 from pipeline.declare.claims import BoundClaim, ExactClaim, GainClaim, MetricClaim, OrderingClaim, RatioClaim
+from pipeline.declare.data_settings import Crop
 from pipeline.declare.load import EXPERIMENTS, experiment_names, load_all, load_experiment
 from pipeline.declare.printed import PRINTED_FILE
 from pipeline.declare.protocol import parse_protocol
-from pipeline.declare.recipe import Crop
 from pipeline.judge.category import category
 from pipeline.judge.counting import scales_of, variants_of
 from pipeline.judge.ledger import judge_exact_claim, measured_sides

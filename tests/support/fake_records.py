@@ -1,5 +1,6 @@
 """Records of runs that were never trained, and the console that commands print to."""
 
+import sys
 from typing import Any
 
 import pytest
@@ -51,5 +52,6 @@ def fake_record(
 
 def set_console(monkeypatch: pytest.MonkeyPatch, console: Any) -> None:
     """Let all commands print to this console."""
-    for module in ("terminal", "main", "run", "leaderboard", "data", "tables", "report", "ui", "figures"):
-        monkeypatch.setattr(f"pipeline.cli.{module}.out", console)
+    for name, module in list(sys.modules.items()):
+        if name.startswith("pipeline.cli.") and hasattr(module, "out"):
+            monkeypatch.setattr(module, "out", console)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pipeline.declare.experiment import Experiment
-from pipeline.declare.recipe import GRADIENT_NORM
+from pipeline.declare.training import GRADIENT_NORM
 from pipeline.plan.expand import DerivedRun, plan_runs
 from pipeline.report.paper_figures.figure_data import Curve, FigureData, paper_value
 from pipeline.track.record import Record

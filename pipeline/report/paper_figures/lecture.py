@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from pipeline.declare.recipe import GRADIENT_NORM
+from pipeline.declare.training import GRADIENT_NORM
 from pipeline.report.paper_figures.figure_data import FigureData
 from pipeline.report.paper_figures.paper_figure import FigureTitle, PaperFigure
 from pipeline.report.paper_figures.stochastic_depth import gradient_figure

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from pipeline.declare.experiment import Experiment
-from pipeline.declare.recipe import GRADIENT_NORM
+from pipeline.declare.training import GRADIENT_NORM
 from pipeline.report.paper_figures.comparison import papers_data
 from pipeline.report.paper_figures.error_curves import TEST_CURVE, CurvePanel, drawn_curves, variant_lines
 from pipeline.report.paper_figures.figure_data import FigureData, ScaleRuns, paper_value

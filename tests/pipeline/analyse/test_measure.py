@@ -8,8 +8,9 @@ import torch
 
 from pipeline.analyse.measure import measure_claim, published_image_shape
 from pipeline.common.errors import UserError
+from pipeline.declare.data_settings import Data
 from pipeline.declare.load import load_experiment
-from pipeline.declare.recipe import Data, LrDrops
+from pipeline.declare.training import LrDrops
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from pipeline.analyse.value_cache import cache_value, cached_value, measuring_co
 from pipeline.common.errors import UserError
 from pipeline.declare.load import load_experiment
 from pipeline.judge.collect import judge_experiments
-from pipeline.report.describe import print_experiment
+from pipeline.report.describe import ShownPart, print_experiment
 
 NETWORK = ("a network", '{"depth": 20}', 10, (3, 32, 32))
 
@@ -24,7 +24,7 @@ NETWORK = ("a network", '{"depth": 20}', 10, (3, 32, 32))
 @pytest.fixture(autouse=True)
 def _home(tmp_path, monkeypatch):
     monkeypatch.setenv("REPRO_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(value_cache, "sources_edited_since_start", lambda: False)
+    monkeypatch.setattr(value_cache, "edited_since_start", lambda _: False)
 
 
 @pytest.fixture
@@ -205,7 +205,7 @@ def test_a_home_without_write_access_does_not_matter(tmp_path, monkeypatch):
 def test_a_command_whose_values_are_cached_does_not_import_torch(tmp_path, declare, command):
     declared = declare()
     judge_experiments([declared], [])
-    print_experiment(declared, [], Console(quiet=True), lambda *_, **__: None)
+    print_experiment(ShownPart(declared), [], Console(quiet=True), lambda *_, **__: None)
     code = (
         "import sys\n"
         "from pipeline.cli.main import main\n"

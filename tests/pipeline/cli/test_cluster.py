@@ -11,12 +11,14 @@ import sys
 import time
 import types
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
 from pipeline.cli import cluster as cli_cluster
+from pipeline.cli import launch as cli_launch
 from pipeline.cli import terminal
 from pipeline.cluster import jobs, launches, local_head, node
 from pipeline.cluster.local_head import ClusterAddress
@@ -86,7 +88,7 @@ def fake(monkeypatch):
         monkeypatch.setattr(jobs, name, getattr(made, name))
     monkeypatch.setattr(local_head, "find_local_cluster", lambda: made.running)
     monkeypatch.setattr(local_head, "ensure_local_cluster", made.ensure_local_cluster)
-    monkeypatch.setattr(cli_cluster, "collect_with_warnings", lambda: FinishedRuns([], None))
+    monkeypatch.setattr(cli_launch, "collect_with_warnings", lambda: FinishedRuns([], None))
     monkeypatch.setattr("pipeline.schedule.tasks.code_hash", CODE_HASH)
     monkeypatch.setattr(cli_cluster, "REMOTE_REFRESH_SECONDS", 0.0)
     monkeypatch.setattr(cli_cluster, "REFRESH_SECONDS", 0.0)
@@ -224,7 +226,7 @@ def test_finished_runs_are_not_launched(command, fake, launched):
 def test_runs_finished_according_to_the_tracking_server_are_not_launched(command, launched, monkeypatch):
     first = launched.tasks[0]
     tracked = fake_record(load_experiment(RESNET), "plain-20", 0, 50.0, scale="smoke", identity=first.identity)
-    monkeypatch.setattr(cli_cluster, "collect_with_warnings", lambda: FinishedRuns([tracked], None))
+    monkeypatch.setattr(cli_launch, "collect_with_warnings", lambda: FinishedRuns([tracked], None))
     _, out, _ = command(*SMOKE)
     assert "6 runs: 1 finished, 5 to do" in out
     *_, newest = launches.all_launches()
@@ -635,6 +637,6 @@ def test_commands_that_read_files_load_no_heavy_library(tmp_path):
         "    try:\n        main()\n    except SystemExit as ended:\n        assert not ended.code\n"
         "print([m for m in ('torch', 'ray', 'mlflow', 'numpy') if m in sys.modules])"
     )
-    env = {"PATH": "", "REPRO_HOME": str(tmp_path), "PYTHONPATH": str(cli_cluster.Path(__file__).parents[3])}
+    env = {"PATH": "", "REPRO_HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[3])}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"

@@ -15,19 +15,24 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from pipeline.cli import main, tables
-from pipeline.cli.run import parse_changes, thread_count
+from pipeline.cli import main, verdicts
+from pipeline.cli.run import thread_count
+from pipeline.cli.selection import parse_changes
+from pipeline.cli.tables import column_names
 from pipeline.common.errors import UserError
 from pipeline.declare.claims import Departure
 from pipeline.declare.load import load_experiment
 from pipeline.declare.printed import PrintedFile
 from pipeline.judge.collect import FinishedRuns, judge_experiments
+from pipeline.judge.counting import variants_of
 from pipeline.judge.verdict import Outcome, Reason
+from pipeline.report.leaderboard import LeaderboardRow
 from pipeline.schedule.reproduce import JobOutcome
 from pipeline.track.published_results import PublishedResult, save_result
 from tests.support.fake_records import fake_record, set_console
 
 RESNET = "resnet/cifar10_depth"
+SMOKE = ("run", RESNET, "--scale", "smoke", "--seeds", "1")
 TABLE_6 = next(
     claim for claim in load_experiment(RESNET).claims if (claim.kind, claim.source) == ("metric", "Table 6")
 )  # the first row: ResNet-20 has an error of 8.75 %
@@ -312,10 +317,106 @@ def test_a_network_that_did_not_converge_is_in_the_leaderboard(command, known):
     assert "did not converge" in out
 
 
-def test_an_empty_leaderboard_prints_how_to_fill_it(command, known):
-    assert command("leaderboard")[1] == "No finished runs. Start some: repro run EXPERIMENT --scale laptop\n"
+def test_an_empty_leaderboard_prints_how_to_fill_it(command, known, few_experiments):
+    first, empty, title, *_ = command("leaderboard")[1].splitlines()
+    assert (first, empty) == ("No finished runs. Start some: repro run EXPERIMENT --scale laptop", "")
+    assert title == "winners of ILSVRC, the lecture's chart: published top-5 errors, not ours"
     assert command("leaderboard", "--json")[1] == "[]\n"
-    assert command("leaderboard", "--csv")[1] == command("leaderboard", "--markdown")[1] == ""
+    (head,) = csv.reader(io.StringIO(command("leaderboard", "--csv")[1]))
+    assert head == ["kind", *column_names(LeaderboardRow)]
+
+
+def test_winners_of_ilsvrc_are_the_papers_numbers(command, known, few_experiments):
+    """The lecture gives AlexNet 16.4, which is another entry, and ZFNet the error of Clarifai."""
+    found = json.loads(command("leaderboard", "ilsvrc", "--json")[1])
+    shown = {row["entry"]: (row["year"], row["lecture_top5"], row["paper_top5"], row["layers"]) for row in found}
+    assert shown == {
+        "Lin et al. (NEC-UIUC)": (2010, 28.2, 28.2, None),
+        "Sanchez & Perronnin (XRCE)": (2011, 25.8, 25.8, None),
+        "AlexNet (SuperVision)": (2012, 16.4, 15.3, 8),
+        "ZFNet / Clarifai": (2013, 11.7, 14.8, 8),
+        "VGG (2nd)": (2014, 7.3, 7.32, 19),
+        "GoogLeNet (1st)": (2014, 6.7, 6.67, 22),
+        "ResNet": (2015, 3.57, 3.57, 152),
+        "human (Russakovsky et al.)": (None, 5.1, 5.1, None),
+    }
+    assert {row["entry"] for row in found if row["verdict"] == "erratum"} == {
+        "AlexNet (SuperVision)",
+        "ZFNet / Clarifai",
+    }
+    assert {row["ours_top5"] for row in found} == {None}  # nothing was trained
+
+
+def test_winners_are_not_among_filtered_rows(command, known, few_experiments):
+    known(*row("resnet-20", AGREES))
+    assert "winners of ILSVRC" in command("leaderboard")[1]
+    for words in (["resnet"], ["--scale", "paper"], ["--data", "cifar10"], ["--variant", "resnet-20"], ["--json"]):
+        assert "winner" not in command("leaderboard", *words)[1]
+
+
+def test_leaderboard_of_variants(command, known):
+    known(*row("resnet-20", AGREES), *row("plain-20", [9.0, 9.2]))
+    found = json.loads(command("leaderboard", RESNET, "--variant", "plain-20", "--json")[1])
+    assert [one["variant"] for one in found] == ["plain-20"]
+    assert command("leaderboard", RESNET, "--variant", "plan-20")[2] == (
+        "error: --variant plan-20: no such variant; did you mean 'plain-20'?\n"
+    )
+
+
+def test_one_claim_is_judged_by_its_name(command, known):
+    known(*row("resnet-20", AGREES))
+    code, out, err = command("verify", f"{RESNET}/{TABLE_6.id}")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[1] == f"✔ reproduced  {TABLE_6.id}"
+    assert out.splitlines()[-1].startswith("Trained: 1 reproduced")
+    (found,) = csv.DictReader(io.StringIO(command("verify", f"{RESNET}/{TABLE_6.id}", "--csv")[1]))
+    assert (found["claim"], found["outcome"], found["claimed"], found["runs"]) == (
+        *(TABLE_6.id, "reproduced", "8.75"),
+        "5",
+    )
+    assert command("verify", f"{RESNET}/{TABLE_6.id[:-1]}")[2] == (
+        f"error: {RESNET} has no claim {TABLE_6.id[:-1]!r}; did you mean {TABLE_6.id!r}?\n"
+    )
+
+
+def test_show_of_a_scale_has_the_settings_of_its_runs(command, known):
+    _, out, _ = command("show", RESNET, "--scale", "smoke")
+    assert (
+        "  resnet-20  resnet_cifar depth 20, shortcut A; data noise, augment pad1-crop/flip; 12 steps of 20" in out
+    )
+    assert "6 runs (2 variants x 3 seeds), 72 steps" in out
+    assert "  resnet-56 " not in out
+    found = json.loads(command("show", RESNET, "--scale", "smoke", "--variant", "plain-20", "--json")[1])
+    assert found["recipes"]["plain-20"]["train"]["steps"] == 12
+    assert ([*found["recipes"]], found["seeds_of"], [*found["scales"]]) == (
+        ["plain-20"],
+        {"plain-20": [0, 1, 2]},
+        ["smoke"],
+    )
+    assert command("show", RESNET, "--scale", "smok")[2] == (
+        f"error: {RESNET} has no scale 'smok'; did you mean 'smoke'?\n"
+    )
+    assert "did you mean 'resnet-20'" in command("show", RESNET, "--variant", "resnt-20")[2]
+
+
+def test_show_of_a_variant_has_its_claims(command, known):
+    found = csv.DictReader(io.StringIO(command("show", RESNET, "--variant", "plain-110", "--csv")[1]))
+    claims = {one["claim"]: one for one in found}
+    about = [one for one in load_experiment(RESNET).claims if "plain-110" in variants_of(one)]
+    assert set(claims) == {one.id for one in about}
+    assert 0 < len(claims) < 20
+
+
+def test_a_format_of_launch_needs_a_plan(command):
+    assert command("launch", RESNET, "--csv")[2] == (
+        "error: --csv prints the plan of --dry-run; add it, or omit --csv\n"
+    )
+
+
+def test_a_dry_run_is_a_table_too(command):
+    found = json.loads(command(*SMOKE, "--dry-run", "--json")[1])
+    shown = [(one["variant"], one["seed"], one["state"], one["steps"]) for one in found]
+    assert shown == [("plain-20", 0, "to do", 12), ("resnet-20", 0, "to do", 12)]
 
 
 def test_leaderboard_says_where_the_paper_s_data_differ(command, known):
@@ -374,7 +475,7 @@ def test_after_training_claims_that_need_paper_scale_are_one_line(capsys):
         "plain-20", [80.0, 90.0, 85.0], scale="smoke"
     )
     entries = judge_experiments([load_experiment(RESNET)], records, ["smoke"])
-    tables.print_outcome(entries, RESNET)
+    verdicts.print_outcome(entries, RESNET)
     out = capsys.readouterr().out
     assert "cannot judge: not-run" not in out
     assert "3 more claims about these networks can only be judged at paper scale.\n" in out
@@ -392,9 +493,6 @@ def trained(monkeypatch):
         )
 
     return end
-
-
-SMOKE = ("run", RESNET, "--scale", "smoke", "--seeds", "1")
 
 
 def test_ctrl_c_exits_130_and_prints_how_to_resume(command, known, trained):

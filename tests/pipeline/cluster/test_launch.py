@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.cli.selection import parse_changes
 from pipeline.cluster import estimate, launches
 from pipeline.cluster.estimate import Estimator
 from pipeline.cluster.launch import (
@@ -121,13 +122,55 @@ def test_a_suite_selects_all_experiments_of_the_scale_and_names_the_others():
 
 
 def test_a_request_has_a_command_line_a_title_and_terms():
-    request = LaunchRequest((RESNET,), "paper", "cs231n", 4, 32, 10.5, 2, 2.5, "bf16")
+    request = LaunchRequest((RESNET,), "paper", "cs231n", 4, 32, 10.5, 2, 2.5, changes={"train.precision": "bf16"})
     assert " ".join(request.to_argv()) == (
         "launch resnet/cifar10_depth --scale paper --suite cs231n --gpus-per-run 4 --device-batch 32"
-        " --max-gpu-hours 10.5 --max-concurrent 2 --price 2.5 --precision bf16"
+        " --max-gpu-hours 10.5 --max-concurrent 2 --price 2.5 --set train.precision=bf16"
     )
-    assert request.title == "suite cs231n, resnet/cifar10_depth at paper in bf16"
+    assert request.title == "suite cs231n, resnet/cifar10_depth at paper, train.precision=bf16"
     assert request.terms == LaunchTerms(4, 10.5, 2)
+
+
+def test_variants_seeds_and_changes_of_a_request_are_those_of_repro_run():
+    changes = {"train.lr_drops": {"at": [100]}, "data.augment": ["flip"]}
+    request = LaunchRequest((RESNET,), "smoke", variants=("resnet-20", "plain-20"), seeds=2, changes=changes)
+    words = request.to_argv()
+    assert words[-8:] == [
+        *("--variant", "resnet-20", "--variant", "plain-20"),
+        *("--set", "train.lr_drops={at: [100]}", "--set", "data.augment=[flip]"),
+    ]
+    assert parse_changes(words[-3::2]) == changes  # another machine reads the same values
+    assert request.title == (
+        f"{RESNET} at smoke, variant resnet-20, plain-20, 2 seeds,"
+        " train.lr_drops={at: [100]}, data.augment=[flip]"
+    )
+    request = LaunchRequest((RESNET,), "smoke", variants=("resnet-20",), seeds=2, changes={"train.lr": 0.5})
+    runs = select_runs(request).runs
+    assert [(run.variant, run.seed, dict(run.changes)) for run in runs] == [
+        ("resnet-20", 0, {"train.lr": 0.5}),
+        ("resnet-20", 1, {"train.lr": 0.5}),
+    ]
+
+
+def test_derived_runs_of_a_launch_follow_the_chosen_variants():
+    """As in `repro run`: a derived run is made if all the variants that it consumes are chosen."""
+    several = {"densenet/resnets", "lenet5/mnist", "fractalnet/cifar"}
+    found = set()
+    for name in several:
+        experiment = load_experiment(name)
+        for chosen in experiment.variants_at("smoke"):
+            runs = select_runs(LaunchRequest((name,), "smoke", variants=(chosen,))).runs
+            derived = {run.variant for run in runs if isinstance(run, DerivedRun)}
+            assert derived == set(experiment.derived_at("smoke", [chosen]))
+            found |= derived
+    assert "lenet5-compressed" in found
+
+
+def test_variants_are_those_of_one_experiment():
+    with pytest.raises(UserError, match="--variant names a variant of one experiment, but 2 are selected"):
+        select_runs(LaunchRequest((RESNET, "lenet5/mnist"), "smoke", variants=("resnet-20",)))
+    with pytest.raises(UserError, match="no variant 'resnet-21'; did you mean"):
+        select_runs(LaunchRequest((RESNET,), "smoke", variants=("resnet-21",)))
 
 
 def test_only_files_below_the_experiments_folder_are_sent_to_a_cluster(tmp_path):

@@ -21,7 +21,7 @@ from pipeline.data.colour import (
 )
 from pipeline.data.images import DataError
 from pipeline.data.normalise import Normaliser, normalise_crops
-from pipeline.declare.recipe import Jitter
+from pipeline.declare.data_settings import Jitter
 
 SCALE = Normaliser("scale", torch.full((3,), 1 / 255), torch.zeros(3), 0.0)
 LARGEST = float(np.nextafter(1.0, 0.0))

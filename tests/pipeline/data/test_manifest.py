@@ -18,7 +18,7 @@ from pipeline.data.manifest import (
 )
 from pipeline.data.order import seeded_generator
 from pipeline.data.sources import load_images
-from pipeline.declare.recipe import PartCounts
+from pipeline.declare.data_settings import PartCounts
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from pipeline.data.images import DataError
 from pipeline.data.normalise import Normaliser
 from pipeline.data.order import batch_indices, permutation, seeded_generator
 from pipeline.data.sharded_feed import ShardedFeed
-from pipeline.declare.recipe import Jitter
+from pipeline.declare.data_settings import Jitter
 from tests.support.crop_specs import RANDOM, RESNET, SPECS
 from tests.support.image_sets import prepare_random_set, random_image
 from tests.support.in_memory_samples import InMemorySamples

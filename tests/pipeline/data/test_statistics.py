@@ -26,7 +26,7 @@ from pipeline.data.statistics import (
     principal_colours,
     statistics_frame,
 )
-from pipeline.declare.recipe import Crop
+from pipeline.declare.data_settings import Crop
 from tests.support.in_memory_samples import InMemorySamples
 
 CROP = Crop(side=12, short=20, centre=16)

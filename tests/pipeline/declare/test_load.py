@@ -55,6 +55,23 @@ def test_an_invalid_experiment_is_an_error_with_file_key_and_reason(declare, old
     assert str(caught.value) == f"toy/depth.yaml: {message}"
 
 
+@pytest.mark.parametrize(
+    ("claim", "message"),
+    [
+        ("metric: printed/sise, op: <", "metric: printed has no value 'sise'; did you mean 'size'?"),
+        (
+            "metric: printed/size, over_metric: printed/of, op: <",
+            "over_metric: printed has no value 'of'; known: size",
+        ),
+    ],
+)
+def test_an_unknown_printed_value_is_an_error_of_loading(declare, claim, message):
+    text = f"printed: {{Table 1: {{size: 240}}}}\nclaims:\n  - {{id: small, kind: exact, says: x, source: x, claimed: 1, {claim}}}\n"
+    with pytest.raises(DeclarationError) as caught:
+        declare("claims:\n", text)
+    assert str(caught.value) == f"toy/depth.yaml: claims.small.{message}"
+
+
 def test_steps_and_gradients_are_no_errors_in_percent(declare):
     counted = ("  batch_size: 128\n", "  batch_size: 128\n  steps_to_error_pct: [25.0]\n")
     steps = "metric: train/steps_to_25_pct_error"

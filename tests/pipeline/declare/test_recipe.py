@@ -2,8 +2,9 @@
 
 import pytest
 
+from pipeline.declare.data_settings import Data
 from pipeline.declare.experiment import DeclarationError
-from pipeline.declare.recipe import Data, Train
+from pipeline.declare.training import Train
 
 # ruff: noqa: E501 - one error per line reads as a table
 ERRORS = {  # replaced text, new text, message

@@ -17,7 +17,7 @@ from pipeline.data.images import LabelledImages
 from pipeline.data.manifest import manifest_of
 from pipeline.data.normalise import NORMALISERS, Normaliser, fit_normaliser, normalise_crops
 from pipeline.data.views import ViewGroup
-from pipeline.declare.recipe import Crop
+from pipeline.declare.data_settings import Crop
 from pipeline.derive import export_model as module
 from pipeline.derive.context import load_network
 from pipeline.derive.export_model import (

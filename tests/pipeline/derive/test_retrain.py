@@ -10,7 +10,7 @@ from torch import nn
 
 from lightning_modules.recipe import Batch
 from pipeline.declare.derived import CompressionSpec, Retraining
-from pipeline.declare.recipe import RmsProp, Sgd
+from pipeline.declare.training import RmsProp, Sgd
 from pipeline.derive.quantise import LayerSettings, compressible_layers, prune_layers, share_layer
 from pipeline.derive.retrain import (
     PrunedWeights,

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.judge.counting import counted_records
+from pipeline.judge.counting import RecordIndex, counted_records, unchanged_records
 from pipeline.judge.ledger import ledger
 from tests.support.ledgers import (
     DEEP,
@@ -151,3 +151,24 @@ def test_derived_run_of_a_left_out_variant_does_not_count(declare, seed_records)
     declared = declare(*OTHER_DATA, *NAMES_ONE, "scales:\n", of_other)
     records = derived_records(declared, "pair", [9.0, 9.1], scale="laptop")
     assert list(counted_records(declared, "laptop", records)) == ["pair"]
+
+
+def test_index_finds_what_a_search_through_all_records_finds(experiment, record):
+    records = [record(experiment, name, seed, 9.0) for name in ("plain-20", "resnet-20") for seed in range(4)]
+    records += [replace(one, manifest="other data") for one in records[::3]]  # several of one declaration
+    random.Random(0).shuffle(records)
+    index = RecordIndex(records)
+    for size in range(len(records)):
+        wanted = {one.declaration for one in records[:size]}
+        assert index.matching(wanted) == [one for one in records if one.declaration in wanted]
+    assert index.matching(["unknown"]) == []
+    assert index.seeds == {0, 1, 2, 3}
+
+
+def test_records_and_their_index_count_alike(experiment, record):
+    records = [record(experiment, "plain-20", seed, 9.0) for seed in range(5)]
+    records.append(replace(records[0], seed=7, changes={"train.lr": 0.5}))
+    index = unchanged_records(records)
+    assert unchanged_records(index) is index
+    assert counted_records(experiment, "paper", index) == counted_records(experiment, "paper", records)
+    assert [one.seed for one in counted_records(experiment, "paper", index)["plain-20"]] == [0, 1, 2, 3, 4]

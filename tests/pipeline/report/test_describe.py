@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from pipeline.analyse.measure import analysis_of
+from pipeline.declare.data_settings import Crop
 from pipeline.declare.derived import (
     ColumnSpec,
     CompressionSpec,
@@ -18,11 +19,11 @@ from pipeline.declare.derived import (
 )
 from pipeline.declare.experiment import Experiment
 from pipeline.declare.load import experiment_names, load_experiment
-from pipeline.declare.recipe import Crop, LrDrops, Train
+from pipeline.declare.training import LrDrops, Train
 from pipeline.declare.transfer import TransferSpec
 from pipeline.plan.expand import plan_runs
 from pipeline.report.derived_text import derived_text
-from pipeline.report.describe import print_experiment, training_multiply_adds, work_text
+from pipeline.report.describe import ShownPart, print_experiment, training_multiply_adds, work_text
 from pipeline.report.recipe_text import (
     crop_text,
     lr_drops_text,
@@ -112,7 +113,9 @@ def shown():
 
     def lines(experiment):
         out = Console(file=io.StringIO(), width=1000)
-        print_experiment(experiment, [], out, lambda text, indent=0: out.print(text, markup=False, soft_wrap=True))
+        print_experiment(
+            ShownPart(experiment), [], out, lambda text, indent=0: out.print(text, markup=False, soft_wrap=True)
+        )
         return out.file.getvalue().splitlines()
 
     return lines
@@ -169,7 +172,7 @@ def test_claims_are_counted_by_category_and_show_what_they_compare(declare, show
     lines = shown(declare(*AS_GAIN))
     assert "claims (1 arithmetic, 1 recipe, 5 trained)" in lines
     assert "deeper: By 1 point (plain-32 - plain-20 = 1 ± 0.3; Figure 6)" in lines
-    assert "ratio: By a tenth (plain-32 / plain-20; Figure 6)" in lines
+    assert "ratio: By a tenth (plain-32 / plain-20 = 1.1 ± 0.1; Figure 6)" in lines
     assert "error: Plain-20 reaches 9.5 % (Figure 6)" in lines  # the sentence has the number
 
 

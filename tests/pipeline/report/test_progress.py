@@ -1,7 +1,6 @@
 """Test the progress of runs: lines, bars, plans."""
 
 import io
-import json
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from pipeline.declare.experiment import Experiment
 from pipeline.plan.expand import plan_runs
 from pipeline.plan.task import Task
 from pipeline.report import progress
-from pipeline.report.progress import ProgressDisplay, plan_lines
+from pipeline.report.progress import ProgressDisplay
 from pipeline.schedule.local import Event
 from pipeline.track.run_folder import RunFolder
 
@@ -101,29 +100,6 @@ def test_finished_runs_are_counted_at_the_start(tasks, experiment, record):
     assert lines(tasks) == ["1 of 2 runs are already finished"]
 
 
-def test_plan_shows_the_state_of_every_run(tasks, experiment, record):
-    shown, file = console()
-    plan_lines(tasks, shown)
-    assert file.getvalue().splitlines() == [
-        "plain-20 seed 0   to train, 12 steps",
-        "resnet-20 seed 0  to train, 12 steps",
-        "2 runs, 0 finished, 2 to train",
-    ]
-    for task in tasks:
-        RunFolder(task.folder).create({})
-    RunFolder(tasks[0].folder).finish(record(experiment, "plain-20", 0, 9.5))
-    RunFolder(tasks[1].folder).save_checkpoint(7, lambda path: path.write_text(json.dumps("weights")))
-    shown, file = console()
-    plan_lines(tasks, shown)
-    assert file.getvalue().splitlines() == [
-        "plain-20 seed 0   finished",
-        "resnet-20 seed 0  to resume at step 7 of 12",
-        "2 runs, 1 finished, 1 to train",
-    ]
-    plan_lines(tasks[:1], shown)
-    assert file.getvalue().endswith("1 run, 1 finished, 0 to train\n")
-
-
 # --- derived runs ------------------------------------------------------------------------------------------
 
 
@@ -169,17 +145,6 @@ def test_bar_of_a_derived_run_has_no_total(with_ensemble):
         bar = seen.bars.tasks[seen.bar_of[with_ensemble[2].identity]]
         assert (bar.total, bar.visible) == (None, True)
         assert seen.bars.tasks[seen.total].total == 24  # two runs of 12
-
-
-def test_plan_shows_derived_runs(with_ensemble):
-    shown, file = console()
-    plan_lines(with_ensemble, shown)
-    assert file.getvalue().splitlines() == [
-        "plain-20 seed 0  to train, 12 steps",
-        "plain-20 seed 1  to train, 12 steps",
-        "two seed 0       to do after its runs: average of 2 plain-20",
-        "2 runs and 1 derived run, 0 finished, 3 to do",
-    ]
 
 
 def test_result_of_a_transfer_without_a_top_1_error_is_its_scores():

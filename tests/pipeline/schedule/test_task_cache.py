@@ -4,19 +4,21 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from importlib import metadata
 
 import pytest
 from PIL import Image
 from torchvision import datasets
 
+from pipeline.common.errors import UserError
 from pipeline.common.paths import data_folder, runs_folder
 from pipeline.data import sources
 from pipeline.declare.derived import EnsembleSpec
 from pipeline.plan.expand import DerivedRun
 from pipeline.schedule import task_cache
 from pipeline.schedule.task_cache import DOWNLOADS, TaskCache, cache_file, manifest_key
-from pipeline.schedule.tasks import finished_tasks, make_tasks
+from pipeline.schedule.tasks import check_key, finished_tasks, make_tasks, planned_tasks
 from pipeline.track.run_folder import RunFolder
 from tests.support.smoke_runs import smoke_run
 
@@ -74,6 +76,42 @@ def test_one_unfinished_run_means_none(finished):
 def test_a_network_that_is_not_in_the_cache_means_none(finished):
     finished(RUNS)
     assert finished_tasks([smoke_run("plain-20", changes={"model.name": "resnet_cifar"})], TaskCache()) is None
+
+
+def test_a_plan_is_made_from_the_cache_without_reading_images_or_building_networks(monkeypatch):
+    runs = [*RUNS, DERIVED]
+    tasks = planned_tasks(runs, TaskCache())
+    assert tasks == make_tasks(runs)
+    monkeypatch.setattr(sources, "load_images", lambda *_, **__: pytest.fail("read images"))
+    monkeypatch.setattr("pipeline.schedule.tasks.check_run", lambda *_: pytest.fail("built a network"))
+    assert planned_tasks(runs, TaskCache()) == tasks
+
+
+def test_a_network_that_was_not_checked_is_checked_before_a_plan_is_shown(monkeypatch):
+    planned_tasks(RUNS, TaskCache())
+    other = smoke_run("plain-20", changes={"model.depth": 26})
+    found = []
+    monkeypatch.setattr("pipeline.schedule.tasks.check_run", lambda run, _: found.append(run.recipe.model.args))
+    planned_tasks([*RUNS, other], TaskCache())
+    assert {"depth": 26} in found
+    found.clear()
+    planned_tasks([*RUNS, other], TaskCache())
+    assert found == []
+
+
+def test_a_network_that_does_not_fit_is_an_error_of_every_plan():
+    """A failed check is not cached."""
+    run = smoke_run("plain-20", changes={"model.depth": 21})
+    for _ in range(2):
+        with pytest.raises(UserError, match="the nearest valid depths are 20 and 26"):
+            planned_tasks([run], TaskCache())
+
+
+def test_checks_are_those_of_recipe_and_data():
+    run = smoke_run("plain-20")
+    assert check_key(run, "data") == check_key(replace(run, seed=7), "data")  # the seed changes no shape
+    assert check_key(run, "data") != check_key(run, "other data")
+    assert check_key(run, "data") != check_key(smoke_run("plain-20", changes={"model.depth": 26}), "data")
 
 
 def test_finding_finished_tasks_does_not_import_torch():

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.declare.recipe import COST_METRICS
+from pipeline.declare.training import COST_METRICS
 from pipeline.track.run_folder import RunFolder
 from pipeline.train import context, costs
 from pipeline.train.costs import CostMeter

@@ -8,7 +8,7 @@ from pipeline.data import manifest, sources
 from pipeline.data.batches import BatchBuilder
 from pipeline.data.normalise import fit_normaliser
 from pipeline.data.order import batch_indices
-from pipeline.declare.recipe import Data
+from pipeline.declare.data_settings import Data
 from pipeline.train.inputs import ReadOptions
 from pipeline.train.load import load_training_data
 from tests.support.smoke_runs import images_of

@@ -8,7 +8,7 @@ import pytest
 from pipeline.common.errors import UserError
 from pipeline.data import manifest, sources
 from pipeline.data.images import DataError
-from pipeline.declare.recipe import Data
+from pipeline.declare.data_settings import Data
 from pipeline.train.inputs import input_shape, require_counts
 from tests.support.sharded_runs import load_shards
 

@@ -7,7 +7,7 @@ import torch
 
 from pipeline.common.errors import UserError
 from pipeline.data.images import ImageSet, LabelledImages
-from pipeline.declare.recipe import Data
+from pipeline.declare.data_settings import Data
 from pipeline.train.in_memory import InMemoryData
 from pipeline.train.inputs import ReadOptions
 from pipeline.train.load import load_training_data

@@ -10,9 +10,9 @@ from pipeline.data import manifest, statistics
 from pipeline.data.colour import CropBatchBuilder
 from pipeline.data.crops import CropSpec
 from pipeline.data.sharded_feed import ShardedFeed
+from pipeline.declare.data_settings import Crop, Data, Jitter
 from pipeline.declare.load import load_experiment
 from pipeline.declare.metrics import metric_names
-from pipeline.declare.recipe import Crop, Data, Jitter
 from pipeline.track.run_folder import RunFolder
 from pipeline.train.inputs import ReadOptions
 from pipeline.train.load import load_training_data

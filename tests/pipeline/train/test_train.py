@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from pipeline.declare.recipe import Warmup
+from pipeline.declare.training import Warmup
 from pipeline.track.run_folder import RunFolder
 from pipeline.train import context
 from tests.support.smoke_runs import (

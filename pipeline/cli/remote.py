@@ -1,0 +1,116 @@
+"""The cluster of a command: this machine's own, or one at an address, where the command runs as a job."""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.cli import terminal
+from pipeline.cli.terminal import STOPPED, print_warning_line, say
+from pipeline.common.errors import UserError
+
+if TYPE_CHECKING:
+    from pipeline.cluster.local_head import ClusterAddress
+    from pipeline.cluster.status import ClusterStatus
+
+
+def is_cluster_job() -> bool:
+    """Return whether this command runs as a job on the cluster."""
+    from pipeline.cluster.jobs import INSIDE_VARIABLE
+
+    return bool(os.environ.get(INSIDE_VARIABLE))
+
+
+def remote_cluster(address: str | None) -> "ClusterAddress | None":
+    """Return the cluster at an address; None without an address, and in a job, which uses its own cluster."""
+    if not address or is_cluster_job():
+        return None
+    from pipeline.cluster import jobs
+
+    cluster = jobs.cluster_at(address)
+    print_warning_line(f"Using the cluster at {cluster.dashboard}")
+    return cluster
+
+
+def local_cluster() -> "ClusterAddress":
+    """Return this machine's cluster; start it if it does not run."""
+    from pipeline.cluster import local_head
+
+    return local_head.find_local_cluster() or local_head.ensure_local_cluster(report=print_warning_line)
+
+
+def run_and_follow(launch_ids: Sequence[str], code: Path, cluster: "ClusterAddress | None") -> int:
+    """Run launches and print their news, directly in a job on the cluster (None) or else through such a job."""
+    if cluster is None:
+        from pipeline.cluster.connect import follow_launches
+
+        return follow_launches(launch_ids, print_event)
+    from pipeline.cluster import jobs
+
+    try:
+        job = jobs.submit_job(cluster, ["carry", *launch_ids], code=code)
+    except UserError as error:
+        raise UserError(f"{error}; the launch is saved: start it with repro resume") from error
+    say(f"Running in the background; you can close this terminal. Ray dashboard: {cluster.dashboard}")
+    return show_job(cluster, job, "")
+
+
+def relay_command(cluster: "ClusterAddress", argv: Sequence[str], upload: Path | None = None) -> int:
+    """Run a command as a job on the cluster and show its output; return its exit code."""
+    from pipeline.cluster import jobs
+
+    width = {"COLUMNS": str(terminal.out.width)} if terminal.out.is_terminal else {}
+    return show_job(cluster, jobs.submit_job(cluster, argv, upload=upload, settings=width), cluster.dashboard)
+
+
+def show_job(cluster: "ClusterAddress", job: str, address: str) -> int:
+    """Show a job's output until it ends; return its exit code. Ctrl-C ends the output, not the job."""
+    from pipeline.cluster import jobs
+
+    last = "\n"
+
+    def write(text: str) -> None:
+        nonlocal last
+        last = text[-1:] or last
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    try:
+        code = jobs.follow_job(cluster, job, write)
+        write("" if last == "\n" else "\n")
+        return code
+    except KeyboardInterrupt:
+        where = f" --address {address}" if address else ""
+        print_warning_line(f"The runs continue in the background. Status: repro status{where}")
+        print_warning_line(f"To stop them: repro cancel all{where}")
+        return STOPPED
+
+
+def run_for_json(cluster: "ClusterAddress", argv: Sequence[str]) -> dict[str, Any]:
+    """Run a command that prints JSON on the cluster and return the JSON; else UserError with its last line."""
+    from pipeline.cluster import jobs
+
+    chunks: list[str] = []
+    code = jobs.follow_job(cluster, jobs.submit_job(cluster, argv), chunks.append)
+    text = "".join(chunks)
+    start = text.find("\n{") + 1 if not text.startswith("{") else 0
+    try:
+        found, _ = json.JSONDecoder().raw_decode(text[start:])
+        return dict(found)
+    except (ValueError, TypeError):
+        last = (text.strip().splitlines() or [f"exit code {code}"])[-1].removeprefix("error: ")
+        raise UserError(f"the cluster at {cluster.dashboard} reports: {last}") from None
+
+
+def remote_status(cluster: "ClusterAddress") -> "ClusterStatus":
+    """Return the status of a cluster at an address."""
+    from pipeline.cluster.status import ClusterStatus
+
+    return ClusterStatus.from_dict(run_for_json(cluster, ["status", "--json"]))
+
+
+def print_event(text: str) -> None:
+    """Print a line of news."""
+    terminal.out.print(text, markup=False, soft_wrap=True)
