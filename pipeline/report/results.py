@@ -4,7 +4,7 @@ Data flow: records -> `collect_results` (one `ScaleResults` per experiment and s
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -54,6 +54,7 @@ EXACT_OUTCOMES: dict[Category, tuple[Outcome, ...]] = {
     "arithmetic": (Outcome.CONFIRMED, Outcome.ERRATUM, Outcome.NOT_CONFIRMED, Outcome.CANNOT_JUDGE),
     "recipe": (Outcome.FOLLOWED, Outcome.ERRATUM, Outcome.DEPARTS, Outcome.CANNOT_JUDGE),
 }
+DEMO = ("resnet/cifar10_depth", "laptop")  # experiment and scale of `make demo`
 LEFT_OUT = ("smoke", "stand-in")  # scales that only show that everything runs
 
 FIGURES = {
@@ -86,16 +87,19 @@ def write_results(
 ) -> list[Path]:
     """Write `file`, `results/records.json` and the figures of each experiment and scale, and README.md's table.
 
-    Returns the files written. Raises UserError if there are no finished runs.
+    Records that stand in `results/records.json`, as from another machine, are kept where they still count; so are
+    the figures drawn from their curves. Returns the files written. Raises UserError if there are no finished runs.
     """
-    kept = reported_records(experiments, records)
+    folder = file.parent / "results"
+    own = {record.identity for record in records}
+    earlier = [record for record in earlier_records(folder / "records.json") if record.identity not in own]
+    kept = reported_records(experiments, [*records, *earlier])
     if not kept:
         raise UserError("no finished runs to report; start some with: repro run EXPERIMENT")
     results = collect_results(experiments, kept)
     entries = judge_experiments(experiments, kept, unfinished={})
-    folder = file.parent / "results"
     folder.mkdir(parents=True, exist_ok=True)
-    figures = draw_figures(results, tracker, folder)
+    figures = draw_figures(results, tracker, folder, {record.identity for record in earlier})
     relative = {key: f"{folder.name}/{path.name}" for key, path in figures.items()}
     texts = {
         file: render_results(results, relative, entries),
@@ -109,6 +113,16 @@ def write_results(
     for path, text in (texts | updated).items():
         write_atomically(path, text)
     return [*texts, *figures.values(), *updated]
+
+
+def earlier_records(path: Path) -> list[Record]:
+    """Return the records in the file `path`, none if it does not exist. Raises UserError if it cannot be read."""
+    if not path.is_file():
+        return []
+    try:
+        return [Record.from_dict(raw) for raw in json.loads(path.read_text(encoding="utf-8"))]
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise UserError(f"{path} holds no records ({error}); restore it from Git, or delete it") from None
 
 
 def reported_records(experiments: Sequence[Experiment], records: Sequence[Record]) -> list[Record]:
@@ -150,10 +164,21 @@ def is_result(entry: LedgerEntry) -> bool:
     return entry.evidence is not None and entry.verdict.reason is not Reason.NOT_RUN
 
 
-def draw_figures(results: Sequence[ScaleResults], tracker: Any, folder: Path) -> dict[tuple[str, str, str], Path]:
-    """Write the figures of every experiment and scale that has curves or ensembles, and return the paths."""
-    curves, figures = curve_reader(tracker), {}
+def draw_figures(
+    results: Sequence[ScaleResults], tracker: Any, folder: Path, earlier: Collection[str] = ()
+) -> dict[tuple[str, str, str], Path]:
+    """Write the figures of every experiment and scale that has curves or ensembles, and return the paths.
+
+    The curves of the runs `earlier`, identities, are elsewhere: the figures that were drawn from them stay.
+    """
+    curves = curve_reader(tracker)
+    figures: dict[tuple[str, str, str], Path] = {}
     for result in results:
+        if any(record.identity in earlier for record in result.records):
+            stem = f"{result.experiment.name.replace('/', '-')}-{result.scale}"
+            drawn_before = {end: folder / f"{stem}{end}.png" for end in FIGURES}
+            figures |= {(*result.key, end): path for end, path in drawn_before.items() if path.is_file()}
+            continue
         runs = scale_runs(result.experiment, result.scale, result.records)
         drawn = {"": training_figure(curves, runs), "-ensembles": ensemble_figure(runs)}
         for end, figure in drawn.items():
@@ -265,10 +290,15 @@ def recipe_lines(experiment: Experiment, scale: str, records: Sequence[Record]) 
 
 
 def render_readme_block(results: Sequence[ScaleResults], entries: Sequence[LedgerEntry]) -> str:
-    """Return headlines of all claims, then short leaderboards and verdicts of the runs, for README.md."""
+    """Return the text for README.md: headlines of all claims, leaderboards of some runs, counts of all others.
+
+    In full are shown the runs at paper scale and those of `make demo`.
+    """
+    in_full = [result for result in results if result.scale == PAPER_SCALE or result.key == DEMO]
+    small = [result for result in results if result not in in_full]
     parts = ["All claims:", headline_list(entries)]
     columns = ("network", "top-1 error %", "training error %", "paper top-1 %", "seeds", "images")
-    for result in results:
+    for result in in_full:
         tables: dict[tuple[str, str], list[dict[str, str]]] = {}  # data and protocol: rows that can be ranked
         for row in result.rows:
             tables.setdefault((row.data, row.protocol), []).append(leaderboard_cells(row))
@@ -277,7 +307,21 @@ def render_readme_block(results: Sequence[ScaleResults], entries: Sequence[Ledge
             parts.append(f"**{result.experiment.name}** at {result.scale} scale on {where}")
             parts.append(markdown(rows, columns))
         parts.append(markdown([verdict_cells(entry) for entry in result.entries], ("verdict", "says", "source")))
+    if small:
+        parts.append("**Other runs below paper scale**: what they show, by claim, is in [RESULTS.md](RESULTS.md).")
+        parts.append(markdown([outcome_row(result) for result in small]))
     return "\n\n".join(part for part in parts if part)
+
+
+def outcome_row(result: ScaleResults) -> dict[str, str]:
+    """Return one line about the runs of an experiment at a scale: what it asks, runs, and claims by outcome."""
+    outcomes = [entry.verdict.outcome for entry in result.entries]
+    counted = (Outcome.TREND, Outcome.NO_TREND, Outcome.CANNOT_JUDGE)
+    return {
+        "experiment": f"{result.experiment.name} at {result.scale}",
+        "question": result.experiment.question,
+        "runs": str(len(result.records)),
+    } | {outcome: str(outcomes.count(outcome) or "") for outcome in counted}
 
 
 def with_block(text: str, block: str) -> str:

@@ -190,6 +190,56 @@ def test_writing_twice_gives_the_same_bytes(experiment, records, tmp_path):
     assert once == again
 
 
+def test_records_of_another_machine_are_kept(experiment, records, tmp_path):
+    file, at_paper, at_laptop = tmp_path / "RESULTS.md", records[:6], records[6:9]
+    write_results([experiment], at_paper, Curves(), file)
+    figure = tmp_path / "results" / "toy-depth-paper.png"
+    before = figure.read_bytes()
+    written = write_results([experiment], at_laptop, Curves(), file)  # here only the small runs are at hand
+    kept = [Record.from_dict(raw) for raw in json.loads(written[1].read_text(encoding="utf-8"))]
+    assert kept == [*at_paper, *at_laptop]
+    assert figure.read_bytes() == before
+    assert figure in written
+    assert "](results/toy-depth-paper.png)" in file.read_text(encoding="utf-8")
+
+
+def test_newer_runs_of_a_recipe_replace_those_of_another_machine(experiment, seed_records, tmp_path):
+    old = seed_records(experiment, "plain-20", [9.4, 9.5, 9.6], code="old", finished="2026-01-01T00:00:00+00:00")
+    new = seed_records(experiment, "plain-20", [9.1, 9.2, 9.3], code="new", finished="2026-01-02T00:00:00+00:00")
+    new = [replace(record, identity=f"new-{record.seed}") for record in new]
+    for found in (old, new):
+        _, kept_file = write_results([experiment], found, NoCurves(), tmp_path / "RESULTS.md")
+    assert {raw["code"] for raw in json.loads(kept_file.read_text(encoding="utf-8"))} == {"new"}
+
+
+def test_damaged_records_are_named_and_left_alone(experiment, records, tmp_path):
+    path = tmp_path / "results" / "records.json"
+    path.parent.mkdir()
+    for text in ('[{"experiment"', '{"a": 1}', "[1]"):
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(
+            UserError, match=r"records\.json holds no records .*; restore it from Git, or delete it"
+        ):
+            write_results([experiment], records, NoCurves(), tmp_path / "RESULTS.md")
+        assert path.read_text(encoding="utf-8") == text
+
+
+def test_readme_counts_the_verdicts_of_small_runs(experiment, records):
+    block = readme_block([experiment], records[:9])
+    assert "**toy/depth** at paper scale on cifar10" in block
+    assert "at laptop scale" not in block
+    assert "| experiment | question | runs | trend supported | trend not supported | cannot judge |" in block
+    assert "| toy/depth at laptop | Do deep \\| wide networks train worse? | 3 |  |  |  |" in block
+
+
+def test_readme_shows_the_runs_of_the_demo_in_full(seed_records):
+    demo = load_experiment(module.DEMO[0])
+    records = seed_records(demo, "plain-20", [3.4, 3.5, 3.6], scale=module.DEMO[1])
+    block = readme_block([demo], records)
+    assert "**resnet/cifar10_depth** at laptop scale on digits" in block
+    assert "Other runs" not in block
+
+
 def test_no_runs_raises_user_error_with_the_command(experiment, tmp_path):
     with pytest.raises(UserError, match=r"no finished runs to report; start some with: repro run EXPERIMENT"):
         write_results([experiment], [], NoCurves(), tmp_path / "RESULTS.md")
