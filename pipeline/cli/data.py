@@ -248,19 +248,17 @@ def describe_manifest(manifest: "ShardManifest") -> None:
 
     cells = [
         {
-            manifest.name: row["split"],
+            "split": row["split"],
             "images": f"{row['images']:,}",
             "shards": f"{row['shards']:,}",
             "MB": f"{row['bytes'] / 1e6:,.1f}",
         }
         for row in split_rows(manifest)
     ]
-    print_table(cells, left=(manifest.name,))
+    print_table(cells, left=("split",))
     order = describe_order(manifest.classes)
-    say(
-        f"{len(manifest.classes)} classes ({order}), from {printable(manifest.source)};"
-        f" sha256 {manifest.sha256[:16]}"
-    )
+    classes = f"{printable(manifest.name)}: {len(manifest.classes)} classes ({order})"
+    say(f"{classes}, from {printable(manifest.source)}; sha256 {manifest.sha256[:16]}")
     if manifest.resized:
         say(f"images resized to a short side of {manifest.resized.short_side} pixels: another set than the source")
 

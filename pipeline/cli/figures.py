@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.markup import escape
 
-from pipeline.cli.options import AsJson, Suite
+from pipeline.cli.options import Suite
 from pipeline.cli.selection import collect_with_warnings, experiments_of
-from pipeline.cli.terminal import out, print_json, say
+from pipeline.cli.tables import TableFormat, print_rows, with_table_formats
+from pipeline.cli.terminal import out, say
 from pipeline.common.errors import UserError
 
 if TYPE_CHECKING:
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from pipeline.report.paper_figures.paper_figure import FigureFormat
 
 
+FIGURE_COLUMNS = ("name", "paper", "title", "source", "caption", "missing", "files")
+
+
+@with_table_formats
 def figures(
     experiments: Annotated[
         list[str] | None,
@@ -28,7 +33,8 @@ def figures(
     to: Annotated[Path, typer.Option(help="Folder of the files.")] = Path("figures"),
     formats: Annotated[str, typer.Option("--format", help="png, svg, pdf, or several, as in png,pdf.")] = "png",
     theme: Annotated[Literal["light", "dark"], typer.Option(help="Colours.")] = "light",
-    as_json: AsJson = False,
+    *,
+    shape: TableFormat,
 ) -> None:
     """Draw the figures of the papers from the finished runs, with the papers' own values as marks."""
     from pipeline.analyse.measure import measure_claim
@@ -54,8 +60,9 @@ def figures(
         for figure in drawn
         if not figure.missing
     }
-    if as_json:
-        print_json([figure.to_dict() | {"files": files.get(figure.name, [])} for figure in drawn])
+    if not shape.is_text:
+        rows = [figure.to_dict() | {"files": files.get(figure.name, [])} for figure in drawn]
+        print_rows(rows, shape, FIGURE_COLUMNS)
         return
     for figure in drawn:
         for path in files.get(figure.name, []):

@@ -112,7 +112,10 @@ def print_table(rows: Sequence[Mapping[str, str]], left: Sequence[str], *, marku
     for head in rows[0]:
         words = [] if head in left else [len(word) for row in rows for word in row[head].split()]
         table.add_column(
-            head, justify="left" if head in left else "right", overflow="fold", min_width=max(words, default=None)
+            escape(head),
+            justify="left" if head in left else "right",
+            overflow="fold",
+            min_width=max(words, default=None),
         )
     for row in rows:
         table.add_row(*(row.values() if markup else map(escape, row.values())))

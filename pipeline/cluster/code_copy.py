@@ -12,7 +12,7 @@ from pipeline.common.provenance import COMMIT_FILE, commit
 
 PACKAGES = ("pipeline", "lightning_modules", "experiments")
 
-CODE_SUFFIXES = (".py", ".yaml", ".j2", ".txt", ".typed")  # of the files copied from the packages
+CODE_SUFFIXES = (".py", ".yaml", ".j2", ".js", ".css", ".txt", ".typed")  # of the files copied from the packages
 
 PROJECT_FILES = ("pyproject.toml", "requirements.lock")
 

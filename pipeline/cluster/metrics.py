@@ -35,7 +35,7 @@ def metric_values(
     ]
 
 
-class Metrics:
+class ClusterMetrics:
     """Gauges of this process."""
 
     def __init__(self) -> None:

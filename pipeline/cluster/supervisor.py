@@ -20,7 +20,7 @@ from pipeline.cluster import launches, processes, token
 from pipeline.cluster.attempt import NODE_LOST, death_reason, last_line
 from pipeline.cluster.autoscale import DeviceRequest
 from pipeline.cluster.launches import Launch, task_devices
-from pipeline.cluster.metrics import Metrics, metric_values
+from pipeline.cluster.metrics import ClusterMetrics, metric_values
 from pipeline.cluster.queue import Queue, QueueItem
 from pipeline.cluster.shared_devices import remove_left_groups
 from pipeline.cluster.sharing import Devices, as_number, layout_text
@@ -79,7 +79,7 @@ class Supervisor:
         self.last_busy = self.last_state = self.last_hours = time.monotonic()
         self.syncing = BackgroundSync()
         self.requested = DeviceRequest()
-        self.metrics = Metrics()
+        self.metrics = ClusterMetrics()
         shutil.rmtree(token.cluster_folder() / "train", ignore_errors=True)  # left by killed groups of ranks
         if ray.get_runtime_context().was_current_actor_reconstructed:
             remove_left_groups()

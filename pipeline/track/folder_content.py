@@ -1,12 +1,11 @@
 """The content of a run's folder as a tracking server gets it: description, tags, curves, system metrics."""
 
-import getpass
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.common.environment import user_name
 from pipeline.common.errors import UserError
 from pipeline.track.record import Record
 from pipeline.track.run_folder import RunFolder
@@ -27,7 +26,7 @@ REQUIRED_KEYS = (  # of a run's description
 
 
 @dataclass(frozen=True)
-class Point:
+class CurvePoint:
     """One point of a curve."""
 
     metric: str
@@ -79,7 +78,7 @@ class FolderContent:
         """Optimizer steps of the run; 0 for a derived run, which trains nothing."""
         return int((self.description["recipe"].get("train") or {}).get("steps", 0))
 
-    def curve_points(self, curves: dict[str, dict[str, Any]]) -> Iterator[Point]:
+    def curve_points(self, curves: dict[str, dict[str, Any]]) -> Iterator[CurvePoint]:
         """Yield the points of the curves, at most about CURVE_POINTS of each metric, evenly spaced.
 
         `curves` holds for each metric the step of its last point and the point that was left out after it, and is
@@ -91,19 +90,19 @@ class FolderContent:
             for key, value in entry["metrics"].items():
                 if key not in curves or step - curves[key]["step"] >= spacing:
                     curves[key] = {"step": step}
-                    yield Point(key, value, when, step)
+                    yield CurvePoint(key, value, when, step)
                 else:
                     curves[key]["left_out"] = [value, when, step]
         if self.record:
             for key, curve in curves.items():
                 if left_out := curve.pop("left_out", None):
-                    yield Point(key, *left_out)
+                    yield CurvePoint(key, *left_out)
 
-    def system_points(self) -> Iterator[Point]:
+    def system_points(self) -> Iterator[CurvePoint]:
         """Yield the samples of the system metrics, named as MLflow's pages expect them."""
         for entry in self.system:
             for key, value in entry["metrics"].items():
-                yield Point(f"system/{key}", value, int(entry["time"] * 1000), entry["step"])
+                yield CurvePoint(f"system/{key}", value, int(entry["time"] * 1000), entry["step"])
 
 
 def run_tags(description: Mapping[str, Any]) -> dict[str, str]:
@@ -127,14 +126,6 @@ def run_tags(description: Mapping[str, Any]) -> dict[str, str]:
         "mlflow.user": user_name(),
     }
     return {key: value for key, value in tags.items() if value}
-
-
-def user_name() -> str:
-    """Return the name of the user, or the number where it has no name, as in a container."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError, ImportError):
-        return str(os.getuid()) if hasattr(os, "getuid") else "unknown"
 
 
 def model_tags(record: Record) -> dict[str, str]:

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from pipeline.track.folder_content import user_name
+from pipeline.common.environment import user_name
 from pipeline.track.mlflow_errors import explain_mlflow_errors
 from pipeline.track.mlflow_views import LEVEL_TAG, OVERVIEW, run_address
 from pipeline.track.mlflow_writer import Tracker

@@ -19,7 +19,7 @@ from pipeline.track.record import Record
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 
-JUDGED = "judged"  # alias
+JUDGED_ALIAS = "judged"  # alias
 
 OWN_TAGS = ("repro.experiment", "repro.variant")  # of a registered model
 
@@ -57,7 +57,7 @@ def registered_name(experiment: str, variant: str) -> str:
 def scale_alias(scale: str) -> str:
     """Return the alias of a scale. MLflow reserves `latest` and `v1`, and allows letters, digits, - and _."""
     alias = re.sub(r"[^\w-]+", "-", scale)
-    return f"scale-{alias}" if re.fullmatch(rf"latest|v\d+|{JUDGED}", alias, re.IGNORECASE) else alias
+    return f"scale-{alias}" if re.fullmatch(rf"latest|v\d+|{JUDGED_ALIAS}", alias, re.IGNORECASE) else alias
 
 
 def register_models(tracker: Tracker, models: Sequence[JudgedModel], scales: Sequence[str]) -> str:
@@ -97,7 +97,7 @@ def register(tracker: Tracker, model: JudgedModel, scales: Sequence[str]) -> boo
     aliases = {**registered.aliases, scale_alias(model.scale): version.version}
     aliased = [scale_alias(scale) for scale in scales if scale_alias(scale) in aliases]
     if aliased:
-        aliases[JUDGED] = aliases[aliased[0]]
+        aliases[JUDGED_ALIAS] = aliases[aliased[0]]
     for alias, number in aliases.items():
         if str(registered.aliases.get(alias, "")) != str(number):
             tracker.client.set_registered_model_alias(model.name, alias, str(number))
@@ -131,8 +131,8 @@ def find_registered(tracker: Tracker, model: JudgedModel) -> "RegisteredModel":
             raise
     about = (
         f"{model.variant} of {model.experiment}. A version is the network of one run with the normalisation of its"
-        f' input. mlflow.pytorch.load_model("models:/{model.name}@{JUDGED}") loads the one at paper scale, or at'
-        " the first other scale that was run. Other aliases are names of scales."
+        f' input. mlflow.pytorch.load_model("models:/{model.name}@{JUDGED_ALIAS}") loads the one at paper scale, or'
+        " at the first other scale that was run. Other aliases are names of scales."
     )
     try:
         return tracker.client.create_registered_model(model.name, dict(own_tags(model)), about)

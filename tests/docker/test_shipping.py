@@ -15,6 +15,7 @@ import sys
 import time
 import tomllib
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 
 import jsonschema
@@ -59,9 +60,13 @@ without_torch = load_script(DOCKER / "without_torch.py")
 # --- commands ---------------------------------------------------------------------------
 
 
+SHELL_OPERATORS = (">", ">>", "|", "&&")  # end a command
+
+
 def command_error(argv):
     """Return why `repro ARGV` is not a valid command, "" if it is; nothing is executed."""
-    command, name, rest = repro_commands(), "repro", list(argv)
+    words = list(takewhile(lambda word: word not in SHELL_OPERATORS, argv))
+    command, name, rest = repro_commands(), "repro", words
     try:
         while hasattr(command, "commands"):
             name = rest.pop(0)

@@ -183,7 +183,7 @@ class ClaimRow:
     next_step: str
 
 
-def claim_row(entry: LedgerEntry) -> ClaimRow:
+def judged_row(entry: LedgerEntry) -> ClaimRow:
     """Return the row of a claim."""
     cells, verdict = verdict_cells(entry), entry.verdict
     claimed = getattr(entry.claim, "claimed", None)

@@ -17,7 +17,7 @@ from pipeline.common.words import duration, plural
 from pipeline.judge.verdict import Outcome
 from pipeline.report.deviations import deviation_groups
 from pipeline.report.document.anchors import anchor, claim_anchor, run_anchor
-from pipeline.report.document.cells import board_table, claim_row, printed_table
+from pipeline.report.document.cells import board_table, judged_row, printed_table
 from pipeline.report.document.content import (
     PaperSection,
     Report,
@@ -63,7 +63,7 @@ class Place:
 
 
 @cache
-def environment() -> Environment:
+def template_environment() -> Environment:
     """Return the environment of the templates: texts are escaped, and an unknown name is an error."""
     made = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
@@ -133,7 +133,7 @@ def render_page(report: Report, papers: Sequence[PaperSection], options: PageOpt
     runs = run_values(report, papers, options.address) if place.has_runs else []
     inlined = None if options.scripts is None else [asset(name) for name in options.scripts]
     return (
-        environment()
+        template_environment()
         .get_template("page.html.j2")
         .render(
             summary_values(report, options) if options.has_summary else {},
@@ -217,8 +217,8 @@ def summary_values(report: Report, options: PageOptions) -> dict[str, Any]:
         ],
         "arithmetic": outcome_counts_of("arithmetic", entries),
         "recipe": outcome_counts_of("recipe", entries),
-        "judged": [claim_row(entry) for entry in judged_entries(entries)] if len(report.papers) > 1 else [],
-        "errata": [claim_row(entry) for entry in errata(entries)],
+        "judged": [judged_row(entry) for entry in judged_entries(entries)] if len(report.papers) > 1 else [],
+        "errata": [judged_row(entry) for entry in errata(entries)],
         "paper_rows": rows,
         "paper_columns": list(rows[0][1]) if rows else [],
         "board": [board_table(group) for group in report.board] if len(report.papers) > 1 else [],
@@ -250,7 +250,7 @@ def paper_values(section: PaperSection, report: Report, options: PageOptions) ->
         "board": [board_table(group) for group in section.board],
         "printed": printed_table(errors) if errors else None,
         "figures": options.show(section.figures),
-        "claims": [claim_row(entry) for entry in section.entries],
+        "claims": [judged_row(entry) for entry in section.entries],
         "experiments": [
             {
                 "name": one.name,

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from pipeline.judge.ledger import LedgerEntry
 from pipeline.report.deviations import deviation_lines
-from pipeline.report.document.cells import CellTable, board_table, claim_row
+from pipeline.report.document.cells import CellTable, board_table, judged_row
 from pipeline.report.document.content import PaperSection, Report, errata, judged_entries
 from pipeline.report.document.runs import cost_rows
 from pipeline.report.text import headlines, markdown
@@ -67,7 +67,7 @@ def verdict_rows(entries: Sequence[LedgerEntry], columns: Sequence[str]) -> str:
     """Return claims as a table with some of the columns verdict, claim, source, measured, runs, evidence."""
     rows = []
     for entry in entries:
-        row = claim_row(entry)
+        row = judged_row(entry)
         cells = {
             "verdict": row.verdict,
             "claim": row.says,

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from PIL import ImageFile
+
 from pipeline.common.errors import UserError
 from pipeline.report.document.content import Report
 from pipeline.report.document.figures import print_figures
@@ -13,6 +15,7 @@ from pipeline.track.record import Record
 
 def weasyprint_module() -> Any:
     """Return WeasyPrint. Raises UserError that says what to install if it, or its library Pango, is missing."""
+    read_truncated = ImageFile.LOAD_TRUNCATED_IMAGES
     try:
         import weasyprint
     except ImportError:
@@ -22,6 +25,8 @@ def weasyprint_module() -> Any:
             f"--pdf needs Pango, which WeasyPrint cannot load ({str(error).splitlines()[0]});"
             " install it, on Debian: apt-get install libpango-1.0-0 libpangoft2-1.0-0"
         ) from None
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = read_truncated  # WeasyPrint lets Pillow read cut images without an error
     return weasyprint
 
 

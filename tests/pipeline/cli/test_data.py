@@ -51,9 +51,11 @@ def test_prepare_prints_splits_classes_and_the_target(command, archives, tmp_pat
     code, out, err = command("data", "prepare", archives, "--out", tmp_path / "s", "--samples", 4)
     lines = out.splitlines()
     assert (code, err) == (0, "")
-    assert lines[0].split() == ["imagenet-standin", "images", "shards", "MB"]
+    assert lines[0].split() == ["split", "images", "shards", "MB"]
     assert [line.split()[:3] for line in lines[1:3]] == [["train", "15", "4"], ["test", "9", "3"]]
-    assert lines[3].startswith("3 classes, from a stand-in for ILSVRC-2012, generated with seed 0")
+    assert lines[3].startswith(
+        "imagenet-standin: 3 classes (ILSVRC's WordNet ids), from a stand-in for ILSVRC-2012"
+    )
     assert lines[-3] == "bounding boxes: train: 15 in 15 images; test: 9 in 9 images"
     assert lines[-2] == f"shards   {tmp_path / 's'}"
     assert (
@@ -223,9 +225,9 @@ def test_a_foreign_manifest_is_printed_literally_and_without_warnings(command, t
     file.write_text(with_checksum(values))
     code, out, err = command("data", "inspect", tmp_path / "s")
     assert (code, err) == (0, "")
-    head, row = out.splitlines()[:2]
-    assert head.startswith(f"{name.replace('/', '')} ")
-    assert head.index("images ", 7) + 5 == row.index("1 ")  # numbers are right-aligned with their titles
+    head, row, _, named = out.splitlines()[:4]
+    assert head.index("images ") + 5 == row.index("1 ")  # numbers are right-aligned with their titles
+    assert named.startswith(f"{name.replace('/', '')}: 1 classes (")
     assert "from \ufffd[31mred\ufffd; sha256" in out
 
 

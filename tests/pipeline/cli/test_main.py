@@ -402,7 +402,7 @@ def test_ui_of_a_tracking_server_prints_its_address_without_the_password(command
     monkeypatch.setattr("pipeline.cli.ui.find_experiment", lambda uri, name: None)
     code, out, _ = command("ui")
     assert code == 0
-    assert out == "MLflow UI of the tracking server: https://mlflow.example:8443\n"
+    assert out == "MLflow runs at https://mlflow.example:8443, the tracking server in MLFLOW_TRACKING_URI.\n"
 
 
 def folders(home):

@@ -10,7 +10,7 @@ from pipeline.judge.collect import FinishedRuns
 def runs(monkeypatch):
     """List of the records that the command finds."""
     records = []
-    monkeypatch.setattr("pipeline.cli.cluster.collect_with_warnings", lambda: FinishedRuns(records, None, ""))
+    monkeypatch.setattr("pipeline.cli.report.collect_with_warnings", lambda: FinishedRuns(records, None, ""))
     return records
 
 
@@ -52,7 +52,7 @@ def test_a_wrong_selection_is_one_sentence(command, runs, words, message):
 
 
 def test_a_folder_with_other_files_is_refused_before_the_work(command, monkeypatch, tmp_path):
-    monkeypatch.setattr("pipeline.cli.cluster.collect_with_warnings", lambda: pytest.fail("began to work"))
+    monkeypatch.setattr("pipeline.cli.report.collect_with_warnings", lambda: pytest.fail("began to work"))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("x")
     code, _, err = command("report", "nin/mnist", "--html", tmp_path / "mine")

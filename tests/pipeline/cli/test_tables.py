@@ -15,6 +15,7 @@ from pipeline.analyse.catalogue import NetworkCost
 from pipeline.cli import tables
 from pipeline.cli.data import SPLIT_COLUMNS
 from pipeline.cli.experiments import CLAIM_COLUMNS, LISTED, VERDICT_COLUMNS
+from pipeline.cli.figures import FIGURE_COLUMNS
 from pipeline.cli.launch import PLAN_COLUMNS
 from pipeline.cli.main import app
 from pipeline.cli.tables import TableFormat, column_names, print_rows, print_table, with_table_formats
@@ -39,6 +40,7 @@ TABLES = {  # heading in the documentation -> columns that the code prints
     "repro leaderboard ilsvrc": column_names(Winner),
     "repro evaluate": column_names(PublishedResult),
     "repro diff": column_names(Difference),
+    "repro figures": FIGURE_COLUMNS,
     "repro analyse NETWORK": ("network", *LAYER_ROW_COLUMNS),
     "repro analyse": column_names(NetworkCost),
     "repro run --dry-run": column_names(PlannedRun),
@@ -48,7 +50,7 @@ TABLES = {  # heading in the documentation -> columns that the code prints
     "repro data verify": ("problem",),
 }
 
-WITHOUT_TABLE = {"ui", "results", "logs", "cancel", "resume", "node", "carry", "stand-in"}
+WITHOUT_TABLE = {"ui", "results", "report", "logs", "cancel", "resume", "node", "carry", "stand-in"}
 
 ROWS = [
     {"name": "a|b", "number": 1234567.25, "flag": True, "list": [1, "é"], "none": None},

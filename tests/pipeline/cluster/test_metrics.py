@@ -7,7 +7,7 @@ import urllib.request
 import pytest
 import ray.util.metrics
 
-from pipeline.cluster.metrics import GAUGES, SERVICE_DISCOVERY, Metrics, metric_values
+from pipeline.cluster.metrics import GAUGES, SERVICE_DISCOVERY, ClusterMetrics, metric_values
 from tests.support.clusters import ClusterHome, cluster_files, current_step, small_task, wait_until
 
 
@@ -44,7 +44,7 @@ def test_a_gauge_is_created_once(monkeypatch):
             recorded.append((self.name, tags, value))
 
     monkeypatch.setattr(ray.util.metrics, "Gauge", Gauge)
-    metrics = Metrics()
+    metrics = ClusterMetrics()
     metrics.set([("repro_runs", {"state": "running"}, 1), ("repro_runs", {"state": "failed"}, 0)])
     metrics.set([("repro_runs", {"state": "running"}, 2)])
     assert made == [("repro_runs", ("state",))]

@@ -13,7 +13,7 @@ import ray
 from pipeline.cluster import launches, supervisor, workers
 from pipeline.cluster.launch import cancel_runs, start_launch
 from pipeline.cluster.launches import LaunchTerms
-from pipeline.cluster.metrics import Metrics
+from pipeline.cluster.metrics import ClusterMetrics
 from pipeline.cluster.state_file import read_supervisor_state
 from pipeline.cluster.supervisor import MAX_FAILURES, Supervisor
 from pipeline.cluster.workers import WorkerPool
@@ -71,7 +71,7 @@ class SteppedSupervisor:
         monkeypatch.setattr(workers, "worker_environment", lambda launch: {})
         monkeypatch.setattr(WorkerPool, "start", self.start)
         self.metrics = {}
-        monkeypatch.setattr(Metrics, "set", lambda _, values: self.metrics.update(labelled(values)))
+        monkeypatch.setattr(ClusterMetrics, "set", lambda _, values: self.metrics.update(labelled(values)))
         self.supervisor = Supervisor()
         self.supervisor.troubles = []
 

@@ -1,11 +1,7 @@
 """What of a run's folder is sent: curves at a few hundred points, system metrics, tags."""
 
-import getpass
-
-import pytest
-
-from pipeline.track import folder_content as module
-from pipeline.track.folder_content import CURVE_POINTS, FolderContent, run_tags, user_name
+from pipeline.common.environment import user_name
+from pipeline.track.folder_content import CURVE_POINTS, FolderContent, run_tags
 
 DESCRIPTION = {
     "identity": "a1",
@@ -68,13 +64,3 @@ def test_the_tags_of_a_run_name_paper_data_protocol_user_and_source():
     assert {key: tags[f"repro.{key}"] for key in expected} == expected
     assert (tags["mlflow.source.name"], tags["mlflow.user"]) == ("repro", user_name())
     assert "repro.protocol" not in run_tags(DESCRIPTION | {"recipe": {}})
-
-
-@pytest.mark.parametrize("error", [KeyError("uid not found"), OSError("no username")])
-def test_a_user_without_a_name_has_a_number(monkeypatch, error):
-    def nameless():
-        raise error
-
-    monkeypatch.setattr(getpass, "getuser", nameless)
-    monkeypatch.setattr(module.os, "getuid", lambda: 4711)
-    assert user_name() == "4711"

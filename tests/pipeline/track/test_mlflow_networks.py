@@ -7,7 +7,7 @@ import pytest
 from mlflow.entities import ViewType
 from mlflow.tracking import MlflowClient
 
-from pipeline.track.folder_content import user_name
+from pipeline.common.environment import user_name
 from pipeline.track.mlflow_errors import TrackingError
 from pipeline.track.mlflow_networks import NetworkRun, network_prefix, publish_networks
 from pipeline.track.mlflow_views import KIND_TAG, VIEW_TAG, VIEWS, changed_tags

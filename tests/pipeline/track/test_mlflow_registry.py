@@ -13,7 +13,7 @@ from torch import nn
 from pipeline.declare.load import load_experiment
 from pipeline.track.mlflow_models import save_model
 from pipeline.track.mlflow_registry import (
-    JUDGED,
+    JUDGED_ALIAS,
     JudgedModel,
     register_models,
     registered_name,
@@ -145,7 +145,7 @@ def test_a_server_without_logged_models_gets_the_model_as_an_artifact(home, clie
     assert program.parts[-5:-2] == (record.run_id, "artifacts", "model")
     assert client.get_run(record.run_id).data.tags["repro.sent"] == "all"
     assert register(judged(record)) == ""
-    assert client.get_model_version_by_alias(NAME, JUDGED).source.endswith("/artifacts/model")
+    assert client.get_model_version_by_alias(NAME, JUDGED_ALIAS).source.endswith("/artifacts/model")
 
 
 # The registry
@@ -158,7 +158,7 @@ def test_the_alias_loads_the_model(home, sent, monkeypatch):
     assert register(judged(sent())) == ""
     mlflow.set_tracking_uri(f"sqlite:///{home / 'mlflow.db'}")
     try:
-        model = mlflow.pytorch.load_model(f"models:/{NAME}@{JUDGED}")
+        model = mlflow.pytorch.load_model(f"models:/{NAME}@{JUDGED_ALIAS}")
     finally:
         mlflow.set_tracking_uri(None)
     pixels = torch.tensor([[[[1, 2], [3, 4]]]] * 3, dtype=torch.uint8)
@@ -168,7 +168,7 @@ def test_the_alias_loads_the_model(home, sent, monkeypatch):
 def test_a_version_says_scale_seed_commit_and_verdict(client, sent):
     record = sent("paper")
     register(judged(record, description="paper scale, seed 0", verdict="reproduced"))
-    version = client.get_model_version_by_alias(NAME, JUDGED)
+    version = client.get_model_version_by_alias(NAME, JUDGED_ALIAS)
     assert (version.description, version.run_id) == ("paper scale, seed 0", record.run_id)
     assert version.tags == {
         "repro.scale": "paper",
@@ -184,11 +184,11 @@ def test_a_version_says_scale_seed_commit_and_verdict(client, sent):
 def test_the_judged_alias_goes_to_paper_scale_whatever_is_published_last(client, sent):
     laptop, paper = sent("laptop"), sent("paper")
     register(judged(laptop))
-    assert aliases(client) == {"laptop": "laptop", JUDGED: "laptop"}
+    assert aliases(client) == {"laptop": "laptop", JUDGED_ALIAS: "laptop"}
     register(judged(paper))
-    assert aliases(client) == {"laptop": "laptop", "paper": "paper", JUDGED: "paper"}
+    assert aliases(client) == {"laptop": "laptop", "paper": "paper", JUDGED_ALIAS: "paper"}
     register(judged(laptop))
-    assert aliases(client)[JUDGED] == "paper"
+    assert aliases(client)[JUDGED_ALIAS] == "paper"
 
 
 def test_registering_again_creates_no_version_and_updates_the_description(client, sent):
@@ -202,7 +202,7 @@ def test_registering_again_creates_no_version_and_updates_the_description(client
 def test_another_run_that_counts_now_moves_the_alias(client, sent):
     register(judged(sent(seed=1)))
     register(judged(sent(seed=0)))
-    assert client.get_model_version_by_alias(NAME, JUDGED).tags["repro.seed"] == "0"
+    assert client.get_model_version_by_alias(NAME, JUDGED_ALIAS).tags["repro.seed"] == "0"
     assert len(client.search_model_versions(f"name = '{NAME}'")) == 2
 
 
@@ -217,7 +217,7 @@ def test_a_registered_model_of_someone_else_is_left_as_it_is(client, sent):
         {},
         [],
     )
-    assert aliases(client, "resnet-cifar10_depth-plain-20")[JUDGED] == "laptop"
+    assert aliases(client, "resnet-cifar10_depth-plain-20")[JUDGED_ALIAS] == "laptop"
 
 
 def test_aliases_and_versions_of_users_are_kept(client, sent):
