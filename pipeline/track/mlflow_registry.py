@@ -131,8 +131,8 @@ def find_registered(tracker: Tracker, model: JudgedModel) -> "RegisteredModel":
             raise
     about = (
         f"{model.variant} of {model.experiment}. A version is the network of one run with the normalisation of its"
-        f' input. mlflow.pytorch.load_model("models:/{model.name}@{JUDGED_ALIAS}") loads the one at paper scale, or'
-        " at the first other scale that was run. Other aliases are names of scales."
+        f' input. mlflow.pytorch.load_model("models:/{model.name}@{JUDGED_ALIAS}") loads the one at paper scale,'
+        " or at the first other scale that was run. Other aliases are names of scales."
     )
     try:
         return tracker.client.create_registered_model(model.name, dict(own_tags(model)), about)

@@ -4,7 +4,7 @@ import pytest
 
 from pipeline.report.document.cells import (
     board_table,
-    claim_row,
+    judged_row,
     claimed_text,
     measured_text,
     printed_table,
@@ -54,7 +54,7 @@ def test_measured_numbers_have_their_interval(experiment, records):
 
 
 def test_a_claim_s_row_leads_to_its_runs(experiment, records):
-    row = claim_row(judge_by_id(experiment, records)["error"])
+    row = judged_row(judge_by_id(experiment, records)["error"])
     assert row.runs == tuple(f"plain-20-{seed}-paper" for seed in range(5))
     assert (row.verdict, row.tone, row.outcome, row.category) == ("✔ reproduced", "good", "reproduced", "trained")
     assert row.source == "Figure 6 (read from a figure)"
