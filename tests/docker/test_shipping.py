@@ -60,6 +60,7 @@ without_torch = load_script(DOCKER / "without_torch.py")
 # --- commands ---------------------------------------------------------------------------
 
 
+TAKE_PAPERS = ("report", "figures")  # commands
 SHELL_OPERATORS = (">", ">>", "|", "&&")  # end a command
 
 
@@ -79,9 +80,10 @@ def command_error(argv):
         return f"repro {shlex.join(argv)}: {getattr(error, 'message', '') or error!r}"
     experiments = arguments.get("experiments") or arguments.get("experiment") or ()
     for experiment in [experiments] if isinstance(experiments, str) else experiments:
-        if experiment not in experiment_names():
+        papers = {known.partition("/")[0] for known in experiment_names()} if name in TAKE_PAPERS else ()
+        if experiment not in experiment_names() and experiment not in papers:
             return f"no experiment {experiment}"
-        if arguments.get("scale") not in (None, *load_experiment(experiment).scales):
+        if experiment not in papers and arguments.get("scale") not in (None, *load_experiment(experiment).scales):
             return f"{experiment} has no scale {arguments['scale']}"
     return ""
 

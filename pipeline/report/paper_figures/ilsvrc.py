@@ -51,11 +51,11 @@ def ilsvrc_figures(data: FigureData) -> Iterator[PaperFigure]:
             " challenge's test sets; crosses: the lecture's chart where it shows another number. The labels are"
             " the layers with weights of the networks built here. No error of this chart is measured here, since"
             " the test labels were never published.",
-            lambda theme: winners_figure(list(charted_winners(data, experiment)), theme),
+            lambda theme: winners_figure(list(winner_entries(data, experiment)), theme),
         )
 
 
-def charted_winners(data: FigureData, experiment: Experiment) -> Iterator[Entry]:
+def winner_entries(data: FigureData, experiment: Experiment) -> Iterator[Entry]:
     """Yield the bars whose values are declared as printed."""
     charted = {
         claim.metric.removeprefix("printed/"): float(claim.claimed)

@@ -4,8 +4,8 @@ import pytest
 
 from pipeline.report.document.cells import (
     board_table,
-    judged_row,
     claimed_text,
+    judged_row,
     measured_text,
     printed_table,
     protocol_text,

@@ -9,7 +9,10 @@ from pipeline.report.document.pdf import weasyprint_module, write_pdf
 from tests.support.ledgers import DEEP, PLAIN
 from tests.support.reports import toy_report
 
-pytest.importorskip("weasyprint")
+try:
+    weasyprint_module()
+except UserError as error:
+    pytest.skip(str(error), allow_module_level=True)
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.declare.load import load_experiment
-from pipeline.report.paper_figures.ilsvrc import ilsvrc_figures, winners
+from pipeline.report.paper_figures.ilsvrc import ilsvrc_figures, winner_entries
 from tests.support.figure_boxes import covered, drawn_figure
 from tests.support.figure_runs import figure_data
 
@@ -18,7 +18,7 @@ def data():
 
 
 def test_errors_are_the_papers_and_depths_those_of_the_networks(data):
-    found = {entry.label: (entry.error, entry.depth) for entry in winners(data, data.experiments[0])}
+    found = {entry.label: (entry.error, entry.depth) for entry in winner_entries(data, data.experiments[0])}
     assert found["2012\nAlexNet"] == (15.3, 8)
     assert found["2014\nGoogLeNet"] == (6.67, 22)
     assert found["2015\nResNet"] == (3.57, 152)
