@@ -1,19 +1,22 @@
 """Shared devices: packing of runs with a fake Ray, and with a real one on made-up GPUs (slow)."""
 
+import json
 import os
 import random
+import subprocess
+import sys
 from fractions import Fraction
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from pipeline.cluster import shared_devices, token
 from pipeline.cluster.local_head import ray_environment
-from pipeline.cluster.shared_devices import SharedDevices, remove_left_groups
-from pipeline.cluster.sharing import ray_amount
+from pipeline.cluster.shared_devices import SharedDevices
+from pipeline.common.paths import ROOT
 from pipeline.track.run_folder import RunFolder
 from tests.support.clusters import ClusterHome, run_log, small_task, wait_until
+from tests.support.shared_device_driver import join, leave
 
 HALF, QUARTER = Fraction(1, 2), Fraction(1, 4)
 
@@ -39,20 +42,6 @@ def groups(monkeypatch):
     made = FakeGroups()
     monkeypatch.setattr(shared_devices, "ray", SimpleNamespace(util=made))
     return made
-
-
-def join(devices, share, *, gpu=True):
-    """Let a run with a process of its own join a device."""
-    device = devices.choose(share, gpu=gpu)
-    device.used += share
-    device.actors += 1
-    return device
-
-
-def leave(devices, device, share):
-    """Let a run leave, with its process."""
-    device.used -= share
-    devices.remove_actor(device)
 
 
 def test_runs_fill_a_device_before_the_next_is_reserved(groups):
@@ -115,45 +104,19 @@ def cluster(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_ray_places_the_runs_of_a_device_on_one_gpu(cluster, monkeypatch):
-    import ray
-
+def test_ray_places_the_runs_of_a_device_on_one_gpu(cluster):
     cluster.head(1, "--gpus", 2)
-    for name, value in ray_environment(token.token_path()).items():
-        monkeypatch.setenv(name, value)
-    folder = Path.cwd()
-    ray.init(address=cluster.gcs(), log_to_driver=False)
-    try:
-        devices = SharedDevices()
-
-        @ray.remote
-        class Process:
-            def gpus(self):
-                return os.environ["CUDA_VISIBLE_DEVICES"]
-
-        def started(share):
-            device = join(devices, share)
-            options = {"num_cpus": 0, "num_gpus": ray_amount(share), "scheduling_strategy": device.strategy()}
-            return device, Process.options(**options).remote()
-
-        third = Fraction(1, 3)
-        processes = [started(third) for _ in range(4)]
-        *first, second = ray.get([process.gpus.remote() for _, process in processes], timeout=60)
-        assert len(set(first)) == 1
-        assert {first[0], second} == {"0", "1"}
-        whole = Process.options(num_cpus=0, num_gpus=1).remote()
-        waiting = whole.gpus.remote()
-        assert ray.wait([waiting], timeout=2)[0] == []
-        device, process = processes[3]
-        ray.kill(process)
-        leave(devices, device, third)
-        assert ray.get(waiting, timeout=60) == second
-        remove_left_groups()  # as a supervisor that was started again
-        table = ray.util.placement_group_table().values()
-        assert {entry["state"] for entry in table} == {"REMOVED"}
-    finally:
-        ray.shutdown()
-        os.chdir(folder)
+    env = os.environ | ray_environment(token.token_path())
+    words = [sys.executable, "-m", "tests.support.shared_device_driver", cluster.gcs()]
+    done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout.splitlines()[-1])
+    *first, second = seen["shared"]
+    assert len(set(first)) == 1
+    assert {first[0], second} == {"0", "1"}
+    assert seen["waits"]  # the whole GPU is not free
+    assert seen["whole"] == second
+    assert seen["groups"] == ["REMOVED"]
 
 
 @pytest.mark.slow
