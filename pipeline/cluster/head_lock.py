@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import shutil
 import socket
 import tempfile
@@ -105,6 +106,7 @@ def remove_dead_clusters() -> None:
     """Remove the folders of Slurm jobs' clusters whose head is dead for a day; their names do not come back."""
     own = cluster_folder()
     for folder in clusters_folder().glob("slurm-*"):
-        age = heartbeat_age(folder) if folder != own else None
+        is_of_job = folder != own and re.fullmatch(r"slurm-\d+(-\d+)?", folder.name)
+        age = heartbeat_age(folder) if is_of_job else None
         if age is not None and age > KEPT_SECONDS:
             shutil.rmtree(folder, ignore_errors=True)

@@ -59,7 +59,8 @@ def merge_reports(reports: list[dict[str, Any]]) -> dict[str, Any]:
                 runs[identity] = run
     devices = [report["devices"] for report in reports if report.get("devices")]
     alike = [one for one in devices if one["kind"] == devices[0]["kind"]]
-    counts = {name: sum(one[name] for one in alike) for name in ("all", "free")} if alike else {}
+    counted = [name for name in ("all", "free", "requested") if any(name in one for one in alike)]
+    counts = {name: sum(one.get(name, 0) for one in alike) for name in counted}
     return {
         **reports[0],
         "time": max(report["time"] for report in reports),

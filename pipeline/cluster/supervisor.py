@@ -24,7 +24,7 @@ from pipeline.cluster.metrics import ClusterMetrics, metric_values
 from pipeline.cluster.queue import Queue, QueueItem
 from pipeline.cluster.shared_devices import remove_left_groups
 from pipeline.cluster.sharing import Devices, as_number, layout_text
-from pipeline.cluster.state_file import launches_elsewhere, write_supervisor_state
+from pipeline.cluster.state_file import read_report, state_file, write_supervisor_state
 from pipeline.cluster.workers import Attempt, WorkerPool
 from pipeline.common.errors import UserError
 from pipeline.common.network import report_no_statistics, use_no_proxy
@@ -83,12 +83,8 @@ class Supervisor:
         shutil.rmtree(token.cluster_folder() / "train", ignore_errors=True)  # left by killed groups of ranks
         if ray.get_runtime_context().was_current_actor_reconstructed:
             remove_left_groups()
-            elsewhere = launches_elsewhere()
-            self.waiting += [
-                launch_id
-                for launch_id in launches.launch_ids()
-                if not launches.is_over(launch_id) and launch_id not in elsewhere
-            ]
+            reported = read_report(state_file()).get("launches", [])  # of this cluster, not of others in the home
+            self.waiting += [launch_id for launch_id in reported if not launches.is_over(launch_id)]
         threading.Thread(target=self._loop, name="supervisor", daemon=True).start()
 
     # Calls from other processes

@@ -65,7 +65,9 @@ def explain_lock_errors(*folders: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in NO_FLOCK:
             raise
-        without = [str(folder) for folder in folders if not has_flock(folder)] or [str(folders[0])]
+        without = [str(folder) for folder in folders if not has_flock(folder)]
+        if not without:  # of another call than flock(2)
+            raise
         raise UserError(
             f"the file system of {without[0]} does not support file locks ({os.strerror(error.errno).lower()});"
             " mount it with locks (Lustre: -o flock), or use a folder on another file system"

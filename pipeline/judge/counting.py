@@ -111,13 +111,13 @@ def records_of(
     groups: dict[tuple[str, str], dict[int, Record]] = defaultdict(dict)  # by data and code
     for record in sorted(index.matching(counted), key=lambda record: record.finished):
         groups[record.manifest, record.code].setdefault(record.seed, record)
-    if not groups or is_left_out(experiment, scale, variant, changes):
+    if not groups or (not changes and is_left_out(experiment, scale, variant)):
         return []
     best = max(groups.values(), key=lambda rows: (len(rows), max(row.finished for row in rows.values())))
     return [replace(best[seed], experiment=experiment.name, scale=scale, variant=variant) for seed in sorted(best)]
 
 
-def is_left_out(experiment: Experiment, scale: str, name: str, changes: Mapping[str, Any] | None = None) -> bool:
+def is_left_out(experiment: Experiment, scale: str, name: str) -> bool:
     """Return True if a smaller scale leaves a variant out and gives it the runs of a variant that it has.
 
     With one data set in place of CIFAR-10 and CIFAR-100, a variant for each has the same recipe. Its runs then
@@ -125,15 +125,16 @@ def is_left_out(experiment: Experiment, scale: str, name: str, changes: Mapping[
     """
     if scale == PAPER_SCALE:
         return False
+    experiment, name = experiment.owner(name)
     if name in experiment.derived:
         consumed = experiment.derived_spec(name, scale).consumes
-        return any(is_left_out(experiment, scale, own, changes) for own in consumed if own in experiment.variants)
+        return any(is_left_out(experiment, scale, own) for own in consumed)
     named = experiment.variants_at(scale)
     if name in named:
         return False
     seed = experiment.seeds_at(scale)[:1]
-    own = declarations_of(experiment, scale, name, seed, changes)
-    return any(own & declarations_of(experiment, scale, other, seed, changes) for other in named)
+    own = declarations_of(experiment, scale, name, seed)
+    return any(own & declarations_of(experiment, scale, other, seed) for other in named)
 
 
 def declarations_of(

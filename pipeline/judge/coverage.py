@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -192,7 +193,8 @@ def likeness(text: str, claim: Claim) -> float:
     return 2 * len(ours & theirs) / (len(ours) + len(theirs))
 
 
-def places(source: str) -> set[str]:
+@cache
+def places(source: str) -> frozenset[str]:
     """Return the tables, figures and sections that a text names: "Tables 4 and 5" -> {"table 4", "table 5"}.
 
     A text that names none is a place itself.
@@ -203,7 +205,7 @@ def places(source: str) -> set[str]:
         if re.search(r"\bto\b", numbers) and all(mark.isdigit() for mark in marks):
             marks = [str(number) for number in range(int(marks[0]), int(marks[-1]) + 1)]
         found |= {f"{word.lower()} {mark.rstrip('.')}" for mark in marks}
-    return found or {source.lower()}
+    return frozenset(found or {source.lower()})
 
 
 def is_at(place: str, source: str) -> bool:

@@ -9,11 +9,10 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import suppress
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipeline.common.files import write_atomically
+from pipeline.common.files import edited_since_start, write_atomically
 from pipeline.common.hashing import digest, source_digest
 from pipeline.common.paths import ROOT, data_folder, runs_folder
 
@@ -54,17 +53,14 @@ class TaskCache:
         self.manifests: dict[str, tuple[str, dict[str, Any]]] = {}  # data set -> (manifest_key, manifest)
         self.checks: set[str] = set()  # hashes of recipes and data that fit each other
         self.changed = False
+        # Before anything is computed: values of other sources than these are not stored under their hash.
+        self.sources = source_digest(ROOT, SOURCE_FILES, LIBRARIES_OF_DATA)
         with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
             cached = json.loads(cache_file().read_text(encoding="utf-8"))
             if cached["sources"] == self.sources:
                 manifests = cached["manifests"].items()
                 self.codes, self.checks = {**cached["codes"]}, {*cached["checks"]}
                 self.manifests = {name: (key, {**manifest}) for name, (key, manifest) in manifests}
-
-    @cached_property
-    def sources(self) -> str:
-        """Hash of the source files' bytes, the Python version and the versions of LIBRARIES_OF_DATA."""
-        return source_digest(ROOT, SOURCE_FILES, LIBRARIES_OF_DATA)
 
     def add_code(self, network: str, code: str) -> None:
         """Add the code hash of a network."""
@@ -97,8 +93,11 @@ class TaskCache:
             self.changed = True
 
     def write(self) -> None:
-        """Write the file if anything was added. Ignores OSError: without the cache, commands only take longer."""
-        if self.changed:
+        """Write the file if anything was added and no source was edited after this process started.
+
+        Ignores OSError: without the cache, commands only take longer.
+        """
+        if self.changed and not edited_since_start(path for files in SOURCE_FILES for path in ROOT.glob(files)):
             content = {"sources": self.sources, "codes": self.codes, "manifests": self.manifests}
             content["checks"] = sorted(self.checks)
             with suppress(OSError):

@@ -1,7 +1,7 @@
 """Driver of a Ray cluster with two GPUs on this machine: python -m tests.support.shared_device_driver ADDRESS.
 
-Four runs ask for a third of a GPU each, then one for a whole GPU; one of the four ends. Prints what each run saw as
-JSON. A process of its own, because Ray reads its environment (loopback, token) when it is imported.
+Four runs ask for a third of a GPU each, then one for a whole GPU; one of the four ends. Prints what each saw,
+as JSON. A process of its own, because Ray reads its environment (loopback, token) when it is imported.
 """
 
 import json
@@ -43,7 +43,7 @@ class Process:
 
 
 def observe() -> dict[str, Any]:
-    """Return the GPUs of the four runs, whether the fifth waits, its GPU, and the states of all placement groups."""
+    """Return the GPUs of the four runs, whether the fifth waits, its GPU, and the states of placement groups."""
     devices = SharedDevices()
     joined = [join(devices, THIRD) for _ in range(4)]
     options = {"num_cpus": 0, "num_gpus": ray_amount(THIRD)}

@@ -95,8 +95,13 @@ def test_the_lock_of_a_process_of_this_machine_is_never_taken_over(cluster_home)
 
 
 def test_folders_of_slurm_jobs_that_ended_long_ago_are_removed(cluster_home):
-    kept = {"slurm-1", "other"}
-    for name, age in (("slurm-1", 60), ("slurm-2", 2 * head_lock.KEPT_SECONDS), ("other", 1e6)):
+    kept = {"slurm-1", "slurm-login1", "other"}
+    for name, age in (
+        ("slurm-1", 60),
+        ("slurm-2", 2 * head_lock.KEPT_SECONDS),
+        ("slurm-login1", 1e6),
+        ("other", 1e6),
+    ):
         folder = token.clusters_folder() / name
         folder.mkdir()
         heartbeat_file(folder).touch()

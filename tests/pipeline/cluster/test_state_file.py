@@ -54,7 +54,7 @@ def test_reports_of_several_clusters_are_read_as_one(cluster_home):
     )
     write_report(
         "slurm-7",
-        devices={"all": 8, "free": 3, "kind": "GPU"},
+        devices={"all": 8, "free": 3, "requested": 2, "kind": "GPU"},
         runs={"a": {"state": "waiting"}, "b": {"state": "running"}, "d": {"state": "waiting"}},
         launches=["2"],
         trouble="disk full",
@@ -62,7 +62,7 @@ def test_reports_of_several_clusters_are_read_as_one(cluster_home):
     write_report("slurm-8", devices={"all": 16, "free": 16, "kind": "CPU"}, runs={}, launches=[])
     write_report("slurm-6", age=STALE_SECONDS + 1, devices={"all": 99, "free": 9, "kind": "GPU"}, launches=["3"])
     found = read_supervisor_state()
-    assert found["devices"] == {"all": 12, "free": 4, "kind": "GPU"}
+    assert found["devices"] == {"all": 12, "free": 4, "requested": 2, "kind": "GPU"}
     assert {name: run["state"] for name, run in found["runs"].items()} == {
         "a": "running",
         "b": "running",

@@ -93,3 +93,10 @@ def test_an_error_of_flock_names_the_folder_and_what_to_do(tmp_path, without_flo
 def test_other_errors_propagate(tmp_path):
     with pytest.raises(FileNotFoundError), explain_lock_errors(tmp_path):
         (tmp_path / "missing").read_text()
+
+
+@pytest.mark.parametrize("number", NO_FLOCK, ids=errno.errorcode.get)
+def test_the_same_error_of_another_call_propagates_where_flock_works(tmp_path, number):
+    with pytest.raises(OSError, match="of another call") as error, explain_lock_errors(tmp_path):
+        raise OSError(number, "of another call")
+    assert error.value.errno == number

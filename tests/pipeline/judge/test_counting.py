@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.judge.counting import RecordIndex, counted_records, unchanged_records
+from pipeline.judge.counting import RecordIndex, counted_records, records_of, unchanged_records
 from pipeline.judge.ledger import ledger
 from tests.support.ledgers import (
     DEEP,
@@ -172,3 +172,10 @@ def test_records_and_their_index_count_alike(experiment, record):
     assert unchanged_records(index) is index
     assert counted_records(experiment, "paper", index) == counted_records(experiment, "paper", records)
     assert [one.seed for one in counted_records(experiment, "paper", index)["plain-20"]] == [0, 1, 2, 3, 4]
+
+
+def test_changed_runs_of_a_left_out_variant_keep_their_row(declare, seed_records):
+    declared = declare(*OTHER_DATA, *NAMES_ONE)
+    changes = {"train.lr": 0.05}
+    records = seed_records(declared, "plain-32", DEEP, scale="laptop", changes=changes)
+    assert len(records_of(declared, "laptop", "plain-32", records, changes)) == 5

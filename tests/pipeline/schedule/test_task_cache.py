@@ -197,6 +197,7 @@ def test_a_changed_source_file_empties_the_cache(tmp_path, monkeypatch):
     source.parent.mkdir(parents=True)
     monkeypatch.setattr(task_cache, "ROOT", tmp_path)
     source.write_text("A = 1\n")
+    os.utime(source, (0, 0))  # not edited after this process started
     cache = TaskCache()
     cache.add_code("resnet_cifar", "abc")
     cache.write()
@@ -232,3 +233,20 @@ def test_nothing_is_written_without_additions_or_without_a_folder():
     runs_folder().rmdir()
     cache.write()
     assert not runs_folder().exists()
+
+
+def test_values_are_not_stored_under_the_hash_of_sources_edited_meanwhile(monkeypatch):
+    monkeypatch.setattr(task_cache, "source_digest", lambda *_: "before")
+    cache = TaskCache()
+    monkeypatch.setattr(task_cache, "source_digest", lambda *_: "after")
+    cache.add_code("resnet-20", "of the sources before")
+    cache.write()
+    assert TaskCache().codes == {}
+
+
+def test_a_process_older_than_an_edit_writes_nothing(monkeypatch):
+    monkeypatch.setattr(task_cache, "edited_since_start", lambda files: bool(list(files)))
+    cache = TaskCache()
+    cache.add_code("resnet-20", "old")
+    cache.write()
+    assert not cache_file().exists()
