@@ -13,6 +13,9 @@ def judged_models(
 ) -> list[JudgedModel]:
     """Return the model of each variant in `rows`. `run_ids`: identity of a run -> its MLflow id.
 
+    Of a variant with several test protocols, the row of the first one comes first (`in_protocol_order`): that one
+    measured the record's top-1 error.
+
     The first seed is fixed before any test error is known; choosing the best one would use the test set.
     """
     models: dict[str, JudgedModel] = {}
@@ -31,10 +34,11 @@ def judged_models(
 
 def describe_model(row: LeaderboardRow, record: Record) -> str:
     """Return scale, data, seed, commit, errors and verdict of a registered model."""
+    by = f" by {row.protocol}" if row.protocol else ""
     sentences = [
         f"{row.experiment} {row.variant} at {row.scale} scale on {record.data}, seed {record.seed} of"
         f" {plural(row.seeds, 'seed')}, commit {record.commit[:12]}.",
-        f"Top-1 error {record.metrics[TOP1]:.2f} %" if TOP1 in record.metrics else "",
+        f"Top-1 error{by} {record.metrics[TOP1]:.2f} %" if TOP1 in record.metrics else "",
     ]
     if row.top1 is not None and sentences[1]:
         sentences[1] += f"; mean over the seeds {row.top1:.2f} %"

@@ -128,6 +128,16 @@ def changed_rows(experiment: Experiment, scale: str, records: Sequence[Record]) 
     return result
 
 
+def in_protocol_order(experiment: Experiment, rows: Iterable[LeaderboardRow]) -> list[LeaderboardRow]:
+    """Return the rows of an experiment, of each variant that of its first test protocol first."""
+
+    def position(row: LeaderboardRow) -> int:
+        declared = experiment.protocols(row.variant, row.scale)
+        return declared.index(row.protocol) if row.protocol in declared else len(declared)
+
+    return sorted(rows, key=position)
+
+
 def changes_label(record: Record) -> str:
     """Return the changes by --set: 'train.lr=0.05'."""
     return ", ".join(f"{key}={value}" for key, value in record.changes.items())

@@ -71,7 +71,7 @@ def publish_overview(records: Sequence[Record], tracker: Tracker) -> None:
     pairs: dict[Error, list[ErrorPair]] = {by: error_pairs(rows, by) for by in ("top5", "top1")}
     tables = {f"{by}_errors": [pair_cells(pair) for pair in found] for by, found in pairs.items()}
     files: list[Path] = []
-    if pairs["top5"]:
-        bars = [(f"{one.row.variant}, {one.row.scale}", one.paper, one.ours) for one in pairs["top5"]]
+    if comparable := [pair for pair in pairs["top5"] if pair.is_comparable]:
+        bars = [(f"{one.row.variant}, {one.row.scale}", one.paper, one.ours) for one in comparable]
         files.append(top5_chart(bars, report_folder() / "top5_errors.png"))
     publish_tables(tracker, tables, files, OVERVIEW_NOTE)

@@ -12,7 +12,7 @@ from pipeline.track.record import Record
 def network_runs(rows: Iterable[LeaderboardRow], records: Sequence[Record]) -> list[NetworkRun]:
     """Return one run for each row. `records`: of the runs that the rows are made from, with MLflow's ids.
 
-    Runs that several test protocols have measured are below the row of the first one.
+    Runs that several test protocols have measured are below the first of their rows (`in_protocol_order`).
     """
     tracked = {record.identity: record.run_id for record in records if record.run_id}
     manifests = {record.identity: record.manifest for record in records}

@@ -61,11 +61,12 @@ def note_parts(experiment: Experiment, rows: Sequence[LeaderboardRow], link: Lin
 
 def note_cells(row: LeaderboardRow) -> dict[str, str]:
     """Return one network: what the paper prints and what we got, top-1 errors in percent."""
+    other = row.data != row.paper_data
     spread = f" ± {row.top1_std:.2f}" if row.top1_std is not None else ""
     return {
         "network": row.variant,
         "scale": row.scale,
-        "paper %": percent(row.paper),
+        "paper %": percent(row.paper) + (f" ({row.paper_data})" if row.paper is not None and other else ""),
         "ours %": f"{percent(row.top1)}{spread}",
         "seeds": str(row.seeds),
         "verdict": row.verdict,

@@ -15,7 +15,13 @@ from pipeline.judge.collect import judge_experiments
 from pipeline.judge.counting import counted_records
 from pipeline.judge.ledger import LedgerEntry
 from pipeline.report.judged_models import judged_models
-from pipeline.report.leaderboard import LeaderboardRow, build_leaderboard, with_sizes, with_verdicts
+from pipeline.report.leaderboard import (
+    LeaderboardRow,
+    build_leaderboard,
+    in_protocol_order,
+    with_sizes,
+    with_verdicts,
+)
 from pipeline.report.mlflow_rows import network_runs
 from pipeline.report.paper_note import MAX_NOTE_LENGTH, Link, paper_note
 from pipeline.track.mlflow_networks import publish_networks
@@ -81,12 +87,13 @@ def make_report(
             tracker, experiment.name, scale, counted, tables=tables, files=files, note=note
         )
         publish_paper_note(tracker, experiment.folder, partial(note_of_paper, experiment, records, rows))
-        networks = network_runs(with_sizes(rows, [experiment], measure_claim), records)
+        ordered = in_protocol_order(experiment, rows)
+        networks = network_runs(with_sizes(ordered, [experiment], measure_claim), records)
         known = {record.run_id for record in records}
         publish_networks(tracker, experiment.name, scale, networks, known=known)
         ids = {record.identity: record.run_id for record in records if record.run_id}
         scales = sorted(experiment.scales, key=lambda name: name != PAPER_SCALE)
-        trouble = register_models(tracker, judged_models(rows, by_variant, ids), scales)
+        trouble = register_models(tracker, judged_models(ordered, by_variant, ids), scales)
     if not trouble:  # else the next command tries again
         stamp.write(files, run_id)
     return ExperimentReport(rows, entries, figure, page, trouble, bool(run_id))

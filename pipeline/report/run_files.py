@@ -22,7 +22,8 @@ def curve_reader(tracker: Any | None) -> CurveReader:
         if not points and tracker and record.run_id:
             return list(tracker.curves(record.run_id, metric))
         if points and metric in record.metrics and points[-1][0] < entries[-1]["step"]:
-            points.append((entries[-1]["step"], record.metrics[metric]))  # of the last model
+            # of the last model, or of the selected one
+            points.append((entries[-1]["step"], record.metrics[metric]))
         return points
 
     return read

@@ -43,6 +43,7 @@ class TableCell:
     tone: Tone | None = None  # of a verdict
     runs: tuple[str, ...] = ()  # identities of the runs behind the number
     claim: str = ""  # anchor of the claim behind the number
+    folder: str = ""  # of the paper whose page has the runs; "": that of the table
     is_number: bool = False
 
 
@@ -111,7 +112,13 @@ def board_cell(row: LeaderboardRow, column: str, text: str) -> TableCell:
     if column not in BOARD_NUMBERS:
         return TableCell(text)
     number = BOARD_NUMBERS[column](row)
-    return TableCell(text, sort="" if number is None else number, runs=runs, is_number=True)
+    return TableCell(
+        text,
+        sort="" if number is None else number,
+        runs=runs,
+        folder=row.experiment.partition("/")[0],
+        is_number=True,
+    )
 
 
 def outcome_tone(outcome: str) -> Tone:

@@ -50,7 +50,7 @@ def find_unfinished(experiments: Sequence[Experiment]) -> list[UnfinishedRun]:
                     title=run_title(run["variant"], run["seed"]),
                     experiment=experiment.name,
                     scale=run["scale"],
-                    state=str(left.get("why", "stopped")),
+                    state="training" if folder.is_training() else str(left.get("why", "stopped")),
                     why=str(left.get("text", "")),
                     step=step,
                 )

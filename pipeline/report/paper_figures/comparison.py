@@ -47,7 +47,7 @@ def comparison_caption(caption: str, runs: ScaleRuns, names: Iterable[str]) -> s
     printed = [
         claim for claim in runs.experiment.claims if isinstance(claim, MetricClaim) and claim.of in set(names)
     ]
-    parts = [f"{caption} Ours: {runs.place}; mean and standard deviation over {runs.seeds()}."]
+    parts = [f"{caption} Ours: {runs.place}; mean and standard deviation over {runs.converged_seeds()}."]
     if not printed:
         parts.append("The paper prints no numbers for these networks.")
     elif runs.is_papers_data():

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import ceil
 from statistics import fmean
 from typing import Any
 
@@ -111,7 +112,7 @@ def draw_curves(ax: Axes, panel: CurvePanel, theme: Theme) -> float:
     colours = {name: theme.series[i % len(theme.series)] for i, name in enumerate(names)}
     tops = [panel.level or 0.0]
     for line in panel.lines:
-        steps, (mean, low, high) = across_seeds([binned(curve, line.points) for curve in line.curves])
+        steps, (mean, low, high) = across_seeds(binned(line.curves, line.points))
         colour = colours[line.name]
         ax.plot(steps, mean, color=colour, **line_style(line.dashed))
         ax.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
@@ -155,8 +156,22 @@ def across_seeds(rows: Sequence[Curve]) -> tuple[list[int], tuple[list[float], l
     return steps, (mean, low, high)
 
 
-def binned(curve: Curve, points: int) -> list[tuple[int, float]]:
-    """Return the means over parts of a curve, each at its last step: `points` at most, fewer if it is shorter."""
-    size = -(-len(curve) // points)
-    parts = [curve[start : start + size] for start in range(0, len(curve), size)]
-    return [(part[-1][0], fmean(value for _, value in part)) for part in parts]
+def binned(curves: Sequence[Curve], points: int) -> list[Curve]:
+    """Return the means over parts of the curves of several seeds, each at the last step of its part.
+
+    The parts are the same steps for all seeds, also for one that ended early: `points` at most. Curves without
+    more values are returned as they are.
+    """
+    if max(map(len, curves), default=0) <= points:
+        return list(curves)
+    width = max(curve[-1][0] for curve in curves if curve) / points
+    ends: dict[int, int] = {}  # part -> its last step
+    parts: list[dict[int, list[float]]] = []  # of each seed
+    for curve in curves:
+        own: dict[int, list[float]] = {}
+        for step, value in curve:
+            part = ceil(step / width - 1e-9)
+            ends[part] = max(step, ends.get(part, step))
+            own.setdefault(part, []).append(value)
+        parts.append(own)
+    return [[(ends[part], fmean(values)) for part, values in own.items()] for own in parts]

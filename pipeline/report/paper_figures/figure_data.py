@@ -53,6 +53,13 @@ class ScaleRuns:
         counts = sorted({len(rows) for rows in self.records.values()})
         return plural(counts[0], "seed") if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
 
+    def converged_seeds(self) -> str:
+        """Return the number of seeds that a mean is over: "5 seeds", "2 to 3 seeds (1 run did not converge)"."""
+        finished = {n: [row for row in rows if row.status == FINISHED] for n, rows in self.records.items()}
+        lost = sum(map(len, self.records.values())) - sum(map(len, finished.values()))
+        note = f" ({plural(lost, 'run')} did not converge)" if lost else ""
+        return ScaleRuns(self.experiment, self.scale, finished).seeds() + note
+
     def values(self, name: str, metric: str) -> list[float]:
         """Return a metric of the seeds that converged, in the order of the seeds."""
         rows = self.records.get(name, [])

@@ -46,6 +46,7 @@ class JudgedNumber:
     interval: tuple[float, float]
     margin: float
     outcome: Outcome
+    is_error: bool  # an error rate in percent, and not a difference or ratio of two
 
 
 def project_figures(data: FigureData) -> Iterator[PaperFigure]:
@@ -93,7 +94,7 @@ def judged_numbers(entries: Sequence[LedgerEntry]) -> list[JudgedNumber]:
         found.append(
             JudgedNumber(
                 claim.id, entry.experiment, claim.metric, claim.claimed, verdict.measured, interval, claim.margin,
-                verdict.outcome,
+                verdict.outcome, isinstance(claim, MetricClaim) and claim.metric.endswith(ERROR_END),
             )
         )  # fmt: skip
     return found
@@ -101,7 +102,7 @@ def judged_numbers(entries: Sequence[LedgerEntry]) -> list[JudgedNumber]:
 
 def judged_figure(numbers: Sequence[JudgedNumber], theme: Theme) -> Figure:
     """Return the scatter of error rates, and the differences of all numbers in units of their margins."""
-    errors = [n for n in numbers if n.metric.endswith(ERROR_END) and n.printed > 0 and n.measured > 0]
+    errors = [n for n in numbers if n.is_error and n.printed > 0 and n.measured > 0]
     rows = difference_rows(numbers)
     tall = 0.19 * len(rows) + 0.7
     panels: tuple[Axes, ...]

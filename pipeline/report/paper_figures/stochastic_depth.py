@@ -113,7 +113,8 @@ def figure_8(data: FigureData, cifar: Experiment, survival: Experiment) -> Paper
     same_data, printed = runs.is_papers_data(), papers_data(survival, own)
     caption = (
         "Top-1 test error in percent against the survival probability of the last block: linear decay from 1 to"
-        f" p_L, and p_L for all blocks. Ours: {runs.place}; mean and standard deviation over {runs.seeds()}."
+        f" p_L, and p_L for all blocks. Ours: {runs.place}; mean and"
+        f" standard deviation over {runs.converged_seeds()}."
         f" Diamonds: the paper's numbers in section 4, on {printed}."
     )
     return FIGURE_8.drawn(

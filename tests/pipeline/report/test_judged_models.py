@@ -1,8 +1,10 @@
 """Models for the registry: the first seed that converged, described in plain sentences."""
 
+from dataclasses import replace
+
 from pipeline.declare.load import load_experiment
 from pipeline.report.judged_models import judged_models
-from pipeline.report.leaderboard import build_leaderboard
+from pipeline.report.leaderboard import build_leaderboard, in_protocol_order
 from tests.support.fake_records import fake_record
 
 EXPERIMENT = load_experiment("resnet/cifar10_depth")
@@ -28,3 +30,17 @@ def test_the_first_seed_that_converged_is_registered_not_the_best():
 
 def test_runs_that_are_not_tracked_have_no_model():
     assert judged_models(ROWS, {"resnet-20": RECORDS}, {}) == []
+
+
+def test_errors_are_those_of_the_first_test_protocol():
+    declared = load_experiment("resnet/imagenet")
+    protocols = declared.protocols("resnet-50", "paper")
+    assert protocols[0] != min(protocols)
+    errors = ("top1_error_pct", "top5_error_pct")
+    other = {f"test/{name}/{error}": 40.0 for name in protocols[1:] for error in errors}
+    other |= {f"test/{name}/images": 50_000.0 for name in protocols[1:]}
+    base = fake_record(declared, "resnet-50", 0, 22.5)
+    record = replace(base, metrics=base.metrics | other)
+    rows = in_protocol_order(declared, build_leaderboard([declared], [record]))
+    [model] = judged_models(rows, {"resnet-50": [record]}, {record.identity: "id"})
+    assert f"Top-1 error by {protocols[0]} 22.50 %; mean over the seeds 22.50 %" in model.description

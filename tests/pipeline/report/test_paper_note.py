@@ -40,3 +40,8 @@ def test_a_note_keeps_whole_lines_within_the_length_that_mlflow_stores():
     shown = sum(line.startswith("| network-") for line in text.splitlines())
     assert 10 < shown < 500
     assert f"{500 - shown} more rows in the tables of these runs." in text
+
+
+def test_the_papers_error_on_other_data_names_the_data():
+    digits = [replace(row, data="digits") for row in ROWS]
+    assert "| resnet-20 | paper | 8.75 (cifar10) | 9.00 ± 0.71 | 2 |  |" in note(digits).splitlines()

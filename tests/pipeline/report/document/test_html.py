@@ -10,9 +10,13 @@ from itertools import pairwise
 import pytest
 
 from pipeline.common.errors import UserError
+from pipeline.declare.load import load_experiment
+from pipeline.report.document.content import make_content
 from pipeline.report.document.html import content_policy, render_file
 from pipeline.report.document.site import earlier_files, write_site
 from pipeline.report.document.unfinished import UnfinishedRun
+from pipeline.report.leaderboard import build_leaderboard
+from tests.support.fake_records import fake_record
 from tests.support.ledgers import DEEP, PLAIN
 from tests.support.reports import HOSTILE, Tags, empty_figure, toy_report
 
@@ -51,6 +55,24 @@ def test_every_link_inside_the_file_has_its_target(experiment, records):
     ids = page.ids()
     assert len(ids) == len(set(ids))
     assert {one[1:] for one in page.addresses("href") if one.startswith("#")} <= set(ids)
+
+
+def test_every_link_of_a_site_has_its_target(tmp_path):
+    declared = [load_experiment(name) for name in ("resnet/cifar10_depth", "lenet5/mnist")]
+    records = [fake_record(declared[0], "resnet-20", 0, 8.5), fake_record(declared[1], "lenet5", 0, 1.2)]
+    board = build_leaderboard(declared, records)
+    report = make_content(declared, [], board, records, subject="two papers", figures=[])
+    pages = {name: Tags(html) for name, html in site(report, tmp_path / "site").items()}
+    assert set(pages) == {"index.html", "resnet.html", "lenet5.html"}
+    dead = []
+    for here, page in pages.items():
+        for address in page.addresses("href"):
+            file, _, anchor = address.partition("#")
+            target = pages.get(file.partition("?")[0] or here)
+            if target and anchor and anchor not in target.ids():
+                dead.append(f"{here}: {address}")
+    assert dead == []
+    assert any(one.startswith("resnet.html?runs=") for one in pages["index.html"].addresses("href"))
 
 
 def test_headings_skip_no_level(experiment, records, tmp_path):

@@ -2,6 +2,7 @@
 
 import pytest
 
+from pipeline.common.locks import file_lock
 from pipeline.common.paths import runs_folder
 from pipeline.plan.expand import plan_runs
 from pipeline.report.document.unfinished import find_unfinished
@@ -45,3 +46,10 @@ def test_other_folders_are_left_out(experiment, begin):
     (runs_folder() / "damaged" / "run.json").write_text("{")
     assert find_unfinished([experiment]) == []
     assert find_unfinished([]) == []
+
+
+def test_a_run_whose_lock_is_held_is_in_training(experiment, begin):
+    folder = begin()
+    with file_lock(folder.lock_file):
+        [run] = find_unfinished([experiment])
+    assert run.state == "training"

@@ -7,6 +7,7 @@ from pipeline.report.paper_figures.error_curves import (
     POINTS,
     CurveLine,
     CurvePanel,
+    across_seeds,
     binned,
     curves_figure,
     drawn_curves,
@@ -82,7 +83,14 @@ def test_panels_stand_in_rows():
 
 
 def test_binned():
-    assert binned([(1, 1.0), (2, 3.0), (3, 8.0)], 2) == [(2, 2.0), (3, 8.0)]
-    assert binned([(1, 1.0), (2, 3.0)], 2) == [(1, 1.0), (2, 3.0)]
-    long = binned([(step, float(step)) for step in range(1, 20 * POINTS["train"] + 1)], POINTS["train"])
+    assert binned([[(1, 1.0), (2, 3.0), (3, 8.0)]], 2) == [[(1, 1.0), (3, 5.5)]]  # parts of 1.5 steps
+    assert binned([[(1, 1.0), (2, 3.0)]], 2) == [[(1, 1.0), (2, 3.0)]]
+    [long] = binned([[(step, float(step)) for step in range(1, 20 * POINTS["train"] + 1)]], POINTS["train"])
     assert (len(long), long[0]) == (POINTS["train"], (20, 10.5))  # mean of steps 1 to 20, at step 20
+
+
+def test_a_seed_that_ended_early_is_averaged_at_the_steps_of_the_others():
+    full = [(step, 100.0 - step) for step in range(1, 101)]
+    steps, (mean, *_) = across_seeds(binned([full, full, full[:50]], 40))  # all three have the same values
+    assert len(steps) == 40
+    assert mean == sorted(mean, reverse=True)

@@ -14,7 +14,7 @@ from pipeline.report.paper_figures.project import (
 from pipeline.report.paper_figures.style import THEMES, figure_style
 from tests.support.figure_boxes import covered, drawn_figure
 from tests.support.figure_runs import figure_data
-from tests.support.ledgers import PLAIN, judge_by_id
+from tests.support.ledgers import AS_GAIN, DEEP, PLAIN, judge_by_id
 
 
 @pytest.fixture
@@ -71,6 +71,7 @@ def test_many_numbers_cover_nothing(count):
                 interval=(measured - 0.2, measured + 0.3),
                 margin=0.5,
                 outcome=list(MARKERS)[i % len(MARKERS)],
+                is_error=True,
             )
         )
     with figure_style(THEMES["dark"]):
@@ -79,3 +80,14 @@ def test_many_numbers_cover_nothing(count):
     assert covered(figure) == []
     rows = count if count <= MOST_ROWS else 20  # one for each number, or for each experiment
     assert len(figure.axes[1].get_yticks()) == rows
+
+
+def test_a_gain_is_a_difference_and_no_error_rate(declare, seed_records):
+    declared = declare(*AS_GAIN)
+    runs = [*seed_records(declared, "plain-20", PLAIN), *seed_records(declared, "plain-32", DEEP)]
+    numbers = {one.name: one for one in judged_numbers(list(judge_by_id(declared, runs).values()))}
+    assert {name: number.is_error for name, number in numbers.items()} == {
+        "error": True,
+        "deeper": False,
+        "ratio": False,
+    }
