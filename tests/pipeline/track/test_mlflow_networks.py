@@ -19,19 +19,6 @@ PARENT = "mlflow.parentRunId"
 
 
 @pytest.fixture
-def home(tmp_path, monkeypatch, empty_database):
-    monkeypatch.setenv("REPRO_HOME", str(tmp_path))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    (tmp_path / "mlflow.db").write_bytes(empty_database)
-    return tmp_path
-
-
-@pytest.fixture
-def client(home):
-    return MlflowClient(f"sqlite:///{home / 'mlflow.db'}")
-
-
-@pytest.fixture
 def seed(client):
     """Function that creates the run of a seed below its experiment's parent run, as `Tracker.sync` does."""
 

@@ -29,19 +29,6 @@ EXPERIMENT = "resnet/cifar10_depth"
 SCALES = ("paper", "gpu", "laptop", "smoke")
 
 
-@pytest.fixture
-def home(tmp_path, monkeypatch, empty_database):
-    monkeypatch.setenv("REPRO_HOME", str(tmp_path))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    (tmp_path / "mlflow.db").write_bytes(empty_database)
-    return tmp_path
-
-
-@pytest.fixture
-def client(home):
-    return MlflowClient(f"sqlite:///{home / 'mlflow.db'}")
-
-
 @pytest.fixture(scope="module")
 def linear(tmp_path_factory):
     """Folder of a model with one weight per pixel."""

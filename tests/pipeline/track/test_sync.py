@@ -26,14 +26,6 @@ def trained(finished_run):
 
 
 @pytest.fixture
-def home(tmp_path, monkeypatch, empty_database):
-    monkeypatch.setenv("REPRO_HOME", str(tmp_path))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    (tmp_path / "mlflow.db").write_bytes(empty_database)
-    return tmp_path
-
-
-@pytest.fixture
 def place(home, trained):
     """Function that puts a finished run into the home: place("a"), place("b", damaged={"run.json": b"{"})."""
 
