@@ -19,15 +19,22 @@ Departures from the paper:
   * The network returns scores, -y_i, so that the prediction is the largest, as for every other network here.
 
 Left open by the paper, and what is done here:
-  * The paper shows the 7x12 bitmaps only as a figure (Figure 3): BITMAPS is our own drawing, ink +1, paper -1.
+  * The paper shows the 7x12 bitmaps only as a figure (Figure 3). BITMAPS was read from it, ink +1, paper -1: two
+    public readings, a scan and a transcription, agree in rows 2 to 12. The scan has a frame over row 1; where the
+    transcription has ink there (0, 2, 4 and 5), it is taken for that frame, because the row below is empty.
   * The paper gives no value for the constant j of the loss (eq. 9): it is a required argument of `map_loss`.
-  * Appendix A draws weights from +-2.4 / fan-in and does not mention biases: they have the range of their unit's
-    weights. The fan-in excludes the bias: 25 for c1, 4 for s2 and s4, 75, 100 or 150 for a map of c3, 400 for c5,
-    120 for f6.
+  * Initial weights. Appendix A draws them from +-2.4 / fan-in (`init="appendix_a"`). With these and the printed
+    eta and mu, the network does not learn, and its step sizes are not those that section III-B prints. Efficient
+    BackProp (LeCun, Bottou, Orr, Mueller 1998, section 4.6), by the same laboratory and for the same squashing
+    function, draws them with a standard deviation of 1 / sqrt(fan-in) (`init="efficient_backprop"`): with these
+    it learns, see experiments/lenet5/mnist.yaml. Neither text mentions biases: they have the range of their
+    unit's weights. The fan-in excludes the bias: 25 for c1, 4 for s2 and s4, 75, 100 or 150 for a map of c3, 400
+    for c5, 120 for f6.
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -43,20 +50,20 @@ TABLE_I = (
     (0, 1, 2, 3, 4, 5),
 )
 
-# After Figure 3: the height of a capital letter, one empty row above, two below for descenders.
+# Figure 3, rows from top to bottom, # is ink.
 BITMAPS = """
-....... ....... ....... ....... ....... ....... ....... ....... ....... .......
-..###.. ...#... .#####. .#####. ....##. ####### ..####. ####### .#####. .#####.
-.#...#. ..##... #.....# #.....# ...#.#. #...... .#..... #.....# #.....# #.....#
-#.....# .#.#... ......# ......# ..#..#. #...... #...... .....#. #.....# #.....#
-#.....# ...#... .....#. ......# .#...#. #...... #...... ....#.. #.....# #.....#
-#.....# ...#... ....#.. ..####. #....#. ######. #.####. ....#.. .#####. .######
-#.....# ...#... ...#... ......# ####### ......# ##....# ...#... #.....# ......#
-#.....# ...#... ..#.... ......# .....#. ......# #.....# ...#... #.....# ......#
-.#...#. ...#... .#..... #.....# .....#. #.....# #.....# ..#.... #.....# .....#.
-..###.. .#####. ####### .#####. .....#. .#####. .#####. ..#.... .#####. .####..
-....... ....... ....... ....... ....... ....... ....... ....... ....... .......
-....... ....... ....... ....... ....... ....... ....... ....... ....... .......
+....... ...##.. ....... ####### ....... ....... ..####. ####### .#####. .#####.
+....... ..###.. ....... .....## ....... ....... .##.... .....## ##...## ##..###
+..###.. .####.. .#####. ....##. ....... ####### ##..... .....## ##...## ##...##
+.##.##. ...##.. ##...## ...##.. .##..## ##..... ##..... ....##. ##...## ##...##
+##...## ...##.. #....## ..####. .##..## ##..... ######. ...##.. .#####. ##..###
+##...## ...##.. ....##. .....## ###..## .####.. ###..## ...##.. ##...## .######
+##...## ...##.. ..###.. .....## ##...## ..####. ##...## ..##... ##...## .....##
+##...## ...##.. .##.... .....## ##...## .....## ##...## ..##... ##...## .....##
+.##.##. ...##.. ##..... ##...## ##..### ##...## ###..## ..##... ##...## ....##.
+..###.. .###### ####### .#####. .###### .#####. .#####. ..##... .#####. .####..
+....... ....... ....... ....... .....## ....... ....... ....... ....... .......
+....... ....... ....... ....... .....## ....... ....... ....... ....... .......
 """
 
 
@@ -77,12 +84,21 @@ def squash_derivative(a: Tensor) -> Tensor:
     return 1.7159 * (2 / 3) * (1 - torch.tanh(a * (2 / 3)).square())
 
 
-def uniform_parameter(*shape: int, fan_in: Sequence[int]) -> nn.Parameter:
-    """Return a parameter drawn uniformly from +-2.4 / fan-in (Appendix A).
+Init = Literal["appendix_a", "efficient_backprop"]
+
+# Largest initial weight for a fan-in; a uniform distribution within +-sqrt(3 / n) has the deviation 1 / sqrt(n).
+BOUNDS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "appendix_a": lambda fan_in: 2.4 / fan_in,
+    "efficient_backprop": lambda fan_in: (3 / fan_in).sqrt(),
+}
+
+
+def uniform_parameter(*shape: int, fan_in: Sequence[int], init: Init) -> nn.Parameter:
+    """Return a parameter drawn uniformly within +-BOUNDS[init](fan-in).
 
     `fan_in` has one value for all entries, or one per index of the first dimension.
     """
-    bound = (2.4 / torch.tensor(fan_in)).view(-1, *[1] * (len(shape) - 1))
+    bound = BOUNDS[init](torch.tensor(fan_in)).view(-1, *[1] * (len(shape) - 1))
     return nn.Parameter((2 * torch.rand(shape) - 1) * bound)
 
 
@@ -112,12 +128,13 @@ class TrainableLayer(nn.Module):
 class Convolution(TrainableLayer):
     """5x5 convolution without padding; each output map reads the input maps listed in its row of `table`."""
 
-    def __init__(self, in_maps: int, table: Sequence[Sequence[int]]) -> None:
+    def __init__(self, in_maps: int, table: Sequence[Sequence[int]], init: Init = "appendix_a") -> None:
         super().__init__()
         fan_in = [KERNEL**2 * len(inputs) for inputs in table]
         kernel_fan_in = [n for n, inputs in zip(fan_in, table, strict=True) for _ in inputs]
-        self.weight = uniform_parameter(len(kernel_fan_in), KERNEL, KERNEL, fan_in=kernel_fan_in)  # connected only
-        self.bias = uniform_parameter(len(table), fan_in=fan_in)
+        kernels = (len(kernel_fan_in), KERNEL, KERNEL)  # of connected maps only
+        self.weight = uniform_parameter(*kernels, fan_in=kernel_fan_in, init=init)
+        self.bias = uniform_parameter(len(table), fan_in=fan_in, init=init)
         self.in_maps = in_maps
         self.reads = tuple(len(inputs) for inputs in table)  # input maps per output map
         self.runs = tuple(contiguous_runs(inputs, in_maps) for inputs in table)  # of those input maps
@@ -156,10 +173,10 @@ class SubSampling(TrainableLayer):
 
     window = 2  # side and stride
 
-    def __init__(self, maps: int) -> None:
+    def __init__(self, maps: int, init: Init = "appendix_a") -> None:
         super().__init__()
-        self.weight = uniform_parameter(maps, fan_in=[4])
-        self.bias = uniform_parameter(maps, fan_in=[4])
+        self.weight = uniform_parameter(maps, fan_in=[4], init=init)
+        self.bias = uniform_parameter(maps, fan_in=[4], init=init)
 
     def weighted_sum(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         blocks = x.unflatten(-1, (-1, 2)).unflatten(-3, (-1, 2))  # (..., H, W) -> (..., H/2, 2, W/2, 2)
@@ -175,10 +192,10 @@ class SubSampling(TrainableLayer):
 class FullConnection(TrainableLayer):
     """Fully connected layer."""
 
-    def __init__(self, inputs: int, units: int) -> None:
+    def __init__(self, inputs: int, units: int, init: Init = "appendix_a") -> None:
         super().__init__()
-        self.weight = uniform_parameter(units, inputs, fan_in=[inputs])
-        self.bias = uniform_parameter(units, fan_in=[inputs])
+        self.weight = uniform_parameter(units, inputs, fan_in=[inputs], init=init)
+        self.bias = uniform_parameter(units, fan_in=[inputs], init=init)
 
     def weighted_sum(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return F.linear(x.flatten(-3), weight, bias)  # (..., C, 1, 1) -> (..., C)
@@ -221,20 +238,23 @@ def map_loss(scores: Tensor, labels: Tensor, *, j: float) -> Tensor:
     return torch.cat([scores, rubbish], dim=1).logsumexp(1).mean() + mle_loss(scores, labels)
 
 
-def lenet5(num_classes: int = 10, in_channels: int = 1) -> nn.Sequential:
-    """Build the network of section II-B: (N, 1, 32, 32) -> scores (N, 10). ValueError for other numbers."""
+def lenet5(num_classes: int = 10, in_channels: int = 1, *, init: Init = "appendix_a") -> nn.Sequential:
+    """Build the network of section II-B: (N, 1, 32, 32) -> scores (N, 10). ValueError for other numbers.
+
+    `init` names the text that gives the range of the initial weights.
+    """
     if (num_classes, in_channels) != (10, 1):
         raise ValueError(
             f"lenet5 has 1 input channel and 10 classes, not {in_channels} and {num_classes}; "
             "use lenet5_modern for other data"
         )
     layers = OrderedDict[str, nn.Module](
-        c1=Convolution(1, [(0,)] * 6),
-        s2=SubSampling(6),
-        c3=Convolution(6, TABLE_I),
-        s4=SubSampling(16),
-        c5=Convolution(16, [range(16)] * 120),
-        f6=FullConnection(120, 84),
+        c1=Convolution(1, [(0,)] * 6, init),
+        s2=SubSampling(6, init),
+        c3=Convolution(6, TABLE_I, init),
+        s4=SubSampling(16, init),
+        c5=Convolution(16, [range(16)] * 120, init),
+        f6=FullConnection(120, 84, init),
         output=RadialBasis(digit_codes()),
     )
     return nn.Sequential(layers)

@@ -15,10 +15,9 @@ Left open by the paper, and what is done here:
     it is 2 p_j + 4 Var(x - w), where p is the softmax of the negated penalties and of -j, p_j the probability of
     -j, and the variance is over the classes. For equation 8 it is 2.
   * The sum over patterns is divided by their number, because the loss is a mean over patterns.
-  * The scale of the loss, which sets h relative to mu. With equation 9 as printed, a sum over 84 components,
-    training collapses within six patterns: with weights of +-2.4 / fan-in the layers below f6 hardly change, their
-    h is below 1e-4, their step size is eta / mu = 0.025, and f6 saturates before h is estimated again. The paper
-    calls its criterion a *mean* squared error: divided by the 84 components, the network trains.
+  * The unit of the loss, which sets h relative to mu: dividing the loss by a number is the same as multiplying mu
+    by it at the same eta. Section III-B prints the range of the step sizes in the first pass, and with it the unit
+    can be found: see experiments/lenet5/mnist.yaml.
 """
 
 from collections.abc import Callable, Mapping
@@ -35,6 +34,8 @@ from lightning_modules.recipe import Batch, lr_at
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # scores (N, C), labels (N,) -> mean over the batch
 Tensors = dict[str, Tensor]
+
+STEP_SIZES = ("train/smallest_step", "train/largest_step")  # metrics: over all parameters
 
 UNROLLED_STEPS = 10  # per compiled graph: a step takes 160 microseconds with 8 in one graph, 210 with 1
 
@@ -148,6 +149,7 @@ class OnlineClassifier(Classifier):
                 f"optimizer 'sdlm' needs the second derivatives of LeNet-5's layers, which network "
                 f"{settings['network']!r} does not have; use it with 'lenet5', or choose 'sgd'"
             )
+        self.eta = settings["lr"]  # of the last step
         recipe = settings["optimizer"]
         self.sdlm = OnlineSDLM(self.network, self.loss, mu=recipe["mu"], compile=settings.get("compile", False))
 
@@ -159,22 +161,30 @@ class OnlineClassifier(Classifier):
     def configure_optimizers(self) -> None:  # type: ignore[override]
         """Return None: `training_step` changes the parameters itself."""
 
+    def pop_window_metrics(self) -> dict[str, float]:
+        """Return errors and loss over the window, and its smallest and largest step size; reset the window."""
+        metrics = super().pop_window_metrics()
+        if not metrics:
+            return {}
+        sizes = torch.cat([size.flatten() for size in self.sdlm.step_sizes(self.eta).values()])
+        return metrics | dict(zip(STEP_SIZES, (sizes.min().item(), sizes.max().item()), strict=True))
+
     def estimate_curvature(self, images: Tensor, labels: Tensor) -> None:
         """Estimate the second derivatives from some training patterns, before each pass over the training set."""
         self.sdlm.estimate(images, labels)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:  # type: ignore[override]
         """Make one step per pattern of the batch. Raises NotConvergedError if the loss is not finite."""
-        eta = lr_at(batch.step, self.hparams["lr"], self.hparams["lr_drops"])
-        loss, wrong1, wrong5 = self.sdlm.run(batch.images, batch.labels, eta).double().unbind()
+        self.eta = lr_at(batch.step, self.hparams["lr"], self.hparams["lr_drops"])
+        loss, wrong1, wrong5 = self.sdlm.run(batch.images, batch.labels, self.eta).double().unbind()
         if not torch.isfinite(loss):
             raise NotConvergedError(batch.step, loss.item())
         self.window += torch.stack([torch.full_like(loss, len(batch.labels)), wrong1, wrong5, loss])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the second derivatives, which stay in use until the end of the pass."""
-        checkpoint["curvature"] = self.sdlm.h
+        """Save the second derivatives, which stay in use until the end of the pass, and the learning rate."""
+        checkpoint["curvature"], checkpoint["eta"] = self.sdlm.h, self.eta
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the second derivatives, see `on_save_checkpoint`."""
-        self.sdlm.h = checkpoint["curvature"]
+        """Restore what `on_save_checkpoint` saves."""
+        self.sdlm.h, self.eta = checkpoint["curvature"], checkpoint["eta"]

@@ -111,6 +111,11 @@ SETTING_SENTENCES = {  # setting -> its sentence
 
 COST_WORDS = {"seconds": "training time", "images_per_second": "training speed", "peak_memory_mib": "peak memory"}
 
+STEP_WORDS = {
+    "first_pass_smallest_step": "smallest step size of the first pass",
+    "first_pass_largest_step": "largest step size of the first pass",
+}
+
 COMPARISONS = {"<": "less than ", ">": "more than ", "<=": "at most ", ">=": "at least "}
 
 
@@ -279,8 +284,8 @@ def metric_words(claim: Mapping[str, Any]) -> str:
         return f"mean gradient magnitude in {'/'.join(parts[2:])}"
     if steps := re.fullmatch(r"steps_to_(.+)_pct_error", parts[-1]):
         return f"number of steps to a training error below {steps[1]} %"
-    if parts[-1] in COST_WORDS:
-        return COST_WORDS[parts[-1]]
+    if words := COST_WORDS.get(parts[-1]) or STEP_WORDS.get(parts[-1]):
+        return words
     before, noun = name.get(parts[-1], ("", parts[-1].replace("_", " ")))
     where = f" ({place_words(parts)})" if len(parts) > 2 and not claim.get("rhs_metric") else ""
     return f"{before}{split.get(parts[0], f'{parts[0]} ')}{noun}{where}"

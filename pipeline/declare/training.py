@@ -21,6 +21,9 @@ STEPS_TO = "train/steps_to_"  # and an error: see `steps_to_metric`
 
 GRADIENT_NORM = "train/gradient_norm/"  # and the name of a layer: the mean magnitude of its gradient
 
+# Of optimizer sdlm: the smallest and the largest step size of a parameter in the first pass over the training set.
+FIRST_PASS_STEPS = ("train/first_pass_smallest_step", "train/first_pass_largest_step")
+
 
 def steps_to_metric(error_pct: float) -> str:
     """Return "train/steps_to_25_pct_error", the steps until the training error is below `error_pct` 25."""
@@ -82,7 +85,7 @@ class MapLoss(FrozenModel):
 
     name: Literal["map"]
     j: PositiveFloat  # constant of eq. 9, which limits the penalty of classes that are already far away
-    divided_by: PositiveFloat  # divisor of the loss, which scales it relative to mu; 84: mean over the 84 units
+    divided_by: PositiveFloat  # divisor of the loss, which scales it relative to mu; 1: eq. 9 as printed
 
 
 class Euclidean(FrozenModel):
@@ -186,7 +189,8 @@ class Train(FrozenModel):
     def measurements(self) -> tuple[str, ...]:
         """Metrics that the recipe declares beside errors. That of steps is missing if the error stays above."""
         steps = map(steps_to_metric, self.steps_to_error_pct)
-        return (*steps, *(GRADIENT_NORM + layer for layer in self.gradient_norms))
+        sizes = FIRST_PASS_STEPS if self.optimizer.name == "sdlm" else ()
+        return (*steps, *(GRADIENT_NORM + layer for layer in self.gradient_norms), *sizes)
 
     @model_validator(mode="after")
     def _fits(self) -> "Train":

@@ -8,9 +8,10 @@ import pytorch_lightning as pl
 import torch
 
 from lightning_modules.recipe import Batch, plateau_drops
+from lightning_modules.sdlm import STEP_SIZES
 from pipeline.common.environment import env_number
 from pipeline.data.order import derive_seed
-from pipeline.declare.training import GRADIENT_NORM, steps_to_metric
+from pipeline.declare.training import FIRST_PASS_STEPS, GRADIENT_NORM, steps_to_metric
 from pipeline.train.context import RunContext
 from pipeline.train.costs import CostMeter
 from pipeline.train.lightning import BufferedCheckpointIO, ordered_mean_hook
@@ -20,6 +21,7 @@ WINDOW_METRICS = (  # of `pop_window_metrics`
     "train/top1_error_pct",
     "train/top5_error_pct",
     "train/localisation_error_pct",
+    *STEP_SIZES,
 )
 
 CHECKPOINT_SECONDS = 30.0  # between checkpoints; does not change a result
@@ -49,6 +51,7 @@ class TrainingCallback(pl.Callback):
         self.errors: dict[str, dict[int, float]] = {"val": {}, "test": {}, "train": {}}
         self.lr_drops: list[int] = []  # steps from which a plateau schedule has lowered the learning rate
         self.gradient_norms: dict[str, dict[int, float]] = {}  # metric -> step of the report -> mean of its window
+        self.first_pass_steps: dict[str, float] = {}  # metric of FIRST_PASS_STEPS -> value of the first report
         self.meter = CostMeter(context.setup, context.device)
 
     def seconds(self) -> float:
@@ -193,6 +196,9 @@ class TrainingCallback(pl.Callback):
         for name, value in metrics.items():
             if name.startswith(GRADIENT_NORM):
                 self.gradient_norms.setdefault(name, {})[step] = value
+        for name, of_first in zip(STEP_SIZES, FIRST_PASS_STEPS, strict=True):
+            if name in metrics:
+                self.first_pass_steps.setdefault(of_first, metrics[name])
         if recipe.plateau:
             errors, plateau = self.errors[recipe.plateau.watch], recipe.plateau
             self.lr_drops = plateau_drops(errors, plateau.patience, plateau.max_drops)
@@ -213,7 +219,7 @@ class TrainingCallback(pl.Callback):
             drops |= {f"train/lr_drop_{number}_step": float(step) for number, step in enumerate(self.lr_drops, 1)}
         reached = steps_to_errors(self.errors["train"], self.context.recipe.steps_to_error_pct)
         norms = {name: window_mean(values) for name, values in self.gradient_norms.items()}
-        return self.last_window | drops | reached | norms
+        return self.last_window | drops | reached | norms | self.first_pass_steps
 
     def costs(self) -> dict[str, float]:
         """Return the time and memory of training: rank 0's time, and the largest memory of a rank."""

@@ -104,6 +104,11 @@ def test_single_pattern_gives_the_output_of_a_batch(network):
 def test_codes_are_ten_different_bitmaps_of_7_by_12():
     codes = digit_codes()
     assert codes.shape == (10, 7 * 12)
+    ink = (codes > 0).view(10, 12, 7)
+    assert ink[4].any(1).nonzero().flatten().tolist() == list(range(2, 12))  # only the 4 reaches the last two rows
+    assert not ink[[digit for digit in range(10) if digit != 4], 10:].any()
+    assert ink[7, 0].all()  # the bar of the 7
+    assert not ink[7, 1, :5].any()
     assert set(codes.flatten().tolist()) == {-1.0, 1.0}
     differing = (codes[:, None] != codes[None]).sum(-1) + 84 * torch.eye(10, dtype=torch.int64)
     assert differing.min() >= 5  # no two digits are nearly equal
@@ -137,9 +142,13 @@ def test_map_loss_requires_a_positive_constant():
 
 
 @pytest.mark.parametrize(("layer", "fan_in"), [("c1", 25), ("s2", 4), ("s4", 4), ("c5", 400), ("f6", 120)])
-def test_weights_start_uniform_within_2_4_over_fan_in(network, layer, fan_in):
-    weight = network.get_submodule(layer).weight
-    bound = 2.4 / fan_in
+@pytest.mark.parametrize(
+    ("init", "range_of"), [("appendix_a", lambda n: 2.4 / n), ("efficient_backprop", lambda n: (3 / n) ** 0.5)]
+)
+def test_weights_start_uniform_within_the_range_of_their_fan_in(layer, fan_in, init, range_of):
+    torch.manual_seed(0)
+    weight = lenet5(init=init).get_submodule(layer).weight
+    bound = range_of(fan_in)
     assert weight.abs().max() <= bound
     if weight.numel() > 100:
         assert weight.abs().max() > 0.95 * bound

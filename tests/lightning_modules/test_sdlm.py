@@ -179,7 +179,11 @@ def test_training_step_counts_errors_and_uses_the_learning_rate():
     module.training_step(Batch(20, images, labels), 1)
     assert rates == pytest.approx([5e-4, 2e-4])
     window = module.pop_window_metrics()
+    sizes = torch.cat([2e-4 / (0.02 + h.flatten()) for h in module.sdlm.h.values()])  # at the last rate
+    assert window.pop("train/smallest_step") == pytest.approx(sizes.min().item())
+    assert window.pop("train/largest_step") == pytest.approx(sizes.max().item())
     assert window == {"train/loss": 2.0, "train/top1_error_pct": 75.0, "train/top5_error_pct": 25.0}
+    assert module.pop_window_metrics() == {}
 
 
 def test_non_finite_loss_raises():
@@ -190,14 +194,16 @@ def test_non_finite_loss_raises():
         module.training_step(Batch(40, images, labels), 0)
 
 
-def test_second_derivatives_are_part_of_a_checkpoint():
+def test_second_derivatives_and_rate_are_part_of_a_checkpoint():
     module, again = online_classifier(), online_classifier()
     module.estimate_curvature(*patterns(3))
+    module.training_step(Batch(20, *patterns(1)), 0)
     checkpoint: dict = {}
     module.on_save_checkpoint(checkpoint)
     again.on_load_checkpoint(checkpoint)
     assert again.sdlm.h.keys() == dict(module.network.named_parameters()).keys()
     assert all(torch.equal(h, module.sdlm.h[name]) for name, h in again.sdlm.h.items())
+    assert again.eta == module.eta == pytest.approx(2e-4)
 
 
 def test_overfits_two_patterns():

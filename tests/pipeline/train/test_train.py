@@ -225,6 +225,27 @@ def test_warmup_resumes_in_the_middle_of_a_window(tmp_path, monkeypatch):
 # --- one pattern at a time -----------------------------------------------------------------------------------
 
 
+def test_record_has_the_step_sizes_of_the_first_report(tmp_path):
+    changes = {
+        "train.steps": 12,
+        "train.log_every": 4,
+        "train.eval_every": 12,
+        "train.lr_drops": {"at": [4], "factor": 0.5},
+    }
+    run = smoke_run("lenet5", experiment=LENET, changes=changes)
+    assert train_in(tmp_path, run, stop=stop_after(2)) is None
+    metrics = train_in(tmp_path, run).metrics
+    first, _, last = (found for _, found in journal_metrics(tmp_path))
+    for which in ("smallest", "largest"):
+        assert metrics[f"train/first_pass_{which}_step"] == first[f"train/{which}_step"]
+        assert (
+            metrics[f"train/{which}_step"]
+            == last[f"train/{which}_step"]
+            == pytest.approx(first[f"train/{which}_step"] / 2)
+        )
+    assert 0 < first["train/smallest_step"] < first["train/largest_step"] <= 5e-4 / 0.02  # eta / mu
+
+
 @pytest.mark.slow
 def test_learning_from_one_pattern_at_a_time_resumes_with_the_same_bits(tmp_path):
     run = smoke_run("lenet5", experiment=LENET)
