@@ -24,6 +24,7 @@ from pipeline.judge.verdict import Outcome, Reason
 from pipeline.report.derived_text import derived_text
 from pipeline.report.deviations import deviation_lines
 from pipeline.report.leaderboard import LeaderboardRow, build_leaderboard, with_verdicts
+from pipeline.report.next_runs import next_runs, next_runs_block
 from pipeline.report.paper_figures.ensembles import ensemble_figure
 from pipeline.report.paper_figures.figure_data import scale_runs
 from pipeline.report.paper_figures.training import training_figure
@@ -46,10 +47,8 @@ Written by `repro results` from the tracked runs in `results/records.json`; do n
 ± is the standard deviation over seeds. Test-set noise is the standard error due to the finite number of test
 images. Errors are top-1 and top-5, in percent, of the last model.
 """
-README_START, README_END = (
-    "<!-- leaderboard -->",
-    "<!-- /leaderboard -->",
-)  # around the generated part of README.md
+README_START, README_END = "<!-- leaderboard -->", "<!-- /leaderboard -->"  # around the leaderboard in README.md
+NEXT_START, NEXT_END = "<!-- next runs -->", "<!-- /next runs -->"  # around the table of what to run next
 EXACT_OUTCOMES: dict[Category, tuple[Outcome, ...]] = {
     "arithmetic": (Outcome.CONFIRMED, Outcome.ERRATUM, Outcome.NOT_CONFIRMED, Outcome.CANNOT_JUDGE),
     "recipe": (Outcome.FOLLOWED, Outcome.ERRATUM, Outcome.DEPARTS, Outcome.CANNOT_JUDGE),
@@ -109,7 +108,11 @@ def write_results(
     readme = file.parent / "README.md"
     updated = {}
     if readme.is_file() and README_START in (text := readme.read_text(encoding="utf-8")):
-        updated[readme] = with_block(text, render_readme_block(results, entries))
+        text = with_block(text, render_readme_block(results, entries))
+        if NEXT_START in text:
+            missing = next_runs(experiments, entries, kept)
+            text = with_block(text, next_runs_block(missing), NEXT_START, NEXT_END)
+        updated[readme] = text
     for path, text in (texts | updated).items():
         write_atomically(path, text)
     return [*texts, *figures.values(), *updated]
@@ -324,11 +327,11 @@ def outcome_row(result: ScaleResults) -> dict[str, str]:
     } | {outcome: str(outcomes.count(outcome) or "") for outcome in counted}
 
 
-def with_block(text: str, block: str) -> str:
+def with_block(text: str, block: str, start: str = README_START, end: str = README_END) -> str:
     """Return `text` with `block` between its markers."""
-    before, _, rest = text.partition(README_START)
-    _, _, after = rest.partition(README_END)
-    return f"{before}{README_START}\n\n{block}\n\n{README_END}{after}"
+    before, _, rest = text.partition(start)
+    _, _, after = rest.partition(end)
+    return f"{before}{start}\n\n{block}\n\n{end}{after}"
 
 
 def exact_section(entries: Sequence[LedgerEntry]) -> str:

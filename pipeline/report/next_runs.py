@@ -1,0 +1,99 @@
+"""What the next hours of a GPU would buy: experiments with missing runs, the cheapest per claim first."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from pipeline.common.words import plural
+from pipeline.declare.experiment import Experiment
+from pipeline.declare.recipe import PAPER_SCALE
+from pipeline.judge.ledger import LedgerEntry
+from pipeline.judge.verdict import Reason
+from pipeline.plan.expand import plan_runs
+from pipeline.plan.task import Run
+from pipeline.report.describe import training_multiply_adds
+from pipeline.report.text import markdown
+from pipeline.track.record import Record
+
+ASSUMED_RATE = 1e13  # multiply-adds of training per second: 20 TFLOP/s
+SHOWN_HOURS = 24.0  # of a GPU, in the table
+
+
+@dataclass(frozen=True)
+class NextRuns:
+    """The missing runs of an experiment at paper scale."""
+
+    experiment: str
+    claims: int  # that wait for these runs
+    runs: int
+    data: tuple[str, ...]
+    multiply_adds: float  # of the training, forward and backward
+
+    @property
+    def hours(self) -> float:
+        """Hours of a GPU at ASSUMED_RATE."""
+        return self.multiply_adds / ASSUMED_RATE / 3600
+
+
+def next_runs(
+    experiments: Iterable[Experiment], entries: Iterable[LedgerEntry], records: Iterable[Record]
+) -> list[NextRuns]:
+    """Return the experiments with claims that wait for runs at paper scale, the cheapest per claim first.
+
+    `entries` are the claims of all experiments. Left out are experiments without missing training runs, and those
+    whose cost is not known because the size of their images is not.
+    """
+    waiting = Counter(
+        entry.experiment for entry in entries if entry.verdict.reason is Reason.NOT_RUN and entry.command
+    )
+    finished = {record.declaration for record in records}
+    found = []
+    for experiment in experiments:
+        if PAPER_SCALE not in experiment.scales or not waiting[experiment.name]:
+            continue
+        planned = [run for run in plan_runs(experiment, scale=PAPER_SCALE) if isinstance(run, Run)]
+        runs = [run for run in planned if run.declaration not in finished]
+        work = [training_multiply_adds(run) for run in runs]
+        known = [one for one in work if one is not None]
+        if runs and len(known) == len(runs):
+            data = tuple(dict.fromkeys(run.recipe.data.name for run in runs))
+            found.append(NextRuns(experiment.name, waiting[experiment.name], len(runs), data, sum(known)))
+    return sorted(found, key=lambda one: (one.multiply_adds / one.claims, one.experiment))
+
+
+def next_runs_block(found: Sequence[NextRuns]) -> str:
+    """Return the table for README.md: what fits into SHOWN_HOURS, with running totals, and what all would take."""
+    if not found:
+        return "No claim waits for runs at paper scale."
+    in_an_hour = [one for one, hours in with_total_hours(found) if hours <= 1]
+    first = f"the first hour gives {sum(one.claims for one in in_an_hour)} claims their runs" if in_an_hour else ""
+    parts = [
+        "What the next hours of one GPU would buy: experiments at paper scale, those first that cost least for"
+        f" each claim that waits for them{'; ' + first if first else ''}."
+        " `repro launch EXPERIMENT… --scale paper` runs them on a cluster, and `--max-gpu-hours` limits them.",
+        markdown([cells(one, hours) for one, hours in with_total_hours(found) if hours <= SHOWN_HOURS]),
+        f"Hours are the multiply-adds of training at {ASSUMED_RATE:.0e} per second (20 TFLOP/s). This is an"
+        " assumption: no GPU was measured, and a small network reaches it only if several runs share the GPU"
+        f" (`--gpus-per-run`). All {plural(len(found), 'experiment')} would take"
+        f" {sum(one.hours for one in found):,.0f} hours.",
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def with_total_hours(found: Sequence[NextRuns]) -> Iterator[tuple[NextRuns, float]]:
+    """Yield each entry with the hours of all entries up to it."""
+    return zip(found, accumulate(one.hours for one in found), strict=True)
+
+
+def cells(one: NextRuns, total_hours: float) -> dict[str, str]:
+    """Return one row of the table."""
+    return {
+        "command": f"`repro run {one.experiment} --scale paper`",
+        "claims": str(one.claims),
+        "data": ", ".join(one.data),
+        "runs": str(one.runs),
+        "multiply-adds": f"{one.multiply_adds:.1e}",
+        "GPU hours": f"{one.hours:.2g}",
+        "in total": f"{total_hours:.2g}",
+    }
