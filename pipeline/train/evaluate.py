@@ -291,7 +291,9 @@ def response_std(network: nn.Module, batches: Iterable[Batch]) -> float | None:
     def sum_responses(layer: int) -> Callable[..., None]:
         def add(_module: nn.Module, _inputs: object, output: Tensor) -> None:
             values = output.double()
-            sums[layer] += torch.stack([torch.tensor(values.numel()), values.sum(), values.square().sum()]).cpu()
+            total = values.sum()
+            count = torch.full_like(total, values.numel())  # torch.stack takes tensors of one device only
+            sums[layer] += torch.stack([count, total, values.square().sum()]).cpu()
 
         return add
 
