@@ -7,13 +7,12 @@ import typer
 from rich.markup import escape
 
 from pipeline.cli.options import Suite
-from pipeline.cli.selection import collect_with_warnings, experiments_of
+from pipeline.cli.selection import check_scale, collect_with_warnings, experiments_or_suite
 from pipeline.cli.tables import TableFormat, print_rows, with_table_formats
-from pipeline.cli.terminal import out, say
+from pipeline.cli.terminal import out, say, spinner
 from pipeline.common.errors import UserError
 
 if TYPE_CHECKING:
-    from pipeline.declare.experiment import Experiment
     from pipeline.report.paper_figures.paper_figure import FigureFormat
 
 
@@ -43,23 +42,25 @@ def figures(
     from pipeline.report.paper_figures.project import with_numbers
     from pipeline.report.run_files import curve_reader, read_run_weights
 
-    chosen, wanted = chosen_experiments(experiments or [], suite, scale), parse_formats(formats)
-    found = collect_with_warnings()
-    entries = judge_experiments(with_numbers(chosen), found.records)
-    drawn = paper_figures(
-        chosen,
-        found.records,
-        entries,
-        curves=curve_reader(found.tracker),
-        weights=read_run_weights,
-        measure=measure_claim,
-        scales=(scale,) if scale else (),
-    )
-    files = {
-        figure.name: [figure.write(to / f"{figure.name}.{end}", theme) for end in wanted]
-        for figure in drawn
-        if not figure.missing
-    }
+    chosen, wanted = experiments_or_suite(experiments or [], suite), parse_formats(formats)
+    check_scale(chosen, scale)
+    with spinner("judging the claims and drawing the figures …"):
+        found = collect_with_warnings()
+        entries = judge_experiments(with_numbers(chosen), found.records)
+        drawn = paper_figures(
+            chosen,
+            found.records,
+            entries,
+            curves=curve_reader(found.tracker),
+            weights=read_run_weights,
+            measure=measure_claim,
+            scales=(scale,) if scale else (),
+        )
+        files = {
+            figure.name: [figure.write(to / f"{figure.name}.{end}", theme) for end in wanted]
+            for figure in drawn
+            if not figure.missing
+        }
     if not shape.is_text:
         rows = [figure.to_dict() | {"files": files.get(figure.name, [])} for figure in drawn]
         print_rows(rows, shape, FIGURE_COLUMNS)
@@ -70,26 +71,6 @@ def figures(
     for figure in drawn:
         if figure.missing:
             say(f"{figure.name}: {figure.missing}")
-
-
-def chosen_experiments(names: list[str], suite: str | None, scale: str | None) -> "list[Experiment]":
-    """Return the experiments of these names and papers; all if there are none, or with a suite.
-
-    Raises UserError for an unknown name, suite or scale.
-    """
-    from lightning_modules.names import nearest
-    from pipeline.declare.suites import check_suite
-
-    if suite:
-        check_suite(suite)
-        if names:
-            raise UserError("give experiments or --suite, not both")
-    wanted: list[str | None] = [*names] or [None]
-    found = {one.name: one for name in wanted for one in experiments_of(name)}
-    scales = sorted({known for experiment in found.values() for known in experiment.scales})
-    if scale and scale not in scales:
-        raise UserError(f"--scale {scale}: unknown scale{nearest(scale, scales)}")
-    return list(found.values())
 
 
 def parse_formats(text: str) -> "list[FigureFormat]":

@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from pipeline.cli import options, terminal
 from pipeline.cli.remote import is_cluster_job, local_cluster, relay_command, remote_cluster, run_and_follow
-from pipeline.cli.selection import collect_with_warnings, read_changes
+from pipeline.cli.selection import collect_with_warnings, read_changes, warn_of_precision
 from pipeline.cli.tables import TableFormat, print_rows, print_table, with_table_formats
 from pipeline.cli.terminal import STOPPED, print_warning_line, say
 from pipeline.common.errors import UserError
@@ -79,6 +79,7 @@ def launch(
         price=price,
     )
     selection = select_runs(request)
+    warn_of_precision(selection.runs, request.changes)
     remote = remote_cluster(address)
     if remote:
         argv = [*request.to_argv(), *(["--dry-run"] if dry_run else []), *([] if shape.is_text else [str(shape)])]

@@ -1,19 +1,14 @@
 """`repro report`: papers, claims, verdicts, figures and runs as a page, a site, a PDF or Markdown."""
 
-from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.markup import escape
 
 from pipeline.cli.options import Suite
-from pipeline.cli.selection import collect_with_warnings, experiments_of
-from pipeline.cli.terminal import err, out
-from pipeline.common.errors import UserError
-
-if TYPE_CHECKING:
-    from pipeline.declare.experiment import Experiment
+from pipeline.cli.selection import collect_with_warnings, experiments_or_suite
+from pipeline.cli.terminal import out, spinner
 
 ALL = "All experiments"
 TITLE = "Classic papers on convolutional networks, rerun"
@@ -49,7 +44,7 @@ def report(
     from pipeline.report.document.pdf import weasyprint_module, write_pdf
     from pipeline.report.document.site import earlier_files, write_site
 
-    declared, subject = select_for_report(experiments or [], suite)
+    declared, subject = experiments_or_suite(experiments or [], suite), subject_of(experiments or [], suite)
     title = TITLE if suite or subject == ALL else subject
     if html is None and pdf is None and markdown is None:
         html = report_folder() / "report.html"
@@ -57,7 +52,7 @@ def report(
         earlier_files(html)  # refuse a folder with other files before the work
     if pdf is not None:
         weasyprint_module()
-    with err.status("judging the claims and drawing the figures …") if err.is_terminal else nullcontext():
+    with spinner("judging the claims and drawing the figures …"):
         found = collect_with_warnings()
         content = collect_report(declared, found, subject=subject)
         address = run_addresses(tracking_uri() if found.tracker else "")
@@ -77,17 +72,6 @@ def report(
         out.print("No finished runs yet. Start some: [bold]repro run EXPERIMENT --scale laptop[/]")
 
 
-def select_for_report(names: list[str], suite: str | None) -> "tuple[list[Experiment], str]":
-    """Return the experiments of papers or experiments named, or of a suite, and what to call them."""
-    from pipeline.declare.load import load_all
-    from pipeline.declare.suites import check_suite
-
-    if suite:
-        check_suite(suite)
-        if names:
-            raise UserError("give experiments or --suite, not both")
-        return load_all(), f"Suite {suite}"
-    if not names:
-        return load_all(), ALL
-    found = {one.name: one for name in dict.fromkeys(names) for one in experiments_of(name)}
-    return list(found.values()), ", ".join(dict.fromkeys(names))
+def subject_of(names: list[str], suite: str | None) -> str:
+    """Return what to call the experiments of a report."""
+    return f"Suite {suite}" if suite else ", ".join(dict.fromkeys(names)) or ALL

@@ -8,7 +8,7 @@ from rich.markup import escape
 
 from pipeline.cli import options
 from pipeline.cli.leaderboard import print_leaderboard
-from pipeline.cli.selection import read_changes, select_experiments
+from pipeline.cli.selection import read_changes, select_experiments, warn_of_precision
 from pipeline.cli.tables import TableFormat, column_names, print_rows, with_table_formats
 from pipeline.cli.terminal import STOPPED, err, out, print_warning_line, spinner
 from pipeline.cli.verdicts import print_outcome
@@ -52,6 +52,7 @@ def run(
         for one in plan_runs(experiment, scale=scale, variants=variants or (), seeds=seeds, changes=changed)
     }
     runs = list(planned.values())
+    warn_of_precision(runs, changed)
     threads = thread_count()
     with spinner("Reading data and code …"):
         from pipeline.schedule.task_cache import TaskCache

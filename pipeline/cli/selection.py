@@ -1,6 +1,6 @@
 """What a command works on: the named experiments, the changes of --set, the finished runs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cli.terminal import print_warning_line
@@ -9,6 +9,7 @@ from pipeline.common.errors import UserError
 if TYPE_CHECKING:
     from pipeline.declare.experiment import Experiment
     from pipeline.judge.collect import FinishedRuns
+    from pipeline.plan.expand import DerivedRun, Run
 
 LIST_CLAIMS = "; list them with: repro show "
 
@@ -38,6 +39,37 @@ def select_experiments(names: Sequence[str], suite: str | None, scale: str) -> "
             "nothing to run; name an experiment, as in repro run resnet/cifar10_depth, or use --suite cs231n"
         )
     return list(found.values())
+
+
+def experiments_or_suite(names: Sequence[str], suite: str | None) -> "list[Experiment]":
+    """Return the experiments of these papers and names, each once; all if there are none, or with a suite.
+
+    Raises UserError for an unknown name or suite, and for both.
+    """
+    from pipeline.declare.suites import check_suite
+
+    if suite:
+        check_suite(suite)
+        if names:
+            raise UserError("give experiments or --suite, not both")
+    wanted: Sequence[str | None] = names or [None]
+    return list({one.name: one for name in wanted for one in experiments_of(name)}.values())
+
+
+def check_scale(experiments: "Sequence[Experiment]", scale: str | None) -> None:
+    """Raise UserError for a scale that none of the experiments has."""
+    from lightning_modules.names import nearest
+
+    known = sorted({one for experiment in experiments for one in experiment.scales})
+    if scale and scale not in known:
+        raise UserError(f"--scale {scale}: unknown scale{nearest(scale, known)}")
+
+
+def warn_of_precision(runs: "Iterable[Run | DerivedRun]", changes: Mapping[str, Any]) -> None:
+    """Warn if a change of the precision leaves timings as they are, which always compute in fp32."""
+    timed = dict.fromkeys(one.experiment for one in runs if getattr(one, "networks", None))
+    if "train.precision" in changes and timed:
+        print_warning_line(f"The precision is not changed for {', '.join(timed)}: timings always compute in fp32.")
 
 
 def load_with_claim(name: str) -> "Experiment":

@@ -9,6 +9,8 @@ from lightning_modules.names import nearest
 from pipeline.declare.fields import FrozenModel, NonNegativeFloat, PositiveFloat, PositiveInt, Strength, StrictBool
 from pipeline.declare.protocol import parse_protocol
 
+NOISE = "noise"  # ten easy classes, generated, for tests and trials; see pipeline.data.sources
+
 PARTED_SET = "svhn-extra"  # the set whose training images come from two published parts
 
 # The 4 of pad4-crop and reflect4-crop, in pixels, may be another number.

@@ -11,6 +11,8 @@ from pipeline.declare.training import Train
 
 PAPER_SCALE = "paper"
 
+TRIAL_SCALES = ("smoke", "stand-in")  # scales that only show that everything runs
+
 REDUCED_PRECISION_SCALE = "laptop"  # where REDUCED_PRECISION is the default
 
 REDUCED_PRECISION = {"precision": "bf16", "channels_last": True}

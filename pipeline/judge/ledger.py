@@ -36,10 +36,11 @@ from pipeline.judge.evidence import Evidence, make_evidence
 from pipeline.judge.exact import judge_exact
 from pipeline.judge.missing import TrainedClaim, Unfinished, ends, not_run_verdict, with_missing_runs
 from pipeline.judge.remedy import command_to_judge
-from pipeline.judge.rules import conclude, number_below_paper_scale
+from pipeline.judge.rules import conclude, number_below_paper_scale, on_generated_images
 from pipeline.judge.setups import (
     different_budgets,
     different_setups,
+    generated_data,
     mixed_device_batches,
     precision_departures,
 )
@@ -69,6 +70,11 @@ class LedgerEntry:
     verdict: Verdict
     evidence: Evidence | None  # None if the verdict rests on no run
     command: str = ""  # runs that would allow a verdict where there is none; "" if no command would
+
+    @property
+    def is_judged_from_runs(self) -> bool:
+        """Return True for a trained claim that rests on finished runs at a scale that can judge it."""
+        return self.evidence is not None and self.verdict.reason is not Reason.NOT_RUN
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data, for JSON."""
@@ -146,7 +152,8 @@ def judge_trained_claim(
     for scale, by_variant in by_scale.items():
         records = comparable_records(claim, by_variant)
         verdict = judge_at_scale(scale, claim, experiment, records) if records else None
-        if scale == PAPER_SCALE or isinstance(claim, OrderingClaim):  # a smaller scale can show a trend only
+        shows_trend = isinstance(claim, OrderingClaim) and not generated_data(records)
+        if scale == PAPER_SCALE or shows_trend:  # no other scale allows a verdict
             verdict = with_missing_runs(verdict, claim, experiment, scale, by_variant, unfinished)
         if verdict:
             found.append((verdict, make_evidence(scale, records) if records else None, scale))
@@ -215,6 +222,8 @@ def judge_at_scale(scale: str, claim: TrainedClaim, experiment: Experiment, reco
     )
     where = f"at {scale} scale on {first[0].data}"
     number = not isinstance(claim, OrderingClaim)
+    if not full and (data := generated_data(records)):
+        return on_generated_images(scale, data, len(first))
     if number and not full:
         return number_below_paper_scale(where, len(first))
     diverged = [row for rows in records.values() for row in rows if row.status != FINISHED]

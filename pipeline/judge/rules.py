@@ -6,6 +6,7 @@ the same, with a material choice                reproduced           cannot judg
 with a material departure                       reached              cannot judge: recipe-departs
 a smaller scale or other data: relations        trend supported      trend not supported
 a smaller scale or other data: numbers          cannot judge: not-run
+generated images                                cannot judge: not-run
 """
 
 from collections.abc import Sequence
@@ -46,6 +47,16 @@ def number_below_paper_scale(where: str, n: int) -> Verdict:
     """Return "cannot judge" for a claimed number and runs that are not of paper scale or on other data."""
     return cannot_judge(
         Reason.NOT_RUN, f"Not run at paper scale; runs {where} cannot be compared with the paper's number.", n
+    )
+
+
+def on_generated_images(scale: str, data: str, n: int) -> Verdict:
+    """Return "cannot judge" for runs on generated images, which no paper makes a statement about."""
+    return cannot_judge(
+        Reason.NOT_RUN,
+        f"Not run on real images: runs at {scale} scale on {data}, which is generated, show only that everything"
+        " runs.",
+        n,
     )
 
 

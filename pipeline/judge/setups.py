@@ -1,9 +1,22 @@
 """Conditions of the runs behind a verdict: deviations, hardware, precision, batches and budgets."""
 
 from pipeline.common.words import plural
+from pipeline.declare.data_settings import NOISE
 from pipeline.declare.experiment import Experiment
+from pipeline.declare.transfer import STAND_IN_SUFFIX
 from pipeline.judge.counting import ByVariant
 from pipeline.judge.wording import listed
+
+
+def is_generated(data: str) -> bool:
+    """Return True for the name of a data set whose images are generated: `noise`, and the stand-ins."""
+    return data == NOISE or data.endswith(STAND_IN_SUFFIX)
+
+
+def generated_data(records: ByVariant) -> str:
+    """Return the names of the generated data sets of the runs, "" if they are all on real images."""
+    names = dict.fromkeys(row.data for rows in records.values() for row in rows)
+    return listed([name for name in names if is_generated(name)])
 
 
 def different_setups(records: ByVariant) -> str:

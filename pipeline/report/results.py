@@ -15,12 +15,12 @@ from pipeline.common.files import write_atomically
 from pipeline.common.words import plural
 from pipeline.declare.claims import ExactClaim
 from pipeline.declare.experiment import Experiment
-from pipeline.declare.recipe import PAPER_SCALE
+from pipeline.declare.recipe import PAPER_SCALE, TRIAL_SCALES
 from pipeline.judge.category import Category
 from pipeline.judge.collect import judge_experiments
 from pipeline.judge.counting import counted_records
 from pipeline.judge.ledger import LedgerEntry
-from pipeline.judge.verdict import Outcome, Reason
+from pipeline.judge.verdict import Outcome
 from pipeline.report.derived_text import derived_text
 from pipeline.report.deviations import deviation_lines
 from pipeline.report.leaderboard import LeaderboardRow, build_leaderboard, with_verdicts
@@ -30,6 +30,7 @@ from pipeline.report.paper_figures.figure_data import scale_runs
 from pipeline.report.paper_figures.training import training_figure
 from pipeline.report.run_files import curve_reader
 from pipeline.report.text import (
+    OUTCOME_ORDER,
     by_category,
     headlines,
     leaderboard_cells,
@@ -49,12 +50,8 @@ images. Errors are top-1 and top-5, in percent, of the last model.
 """
 README_START, README_END = "<!-- leaderboard -->", "<!-- /leaderboard -->"  # around the leaderboard in README.md
 NEXT_START, NEXT_END = "<!-- next runs -->", "<!-- /next runs -->"  # around the table of what to run next
-EXACT_OUTCOMES: dict[Category, tuple[Outcome, ...]] = {
-    "arithmetic": (Outcome.CONFIRMED, Outcome.ERRATUM, Outcome.NOT_CONFIRMED, Outcome.CANNOT_JUDGE),
-    "recipe": (Outcome.FOLLOWED, Outcome.ERRATUM, Outcome.DEPARTS, Outcome.CANNOT_JUDGE),
-}
+AGREES = {"arithmetic": Outcome.CONFIRMED, "recipe": Outcome.FOLLOWED}  # outcome of a source that is right
 DEMO = ("resnet/cifar10_depth", "laptop")  # experiment and scale of `make demo`
-LEFT_OUT = ("smoke", "stand-in")  # scales that only show that everything runs
 
 FIGURES = {
     "": "training and test error by step",
@@ -129,12 +126,12 @@ def earlier_records(path: Path) -> list[Record]:
 
 
 def reported_records(experiments: Sequence[Experiment], records: Sequence[Record]) -> list[Record]:
-    """Return the records that count, without those of the scales in LEFT_OUT."""
+    """Return the records that count, without those of the scales in TRIAL_SCALES."""
     return [
         record
         for experiment in experiments
         for scale in experiment.scales
-        if scale not in LEFT_OUT
+        if scale not in TRIAL_SCALES
         for rows in counted_records(experiment, scale, records).values()
         for record in rows
     ]
@@ -159,12 +156,7 @@ def collect_results(experiments: Sequence[Experiment], records: Sequence[Record]
 def entries_of_runs(experiment: Experiment, records: Sequence[Record], scale: str) -> list[LedgerEntry]:
     """Return the ledger's entries that runs at `scale` can judge."""
     entries = judge_experiments([experiment], records, [scale], {})
-    return [entry for entry in entries if is_result(entry)]
-
-
-def is_result(entry: LedgerEntry) -> bool:
-    """Return True for an entry that rests on finished runs which can judge its claim."""
-    return entry.evidence is not None and entry.verdict.reason is not Reason.NOT_RUN
+    return [entry for entry in entries if entry.is_judged_from_runs]
 
 
 def draw_figures(
@@ -206,7 +198,7 @@ def render_results(results: Sequence[ScaleResults], figures: Figures, entries: S
     """Return RESULTS.md; `entries` are all claims of all experiments."""
     sections = [section(result, figures) for result in results]
     own = {result.experiment.name for result in results}
-    if others := [entry for entry in entries if is_result(entry) and entry.experiment not in own]:
+    if others := [entry for entry in entries if entry.is_judged_from_runs and entry.experiment not in own]:
         sections.append(reference_section(others))
     return "\n".join([PREAMBLE, headline_list(entries) + "\n", *sections, exact_section(entries)])
 
@@ -346,7 +338,8 @@ def category_section(kind: Category, entries: Sequence[LedgerEntry]) -> str:
     by_experiment: dict[str, list[Outcome]] = {}
     for entry in entries:
         by_experiment.setdefault(entry.experiment, []).append(entry.verdict.outcome)
-    agrees, *others = EXACT_OUTCOMES[kind]
+    agrees = AGREES[kind]
+    others = [outcome for outcome in OUTCOME_ORDER[kind] if outcome is not agrees]
     rows = [
         {"experiment": name, "claims": str(len(outcomes))}
         | {outcome: str(outcomes.count(outcome) or "") for outcome in (agrees, *others)}

@@ -1,7 +1,7 @@
 """Cells of tables and headlines on the terminal, in MLflow, on the HTML page and in RESULTS.md."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from pipeline.common.words import plural
@@ -29,6 +29,21 @@ MARKS = {
     Outcome.NO_TREND: "✘",
     Outcome.CANNOT_JUDGE: "–",
 }
+
+OUTCOME_ORDER: Mapping[Category, Sequence[Outcome]] = {
+    "trained": (
+        Outcome.REPRODUCED,
+        Outcome.REACHED,
+        Outcome.NOT_REPRODUCED,
+        Outcome.BETTER,
+        Outcome.TREND,
+        Outcome.NO_TREND,
+        Outcome.CANNOT_JUDGE,
+    ),
+    "arithmetic": (Outcome.ERRATUM, Outcome.NOT_CONFIRMED, Outcome.CONFIRMED, Outcome.CANNOT_JUDGE),
+    "recipe": (Outcome.ERRATUM, Outcome.DEPARTS, Outcome.FOLLOWED, Outcome.CANNOT_JUDGE),
+}
+"""Outcomes of each category in the order of tables and counts: what a reader looks for first."""
 
 Tone = Literal["good", "bad", "note", "open"]
 

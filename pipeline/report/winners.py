@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipeline.declare.claims import ExactClaim, Printed
+from pipeline.declare.claims import Claim, ExactClaim, Printed
 from pipeline.declare.experiment import Experiment
 from pipeline.declare.printed import PrintedFile
 from pipeline.declare.recipe import PAPER_SCALE
@@ -26,6 +26,8 @@ DATA = "imagenet"
 DEPTH = "model/longest_path"  # metric of the claims about the chart's layers
 
 YEAR = re.compile(r"ILSVRC-(\d{4})")
+
+PRINTED_ERROR = "printed/top5_"  # and the key of an entry: metric of a published error of the challenge
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,14 @@ def charted_claims(chart: Experiment, printed: PrintedFile) -> Experiment:
     return chart.model_copy(update={"claims": tuple(kept)})
 
 
+def charted_error(claim: Claim) -> tuple[str, float] | None:
+    """Return the key of an entry and its error in the lecture's chart, for a claim about one; None for others."""
+    if isinstance(claim, ExactClaim) and claim.by == "lecture" and claim.metric.startswith(PRINTED_ERROR):
+        if claim.over is None and claim.over_metric is None and isinstance(claim.claimed, int | float):
+            return claim.metric.removeprefix(PRINTED_ERROR), float(claim.claimed)
+    return None
+
+
 def charted_errors(printed: PrintedFile) -> Iterator[tuple[str, str, tuple[str, ...]]]:
     """Yield what is measured, the entry and the claims of each printed error of the chart."""
     for place, groups in printed.results.items():
@@ -85,9 +95,9 @@ def winners(
         number: Printed | None = None
         for name in names:
             claim = claims.get(name)
-            if isinstance(claim, ExactClaim) and name in verdicts and isinstance(claim.claimed, int | float):
-                number = chart.printed[claim.metric.removeprefix("printed/")]
-                error, verdict = claim.claimed, verdicts[name]
+            if claim and name in verdicts and (charted := charted_error(claim)):
+                number = chart.printed[f"top5_{charted[0]}"]
+                error, verdict = charted[1], verdicts[name]
             elif isinstance(claim, ExactClaim) and claim.metric == DEPTH and isinstance(claim.claimed, int):
                 layers, network = claim.claimed, claim.of or ""
         if error is None or number is None:

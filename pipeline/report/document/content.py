@@ -9,7 +9,7 @@ from pipeline.declare.experiment import Experiment
 from pipeline.declare.suites import lecture_position
 from pipeline.judge.coverage import PrintedRow
 from pipeline.judge.ledger import LedgerEntry
-from pipeline.judge.verdict import Outcome, Reason
+from pipeline.judge.verdict import Outcome
 from pipeline.report.document.lecture import LectureTopic, lecture_topics
 from pipeline.report.document.unfinished import UnfinishedRun
 from pipeline.report.leaderboard import LeaderboardRow, ranked
@@ -155,7 +155,7 @@ def papers_of(sections: Iterable[PaperSection]) -> dict[str, Paper]:
 def reading_order(entry: LedgerEntry) -> tuple[int, bool]:
     """Return a key that sorts claims: trained ones judged from runs, errata, contradictions, open ones, others."""
     outcome = entry.verdict.outcome
-    if is_judged(entry):
+    if entry.is_judged_from_runs:
         return 0, False
     if outcome is Outcome.ERRATUM:
         return 1, False
@@ -164,14 +164,9 @@ def reading_order(entry: LedgerEntry) -> tuple[int, bool]:
     return 3, outcome is not Outcome.CANNOT_JUDGE
 
 
-def is_judged(entry: LedgerEntry) -> bool:
-    """Return True for a trained claim that rests on finished runs at a scale that can judge it."""
-    return entry.evidence is not None and entry.verdict.reason is not Reason.NOT_RUN
-
-
 def judged_entries(entries: Iterable[LedgerEntry]) -> list[LedgerEntry]:
     """Return the trained claims that rest on finished runs which can judge them."""
-    return [entry for entry in entries if is_judged(entry)]
+    return [entry for entry in entries if entry.is_judged_from_runs]
 
 
 def errata(entries: Iterable[LedgerEntry]) -> list[LedgerEntry]:

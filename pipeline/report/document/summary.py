@@ -8,21 +8,7 @@ from pipeline.judge.category import Category
 from pipeline.judge.ledger import LedgerEntry
 from pipeline.judge.verdict import Outcome, Reason
 from pipeline.report.document.content import PaperSection, judged_entries
-from pipeline.report.text import MARKS, TONES, Tone, by_category, outcome_noun
-
-OUTCOME_ORDER: Mapping[Category, Sequence[Outcome]] = {
-    "trained": (
-        Outcome.REPRODUCED,
-        Outcome.REACHED,
-        Outcome.NOT_REPRODUCED,
-        Outcome.BETTER,
-        Outcome.TREND,
-        Outcome.NO_TREND,
-        Outcome.CANNOT_JUDGE,
-    ),
-    "arithmetic": (Outcome.ERRATUM, Outcome.NOT_CONFIRMED, Outcome.CONFIRMED, Outcome.CANNOT_JUDGE),
-    "recipe": (Outcome.ERRATUM, Outcome.DEPARTS, Outcome.FOLLOWED, Outcome.CANNOT_JUDGE),
-}
+from pipeline.report.text import MARKS, OUTCOME_ORDER, TONES, Tone, by_category, outcome_noun
 
 REASON_MEANINGS: Mapping[Reason, str] = {
     Reason.NOT_RUN: "no finished runs at the claim's scale, or they did not measure its metric",

@@ -20,7 +20,6 @@ from pipeline.report.paper_figures.paper_figure import FigureTitle, PaperFigure
 from pipeline.report.paper_figures.style import FULL_WIDTH, ONE_PANEL, SMALL_FONT, Theme, new_figure
 
 TRAIN_CURVE, TEST_CURVE = "train/top1_error_pct", "test/top1_error_pct"
-CURVES = (TRAIN_CURVE, TEST_CURVE)
 POINTS = {"train": 40, "test": 400}  # largest number of points of a line; each is the mean over a part of the run
 SETTLED = 0.2  # part of a training after which a curve is inside the axes
 NO_CURVES = "The curves of the finished runs are neither on this machine nor on the tracking server."

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.common.words import plural
 from pipeline.declare.experiment import Experiment
-from pipeline.declare.recipe import PAPER_SCALE
+from pipeline.declare.recipe import PAPER_SCALE, TRIAL_SCALES
 from pipeline.judge.counting import ByVariant, counted_records
 from pipeline.judge.ledger import LedgerEntry, Measure
 from pipeline.report.leaderboard import TOP1, paper_claim
@@ -16,7 +16,6 @@ from pipeline.track.record import FINISHED, Record
 Curve = Sequence[tuple[int, float]]  # (step, value)
 CurveReader = Callable[[Record, str], Curve]  # record and metric -> the curve of the run; empty if it has none
 WeightReader = Callable[[Record], Mapping[str, Any] | None]  # record -> its network's tensors; None if not here
-TRIAL_SCALES = ("smoke", "stand-in")  # scales that only show that everything runs
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from pipeline.declare.claims import ExactClaim
 from pipeline.declare.experiment import Experiment
 from pipeline.report.paper_figures.figure_data import FigureData
 from pipeline.report.paper_figures.labels import outside_legend
 from pipeline.report.paper_figures.paper_figure import FigureTitle, PaperFigure
 from pipeline.report.paper_figures.style import FULL_WIDTH, SMALL_FONT, Theme, new_figure
+from pipeline.report.winners import CHART, DEPTH, charted_error
 
-ILSVRC = "ilsvrc/architecture"
 ENTRIES = (  # printed value, name in the chart, variant with the network
     ("2010", "2010", None),
     ("2011", "2011", None),
@@ -45,7 +44,7 @@ class Entry:
 
 def ilsvrc_figures(data: FigureData) -> Iterator[PaperFigure]:
     """Yield the chart of winners. All its errors are printed ones: the challenge's test labels are not public."""
-    if experiment := data.experiment(ILSVRC):
+    if experiment := data.experiment(CHART):
         yield WINNERS.drawn(
             "Top-5 error in percent of the ILSVRC classification task by year, as the papers print it, on the"
             " challenge's test sets; crosses: the lecture's chart where it shows another number. The labels are"
@@ -57,16 +56,15 @@ def ilsvrc_figures(data: FigureData) -> Iterator[PaperFigure]:
 
 def winner_entries(data: FigureData, experiment: Experiment) -> Iterator[Entry]:
     """Yield the bars whose values are declared as printed."""
-    charted = {
-        claim.metric.removeprefix("printed/"): float(claim.claimed)
+    charted = dict(
+        found
         for claim in experiment.claims
-        if isinstance(claim, ExactClaim) and claim.by == "lecture" and claim.corrected is not None
-        and claim.metric.startswith("printed/top5_") and isinstance(claim.claimed, int | float)
-    }  # fmt: skip
+        if getattr(claim, "corrected", None) is not None and (found := charted_error(claim))
+    )
     for key, label, variant in ENTRIES:
         if printed := experiment.printed.get(f"top5_{key}"):
-            depth = data.measure("model/longest_path", experiment, variant) if variant else None
-            yield Entry(label, float(printed.value), depth, charted.get(f"top5_{key}"))
+            depth = data.measure(DEPTH, experiment, variant) if variant else None
+            yield Entry(label, float(printed.value), depth, charted.get(key))
 
 
 def winners_figure(entries: list[Entry], theme: Theme) -> Figure:

@@ -161,6 +161,16 @@ def test_precision_and_data_are_short_for_set_and_labelled(trained_command):
     assert "1 run, 1 finished" in out
 
 
+def test_precision_says_that_it_does_not_change_timings(command):
+    timing = ("run", "complexity/measurements", "--scale", "laptop", "--dry-run")
+    code, _, err = command(*timing, "--precision", "bf16")
+    assert (code, err) == (
+        0,
+        "The precision is not changed for complexity/measurements: timings always compute in fp32.\n",
+    )
+    assert command(*timing)[2] == ""
+
+
 USER_ERRORS = [
     (("run", "resnet/cifar10_dept"), "no experiment 'resnet/cifar10_dept'; did you mean 'resnet/cifar10_depth'?"),
     (("run", RESNET, "--scale", "laptp"), "no scale 'laptp'; did you mean 'laptop'?"),

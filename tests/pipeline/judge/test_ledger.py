@@ -267,6 +267,31 @@ def test_smaller_scale_is_judged_if_paper_scale_cannot_be(experiment, seed_recor
     assert (found.verdict.outcome, found.evidence.scale) == ("trend supported", "laptop")
 
 
+GENERATED = (
+    "Not run on real images: runs at smoke scale on noise, which is generated, show only that everything runs."
+)
+
+
+def test_no_trained_claim_is_judged_on_generated_images(declare, both):
+    declared = declare("    variants: [plain-20, resnet-20]\n    seeds: [0, 1, 2]\n", "")
+    smoke = both(declared, scale="smoke")
+    found = judge_by_id(declared, smoke)
+    assert {key: str(found[key].verdict.reason) for key in TRAINED} == dict.fromkeys(TRAINED, "not-run")
+    assert found["deeper"].verdict.sentence == GENERATED
+    assert found["deeper"].command == "repro run toy/depth --scale paper --variant plain-32 --variant plain-20"
+    real = declare(
+        "    variants: [plain-20, resnet-20]\n    seeds: [0, 1, 2]\n", "", "{name: noise}", "{name: digits}"
+    )
+    assert judge_by_id(real, both(real, scale="smoke"))["deeper"].verdict.outcome == "trend supported"
+
+
+def test_a_diverged_run_on_generated_images_decides_nothing(declare, both):
+    declared = declare("    variants: [plain-20, resnet-20]\n    seeds: [0, 1, 2]\n", "")
+    first, *others = both(declared, scale="smoke")
+    lost = replace(first, status="not converged", ended="the loss became nan at step 3")
+    assert judge_by_id(declared, [lost, *others])["deeper"].verdict.sentence == GENERATED
+
+
 def test_only_the_given_scales_are_judged(experiment, both):
     assert outcomes(experiment, both(experiment), scales=["laptop"])["deeper"] == "cannot judge: not-run"
 

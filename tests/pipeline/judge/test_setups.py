@@ -4,8 +4,11 @@ from dataclasses import replace
 
 import pytest
 
+from pipeline.data.sources import IMAGENET_STAND_IN, NAMES
+from pipeline.declare.data_settings import NOISE
 from pipeline.declare.load import load_experiment
 from pipeline.judge.collect import judge_experiments
+from pipeline.judge.setups import is_generated
 from pipeline.report.results import results_text
 from tests.support.ledgers import DEEP, PLAIN, judge_by_id, outcomes
 
@@ -129,3 +132,18 @@ def test_experiment_without_scales_is_reported_from_other_runs(declare, seed_rec
     text = results_text([alone], records, {})
     assert "## Claims judged from the runs of other experiments\n\n1 reproduced.\n" in text
     assert "| toy/depth | ✔ reproduced | deeper |" in text
+
+
+@pytest.mark.parametrize(
+    ("data", "generated"),
+    [
+        (NOISE, True),
+        (IMAGENET_STAND_IN, True),
+        ("caltech101-standin", True),
+        ("digits", False),
+        ("cifar10", False),
+    ],
+)
+def test_generated_data_sets_are_known_by_their_names(data, generated):
+    assert is_generated(data) is generated
+    assert NOISE in NAMES  # of the sets that can be loaded

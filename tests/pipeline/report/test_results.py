@@ -14,6 +14,7 @@ from pipeline.report import results as module
 from pipeline.report.results import readme_block, results_text, write_results
 from pipeline.track.record import Record
 from pipeline.track.run_folder import RunFolder
+from tests.support.fake_records import fake_record
 
 
 @pytest.fixture
@@ -246,8 +247,9 @@ def test_no_runs_raises_user_error_with_the_command(experiment, tmp_path):
     assert list(tmp_path.glob("RES*")) == []
 
 
-def test_left_out_scales():
-    assert module.LEFT_OUT == ("smoke", "stand-in")
+def test_runs_of_trial_scales_are_not_reported(experiment):
+    records = [fake_record(experiment, "plain-20", 0, 9.0, scale=scale) for scale in ("smoke", "laptop")]
+    assert [record.scale for record in module.reported_records([experiment], records)] == ["laptop"]
 
 
 def test_derived_runs_have_lines_and_rows(declare, seed_records):

@@ -4,12 +4,12 @@ from collections import Counter
 
 from pipeline.judge.verdict import Outcome, Reason
 from pipeline.report.document.summary import (
-    OUTCOME_ORDER,
     REASON_MEANINGS,
     outcome_counts_of,
     paper_cells,
     reason_counts,
 )
+from pipeline.report.text import OUTCOME_ORDER
 from tests.support.ledgers import DEEP, PLAIN, judge_by_id
 from tests.support.reports import toy_report
 
