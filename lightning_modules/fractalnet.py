@@ -174,9 +174,11 @@ class FractalNet(nn.Module):
         column_depths: number of convolutions in each column, the shallowest first.
         depth: number of convolutions in the deepest column.
         shared_draws: see `draw_drop_path`.
+        lone_column: the column that the last mini-batch trained alone, from 1, the shallowest; None: several.
     """
 
     shared_draws: torch.Generator | None = None
+    lone_column: int | None = None
 
     def __init__(
         self,
@@ -223,6 +225,7 @@ class FractalNet(nn.Module):
         """(N, C, side, side) images -> (N, num_classes) scores. ValueError for images of another size."""
         check_image_size(x, "fractalnet", side=self.side)
         drop_path = self.draw_drop_path()
+        self.lone_column = self.columns - drop_path.depth if isinstance(drop_path, GlobalDropPath) else None
         for block in self.blocks():
             x = block(x, drop_path)
         return with_zero_gradients(self.prediction(x.flatten(1)), drop_path.skipped)

@@ -25,6 +25,11 @@ GRADIENT_NORM = "train/gradient_norm/"  # and the name of a layer: the mean magn
 FIRST_PASS_STEPS = ("train/first_pass_smallest_step", "train/first_pass_largest_step")
 
 
+def column_metric(column: int) -> str:
+    """Return "train/column-4/loss", the training loss of a FractalNet's column 4 when it is trained alone."""
+    return f"train/column-{column}/loss"
+
+
 def steps_to_metric(error_pct: float) -> str:
     """Return "train/steps_to_25_pct_error", the steps until the training error is below `error_pct` 25."""
     return f"{STEPS_TO}{error_pct:.15g}_pct_error"
@@ -184,13 +189,17 @@ class Train(FrozenModel):
     # Layers, with all layers inside them. The mean magnitude of their gradients, the L1 norm divided by the number
     # of parameters, is reported with the training error; train/gradient_norm/<layer> is the mean over all steps.
     gradient_norms: Annotated[tuple[str, ...], AfterValidator(require_unique)] = ()
+    # Columns of a FractalNet, from 1, the shallowest. The mean loss of the mini-batches that train one of them
+    # alone is reported with the training error, as train/column-<column>/loss.
+    column_losses: Annotated[tuple[PositiveInt, ...], AfterValidator(require_unique)] = ()
 
     @property
     def measurements(self) -> tuple[str, ...]:
         """Metrics that the recipe declares beside errors. That of steps is missing if the error stays above."""
         steps = map(steps_to_metric, self.steps_to_error_pct)
+        norms = (GRADIENT_NORM + layer for layer in self.gradient_norms)
         sizes = FIRST_PASS_STEPS if self.optimizer.name == "sdlm" else ()
-        return (*steps, *(GRADIENT_NORM + layer for layer in self.gradient_norms), *sizes)
+        return (*steps, *norms, *map(column_metric, self.column_losses), *sizes)
 
     @model_validator(mode="after")
     def _fits(self) -> "Train":
@@ -231,6 +240,7 @@ class Train(FrozenModel):
             "average": self.average,
             "select: val": self.select == "val",
             "gradient_norms": self.gradient_norms,
+            "column_losses": self.column_losses,
             "trainable": self.trainable,
         }
         found = [key for key, value in unsupported.items() if value]

@@ -25,6 +25,7 @@ LATER_DEFAULTS: dict[str, Any] = {
     "train.select": "last",
     "train.steps_to_error_pct": [],
     "train.gradient_norms": [],
+    "train.column_losses": [],
     "train.trainable": [],
     "data.val_per_class": None,
     "data.jitter": None,

@@ -136,4 +136,6 @@ def weights_texts(train: Train) -> list[str]:
     ]
     if train.gradient_norms:
         texts.append(f"measured: mean magnitude of the gradient in {', '.join(train.gradient_norms)}")
+    if train.column_losses:
+        texts.append(f"measured: training loss of the columns {', '.join(map(str, train.column_losses))}")
     return texts

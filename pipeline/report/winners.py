@@ -65,10 +65,11 @@ def charted_claims(chart: Experiment, printed: PrintedFile) -> Experiment:
 
 def charted_error(claim: Claim) -> tuple[str, float] | None:
     """Return the key of an entry and its error in the lecture's chart, for a claim about one; None for others."""
-    if isinstance(claim, ExactClaim) and claim.by == "lecture" and claim.metric.startswith(PRINTED_ERROR):
-        if claim.over is None and claim.over_metric is None and isinstance(claim.claimed, int | float):
-            return claim.metric.removeprefix(PRINTED_ERROR), float(claim.claimed)
-    return None
+    if not isinstance(claim, ExactClaim) or claim.by != "lecture" or not claim.metric.startswith(PRINTED_ERROR):
+        return None
+    if claim.over or claim.over_metric or not isinstance(claim.claimed, int | float):
+        return None
+    return claim.metric.removeprefix(PRINTED_ERROR), float(claim.claimed)
 
 
 def charted_errors(printed: PrintedFile) -> Iterator[tuple[str, str, tuple[str, ...]]]:

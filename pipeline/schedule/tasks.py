@@ -242,6 +242,7 @@ def check_run(run: Run, images: Any) -> None:
     """
     import torch
 
+    from lightning_modules.fractal_columns import check_columns
     from lightning_modules.networks import build
     from lightning_modules.weights import copied_layers, layer_parameters, train_only
     from pipeline.train.inputs import input_shape
@@ -258,6 +259,8 @@ def check_run(run: Run, images: Any) -> None:
                 raise ValueError(f"{model.name} {does}, but data.boxes is {str(run.recipe.data.boxes).lower()}")
             for layer in run.recipe.train.gradient_norms:
                 layer_parameters(network, layer)
+            if run.recipe.train.column_losses:
+                check_columns(network, run.recipe.train.column_losses)
             if run.recipe.train.trainable:
                 train_only(network, run.recipe.train.trainable)
             if run.start and run.recipe.train.start:

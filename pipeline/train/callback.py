@@ -11,7 +11,7 @@ from lightning_modules.recipe import Batch, plateau_drops
 from lightning_modules.sdlm import STEP_SIZES
 from pipeline.common.environment import env_number
 from pipeline.data.order import derive_seed
-from pipeline.declare.training import FIRST_PASS_STEPS, GRADIENT_NORM, steps_to_metric
+from pipeline.declare.training import FIRST_PASS_STEPS, GRADIENT_NORM, column_metric, steps_to_metric
 from pipeline.train.context import RunContext
 from pipeline.train.costs import CostMeter
 from pipeline.train.lightning import BufferedCheckpointIO, ordered_mean_hook
@@ -119,7 +119,8 @@ class TrainingCallback(pl.Callback):
         elif self.start >= self.context.recipe.steps:
             self.finished = True
             last = self.group.on_rank_zero(lambda _: list(self.context.folder.journal())[-1][0]["metrics"])
-            self.last_window = {name: last[name] for name in WINDOW_METRICS if name in last}
+            names = (*WINDOW_METRICS, *map(column_metric, self.context.recipe.column_losses))
+            self.last_window = {name: last[name] for name in names if name in last}
         if not self.finished:
             self.meter.start_session()
 

@@ -149,6 +149,10 @@ def build_module(run: Run, manifest: Manifest, *, compiled: bool) -> Classifier:
         from lightning_modules.box_regression import BoxRegressor
 
         module_class = BoxRegressor
+    if recipe.column_losses:
+        from lightning_modules.fractal_columns import ColumnClassifier
+
+        module_class = ColumnClassifier
     torch.manual_seed(derive_seed(run.seed, "weights"))
     try:
         module = module_class(
@@ -173,6 +177,8 @@ def build_module(run: Run, manifest: Manifest, *, compiled: bool) -> Classifier:
         )
         if recipe.trainable:
             train_only(module.network, recipe.trainable)
+        if recipe.column_losses:
+            module.measure_columns(recipe.column_losses)
         return module
     except ValueError as error:  # network and optimizer do not fit
         raise UserError(str(error)) from error

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import product
 from typing import Any
 
 from pipeline.declare.experiment import Experiment
@@ -37,6 +38,11 @@ def made_up_record(experiment: Experiment, scale: str, run: Any) -> Record:
     metrics = {f"test/{name}": value for name, value in errors.items()}
     for protocol in experiment.protocols(run.variant, scale):
         metrics |= {f"test/{protocol}/{name}": value for name, value in errors.items()}
+        for (name, value), size in product(errors.items(), range(1, 8)):
+            metrics |= {
+                f"test/{protocol}/of-{size}/{name}": value / size,
+                f"test/{protocol}/of-{size}/{name}_std": 0.2,
+            }
     for size in range(1, 6):
         metrics |= {f"test/of-{size}/top1_error_pct": top1 / size, f"test/of-{size}/top1_error_pct_std": 0.2}
     return Record(

@@ -1,6 +1,8 @@
 """Charts after arXiv:1605.07678, which the lecture shows: accuracy, operations, parameters, memory and time."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
@@ -9,12 +11,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from pipeline.analyse.catalogue import BYTES, COMPLEXITY, NetworkCost
+from pipeline.common.words import plural
 from pipeline.declare.experiment import Experiment
 from pipeline.declare.recipe import PAPER_SCALE
-from pipeline.report.paper_figures.figure_data import FigureData, ScaleRuns
+from pipeline.report.paper_figures.figure_data import FigureData
 from pipeline.report.paper_figures.labels import outside_legend, place_labels
 from pipeline.report.paper_figures.paper_figure import FigureTitle, PaperFigure
 from pipeline.report.paper_figures.style import FULL_WIDTH, Theme, new_figure
+from pipeline.track.record import Record
 
 MEASUREMENTS = "complexity/measurements"
 FAMILIES = {  # start of a network's name -> name in the legend
@@ -51,7 +55,9 @@ def complexity_figures(data: FigureData) -> Iterator[PaperFigure]:
         return
     caption = f"Top-1 accuracy of ImageNet networks, {AS_PUBLISHED}"
     ours = own_accuracies(data, experiment)
-    with_ours = "; circles: our networks, trained at paper scale." if ours else "; none is trained here yet."
+    with_ours = (
+        "; circles: our networks, trained at paper scale." if ours else "; none of them is trained here yet."
+    )
     yield FIGURE_1.drawn(
         caption + with_ours, lambda theme: accuracy_bars(network_costs(data, experiment), ours, theme)
     )
@@ -63,14 +69,29 @@ def complexity_figures(data: FigureData) -> Iterator[PaperFigure]:
     )
     timed = data.experiment(MEASUREMENTS)
     runs = data.best_runs(timed, list(timed.derived)) if timed else None
-    times = forward_times_of(runs) if runs else {}
-    where = f"forward times of one image measured on {hardware_of(runs)}, median of {runs.seeds()}" if runs else (
-        f"forward times are not measured yet; measure them with: repro run {MEASUREMENTS} --scale laptop"
-    )  # fmt: skip
-    yield COSTS.drawn(
-        "Memory in megabytes of the parameters and of the feature maps of one image, in single precision;"
-        f" {where}.",
-        lambda theme: cost_figure(network_costs(data, experiment, times), hardware_of(runs), theme),
+    measured = by_hardware([row for rows in runs.records.values() for row in rows]) if runs else {}
+    if not measured:
+        yield cost_chart(COSTS, data, experiment, "", [])
+    for hardware, rows in measured.items():
+        one = COSTS if len(measured) == 1 else replace(COSTS, name=f"{COSTS.name}-{file_stem(hardware)}")
+        yield cost_chart(one, data, experiment, hardware, rows)
+
+
+def cost_chart(
+    title: FigureTitle, data: FigureData, experiment: Experiment, hardware: str, rows: Sequence[Record]
+) -> PaperFigure:
+    """Return the chart of memory and forward time, from the timings of one hardware; without times if none."""
+    times = forward_times_of(rows)
+    count = plural(len(rows), "measurement")
+    where = (
+        f"forward times of one image measured on {hardware}, median and range over {count}"
+        if rows
+        else f"forward times are not measured yet; measure them with: repro run {MEASUREMENTS} --scale laptop"
+    )
+    return title.drawn(
+        "Memory in megabytes of the parameters and, in a paler colour, of the feature maps of one image, in single"
+        f" precision; {where}.",
+        lambda theme: cost_figure(network_costs(data, experiment, times), hardware, theme),
     )
 
 
@@ -119,18 +140,28 @@ def own_accuracies(data: FigureData, experiment: Experiment) -> dict[str, tuple[
 CHART_NAMES = {"googlenet-with-aux": "googlenet", "inception-v3-1": "inception-v3", "v4-1": "inception-v4"}
 
 
-def forward_times_of(runs: ScaleRuns) -> dict[str, list[float]]:
+def by_hardware(rows: Sequence[Record]) -> dict[str, list[Record]]:
+    """Return timings by their hardware: times of different machines, or numbers of threads, do not compare."""
+    found: dict[tuple[str, int], list[Record]] = {}
+    for row in rows:
+        found.setdefault((row.hardware, row.threads), []).append(row)
+    machines = [hardware for hardware, _ in found]
+    return {
+        hardware if machines.count(hardware) == 1 else f"{hardware}, {plural(threads, 'thread')}": own
+        for (hardware, threads), own in found.items()
+    }
+
+
+def file_stem(text: str) -> str:
+    """Return a text as a part of a file's name: "NVIDIA H200" -> "nvidia-h200"."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def forward_times_of(rows: Sequence[Record]) -> dict[str, list[float]]:
     """Return the forward times of one image in seconds, one for each measurement, by network."""
     end = "/batch-1/seconds_per_image"
-    rows = [row for rows in runs.records.values() for row in rows]
     names = dict.fromkeys(key.removesuffix(end) for row in rows for key in row.measured if key.endswith(end))
     return {name: [row.measured[name + end] for row in rows if name + end in row.measured] for name in names}
-
-
-def hardware_of(runs: ScaleRuns | None) -> str:
-    """Return the hardware of the runs."""
-    rows = [row for rows in runs.records.values() for row in rows] if runs else []
-    return ", ".join(dict.fromkeys(row.hardware for row in rows))
 
 
 def family_colours(rows: Sequence[NetworkCost], theme: Theme) -> dict[str, str]:

@@ -1,6 +1,11 @@
-"""Test error against the number of averaged networks: of derived runs of kind ensemble-sizes."""
+"""Test error against the number of averaged networks: of derived runs of kind ensemble-sizes.
 
-from collections.abc import Iterator
+Where the paper prints errors of several numbers of networks (AlexNet, Table 2; GoogLeNet, Table 3), they are
+beside ours, by test protocol; elsewhere the chart is of ours alone.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 
 from matplotlib.axes import Axes
@@ -8,11 +13,29 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from pipeline.declare.derived import GREEDY, GREEDY_NETWORKS, SPREAD, EnsembleSizesSpec, size_name
+from pipeline.declare.claims import MetricClaim
+from pipeline.declare.derived import (
+    GREEDY,
+    GREEDY_NETWORKS,
+    SPREAD,
+    EnsembleSizesSpec,
+    EnsembleSpec,
+    ProtocolSpec,
+    size_name,
+)
+from pipeline.declare.experiment import Experiment
+from pipeline.declare.recipe import PAPER_SCALE
+from pipeline.report.paper_figures.comparison import papers_data
 from pipeline.report.paper_figures.figure_data import FigureData, ScaleRuns
 from pipeline.report.paper_figures.labels import outside_legend
+from pipeline.report.paper_figures.panels import Panel, Point, Series, beside_paper, panels_figure
 from pipeline.report.paper_figures.paper_figure import FigureTitle, PaperFigure
 from pipeline.report.paper_figures.style import ONE_PANEL, Theme, new_figure
+
+ERRORS = {"top1_error_pct": "top-1 error (%)", "top5_error_pct": "top-5 error (%)"}
+OTHER_TRAINING = re.compile(r"(top[15])_(\d+)_networks")  # printed values of networks that are not trained here
+
+Printed = Mapping[int, float]  # number of networks -> the error that the paper prints
 
 
 def ensemble_figures(data: FigureData) -> Iterator[PaperFigure]:
@@ -25,13 +48,17 @@ def ensemble_figures(data: FigureData) -> Iterator[PaperFigure]:
         if runs and (figure := ensemble_figure(runs)):
             yield figure
         else:
-            yield ensemble_title(experiment.name, experiment.folder).missing(data.why_missing(experiment, names))
+            yield ensemble_title(experiment, names).missing(data.why_missing(experiment, names))
 
 
-def ensemble_title(experiment: str, paper: str, scale: str = "") -> FigureTitle:
-    """Return the title of the figure of an experiment."""
-    stem = "-".join(filter(None, [experiment.replace("/", "-"), scale, "ensembles"]))
-    return FigureTitle(stem, paper, f"Test error by number of averaged networks, {experiment}", "")
+def ensemble_title(experiment: Experiment, names: Sequence[str], scale: str = "") -> FigureTitle:
+    """Return the title of the figure of these derived runs; its source if the paper prints several numbers."""
+    stem = "-".join(filter(None, [experiment.name.replace("/", "-"), scale, "ensembles"]))
+    printed = [found for name in names for found in printed_claims(experiment, list(experiment.consumed(name)))]
+    several = len({count for count, _ in printed}) > 1
+    source = ", ".join(dict.fromkeys(claim.source for _, claim in printed)) if several else ""
+    title = f"Test error by number of averaged networks, {experiment.name}"
+    return FigureTitle(stem, experiment.folder, title, source)
 
 
 def ensemble_figure(runs: ScaleRuns) -> PaperFigure | None:
@@ -46,6 +73,9 @@ def ensemble_figure(runs: ScaleRuns) -> PaperFigure | None:
     own = runs.only(name for name, spec in experiment.derived.items() if isinstance(spec, EnsembleSizesSpec))
     if not own.records:
         return None
+    for name in own.records:
+        if panels := compared_panels(own, name):
+            return compared_figure(own, name, panels)
     where = f"{experiment.name} at {scale} scale on {own.data}"
     caption = (
         f"Top-1 test error in percent against the number of networks whose predictions are averaged, {where};"
@@ -65,7 +95,7 @@ def ensemble_figure(runs: ScaleRuns) -> PaperFigure | None:
         figure.suptitle(f"{where}:\nmean and standard deviation over ensembles")
         return figure
 
-    return ensemble_title(experiment.name, experiment.folder, scale).drawn(caption, draw)
+    return ensemble_title(experiment, list(own.records), scale).drawn(caption, draw)
 
 
 def draw_sizes(ax: Axes, runs: ScaleRuns, name: str, colour: str) -> list[Line2D]:
@@ -83,3 +113,94 @@ def draw_sizes(ax: Axes, runs: ScaleRuns, name: str, colour: str) -> list[Line2D
         label = f"{name}, chosen on validation images"
         handles += ax.plot(*place, color=colour, marker="*", markersize=11, linestyle="", label=label)
     return handles
+
+
+def networks_of(experiment: Experiment, name: str) -> int | None:
+    """Return the number of networks whose predictions a variant or derived run averages; None for other kinds."""
+    spec = experiment.derived.get(name)
+    if isinstance(spec, EnsembleSpec):
+        return sum(spec.members.values())
+    return 1 if spec is None or isinstance(spec, ProtocolSpec) else None
+
+
+def printed_claims(experiment: Experiment, members: Sequence[str]) -> Iterator[tuple[int, MetricClaim]]:
+    """Yield the claims about mean test errors of networks of these variants, with the number of networks."""
+    for claim in experiment.claims:
+        if not isinstance(claim, MetricClaim) or claim.by != "paper" or claim.statistic.startswith("best"):
+            continue
+        count = networks_of(experiment, claim.of)
+        if count and claim.metric.startswith("test/") and set(experiment.consumed(claim.of)) == set(members):
+            yield count, claim
+
+
+def printed_errors(experiment: Experiment, members: Sequence[str], metric: str) -> dict[int, float]:
+    """Return the mean errors that the paper prints for so many networks of these variants."""
+    found: dict[int, float] = {}
+    for count, claim in printed_claims(experiment, members):
+        if claim.metric == metric:
+            found.setdefault(count, claim.claimed)
+    return found
+
+
+def other_networks(experiment: Experiment, error: str) -> dict[int, float]:
+    """Return the printed errors of ensembles with networks that are not trained here."""
+    found = {}
+    for name, printed in experiment.printed.items():
+        match = OTHER_TRAINING.fullmatch(name)
+        if match and error.startswith(match[1]) and isinstance(printed.value, int | float):
+            found[int(match[2])] = float(printed.value)
+    return found
+
+
+def compared_panels(runs: ScaleRuns, name: str) -> list[Panel]:
+    """Return a panel for each error of which the paper prints several numbers of networks; [] without any."""
+    experiment, spec = runs.experiment, runs.experiment.derived[name]
+    assert isinstance(spec, EnsembleSizesSpec)
+    protocols = dict.fromkeys([*experiment.protocols(name, PAPER_SCALE), *experiment.protocols(name, runs.scale)])
+    panels = []
+    for error, label in ERRORS.items():
+        paper = {one: printed_errors(experiment, list(spec.members), f"test/{one}/{error}") for one in protocols}
+        if max((len(sizes) for sizes in paper.values()), default=0) < 2:
+            continue
+        series = [Series(one, size_points(runs, name, one, error, paper[one])) for one in protocols]
+        if others := other_networks(experiment, error):
+            series.append(
+                Series("with networks trained otherwise", [Point(n, None, v) for n, v in others.items()])
+            )
+        sizes = {point.x for one in series for point in one.points}
+        panels.append(Panel("", "networks averaged", label, series, ticks={n: f"{n:g}" for n in sorted(sizes)}))
+    return panels
+
+
+def size_points(runs: ScaleRuns, name: str, protocol: str, error: str, paper: Printed) -> list[Point]:
+    """Return a point for each number of networks: ours with the spread over ensembles, and the paper's."""
+    spec, rows = runs.experiment.derived_spec(name, runs.scale), [row.metrics for row in runs.records[name]]
+    assert isinstance(spec, EnsembleSizesSpec)
+    points = []
+    for size in sorted({*spec.measured_sizes, *paper}):
+        metric = f"test/{protocol}/{size_name(size)}/{error}"
+        measured = [row for row in rows if metric in row]
+        ours = tuple(fmean(row[metric + end] for row in measured) for end in ("", SPREAD)) if measured else None
+        points.append(Point(size, (ours[0], ours[1]) if ours else None, paper.get(size)))
+    return points
+
+
+def compared_figure(runs: ScaleRuns, name: str, panels: Sequence[Panel]) -> PaperFigure:
+    """Return the figure of one derived run with the paper's errors."""
+    experiment, same_data = runs.experiment, runs.is_papers_data()
+    printed = papers_data(experiment, [name])
+    where = "on the same data" if same_data else f"on {printed}, on axes of their own; they cannot be compared"
+    caption = (
+        "Error in percent against the number of networks whose predictions are averaged, by test protocol. Ours:"
+        f" {runs.place}; mean and standard deviation over the ensembles of a size. Diamonds: the paper's numbers,"
+        f" {where}."
+    )
+    others = [value.where for key, value in experiment.printed.items() if OTHER_TRAINING.fullmatch(key)]
+    if others:
+        caption += f" Diamonds of networks trained otherwise: {', '.join(dict.fromkeys(others))}."
+    return ensemble_title(experiment, [name], runs.scale).drawn(
+        caption,
+        lambda theme: panels_figure(
+            beside_paper(panels, ours=runs.place, paper=printed, same_data=same_data), theme
+        ),
+    )

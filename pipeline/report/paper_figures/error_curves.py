@@ -35,6 +35,7 @@ class CurveLine:
     points: int  # of the line
     dashed: bool = False
     paper: float | None = None  # value that the paper prints for the end of the training
+    colour: int | None = None  # number of the colour; None: the next one that is free in the panel
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,14 @@ def curves_figure(
     return figure
 
 
+def side_by_side(panels: Sequence[CurvePanel]) -> str:
+    """Return the titles of one or two panels, for a caption: "training error (left) and test error (right)"."""
+    if len(panels) != 2:
+        return " and ".join(panel.title for panel in panels)
+    left, right = panels
+    return f"{left.title} (left) and {right.title} (right)"
+
+
 def drawn_curves(
     title: FigureTitle, caption: str, panels: Sequence[CurvePanel], keys: Mapping[str, bool], **layout: Any
 ) -> PaperFigure:
@@ -108,7 +117,8 @@ def drawn_curves(
 def draw_curves(ax: Axes, panel: CurvePanel, theme: Theme) -> float:
     """Draw a panel with its legend; return the top of its value axis."""
     names = list(dict.fromkeys(line.name for line in panel.lines))
-    colours = {name: theme.series[i % len(theme.series)] for i, name in enumerate(names)}
+    given = {line.name: line.colour for line in panel.lines if line.colour is not None}
+    colours = {name: theme.series[given.get(name, i) % len(theme.series)] for i, name in enumerate(names)}
     tops = [panel.level or 0.0]
     for line in panel.lines:
         steps, (mean, low, high) = across_seeds(binned(line.curves, line.points))

@@ -8,7 +8,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from pipeline.report.paper_figures.labels import outside_legend, place_labels
 from pipeline.report.paper_figures.style import FULL_WIDTH, ONE_PANEL, Theme, new_figure
@@ -42,6 +42,7 @@ class Panel:
     series: Sequence[Series]
     log_x: bool = False
     ticks: Mapping[float, str] | None = None  # of the x axis; None: automatic
+    limits: tuple[float, float] | None = None  # of the x axis; None: those of the values
     shows_ours: bool = True
     shows_paper: bool = True
 
@@ -105,7 +106,11 @@ def draw_panel(ax: Axes, panel: Panel, colours: Mapping[str, str], theme: Theme)
         ax.xaxis.set_major_locator(FixedLocator(list(texts)))
         ax.xaxis.set_minor_locator(NullLocator())
         ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: texts.get(x, f"{x:g}")))
+    elif not panel.log_x:
+        ax.xaxis.set_major_locator(MaxNLocator(5))
     ax.margins(0.1, 0.12)
+    if panel.limits is not None:
+        ax.set_xlim(*panel.limits)
 
 
 def label_points(ax: Axes, panel: Panel, theme: Theme) -> None:

@@ -18,6 +18,7 @@ from pipeline.report.paper_figures.error_curves import (
     CurvePanel,
     across_seeds,
     drawn_curves,
+    side_by_side,
     variant_lines,
 )
 from pipeline.report.paper_figures.figure_data import FigureData, paper_value
@@ -60,11 +61,12 @@ def plain_figure(data: FigureData, experiment: Experiment) -> PaperFigure:
     if runs is None:
         return FIGURE_1.missing(data.why_missing(experiment, names, least=2))
     panels = [
-        CurvePanel(title, f"top-1 error (%), {runs.data}", variant_lines(data.curves, runs, names, metric))
-        for title, metric in (("training", TRAIN_CURVE), ("test", TEST_CURVE))
+        CurvePanel(title, f"top-1 error (%), {runs.data}", lines)
+        for title, metric in (("training error", TRAIN_CURVE), ("test error", TEST_CURVE))
+        if (lines := variant_lines(data.curves, runs, names, metric))
     ]
     caption = (
-        "Top-1 training error (left) and test error (right) in percent against optimizer steps, of plain networks"
+        f"Top-1 {side_by_side(panels)} in percent against optimizer steps, of plain networks"
         f" with 20 and 56 layers; {runs.place}; mean and range over {runs.seeds()}."
     )
     return drawn_curves(FIGURE_1, caption, panels, {})
@@ -87,7 +89,7 @@ def plain_and_residual(
         if lines:
             panels.append(CurvePanel(heading, f"top-1 error (%), {runs.data}", lines))
     caption = (
-        "Top-1 error in percent against optimizer steps, of plain networks (left) and residual networks (right);"
+        f"Top-1 error in percent against optimizer steps, of {side_by_side(panels)};"
         f" bold: {test}, dashed: training; {runs.place}; mean and range over {runs.seeds()}."
     )
     if any(line.paper is not None for panel in panels for line in panel.lines):

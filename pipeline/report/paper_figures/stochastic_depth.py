@@ -6,7 +6,13 @@ from dataclasses import replace
 from pipeline.declare.experiment import Experiment
 from pipeline.declare.training import GRADIENT_NORM
 from pipeline.report.paper_figures.comparison import papers_data
-from pipeline.report.paper_figures.error_curves import TEST_CURVE, CurvePanel, drawn_curves, variant_lines
+from pipeline.report.paper_figures.error_curves import (
+    TEST_CURVE,
+    CurvePanel,
+    drawn_curves,
+    side_by_side,
+    variant_lines,
+)
 from pipeline.report.paper_figures.figure_data import FigureData, ScaleRuns, paper_value
 from pipeline.report.paper_figures.panels import Panel, Point, Series, beside_paper, panels_figure
 from pipeline.report.paper_figures.paper_figure import FigureTitle, PaperFigure
@@ -65,12 +71,15 @@ def loss_figure(data: FigureData, experiment: Experiment) -> PaperFigure:
             replace(line, name=LABELS[line.name], paper=printed[line.name] if metric == TEST_CURVE else None)
             for line in variant_lines(data.curves, runs, list(LABELS), metric)
         ]
-        panels.append(CurvePanel(title, ylabel, lines))
+        if lines:
+            panels.append(CurvePanel(title, ylabel, lines))
     caption = (
-        "Top-1 test error in percent (left) and training loss (right) against optimizer steps, of a residual"
-        f" network of 110 layers with constant and with stochastic depth; {runs.place}; mean and range over"
-        f" {runs.seeds()}."
+        f"{side_by_side(panels).capitalize()} against optimizer steps, of a residual"
+        f" network of 110 layers with constant and with stochastic depth; the test error is the top-1 error in"
+        f" percent; {runs.place}; mean and range over {runs.seeds()}."
     )
+    if any(line.paper is not None for panel in panels for line in panel.lines):
+        caption += " Diamonds: the paper's errors after training."
     return drawn_curves(FIGURE_3, caption, panels, {}, share_y=False)
 
 
@@ -109,14 +118,24 @@ def figure_8(data: FigureData, cifar: Experiment, survival: Experiment) -> Paper
     if runs.scale in cifar.scales and cifar.recipe(IN_BOTH, runs.scale) == survival.recipe(IN_BOTH, runs.scale):
         drawn += filter(None, [data.runs(cifar, runs.scale)])
     series = [Series(rule, list(survival_points(drawn, cifar, networks))) for rule, networks in RULES.items()]
-    panel = Panel("", "survival probability p_L", "top-1 test error (%)", series)
+    places = sorted({point.x for one in series for point in one.points})
+    panel = Panel(
+        "",
+        "survival probability p_L",
+        "top-1 test error (%)",
+        series,
+        ticks={x: f"{x:g}" for x in places},
+        limits=(min(places) - 0.05, max(places) + 0.05),
+    )
     same_data, printed = runs.is_papers_data(), papers_data(survival, own)
     caption = (
         "Top-1 test error in percent against the survival probability of the last block: linear decay from 1 to"
         f" p_L, and p_L for all blocks. Ours: {runs.place}; mean and"
         f" standard deviation over {runs.converged_seeds()}."
-        f" Diamonds: the paper's numbers in section 4, on {printed}."
     )
+    if any(point.paper is not None for one in series for point in one.points):
+        where = "" if same_data else ", on axes of their own; they cannot be compared"
+        caption += f" Diamonds: the paper's numbers in section 4, on {printed}{where}."
     return FIGURE_8.drawn(
         caption,
         lambda theme: panels_figure(

@@ -24,7 +24,7 @@ def test_unknown_suites_and_scales_are_refused():
 
 
 # Outline of Stanford CS231n, lecture 9 (2017), as a listener's notes have it
-# (https://www.twblogs.net/a/5e4f7171bd9eee101df7ccd3). The sheets of published numbers give no order of the lecture.
+# (https://www.twblogs.net/a/5e4f7171bd9eee101df7ccd3). No other source of this project gives the lecture's order.
 OUTLINE = (
     *("lenet5", "alexnet", "zfnet", "vgg", "googlenet", "resnet"),
     *(

@@ -1,12 +1,16 @@
-"""What a recipe measures beside errors: steps until a training error, gradient magnitudes of layers.
+"""What a recipe measures beside errors: steps until a training error, gradients of layers, losses of columns.
 
-Neither changes a bit of training. Both are the same after a resume, and on two ranks.
+None changes a bit of training. All are the same after a resume, and on two ranks.
 """
 
 import pytest
 import torch
+from torch import nn
 
+from lightning_modules.fractal_columns import check_columns
+from lightning_modules.fractalnet import fractalnet
 from pipeline.common.errors import UserError
+from pipeline.data.order import derive_seed
 from pipeline.track.run_folder import RunFolder
 from pipeline.train.callback import steps_to_errors, window_mean
 from pipeline.train.context import RunContext
@@ -126,6 +130,76 @@ def test_two_ranks_agree_with_one(tmp_path, two_ranks):
         one.metrics["train/gradient_norm/c1"], rel=1e-3
     )
     assert first.costs.keys() == one.costs.keys()
+
+
+def column_run(**changes):
+    """Return a run of a small FractalNet of two columns that measures both; windows of 5, 5 and 2 steps."""
+    network = {"columns": 2, "widths": [2, 2, 2, 2], "drop_path": 0.15, "global_share": 0.8, "dropout": []}
+    settings = {"train.column_losses": [1, 2], "train.log_every": 5, "train.lr": 0.005}
+    return with_network("fractalnet", settings | changes, **network)
+
+
+def losses_of_columns(run, folder):
+    """Return the loss of every step and the column that it trained alone, from a plain loop."""
+    context = RunContext(run, RunFolder(folder), images_of("noise"), manifest_of("noise"))
+    network, found = context.module.network, []
+    optimizer = context.module.configure_optimizers()
+    for batch in context.feed(0):
+        network.train()
+        torch.manual_seed(derive_seed(run.seed, "update", batch.step))
+        state = torch.get_rng_state()
+        drawn = network.draw_drop_path()
+        torch.set_rng_state(state)
+        optimizer.param_groups[0]["lr"] = context.module.lr_of(batch.step)
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(network(batch.images), batch.labels)
+        loss.backward()
+        optimizer.step()
+        kept = drawn.keep_mask(2) if type(drawn).__name__ == "GlobalDropPath" else None
+        found.append((kept.index(True) + 1 if kept else None, float(loss)))
+    return found
+
+
+def test_losses_of_columns_agree_with_a_plain_loop(tmp_path):
+    run = column_run()
+    record = train_in(tmp_path / "run", run)
+    reports = dict(journal_metrics(tmp_path / "run"))
+    steps = losses_of_columns(run, tmp_path / "plain")
+    assert {column for column, _ in steps} == {None, 1, 2}
+    for window in (slice(0, 5), slice(5, 10), slice(10, 12)):
+        for column in (1, 2):
+            alone = [loss for own, loss in steps[window] if own == column]
+            found = reports[window.stop].get(f"train/column-{column}/loss")
+            assert found == (pytest.approx(sum(alone) / len(alone), rel=1e-3) if alone else None)
+    last = {name: value for name, value in reports[12].items() if name.startswith("train/column")}
+    assert {name: record.metrics.get(name) for name in last} == last
+
+
+def test_losses_of_columns_change_no_bit_and_survive_stops(tmp_path):
+    record = train_in(tmp_path / "whole", column_run())
+    train_in(tmp_path / "unmeasured", column_run(**{"train.column_losses": []}))
+    assert weights(tmp_path / "whole") == weights(tmp_path / "unmeasured")
+    while (stopped := train_in(tmp_path / "stopped", column_run(), stop=stop_after(4))) is None:
+        pass
+    assert stopped.metrics == record.metrics
+    assert journal_metrics(tmp_path / "stopped") == journal_metrics(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("network", "columns", "message"),
+    [
+        (fractalnet(columns=2, widths=[2], dropout=[]), [1, 3], "column_losses: no column 3, the network has 2"),
+        (
+            fractalnet(columns=2, widths=[2], dropout=[], global_share=0),
+            [1],
+            "column_losses needs global drop-path",
+        ),
+        (nn.Linear(1, 1), [1], "column_losses needs a FractalNet, not a Linear"),
+    ],
+)
+def test_columns_that_are_never_alone_are_refused(network, columns, message):
+    with pytest.raises(ValueError, match=message):
+        check_columns(network, columns)
 
 
 def test_unknown_layer_names_the_nearest_one(tmp_path):

@@ -15,7 +15,8 @@ ALWAYS = {
     "resnet-figure-7", "stochastic-depth-figure-3", "stochastic-depth-figure-7", "stochastic-depth-figure-8",
     "wide-resnet-depth-and-width", "resnext-table-3", "resnext-figure-7", "fractalnet-columns",
     "densenet-figure-3", "densenet-capacity", "densenet-figure-4", "squeezenet-figure-3", "lecture-gradients",
-    "resnet-cifar10_depth-ensembles",
+    "resnet-cifar10_depth-ensembles", "alexnet-imagenet-ensembles", "googlenet-imagenet-ensembles",
+    "fractalnet-figure-4",
 }  # fmt: skip
 
 

@@ -5,10 +5,13 @@ from dataclasses import replace
 import pytest
 
 from pipeline.analyse.catalogue import NetworkCost
+from pipeline.declare.derived import RANDOM_PIXELS
 from pipeline.declare.load import load_experiment
+from pipeline.plan.expand import plan_runs
 from pipeline.report.paper_figures.complexity_charts import (
     accuracy_bars,
     bubble_figure,
+    by_hardware,
     complexity_comparison,
     complexity_figures,
     cost_figure,
@@ -75,7 +78,39 @@ def test_times_and_accuracies_are_those_of_the_runs():
     assert "circles: our networks, trained at paper scale" in found["complexity-figure-1"].caption
     assert "repro run complexity/measurements --scale laptop" in found["complexity-costs"].caption
     assert by_name(complexity_figures(figure_data(experiments, [])))["complexity-figure-1"].caption.endswith(
-        "none is trained here yet."
+        "none of them is trained here yet."
     )
     for name in ("complexity-figure-1", "complexity-figure-2"):
         assert covered(drawn_figure(found[name], laid_out=True)) == []
+
+
+def timing(run, hardware, seconds):
+    """Return the record of a planned timing in which AlexNet takes so many seconds for an image."""
+    [other] = made_up_records(load_experiment("resnet/cifar10_depth"), "laptop", ["resnet-20"], seeds=1)
+    own = {"experiment": run.experiment, "variant": run.variant, "seed": run.seed, "declaration": run.declaration}
+    metrics = {"alexnet/batch-1/seconds_per_image": seconds}
+    return replace(other, data=RANDOM_PIXELS, hardware=hardware, metrics=metrics, **own)
+
+
+def test_times_of_each_hardware_are_a_chart_of_their_own():
+    experiments = [load_experiment(name) for name in ("complexity/architecture", "complexity/measurements")]
+    slow, fast = (
+        timing(run, hardware, seconds)
+        for run, (hardware, seconds) in zip(
+            plan_runs(experiments[1], scale="laptop", seeds=2),
+            [("one core", 0.5), ("NVIDIA H200", 0.001)],
+            strict=True,
+        )
+    )
+    assert by_hardware([slow, fast]) == {"one core": [slow], "NVIDIA H200": [fast]}
+    assert list(by_hardware([slow, replace(slow, threads=8)])) == ["one core, 1 thread", "one core, 8 threads"]
+    found = by_name(complexity_figures(figure_data(experiments, [slow, fast])))
+    names = {name: figure for name, figure in found.items() if name.startswith("complexity-costs")}
+    assert list(names) == ["complexity-costs-one-core", "complexity-costs-nvidia-h200"]
+    widths = {
+        name: [bar.get_width() for bar in drawn_figure(figure).axes[1].patches if bar.get_width()]
+        for name, figure in names.items()
+    }
+    assert widths == {"complexity-costs-one-core": [500.0], "complexity-costs-nvidia-h200": [1.0]}
+    caption = names["complexity-costs-nvidia-h200"].caption
+    assert "measured on NVIDIA H200, median and range over 1 measurement." in caption

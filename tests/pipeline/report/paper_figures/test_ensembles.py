@@ -4,11 +4,12 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.report.paper_figures.ensembles import ensemble_figure, ensemble_figures
+from pipeline.declare.load import load_experiment
+from pipeline.report.paper_figures.ensembles import compared_panels, ensemble_figure, ensemble_figures
 from pipeline.report.paper_figures.figure_data import scale_runs
 from tests.support.fake_records import fake_record
-from tests.support.figure_boxes import drawn_figure
-from tests.support.figure_runs import figure_data
+from tests.support.figure_boxes import covered, drawn_figure
+from tests.support.figure_runs import figure_data, made_up_records
 from tests.support.ledgers import derived_records
 
 SIZES = "derived:\n  sizes: {kind: ensemble-sizes, members: {plain-20: 3}, sizes: [1, 3]}\nscales:\n"
@@ -54,6 +55,63 @@ def test_ensemble_chosen_on_validation_images_is_a_star(declare):
 def test_without_such_a_derived_run_there_is_no_figure(experiment):
     assert ensemble_figure(scale_runs(experiment, "paper", [fake_record(experiment, "plain-20", 0, 9.0)])) is None
     assert list(ensemble_figures(figure_data([experiment], []))) == []
+
+
+GOOGLENET = {  # Szegedy et al. 2014, Table 3: top-5 errors of 1 and 7 networks by crops
+    "1-crop-224-of-square-256": (10.07, 8.09),
+    "10-crop-224-of-square-256": (9.15, 7.62),
+    "144-crop-224-of-256-288-320-352": (7.89, 6.67),
+}
+
+
+def panel_points(panel, what):
+    return {
+        series.name: {point.x: getattr(point, what) for point in series.points if getattr(point, what) is not None}
+        for series in panel.series
+    }
+
+
+def test_googlenets_are_beside_table_3_by_crops():
+    declared = load_experiment("googlenet/imagenet")
+    records = made_up_records(declared, "paper", seeds=7)
+    [figure] = ensemble_figures(figure_data([declared], records))
+    assert (figure.source, figure.name) == ("Table 3", "googlenet-imagenet-paper-ensembles")
+    [top5] = compared_panels(scale_runs(declared, "paper", records).only(["googlenet-sizes"]), "googlenet-sizes")
+    assert panel_points(top5, "paper") == {name: {1: one, 7: seven} for name, (one, seven) in GOOGLENET.items()}
+    ours = panel_points(top5, "ours")
+    assert ours.keys() == GOOGLENET.keys()
+    assert all(list(found) == [1, 2, 3, 4, 5, 6, 7] for found in ours.values())
+    drawn = drawn_figure(figure, laid_out=True)
+    assert len(drawn.axes) == 1  # both on ImageNet
+    assert covered(drawn) == []
+
+
+def test_on_other_data_the_papers_errors_are_on_axes_of_their_own():
+    declared = load_experiment("googlenet/imagenet")
+    records = made_up_records(declared, "stand-in", seeds=2)
+    [figure] = ensemble_figures(figure_data([declared], records, scales=("stand-in",)))
+    ours, paper = drawn_figure(figure).axes
+    assert ours.get_title() == "ours: imagenet-standin, stand-in scale"
+    assert {line.get_marker() for line in paper.get_lines()} == {"D"}
+    assert "on imagenet, on axes of their own" in figure.caption
+
+
+def test_alexnets_are_beside_table_2_and_the_7_networks_trained_otherwise():
+    declared = load_experiment("alexnet/imagenet")
+    records = made_up_records(declared, "paper", ["alexnet"], seeds=5)
+    runs = scale_runs(declared, "paper", records).only(["alexnet-sizes"])
+    top1, top5 = compared_panels(runs, "alexnet-sizes")
+    crops, others = "10-crop-227-of-square-256", "with networks trained otherwise"
+    assert panel_points(top1, "paper") == {crops: {1: 40.7, 5: 38.1}, others: {7: 36.7}}
+    assert panel_points(top5, "paper") == {crops: {1: 18.2, 5: 16.4}, others: {7: 15.4}}
+    assert panel_points(top5, "ours")[others] == {}
+    assert "2 of them first trained on more images" in ensemble_figure(runs).caption
+
+
+def test_one_printed_error_is_no_comparison():
+    declared = load_experiment("resnet/cifar10_depth")  # Table 6 prints one ResNet-56, and no ensemble
+    records = made_up_records(declared, "paper", ["resnet-56"], seeds=5)
+    assert compared_panels(scale_runs(declared, "paper", records), "resnet-56-ensembles") == []
 
 
 def test_missing_ensembles_name_the_command(declare):
