@@ -52,7 +52,7 @@ TONES: dict[str, Tone] = {"✔": "good", "▲": "good", "✘": "bad", "!": "note
 
 MEANINGS: dict[Category, str] = {
     "arithmetic": "shapes, counts and printed values, compared exactly",
-    "recipe": "our settings against the printed ones; no more than that",
+    "recipe": "our settings compared with the printed ones, not results",
     "trained": "results of training, judged by statistics over seeds",
 }
 

@@ -14,7 +14,7 @@ SPECIAL = re.compile(r"([\\`*\[\]<>&|])")
 
 
 def render_markdown(report: Report, *, title: str) -> str:
-    """Return the report as Markdown. Papers without runs are left out: their claims are in the counts."""
+    """Return the report as Markdown. Papers without runs have no section; their claims are counted at the top."""
     parts = [
         f"# {escaped(title)}",
         f"{escaped(report.subject)}; {report.made}, commit {report.commit[:8]}.",

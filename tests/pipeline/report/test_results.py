@@ -137,7 +137,7 @@ def test_last_section_has_the_exact_claims(experiment, records):
 def test_headlines_count_all_claims_by_category(experiment, records):
     headlines = [
         "- Arithmetic: 1 confirmed - shapes, counts and printed values, compared exactly",
-        "- Recipe: 1 erratum - our settings against the printed ones; no more than that",
+        "- Recipe: 1 erratum - our settings compared with the printed ones, not results",
         "- Trained: 1 reproduced, 4 cannot judge (3 not-run, 1 no-labels) - results of training, judged by"
         " statistics over seeds",
     ]

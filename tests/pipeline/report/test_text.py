@@ -173,7 +173,7 @@ def test_reasons_are_counted(entries):
 def test_headlines_count_each_category_apart(entries):
     assert headlines(list(entries.values())) == [
         "Arithmetic: 1 confirmed - shapes, counts and printed values, compared exactly",
-        "Recipe: 1 erratum - our settings against the printed ones; no more than that",
+        "Recipe: 1 erratum - our settings compared with the printed ones, not results",
         "Trained: 4 reproduced, 1 cannot judge (1 no-labels) - results of training, judged by statistics over"
         " seeds",
     ]

@@ -5,10 +5,7 @@ None changes a bit of training. All are the same after a resume, and on two rank
 
 import pytest
 import torch
-from torch import nn
 
-from lightning_modules.fractal_columns import check_columns
-from lightning_modules.fractalnet import fractalnet
 from pipeline.common.errors import UserError
 from pipeline.data.order import derive_seed
 from pipeline.track.run_folder import RunFolder
@@ -183,23 +180,6 @@ def test_losses_of_columns_change_no_bit_and_survive_stops(tmp_path):
         pass
     assert stopped.metrics == record.metrics
     assert journal_metrics(tmp_path / "stopped") == journal_metrics(tmp_path / "whole")
-
-
-@pytest.mark.parametrize(
-    ("network", "columns", "message"),
-    [
-        (fractalnet(columns=2, widths=[2], dropout=[]), [1, 3], "column_losses: no column 3, the network has 2"),
-        (
-            fractalnet(columns=2, widths=[2], dropout=[], global_share=0),
-            [1],
-            "column_losses needs global drop-path",
-        ),
-        (nn.Linear(1, 1), [1], "column_losses needs a FractalNet, not a Linear"),
-    ],
-)
-def test_columns_that_are_never_alone_are_refused(network, columns, message):
-    with pytest.raises(ValueError, match=message):
-        check_columns(network, columns)
 
 
 def test_unknown_layer_names_the_nearest_one(tmp_path):
