@@ -8,7 +8,7 @@ from torch import nn
 from pipeline.declare.load import load_experiment
 from pipeline.report.paper_figures.resnet import layer_responses, resnet_figures
 from tests.support.figure_boxes import covered, drawn_figure
-from tests.support.figure_runs import by_name, figure_data, made_up_records
+from tests.support.figure_runs import by_name, figure_data, made_up_curve, made_up_records
 
 TABLE_6 = {"resnet-20": 8.75, "resnet-32": 7.51, "resnet-44": 7.17, "resnet-56": 6.97, "resnet-110": 6.61}
 
@@ -64,10 +64,25 @@ def test_paper_scale_is_preferred(depth):
 def test_figure_1_has_training_left_and_test_right(depth):
     figure = drawn_figure(figures(depth, "laptop")["resnet-figure-1"])
     training, test = figure.axes
-    assert (training.get_title(), test.get_title()) == ("training", "test")
+    assert (training.get_title(), test.get_title()) == ("training error", "test error")
     ends = [[line.get_ydata()[-1] for line in ax.get_lines()] for ax in (training, test)]
     assert ends[1] == pytest.approx([9.55, 13.55])  # means of two seeds: the paper's, and that plus 0.1
     assert ends[0] != ends[1]
+
+
+def test_captions_name_only_the_panels_that_are_drawn(depth):
+    both = figures(depth, "laptop")["resnet-figure-6"].caption
+    assert "of plain networks (left) and residual networks (right); bold: test" in both
+    residual = figures(depth, "laptop", ["resnet-20", "resnet-56"])["resnet-figure-6"]
+    assert len([ax for ax in drawn_figure(residual).axes if ax.get_visible()]) == 1
+    assert "optimizer steps, of residual networks; bold: test" in residual.caption
+
+    def only_tests(record, metric):
+        return made_up_curve(record, metric) if metric.startswith("test/") else []
+
+    figure_1 = figures(depth, "laptop", curves=only_tests)["resnet-figure-1"]
+    assert figure_1.caption.startswith("Top-1 test error in percent against optimizer steps, of plain networks")
+    assert "left" not in figure_1.caption
 
 
 def test_without_runs_the_command_is_named(depth):

@@ -25,6 +25,9 @@ def test_figures_3_and_7_compare_constant_and_stochastic_depth(declared):
     [gradients] = drawn_figure(found["stochastic-depth-figure-7"]).axes
     names = [text.get_text() for text in gradients.get_legend().get_texts()]
     assert names == ["constant depth", "stochastic depth"]
+    caption = found["stochastic-depth-figure-3"].caption
+    assert caption.startswith("Test error (left) and training loss (right) against optimizer steps")
+    assert caption.endswith("Diamonds: the paper's errors after training.")
     assert gradients.get_ylabel() == "mean gradient magnitude, cifar10"
 
 
@@ -39,6 +42,9 @@ def test_figure_8_joins_both_experiments_only_if_their_recipes_are_the_same(decl
         ours = drawn_figure(figure).axes[0]
         lines = [line.get_xdata().tolist() for line in ours.get_lines() if line.get_marker() == "o"]
         assert lines == [expected, expected], scale
+        apart = "on cifar10, on axes of their own; they cannot be compared."
+        assert figure.caption.endswith(apart) == (scale == "laptop")
+        assert ours.get_xlim() == pytest.approx((0.15, 1.05))  # all p_L of the paper, also with one point
 
 
 def test_gradients_of_the_lecture_are_drawn_like_figure_7():
