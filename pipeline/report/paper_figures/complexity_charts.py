@@ -89,7 +89,7 @@ def cost_chart(
         else f"forward times are not measured yet; measure them with: repro run {MEASUREMENTS} --scale laptop"
     )
     return title.drawn(
-        "Memory in megabytes of the parameters and, in a paler colour, of the feature maps of one image, in single"
+        "Memory in megabytes of the parameters and, faded, of the feature maps of one image, in single"
         f" precision; {where}.",
         lambda theme: cost_figure(network_costs(data, experiment, times), hardware, theme),
     )
@@ -249,7 +249,7 @@ def draw_costs(memory: Axes, time: Axes, rows: Sequence[NetworkCost], hardware: 
     shades = [colours[name] for name in names]
     memory.barh(names, weights, color=shades)
     memory.barh(names, rest, left=weights, color=shades, alpha=0.4)
-    memory.set_xlabel("memory (MB): parameters,\nfeature maps of one image (pale)")
+    memory.set_xlabel("memory (MB): parameters,\nfeature maps of one image (faded)")
     timed = [[1000 * s for s in row.forward_s] for row in rows]
     middle = [median(times) if times else 0.0 for times in timed]
     low = [m - min(times) if times else 0.0 for m, times in zip(middle, timed, strict=True)]

@@ -85,7 +85,8 @@ def curves_figure(
         if share_y and number % across:
             ax.set_ylabel("")
     found: list[Artist] = [
-        Line2D([], [], color=theme.text, label=text, **line_style(dashed)) for text, dashed in (keys or {}).items()
+        Line2D([], [], color=theme.text, label=text, **line_style(dashed))
+        for text, dashed in drawn_styles(panels, keys or {}).items()
     ]
     if any(line.paper is not None for panel in panels for line in panel.lines):
         style = diamonds(theme) | {"linestyle": ""}
@@ -95,6 +96,18 @@ def curves_figure(
     if title:
         figure.suptitle(title)
     return figure
+
+
+def drawn_styles(panels: Sequence[CurvePanel], keys: Mapping[str, bool]) -> dict[str, bool]:
+    """Return those of `keys`, what bold lines (False) and dashed ones (True) show, that have a line."""
+    drawn = {line.dashed for panel in panels for line in panel.lines}
+    return {text: dashed for text, dashed in keys.items() if dashed in drawn}
+
+
+def styles_text(panels: Sequence[CurvePanel], keys: Mapping[str, bool]) -> str:
+    """Return what the lines show, for a caption: "bold: test, dashed: training"."""
+    found = drawn_styles(panels, keys)
+    return ", ".join(f"{'dashed' if dashed else 'bold'}: {text}" for text, dashed in found.items())
 
 
 def side_by_side(panels: Sequence[CurvePanel]) -> str:

@@ -19,6 +19,7 @@ from pipeline.report.paper_figures.error_curves import (
     across_seeds,
     drawn_curves,
     side_by_side,
+    styles_text,
     variant_lines,
 )
 from pipeline.report.paper_figures.figure_data import FigureData, paper_value
@@ -88,13 +89,14 @@ def plain_and_residual(
         lines = [*variant_lines(data.curves, runs, group, TRAIN_CURVE, dashed=True), *tested]
         if lines:
             panels.append(CurvePanel(heading, f"top-1 error (%), {runs.data}", lines))
+    keys = {test: False, "training": True}
     caption = (
         f"Top-1 error in percent against optimizer steps, of {side_by_side(panels)};"
-        f" bold: {test}, dashed: training; {runs.place}; mean and range over {runs.seeds()}."
+        f" {styles_text(panels, keys)}; {runs.place}; mean and range over {runs.seeds()}."
     )
     if any(line.paper is not None for panel in panels for line in panel.lines):
         caption += " Diamonds: the paper's errors after training."
-    return drawn_curves(title, caption, panels, {test: False, "training": True})
+    return drawn_curves(title, caption, panels, keys)
 
 
 def figure_7(data: FigureData, experiment: Experiment) -> PaperFigure:

@@ -9,6 +9,7 @@ from pipeline.report.paper_figures.error_curves import (
     CurveLine,
     CurvePanel,
     curves_figure,
+    styles_text,
     variant_lines,
 )
 from pipeline.report.paper_figures.figure_data import CurveReader, FigureData, ScaleRuns
@@ -47,7 +48,7 @@ def training_figure(curves: CurveReader, runs: ScaleRuns) -> PaperFigure | None:
     if len(set(protocols.values())) == 1 and (protocol := next(iter(protocols.values()))):
         where += f", {protocol}"
     over = "one seed" if shown.seeds() == "1 seed" else f"mean and range over {shown.seeds()}"
-    caption = f"Top-1 error in percent against optimizer steps, {where}; bold: test, dashed: training; {over}."
+    caption = f"Top-1 error in percent against optimizer steps, {where}; {styles_text(panels, KEYS)}; {over}."
     wide = max(len(line.name) for panel in panels for line in panel.lines) <= 40
     columns = 2 if wide else 1
     breaks = ":\n" if columns == 1 or len(panels) == 1 else ": "  # one panel is too narrow for a line

@@ -153,7 +153,7 @@ def losses_of_columns(run, folder):
         loss.backward()
         optimizer.step()
         kept = drawn.keep_mask(2) if type(drawn).__name__ == "GlobalDropPath" else None
-        found.append((kept.index(True) + 1 if kept else None, float(loss)))
+        found.append((kept.index(True) + 1 if kept else None, float(loss.detach())))
     return found
 
 
