@@ -148,10 +148,11 @@ scales:
 def test_the_recipe_declares_measurements_beside_errors(declare):
     declared = declare(
         "  batch_size: 128\n",
-        "  batch_size: 128\n  steps_to_error_pct: [25.0, 2.5]\n  gradient_norms: [conv1, map32.0]\n",
+        "  batch_size: 128\n  steps_to_error_pct: [25.0, 2.5]\n  gradient_norms: [conv1, map32.0]\n"
+        "  column_losses: [4]\n",
     )
     names = {"train/steps_to_25_pct_error", "train/steps_to_2.5_pct_error"}
-    names |= {"train/gradient_norm/conv1", "train/gradient_norm/map32.0"}
+    names |= {"train/gradient_norm/conv1", "train/gradient_norm/map32.0", "train/column-4/loss"}
     assert names <= set(metric_names(declared, "plain-20", named=True))
 
 

@@ -381,10 +381,12 @@ def test_weights_texts():
     assert weights_texts(train_with(average={})) == [
         "average of the weights: plain; evaluated beside the last weights"
     ]
-    assert weights_texts(train_with(steps_to_error_pct=[25.0, 2.5], gradient_norms=["conv1", "fc"])) == [
+    measured = train_with(steps_to_error_pct=[25.0, 2.5], gradient_norms=["conv1", "fc"], column_losses=[1, 4])
+    assert weights_texts(measured) == [
         "measured: optimizer steps until the training error is below 25 %",
         "measured: optimizer steps until the training error is below 2.5 %",
         "measured: mean magnitude of the gradient in conv1, fc",
+        "measured: training loss of the columns 1, 4",
     ]
     assert weights_texts(train_with()) == []
 
