@@ -10,8 +10,7 @@ from pipeline.declare.experiment import Experiment
 from pipeline.declare.recipe import PAPER_SCALE
 from pipeline.judge.ledger import LedgerEntry
 from pipeline.judge.verdict import Reason
-from pipeline.plan.expand import plan_runs
-from pipeline.plan.task import Run
+from pipeline.plan.expand import Run, plan_runs
 from pipeline.report.describe import training_multiply_adds
 from pipeline.report.text import markdown
 from pipeline.track.record import Record
