@@ -120,7 +120,7 @@ class FigureData:
         return None
 
     def why_missing(self, experiment: Experiment, names: Sequence[str], *, least: int = 1) -> str:
-        """Return why `best_runs` finds nothing, and the command that makes the fewest runs for it."""
+        """Return why `best_runs` finds nothing, and the command of the scale that trains on the fewest images."""
         possible = [
             scale for scale in self.scales_of(experiment) if enough_variants(experiment, scale, names, least)
         ]
@@ -128,11 +128,20 @@ class FigureData:
         if not possible:
             chosen = ", ".join(self.scales) or "any scale"
             return f"{what}; {experiment.name} does not run them at {chosen}."
-        return f"{what}; start them with: repro run {experiment.name} --scale {possible[-1]}."
+        cheapest = min(reversed(possible), key=lambda scale: training_images(experiment, scale, names))
+        return f"{what}; start them with: repro run {experiment.name} --scale {cheapest}."
 
     def size(self, experiment: Experiment, variant: str, what: str) -> float:
         """Return an exact number of a variant's network: "parameters", "multiply_adds"."""
         return float(self.measure(f"model/{what}", *experiment.owner(variant)))
+
+
+def training_images(experiment: Experiment, scale: str, names: Sequence[str]) -> int:
+    """Return the number of images that one seed of these variants and derived runs is trained on at a scale."""
+    run = {*experiment.variants_at(scale), *experiment.derived_at(scale)} & set(names)
+    trained = {variant for name in run for variant in experiment.consumed(name)}
+    recipes = [experiment.recipe(variant, scale).train for variant in trained]
+    return sum(recipe.steps * recipe.batch_size for recipe in recipes)
 
 
 def enough_variants(experiment: Experiment, scale: str, names: Sequence[str], least: int) -> bool:
