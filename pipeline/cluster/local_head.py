@@ -24,7 +24,7 @@ from pipeline.common.locks import file_lock
 from pipeline.common.network import NO_STATISTICS
 from pipeline.common.paths import ROOT, home
 
-START_SECONDS = 60.0  # limit for the start of a background head
+START_SECONDS = 300.0  # limit for the start of a background head, more than for that of Ray
 
 IDLE_SECONDS = 600.0  # idle time after which a background head shuts down
 

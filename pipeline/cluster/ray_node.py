@@ -23,7 +23,7 @@ from pipeline.common.errors import UserError
 from pipeline.common.paths import ROOT
 from pipeline.common.words import plural
 
-READY_SECONDS = 120.0  # limit for Ray's start; it takes 10 s on a busy machine with two cores
+READY_SECONDS = 240.0  # limit for Ray's start; it takes 10 s on two cores, and minutes where they are busy
 
 ENDING_SECONDS = (5.0, 3.0, 5.0)  # limits for Ray's own shutdown, after SIGTERM, and after SIGKILL
 
@@ -32,6 +32,8 @@ LOG_FLUSH_SECONDS = 1.0  # for the supervisor to log the end of the last trainin
 TREE_SECONDS = 1.0  # interval of listing the descendant processes
 
 AUDIT_SECONDS = 30.0  # interval of listing the listening sockets
+
+SLOW_START = "timed out during startup"  # in Ray's log where a node registers later than Ray's own limit of 30 s
 
 SUPERVISED_SECONDS = 60.0  # age of state.json after which no supervisor needs the node
 
@@ -57,6 +59,10 @@ def on_ray_start(params: Any, head: bool) -> None:
     """Adjust Ray's start parameters; called by Ray through RAY_START_HOOK."""
     params.ray_client_server_port = None  # do not start the Ray Client server, which nothing here uses
     prctl(PR_SET_PDEATHSIG, signal.SIGTERM)  # Ray shuts down when `repro node` dies, for whatever reason
+
+
+class SlowStartError(Exception):
+    """Ray's processes took longer to start than Ray allows."""
 
 
 class RayNode:
@@ -113,8 +119,9 @@ class RayNode:
             options += ["--min-worker-port=0", "--max-worker-port=0"]
         elif listen not in ("0.0.0.0", "::"):
             options.append(f"--node-ip-address={listen}")
+        deadline = time.monotonic() + READY_SECONDS
         if address:
-            return self.try_start([*options, f"--address={self.ray_address(address)}"], stop_signals)
+            return self.retry_start([*options, f"--address={self.ray_address(address)}"], stop_signals, deadline)
         self.is_head = True
         for retry in (False, True):
             gcs, dashboard = ports.choose_ports(listen, loopback_only=self.loopback_only, retry=retry)
@@ -122,7 +129,7 @@ class RayNode:
             head += ["--no-monitor"] if autoscaled else []  # the autoscaler outside replaces it
             head += [f"--dashboard-host={listen}", f"--dashboard-port={dashboard}"]
             try:
-                return self.try_start([*options, *head], stop_signals)
+                return self.retry_start([*options, *head], stop_signals, deadline)
             except ports.PortTakenError:
                 continue
         raise UserError("other programs took the cluster's ports while it started; try again")
@@ -136,10 +143,25 @@ class RayNode:
         self.environment.pop("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")  # with it, Ray refuses to join a cluster
         return f"LOCALHOST:{address.rpartition(':')[2]}"
 
-    def try_start(self, options: list[str], stop_signals: Callable[[], int]) -> ClusterAddress | None:
-        """Run `ray start` once; PortTakenError or UserError where it fails."""
+    def retry_start(
+        self, options: list[str], stop_signals: Callable[[], int], deadline: float
+    ) -> ClusterAddress | None:
+        """Run `ray start`, again where this machine was too busy for Ray's own limit; errors as `try_start`."""
+        while True:
+            try:
+                return self.try_start(options, stop_signals, deadline)
+            except SlowStartError:
+                print_line("Ray did not start within its own limit of 30 s; starting it again.")
+
+    def try_start(
+        self, options: list[str], stop_signals: Callable[[], int], deadline: float
+    ) -> ClusterAddress | None:
+        """Run `ray start` once; SlowStartError, PortTakenError or UserError where it fails.
+
+        `deadline`: of time.monotonic(), after which it has failed.
+        """
         self.root = self.run_ray(self.log.name, "start", "--block", *options)
-        ready_file, deadline = self.folder / "ray" / "ray_current_cluster", time.monotonic() + READY_SECONDS
+        ready_file = self.folder / "ray" / "ray_current_cluster"
         while not ready_file.exists() or not ready_file.read_text(encoding="utf-8"):
             if stop_signals():
                 return None
@@ -178,6 +200,8 @@ class RayNode:
         (self.folder / "ray" / "ray_current_cluster").unlink(missing_ok=True)
         if self.is_head and re.search(r"already occupied|ddress already in use", log):
             return ports.PortTakenError()
+        if SLOW_START in log:
+            return SlowStartError()
         if re.search(r"nauthenticated|InvalidAuthToken|uthentication", log):
             return UserError(
                 f"the cluster does not accept the token in {self.token}; {COPY_TOKEN}, or set"

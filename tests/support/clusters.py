@@ -23,7 +23,8 @@ from pipeline.plan.task import Task
 from pipeline.track.run_folder import RunFolder
 from tests.support.smoke_runs import NO_DATA_FOLDER, smoke_run, smoke_task
 
-TIMEOUT = 120.0  # seconds, on a busy machine
+TIMEOUT = 300.0  # limit of `wait_until` in seconds, on a busy machine
+ENDING = 600.0  # limit for the end of a process in seconds, such as a command that follows a launch
 CLUSTER_VARIABLES = ("REPRO_CLUSTER", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_TOKEN", "REPRO_NODE", "RAY_ADDRESS")
 
 

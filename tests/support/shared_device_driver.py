@@ -16,7 +16,7 @@ from pipeline.cluster.shared_devices import SharedDevice, SharedDevices, remove_
 from pipeline.cluster.sharing import ray_amount
 
 THIRD = Fraction(1, 3)
-SECONDS = 60.0  # until a process of a run answers
+SECONDS = 240.0  # until a process of a run answers
 
 
 def join(devices: SharedDevices, share: Fraction, *, gpu: bool = True) -> SharedDevice:

@@ -14,6 +14,14 @@ from pipeline.cluster import processes, token
 from pipeline.cluster.local_head import ClusterAddress, write_cluster_file
 from tests.support.clusters import CLUSTER_VARIABLES
 
+SLOW_TEST_SECONDS = 1800  # limit for a slow test: real Ray on a busy machine
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.parent == Path(__file__).parent and item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.timeout(SLOW_TEST_SECONDS))
+
 
 @pytest.fixture
 def cluster_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

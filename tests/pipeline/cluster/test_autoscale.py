@@ -18,7 +18,7 @@ from pipeline.cluster.node import run_node
 from pipeline.cluster.state_file import read_supervisor_state
 from pipeline.common.errors import UserError
 from pipeline.track.run_folder import RunFolder
-from tests.support.clusters import ClusterHome, cluster_files, small_task, wait_until
+from tests.support.clusters import ENDING, ClusterHome, cluster_files, small_task, wait_until
 
 
 @pytest.fixture
@@ -151,7 +151,7 @@ def test_a_cluster_without_workers_grows_for_waiting_runs_and_shrinks_after_them
         lambda: read_supervisor_state().get("devices", {}).get("requested") == 3, "three CPUs are requested"
     )
     wait_until(lambda: read_supervisor_state()["devices"]["all"] == 2, "two nodes join, the autoscaler's limit")
-    assert driver.wait(240) == 0, cluster.output(driver)
+    assert driver.wait(ENDING) == 0, cluster.output(driver)
     assert all(RunFolder(task.folder).result() for task in tasks)
     wait_until(lambda: read_supervisor_state()["devices"].get("requested") == 0, "nothing is requested any more")
-    wait_until(lambda: read_supervisor_state()["devices"]["all"] == 0, "idle nodes are removed", seconds=240)
+    wait_until(lambda: read_supervisor_state()["devices"]["all"] == 0, "idle nodes are removed")

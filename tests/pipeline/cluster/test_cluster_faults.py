@@ -4,6 +4,7 @@ import os
 import random
 import re
 import signal
+import time
 from dataclasses import replace
 
 import psutil
@@ -14,6 +15,7 @@ from pipeline.cluster.processes import is_alive
 from pipeline.track.mlflow_writer import Tracker
 from pipeline.track.run_folder import RunFolder
 from tests.support.clusters import (
+    ENDING,
     ClusterHome,
     current_step,
     process_tree,
@@ -24,7 +26,12 @@ from tests.support.clusters import (
 )
 from tests.support.smoke_runs import journal_metrics, train_in, weights
 
-RESUME_SECONDS = 30.0  # limit, from a death to the first step after it
+RESUME_SECONDS = 30.0  # limit, from a death to the first step after it, where a run starts at once
+
+
+def resume_limit(start):
+    """Return the limit in seconds on a machine where `start` seconds pass from a launch to its first step."""
+    return RESUME_SECONDS + 2 * start
 
 
 @pytest.fixture
@@ -50,7 +57,7 @@ def assert_tracked_once(cluster, tasks):
         return sorted((row.data.tags["repro.identity"], row.info.status) for row in rows)
 
     expected = sorted((task.identity, "FINISHED") for task in tasks)
-    wait_until(lambda: found() == expected, "all runs are tracked once", seconds=30)
+    wait_until(lambda: found() == expected, "all runs are tracked once")
 
 
 def assert_same_as_uninterrupted(task, tmp_path):
@@ -66,6 +73,7 @@ def test_a_run_whose_worker_is_killed_resumes_with_the_same_bits(cluster, tmp_pa
     cluster.head(cpus=1)
     tasks = [small_task(0, steps=steps), small_task(1, steps=20)]
     driver = cluster.run(cluster.launch(tasks))
+    start = wait_until(lambda: current_step(tasks[0]), "the first run trains")
     draw = random.Random(7)
     for kill in range(kills):
         before = current_step(tasks[0])
@@ -78,11 +86,11 @@ def test_a_run_whose_worker_is_killed_resumes_with_the_same_bits(cluster, tmp_pa
         took = wait_until(lambda started=started: started in run_log(tasks[0]), "it is started again")
         reached = newest
         took += wait_until(lambda reached=reached: current_step(tasks[0]) > reached, "it trains again")
-        assert kills == 1 or took < RESUME_SECONDS  # elapsed time is checked in slow tests only
+        assert took < resume_limit(start)
         [resumed] = [line for line in run_log(tasks[0]).splitlines() if started in line]
         begun = re.search(r"from step ([\d,]+)", resumed)
         assert int(begun[1].replace(",", "") if begun else 0) >= newest  # only steps after the checkpoint are lost
-    assert driver.wait(120) == 0, cluster.output(driver)
+    assert driver.wait(ENDING) == 0, cluster.output(driver)
     assert_same_as_uninterrupted(tasks[0], tmp_path)
     assert finished(tasks[1])
     assert_tracked_once(cluster, tasks)
@@ -95,7 +103,8 @@ def test_a_run_with_a_killed_rank_resumes_with_the_same_bits(cluster, tmp_path):
     tasks = [task, replace(task, identity="uninterrupted", folder=task.folder.with_name("uninterrupted"))]
     draw = random.Random(11)
     driver = cluster.run(cluster.launch(tasks[:1], devices=2))
-    wait_until(lambda: current_step(tasks[0]) > draw.randrange(40, 150), "two ranks train")
+    start = wait_until(lambda: current_step(tasks[0]), "two ranks train")
+    wait_until(lambda: current_step(tasks[0]) > draw.randrange(40, 150), "they train on")
     first = psutil.Process(training_pid(tasks[0]))
     others = [
         member
@@ -107,10 +116,10 @@ def test_a_run_with_a_killed_rank_resumes_with_the_same_bits(cluster, tmp_path):
     took = wait_until(lambda: "attempt 2" in run_log(tasks[0]), "it is started again")
     before = current_step(tasks[0])
     took += wait_until(lambda: current_step(tasks[0]) != before or finished(tasks[0]), "it trains again")
-    assert took < RESUME_SECONDS
-    assert driver.wait(180) == 0, cluster.output(driver)
+    assert took < resume_limit(start)
+    assert driver.wait(ENDING) == 0, cluster.output(driver)
     again = cluster.run(cluster.launch(tasks[1:], devices=2))
-    assert again.wait(180) == 0, cluster.output(again)
+    assert again.wait(ENDING) == 0, cluster.output(again)
     assert weights(tasks[0].folder) == weights(tasks[1].folder)
     assert journal_metrics(tasks[0].folder) == journal_metrics(tasks[1].folder)
     assert RunFolder(tasks[0].folder).result().world == 2
@@ -133,7 +142,7 @@ def test_runs_continue_without_their_driver_and_resume_after_the_head_is_killed(
     head.wait()
     assert not launches.is_over(launch.id)
     resumed = cluster.repro("resume")
-    assert resumed.wait(240) == 0, cluster.output(resumed)
+    assert resumed.wait(ENDING) == 0, cluster.output(resumed)
     assert launches.is_over(launch.id)
     assert RunFolder(tasks[0].folder).result() == first  # not trained again
     assert run_log(tasks[0]).count("started") == 1
@@ -155,7 +164,7 @@ def test_a_run_of_a_lost_node_resumes_on_another_node(cluster, tmp_path):
         process.kill()
     worker.wait()
     wait_until(lambda: "attempt 2" in run_log(lost), "it is started on the remaining node")
-    assert driver.wait(240) == 0, cluster.output(driver)
+    assert driver.wait(ENDING) == 0, cluster.output(driver)
     assert_same_as_uninterrupted(lost, tmp_path)
 
 
@@ -171,9 +180,9 @@ def test_a_run_of_a_node_that_shuts_down_resumes_on_another_node_from_its_checkp
     [moved] = [task for task in tasks if training_pid(task) in worker_pids]
     worker.send_signal(signal.SIGTERM)
     wait_until(lambda: "stopped: its node is shutting down" in run_log(moved), "it stops by itself")
-    assert worker.wait(60) == 0, cluster.output(worker)
+    assert worker.wait(ENDING) == 0, cluster.output(worker)
     assert [process.name() for process in tree if is_alive(process)] == []
-    assert driver.wait(240) == 0, cluster.output(driver)
+    assert driver.wait(ENDING) == 0, cluster.output(driver)
     assert_same_as_uninterrupted(moved, tmp_path)
     stopped = next(line for line in run_log(moved).splitlines() if "shutting down" in line)
     assert "resumes from step 0" not in stopped
@@ -186,7 +195,7 @@ def test_twenty_concurrent_launches_train_each_run_once(cluster):
     tasks = [small_task(seed, steps=40) for seed in (0, 1, 2)]
     drivers = [cluster.run(cluster.launch(tasks)) for _ in range(20)]
     for driver in drivers:
-        assert driver.wait(240) == 0, cluster.output(driver)
+        assert driver.wait(ENDING) == 0, cluster.output(driver)
     for task in tasks:
         assert run_log(task).count("started") == 1
     assert_tracked_once(cluster, tasks)
@@ -197,17 +206,19 @@ def test_runs_stop_resumable_at_the_end_of_a_budget_and_continue_in_another_laun
     cluster.head(cpus=1)
     tasks = [small_task(seed, steps=100_000 if seed == 0 else 40) for seed in (0, 1)]
     launch = cluster.launch(tasks, max_device_hours=8 / 3600)
+    began = time.monotonic()
     driver = cluster.run(launch)
-    assert driver.wait(120) == 0, cluster.output(driver)  # a requested stop is no failure
+    assert driver.wait(ENDING) == 0, cluster.output(driver)  # a requested stop is no failure
+    seconds = time.monotonic() - began
     for task in tasks:
         left = RunFolder(task.folder).unfinished()
         assert left["why"] == "over-budget"
         assert "0.00222" in left["text"]
     assert RunFolder(tasks[0].folder).checkpoint_files()
-    assert 8 <= 3600 * launches.hours_used(launch.id) < 20
+    assert 8 <= 3600 * launches.hours_used(launch.id) < seconds
     RunFolder(tasks[1].folder).clear_unfinished()
     again = cluster.run(cluster.launch(tasks[1:]))
-    assert again.wait(120) == 0, cluster.output(again)
+    assert again.wait(ENDING) == 0, cluster.output(again)
     assert finished(tasks[1])
 
 
@@ -219,7 +230,7 @@ def test_a_cancelled_run_stops_resumable_and_the_others_continue(cluster):
     wait_until(lambda: current_step(tasks[0]) > 5, "the first run trains")
     for task in tasks[:2]:
         RunFolder(task.folder).request_stop("cancelled")
-    assert driver.wait(120) == 0, cluster.output(driver)  # a requested stop is no failure
+    assert driver.wait(ENDING) == 0, cluster.output(driver)  # a requested stop is no failure
     assert [RunFolder(task.folder).unfinished().get("why") for task in tasks] == ["cancelled", "cancelled", None]
     assert RunFolder(tasks[0].folder).checkpoint_files()
     assert finished(tasks[2])

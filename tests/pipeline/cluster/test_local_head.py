@@ -19,7 +19,7 @@ from pipeline.cluster.local_head import ClusterAddress
 from pipeline.cluster.processes import is_alive
 from pipeline.common.errors import UserError
 from pipeline.common.paths import ROOT
-from tests.support.clusters import cluster_files, wait_until
+from tests.support.clusters import ENDING, cluster_files, wait_until
 
 
 def test_the_environment_has_the_path_of_the_token_but_not_the_token(cluster_home):
@@ -134,7 +134,7 @@ def test_two_commands_at_once_start_one_cluster_that_outlives_them_and_ends_when
         )
         for _ in range(2)
     ]
-    outputs = {command.communicate(timeout=120)[0] for command in commands}
+    outputs = {command.communicate(timeout=ENDING)[0] for command in commands}
     assert len(outputs) == 1
     cluster = ClusterAddress(**json.loads(outputs.pop()))
     head = psutil.Process(cluster.pid)

@@ -27,7 +27,7 @@ from pipeline.cluster.ports import ListeningSocket, listening_sockets
 from pipeline.cluster.processes import is_alive, training_pids
 from pipeline.common.errors import UserError
 from pipeline.common.paths import ROOT
-from tests.support.clusters import CLUSTER_VARIABLES, cluster_files, wait_until
+from tests.support.clusters import CLUSTER_VARIABLES, ENDING, cluster_files, wait_until
 
 RUN_NODE = """
 import json, sys
@@ -150,7 +150,7 @@ def output(home):
 def wait_until_ready(process, home):
     """Wait until the node has printed its sockets."""
     last = "No socket is reachable"
-    wait_until(lambda: last in output(home) or process.poll() is not None, "the node is ready", seconds=60)
+    wait_until(lambda: last in output(home) or process.poll() is not None, "the node is ready")
     assert process.poll() is None, output(home)
 
 
@@ -249,7 +249,7 @@ def trace(tmp_path_factory):
             trace.statuses["wrong token"] = request_status(jobs, secrets.token_hex(32), body=job)
             trace.statuses["dashboard, no token"] = request_status(f"{cluster.dashboard}/api/version")
             trace.statuses["token"] = request_status(jobs, token, body=job)
-            wait_until(lambda: training_pids(trace.node_folder), "the job trains", seconds=60)
+            wait_until(lambda: training_pids(trace.node_folder), "the job trains")
             trace.tree = set(psutil.Process(process.pid).children(recursive=True))
             trace.sockets = listening_sockets([process.pid, *(member.pid for member in trace.tree)])
             for listening in trace.sockets:
@@ -261,7 +261,7 @@ def trace(tmp_path_factory):
             trace.files += "".join(path.read_text(errors="replace") for path in trace.node_folder.glob("*.log"))
             trace.signalled = time.time()
             process.send_signal(signal.SIGTERM)
-            trace.code = process.wait(60)
+            trace.code = process.wait(ENDING)
             trace.ended = time.time()
             stubborn = int((home / "stubborn").read_text())
             assert stubborn in {member.pid for member in trace.tree}
@@ -354,7 +354,7 @@ def test_a_node_with_another_token_cannot_join(running_head, tmp_path):
     (cluster_files(tmp_path) / "token").write_text("0" * 64)
     (cluster_files(tmp_path) / "token").chmod(0o600)
     with running_node(tmp_path, head=False, address=read_address(home).gcs) as process:
-        assert process.wait(90) == 1
+        assert process.wait(ENDING) == 1
     assert output(tmp_path) == (
         f"error: the cluster does not accept the token in {cluster_files(tmp_path)}/token; copy cluster/NAME/token"
         " from the head's REPRO_HOME to that path with mode 0600, or set RAY_AUTH_TOKEN_PATH to a copy\n"
@@ -373,7 +373,7 @@ def test_a_node_joins_on_loopback_and_ends_without_the_head(running_head, tmp_pa
         assert {listening.address for listening in sockets} == {"127.0.0.1"}
         assert not (cluster_files(tmp_path) / "node.json").exists()
         process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 0
+        assert process.wait(ENDING) == 0
     assert [member for member in tree if is_alive(member)] == []
     cluster = read_address(home)
     assert head.poll() is None
@@ -389,7 +389,7 @@ def test_a_second_head_uses_other_ports(running_head, tmp_path):
         assert first.gcs != second.gcs
         assert first.dashboard != second.dashboard
         process.terminate()
-        assert process.wait(60) == 0
+        assert process.wait(ENDING) == 0
     assert head.poll() is None
 
 
@@ -402,7 +402,7 @@ def test_a_node_ends_when_a_part_of_ray_dies(tmp_path, part):
         tree = psutil.Process(process.pid).children(recursive=True)
         [killed] = [member for member in tree if member.name() == part]
         killed.kill()
-        assert process.wait(60) == 1
+        assert process.wait(ENDING) == 1
     try:
         pattern = r"^Ray ended unexpectedly \((.*)\); this node ends too\. Logs: (.*)$"
         [(parts, logs)] = re.findall(pattern, output(tmp_path), re.MULTILINE)
@@ -423,5 +423,5 @@ def test_killing_the_command_ends_ray(tmp_path):
         tree = psutil.Process(process.pid).children(recursive=True)
         process.kill()
         process.wait()
-        wait_until(lambda: not [member for member in tree if is_alive(member)], "Ray has ended", seconds=90)
+        wait_until(lambda: not [member for member in tree if is_alive(member)], "Ray has ended")
     shutil.rmtree(folder)

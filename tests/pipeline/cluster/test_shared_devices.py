@@ -15,7 +15,7 @@ from pipeline.cluster.local_head import ray_environment
 from pipeline.cluster.shared_devices import SharedDevices
 from pipeline.common.paths import ROOT
 from pipeline.track.run_folder import RunFolder
-from tests.support.clusters import ClusterHome, run_log, small_task, wait_until
+from tests.support.clusters import ENDING, ClusterHome, run_log, small_task, wait_until
 from tests.support.shared_device_driver import join, leave
 
 HALF, QUARTER = Fraction(1, 2), Fraction(1, 4)
@@ -105,10 +105,10 @@ def cluster(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_ray_places_the_runs_of_a_device_on_one_gpu(cluster):
-    cluster.head(1, "--gpus", 2)
+    cluster.head(4, "--gpus", 2)
     env = os.environ | ray_environment(token.token_path())
     words = [sys.executable, "-m", "tests.support.shared_device_driver", cluster.gcs()]
-    done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=ENDING, check=False)
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout.splitlines()[-1])
     *first, second = seen["shared"]
@@ -127,12 +127,12 @@ def test_two_runs_train_at_the_same_time_on_one_gpu_and_their_records_say_so(clu
     wait_until(lambda: all("started on 1/2 of a GPU" in run_log(task) for task in tasks[:2]), "two runs start")
     assert not RunFolder(tasks[0].folder).result_file.exists()
     assert "started" not in run_log(tasks[2])
-    assert driver.wait(240) == 0, cluster.output(driver)
+    assert driver.wait(ENDING) == 0, cluster.output(driver)
     for task in tasks:
         record = RunFolder(task.folder).result()
         assert (record.runs_per_device, record.world) == (2, 1)
         assert record.hardware.endswith(", shared by 2 runs")
     alone = [small_task(4, steps=20)]  # a whole GPU is free again
     driver = cluster.run(cluster.launch(alone))
-    assert driver.wait(120) == 0, cluster.output(driver)
+    assert driver.wait(ENDING) == 0, cluster.output(driver)
     assert RunFolder(alone[0].folder).result().runs_per_device == 1
