@@ -3,30 +3,45 @@
 The node is process 1, or the process whose pid is given. Exit code 0, or 1 with a message.
 """
 
-import socket
 import sys
 import urllib.request
 
 import psutil
 
-DASHBOARD_PORT = 8265
 HEALTH_PATH = "/api/gcs_healthz"  # needs no token
+
+
+def dashboard_address(processes: list[psutil.Process]) -> str:
+    """Return HOST:PORT of the dashboard among these processes, from its command line; "" if there is none."""
+    for process in processes:
+        try:
+            command = process.cmdline()
+        except psutil.Error:
+            continue
+        if any(word.endswith("dashboard/dashboard.py") for word in command):
+            options = dict(word.split("=", 1) for word in command if word.startswith("--") and "=" in word)
+            host = options["--host"]
+            return f"[{host}]:{options['--port']}" if ":" in host else f"{host}:{options['--port']}"
+    return ""
 
 
 def node_problem(pid: int) -> str:
     """Return what is wrong with the node of process `pid`; "" if it is healthy."""
     try:
-        names = {child.name() for child in psutil.Process(pid).children(recursive=True)}
+        children = psutil.Process(pid).children(recursive=True)
+        names = {child.name() for child in children}
     except psutil.NoSuchProcess:
-        return f"no process {pid}"
+        return f"no process {pid}, or one of its processes has just ended"
     if "raylet" not in names:
         return "Ray has not started, or has ended"
     if "gcs_server" not in names:  # a worker node
         return ""
-    host = socket.gethostbyname(socket.gethostname())  # the address that other nodes use
+    address = dashboard_address(children)  # its port is another one than 8265 if that was in use
+    if not address:
+        return "the head's dashboard does not run"
     try:
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(f"http://{host}:{DASHBOARD_PORT}{HEALTH_PATH}", timeout=5) as response:
+        with opener.open(f"http://{address}{HEALTH_PATH}", timeout=5) as response:
             return "" if response.status == 200 else f"the head responds with status {response.status}"
     except OSError as error:
         return f"the head does not respond: {error}"

@@ -58,7 +58,8 @@ def launch(
     Without --address, a cluster is started on this machine; it shuts down some minutes after the last run.
     """
     from pipeline.cluster.code_copy import copy_code
-    from pipeline.cluster.launch import LaunchRequest, mark_left_out, plan_launch, select_runs, start_launch
+    from pipeline.cluster.launch import mark_left_out, plan_launch, start_launch
+    from pipeline.cluster.launch_request import LaunchRequest, select_runs
     from pipeline.cluster.sharing import parse_devices
 
     if not shape.is_text and not dry_run:

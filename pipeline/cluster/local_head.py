@@ -19,7 +19,7 @@ from pipeline.cluster.ports import host_addresses, is_loopback
 from pipeline.cluster.processes import DRAIN_POLL_SECONDS, is_same_process
 from pipeline.cluster.token import cluster_folder, clusters_folder, token_path
 from pipeline.common.errors import UserError, explain_write_errors
-from pipeline.common.files import write_atomically
+from pipeline.common.files import file_system_time, write_atomically
 from pipeline.common.locks import file_lock
 from pipeline.common.network import NO_STATISTICS
 from pipeline.common.paths import ROOT, home
@@ -65,7 +65,16 @@ def write_cluster_file(cluster: ClusterAddress) -> None:
 
 
 def remove_cluster_file() -> None:
-    """Remove node.json, and the state file of the supervisor that ended with the head."""
+    """Remove node.json, and the state file of the supervisor that ended with the head.
+
+    The files of another head, which has replaced this process's head, remain.
+    """
+    try:
+        raw = json.loads((cluster_folder() / "node.json").read_text(encoding="utf-8"))
+        if (raw["host"], raw["pid"]) != (socket.gethostname(), os.getpid()):
+            return
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
     for name in ("node.json", "state.json"):
         (cluster_folder() / name).unlink(missing_ok=True)
 
@@ -184,7 +193,8 @@ def idle_shutdown(idle_seconds: float) -> bool:
     try:
         with file_lock(cluster_folder() / "start.lock", timeout=0):
             try:
-                if time.time() - (cluster_folder() / "wanted").stat().st_mtime < idle_seconds:
+                wanted = (cluster_folder() / "wanted").stat().st_mtime
+                if file_system_time(cluster_folder()) - wanted < idle_seconds:
                     return False
             except OSError:
                 pass

@@ -10,7 +10,7 @@ cluster/NAME/ under REPRO_HOME, written by the head of the cluster NAME (token.c
   state.json   report of the supervisor
   start.lock   held while a background head starts, or shuts down when idle
   head.lock    held by the running head
-  heartbeat    touched every 5 s by the running head
+  heartbeat    id of the running head, which touches it every 5 s
   wanted       touched whenever a command uses the cluster
 
 A temporary folder on the node's machine, whose path the node's processes find in REPRO_NODE:
@@ -72,8 +72,7 @@ def run_node(
         raise UserError("--autoscaled is an option of the head: use it with --head")
     token = check_arguments(head, address, listen, loopback_only)
     with contextlib.ExitStack() as stack:
-        if head:
-            stack.enter_context(hold_head_lock())
+        heartbeat = stack.enter_context(hold_head_lock()) if head else None
         stop_signals = stack.enter_context(count_stop_signals(node_stop_signals()))
         folder = Path(tempfile.mkdtemp(prefix="repro-node-", dir=node_base_folder()))
         node = RayNode(folder, token, loopback_only)
@@ -86,7 +85,8 @@ def run_node(
                 if head:
                     write_cluster_file(cluster)
                 print_addresses(node, cluster, address, loopback_only)
-                code = node.watch(stop_signals, until_idle if head else None)
+                is_replaced = heartbeat.is_replaced if heartbeat else lambda: False
+                code = node.watch(stop_signals, until_idle if head else None, is_replaced)
                 if head:
                     remove_cluster_file()
                 if code == 0:

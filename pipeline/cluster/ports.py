@@ -127,6 +127,16 @@ def choose_ports(listen: str, *, loopback_only: bool, retry: bool) -> tuple[int,
     )
 
 
+def moved_port_lines(gcs: int, dashboard: int) -> list[str]:
+    """Return a line for each port of `choose_ports` that is not Ray's default."""
+    chosen = {"GCS, which other nodes join": (GCS_PORT, gcs), "dashboard and job API": (DASHBOARD_PORT, dashboard)}
+    return [
+        f"Port {default} is in use: another one is used for the {name}, see below."
+        for name, (default, port) in chosen.items()
+        if port != default
+    ]
+
+
 def is_port_free(listen: str, port: int) -> bool:
     """Return whether a port of an address of this machine can be bound."""
     with socket.socket(socket.AF_INET6 if ":" in listen else socket.AF_INET) as probe:

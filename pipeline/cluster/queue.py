@@ -8,11 +8,11 @@ wait.
 import graphlib
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush, heapreplace
 from typing import Literal
 
-from pipeline.cluster.sharing import Devices, as_number, devices_text
+from pipeline.cluster.sharing import Devices, FreeDevices, devices_text
 from pipeline.common.words import plural
 
 ItemStatus = Literal["waiting", "running", "finished", "failed", "cancelled", "over-budget"]
@@ -97,6 +97,7 @@ class ItemState:
     item: QueueItem
     position: int  # in the queue
     launches: dict[str, LaunchState] = field(default_factory=dict)  # that contain it, in order of arrival
+    devices: dict[str, Devices] = field(default_factory=dict)  # by launch; `item` has those of the first launch
     missing: set[str] = field(default_factory=set)  # needs that have not finished
     state: ItemStatus = "waiting"
     why: str = ""
@@ -134,7 +135,8 @@ class Queue:
     ) -> None:
         """Append a launch's items to the queue, in their order.
 
-        An item that already waits or runs belongs to both launches from then on. Its device hours are charged to
+        An item that already waits or runs belongs to both launches from then on, with the devices of the earlier
+        one. Its device hours are charged to
         the earlier launch while that is within its budget. A finished item is not repeated; one that failed, was
         cancelled or ran over budget is queued again, at the end. Adding a launch twice has no effect. ValueError,
         before any change, for a need that is neither in the queue nor in the launch, for circular needs, and for
@@ -155,7 +157,7 @@ class Queue:
                 self.next_position += 1
                 fresh.append(entry)
             if entry.state in ACTIVE and launch not in entry.launches:
-                entry.launches[launch] = added
+                entry.launches[launch], entry.devices[launch] = added, item.devices
                 added.identities.append(item.identity)
                 added.active += 1
                 added.running += entry.state == "running"
@@ -172,7 +174,7 @@ class Queue:
 
     # --- starting items ---
 
-    def admit(self, free: Devices, now: float) -> list[QueueItem]:
+    def admit(self, free: FreeDevices, now: float) -> list[QueueItem]:
         """Return the items that start now on `free` devices, and mark them as running.
 
         Strictly in order: the first ready item that does not fit blocks the items behind it, so that large runs
@@ -180,9 +182,9 @@ class Queue:
         budget or at their limit of concurrent runs.
         """
         started = []
-        while (entry := self.first(now)) and entry.item.devices <= free:
+        while (entry := self.first(now)) and (left := free.after_start(entry.item.devices)):
             self.start(entry, now)
-            free -= entry.item.devices
+            free = left
             started.append(entry.item)
         return started
 
@@ -332,9 +334,13 @@ class Queue:
             self.push_head(name)  # the launch may have been full
 
     def drop_launches(self, entry: ItemState, count: int) -> None:
-        """Remove an item from the first `count` of its launches."""
+        """Remove an item from the first `count` of its launches, which are not all.
+
+        Its devices are those of the first launch that remains.
+        """
         for name in list(entry.launches)[:count]:
             entry.launches.pop(name).active -= 1
+        entry.item = replace(entry.item, devices=entry.devices[next(iter(entry.launches))])
 
     def end(self, entry: ItemState, state: ItemStatus, why: str, *, usable: bool = True) -> None:
         """Set the final state of an item."""
@@ -422,7 +428,7 @@ class Queue:
         stop = entry.stop
         return bool(stop and stop.becomes == "over-budget" and stop.launches == len(entry.launches))
 
-    def waiting(self, free: Devices) -> dict[str, str]:
+    def waiting(self, free: FreeDevices) -> dict[str, str]:
         """Return why each waiting item waits while `free` devices are free, by identity and in queue order."""
         reasons, ahead = {}, 0
         for identity, entry in self.items.items():
@@ -439,12 +445,12 @@ class Queue:
             elif ahead:
                 reasons[identity] = f"behind {plural(ahead, 'other run')}"
                 ahead += 1
-            elif devices > free:
-                reasons[identity] = f"needs {devices_text(devices)}, {as_number(free):g} free"
-                ahead += 1
-            else:
+            elif left := free.after_start(devices):
                 reasons[identity] = "starts next"
-                free -= devices
+                free = left
+            else:
+                reasons[identity] = f"needs {devices_text(devices)}, {free.text(devices)}"
+                ahead += 1
         return reasons
 
     def missing_titles(self, entry: ItemState) -> str:

@@ -17,7 +17,7 @@ from pipeline.cluster import launches, ports
 from pipeline.cluster.autoscale import AUTOSCALED_VARIABLE, AutoscaledKind
 from pipeline.cluster.local_head import ClusterAddress, absolute_folders, idle_shutdown, ray_environment
 from pipeline.cluster.processes import DRAIN_POLL_SECONDS, NODE_VARIABLE, is_alive, prctl, training_pids
-from pipeline.cluster.state_file import state_file
+from pipeline.cluster.state_file import own_report_age
 from pipeline.cluster.token import CLUSTER_VARIABLE, COPY_TOKEN, cluster_name
 from pipeline.common.errors import UserError
 from pipeline.common.paths import ROOT
@@ -129,9 +129,12 @@ class RayNode:
             head += ["--no-monitor"] if autoscaled else []  # the autoscaler outside replaces it
             head += [f"--dashboard-host={listen}", f"--dashboard-port={dashboard}"]
             try:
-                return self.retry_start([*options, *head], stop_signals, deadline)
+                cluster = self.retry_start([*options, *head], stop_signals, deadline)
             except ports.PortTakenError:
                 continue
+            for line in ports.moved_port_lines(gcs, dashboard):
+                print_line(line)
+            return cluster
         raise UserError("other programs took the cluster's ports while it started; try again")
 
     def ray_address(self, address: str) -> str:
@@ -230,8 +233,14 @@ class RayNode:
             dead.append("ray start")
         return ", ".join(dead)
 
-    def watch(self, stop_signals: Callable[[], int], until_idle: float | None) -> int:
-        """Wait until the node should end: 0 on a stop signal or after `until_idle` idle seconds, 1 if Ray died."""
+    def watch(
+        self, stop_signals: Callable[[], int], until_idle: float | None, is_replaced: Callable[[], bool]
+    ) -> int:
+        """Wait until the node should end.
+
+        Return 0 on a stop signal or after `until_idle` idle seconds, 1 if Ray died or another head has replaced
+        this one.
+        """
         listed = busy = audited = time.monotonic()
         while not stop_signals():
             time.sleep(DRAIN_POLL_SECONDS)
@@ -239,6 +248,12 @@ class RayNode:
             if dead:
                 logs = self.folder / "ray" / "session_latest" / "logs"
                 print_line(f"Ray ended unexpectedly ({dead}); this node ends too. Logs: {logs}")
+                return 1
+            if is_replaced():
+                print_line(
+                    f"This head was cut off from REPRO_HOME, and another head of the cluster {cluster_name()!r}"
+                    " has replaced it; this node ends."
+                )
                 return 1
             if now - listed < TREE_SECONDS:
                 continue
@@ -265,8 +280,8 @@ class RayNode:
 
     def is_needed(self) -> bool:
         """Return whether a supervisor runs an unfinished launch, or a process trains on this node."""
-        state = state_file()  # a live supervisor writes it every second
-        supervised = state.exists() and time.time() - state.stat().st_mtime < SUPERVISED_SECONDS
+        age = own_report_age()  # a live supervisor reports every second
+        supervised = age is not None and age < SUPERVISED_SECONDS
         unfinished = (launch_id for launch_id in launches.launch_ids() if not launches.is_over(launch_id))
         return (supervised and any(unfinished)) or bool(training_pids(self.folder))
 

@@ -38,6 +38,13 @@ class SharedDevices:
     def __init__(self) -> None:
         self.devices: list[SharedDevice] = []
 
+    def rooms(self, *, gpu: bool) -> tuple[Fraction, ...]:
+        """Return the free part of each device that runs share now, a full one's included.
+
+        A device with idle processes only is not one of them: they are killed where a run needs the whole device.
+        """
+        return tuple(Fraction(1 - device.used) for device in self.devices if device.gpu == gpu and device.used)
+
     def choose(self, share: Fraction, *, gpu: bool) -> SharedDevice:
         """Return the fullest device with room for `share` of a device; reserve another one if none has room."""
         fitting = [device for device in self.devices if device.gpu == gpu and device.used + share <= 1]

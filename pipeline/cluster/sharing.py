@@ -1,11 +1,44 @@
 """Devices per run: a whole number, or a fraction 1/N where N runs share a device."""
 
+from dataclasses import dataclass
 from fractions import Fraction
 
 from pipeline.common.errors import UserError
 from pipeline.common.words import plural
 
 Devices = int | Fraction  # of one run; Fraction(1, N) where N runs share a device
+
+
+@dataclass(frozen=True)
+class FreeDevices:
+    """The devices on which runs can start. A run that needs a whole device does not fit into two halves."""
+
+    whole: int  # devices that no run uses
+    rooms: tuple[Fraction, ...] = ()  # the free part of each device that some runs share
+
+    @property
+    def total(self) -> Devices:
+        """The sum of all free devices and parts."""
+        return self.whole + sum(self.rooms)
+
+    def after_start(self, devices: Devices) -> "FreeDevices | None":
+        """Return what is free after a run on `devices` has started; None where it does not fit.
+
+        A run that shares joins the fullest device with room, as `SharedDevices.choose` does.
+        """
+        if isinstance(devices, int):
+            return FreeDevices(self.whole - devices, self.rooms) if devices <= self.whole else None
+        fitting = [room for room in self.rooms if devices <= room]
+        if not fitting:
+            return FreeDevices(self.whole - 1, (*self.rooms, 1 - devices)) if self.whole else None
+        rooms = list(self.rooms)
+        rooms.remove(min(fitting))
+        return FreeDevices(self.whole, (*rooms, min(fitting) - devices))
+
+    def text(self, devices: Devices) -> str:
+        """'1/4 of a device free': what is free for a run that needs `devices` and does not fit."""
+        return f"{self.whole if isinstance(devices, int) else max(self.rooms, default=0)} free"
+
 
 RAY_UNITS = 10_000  # Ray counts resources in ten-thousandths
 

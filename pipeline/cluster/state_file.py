@@ -3,11 +3,12 @@
 import json
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pipeline.cluster.token import cluster_folder, clusters_folder
-from pipeline.common.files import write_atomically
+from pipeline.common.files import file_system_time, write_atomically
 
 STALE_SECONDS = 15.0  # age after which a report no longer shows that the supervisor is alive
 
@@ -33,21 +34,41 @@ def read_report(path: Path) -> dict[str, Any]:
         return {}
 
 
+def read_reports() -> dict[str, dict[str, Any]]:
+    """Return the last report of each cluster by its name, that of this process's cluster first.
+
+    Each has its "age" in seconds by the clock of the file system, since its supervisor may run on another machine.
+    """
+    own, now = state_file(), file_system_time(clusters_folder())
+    reports = {}
+    for path in sorted(clusters_folder().glob("*/state.json"), key=lambda path: (path != own, path)):
+        with suppress(OSError):  # removed by its head at this moment
+            age = max(0.0, now - path.stat().st_mtime)
+            if report := read_report(path):
+                reports[path.parent.name] = report | {"age": age}
+    return reports
+
+
+def own_report_age() -> float | None:
+    """Return the seconds since the last report of this process's cluster; None if there is none."""
+    try:
+        return file_system_time(clusters_folder()) - state_file().stat().st_mtime
+    except OSError:
+        return None
+
+
 def live_reports() -> dict[str, dict[str, Any]]:
-    """Return the reports of the supervisors that run, by the name of the cluster; this process's cluster first."""
-    own, now = state_file(), time.time()
-    paths = sorted(clusters_folder().glob("*/state.json"), key=lambda path: (path != own, path))
-    reports = {path.parent.name: read_report(path) for path in paths}
-    return {name: report for name, report in reports.items() if report and now - report["time"] <= STALE_SECONDS}
+    """Return the reports of the supervisors that run, as `read_reports`."""
+    return {name: report for name, report in read_reports().items() if report["age"] <= STALE_SECONDS}
 
 
 def read_supervisor_state() -> dict[str, Any]:
     """Return the reports of all clusters as one; the last report if no supervisor runs, {} if there is none."""
-    reports = list(live_reports().values())
-    if not reports:
-        last = [read_report(path) for path in clusters_folder().glob("*/state.json")]
-        return max(filter(None, last), key=lambda report: float(report["time"]), default={})
-    return merge_reports(reports) if len(reports) > 1 else reports[0]
+    reports = list(read_reports().values())
+    live = [report for report in reports if report["age"] <= STALE_SECONDS]
+    if not live:
+        return min(reports, key=lambda report: float(report["age"]), default={})
+    return merge_reports(live) if len(live) > 1 else live[0]
 
 
 def merge_reports(reports: list[dict[str, Any]]) -> dict[str, Any]:
@@ -64,6 +85,7 @@ def merge_reports(reports: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         **reports[0],
         "time": max(report["time"] for report in reports),
+        "age": min(report["age"] for report in reports),
         "devices": alike[0] | counts if alike else {},
         "runs": runs,
         "launches": [launch for report in reports for launch in report.get("launches", [])],

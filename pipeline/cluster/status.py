@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 from pipeline.cluster import launches
 from pipeline.cluster.state_file import STALE_SECONDS, read_supervisor_state
 from pipeline.common.errors import UserError
+from pipeline.common.files import file_system_time
 from pipeline.common.paths import home, runs_folder
 from pipeline.plan.expand import run_title
 from pipeline.track.record import FINISHED
@@ -194,10 +195,10 @@ class StatusReader:
         """Return the status of the cluster, its launches and runs."""
         from pipeline.cluster import local_head
 
-        now = time.time()
         state = read_supervisor_state()
-        heard = max(0.0, now - state["time"]) if "time" in state else None
+        heard = float(state["age"]) if state else None
         alive = heard is not None and heard <= STALE_SECONDS
+        now = file_system_time(home())
         cluster = local_head.find_local_cluster()
         launch_ids = launches.launch_ids()
         over = [launch_id for launch_id in launch_ids if launches.is_over(launch_id)]
@@ -208,7 +209,7 @@ class StatusReader:
         statuses = [self._launch_status(n, state, runs, now, alive=alive) for n in unfinished if n in readable]
         ended = [self._launch_status(n, state, {}, now, alive=alive) for n in newest if n in readable]
         return ClusterStatus(
-            time=now,
+            time=time.time(),
             home=str(home()),
             heard=heard,
             alive=alive,

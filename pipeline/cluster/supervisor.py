@@ -23,7 +23,7 @@ from pipeline.cluster.launches import Launch, task_devices
 from pipeline.cluster.metrics import ClusterMetrics, metric_values
 from pipeline.cluster.queue import Queue, QueueItem
 from pipeline.cluster.shared_devices import remove_left_groups
-from pipeline.cluster.sharing import Devices, as_number, layout_text
+from pipeline.cluster.sharing import FreeDevices, as_number, layout_text
 from pipeline.cluster.state_file import read_report, state_file, write_supervisor_state
 from pipeline.cluster.workers import Attempt, WorkerPool
 from pipeline.common.errors import UserError
@@ -263,10 +263,8 @@ class Supervisor:
 
     # Attempts
 
-    def _free_devices(self) -> Devices:
-        """Return the devices that no attempt uses. Others' jobs on the cluster delay attempts in Ray's queue."""
-        used = sum(attempt.devices for attempt in self.running.values())
-        return max(0, self.pool.device_count() - used)
+    def _free_devices(self) -> FreeDevices:
+        return self.pool.free_devices(self.running.values())
 
     def _start(self, item: QueueItem, now: float) -> None:
         state = self.states[item.identity]
@@ -290,7 +288,7 @@ class Supervisor:
         folder.clear_unfinished()
         state.attempts += 1
         began = datetime.now(UTC).isoformat(timespec="seconds")
-        attempt = Attempt(task, state.launch, began, folder.last_step(), self.pool.uses_gpus())
+        attempt = Attempt(task, state.launch, item.devices, began, folder.last_step(), gpu=self.pool.uses_gpus())
         self.running[self.pool.start(attempt)] = attempt
         text = "" if item.devices == 1 else f"on {layout_text(item.devices, gpu=attempt.gpu)} "
         text += f"from step {attempt.step:,}" if attempt.step else "from the beginning"
@@ -384,7 +382,7 @@ class Supervisor:
             about = {"attempt": self.states[attempt.task.identity].attempts, "node": progress.get("host", "")}
             runs[attempt.task.identity] |= {"since": attempt.began} | about
         requested = self.requested.devices
-        devices: dict[str, Any] = {"all": self.pool.device_count(), "free": as_number(free)}
+        devices: dict[str, Any] = {"all": self.pool.device_count(), "free": as_number(free.total)}
         devices |= {} if requested is None else {"requested": requested}
         hours = sum(self.queue.spent(launch_id, now) for launch_id in self.open)
         states = (state for state, _ in self.queue.states().values())

@@ -32,7 +32,7 @@ def cluster_name() -> str:
                 " and '.' only"
             )
         return named
-    job, restarts = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_RESTART_COUNT", "0")
+    job, restarts = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_RESTART_COUNT") or "0"
     name = (f"slurm-{job}" + ("" if restarts == "0" else f"-{restarts}")) if job else socket.gethostname()
     return re.sub(r"[^\w.-]", "_", name)
 

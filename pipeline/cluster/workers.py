@@ -1,8 +1,9 @@
 """Processes that train runs on the devices of a Ray cluster. Imports Ray."""
 
+import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -11,9 +12,9 @@ import ray
 
 from pipeline.cluster.attempt import Runner, is_loopback_only, train_together
 from pipeline.cluster.autoscale import autoscaled_kind
-from pipeline.cluster.launches import Launch, task_devices
+from pipeline.cluster.launches import Launch
 from pipeline.cluster.shared_devices import SharedDevice, SharedDevices
-from pipeline.cluster.sharing import Devices, ray_amount
+from pipeline.cluster.sharing import Devices, FreeDevices, ray_amount
 from pipeline.common.paths import data_folder, home
 from pipeline.common.provenance import SHARING_VARIABLE
 from pipeline.plan.task import Task
@@ -30,17 +31,13 @@ class Attempt:
 
     task: Task
     launch: Launch
+    devices: Devices  # that it uses; the queue charges the same
     began: str  # UTC, ISO 8601
     step: int  # of the checkpoint it started from, 0 for none
     gpu: bool
     runner: Any = None  # actor handle, for a run on one device
     reused: bool = False  # the actor has trained another run before
     device: SharedDevice | None = None  # where its actor runs, if it shares a device
-
-    @property
-    def devices(self) -> Devices:
-        """Devices that the run uses."""
-        return task_devices(self.launch.terms, self.task)
 
 
 @dataclass
@@ -72,6 +69,18 @@ class WorkerPool:
     def device_count(self) -> int:
         """Return the number of devices of the cluster."""
         return int(ray.cluster_resources().get("GPU" if self.uses_gpus() else "CPU", 0))
+
+    def free_devices(self, running: Iterable[Attempt]) -> FreeDevices:
+        """Return the devices and parts of devices that none of these attempts uses.
+
+        Others' jobs on the cluster do not count; they delay attempts in Ray's queue. After the loss of a node more
+        devices may be used than there are: then nothing is free, the rooms of shared devices included.
+        """
+        gpu = self.uses_gpus()
+        used = sum(attempt.devices for attempt in running if attempt.gpu == gpu and not attempt.device)
+        rooms = self.shared.rooms(gpu=gpu)
+        whole = math.floor(self.device_count() - used) - len(rooms)
+        return FreeDevices(whole, rooms) if whole >= 0 else FreeDevices(0)
 
     def start(self, attempt: Attempt) -> Any:
         """Start an attempt and return the reference to its AttemptResult."""

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import tempfile
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -26,6 +27,18 @@ def write_atomically(path: Path, content: str | bytes, *, durable: bool = True) 
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def file_system_time(folder: Path) -> float:
+    """Return the Unix time by the clock that gives the files of `folder` their times; ours if that is unknown.
+
+    The clock of a file server and that of this machine may differ.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            return os.fstat(probe.fileno()).st_mtime
+    except OSError:
+        return time.time()
 
 
 def file_sha256(path: Path) -> str:

@@ -52,7 +52,7 @@ def can_lock(descriptor: int) -> bool:
     except OSError as error:
         if error.errno not in NO_FLOCK:
             raise
-        warnings.filterwarnings("ignore", message="flock not supported")  # of caches, which lock in their own way
+        warnings.filterwarnings("ignore", message="flock not supported")  # of filelock, in other libraries
         return False
     return True
 

@@ -59,7 +59,7 @@ class ClassFolders:
             ) from None
 
     def check(self, threads: int) -> None:
-        """Decode every image; DataError names all that cannot be decoded. `threads`: at least 1 is used.
+        """Check every image; DataError names all that cannot be decoded. `threads`: at least 1 is used.
 
         A broken image is reported now, not after hours of evaluation.
         """
@@ -77,10 +77,27 @@ class ClassFolders:
     def _error(self, index: int) -> tuple[str, str] | None:
         """Return the path of an image and what is wrong with it; None for a good image."""
         try:
-            jpeg.decode(self._content(index), self.where(index))
+            check_image(self._content(index), self.where(index))
         except DataError as error:
             return self.where(index), str(error)
         return None
+
+
+def check_image(content: bytes, where: str) -> None:
+    """Raise DataError for a file's bytes that `jpeg.decode` rejects, in less than half of its time.
+
+    A JPEG is decoded to an eighth of its size: libjpeg reads all of its data, and reports the same errors.
+    """
+    import simplejpeg
+
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
+        if height * width <= jpeg.MAX_PIXELS and colours in ("Gray", "YCbCr"):
+            simplejpeg.decode_jpeg(content, "GRAY", min_height=1, min_width=1)
+            return
+    except ValueError:
+        pass
+    jpeg.decode(content, where)
 
 
 def list_test_folder(folder: Path) -> FolderListing:

@@ -98,7 +98,8 @@ def import_file(named: NamedNetwork, file: Path, key: str | None = None) -> Impo
     weights with NaN.
     """
     content = read_weights(file)
-    refuse_own_run(file)
+    sha256 = file_sha256(file)
+    refuse_own_run(file, sha256)
     found = find_state_dicts(content)
     if not found:
         raise UserError(f"{file} contains no tensors; its keys are {some_of(list(content), 8) or 'missing'}")
@@ -111,7 +112,7 @@ def import_file(named: NamedNetwork, file: Path, key: str | None = None) -> Impo
     load_published_state_dict(network, fit.tensors, [])
     others = [one.where for one in found if one.key != fit.state.key]
     label = f"{file.name} ({fit.state.key})" if fit.state.key and (key or others) else file.name
-    known = find_settings(file, fit.entries)
+    known = find_settings(file, sha256, fit.entries)
     settings = known or usual_settings(named, entry, label)
     return ImportedNetwork(
         network,
@@ -139,14 +140,17 @@ def usual_settings(named: NamedNetwork, entry: PublishedNetwork | None, weights:
     )
 
 
-def refuse_own_run(file: Path) -> None:
-    """Raise UserError for the network of a run of repro, or a copy of it: its errors are recorded already."""
+def refuse_own_run(file: Path, sha256: str) -> None:
+    """Raise UserError for the network of a run of repro, or a copy of it: its errors are recorded already.
+
+    `sha256`: of the file.
+    """
     known = "and is not published; its errors are in the leaderboard already"
     if any((folder / "run.json").is_file() for folder in file.resolve().parents[:2]):
         raise UserError(f"{file} belongs to a run of repro, {known}")
     size = file.stat().st_size
     same_size = [path for path in runs_folder().glob("*/*.safetensors") if path.stat().st_size == size]
-    original = next((path for path in same_size if file_sha256(path) == file_sha256(file)), None)
+    original = next((path for path in same_size if file_sha256(path) == sha256), None)
     if original:
         raise UserError(f"{file} is a copy of {original}, which belongs to a run of repro, {known}")
 

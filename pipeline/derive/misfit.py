@@ -15,7 +15,7 @@ from pipeline.analyse.catalogue import NamedNetwork
 from pipeline.derive.counterparts import build_on_meta, library_counterparts, renamed_or_none
 from pipeline.derive.state_dicts import StateDict, list_keys, namings
 
-FEW = 10  # readings that leave out more than a tenth of a file's tensors explain nothing
+MAX_LEFT_OUT = 0.1  # share of a file's tensors; a reading that leaves out more does not explain the misfit
 
 
 def misfit_message(named: NamedNetwork, file: Path, found: list[StateDict]) -> str:
@@ -36,7 +36,7 @@ def misfit_message(named: NamedNetwork, file: Path, found: list[StateDict]) -> s
             one.tensors
             for state in found
             for one in namings(state.tensors)
-            if len(one.left_out) <= len(one.tensors) / FEW
+            if len(one.left_out) <= MAX_LEFT_OUT * len(one.tensors)
         ),
         key=distance,
     )

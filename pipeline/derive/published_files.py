@@ -64,24 +64,24 @@ def check_cached_download(url: str) -> None:
         )
 
 
-def has_published_name(file: Path) -> bool:
+def has_published_name(file: Path, sha256: str) -> bool:
     """Return True if a file's name contains the first digits of its sha256."""
     expected = HASH_IN_NAME.search(file.name)
-    return expected is not None and file_sha256(file).startswith(expected[1])
+    return expected is not None and sha256.startswith(expected[1])
 
 
-def find_settings(file: Path, entries: Iterable[PublishedNetwork]) -> PublisherSettings | None:
+def find_settings(file: Path, sha256: str, entries: Iterable[PublishedNetwork]) -> PublisherSettings | None:
     """Return how the publisher of a weights file tests it; None if it is not known to be a published file.
 
-    `entries`: the networks of other libraries that have the file's names.
+    `sha256`: of the file. `entries`: the networks of other libraries that have the file's names.
     """
     for entry in entries:
         settings = None
         if entry.source == TORCHVISION:
-            settings = _torchvision_settings_of(entry, file_sha256(file))
+            settings = _torchvision_settings_of(entry, sha256)
         elif entry.source == TIMM:
             settings = _timm_settings(file, entry)
-        elif has_published_name(file):
+        elif has_published_name(file, sha256):
             name = f"{entry.source} {file.name}"
             settings = PublisherSettings(name, entry.protocol, entry.mean, entry.std, entry.stated_top1_error_pct)
         if settings:

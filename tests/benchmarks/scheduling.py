@@ -35,6 +35,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from pipeline.cluster.queue import Queue, QueueItem  # noqa: E402
+from pipeline.cluster.sharing import FreeDevices  # noqa: E402
 
 DEVICES, WIDTH, RUNS = 1000, 8, 500
 NODES = 5
@@ -71,7 +72,7 @@ def simulated_ends(lengths: list[float], devices: int) -> list[float]:
     running: list[tuple[float, str]] = []
     ends = [0.0] * len(lengths)
     while True:
-        for item in queue.admit(free, now):
+        for item in queue.admit(FreeDevices(free), now):
             free -= item.devices
             ends[int(item.identity)] = now + lengths[int(item.identity)]
             heapq.heappush(running, (ends[int(item.identity)], item.identity))
@@ -148,7 +149,7 @@ def on_ray(lengths: list[float]) -> dict[str, float]:
     origin = time.perf_counter()
     with ThreadPoolExecutor(DEVICES // WIDTH) as pool:
         while not queue.is_over("all"):
-            for item in queue.admit(free, time.perf_counter()):
+            for item in queue.admit(FreeDevices(free), time.perf_counter()):
                 free -= WIDTH
                 asked[pool.submit(placed)] = item.identity
                 order.append(int(item.identity))

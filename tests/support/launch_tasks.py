@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.cluster import estimate, launch
+from pipeline.cluster import estimate, launch_request
 from pipeline.cluster.estimate import Estimator
-from pipeline.cluster.launch import LaunchPlan, LaunchRequest, plan_variant
+from pipeline.cluster.launch import LaunchPlan, plan_variant
+from pipeline.cluster.launch_request import LaunchRequest
 from pipeline.declare import suites
 from pipeline.declare.experiment import Experiment
 from pipeline.plan.expand import Run, plan_runs
@@ -31,7 +32,7 @@ def declare_only(monkeypatch: pytest.MonkeyPatch, experiment: Experiment) -> Exp
     """Make `experiment` the only declared one for estimates and launches."""
     monkeypatch.setattr(estimate, "experiment_names", lambda: [experiment.name])
     monkeypatch.setattr(suites, "load_all", lambda: [experiment])
-    for module in (estimate, launch):
+    for module in (estimate, launch_request):
         monkeypatch.setattr(module, "load_experiment", lambda name: experiment)
     return experiment
 

@@ -1,6 +1,7 @@
 """Files that `repro status` reads: launches, run folders and the supervisor's report."""
 
 import json
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -38,7 +39,10 @@ def write_report(
     """Write the report of a supervisor with 8 GPUs, 2 of them free; `ago`: its age in seconds."""
     cluster_files(home).mkdir(parents=True, exist_ok=True)
     report = {"time": time.time() - ago, "devices": {"all": 8, "free": 2, "kind": "GPU"}, "runs": runs or {}}
-    (cluster_files(home) / "state.json").write_text(json.dumps(report | other), encoding="utf-8")
+    file = cluster_files(home) / "state.json"
+    file.write_text(json.dumps(report | other), encoding="utf-8")
+    moment = file.stat().st_mtime - ago
+    os.utime(file, (moment, moment))
 
 
 def finish(task: Task, experiment: Experiment, **fields: Any) -> None:

@@ -65,7 +65,7 @@ def test_only_a_head_has_an_autoscaler():
 # --- with Ray's autoscaler and its provider of made-up nodes ------------------------------------------------
 
 MONITOR = Path(ray.__file__).parent / "autoscaler" / "v2" / "monitor.py"
-GROUP = "workers"
+HEAD_TYPE, GROUP = "ray.head.default", "workers"
 
 
 def autoscaling_config(gcs):
@@ -84,10 +84,10 @@ def autoscaling_config(gcs):
             "disable_node_updaters": True,
         },
         "available_node_types": {
-            "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+            HEAD_TYPE: {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
             GROUP: {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 2},
         },
-        "head_node_type": "ray.head.default",
+        "head_node_type": HEAD_TYPE,
         "auth": {},
         "file_mounts": {},
         "cluster_synced_files": [],
@@ -107,10 +107,9 @@ def cluster(tmp_path, monkeypatch):
     found.env |= {
         "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
         "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
+        "RAY_NODE_TYPE_NAME": HEAD_TYPE,  # without it the autoscaler reports an error at each step
+        "RAY_enable_autoscaler_v2": "1",  # as KubeRay does: requests go where version 2 reads them
     }
-    found.env["RAY_enable_autoscaler_v2"] = (
-        "1"  # KubeRay sets it on the head; requests then go where v2 reads them
-    )
     yield found
     found.end()
 
@@ -121,7 +120,7 @@ def start_autoscaler(cluster):
     config.write_text(json.dumps(autoscaling_config(cluster.gcs())), encoding="utf-8")
     env = os.environ | cluster.env | ray_environment(cluster_files(cluster.home) / "token")
     env |= {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
-    for name in ("RAY_CLOUD_INSTANCE_ID", "RAY_OVERRIDE_NODE_ID_FOR_TESTING"):
+    for name in ("RAY_CLOUD_INSTANCE_ID", "RAY_OVERRIDE_NODE_ID_FOR_TESTING", "RAY_NODE_TYPE_NAME"):
         env.pop(name, None)
     options = [
         "--logs-dir",

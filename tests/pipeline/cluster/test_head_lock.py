@@ -1,9 +1,11 @@
 """The lock of a cluster's only head: heads side by side, and what dead heads leave behind."""
 
 import contextlib
+import errno
 import json
 import os
 import socket
+from pathlib import Path
 
 import psutil
 import pytest
@@ -12,6 +14,7 @@ from filelock import FileLock
 from pipeline.cluster import head_lock, token
 from pipeline.cluster.head_lock import heartbeat_age, heartbeat_file, hold_head_lock
 from pipeline.common.errors import UserError
+from tests.support.clusters import wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -94,8 +97,72 @@ def test_the_lock_of_a_process_of_this_machine_is_never_taken_over(cluster_home)
             hold_head_lock().__enter__()
 
 
+@pytest.mark.parametrize("file", ["heartbeat", "node.json"])
+def test_a_file_system_that_does_not_answer_says_nothing_of_the_head(cluster_home, monkeypatch, file):
+    """A stale NFS handle is no sign of a dead head."""
+    folder = token.cluster_folder()
+    with FileLock(folder / "head.lock"):
+        heartbeat_file(folder).touch()
+        make_older(folder, head_lock.LOST_SECONDS + 1)
+        write_node("another-machine", os.getpid(), 0.0)
+        assert head_lock.is_lost(folder)
+        for name in ("stat", "read_text"):
+            works = getattr(Path, name)
+
+            def answer(path, *args, works=works, **options):
+                if path.name == file:
+                    raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+                return works(path, *args, **options)
+
+            monkeypatch.setattr(Path, name, answer)
+        with pytest.raises(UserError, match="runs but does not respond"):
+            hold_head_lock().__enter__()
+
+
+def test_a_head_that_has_the_lock_but_no_heartbeat_yet_is_not_dead(cluster_home):
+    """The node.json is of an earlier head, which was killed."""
+    with FileLock(token.cluster_folder() / "head.lock"):
+        write_node("another-machine", os.getpid(), 0.0)
+        with pytest.raises(UserError, match="runs but does not respond"):
+            hold_head_lock().__enter__()
+
+
+def test_a_head_that_was_cut_off_learns_that_it_was_replaced(cluster_home, monkeypatch):
+    """The first head does not reach the file server for a while; its machine and process live on."""
+    monkeypatch.setattr(head_lock, "HEAD_BEAT_SECONDS", 0.01)
+    folder = token.cluster_folder()
+    with contextlib.ExitStack() as stack:
+        first = stack.enter_context(hold_head_lock())
+        write_node("another-machine", os.getpid(), 0.0)
+        with monkeypatch.context() as patch:
+            patch.setattr(head_lock.Heartbeat, "_beat", lambda self: None)
+            make_older(folder, head_lock.LOST_SECONDS + 1)
+            assert not first.is_replaced()
+            second = stack.enter_context(hold_head_lock())
+        assert first.replaced.wait(5)
+        assert not second.replaced.wait(0.1)
+        first.stop()
+        assert heartbeat_age(folder) < 5  # the heartbeat of the second head remains
+    assert heartbeat_age(folder) is None
+
+
+def test_a_heartbeat_that_was_deleted_is_written_again(cluster_home, monkeypatch):
+    monkeypatch.setattr(head_lock, "HEAD_BEAT_SECONDS", 0.01)
+    folder = token.cluster_folder()
+    with hold_head_lock() as heartbeat:
+        heartbeat_file(folder).unlink()
+        wait_until(lambda: heartbeat_age(folder) is not None, "the file is there again", seconds=5)
+        assert not heartbeat.replaced.wait(0.1)
+
+
 def test_folders_of_slurm_jobs_that_ended_long_ago_are_removed(cluster_home):
-    kept = {"slurm-1", "slurm-login1", "other"}
+    kept = {"slurm-1", "slurm-login1", "other", "slurm-4"}
+    for name, age in (("slurm-3", 2 * head_lock.KEPT_SECONDS), ("slurm-4", 60)):  # ended in order
+        folder = token.clusters_folder() / name
+        folder.mkdir()
+        (folder / "token").touch()
+        moment = folder.stat().st_mtime - age
+        os.utime(folder, (moment, moment))
     for name, age in (
         ("slurm-1", 60),
         ("slurm-2", 2 * head_lock.KEPT_SECONDS),

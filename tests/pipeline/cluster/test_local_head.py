@@ -110,6 +110,15 @@ def test_a_head_shuts_down_unless_a_command_uses_the_cluster(cluster_home):
     assert not (token.cluster_folder() / "node.json").exists()
 
 
+@pytest.mark.parametrize(("change", "remain"), [({}, False), ({"pid": 1}, True), ({"host": "another"}, True)])
+def test_a_head_that_was_replaced_leaves_the_files_of_the_other(write_node_file, change, remain):
+    write_node_file(**change)
+    (token.cluster_folder() / "state.json").touch()
+    local_head.remove_cluster_file()
+    assert (token.cluster_folder() / "node.json").exists() is remain
+    assert (token.cluster_folder() / "state.json").exists() is remain
+
+
 def test_a_failed_start_reports_the_reason(cluster_home):
     token.ensure_token_file().chmod(0o644)
     reported = []

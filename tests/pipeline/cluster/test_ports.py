@@ -15,6 +15,7 @@ from pipeline.cluster.ports import (
     format_endpoint,
     is_loopback,
     listening_sockets,
+    moved_port_lines,
     own_address,
     plain_address,
     process_role,
@@ -165,6 +166,14 @@ def test_ports_in_use_are_avoided(monkeypatch):
     assert choose_ports("127.0.0.1", loopback_only=True, retry=False) == in_use
     assert choose_ports("127.0.0.1", loopback_only=False, retry=False) == in_use
     assert choose_ports("127.0.0.1", loopback_only=True, retry=True)[0] == 0
+
+
+def test_a_head_says_which_ports_it_did_not_get():
+    assert moved_port_lines(6379, 8265) == []
+    assert moved_port_lines(6379, 40000) == [
+        "Port 8265 is in use: another one is used for the dashboard and job API, see below."
+    ]
+    assert len(moved_port_lines(0, 40000)) == 2
 
 
 def names(monkeypatch, **addresses):

@@ -1,6 +1,7 @@
 """The queue: order, needs, budgets, cancellation; against a simple model; and its cost."""
 
 import heapq
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from pipeline.cluster.queue import Queue, QueueItem
+from pipeline.cluster.sharing import FreeDevices
 from tests.support.work import count_calls
 
 HOUR = 3600.0
@@ -40,48 +42,58 @@ def queue_of(*launches, **terms):
 
 def test_launches_are_served_in_order_of_arrival():
     queue = queue_of(items("ba"), items("dc"))
-    assert names(queue.admit(3, 0)) == "bad"
+    assert names(queue.admit(FreeDevices(3), 0)) == "bad"
     assert queue.states() == {name: (state, "") for name, state in zip("badc", ["running"] * 3 + ["waiting"])}  # noqa: B905
     queue.ended("d", "finished", 1)
-    assert names(queue.admit(1, 1)) == "c"
+    assert names(queue.admit(FreeDevices(1), 1)) == "c"
 
 
 def test_small_runs_do_not_overtake_a_large_one():
     queue = queue_of([item("a", 2), item("b", 4), item("c", 1)])
-    assert names(queue.admit(4, 0)) == "a"
-    assert names(queue.admit(2, 0)) == ""
+    assert names(queue.admit(FreeDevices(4), 0)) == "a"
+    assert names(queue.admit(FreeDevices(2), 0)) == ""
     queue.ended("a", "finished", 1)
-    assert names(queue.admit(4, 1)) == "b"
+    assert names(queue.admit(FreeDevices(4), 1)) == "b"
 
 
 def test_runs_that_share_devices_are_counted_exactly():
     """Three thirds are one device; as decimal numbers they would be more or less."""
     third = Fraction(1, 3)
     queue = queue_of(items("abcdefg", third), max_device_hours=1.0)
-    assert names(queue.admit(2, 0)) == "abcdef"
-    assert queue.waiting(Fraction(0))["g"] == "needs 1/3 of a device, 0 free"
+    assert names(queue.admit(FreeDevices(2), 0)) == "abcdef"
+    assert queue.waiting(FreeDevices(0))["g"] == "needs 1/3 of a device, 0 free"
     assert queue.spent("1", HOUR / 4) == pytest.approx(2 / 4)
     queue.ended("a", "finished", HOUR / 4)
-    assert names(queue.admit(third, HOUR / 4)) == "g"
+    assert names(queue.admit(FreeDevices(0, (third,)), HOUR / 4)) == "g"
     assert queue.over_budget(0.499 * HOUR) == []
     assert queue.over_budget(0.501 * HOUR) == list("bcdefg")
+
+
+def test_a_run_on_a_whole_device_does_not_start_on_two_halves():
+    half = Fraction(1, 2)
+    queue = queue_of([item("a", 1), item("b", half), item("c", half)])
+    halves = FreeDevices(0, (half, half))
+    assert names(queue.admit(halves, 0)) == ""
+    assert queue.waiting(halves)["a"] == "needs 1 device, 0 free"
+    assert names(queue.admit(FreeDevices(1, (half, half)), 1)) == "abc"
 
 
 def test_a_run_on_a_whole_device_is_not_overtaken_by_runs_that_share():
     quarter = Fraction(1, 4)
     queue = queue_of([*items("ab", quarter), item("c", 1), item("d", quarter)])
-    assert names(queue.admit(1, 0)) == "ab"
-    assert queue.waiting(Fraction(1, 2)) == {"c": "needs 1 device, 0.5 free", "d": "behind 1 other run"}
+    assert names(queue.admit(FreeDevices(1), 0)) == "ab"
+    halves = FreeDevices(0, (Fraction(1, 2),))
+    assert queue.waiting(halves) == {"c": "needs 1 device, 0 free", "d": "behind 1 other run"}
     queue.ended("a", "finished", 1)
-    assert names(queue.admit(Fraction(3, 4), 1)) == ""
+    assert names(queue.admit(FreeDevices(0, (Fraction(3, 4),)), 1)) == ""
     queue.ended("b", "finished", 2)
-    assert names(queue.admit(1, 2)) == "c"
+    assert names(queue.admit(FreeDevices(1), 2)) == "c"
 
 
 def test_the_devices_wanted_are_those_of_running_items_and_of_all_that_may_start():
     queue = queue_of([item("a", 2), item("b", 4), item("c", 1, "a")])
     assert queue.wanted_devices(0) == 6  # c needs a first
-    queue.admit(2, 0)
+    queue.admit(FreeDevices(2), 0)
     assert queue.wanted_devices(0) == 6
     queue.ended("a", "finished", 1)
     assert queue.wanted_devices(1) == 5
@@ -93,7 +105,7 @@ def test_the_devices_wanted_are_those_of_running_items_and_of_all_that_may_start
 def test_the_devices_wanted_respect_limits_and_budgets():
     queue = queue_of(items("abcd"), max_concurrent=2, max_device_hours=1.0)
     assert queue.wanted_devices(0) == 2
-    queue.admit(1, 0)
+    queue.admit(FreeDevices(1), 0)
     assert queue.wanted_devices(0) == 2
     queue.add("other", items("dxy", 2))
     assert queue.wanted_devices(0) == 2 + 1 + 2 * 2  # d is in both launches
@@ -103,18 +115,18 @@ def test_the_devices_wanted_respect_limits_and_budgets():
 
 def test_an_item_without_devices_keeps_its_position():
     queue = queue_of([item("a", 1), item("s", 0, "a"), item("b", 2), item("t", 0)])
-    assert names(queue.admit(1, 0)) == "a"
+    assert names(queue.admit(FreeDevices(1), 0)) == "a"
     queue.ended("a", "finished", 1)
-    assert names(queue.admit(1, 1)) == "s"
-    assert names(queue.admit(2, 1)) == "bt"
+    assert names(queue.admit(FreeDevices(1), 1)) == "s"
+    assert names(queue.admit(FreeDevices(2), 1)) == "bt"
 
 
 def test_a_retried_run_keeps_its_position():
     queue = queue_of(items("abc"))
-    assert names(queue.admit(2, 0)) == "ab"
+    assert names(queue.admit(FreeDevices(2), 0)) == "ab"
     assert queue.ended("a", "again", 5, "its worker died") == []
     assert queue.states()["a"] == ("waiting", "its worker died")
-    assert names(queue.admit(1, 5)) == "a"
+    assert names(queue.admit(FreeDevices(1), 5)) == "a"
     assert queue.states()["a"] == ("running", "")
 
 
@@ -122,10 +134,10 @@ def test_a_limit_of_concurrent_runs_does_not_block_later_launches():
     queue = Queue()
     queue.add("1", items("abc"), max_concurrent=1)
     queue.add("2", items("xy"))
-    assert names(queue.admit(9, 0)) == "axy"
-    assert names(queue.admit(9, 0)) == ""
+    assert names(queue.admit(FreeDevices(9), 0)) == "axy"
+    assert names(queue.admit(FreeDevices(9), 0)) == ""
     queue.ended("a", "finished", 1)
-    assert names(queue.admit(9, 1)) == "b"
+    assert names(queue.admit(FreeDevices(9), 1)) == "b"
 
 
 # --- needs -------------------------------------------------------------------------------------------------
@@ -133,22 +145,22 @@ def test_a_limit_of_concurrent_runs_does_not_block_later_launches():
 
 def test_an_item_waits_for_all_its_needs_and_blocks_no_other():
     queue = queue_of([item("s", 1, "ab"), *items("abc")])
-    assert names(queue.admit(2, 0)) == "ab"
+    assert names(queue.admit(FreeDevices(2), 0)) == "ab"
     queue.ended("a", "finished", 1)
-    assert names(queue.admit(1, 1)) == "c"
+    assert names(queue.admit(FreeDevices(1), 1)) == "c"
     queue.ended("b", "finished", 2)
-    assert names(queue.admit(1, 2)) == "s"
+    assert names(queue.admit(FreeDevices(1), 2)) == "s"
 
 
 def test_a_failure_fails_direct_and_indirect_dependants_only():
     queue = queue_of([*items("ab"), item("s", 0, "ab"), item("t", 0, "s"), item("u", 0, "b")])
-    queue.admit(2, 0)
+    queue.admit(FreeDevices(2), 0)
     why = "needs net-a seed 0, which failed: no space left"
     assert queue.ended("a", "failed", 1, "no space left") == [("s", why), ("t", why)]
     assert queue.states()["t"] == ("failed", why)
     assert queue.state("b") == "running"
     assert queue.ended("b", "finished", 1) == []
-    assert names(queue.admit(0, 1)) == "u"
+    assert names(queue.admit(FreeDevices(0), 1)) == "u"
 
 
 @pytest.mark.parametrize(
@@ -168,12 +180,12 @@ def test_a_failed_dependant_has_the_reason(state, why, usable, expected):
 
 def test_a_later_launch_may_need_items_that_have_ended():
     queue = queue_of(items("abc"))
-    queue.admit(3, 0)
+    queue.admit(FreeDevices(3), 0)
     queue.ended("a", "finished", 1)
     queue.ended("b", "finished", 1, "did not converge", usable=False)
     queue.ended("c", "failed", 1, "boom")
     queue.add("2", [item("s", 0, "a"), item("t", 0, "ab"), item("u", 0, "c"), item("v", 0, "d"), item("d")])
-    assert names(queue.admit(9, 2)) == "sd"
+    assert names(queue.admit(FreeDevices(9), 2)) == "sd"
     whys = ["needs net-b seed 0, which cannot be used: did not converge", "needs net-c seed 0, which failed: boom"]
     assert queue.news() == [("t", "failed", whys[0]), ("u", "failed", whys[1])]
     assert queue.state("v") == "waiting"
@@ -203,7 +215,7 @@ def test_items_that_could_never_run_are_refused_without_a_change(launched, terms
         queue.add("2", launched, **terms)
     assert queue.states() == {"z": ("waiting", "")}
     queue.add("2", items("y"))
-    assert names(queue.admit(9, 0)) == "zy"
+    assert names(queue.admit(FreeDevices(9), 0)) == "zy"
 
 
 # --- runs shared by launches ------------------------------------------------------------------------
@@ -215,7 +227,7 @@ def test_twenty_launches_of_the_same_runs_execute_each_once():
         queue.add(str(number), items("abcdef"))
     admitted = ""
     for now in range(6):
-        started = queue.admit(1, now)
+        started = queue.admit(FreeDevices(1), now)
         admitted += names(started)
         for one in started:
             queue.ended(one.identity, "finished", now + 0.5)
@@ -226,18 +238,18 @@ def test_twenty_launches_of_the_same_runs_execute_each_once():
 def test_adding_a_launch_twice_has_no_effect():
     queue = queue_of(items("ab"))
     queue.add("1", items("abc"), max_concurrent=1)
-    assert names(queue.admit(9, 0)) == "ab"
+    assert names(queue.admit(FreeDevices(9), 0)) == "ab"
 
 
 def test_finished_runs_are_not_repeated_and_failed_ones_are_queued_again_at_the_end():
     queue = queue_of(items("abcd"))
-    queue.admit(3, 0)
+    queue.admit(FreeDevices(3), 0)
     queue.ended("a", "finished", 1)
     queue.ended("b", "failed", 1, "boom")
     queue.ended("c", "cancelled", 1)
     queue.add("2", items("abc"))
     assert list(queue.states()) == ["a", "d", "b", "c"]
-    assert names(queue.admit(9, 1)) == "dbc"
+    assert names(queue.admit(FreeDevices(9), 1)) == "dbc"
     assert queue.states()["b"] == ("running", "")
 
 
@@ -245,20 +257,20 @@ def test_a_shared_run_starts_when_one_of_its_launches_may_run_it():
     queue = Queue()
     queue.add("1", items("abc"), max_concurrent=1)
     queue.add("2", items("c"))
-    assert names(queue.admit(9, 0)) == "ac"
+    assert names(queue.admit(FreeDevices(9), 0)) == "ac"
     queue.ended("a", "finished", 1)  # c belongs to the first launch too, and runs
-    assert names(queue.admit(9, 1)) == ""
+    assert names(queue.admit(FreeDevices(9), 1)) == ""
     queue.ended("c", "finished", 2)
-    assert names(queue.admit(9, 2)) == "b"
+    assert names(queue.admit(FreeDevices(9), 2)) == "b"
 
 
 def test_a_running_run_counts_toward_the_limit_of_a_later_launch():
     queue = queue_of(items("a"))
-    queue.admit(9, 0)
+    queue.admit(FreeDevices(9), 0)
     queue.add("2", items("ab"), max_concurrent=1)
-    assert names(queue.admit(9, 0)) == ""
+    assert names(queue.admit(FreeDevices(9), 0)) == ""
     queue.ended("a", "finished", 1)
-    assert names(queue.admit(9, 1)) == "b"
+    assert names(queue.admit(FreeDevices(9), 1)) == "b"
 
 
 # --- budgets -----------------------------------------------------------------------------------------------
@@ -266,7 +278,7 @@ def test_a_running_run_counts_toward_the_limit_of_a_later_launch():
 
 def test_device_hours_count_running_items():
     queue = queue_of([item("a", 4), item("b", 2), item("s", 0)], spent=1.0)
-    queue.admit(9, 0)
+    queue.admit(FreeDevices(9), 0)
     assert queue.spent("1", HOUR / 2) == pytest.approx(1 + 3)
     queue.ended("a", "again", HOUR)
     assert queue.spent("1", 2 * HOUR) == pytest.approx(1 + 4 + 2 * 2)
@@ -276,7 +288,7 @@ def test_at_the_end_of_a_budget_running_items_are_stopped_once_and_waiting_ones_
     queue = Queue()
     queue.add("1", [item("s", 0, "c"), *items("abc"), item("t", 0, "c")], max_device_hours=2)
     queue.add("2", items("z"))
-    assert names(queue.admit(2, 0)) == "ab"
+    assert names(queue.admit(FreeDevices(2), 0)) == "ab"
     assert queue.over_budget(0.99 * HOUR) == []
     assert queue.over_budget(HOUR) == ["a", "b"]
     assert queue.over_budget(1.1 * HOUR) == []
@@ -287,7 +299,7 @@ def test_at_the_end_of_a_budget_running_items_are_stopped_once_and_waiting_ones_
     assert queue.ended("b", "again", 1.2 * HOUR, "preempted") == []
     assert queue.news() == [("b", "over-budget", "preempted")]
     assert queue.is_over("1")
-    assert names(queue.admit(2, 1.2 * HOUR)) == "z"
+    assert names(queue.admit(FreeDevices(2), 1.2 * HOUR)) == "z"
     assert queue.spent("1", 9 * HOUR) == pytest.approx(2 * 1.2)
 
 
@@ -295,9 +307,9 @@ def test_no_item_of_a_launch_over_budget_starts_between_two_checks():
     queue = Queue()
     queue.add("1", items("ab"), max_device_hours=1)
     queue.add("2", items("z"))
-    queue.admit(1, 0)
+    queue.admit(FreeDevices(1), 0)
     queue.ended("a", "finished", HOUR)
-    assert names(queue.admit(2, HOUR)) == "z"
+    assert names(queue.admit(FreeDevices(2), HOUR)) == "z"
     assert queue.over_budget(HOUR) == []
     assert queue.state("b") == "over-budget"
     assert queue.is_over("1")
@@ -307,10 +319,10 @@ def test_a_budget_does_not_stop_the_runs_of_another_launch():
     queue = Queue()
     queue.add("1", items("abc"), max_device_hours=1)
     queue.add("2", items("ac"))
-    queue.admit(2, 0)
+    queue.admit(FreeDevices(2), 0)
     assert queue.over_budget(HOUR) == ["b"]
     queue.ended("b", "over-budget", HOUR)
-    assert names(queue.admit(1, HOUR)) == "c"
+    assert names(queue.admit(FreeDevices(1), HOUR)) == "c"
     assert queue.over_budget(2 * HOUR) == []
     assert queue.spent("1", 2 * HOUR) == pytest.approx(2)  # of a and b, until its budget was used up
     assert queue.spent("2", 2 * HOUR) == pytest.approx(2)  # of a and c, since then
@@ -318,18 +330,18 @@ def test_a_budget_does_not_stop_the_runs_of_another_launch():
 
 def test_a_run_stopped_for_a_budget_continues_for_a_later_launch():
     queue = queue_of(items("a"), max_device_hours=1)
-    queue.admit(1, 0)
+    queue.admit(FreeDevices(1), 0)
     assert queue.over_budget(HOUR) == ["a"]
     queue.add("2", items("a"))
     queue.ended("a", "over-budget", 1.1 * HOUR)
     assert queue.is_over("1")
-    assert names(queue.admit(1, 1.1 * HOUR)) == "a"
+    assert names(queue.admit(FreeDevices(1), 1.1 * HOUR)) == "a"
     assert queue.spent("2", 2.1 * HOUR) == pytest.approx(1)
 
 
 def test_a_stopping_run_is_not_stopped_again_for_a_later_launch_over_budget():
     queue = queue_of(items("a"), max_device_hours=1)
-    queue.admit(1, 0)
+    queue.admit(FreeDevices(1), 0)
     assert queue.over_budget(HOUR) == ["a"]
     queue.add("2", items("a"), max_device_hours=1, spent=1)
     assert queue.over_budget(1.1 * HOUR) == []
@@ -344,7 +356,7 @@ def test_a_stopping_run_is_not_stopped_again_for_a_later_launch_over_budget():
 
 def test_a_waiting_run_is_cancelled_at_once_and_a_running_one_when_it_ends():
     queue = queue_of([*items("ab"), item("s", 0, "b")])
-    queue.admit(1, 0)
+    queue.admit(FreeDevices(1), 0)
     assert [queue.cancel("a"), queue.cancel("b"), queue.cancel("b")] == ["running", "waiting", "cancelled"]
     assert queue.news() == [("b", "cancelled", ""), ("s", "failed", "needs net-b seed 0, which was cancelled")]
     assert queue.state("a") == "running"
@@ -354,48 +366,48 @@ def test_a_waiting_run_is_cancelled_at_once_and_a_running_one_when_it_ends():
 
 def test_a_cancelled_run_whose_worker_dies_is_not_retried():
     queue = queue_of(items("a"))
-    queue.admit(1, 0)
+    queue.admit(FreeDevices(1), 0)
     queue.cancel("a")
     queue.ended("a", "again", 1, "its worker died")
     assert queue.state("a") == "cancelled"
-    assert names(queue.admit(1, 1)) == ""
+    assert names(queue.admit(FreeDevices(1), 1)) == ""
 
 
 def test_a_launch_after_a_cancellation_gets_the_run():
     queue = queue_of(items("a"))
-    queue.admit(1, 0)
+    queue.admit(FreeDevices(1), 0)
     queue.cancel("a")
     queue.add("2", items("a"))
     queue.ended("a", "cancelled", 1)
     assert queue.is_over("1")
     assert not queue.is_over("2")
-    assert names(queue.admit(1, 1)) == "a"
+    assert names(queue.admit(FreeDevices(1), 1)) == "a"
 
 
 def test_a_run_cancelled_in_its_first_launch_belongs_to_the_later_one_only():
     queue = Queue()
     queue.add("1", items("xa"), max_concurrent=1)
     queue.add("2", items("a"))
-    assert names(queue.admit(9, 0)) == "xa"
+    assert names(queue.admit(FreeDevices(9), 0)) == "xa"
     queue.cancel("a")
     queue.add("3", items("a"), max_device_hours=1, spent=1)
     queue.ended("a", "cancelled", 1)
     queue.ended("x", "finished", 1)
     assert queue.state("a") == "waiting"
-    assert names(queue.admit(9, 1)) == ""
+    assert names(queue.admit(FreeDevices(9), 1)) == ""
     queue.over_budget(1)
     assert queue.news() == [("a", "over-budget", "1 device hour used")]
 
 
 def test_an_item_whose_needs_have_finished_starts_before_later_items():
     queue = queue_of([item("s", 1, "z"), *items("acz")])
-    assert names(queue.admit(1, 0)) == "a"
+    assert names(queue.admit(FreeDevices(1), 0)) == "a"
     queue.cancel("a")
     queue.add("2", items("a"))
     queue.ended("a", "cancelled", 1)  # belongs to the later launch now, in its old position between s and c
-    assert names(queue.admit(0, 1)) == ""
+    assert names(queue.admit(FreeDevices(0), 1)) == ""
     queue.ended("z", "finished", 1)
-    assert names(queue.admit(3, 1)) == "sac"
+    assert names(queue.admit(FreeDevices(3), 1)) == "sac"
 
 
 def test_an_ended_item_does_not_change():
@@ -413,8 +425,8 @@ def test_every_waiting_item_has_a_reason():
     queue = Queue()
     queue.add("1", items("ab"), max_concurrent=1)
     queue.add("2", [item("c", 8), item("d", 1), item("e", 1), item("s", 0, "cde"), item("t", 0, "a")])
-    assert names(queue.admit(5, 0)) == "a"
-    assert queue.waiting(4) == {
+    assert names(queue.admit(FreeDevices(5), 0)) == "a"
+    assert queue.waiting(FreeDevices(4)) == {
         "b": "limited to 1 run at a time",
         "c": "needs 8 devices, 4 free",
         "d": "behind 1 other run",
@@ -422,9 +434,9 @@ def test_every_waiting_item_has_a_reason():
         "s": "needs net-c seed 0 and 2 others",
         "t": "needs net-a seed 0",
     }
-    assert queue.waiting(4)["d"] == "behind 1 other run"
-    assert queue.waiting(9)["d"] == "starts next"
-    assert "a" not in queue.waiting(4)
+    assert queue.waiting(FreeDevices(4))["d"] == "behind 1 other run"
+    assert queue.waiting(FreeDevices(9))["d"] == "starts next"
+    assert "a" not in queue.waiting(FreeDevices(4))
 
 
 # --- against a simple model --------------------------------------------------------------------
@@ -436,7 +448,7 @@ class ModelQueue:
     def __init__(self):
         self.order = []  # identities in queue order
         self.items, self.state, self.usable, self.wanted_by, self.payer, self.stops = {}, {}, {}, {}, {}, {}
-        self.terms, self.exhausted, self.hours = {}, set(), {}
+        self.terms, self.exhausted, self.hours, self.devices = {}, set(), {}, {}
         self.now = 0.0
 
     def advance(self, now):
@@ -453,6 +465,7 @@ class ModelQueue:
                 self.items[name], self.state[name], self.wanted_by[name] = one, "waiting", []
             if self.state[name] != "finished" and launch not in self.wanted_by[name]:
                 self.wanted_by[name].append(launch)
+                self.devices[launch, name] = one.devices
         self.fail_dependants()
 
     def fail_dependants(self):
@@ -504,6 +517,7 @@ class ModelQueue:
         later = [one for one in self.wanted_by[name] if one not in launches]
         if becomes and state in ("cancelled", "over-budget") and later:
             self.wanted_by[name], state = later, "again"
+            self.items[name] = replace(self.items[name], devices=self.devices[later[0], name])
         if state == "again":
             state = "over-budget" if self.exhausted.issuperset(self.wanted_by[name]) else "waiting"
         self.state[name], self.usable[name] = state, usable
@@ -592,7 +606,7 @@ class QueueAgainstModel(RuleBasedStateMachine):
     @rule(kept=st.integers(0, 1))
     def admit(self, kept):
         free = max(0, self.free() - kept)
-        started = self.queue.admit(free, self.model.now)
+        started = self.queue.admit(FreeDevices(free), self.model.now)
         assert [one.identity for one in started] == self.model.admit(free)
         assert sum(one.devices for one in started) <= free
         for one in started:
@@ -604,7 +618,7 @@ class QueueAgainstModel(RuleBasedStateMachine):
         assert self.queue.over_budget(self.model.now) == self.model.over_budget()
         self.assert_news(before)
         self.admit(0)
-        assert "starts next" not in self.queue.waiting(self.free()).values()
+        assert "starts next" not in self.queue.waiting(FreeDevices(self.free())).values()
 
     @rule(
         data=st.data(),
@@ -635,7 +649,9 @@ class QueueAgainstModel(RuleBasedStateMachine):
         model, states = self.model, self.queue.states()
         assert {name: state for name, (state, _) in states.items()} == model.state
         assert list(states) == model.order
-        assert list(self.queue.waiting(0)) == [name for name in model.order if model.state[name] == "waiting"]
+        assert list(self.queue.waiting(FreeDevices(0))) == [
+            name for name in model.order if model.state[name] == "waiting"
+        ]
         assert self.free() >= 0
         for launch in model.terms:
             assert self.queue.spent(launch, model.now) == model.hours[launch]
@@ -666,7 +682,7 @@ def simulate(queue, lengths, devices, every=None):
             free += next(width for _, other, width in starts.values() if other == name)
             queue.ended(name, "over-budget", now)
         heapq.heapify(ending)
-        for one in queue.admit(free, now):
+        for one in queue.admit(FreeDevices(free), now):
             free -= one.devices
             assert free >= 0
             starts[one.identity] = (now, one.identity, one.devices)

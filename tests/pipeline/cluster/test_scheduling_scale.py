@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.cluster.queue import Queue
+from pipeline.cluster.sharing import FreeDevices
 
 FILE = Path(__file__).resolve().parents[2] / "benchmarks" / "scheduling.py"
 BENCHMARK = runpy.run_path(str(FILE))
@@ -40,7 +41,7 @@ def test_run_lengths_are_unequal_and_reproducible():
 
 def test_a_queue_slower_than_the_ideal_schedule_is_detected(monkeypatch):
     admit = Queue.admit
-    monkeypatch.setattr(Queue, "admit", lambda self, free, now: admit(self, min(free, 8), now))
+    monkeypatch.setattr(Queue, "admit", lambda self, free, now: admit(self, FreeDevices(min(free.whole, 8)), now))
     with pytest.raises(AssertionError, match="200 runs: the queue's makespan is"):
         BENCHMARK["queue_cost"](200, 1)
 

@@ -1,6 +1,7 @@
 """The supervisor's report, and whether it shows a live supervisor."""
 
 import json
+import os
 import time
 
 import pytest
@@ -25,8 +26,17 @@ def test_a_report_is_read_as_written_with_its_time(cluster_home):
 
 
 def test_an_old_report_shows_no_live_supervisor(cluster_home):
-    state_file().write_text(json.dumps({"time": time.time() - STALE_SECONDS - 1}))
+    write_report(state_file().parent.name, age=STALE_SECONDS + 1)
     assert not supervisor_is_alive()
+
+
+@pytest.mark.parametrize("difference", [-3600.0, 3600.0])
+def test_the_clocks_of_two_machines_may_differ(cluster_home, difference):
+    """A supervisor on a machine whose clock is an hour behind or ahead of this one's."""
+    write_report("slurm-7", launches=["2"], time=time.time() + difference)
+    write_report("slurm-8", age=STALE_SECONDS + 1, launches=["3"], time=time.time() + difference)
+    assert launches_elsewhere() == {"2"}
+    assert read_supervisor_state()["age"] < 5
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "null"])
@@ -37,10 +47,12 @@ def test_a_damaged_report_is_no_report(cluster_home, text):
 
 
 def write_report(name, age=0.0, **report):
-    """Write the report of another cluster."""
-    folder = clusters_folder() / name
-    folder.mkdir(exist_ok=True)
-    (folder / "state.json").write_text(json.dumps({"time": time.time() - age, **report}))
+    """Write the report of a cluster; `age` in seconds of the file."""
+    file = clusters_folder() / name / "state.json"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps({"time": time.time(), **report}))
+    moment = file.stat().st_mtime - age
+    os.utime(file, (moment, moment))
 
 
 def test_reports_of_several_clusters_are_read_as_one(cluster_home):

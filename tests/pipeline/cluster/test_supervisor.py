@@ -5,18 +5,18 @@ With real processes: test_cluster_faults.py.
 
 import errno
 import time
+from fractions import Fraction
 from types import SimpleNamespace
 
 import pytest
 import ray
 
-from pipeline.cluster import launches, supervisor, workers
+from pipeline.cluster import launches, shared_devices, supervisor, workers
 from pipeline.cluster.launch import cancel_runs, start_launch
 from pipeline.cluster.launches import LaunchTerms
 from pipeline.cluster.metrics import ClusterMetrics
 from pipeline.cluster.state_file import read_supervisor_state
 from pipeline.cluster.supervisor import MAX_FAILURES, Supervisor
-from pipeline.cluster.workers import WorkerPool
 from pipeline.common.paths import ROOT
 from pipeline.track.run_folder import RunFolder
 from tests.support.clusters import cluster_files
@@ -34,6 +34,9 @@ class FakeRay:
         self.results = {}
         self.killed = []
         self.resources = {"CPU": float(DEVICES)}
+        self.util = SimpleNamespace(
+            placement_group=lambda bundles, name: name, remove_placement_group=lambda group: None
+        )
 
     def get_runtime_context(self):
         return SimpleNamespace(was_current_actor_reconstructed=False)
@@ -69,16 +72,20 @@ class SteppedSupervisor:
         monkeypatch.setattr(workers, "ray", self.ray)
         monkeypatch.setattr(supervisor.threading, "Thread", lambda **_: SimpleNamespace(start=lambda: None))
         monkeypatch.setattr(workers, "worker_environment", lambda launch: {})
-        monkeypatch.setattr(WorkerPool, "start", self.start)
+        monkeypatch.setattr(shared_devices, "ray", self.ray)
+        monkeypatch.setattr(shared_devices.SharedDevice, "strategy", lambda device: device.group)
+        monkeypatch.setattr(workers.Runner, "options", self.runner_options)
         self.metrics = {}
         monkeypatch.setattr(ClusterMetrics, "set", lambda _, values: self.metrics.update(labelled(values)))
         self.supervisor = Supervisor()
         self.supervisor.troubles = []
 
-    def start(self, attempt):
-        """Replace WorkerPool.start: give the attempt an actor and return a reference."""
+    def runner_options(self, **options):
+        """Replace Runner.options: make actors whose `train` returns a reference."""
+        return SimpleNamespace(remote=lambda: SimpleNamespace(train=SimpleNamespace(remote=self.train)))
+
+    def train(self, raw):
         self.started += 1
-        attempt.runner = f"runner {self.started}"
         return f"ref {self.started}"
 
     def task(self, seed=0):
@@ -219,7 +226,7 @@ def test_the_actor_of_a_preempted_attempt_is_not_reused(stepped):
     stepped.turns()
     stepped.end(task, "stopped", "", 0.0)
     stepped.turns()
-    assert stepped.ray.killed == ["runner 1"]
+    assert len(stepped.ray.killed) == 1
     assert stepped.supervisor.pool.idle == []
     assert stepped.running() == [0]
 
@@ -298,6 +305,43 @@ def test_runs_that_share_a_device_start_together(stepped):
     stepped.turns(2)
     assert read_supervisor_state()["devices"]["free"] == 0.5
     assert launches.read_launch(launch.id).terms.runs_per_device == 2
+
+
+def test_a_run_that_needs_a_whole_device_waits_while_two_are_half_used(stepped):
+    """One half of each device is free: together one device, but not one for the run."""
+    halves, whole = [stepped.task(seed) for seed in range(4)], stepped.task(9)
+    stepped.launch(halves, runs_per_device=2)
+    stepped.turns()
+    budget = stepped.launch([whole], max_device_hours=1.0)
+    for task in (halves[0], halves[2]):  # one on each device
+        stepped.end(task, "failed", "x", 0.0)
+    stepped.turns()
+    assert stepped.running() == [1, 3]
+    report = read_supervisor_state()
+    assert (report["devices"]["free"], report["runs"][whole.identity]["why"]) == (1, "needs 1 device, 0 free")
+    assert stepped.supervisor.queue.spent(budget.id, time.monotonic() + 3600) == 0
+    stepped.end(halves[1], "failed", "x", 0.0)
+    stepped.turns()
+    assert stepped.running() == [3, 9]
+
+
+def test_a_run_uses_and_pays_for_the_devices_of_the_launch_that_it_belongs_to(stepped):
+    """Cancelled, and launched again with other terms before it has stopped."""
+    task = stepped.task()
+    first = stepped.launch([task])
+    stepped.turns()
+    cancel_runs([first], None, supervised=True, training={task.identity})
+    stepped.turns()
+    stop = RunFolder(task.folder).stop_request()
+    second = stepped.launch_again([task], runs_per_device=2)
+    stepped.turns()
+    stepped.end(task, "stopped", *stop)
+    stepped.turns()
+    [attempt] = stepped.supervisor.running.values()
+    queue = stepped.supervisor.queue
+    assert (attempt.launch.id, attempt.devices) == (second.id, Fraction(1, 2))
+    assert queue.launches[second.id].charged_devices == Fraction(1, 2)
+    assert read_supervisor_state()["devices"]["free"] == 1.5
 
 
 def test_metrics_count_runs_devices_and_images(stepped):

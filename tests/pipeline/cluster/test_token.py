@@ -2,6 +2,8 @@
 
 import errno
 import os
+import re
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from pipeline.cluster import token
 from pipeline.common import locks
 from pipeline.common.errors import UserError
+from pipeline.common.paths import ROOT
 from tests.support.clusters import cluster_files
 
 
@@ -130,3 +133,18 @@ def test_a_file_system_without_permissions_gets_no_token(cluster_home, monkeypat
     assert f"the file system of {token.cluster_folder()} has no permissions" in str(refused.value)
     assert "set RAY_AUTH_TOKEN_PATH" in str(refused.value)
     assert [file.name for file in token.cluster_folder().iterdir() if "lock" not in file.name] == []
+
+
+@pytest.mark.parametrize("restarts", [None, "", "0", "1", "12"])
+def test_the_slurm_script_names_the_cluster_as_its_commands_do(monkeypatch, restarts):
+    variables = {"SLURM_JOB_ID": "7"} | ({} if restarts is None else {"SLURM_RESTART_COUNT": restarts})
+    script = (ROOT / "docker" / "slurm" / "repro.sbatch").read_text(encoding="utf-8")
+    lines = [
+        line for line in script.splitlines() if re.match(r"restarts=|(export |.*\|\| )REPRO_CLUSTER\+?=", line)
+    ]
+    argv = ["bash", "-c", "\n".join(["set -euo pipefail", *lines, 'echo "$REPRO_CLUSTER"'])]
+    named = subprocess.run(argv, env=variables, capture_output=True, text=True, check=True).stdout.strip()
+    monkeypatch.delenv("REPRO_CLUSTER", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert named == token.cluster_name()

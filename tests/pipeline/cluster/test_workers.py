@@ -1,11 +1,13 @@
 """The pool of actors: when an idle one is reused, and when it is killed."""
 
+from fractions import Fraction
 from types import SimpleNamespace
 
 import pytest
 
 from pipeline.cluster import shared_devices, workers
-from pipeline.cluster.launches import LaunchTerms
+from pipeline.cluster.launches import LaunchTerms, task_devices
+from pipeline.cluster.sharing import FreeDevices
 from pipeline.cluster.workers import Attempt, WorkerPool
 from tests.support.launch_tasks import set_home, tasks_of
 from tests.support.status_files import save_launch
@@ -58,7 +60,8 @@ def new_attempt(monkeypatch, tmp_path, experiment):
 
     def make(code="code", *, gpu=False, devices=1, runs_per_device=1):
         launch = save_launch(tasks, LaunchTerms(devices, runs_per_device=runs_per_device))
-        return Attempt(tasks[0], SimpleNamespace(code=code, terms=launch.terms), "", 0, gpu)
+        devices = task_devices(launch.terms, tasks[0])
+        return Attempt(tasks[0], SimpleNamespace(code=code, terms=launch.terms), devices, "", 0, gpu)
 
     return make
 
@@ -118,6 +121,25 @@ def test_runs_that_share_a_gpu_reserve_a_part_of_it_and_know_their_number(pool, 
     pool.start(alone)
     assert "scheduling_strategy" not in alone.runner.options
     assert alone.runner.options["runtime_env"]["env_vars"] == {}
+
+
+def test_a_half_of_each_of_two_devices_is_no_free_device(pool, new_attempt):
+    pool.ray.resources = {"CPU": 4.0, "GPU": 3.0}
+    running = [new_attempt(gpu=True, runs_per_device=2) for _ in range(3)]
+    for attempt in running:
+        pool.start(attempt)
+    assert pool.free_devices(running) == FreeDevices(1, (Fraction(0), Fraction(1, 2)))
+    for attempt in (running.pop(), running.pop()):
+        pool.release(attempt, reusable=True)
+    assert pool.free_devices(running) == FreeDevices(2, (Fraction(1, 2),))  # an idle process gives way
+    pool.ray.resources = {"CPU": 4.0}  # all GPUs are lost
+    assert pool.free_devices(running) == FreeDevices(0)
+
+
+def test_a_run_on_several_devices_uses_them_all(pool, new_attempt):
+    pool.ray.resources = {"CPU": 4.0}
+    assert pool.free_devices([new_attempt(), new_attempt()]) == FreeDevices(2)
+    assert pool.free_devices([new_attempt(devices=4)]) == FreeDevices(0)
 
 
 def test_runs_that_share_a_cpu_reserve_a_part_of_it(pool, new_attempt):

@@ -8,7 +8,7 @@ import stat
 import pytest
 
 from pipeline.common import files
-from pipeline.common.files import file_hash, file_sha256, write_atomically
+from pipeline.common.files import file_hash, file_sha256, file_system_time, write_atomically
 
 
 def test_write_atomically_replaces_the_content(tmp_path):
@@ -70,3 +70,12 @@ def test_a_file_is_written_where_the_file_system_has_no_permissions(tmp_path, mo
     monkeypatch.setattr(files.os, "fchmod", refuse)
     write_atomically(tmp_path / "a", "new")
     assert [path.read_text() for path in tmp_path.iterdir()] == ["new"]
+
+
+def test_the_time_of_a_file_system_is_that_of_its_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(files.time, "time", lambda: 1.0)  # this machine's clock is wrong
+    before = file_system_time(tmp_path)
+    (tmp_path / "a").touch()
+    assert 0 <= (tmp_path / "a").stat().st_mtime - before < 60
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert file_system_time(tmp_path / "missing") == 1.0

@@ -1,11 +1,16 @@
 """Class folders of images of any size: reading, broken images, and folders that are rejected."""
 
+import io
+import random
+
 import pytest
+import simplejpeg
 from PIL import Image
 
+from pipeline.data import jpeg
 from pipeline.data.class_names import class_order
 from pipeline.data.images import DataError
-from pipeline.derive.class_folders import ClassFolders, list_test_folder
+from pipeline.derive.class_folders import ClassFolders, check_image, list_test_folder
 from pipeline.derive.class_labels import class_labels
 from tests.support.image_sets import write_image
 
@@ -97,3 +102,47 @@ def test_fingerprint_depends_on_names_and_sizes(folder):
     before = open_folder(folder).fingerprint()
     (folder / "c" / "1.jpg").rename(folder / "c" / "2.jpg")
     assert open_folder(folder).fingerprint() != before
+
+
+def reason(read, content):
+    """Return the message of the DataError that `read` raises for a file; "" for a readable one."""
+    try:
+        read(content, "file")
+    except DataError as error:
+        return str(error)
+    return ""
+
+
+def test_the_check_rejects_the_images_that_decoding_rejects(tmp_path):
+    """Cut and damaged JPEGs in colour, in grey, progressive and with restart markers: the same errors."""
+    draw, outcomes = random.Random(3), set()
+    noise = Image.effect_noise((83, 61), 90)
+    colours = Image.merge("RGB", (noise, noise.rotate(90).resize(noise.size), noise))
+    for image, options in (
+        (colours, {}),
+        (noise, {}),
+        (colours, {"progressive": True}),
+        (colours.convert("CMYK"), {}),
+    ):
+        file = io.BytesIO()
+        image.save(file, "JPEG", quality=80, **options)
+        whole = file.getvalue()
+        assert reason(check_image, whole) == ""
+        for _ in range(60):
+            content = bytearray(whole[: draw.randrange(2, len(whole) + 1)] if draw.random() < 0.3 else whole)
+            for _ in range(draw.randrange(3)):
+                content[draw.randrange(len(content))] = draw.randrange(256)
+            found = reason(check_image, bytes(content))
+            assert found == reason(jpeg.decode, bytes(content))
+            outcomes.add(bool(found))
+    assert outcomes == {False, True}
+
+
+def test_the_check_does_not_decode_a_good_jpeg_to_its_full_size(folder, monkeypatch):
+    content = (folder / "c" / "1.jpg").read_bytes()
+    decoded = []
+    decode = simplejpeg.decode_jpeg
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", lambda *args, **kw: decoded.append(decode(*args, **kw)))
+    check_image(content, "file")
+    height, width = Image.open(io.BytesIO(content)).size[::-1]
+    assert [one.shape[:2] for one in decoded] == [(-(-height // 8), -(-width // 8))]

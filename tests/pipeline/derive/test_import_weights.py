@@ -12,6 +12,8 @@ from torch import nn
 from lightning_modules.resnet import resnet_cifar
 from pipeline.analyse.catalogue import find_network
 from pipeline.common.errors import UserError
+from pipeline.common.files import file_sha256
+from pipeline.derive import import_weights, published_files
 from pipeline.derive.counterparts import library_counterparts
 from pipeline.derive.import_weights import import_file, import_torchvision, state_hash
 from tests.support.smoke_runs import smoke_run, train_in
@@ -135,6 +137,24 @@ def test_a_copy_of_the_network_of_a_run_is_refused(small_network, small_state, t
     small_state["fc.bias"][0] += 1
     save_file(small_state, tmp_path / "mine.safetensors")  # of the same size
     assert not import_file(small_network, tmp_path / "mine.safetensors").is_known
+
+
+@pytest.mark.usefixtures("own_home")
+def test_a_file_is_hashed_once_beside_many_runs_of_its_size(small_network, small_state, tmp_path, monkeypatch):
+    for number in range(3):
+        original = tmp_path / "home" / "runs" / str(number) / "network.safetensors"
+        original.parent.mkdir(parents=True)
+        small_state["fc.bias"][0] += 1
+        save_file(small_state, original)
+    small_state["fc.bias"][0] += 1
+    save_file(small_state, tmp_path / "mine.safetensors")
+    hashed = []
+    for module in (import_weights, published_files):
+        monkeypatch.setattr(
+            module, "file_sha256", lambda path: hashed.append(path.parent.name) or file_sha256(path)
+        )
+    import_file(small_network, tmp_path / "mine.safetensors")
+    assert sorted(hashed) == sorted(["0", "1", "2", tmp_path.name])
 
 
 @pytest.fixture
