@@ -5,11 +5,8 @@ names all devices that running and waiting runs could use; Ray keeps it until th
 nodes for it up to its own limit, and removes idle nodes that it does not need.
 """
 
-import math
 import os
 from typing import Literal
-
-from pipeline.cluster.sharing import Devices
 
 AUTOSCALED_VARIABLE = "REPRO_AUTOSCALED"  # "gpu" or "cpu" on a head whose cluster has an autoscaler
 
@@ -29,9 +26,9 @@ class DeviceRequest:
     def __init__(self) -> None:
         self.devices: int | None = None  # requested last; None: not yet
 
-    def update(self, wanted: Devices, *, gpu: bool) -> None:
-        """Request `wanted` devices, in units of one; nothing happens without an autoscaler or a change."""
-        devices = min(math.ceil(wanted), MAX_REQUESTED)
+    def update(self, wanted: int, *, gpu: bool) -> None:
+        """Request `wanted` devices; nothing happens without an autoscaler or a change."""
+        devices = min(wanted, MAX_REQUESTED)
         if not autoscaled_kind() or devices == self.devices:
             return
         from ray.autoscaler.sdk import request_resources

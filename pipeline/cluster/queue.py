@@ -6,9 +6,11 @@ wait.
 """
 
 import graphlib
+import sys
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from heapq import heappop, heappush, heapreplace
 from typing import Literal
 
@@ -136,11 +138,10 @@ class Queue:
         """Append a launch's items to the queue, in their order.
 
         An item that already waits or runs belongs to both launches from then on, with the devices of the earlier
-        one. Its device hours are charged to
-        the earlier launch while that is within its budget. A finished item is not repeated; one that failed, was
-        cancelled or ran over budget is queued again, at the end. Adding a launch twice has no effect. ValueError,
-        before any change, for a need that is neither in the queue nor in the launch, for circular needs, and for
-        invalid numbers.
+        one. Its device hours are charged to the earlier launch while that is within its budget. A finished item is
+        not repeated; one that failed, was cancelled or ran over budget is queued again, at the end. A launch that
+        was added before has no effect. ValueError, before any change, for a need that is neither in the queue nor
+        in the launch, for circular needs, and for invalid numbers.
         """
         if launch in self.launches:
             return
@@ -388,19 +389,24 @@ class Queue:
         news, self.unreported = self.unreported, []
         return news
 
-    def wanted_devices(self, now: float) -> Devices:
-        """Return the devices of the running items, and of all waiting ones that may start if there were enough."""
-        wanted: Devices = 0
+    def wanted_devices(self, now: float, rooms: tuple[Fraction, ...] = ()) -> int:
+        """Return the devices of the running items, and of all waiting ones that may start if there were enough.
+
+        `rooms`: the free part of each device that running items share; waiting ones fill these first.
+        """
+        left = unlimited = FreeDevices(sys.maxsize, rooms)
+        running = len(rooms)
         started: Counter[str] = Counter()  # of the waiting items, by launch
         for entry in self.items.values():
+            devices = entry.item.devices
             if entry.state == "running":
-                wanted += entry.item.devices
+                running += devices if isinstance(devices, int) else 0
             elif entry.state == "waiting" and not entry.missing:
                 launches = entry.launches.values()
                 if any(launch.has_room(started[launch.launch], now) for launch in launches):
-                    wanted += entry.item.devices
+                    left = left.after_start(devices) or left
                     started.update(launch.launch for launch in launches)
-        return wanted
+        return running + unlimited.whole - left.whole
 
     def spent(self, launch: str, now: float) -> float:
         """Return the device hours of a launch, including those it was added with."""

@@ -33,7 +33,8 @@ class FreeDevices:
             return FreeDevices(self.whole - 1, (*self.rooms, 1 - devices)) if self.whole else None
         rooms = list(self.rooms)
         rooms.remove(min(fitting))
-        return FreeDevices(self.whole, (*rooms, min(fitting) - devices))
+        rest = min(fitting) - devices
+        return FreeDevices(self.whole, (*rooms, rest) if rest else tuple(rooms))
 
     def text(self, devices: Devices) -> str:
         """'1/4 of a device free': what is free for a run that needs `devices` and does not fit."""

@@ -164,7 +164,8 @@ class Supervisor:
             self.last_state = now
             self._attempt_write(self._request_budget_stops)
             self._attempt_write(self._write_state, now)
-            self.requested.update(self.queue.wanted_devices(now), gpu=self.pool.uses_gpus())
+            gpu = self.pool.uses_gpus()
+            self.requested.update(self.queue.wanted_devices(now, self.pool.shared.rooms(gpu=gpu)), gpu=gpu)
 
     # Launches
 

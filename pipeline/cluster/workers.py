@@ -1,6 +1,5 @@
 """Processes that train runs on the devices of a Ray cluster. Imports Ray."""
 
-import math
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -79,7 +78,7 @@ class WorkerPool:
         gpu = self.uses_gpus()
         used = sum(attempt.devices for attempt in running if attempt.gpu == gpu and not attempt.device)
         rooms = self.shared.rooms(gpu=gpu)
-        whole = math.floor(self.device_count() - used) - len(rooms)
+        whole = int(self.device_count() - used) - len(rooms)
         return FreeDevices(whole, rooms) if whole >= 0 else FreeDevices(0)
 
     def start(self, attempt: Attempt) -> Any:

@@ -21,6 +21,7 @@ from pipeline.cli import cluster as cli_cluster
 from pipeline.cli import launch as cli_launch
 from pipeline.cli import terminal
 from pipeline.cluster import jobs, launches, local_head, node
+from pipeline.cluster import status as cluster_status
 from pipeline.cluster.local_head import ClusterAddress
 from pipeline.cluster.token import clusters_folder
 from pipeline.common.errors import UserError
@@ -306,6 +307,14 @@ def test_status_shows_launches_and_runs(command, launched):
     assert out.endswith("To continue: repro resume\n")
 
 
+@pytest.fixture
+def still_clock(monkeypatch):
+    """A clock of `repro status` that stands still, so that two outputs have the same "1 s ago"."""
+    now = time.time()
+    monkeypatch.setattr(cluster_status, "time", types.SimpleNamespace(time=lambda: now))
+
+
+@pytest.mark.usefixtures("still_clock")
 def test_the_status_of_a_remote_cluster_is_fetched_as_json_and_rendered_locally(command, fake, launched):
     _, text, _ = command("status", "--json")
     fake.output = f"Running entrypoint for job x\n{text}"
@@ -382,6 +391,7 @@ def test_status_lines_end_when_their_reader_ends(tmp_path):
     assert len(done.stdout.splitlines()) == 2
 
 
+@pytest.mark.usefixtures("still_clock")
 def test_watch_without_a_terminal_prints_once(command, launched):
     assert command("status", "--watch") == command("status")
 

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -30,12 +29,12 @@ def requests(monkeypatch):
     return found
 
 
-def test_devices_are_requested_in_units_of_one_and_only_when_their_number_changes(requests):
+def test_devices_are_requested_one_by_one_and_only_when_their_number_changes(requests):
     request = DeviceRequest()
-    for wanted in (2, 2, Fraction(9, 4), 0, 0):
+    for wanted in (2, 2, 3, 0, 0):
         request.update(wanted, gpu=True)
     assert requests == [[{"GPU": 1}] * 2, [{"GPU": 1}] * 3, []]
-    request.update(Fraction(1, 2), gpu=False)
+    request.update(1, gpu=False)
     assert requests[-1] == [{"CPU": 1}]
 
 

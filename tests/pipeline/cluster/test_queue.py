@@ -113,6 +113,18 @@ def test_the_devices_wanted_respect_limits_and_budgets():
     assert queue.wanted_devices(HOUR) == 1 + 1 + 2 * 2  # a stops; d, x and y belong to the other launch
 
 
+def test_the_devices_wanted_are_whole_ones_beside_half_used_ones():
+    """Two halves run on two devices: the run on a whole one needs a third, until they are on one device."""
+    half = Fraction(1, 2)
+    queue = queue_of([*items("ab", half), item("c", 1), *items("def", half)])
+    assert queue.wanted_devices(0) == 2 + 1 + 1  # five halves and a whole one
+    assert names(queue.admit(FreeDevices(0, (half, half)), 0)) == "ab"
+    assert queue.wanted_devices(0, (half, half)) == 2 + 1 + 1
+    queue.cancel("f")
+    assert queue.wanted_devices(0, (half, half)) == 2 + 1
+    assert queue.wanted_devices(0, (Fraction(0),)) == 1 + 1 + 1
+
+
 def test_an_item_without_devices_keeps_its_position():
     queue = queue_of([item("a", 1), item("s", 0, "a"), item("b", 2), item("t", 0)])
     assert names(queue.admit(FreeDevices(1), 0)) == "a"
