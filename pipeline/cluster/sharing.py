@@ -37,7 +37,7 @@ class FreeDevices:
         return FreeDevices(self.whole, (*rooms, rest) if rest else tuple(rooms))
 
     def text(self, devices: Devices) -> str:
-        """'1/4 of a device free': what is free for a run that needs `devices` and does not fit."""
+        """'1 free', '1/4 free': what is free for a run that needs `devices` and does not fit."""
         return f"{self.whole if isinstance(devices, int) else max(self.rooms, default=0)} free"
 
 

@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import pytest
 
-from pipeline.cluster.sharing import as_number, devices_text, layout_text, parse_devices, ray_amount
+from pipeline.cluster.sharing import FreeDevices, as_number, devices_text, layout_text, parse_devices, ray_amount
 from pipeline.common.errors import UserError
 
 
@@ -50,3 +50,30 @@ def test_devices_as_text_and_numbers():
     assert [layout_text(2, gpu=False), layout_text(2, gpu=True)] == ["2 processes", "2 GPUs"]
     assert [layout_text(Fraction(1, 2), gpu=gpu) for gpu in (False, True)] == ["1/2 of a CPU", "1/2 of a GPU"]
     assert [as_number(Fraction(4, 2)), as_number(Fraction(7, 4)), as_number(Fraction(2, 3))] == [2, 1.75, 0.6667]
+
+
+HALF, QUARTER = Fraction(1, 2), Fraction(1, 4)
+
+
+@pytest.mark.parametrize(
+    ("free", "devices", "left"),
+    [
+        (FreeDevices(2), 2, FreeDevices(0)),
+        (FreeDevices(2, (HALF,)), 3, None),
+        (FreeDevices(0, (HALF, HALF)), 1, None),  # together one device, but none for the run
+        (FreeDevices(0), 0, FreeDevices(0)),
+        (FreeDevices(1), QUARTER, FreeDevices(0, (Fraction(3, 4),))),
+        (FreeDevices(1, (HALF, QUARTER)), QUARTER, FreeDevices(1, (HALF,))),  # the fullest with room
+        (FreeDevices(1, (HALF, QUARTER)), HALF, FreeDevices(1, (QUARTER,))),
+        (FreeDevices(0, (QUARTER,)), HALF, None),
+    ],
+)
+def test_what_is_free_after_a_run_has_started(free, devices, left):
+    assert free.after_start(devices) == left
+    if left:
+        assert left.total == free.total - devices
+
+
+def test_what_is_free_for_a_run_that_does_not_fit():
+    free = FreeDevices(1, (QUARTER, Fraction(1, 8)))
+    assert (free.text(2), free.text(HALF)) == ("1 free", "1/4 free")
