@@ -20,13 +20,43 @@ from pipeline.track.run_folder import RunFolder
 from tests.support.clusters import ENDING, ClusterHome, cluster_files, small_task, wait_until
 
 
+class FakeAutoscaler:
+    """Judges requests as version 2 of Ray's autoscaler: all devices are possible, or none.
+
+    `lag`: how many reads of its state later.
+    """
+
+    def __init__(self, limit=10**9, lag=3):
+        self.requests, self.limit, self.lag = [], limit, lag
+        self.version, self.seen, self.infeasible = 0, 0, False
+        self.states = []  # that it has not seen yet: version, devices
+
+    def request(self, bundles):
+        self.requests.append(bundles)
+
+    def read(self):
+        self.version += 1
+        self.states.append((self.version, len(self.requests[-1])))
+        if len(self.states) > self.lag:
+            self.seen, devices = self.states.pop(0)
+            self.infeasible = devices > self.limit
+        return self.version, self.seen, self.infeasible
+
+
 @pytest.fixture
-def requests(monkeypatch):
-    """The bundles of each request to the autoscaler."""
-    found = []
-    monkeypatch.setattr(ray.autoscaler.sdk, "request_resources", lambda bundles: found.append(bundles))
+def autoscaler(monkeypatch):
+    """A fake of Ray's autoscaler without a limit."""
+    made = FakeAutoscaler()
+    monkeypatch.setattr(ray.autoscaler.sdk, "request_resources", made.request)
+    monkeypatch.setattr(autoscale, "read_autoscaler_state", made.read)
     monkeypatch.setenv(autoscale.AUTOSCALED_VARIABLE, "gpu")
-    return found
+    return made
+
+
+@pytest.fixture
+def requests(autoscaler):
+    """The bundles of each request to the autoscaler."""
+    return autoscaler.requests
 
 
 def test_devices_are_requested_one_by_one_and_only_when_their_number_changes(requests):
@@ -43,9 +73,39 @@ def test_a_new_supervisor_withdraws_the_request_of_an_earlier_one(requests):
     assert requests == [[]]
 
 
-def test_a_request_is_not_larger_than_an_autoscaler_can_place(requests):
-    DeviceRequest().update(10_000, gpu=True)
-    assert len(requests[0]) == autoscale.MAX_REQUESTED
+def settle(request, wanted, turns=200):
+    """Update the request until it no longer changes; return it."""
+    for _ in range(turns):
+        request.update(wanted, gpu=True)
+    return request.devices
+
+
+@pytest.mark.parametrize("limit", [0, 1, 2, 64, 999, 1000])
+def test_more_runs_than_the_autoscaler_has_room_for_get_all_that_it_can_add(autoscaler, limit):
+    """Version 2 adds no node at all for a request beyond its limit."""
+    autoscaler.limit = limit
+    request = DeviceRequest()
+    assert settle(request, 10_000) == limit
+    assert len(autoscaler.requests) <= 12  # bisection of 1,001 numbers
+    assert settle(request, min(limit, 1)) == min(limit, 1)
+    assert settle(request, 10_000) == limit
+
+
+def test_a_limit_that_was_lowered_is_found_again(autoscaler):
+    autoscaler.limit = 16
+    request = DeviceRequest()
+    assert settle(request, 100) == 16
+    autoscaler.limit = 4
+    assert settle(request, 100) == 4
+
+
+def test_a_request_that_the_autoscaler_has_not_seen_is_not_judged(autoscaler):
+    """The judgement that is there is of the request before."""
+    autoscaler.limit, autoscaler.lag = 5, 10**6
+    request = DeviceRequest()
+    autoscaler.infeasible = True
+    assert settle(request, 100) == 100
+    assert len(autoscaler.requests) == 1
 
 
 def test_nothing_is_requested_without_an_autoscaler(requests, monkeypatch):
@@ -143,12 +203,9 @@ def start_autoscaler(cluster):
 def test_a_cluster_without_workers_grows_for_waiting_runs_and_shrinks_after_them(cluster):
     cluster.head(0, "--autoscaled", "cpu")
     start_autoscaler(cluster)
-    tasks = [small_task(seed, steps=60) for seed in range(3)]
+    tasks = [small_task(seed, steps=60) for seed in range(3)]  # three CPUs for two nodes of one
     driver = cluster.run(cluster.launch(tasks))
-    wait_until(
-        lambda: read_supervisor_state().get("devices", {}).get("requested") == 3, "three CPUs are requested"
-    )
-    wait_until(lambda: read_supervisor_state()["devices"]["all"] == 2, "two nodes join, the autoscaler's limit")
+    wait_until(lambda: read_supervisor_state().get("devices", {}).get("all") == 2, "two nodes join, the limit")
     assert driver.wait(ENDING) == 0, cluster.output(driver)
     assert all(RunFolder(task.folder).result() for task in tasks)
     wait_until(lambda: read_supervisor_state()["devices"].get("requested") == 0, "nothing is requested any more")
