@@ -85,6 +85,6 @@ def read_autoscaler_state() -> tuple[int, int, bool]:
 @functools.cache
 def gcs_client() -> Any:
     """Return a client of the GCS of the cluster that this process is connected to."""
-    from ray._raylet import GcsClient
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]  # a compiled module
 
     return GcsClient(ray.get_runtime_context().gcs_address)
