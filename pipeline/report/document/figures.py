@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pipeline.report.document.anchors import anchor
-from pipeline.report.paper_figures.paper_figure import FIGURE_FORMATS, FigureFormat, PaperFigure
+from pipeline.report.paper_figures.paper_figure import FIGURE_FORMATS, PaperFigure
 from pipeline.report.paper_figures.style import ThemeName
 
 FIGURE_FOLDER = "figures"
@@ -60,14 +60,12 @@ def svg_address(svg: bytes) -> str:
 
 
 def figure_files(figure: PaperFigure) -> tuple[ShownFigure, dict[str, bytes]]:
-    """Return a figure that refers to files, and the content of these: PNG, SVG and PDF, light and dark."""
+    """Return a figure that refers to files, and the content of these: PNG, SVG and PDF, and an SVG for dark pages."""
     if figure.missing:
         return shown_figure(figure), {}
     stem = f"{FIGURE_FOLDER}/{anchor(figure.name)}"
-    files: dict[str, bytes] = {}
-    for theme in THEME_NAMES:  # a PDF is for paper, so there is no dark one
-        formats: tuple[FigureFormat, ...] = FIGURE_FORMATS if theme == "light" else ("png", "svg")
-        for format_name in formats:
-            files[f"{stem}{'' if theme == 'light' else '-dark'}.{format_name}"] = figure.render(format_name, theme)
+    light = figure.render_formats(FIGURE_FORMATS)
+    files = {f"{stem}.{name}": content for name, content in light.items()}
+    files[f"{stem}-dark.svg"] = figure.render("svg", "dark")
     links = tuple((name.upper(), f"{stem}.{name}") for name in FIGURE_FORMATS)
     return shown_figure(figure, f"{stem}.svg", f"{stem}-dark.svg", links), files

@@ -1,7 +1,7 @@
 """A figure of a paper, drawn from our runs on demand."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from pipeline.common.errors import UserError, explain_write_errors
 from pipeline.common.files import write_atomically
-from pipeline.report.paper_figures.style import THEMES, Theme, ThemeName, figure_style
+from pipeline.report.paper_figures.style import THEMES, Theme, ThemeName, figure_style, fix_layout
 
 FigureFormat = Literal["png", "svg", "pdf"]
 Draw = Callable[[Theme], Figure]
@@ -67,12 +67,26 @@ class PaperFigure:
 
         Raises UserError if there is no evidence to draw.
         """
+        return self.render_formats([format], theme)[format]
+
+    def render_formats(
+        self, formats: Iterable[FigureFormat], theme: ThemeName = "light"
+    ) -> dict[FigureFormat, bytes]:
+        """Return the bytes of the figure's file in each of these formats. It is drawn once for all of them.
+
+        Raises UserError if there is no evidence to draw.
+        """
         if self.draw is None:
             raise UserError(f"figure {self.name} cannot be drawn. {self.missing}")
-        chosen, file = THEMES[theme], io.BytesIO()
+        chosen, found = THEMES[theme], {}
         with figure_style(chosen):
-            self.draw(chosen).savefig(file, format=format, dpi=DPI, metadata=NO_DATES[format])
-        return file.getvalue()
+            figure = self.draw(chosen)
+            fix_layout(figure)
+            for format in formats:
+                file = io.BytesIO()
+                figure.savefig(file, format=format, dpi=DPI, metadata=NO_DATES[format])
+                found[format] = file.getvalue()
+        return found
 
     def write(self, path: Path, theme: ThemeName = "light") -> Path:
         """Write the figure to a file atomically, in the format of its suffix: .png, .svg or .pdf.
