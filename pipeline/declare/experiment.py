@@ -109,7 +109,7 @@ class Experiment(FrozenModel):
         return {}
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """Return a copy with other values, which are not checked. Recipes are resolved again if they may differ."""
+        """Return a copy with other values, not checked. Recipes are resolved again if they may differ."""
         copied = super().model_copy(update=update, deep=deep)
         if not {*(update or {})} <= {"claims"}:
             copied.__dict__.pop("_recipes", None)

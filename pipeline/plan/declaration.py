@@ -88,7 +88,7 @@ def without_later_defaults(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 @cache
 def later_defaults_by_part() -> dict[tuple[str, ...], dict[str, Any]]:
-    """Return LATER_DEFAULTS by the part of a recipe that they are in: ("train", "optimizer") -> {"nesterov": …}."""
+    """Return LATER_DEFAULTS by their part of a recipe: ("train", "optimizer") -> {"nesterov": False, …}."""
     found: dict[tuple[str, ...], dict[str, Any]] = {}
     for dotted, default in LATER_DEFAULTS.items():
         *path, key = dotted.split(".")

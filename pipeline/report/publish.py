@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.common.paths import report_folder
 from pipeline.declare.experiment import Experiment
-from pipeline.declare.load import experiment_names, load_experiment
+from pipeline.declare.load import load_paper
 from pipeline.declare.recipe import PAPER_SCALE
 from pipeline.judge.category import category
 from pipeline.judge.collect import judge_experiments
@@ -114,8 +114,7 @@ def note_of_paper(
     experiment: Experiment, records: Sequence[Record], rows: Sequence[LeaderboardRow], link: Link
 ) -> str:
     """Return the note of the paper of `experiment`, over all its experiments. `rows` are judged already."""
-    folder = [name for name in experiment_names() if name.partition("/")[0] == experiment.folder]
-    declared = {name: load_experiment(name) for name in folder} | {experiment.name: experiment}
+    declared = {one.name: one for one in load_paper(experiment.folder)} | {experiment.name: experiment}
     trained = [
         one.model_copy(update={"claims": tuple(claim for claim in one.claims if category(claim) == "trained")})
         for one in declared.values()

@@ -29,7 +29,7 @@ class RunFiles:
         self._away = ""  # why the tracking server cannot be used, once it did not answer
 
     def curve(self, record: Record, metric: str) -> Curve:
-        """Return the curve of a run; empty if it has none. A run without a readable journal is asked of the server."""
+        """Return the curve of a run; empty if it has none. Without a readable journal it is the server's."""
         if record.identity not in self._journals:
             self._journals[record.identity] = self._read_journal(record)
         journal = self._journals[record.identity]

@@ -50,7 +50,9 @@ class Report:
     scales: tuple[str, ...] = ()  # only these; empty: all
     unfinished: tuple[UnfinishedRun, ...] = ()
     trouble: str = ""  # why runs of the tracking server may be missing
-    unread: Mapping[str, str] = field(default_factory=dict)  # identity -> which of its files cannot be read, and why
+    unread: Mapping[str, str] = field(
+        default_factory=dict
+    )  # identity -> which of its files cannot be read, and why
     made: str = field(default_factory=lambda: datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
     commit: str = "unknown"
 

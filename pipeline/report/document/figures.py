@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pipeline.report.document.anchors import anchor
-from pipeline.report.paper_figures.paper_figure import FIGURE_FORMATS, PaperFigure
+from pipeline.report.paper_figures.paper_figure import FIGURE_FORMATS, FigureFormat, PaperFigure
 from pipeline.report.paper_figures.style import ThemeName
 
 FIGURE_FOLDER = "figures"
@@ -41,8 +41,8 @@ def embed_figures(figures: Iterable[PaperFigure]) -> list[ShownFigure]:
         if figure.missing:
             shown.append(shown_figure(figure))
         else:
-            light, dark = (svg_address(figure.render("svg", theme)) for theme in THEME_NAMES)
-            shown.append(shown_figure(figure, light, dark))
+            drawn = figure.render_all([("svg", theme) for theme in THEME_NAMES])
+            shown.append(shown_figure(figure, *map(svg_address, drawn.values())))
     return shown
 
 
@@ -60,12 +60,15 @@ def svg_address(svg: bytes) -> str:
 
 
 def figure_files(figure: PaperFigure) -> tuple[ShownFigure, dict[str, bytes]]:
-    """Return a figure that refers to files, and the content of these: PNG, SVG and PDF, and an SVG for dark pages."""
+    """Return a figure that refers to files, and their content: PNG, SVG and PDF, and an SVG for dark pages."""
     if figure.missing:
         return shown_figure(figure), {}
     stem = f"{FIGURE_FOLDER}/{anchor(figure.name)}"
-    light = figure.render_formats(FIGURE_FORMATS)
-    files = {f"{stem}.{name}": content for name, content in light.items()}
-    files[f"{stem}-dark.svg"] = figure.render("svg", "dark")
+    wanted: list[tuple[FigureFormat, ThemeName]] = [(format, "light") for format in FIGURE_FORMATS]
+    drawn = figure.render_all([*wanted, ("svg", "dark")])
+    files = {
+        f"{stem}{'' if theme == 'light' else '-dark'}.{format}": content
+        for (format, theme), content in drawn.items()
+    }
     links = tuple((name.upper(), f"{stem}.{name}") for name in FIGURE_FORMATS)
     return shown_figure(figure, f"{stem}.svg", f"{stem}-dark.svg", links), files
