@@ -42,7 +42,8 @@ def embed_figures(figures: Iterable[PaperFigure]) -> list[ShownFigure]:
             shown.append(shown_figure(figure))
         else:
             drawn = figure.render_all([("svg", theme) for theme in THEME_NAMES])
-            shown.append(shown_figure(figure, *map(svg_address, drawn.values())))
+            light, dark = map(svg_address, drawn.values())
+            shown.append(shown_figure(figure, light, dark))
     return shown
 
 
