@@ -36,11 +36,11 @@ def write_site(report: Report, folder: Path, *, title: str, address: Callable[[R
     """
     earlier = earlier_files(folder)
     files = site_files(report, title=title, address=address)
-    written = [write_manifest(folder, {*earlier, *files})]
+    written = [write_file_list(folder, {*earlier, *files})]
     written += [write_file(folder / name, content, durable=False) for name, content in files.items()]
     for name in earlier - {*files}:
         (folder / name).unlink(missing_ok=True)
-    write_manifest(folder, files)
+    write_file_list(folder, files)
     return written
 
 
@@ -67,7 +67,7 @@ def site_files(report: Report, *, title: str, address: Callable[[Record], str]) 
     return files
 
 
-def write_manifest(folder: Path, names: Iterable[str]) -> Path:
+def write_file_list(folder: Path, names: Iterable[str]) -> Path:
     """Write the list of a site's files."""
     return write_file(folder / MANIFEST, json.dumps({"files": sorted(names)}, indent=1) + "\n")
 
