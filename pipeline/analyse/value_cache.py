@@ -6,7 +6,7 @@ files that measure it and for the versions of Python and torch. A damaged file c
 
 import json
 from contextlib import suppress
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +48,18 @@ def cache_value(network: tuple[Any, ...], metric: str, value: Any) -> None:
 def read_values(network: tuple[Any, ...]) -> dict[str, Any]:
     """Return the valid values of a network by metric; none if its file is missing, outdated or damaged."""
     with suppress(OSError, ValueError, KeyError, TypeError):
-        cached = json.loads(value_file(network).read_text(encoding="utf-8"))
+        file = value_file(network)
+        about = file.stat()
+        cached = read_value_file(file, about.st_ino, about.st_mtime_ns, about.st_size)
         if cached["sources"] == measuring_code():
             return {**cached["values"]}
     return {}
+
+
+@lru_cache(maxsize=512)
+def read_value_file(path: Path, _inode: int, _mtime: int, _size: int) -> Any:
+    """Return the content of a file, read again once it was replaced. Raises OSError or ValueError."""
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def value_file(network: tuple[Any, ...]) -> Path:

@@ -9,7 +9,7 @@ from rich.markup import escape
 from pipeline.cli.options import Suite
 from pipeline.cli.selection import check_scale, collect_with_warnings, experiments_or_suite
 from pipeline.cli.tables import TableFormat, print_rows, with_table_formats
-from pipeline.cli.terminal import out, say, spinner
+from pipeline.cli.terminal import out, print_warning_line, say, spinner
 from pipeline.common.errors import UserError
 
 if TYPE_CHECKING:
@@ -40,19 +40,20 @@ def figures(
     from pipeline.judge.collect import judge_experiments
     from pipeline.report.paper_figures.collect import paper_figures
     from pipeline.report.paper_figures.project import with_numbers
-    from pipeline.report.run_files import curve_reader, read_run_weights
+    from pipeline.report.run_files import RunFiles, unread_sentences
 
     chosen, wanted = experiments_or_suite(experiments or [], suite), parse_formats(formats)
     check_scale(chosen, scale)
     with spinner("judging the claims and drawing the figures …"):
         found = collect_with_warnings()
+        read = RunFiles(found.tracker)
         entries = judge_experiments(with_numbers(chosen), found.records)
         drawn = paper_figures(
             chosen,
             found.records,
             entries,
-            curves=curve_reader(found.tracker),
-            weights=read_run_weights,
+            curves=read.curve,
+            weights=read.weights,
             measure=measure_claim,
             scales=(scale,) if scale else (),
         )
@@ -61,6 +62,8 @@ def figures(
             for figure in drawn
             if not figure.missing
         }
+    for sentence in unread_sentences(found.records, read.unread):
+        print_warning_line(f"Missing from the figures: {sentence}")
     if not shape.is_text:
         rows = [figure.to_dict() | {"files": files.get(figure.name, [])} for figure in drawn]
         print_rows(rows, shape, FIGURE_COLUMNS)

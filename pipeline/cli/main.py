@@ -24,7 +24,7 @@ from pipeline.cli import report as cli_report
 from pipeline.cli import run as cli_run
 from pipeline.cli import ui as cli_ui
 from pipeline.cli.selection import collect_with_warnings
-from pipeline.cli.terminal import err, out
+from pipeline.cli.terminal import err, out, print_warning_line
 from pipeline.common.errors import UserError, explain_write_errors
 from pipeline.common.network import report_no_statistics, use_no_proxy
 
@@ -94,7 +94,7 @@ def results(
 
     found = collect_with_warnings()
     with explain_write_errors(file.parent, "free some space, fix the folder, or choose another file with --out"):
-        written = write_results(load_all(), found.records, found.tracker, file)
+        written = write_results(load_all(), found.records, found.tracker, file, warn=print_warning_line)
     for path in written:
         out.print(f"wrote {escape(str(path))}", soft_wrap=True)
 

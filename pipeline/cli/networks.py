@@ -153,7 +153,8 @@ def evaluate(
         )
     if key and set(weights) == {TORCHVISION}:
         raise UserError("--key selects weights in a file, and --weights torchvision is none; leave out --key")
-    found = [find_network(network, load_all(), parse_changes(changes or [])) for network in networks]
+    declared, changed = load_all(), parse_changes(changes or [])
+    found = [find_network(network, declared, changed) for network in networks]
     with spinner("Reading the weights …"):
         members = [
             (named, import_torchvision(named) if source == TORCHVISION else import_file(named, Path(source), key))

@@ -129,9 +129,8 @@ def with_shorthands(changes: dict[str, Any], shorthands: dict[str, tuple[str, st
 
 def experiments_of(name: str | None) -> "list[Experiment]":
     """Return the experiments of a paper, or the named one; all if no name is given."""
-    from pipeline.declare.load import experiment_names, load_all, load_experiment
+    from pipeline.declare.load import load_all, load_experiment, load_paper
 
     if name is None:
         return load_all()
-    of_paper = [known for known in experiment_names() if known.partition("/")[0] == name]
-    return [load_experiment(known) for known in of_paper or [name]]
+    return load_paper(name) or [load_experiment(name)]

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from pipeline.cli import terminal
 from pipeline.cli.options import AsJson
@@ -118,5 +119,5 @@ def print_table(rows: Sequence[Mapping[str, str]], left: Sequence[str], *, marku
             min_width=max(words, default=None),
         )
     for row in rows:
-        table.add_row(*(row.values() if markup else map(escape, row.values())))
+        table.add_row(*(row.values() if markup else map(Text, row.values())))  # a Text needs no parsing
     terminal.out.print(table, crop=False)

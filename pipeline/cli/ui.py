@@ -15,8 +15,6 @@ import typer
 
 from pipeline.cli.terminal import out
 from pipeline.common.errors import UserError, explain_write_errors
-from pipeline.track.mlflow_reader import find_experiment, redact, server_key
-from pipeline.track.mlflow_views import OVERVIEW, VERDICTS, view_address
 
 CONNECT_SECONDS = 0.2  # between two attempts to connect to a server that starts
 
@@ -24,6 +22,7 @@ CONNECT_SECONDS = 0.2  # between two attempts to connect to a server that starts
 def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 5000) -> None:
     """Serve the MLflow UI on this machine and open the leaderboard. Ctrl-C stops it."""
     from pipeline.common.paths import home, tracking_uri
+    from pipeline.track.mlflow_reader import server_key
 
     uri = tracking_uri()
     if uri.startswith(("http://", "https://")):
@@ -72,6 +71,7 @@ def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0
 def server_failure(log_file: Path, uri: str, code: int) -> str:
     """Return in one sentence why MLflow's server ended, from its log."""
     from pipeline.track.mlflow_errors import store_remedy
+    from pipeline.track.mlflow_reader import redact
 
     text = log_file.read_text(encoding="utf-8", errors="replace")
     if remedy := store_remedy(text, uri):
@@ -85,6 +85,9 @@ def print_views(server: str, uri: str) -> str | None:
 
     Raises TrackingError for a store that MLflow cannot open.
     """
+    from pipeline.track.mlflow_reader import find_experiment
+    from pipeline.track.mlflow_views import OVERVIEW, VERDICTS, view_address
+
     if uri.startswith(("sqlite:///", "http://", "https://")) and "?" not in uri:
         place = find_experiment(uri, OVERVIEW)
     else:  # only MLflow's client reads it, which takes seconds to import

@@ -1,7 +1,8 @@
 """The type of an experiment: question, variants, scales, derived runs, claims, choices, departures."""
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from functools import cached_property
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, PrivateAttr, ValidationError
 
@@ -91,9 +92,29 @@ class Experiment(FrozenModel):
 
     def with_others(self, others: Mapping[str, "Experiment"]) -> "Experiment":
         """Return the experiment with the other ones whose variants its derived runs consume."""
+        _ = self._recipes  # the same ones for both
         changed = self.model_copy()
         changed._others = dict(others)
+        changed.__dict__.pop("memo", None)
         return changed
+
+    @cached_property
+    def _recipes(self) -> dict[tuple[str, str], Recipe]:
+        """Recipes resolved so far, by variant and scale."""
+        return {}
+
+    @cached_property
+    def memo(self) -> dict[Hashable, Any]:
+        """Results of functions of the variants, scales and derived runs, which these functions keep here."""
+        return {}
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Return a copy with other values, not checked. Recipes are resolved again if they may differ."""
+        copied = super().model_copy(update=update, deep=deep)
+        if not {*(update or {})} <= {"claims"}:
+            copied.__dict__.pop("_recipes", None)
+            copied.__dict__.pop("memo", None)
+        return copied
 
     def owner(self, variant: str) -> tuple["Experiment", str]:
         """Return the experiment that declares a variant, and its name there.
@@ -279,6 +300,8 @@ class Experiment(FrozenModel):
         owner, variant = self.owner(variant)
         if owner is not self:
             return owner.recipe(variant, scale, changes)
+        if not changes and (variant, scale) in self._recipes:
+            return self._recipes[variant, scale]
         if scale not in self.scales:
             raise UserError(f"{self.name}: unknown scale {scale!r}{nearest(scale, self.scales)}")
         if variant not in self.variants:
@@ -297,7 +320,7 @@ class Experiment(FrozenModel):
             if not (isinstance(optimizer, dict) and optimizer.get("name") == "sdlm"):  # supports neither
                 raw["train"] = REDUCED_PRECISION | raw["train"]
         try:
-            return Recipe.model_validate(raw)
+            recipe = Recipe.model_validate(raw)
         except ValidationError as error:
             key, reason = explain_validation_error(error, Recipe, raw)
             if changes:
@@ -306,6 +329,9 @@ class Experiment(FrozenModel):
                     f"{describe_changes(key, changes)} (for {variant} at {scale}): {reason}"
                 ) from None
             raise DeclarationError(f"{self._origin(key, variant, scale)}: {reason}") from None
+        if not changes:
+            self._recipes[variant, scale] = recipe
+        return recipe
 
     def _origin(self, key: str, variant: str, scale: str) -> str:
         """Return file and dotted key of the declaration that sets `key` of a resolved recipe, for messages."""

@@ -52,6 +52,12 @@ def load_all() -> list[Experiment]:
     return experiments
 
 
+def load_paper(paper: str) -> list[Experiment]:
+    """Return the experiments of a paper, sorted by name; none for an unknown one."""
+    reader = DeclarationReader(EXPERIMENTS)
+    return [reader.load(name) for name in reader.names if name.partition("/")[0] == paper]
+
+
 def load_all_printed(folder: Path = EXPERIMENTS) -> dict[str, PrintedFile]:
     """Return what the papers print, by folder of experiments. Raises UserError for an invalid file."""
     found = {path.name: load_printed(path) for path in sorted(folder.iterdir()) if path.is_dir()}

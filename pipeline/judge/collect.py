@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline.common.paths import runs_folder
 from pipeline.declare.experiment import Experiment
-from pipeline.judge.counting import declarations_of, unchanged_records
+from pipeline.judge.counting import Records, declarations_of, unchanged_records
 from pipeline.judge.ledger import LedgerEntry, ledger
 from pipeline.judge.missing import Unfinished
 from pipeline.track.mlflow_errors import TrackingError
@@ -39,7 +39,7 @@ def collect_runs() -> FinishedRuns:
 
 def judge_experiments(
     experiments: Sequence[Experiment],
-    records: Sequence[Record],
+    records: Records,
     scales: Sequence[str] = (),
     unfinished: Unfinished | None = None,
 ) -> list[LedgerEntry]:

@@ -144,6 +144,19 @@ def declarations_of(
 
     At paper scale only declared seeds are included, except for runs changed by --set, which count for no claim.
     """
+    if changes:
+        return make_declarations(experiment, scale, name, seeds, changes)
+    key = "declarations", scale, name, frozenset(seeds)
+    if key not in experiment.memo:
+        experiment.memo[key] = make_declarations(experiment, scale, name, seeds)
+    found: set[str] = experiment.memo[key]
+    return found
+
+
+def make_declarations(
+    experiment: Experiment, scale: str, name: str, seeds: Collection[int], changes: Mapping[str, Any] | None = None
+) -> set[str]:
+    """Return what `declarations_of` returns and keeps."""
     declared_only = scale == PAPER_SCALE and not changes
     if name not in experiment.derived:
         declared = experiment.seeds_of(name, scale)

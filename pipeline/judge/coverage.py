@@ -208,6 +208,7 @@ def places(source: str) -> frozenset[str]:
     return frozenset(found or {source.lower()})
 
 
+@cache
 def is_at(place: str, source: str) -> bool:
     """Is the place of a claim, from `places`, one of the printed source, or inside it?"""
     return any(place == own or place.startswith((f"{own}.", f"{own}(")) for own in places(source))

@@ -102,17 +102,24 @@ def missing_runs(
         if isinstance(declared.derived[own], TimingSpec):
             found |= {(name, seed) for seed in declared.seeds_at(scale)}
             continue
-        consumed = declared.derived_spec(own, scale).consumes
-        runs = {
-            variant: make_runs(declared, scale, variant, declared.seeds_of(variant, scale)) for variant in consumed
-        }
-        for derived in make_derived_runs(declared, own, scale, runs):
-            if (name, derived.seed) not in recorded:
-                members = {
-                    (beside(name, member_name(declared, member)), member.seed) for member in derived.members
-                }
-                found |= {(name, derived.seed), *members}
+        for seed, members in members_by_seed(declared, own, scale).items():
+            if (name, seed) not in recorded:
+                found |= {(name, seed), *((beside(name, member), of) for member, of in members)}
     return found - recorded
+
+
+def members_by_seed(experiment: Experiment, name: str, scale: str) -> Mapping[int, Sequence[tuple[str, int]]]:
+    """Return the seed of each declared derived run `name` -> variant and seed of the runs that it consumes."""
+    key = "members", scale, name
+    if key not in experiment.memo:
+        consumed = experiment.derived_spec(name, scale).consumes
+        runs = {one: make_runs(experiment, scale, one, experiment.seeds_of(one, scale)) for one in consumed}
+        experiment.memo[key] = {
+            derived.seed: [(member_name(experiment, member), member.seed) for member in derived.members]
+            for derived in make_derived_runs(experiment, name, scale, runs)
+        }
+    found: Mapping[int, Sequence[tuple[str, int]]] = experiment.memo[key]
+    return found
 
 
 def not_run_verdict(claim: Claim, experiment: Experiment, by_scale: Mapping[str, ByVariant]) -> Verdict:

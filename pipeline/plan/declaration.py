@@ -1,7 +1,8 @@
 """Hash of a resolved recipe and seed."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any
 
 from pipeline.common.hashing import canonical_json
@@ -68,16 +69,31 @@ def declaration_hashes(recipe: Recipe, seeds: Iterable[int]) -> dict[int, str]:
     return hashes
 
 
-def without_later_defaults(value: Any, path: str = "") -> Any:
+def without_later_defaults(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Return a dumped recipe without the settings of LATER_DEFAULTS that are at their default."""
-    if not isinstance(value, dict):
-        return value
-    kept = {}
-    for key, item in value.items():
-        dotted = f"{path}.{key}".lstrip(".")
-        if dotted not in LATER_DEFAULTS or item != LATER_DEFAULTS[dotted]:
-            kept[key] = without_later_defaults(item, dotted)
+    kept = {**recipe}
+    for path, defaults in later_defaults_by_part().items():
+        part: Any = kept
+        for name in path:
+            inner = part.get(name)
+            if not isinstance(inner, dict):
+                break
+            part[name] = part = {**inner}
+        else:
+            for key, default in defaults.items():
+                if key in part and part[key] == default:
+                    del part[key]
     return kept
+
+
+@cache
+def later_defaults_by_part() -> dict[tuple[str, ...], dict[str, Any]]:
+    """Return LATER_DEFAULTS by their part of a recipe: ("train", "optimizer") -> {"nesterov": False, …}."""
+    found: dict[tuple[str, ...], dict[str, Any]] = {}
+    for dotted, default in LATER_DEFAULTS.items():
+        *path, key = dotted.split(".")
+        found.setdefault(tuple(path), {})[key] = default
+    return found
 
 
 def without_later_derived_defaults(settings: dict[str, Any]) -> dict[str, Any]:

@@ -135,8 +135,9 @@ def run_declarations(runs: Sequence[Run]) -> list[str]:
     for first in runs:
         key = first.experiment, first.variant
         if key not in hashes:
-            train = first.recipe.train.model_copy(update={"start": None})
-            recipe = first.recipe.model_copy(update={"train": train})
+            recipe = first.recipe
+            if recipe.train.start is not None:
+                recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"start": None})})
             seeds = [run.seed for run in runs if (run.experiment, run.variant) == key]
             hashes[key] = declaration_hashes(recipe, seeds)
     found = []
@@ -272,10 +273,22 @@ def make_runs(
     changed = {} if not changes or recipe == experiment.recipe(variant, scale) else dict(changes)
     starts: Sequence[Run | None] = [None] * len(seeds)
     if start := recipe.train.start:
-        other = load_experiment(start.experiment) if start.experiment else experiment
+        other = other_experiment(experiment, start.experiment) if start.experiment else experiment
         starts = make_runs(other, scale, start.variant, seeds, changes)
     pairs = zip(seeds, starts, strict=True)
     return [Run(experiment.name, scale, variant, seed, recipe, changed, origin) for seed, origin in pairs]
+
+
+def other_experiment(experiment: Experiment, name: str) -> Experiment:
+    """Return another experiment, from whose runs those of `experiment` start; it is read once.
+
+    Raises UserError for an unknown name.
+    """
+    key = "other experiment", name
+    if key not in experiment.memo:
+        experiment.memo[key] = load_experiment(name)
+    found: Experiment = experiment.memo[key]
+    return found
 
 
 def make_derived_runs(

@@ -1,6 +1,6 @@
 """HTML page of one experiment at one scale: a report of that experiment alone, in one file."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipeline.common.errors import WRITE_HINT
@@ -22,9 +22,12 @@ def write_page(
     records: Sequence[Record],
     figures: Sequence[PaperFigure],
     path: Path,
+    *,
+    unread: Mapping[str, str] | None = None,
 ) -> Path:
     """Write the page to `path` atomically; it refers to no other file. Verdicts that rest on runs come first.
 
+    `unread`: identity of a run -> which of its files cannot be read, and why.
     Raises UserError if the folder cannot be written.
     """
     subject = f"{experiment.name} at {scale} scale"
@@ -37,6 +40,7 @@ def write_page(
         subject=f"{subject} ({why.rstrip('.')})" if why else subject,
         figures=figures,
         scales=[scale],
+        unread=unread,
         commit=commit(),
     )
     html = render_page(content, content.papers, PageOptions(), title=experiment.question)

@@ -9,7 +9,7 @@ from pipeline.declare.recipe import PAPER_SCALE
 from pipeline.judge.coverage import KINDS, PrintedRow
 from pipeline.judge.ledger import LedgerEntry
 from pipeline.judge.verdict import Outcome
-from pipeline.plan.expand import DerivedRun, Run, plan_runs
+from pipeline.plan.expand import DerivedRun, Run, plan_runs, run_declarations
 from pipeline.report.describe import training_multiply_adds
 from pipeline.report.deviations import deviation_groups
 from pipeline.report.text import by_category, headlines, markdown, verdict_cells
@@ -89,7 +89,9 @@ def scale_cells(experiment: Experiment, scale: str, rates: Rates) -> dict[str, s
     planned = plan_runs(experiment, scale=scale)
     runs = [run for run in planned if isinstance(run, Run)]
     derived = sum(isinstance(run, DerivedRun) for run in planned)
-    work = [training_multiply_adds(run) for run in runs]
+    of_network = {(run.experiment, run.variant): run for run in runs}  # its seeds take the same
+    each = {network: training_multiply_adds(run) for network, run in of_network.items()}
+    work = [each[run.experiment, run.variant] for run in runs]
     known = [one for one in work if one is not None]
     total = sum(known) if len(known) == len(work) else None
     cells = {
@@ -113,14 +115,12 @@ def measured_rates(experiments: Iterable[Experiment], records: Sequence[Record])
 
     Small networks and images use hardware less well than large ones, so hours by this rate are a rough guide.
     """
-    runs = {
-        run.declaration: run
-        for experiment in experiments
-        for scale in dict.fromkeys([PAPER_SCALE, *experiment.scales])
-        if scale in experiment.scales and any(record.experiment == experiment.name for record in records)
-        for run in plan_runs(experiment, scale=scale)
-        if isinstance(run, Run)
-    }
+    recorded = {record.experiment for record in records}
+    runs: dict[str, Run] = {}
+    for experiment in (one for one in experiments if one.name in recorded):
+        for scale in sorted(experiment.scales, key=lambda name: name != PAPER_SCALE):
+            planned = [run for run in plan_runs(experiment, scale=scale) if isinstance(run, Run)]
+            runs |= dict(zip(run_declarations(planned), planned, strict=True))
     found: dict[str, list[float]] = {}
     for record in records:
         run = runs.get(record.declaration)

@@ -8,11 +8,11 @@ from typing import Any
 
 from pipeline.common.paths import report_folder
 from pipeline.declare.experiment import Experiment
-from pipeline.declare.load import experiment_names, load_experiment
+from pipeline.declare.load import load_paper
 from pipeline.declare.recipe import PAPER_SCALE
 from pipeline.judge.category import category
 from pipeline.judge.collect import judge_experiments
-from pipeline.judge.counting import counted_records
+from pipeline.judge.counting import counted_records, unchanged_records
 from pipeline.judge.ledger import LedgerEntry
 from pipeline.report.judged_models import judged_models
 from pipeline.report.leaderboard import (
@@ -51,10 +51,11 @@ def make_report(
     """
     from pipeline.report.stamp import ReportStamp, report_hash
 
-    by_variant = counted_records(experiment, scale, records)
+    index = unchanged_records(records)
+    by_variant = counted_records(experiment, scale, index)
     counted = [record for rows in by_variant.values() for record in rows]
     board = [row for row in build_leaderboard([experiment], records) if row.scale == scale]
-    entries = judge_experiments([experiment], records, [scale])
+    entries = judge_experiments([experiment], index, [scale])
     rows = with_verdicts(board, entries)
     stem = f"{experiment.name.replace('/', '-')}-{scale}"
     stamp = ReportStamp(
@@ -66,13 +67,23 @@ def make_report(
     from pipeline.report.page import write_page
     from pipeline.report.paper_figures.figure_data import scale_runs
     from pipeline.report.paper_figures.training import training_figure
-    from pipeline.report.run_files import curve_reader
+    from pipeline.report.run_files import RunFiles
     from pipeline.report.text import leaderboard_table, verdict_cells
 
-    drawn = training_figure(curve_reader(tracker), scale_runs(experiment, scale, counted))
+    curves = RunFiles(tracker)
+    drawn = training_figure(curves.curve, scale_runs(experiment, scale, counted))
     figure = drawn.write(report_folder() / f"{stem}.png") if drawn else None
     figures_of_page = [drawn] if drawn else []
-    page = write_page(experiment, scale, rows, entries, counted, figures_of_page, report_folder() / f"{stem}.html")
+    page = write_page(
+        experiment,
+        scale,
+        rows,
+        entries,
+        counted,
+        figures_of_page,
+        report_folder() / f"{stem}.html",
+        unread=curves.unread,
+    )
     files = [page, *([figure] if figure else [])]
     run_id = trouble = ""
     if tracker and rows:
@@ -94,7 +105,7 @@ def make_report(
         ids = {record.identity: record.run_id for record in records if record.run_id}
         scales = sorted(experiment.scales, key=lambda name: name != PAPER_SCALE)
         trouble = register_models(tracker, judged_models(ordered, by_variant, ids), scales)
-    if not trouble:  # else the next command tries again
+    if not trouble and not curves.unread:  # else the next command tries again
         stamp.write(files, run_id)
     return ExperimentReport(rows, entries, figure, page, trouble, bool(run_id))
 
@@ -103,8 +114,7 @@ def note_of_paper(
     experiment: Experiment, records: Sequence[Record], rows: Sequence[LeaderboardRow], link: Link
 ) -> str:
     """Return the note of the paper of `experiment`, over all its experiments. `rows` are judged already."""
-    folder = [name for name in experiment_names() if name.partition("/")[0] == experiment.folder]
-    declared = {name: load_experiment(name) for name in folder} | {experiment.name: experiment}
+    declared = {one.name: one for one in load_paper(experiment.folder)} | {experiment.name: experiment}
     trained = [
         one.model_copy(update={"claims": tuple(claim for claim in one.claims if category(claim) == "trained")})
         for one in declared.values()

@@ -4,7 +4,7 @@ Data flow: records -> `collect_results` (one `ScaleResults` per experiment and s
 """
 
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -18,7 +18,7 @@ from pipeline.declare.experiment import Experiment
 from pipeline.declare.recipe import PAPER_SCALE, TRIAL_SCALES
 from pipeline.judge.category import Category
 from pipeline.judge.collect import judge_experiments
-from pipeline.judge.counting import counted_records
+from pipeline.judge.counting import Records, counted_records, unchanged_records
 from pipeline.judge.ledger import LedgerEntry
 from pipeline.judge.verdict import Outcome
 from pipeline.report.derived_text import derived_text
@@ -26,9 +26,9 @@ from pipeline.report.deviations import deviation_lines
 from pipeline.report.leaderboard import LeaderboardRow, build_leaderboard, with_verdicts
 from pipeline.report.next_runs import next_runs, next_runs_block
 from pipeline.report.paper_figures.ensembles import ensemble_figure
-from pipeline.report.paper_figures.figure_data import scale_runs
+from pipeline.report.paper_figures.figure_data import CurveReader, scale_runs
 from pipeline.report.paper_figures.training import training_figure
-from pipeline.report.run_files import curve_reader
+from pipeline.report.run_files import RunFiles, unread_sentences
 from pipeline.report.text import (
     OUTCOME_ORDER,
     by_category,
@@ -79,12 +79,18 @@ class ScaleResults:
 
 
 def write_results(
-    experiments: Sequence[Experiment], records: Sequence[Record], tracker: Any, file: Path
+    experiments: Sequence[Experiment],
+    records: Sequence[Record],
+    tracker: Any,
+    file: Path,
+    *,
+    warn: Callable[[str], None] = lambda sentence: None,
 ) -> list[Path]:
     """Write `file`, `results/records.json` and the figures of each experiment and scale, and README.md's table.
 
     Records that stand in `results/records.json`, as from another machine, are kept where they still count; so are
     the figures drawn from their curves. Returns the files written. Raises UserError if there are no finished runs.
+    `warn` is called for each run whose curves cannot be read.
     """
     folder = file.parent / "results"
     own = {record.identity for record in records}
@@ -95,7 +101,10 @@ def write_results(
     results = collect_results(experiments, kept)
     entries = judge_experiments(experiments, kept, unfinished={})
     folder.mkdir(parents=True, exist_ok=True)
-    figures = draw_figures(results, tracker, folder, {record.identity for record in earlier})
+    files = RunFiles(tracker)
+    figures = draw_figures(results, files.curve, folder, {record.identity for record in earlier})
+    for sentence in unread_sentences(kept, files.unread):
+        warn(f"Missing from the figures: {sentence}")
     relative = {key: f"{folder.name}/{path.name}" for key, path in figures.items()}
     texts = {
         file: render_results(results, relative, entries),
@@ -127,18 +136,20 @@ def earlier_records(path: Path) -> list[Record]:
 
 def reported_records(experiments: Sequence[Experiment], records: Sequence[Record]) -> list[Record]:
     """Return the records that count, without those of the scales in TRIAL_SCALES."""
+    index = unchanged_records(records)
     return [
         record
         for experiment in experiments
         for scale in experiment.scales
         if scale not in TRIAL_SCALES
-        for rows in counted_records(experiment, scale, records).values()
+        for rows in counted_records(experiment, scale, index).values()
         for record in rows
     ]
 
 
 def collect_results(experiments: Sequence[Experiment], records: Sequence[Record]) -> list[ScaleResults]:
     """Rank and judge the runs of every experiment and scale that has records, in order."""
+    index = unchanged_records(records)
     by_scale: dict[tuple[str, str], list[Record]] = {}
     for record in records:
         by_scale.setdefault((record.experiment, record.scale), []).append(record)
@@ -147,26 +158,25 @@ def collect_results(experiments: Sequence[Experiment], records: Sequence[Record]
         for scale in experiment.scales:
             own = by_scale.get((experiment.name, scale))
             if own:
-                entries = entries_of_runs(experiment, records, scale)
+                entries = entries_of_runs(experiment, index, scale)
                 rows = [row for row in build_leaderboard([experiment], own) if row.scale == scale]
                 found.append(ScaleResults(experiment, scale, own, with_verdicts(rows, entries), entries))
     return found
 
 
-def entries_of_runs(experiment: Experiment, records: Sequence[Record], scale: str) -> list[LedgerEntry]:
+def entries_of_runs(experiment: Experiment, records: Records, scale: str) -> list[LedgerEntry]:
     """Return the ledger's entries that runs at `scale` can judge."""
     entries = judge_experiments([experiment], records, [scale], {})
     return [entry for entry in entries if entry.is_judged_from_runs]
 
 
 def draw_figures(
-    results: Sequence[ScaleResults], tracker: Any, folder: Path, earlier: Collection[str] = ()
+    results: Sequence[ScaleResults], curves: CurveReader, folder: Path, earlier: Collection[str] = ()
 ) -> dict[tuple[str, str, str], Path]:
     """Write the figures of every experiment and scale that has curves or ensembles, and return the paths.
 
     The curves of the runs `earlier`, identities, are elsewhere: the figures that were drawn from them stay.
     """
-    curves = curve_reader(tracker)
     figures: dict[tuple[str, str, str], Path] = {}
     for result in results:
         if any(record.identity in earlier for record in result.records):

@@ -64,11 +64,16 @@ def save_model(
 @contextmanager
 def quietly() -> Iterator[None]:
     """Ignore warnings within the block, and messages of MLflow and torch that are no errors."""
-    for name in ("mlflow", "torch"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    levels = {logger: logger.level for logger in map(logging.getLogger, ("mlflow", "torch"))}
+    for logger in levels:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in levels.items():
+            logger.setLevel(level)
 
 
 def log_model(client: "MlflowClient", run: "Run", path: Path, step: int, tags: Mapping[str, str]) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any, Literal
 
 from pipeline.common.provenance import commit, hardware_name, library_versions, lock_hash, runs_per_device
@@ -56,9 +57,15 @@ class Record:
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> "Record":
         """Return the record that `to_dict` described; unknown keys of later versions are ignored."""
-        known = {one.name for one in fields(cls)}
+        known = record_fields()
         kept = {key: value for key, value in raw.items() if key in known}
         return cls(**kept | {"members": tuple(kept.get("members", ()))})  # JSON has lists only
+
+
+@cache
+def record_fields() -> frozenset[str]:
+    """Return the names of a record's fields."""
+    return frozenset(one.name for one in fields(Record))
 
 
 def make_record(

@@ -7,6 +7,7 @@ from pipeline.common.provenance import commit
 from pipeline.declare.experiment import Experiment
 from pipeline.declare.load import experiment_names, load_all_printed
 from pipeline.judge.collect import FinishedRuns, judge_experiments
+from pipeline.judge.counting import unchanged_records
 from pipeline.judge.coverage import PrintedRow, printed_rows
 from pipeline.report.document.content import Report, make_content
 from pipeline.report.document.unfinished import find_unfinished
@@ -25,16 +26,17 @@ def collect_report(experiments: Sequence[Experiment], found: FinishedRuns, *, su
     """
     from pipeline.analyse.measure import measure_claim
     from pipeline.report.paper_figures.collect import paper_figures
-    from pipeline.report.run_files import curve_reader, read_run_weights
+    from pipeline.report.run_files import RunFiles
 
-    entries = judge_experiments(experiments, found.records)
+    index, files = unchanged_records(found.records), RunFiles(found.tracker)
+    entries = judge_experiments(experiments, index)
     rows = with_verdicts(build_leaderboard(experiments, found.records), entries)
     figures = paper_figures(
         experiments,
-        found.records,
+        index,
         entries,
-        curves=curve_reader(found.tracker),
-        weights=read_run_weights,
+        curves=files.curve,
+        weights=files.weights,
         measure=measure_claim,
     )
     return make_content(
@@ -48,6 +50,7 @@ def collect_report(experiments: Sequence[Experiment], found: FinishedRuns, *, su
         rates=measured_rates(experiments, found.records),
         unfinished=find_unfinished(experiments),
         trouble=found.trouble,
+        unread=files.unread,
         commit=commit(),
     )
 

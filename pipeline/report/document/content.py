@@ -15,6 +15,7 @@ from pipeline.report.document.unfinished import UnfinishedRun
 from pipeline.report.leaderboard import LeaderboardRow, ranked
 from pipeline.report.paper_figures.paper_figure import PaperFigure
 from pipeline.report.paper_page import coverage_text, not_claimed_lines
+from pipeline.report.run_files import unread_sentences
 from pipeline.report.text import by_category
 from pipeline.track.record import Record
 
@@ -32,6 +33,7 @@ class PaperSection:
     coverage: str  # how many printed rows have a claim; "" if not known
     not_claimed: tuple[str, ...]  # reasons why printed rows have no claim
     records: tuple[Record, ...]  # of its experiments, and those that its rows and verdicts rest on
+    unread: tuple[str, ...] = ()  # a sentence for each of these whose curves or weights cannot be read
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,9 @@ class Report:
     scales: tuple[str, ...] = ()  # only these; empty: all
     unfinished: tuple[UnfinishedRun, ...] = ()
     trouble: str = ""  # why runs of the tracking server may be missing
+    unread: Mapping[str, str] = field(
+        default_factory=dict
+    )  # identity -> which of its files cannot be read, and why
     made: str = field(default_factory=lambda: datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
     commit: str = "unknown"
 
@@ -75,6 +80,7 @@ def make_content(
     unfinished: Sequence[UnfinishedRun] = (),
     scales: Sequence[str] = (),
     trouble: str = "",
+    unread: Mapping[str, str] | None = None,
     commit: str = "unknown",
 ) -> Report:
     """Return a report from judged claims, rows of the leaderboard and records. Pure.
@@ -95,6 +101,7 @@ def make_content(
             by_identity,
             [figure for figure in figures if figure.paper == folder],
             [row for row in printed if row.paper == folder],
+            unread or {},
         )
         for folder in sorted({one.folder for one in experiments}, key=lecture_position)
     )
@@ -109,6 +116,7 @@ def make_content(
         unfinished=tuple(unfinished),
         scales=tuple(scales),
         trouble=trouble,
+        unread=unread or {},
         commit=commit,
     )
 
@@ -121,6 +129,7 @@ def make_section(
     records: Mapping[str, Record],
     figures: Sequence[PaperFigure],
     printed: Sequence[PrintedRow],
+    unread: Mapping[str, str],
 ) -> PaperSection:
     """Return what a report says about the paper of these experiments; the other arguments may hold more."""
     names = {experiment.name for experiment in experiments}
@@ -128,6 +137,7 @@ def make_section(
     own_entries = sorted((entry for entry in entries if entry.experiment in names), key=reading_order)
     used = runs_of(own_rows, own_entries)
     own = {i: record for i, record in records.items() if record.experiment in names or i in used}
+    ordered = sorted(own.values(), key=lambda one: (one.experiment, one.scale, one.variant, one.seed))
     return PaperSection(
         folder=folder,
         paper=experiments[0].paper,
@@ -137,7 +147,8 @@ def make_section(
         figures=tuple(figures),
         coverage=coverage_text(printed),
         not_claimed=tuple(line.removeprefix("- ") for line in not_claimed_lines(printed)),
-        records=tuple(sorted(own.values(), key=lambda one: (one.experiment, one.scale, one.variant, one.seed))),
+        records=tuple(ordered),
+        unread=tuple(unread_sentences(ordered, unread)),
     )
 
 

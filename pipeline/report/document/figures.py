@@ -41,7 +41,8 @@ def embed_figures(figures: Iterable[PaperFigure]) -> list[ShownFigure]:
         if figure.missing:
             shown.append(shown_figure(figure))
         else:
-            light, dark = (svg_address(figure.render("svg", theme)) for theme in THEME_NAMES)
+            drawn = figure.render_all([("svg", theme) for theme in THEME_NAMES])
+            light, dark = map(svg_address, drawn.values())
             shown.append(shown_figure(figure, light, dark))
     return shown
 
@@ -60,14 +61,15 @@ def svg_address(svg: bytes) -> str:
 
 
 def figure_files(figure: PaperFigure) -> tuple[ShownFigure, dict[str, bytes]]:
-    """Return a figure that refers to files, and the content of these: PNG, SVG and PDF, light and dark."""
+    """Return a figure that refers to files, and their content: PNG, SVG and PDF, and an SVG for dark pages."""
     if figure.missing:
         return shown_figure(figure), {}
     stem = f"{FIGURE_FOLDER}/{anchor(figure.name)}"
-    files: dict[str, bytes] = {}
-    for theme in THEME_NAMES:  # a PDF is for paper, so there is no dark one
-        formats: tuple[FigureFormat, ...] = FIGURE_FORMATS if theme == "light" else ("png", "svg")
-        for format_name in formats:
-            files[f"{stem}{'' if theme == 'light' else '-dark'}.{format_name}"] = figure.render(format_name, theme)
+    wanted: list[tuple[FigureFormat, ThemeName]] = [(format, "light") for format in FIGURE_FORMATS]
+    drawn = figure.render_all([*wanted, ("svg", "dark")])
+    files = {
+        f"{stem}{'' if theme == 'light' else '-dark'}.{format}": content
+        for (format, theme), content in drawn.items()
+    }
     links = tuple((name.upper(), f"{stem}.{name}") for name in FIGURE_FORMATS)
     return shown_figure(figure, f"{stem}.svg", f"{stem}-dark.svg", links), files

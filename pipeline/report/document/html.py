@@ -270,14 +270,22 @@ def run_values(report: Report, papers: Sequence[PaperSection], address: Callable
     records = {record.identity: record for paper in papers for record in paper.records}
     counted = report.counted
     return [
-        run_row(record, is_counted=identity in counted, address=address(record))
+        run_row(
+            record,
+            is_counted=identity in counted,
+            address=address(record),
+            unread=report.unread.get(identity, ""),
+        )
         for identity, record in records.items()
     ]
 
 
-def write_file(path: Path, text: str | bytes, what_to_do: str = WHAT_TO_DO) -> Path:
-    """Write a file of the report atomically; create its folder. Raises UserError if that fails."""
+def write_file(path: Path, text: str | bytes, what_to_do: str = WHAT_TO_DO, *, durable: bool = True) -> Path:
+    """Write a file of the report atomically; create its folder. Raises UserError if that fails.
+
+    `durable`: the file also survives a crash of the operating system.
+    """
     with explain_write_errors(path.parent, what_to_do):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, text)
+        write_atomically(path, text, durable=durable)
     return path

@@ -26,9 +26,10 @@ class RunRow:
     is_counted: bool  # a row of the leaderboard or a verdict rests on it
     address: str  # on the tracking server; "" if it is not known
     metrics: tuple[tuple[str, str], ...]
+    unread: str = ""  # which of its files cannot be read, and why
 
 
-def run_row(record: Record, *, is_counted: bool, address: str) -> RunRow:
+def run_row(record: Record, *, is_counted: bool, address: str, unread: str = "") -> RunRow:
     """Return the row of a run."""
     measured = record.measured
     devices = f"{plural(record.world, 'device')}, " if record.world > 1 else ""
@@ -43,6 +44,7 @@ def run_row(record: Record, *, is_counted: bool, address: str) -> RunRow:
         is_counted=is_counted,
         address=address,
         metrics=tuple((name, f"{value:.6g}") for name, value in sorted(measured.items())),
+        unread=unread,
     )
 
 

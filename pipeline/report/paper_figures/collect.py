@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from pipeline.declare.experiment import Experiment
+from pipeline.judge.counting import Records, unchanged_records
 from pipeline.judge.ledger import LedgerEntry, Measure
 from pipeline.report.paper_figures.alexnet import alexnet_figures
 from pipeline.report.paper_figures.complexity_charts import complexity_figures
@@ -20,7 +21,6 @@ from pipeline.report.paper_figures.squeezenet import squeezenet_figures
 from pipeline.report.paper_figures.stochastic_depth import stochastic_depth_figures
 from pipeline.report.paper_figures.training import training_figures
 from pipeline.report.paper_figures.wide_resnet import wide_resnet_figures
-from pipeline.track.record import Record
 
 COLLECTORS = (  # the whole project, then in the order of the lecture, then the curves of every experiment
     project_figures,
@@ -42,7 +42,7 @@ COLLECTORS = (  # the whole project, then in the order of the lecture, then the 
 
 def paper_figures(
     experiments: Sequence[Experiment],
-    records: Sequence[Record],
+    records: Records,
     entries: Sequence[LedgerEntry],
     *,
     curves: CurveReader,
@@ -53,8 +53,8 @@ def paper_figures(
     """Return the figures of the papers of these experiments, those without evidence included.
 
     Each is drawn from the runs at paper scale, or else at the next declared scale that has runs; `scales`
-    restricts the choice. `curves` and `weights` read a run's curves and tensors (see `pipeline.report.run_files`).
+    restricts the choice. `curves` and `weights` read a run's curves and tensors (`pipeline.report.run_files`).
     `measure`: exact values of networks, as of `pipeline.analyse.measure.measure_claim`.
     """
-    data = FigureData(experiments, records, entries, curves, weights, measure, scales)
+    data = FigureData(experiments, unchanged_records(records), entries, curves, weights, measure, scales)
     return [figure for draw in COLLECTORS for figure in draw(data)]

@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.common.words import plural
 from pipeline.declare.experiment import Experiment
 from pipeline.declare.recipe import PAPER_SCALE, TRIAL_SCALES
-from pipeline.judge.counting import ByVariant, counted_records
+from pipeline.judge.counting import ByVariant, Records, counted_records
 from pipeline.judge.ledger import LedgerEntry, Measure
 from pipeline.report.leaderboard import TOP1, paper_claim
 from pipeline.track.record import FINISHED, Record
@@ -83,7 +83,7 @@ class FigureData:
     """Input of all figures."""
 
     experiments: Sequence[Experiment]
-    records: Sequence[Record]
+    records: Records
     entries: Sequence[LedgerEntry]  # of all claims of the experiments
     curves: CurveReader
     weights: WeightReader

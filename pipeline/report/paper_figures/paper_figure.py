@@ -1,7 +1,7 @@
 """A figure of a paper, drawn from our runs on demand."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from pipeline.common.errors import UserError, explain_write_errors
 from pipeline.common.files import write_atomically
-from pipeline.report.paper_figures.style import THEMES, Theme, ThemeName, figure_style
+from pipeline.report.paper_figures.style import THEMES, Layout, Theme, ThemeName, figure_style, fix_layout
 
 FigureFormat = Literal["png", "svg", "pdf"]
 Draw = Callable[[Theme], Figure]
@@ -67,12 +67,28 @@ class PaperFigure:
 
         Raises UserError if there is no evidence to draw.
         """
+        return self.render_all([(format, theme)])[format, theme]
+
+    def render_all(
+        self, wanted: Collection[tuple[FigureFormat, ThemeName]]
+    ) -> dict[tuple[FigureFormat, ThemeName], bytes]:
+        """Return the bytes of several files of the figure, each as `render` does, in the order of their themes.
+
+        The figure is drawn once for each theme, and laid out once. Raises UserError if there is no evidence.
+        """
         if self.draw is None:
             raise UserError(f"figure {self.name} cannot be drawn. {self.missing}")
-        chosen, file = THEMES[theme], io.BytesIO()
-        with figure_style(chosen):
-            self.draw(chosen).savefig(file, format=format, dpi=DPI, metadata=NO_DATES[format])
-        return file.getvalue()
+        found: dict[tuple[FigureFormat, ThemeName], bytes] = {}
+        layout: Layout | None = None
+        for theme in dict.fromkeys(theme for _, theme in wanted):
+            with figure_style(THEMES[theme]):
+                figure = self.draw(THEMES[theme])
+                layout = fix_layout(figure, layout)
+                for format in (format for format, of in wanted if of == theme):
+                    file = io.BytesIO()
+                    figure.savefig(file, format=format, dpi=DPI, metadata=NO_DATES[format])
+                    found[format, theme] = file.getvalue()
+        return found
 
     def write(self, path: Path, theme: ThemeName = "light") -> Path:
         """Write the figure to a file atomically, in the format of its suffix: .png, .svg or .pdf.

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 ThemeName = Literal["light", "dark"]
 
@@ -96,3 +97,33 @@ def new_figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Places of the axes and texts of a figure with automatic layout, as fractions of its size."""
+
+    axes: tuple[Bbox, ...]
+    texts: tuple[tuple[float, float], ...]  # outside the axes: the title
+
+
+def fix_layout(figure: Figure, known: Layout | None = None) -> Layout | None:
+    """Lay a figure out now, and not again for each file: Matplotlib does it twice each time it saves.
+
+    `known`: the layout of the same figure in other colours, which is used again. Returns None for a figure without
+    automatic layout. Call it within `figure_style`, after everything is drawn.
+    """
+    engine = figure.get_layout_engine()
+    if engine is None:
+        return None
+    if known is None:
+        engine.execute(figure)
+        places = tuple(ax.get_position(original=True).frozen() for ax in figure.axes)
+        known = Layout(places, tuple(text.get_position() for text in figure.texts))
+    else:
+        for ax, place in zip(figure.axes, known.axes, strict=True):
+            ax.set_position(place)
+        for text, position in zip(figure.texts, known.texts, strict=True):
+            text.set_position(position)
+    figure.set_layout_engine(None)
+    return known

@@ -409,7 +409,7 @@ def test_ui_serves_the_parent_run_on_loopback_only_until_ctrl_c(home, command, m
 
 def test_ui_of_a_tracking_server_prints_its_address_without_the_password(command, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@mlflow.example:8443")
-    monkeypatch.setattr("pipeline.cli.ui.find_experiment", lambda uri, name: None)
+    monkeypatch.setattr("pipeline.track.mlflow_reader.find_experiment", lambda uri, name: None)
     code, out, _ = command("ui")
     assert code == 0
     assert out == "MLflow runs at https://mlflow.example:8443, the tracking server in MLFLOW_TRACKING_URI.\n"

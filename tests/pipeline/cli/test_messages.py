@@ -92,10 +92,11 @@ def test_help_is_instant():
     code = (
         "import sys\nsys.argv = ['repro', '--help']\nfrom pipeline.cli.main import main\n"
         "try:\n    main()\nexcept SystemExit:\n    pass\n"
-        "print([m for m in ('torch', 'mlflow', 'pytorch_lightning', 'matplotlib', 'numpy') if m in sys.modules])"
+        "print([m for m in ('torch', 'mlflow', 'pytorch_lightning', 'matplotlib', 'numpy') if m in sys.modules])\n"
+        "print({m.split('.')[1] for m in sys.modules if m.startswith('pipeline.')} - {'cli', 'common'})"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "[]"
+    assert done.stdout.splitlines()[-2:] == ["[]", "set()"]
     assert "run" in done.stdout
 
 

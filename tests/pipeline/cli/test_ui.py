@@ -123,7 +123,7 @@ def test_without_a_database_the_server_is_started(command, served, tmp_path):
 
 def test_a_tracking_server_s_leaderboard_is_printed_without_the_password(command, monkeypatch, opened):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@mlflow.example:8443")
-    monkeypatch.setattr(module, "find_experiment", lambda uri, name: "7")
+    monkeypatch.setattr("pipeline.track.mlflow_reader.find_experiment", lambda uri, name: "7")
     _, out, err = command("ui")
     assert (
         "leaderboard  https://mlflow.example:8443/#/experiments/7/runs?viewStateShareKey=repro-leaderboard" in out
@@ -221,6 +221,6 @@ def test_a_database_of_another_version_gets_the_command_that_upgrades(command, e
 def test_an_address_without_a_scheme_is_that_of_a_server(command, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "127.0.0.1:5000")
     asked = []
-    monkeypatch.setattr(module, "find_experiment", lambda uri, name: asked.append(uri) or "7")
+    monkeypatch.setattr("pipeline.track.mlflow_reader.find_experiment", lambda uri, name: asked.append(uri) or "7")
     assert "leaderboard  http://127.0.0.1:5000/#/experiments/7/runs" in command("ui")[1]
     assert asked == ["http://127.0.0.1:5000"]

@@ -49,6 +49,27 @@ def test_an_override_may_be_null(declare):
     assert declared.recipe("resnet-20", "laptop").train.warmup is None
 
 
+def test_a_recipe_is_resolved_once_and_not_kept_for_a_copy_with_other_settings(experiment):
+    first = experiment.recipe("plain-20", "paper")
+    assert experiment.recipe("plain-20", "paper") is first
+    assert experiment.model_copy(update={"claims": ()}).recipe("plain-20", "paper") is first
+    assert experiment.recipe("plain-20", "paper", {"train.lr": 0.05}).train.lr == 0.05
+    train = experiment.train.model_copy(update={"lr": 0.3})
+    assert experiment.model_copy(update={"train": train}).recipe("plain-20", "paper").train.lr == 0.3
+    assert experiment.recipe("plain-20", "paper").train.lr == 0.1
+
+
+def test_what_is_kept_is_no_part_of_an_experiment(experiment, declare):
+    again = declare()
+    again.recipe("plain-20", "paper")
+    again.memo["key"] = "value"
+    assert again == experiment
+    assert again.model_dump() == experiment.model_dump()
+    assert again.with_others({}).memo == {}  # declarations depend on the others
+    assert again.model_copy(update={"scales": {}}).memo == {}
+    assert again.model_copy(update={"claims": ()}).memo == {"key": "value"}
+
+
 @pytest.mark.parametrize(
     ("variant", "scale", "words"),
     [

@@ -2,8 +2,10 @@
 
 import pytest
 
+from pipeline.common.paths import runs_folder
 from pipeline.report import publish
 from pipeline.report.publish import make_report
+from pipeline.track.run_folder import RunFolder
 
 
 @pytest.fixture
@@ -13,7 +15,7 @@ def pages(monkeypatch, tmp_path):
 
     monkeypatch.setenv("REPRO_HOME", str(tmp_path))
     written, write = [], page.write_page
-    monkeypatch.setattr(page, "write_page", lambda *args: written.append(args[-1]) or write(*args))
+    monkeypatch.setattr(page, "write_page", lambda *args, **more: written.append(args[-1]) or write(*args, **more))
     return written
 
 
@@ -57,3 +59,16 @@ def test_a_scale_has_a_stamp_of_its_own(experiment, seed_records, pages):
     make_report(experiment, "smoke", seed_records(experiment, "plain-20", [9.0], scale="smoke"), None)
     assert len(set(pages)) == 2
     assert publish.report_folder().is_dir()
+
+
+def test_a_report_with_a_damaged_journal_says_so_and_is_made_again(experiment, seed_records, pages):
+    records = seed_records(experiment, "plain-20", [9.0, 9.5])
+    folder = RunFolder(runs_folder() / records[0].identity)
+    folder.path.mkdir(parents=True)
+    folder.journal_file.write_text("damaged\n")
+    report = make_report(experiment, "paper", records, None)
+    assert "journal.jsonl is damaged: line 1 is no journal entry" in report.page.read_text(encoding="utf-8")
+    folder.journal_file.unlink()  # as after a repair
+    report = make_report(experiment, "paper", records, None)
+    assert "is damaged" not in report.page.read_text(encoding="utf-8")
+    assert len(pages) == 2

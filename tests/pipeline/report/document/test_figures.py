@@ -37,7 +37,7 @@ def test_a_missing_figure_has_its_reason_and_no_image():
 
 def test_a_site_has_files_in_three_formats():
     shown, files = figure_files(empty_figure())
-    assert set(files) == {f"figures/toy-figure{end}" for end in (".png", ".svg", ".pdf", "-dark.png", "-dark.svg")}
+    assert set(files) == {f"figures/toy-figure{end}" for end in (".png", ".svg", ".pdf", "-dark.svg")}
     assert (shown.light, shown.dark) == ("figures/toy-figure.svg", "figures/toy-figure-dark.svg")
     assert [name for name, _ in shown.files] == ["PNG", "SVG", "PDF"]
     assert files["figures/toy-figure.png"].startswith(b"\x89PNG")

@@ -12,7 +12,7 @@ import pytest
 from pipeline.common.errors import UserError
 from pipeline.declare.load import load_experiment
 from pipeline.report.document.content import make_content
-from pipeline.report.document.html import content_policy, render_file
+from pipeline.report.document.html import content_policy, render_file, write_file
 from pipeline.report.document.site import earlier_files, write_site
 from pipeline.report.document.unfinished import UnfinishedRun
 from pipeline.report.leaderboard import build_leaderboard
@@ -244,6 +244,34 @@ def test_a_second_report_replaces_the_first(experiment, records, tmp_path):
     assert (folder / "mine.txt").read_text() == "kept"
 
 
+def test_a_site_whose_writing_was_interrupted_is_written_again(experiment, records, tmp_path, monkeypatch):
+    folder, written = tmp_path / "site", []
+
+    def interrupted(path, *args, **kwargs):
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        written.append(write_file(path, *args, **kwargs))
+        return path
+
+    monkeypatch.setattr("pipeline.report.document.site.write_file", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        site(toy_report(experiment, records), folder)
+    monkeypatch.undo()
+    begun = {path for path in folder.rglob("*") if path.is_file()}
+    assert begun == set(written)
+    assert {path.relative_to(folder).as_posix() for path in begun} - earlier_files(folder) == {"report.json"}
+    site(toy_report(experiment, records, figures=[]), folder)
+    assert not (folder / "figures").exists() or not any((folder / "figures").iterdir())
+    assert (folder / "index.html").is_file()
+
+
+def test_an_error_while_rendering_leaves_nothing(experiment, records, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.report.document.site.render_page", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        site(toy_report(experiment, records), tmp_path / "site")
+    assert not (tmp_path / "site").exists()
+
+
 def test_a_folder_with_other_files_is_refused(experiment, tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(UserError, match=r"holds other files and no report; give an empty or a new folder$"):
@@ -262,3 +290,15 @@ def test_a_damaged_list_of_files_is_named(tmp_path, content):
 def test_a_list_of_files_cannot_name_others(tmp_path):
     (tmp_path / "report.json").write_text(json.dumps({"files": ["../x", "/etc/passwd", "index.html"]}))
     assert earlier_files(tmp_path) == {"index.html"}
+
+
+def test_a_run_whose_files_cannot_be_read_says_so_and_the_rest_stands(experiment, records):
+    broken = records[0]
+    reason = "runs/x/journal.jsonl is damaged: line 2 is no journal entry"
+    plain = one_file(toy_report(experiment, records))
+    html = one_file(toy_report(experiment, records, unread={broken.identity: reason}))
+    assert f"plain-20 seed 0 of toy/depth at paper scale: {reason}" in html
+    (row,) = [cells for cells in Tags(html).rows if any(reason in cell for cell in cells)]
+    assert (row[0], row[1]) == ("plain-20", "0")
+    assert reason not in plain
+    assert html.count("<figure") == plain.count("<figure") > 0

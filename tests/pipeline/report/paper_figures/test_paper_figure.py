@@ -2,9 +2,12 @@
 
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from pipeline.common.errors import UserError
+from pipeline.report.paper_figures.labels import outside_legend
 from pipeline.report.paper_figures.paper_figure import FIGURE_FORMATS, FigureTitle, PaperFigure
+from pipeline.report.paper_figures.style import new_figure
 
 TITLE = FigureTitle("a-figure", "resnet", "A title", "Figure 1")
 HARMFUL = "<script>alert('$x$')</script> & co"
@@ -70,3 +73,41 @@ def test_file_has_the_format_of_its_suffix(tmp_path):
         assert path.read_bytes() == FIGURE.render(format)
     with pytest.raises(UserError, match=r"a\.jpg: the format of a figure must be one of \.png, \.svg, \.pdf$"):
         FIGURE.write(tmp_path / "a.jpg")
+
+
+def laid_out(theme):
+    figure = new_figure(3.0, 2.0)
+    ax = figure.subplots()
+    ax.plot([0, 1], [0, 2000], color=theme.series[0])
+    ax.set_ylabel("a label that needs room")
+    figure.suptitle("a title")
+    outside_legend(figure, [Line2D([], [], label="ours")])
+    drawn.append(figure)
+    return figure
+
+
+drawn = []
+
+
+def test_a_figure_is_drawn_once_for_each_theme_and_the_files_are_the_same():
+    drawn.clear()
+    wanted = [*((format, "light") for format in FIGURE_FORMATS), ("svg", "dark"), ("png", "dark")]
+    figure = TITLE.drawn("A caption", laid_out)
+    found = figure.render_all(wanted)
+    assert len(drawn) == 2
+    assert list(found) == wanted
+    for (format, theme), content in found.items():
+        assert content.startswith(BEGIN[format])
+        assert content == figure.render(format, theme)
+
+
+def test_the_layout_leaves_room_for_labels_and_legend():
+    drawn.clear()
+    TITLE.drawn("A caption", laid_out).render("png")
+    (figure,) = drawn
+    (ax,), (legend,) = figure.axes, figure.legends
+    inside = figure.bbox
+    for box in (ax.get_tightbbox(), legend.get_window_extent()):
+        assert inside.x0 <= box.x0 < box.x1 <= inside.x1 + 1
+        assert inside.y0 <= box.y0 < box.y1 <= inside.y1 + 1
+    assert not ax.get_tightbbox().overlaps(legend.get_window_extent())
