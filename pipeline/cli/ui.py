@@ -42,19 +42,19 @@ def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0
         out.print("No leaderboard yet. Finished runs create it: [bold]repro run EXPERIMENT --scale laptop[/]")
     print_unwrapped(f"Starting MLflow at {server_address}; this takes about ten seconds. Ctrl-C stops it.")
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--backend-store-uri", uri, "--workers", "1"]
-    command += ["--default-artifact-root", (home() / "mlartifacts").as_uri()]
+    command += ["--workers", "1", "--default-artifact-root", (home() / "mlartifacts").as_uri()]
     command += ["--allowed-hosts", f"127.0.0.1:{port},localhost:{port}", "--uvicorn-opts", "--log-level warning"]
-    quiet = {
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    settings = {
+        "MLFLOW_BACKEND_STORE_URI": uri,  # not an argument: other users can list those, and it may hold a password
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # jobs: seven more processes
         "PYTHONWARNINGS": "ignore",
-    }  # jobs: seven more processes
+    }
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a closed terminal ends the server too
         signal.signal(number, signal.default_int_handler)
     with (
         log_file.open("wb") as log,
         subprocess.Popen(
-            command, env=os.environ | quiet, start_new_session=True, stdout=log, stderr=subprocess.STDOUT
+            command, env=os.environ | settings, start_new_session=True, stdout=log, stderr=subprocess.STDOUT
         ) as server,
     ):
         try:

@@ -10,6 +10,7 @@ Only `track` imports MLflow, and only where something is sent, since the import 
 import json
 import logging
 import os
+import re
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -32,7 +33,7 @@ from pipeline.track.mlflow_reader import (
     server_key,
 )
 from pipeline.track.mlflow_run import send_content
-from pipeline.track.mlflow_views import changed_tags
+from pipeline.track.mlflow_views import changed_tags, outdated_tags, views_of
 from pipeline.track.record import Record
 from pipeline.track.run_folder import RunFolder
 
@@ -47,6 +48,8 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # the address may hold a password
 
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+
+DATABASE = re.compile(r"(sqlite|postgresql|mysql|mssql)(\+\w+)?://")  # addresses of MLflow's databases
 
 SEARCH_PAGE_SIZE = 250  # runs in one answer; for 1,000 a busy server exceeds the timeout of ten seconds
 
@@ -84,12 +87,13 @@ class Tracker:
         if paper not in self.experiments:
             from mlflow.exceptions import MlflowException
 
-            local = self.uri.startswith("sqlite:")
-            artifacts = (home() / "mlartifacts" / paper).as_uri() if local else None
+            # A server stores the artifacts itself. For a database MLflow's default is the current folder.
+            is_database = DATABASE.match(self.uri) is not None
+            artifacts = (home() / "mlartifacts" / paper).as_uri() if is_database else None
             found = self.client.get_experiment_by_name(paper)
             if found is None:
                 try:
-                    created = self.client.create_experiment(paper, artifacts, changed_tags({}))
+                    created = self.client.create_experiment(paper, artifacts, changed_tags({}, views_of(paper)))
                     return self.experiments.setdefault(paper, created)
                 except MlflowException:  # another process has just created it, or an answer was lost
                     found = self.client.get_experiment_by_name(paper)
@@ -102,9 +106,12 @@ class Tracker:
 
     def update_views(self, paper: str) -> None:
         """Set kind and saved views of an MLflow experiment where they are missing or of an older version."""
-        place = self.experiment_id(paper)
-        for key, value in changed_tags(self.client.get_experiment(place).tags).items():
+        place, views = self.experiment_id(paper), views_of(paper)
+        tags = self.client.get_experiment(place).tags
+        for key, value in changed_tags(tags, views).items():
             self.client.set_experiment_tag(place, key, value)
+        for key in outdated_tags(tags, views):
+            self.client.delete_experiment_tag(place, key)
 
     def find_run(self, paper: str, key: str, name: str, tags: Mapping[str, str]) -> "Run":
         """Return the run tagged `key` ("run:IDENTITY" or "parent:EXPERIMENT@SCALE"); create it if missing.

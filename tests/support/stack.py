@@ -213,6 +213,19 @@ def stack() -> Iterator[Stack]:
         yield running
 
 
+@contextmanager
+def database() -> Iterator[Stack]:
+    """Start PostgreSQL alone, as in `stack`."""
+    folder = Path(tempfile.mkdtemp(prefix="database-"))
+    values = {name: secrets.token_urlsafe(16) for name in variables(COMPOSE.read_text(encoding="utf-8"))}
+    running = Stack(folder, values, {"db": free_port(), "s3": 0, "mlflow": 0})
+    with ExitStack() as cleanup:
+        cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
+        cleanup.callback(end_all, running)
+        start_database(running)
+        yield running
+
+
 def start_database(running: Stack) -> None:
     """Start PostgreSQL as its image does: a user with a password, a database, and no access without password."""
     settings = running.services["db"]["environment"]

@@ -253,6 +253,16 @@ def test_an_existing_tracking_gets_kind_and_views_and_keeps_those_of_users(clien
     assert {f"{VIEW_TAG}{view.key}" for view in VIEWS} <= tags.keys()
 
 
+def test_a_view_that_the_leaderboard_no_longer_has_is_removed(client, seed):
+    theirs = {f"{VIEW_TAG}mine": "{}", f"{VIEW_TAG}repro-theirs": "{}"}
+    place = client.create_experiment("leaderboard", tags=changed_tags({}) | theirs)
+    publish(network("resnet-20", 8.5, seed("resnet-20", 0)))
+    tags = client.get_experiment(place).tags
+    assert f"{VIEW_TAG}repro-training" not in tags
+    assert {key: tags.get(key) for key in theirs} == theirs
+    assert f"{VIEW_TAG}repro-leaderboard" in tags
+
+
 def test_a_new_experiment_has_kind_and_views_before_a_run_has_finished(client):
     place = Tracker().experiment_id("resnet")
     assert client.get_experiment(place).tags.keys() >= changed_tags({}).keys()
