@@ -78,14 +78,20 @@ def make_store(home: Path, runs: int) -> Any:
 
 
 def cpu_seconds(processes: Iterable[psutil.Process]) -> float:
-    """Return the CPU time that these processes and their children have used."""
+    """Return the CPU time that these processes have used."""
     total = 0.0
     for process in processes:
-        for one in (process, *process.children(recursive=True)):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                times = one.cpu_times()
-                total += times.user + times.system
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            total += times.user + times.system
     return total
+
+
+def used_by(server: psutil.Process) -> tuple[float, float]:
+    """Return the CPU time of the browser that this process has started, and of the server."""
+    started = psutil.Process().children(recursive=True)
+    chromium = [process for process in started if "chrom" in process.name()]
+    return cpu_seconds(chromium), cpu_seconds([server, *server.children(recursive=True)])
 
 
 @dataclass
@@ -105,15 +111,14 @@ def visit(browser: Any, address: str, server: psutil.Process) -> tuple[float, fl
     """Open the address in a fresh profile; return wall time until its rows, CPU time of browser and server."""
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     page = context.new_page()
-    chromium = [one for one in psutil.Process().children(recursive=True) if "chrom" in one.name()]
-    before = cpu_seconds(chromium[:1]), cpu_seconds([server])
+    before = used_by(server)
     begun = time.perf_counter()
     page.goto(address, timeout=PATIENCE, wait_until="commit")
     page.locator(ROWS).nth(SHOWN - 1).wait_for(timeout=PATIENCE)
     seconds = time.perf_counter() - begun
-    used = cpu_seconds(chromium[:1]) - before[0], cpu_seconds([server]) - before[1]
+    after = used_by(server)
     context.close()
-    return round(seconds, 2), round(used[0], 2), round(used[1], 2)
+    return round(seconds, 2), round(after[0] - before[0], 2), round(after[1] - before[1], 2)
 
 
 def largest_paper(tracker: Any) -> str:
@@ -162,6 +167,7 @@ def main() -> None:
         for _ in range(arguments.rounds):
             for one in visits.values():
                 one.all.append(visit(browser, one.address, running))
+                print(one.address, one.all[-1], flush=True)
         found = {name: one.summary() for name, one in visits.items()}
     slow = [name for name in ("leaderboard", "paper") if found[name]["best"] > LIMIT]
     about = {"runs": arguments.runs, "hardware": hardware_name(), "commit": commit()}

@@ -142,7 +142,8 @@ class Stack:
         process = self.processes.pop(name)
         with suppress(psutil.NoSuchProcess):
             self.seen |= set(psutil.Process(process.pid).children(recursive=True))
-        process.terminate()
+        # PostgreSQL waits at SIGTERM for its clients; its image is stopped by SIGINT.
+        process.send_signal(signal.SIGINT if name == "db" else signal.SIGTERM)
         try:
             return process.wait(END_SECONDS)
         except subprocess.TimeoutExpired:
