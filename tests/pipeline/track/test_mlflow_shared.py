@@ -45,8 +45,8 @@ class Store:
 
     def environment(self, home: Path | None = None) -> dict[str, str]:
         plain = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
-        paths = {"REPRO_HOME": str(home or self.home), "PYTHONPATH": str(ROOT)}
-        return plain | paths | {"MLFLOW_TRACKING_URI": self.uri} | self.login
+        own = {"REPRO_HOME": str(home or self.home), "PYTHONPATH": str(ROOT), "REPRO_LOG_MODELS": "1"}
+        return plain | own | {"MLFLOW_TRACKING_URI": self.uri} | self.login
 
     def repro(self, *words: str, home: Path | None = None, **more: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
