@@ -347,7 +347,8 @@ def test_a_run_that_was_deleted_in_mlflow_is_sent_again(home, client, trained, h
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # MLflow 3.17's own, about type hints
             from mlflow.cli import gc
-        done = CliRunner().invoke(gc, ["--backend-store-uri", f"sqlite:///{home / 'mlflow.db'}"])
+        uri = f"sqlite:///{home / 'mlflow.db'}"
+        done = CliRunner().invoke(gc, ["--backend-store-uri", uri, "--tracking-uri", uri])
         assert done.exit_code == 0, done.output
         with pytest.raises(MlflowException, match="not found"):
             client.get_run(child.info.run_id)
