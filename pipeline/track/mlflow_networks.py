@@ -67,7 +67,9 @@ def publish_networks(
         keys = {paper: {network.key for network in networks}, OVERVIEW: set[str]()}
         written = set()
         for network in networks:
-            run_id = put_network(tracker, paper, network.with_tags({PARENT_TAG: parent}))
+            seeds = seeds_note(runs[seed] for seed in network.run_ids if seed in runs)
+            note = {NOTE_TAG: seeds} if seeds else {}
+            run_id = put_network(tracker, paper, network.with_tags({PARENT_TAG: parent, **note}))
             written.add(run_id)
             below = set(network.run_ids) if network.is_parent else set()
             for seed, run in runs.items():
@@ -78,9 +80,8 @@ def publish_networks(
                     tracker.client.set_tag(seed, PARENT_TAG, parent)
                 if seed in below:
                     tag_verdict(tracker, run, network.tags.get(VERDICT_TAG, ""))
-            seeds = seeds_note(runs[seed] for seed in network.run_ids if seed in runs)
             if not is_shown_by_another(tracker, network):
-                written.add(put_network(tracker, OVERVIEW, network.with_tags({NOTE_TAG: seeds} if seeds else {})))
+                written.add(put_network(tracker, OVERVIEW, network.with_tags(note)))
                 keys[OVERVIEW].add(network.key)
         for place in (paper, OVERVIEW):
             rows = tracker.search(place, f"{of_scale} AND tags.`{LEVEL_TAG}` = 'network'")
@@ -164,7 +165,8 @@ def delete_network(tracker: Tracker, place: str, row: "Run", heir: str) -> None:
 def seeds_note(runs: Iterable["Run"]) -> str:
     """Return links to the runs of a network's seeds, as one line of Markdown; "" for none.
 
-    MLflow's page of a run shows four lines of its description, and as children only runs of the same experiment.
+    MLflow's page of a run shows four lines of its description, and as children only runs of the same experiment,
+    in its mode for GenAI none. A click on a row leads to the mode that the browser used last.
     """
     links = [f"[{run.info.run_name}]({run_address(run.info.experiment_id, run.info.run_id)})" for run in runs]
     return f"Runs of its seeds: {', '.join(links)}" if links else ""

@@ -84,6 +84,7 @@ def test_the_experiment_of_all_papers_has_the_same_rows_with_links_to_the_seeds(
     place = client.get_run(run_id).info.experiment_id
     link = f"[resnet-20 seed 0](#/experiments/{place}/runs/{run_id}?workflowType=machine_learning)"
     assert link in row.data.tags["mlflow.note.content"]
+    assert link in rows(client, "resnet")["resnet-20"].data.tags["mlflow.note.content"]
 
 
 def test_publishing_again_updates_the_same_runs_and_sends_only_changes(client, seed, monkeypatch):
