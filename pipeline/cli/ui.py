@@ -83,12 +83,11 @@ def server_failure(log_file: Path, uri: str, code: int) -> str:
 def print_views(server: str, uri: str) -> str | None:
     """Print the addresses of leaderboard and verdicts; return the leaderboard's, None if there is none yet.
 
-    Raises TrackingError for a store that MLflow cannot open.
+    Raises TrackingError for a store that MLflow cannot open, and for a server that is away or refuses the user.
     """
-    if uri.startswith(("sqlite:///", "http://", "https://")) and "?" not in uri:
-        place = find_experiment(uri, OVERVIEW)
-    else:  # only MLflow's client reads it, which takes seconds to import
-        from pipeline.track.mlflow_writer import Tracker
+    place = find_experiment(uri, OVERVIEW)
+    if place is None and (not uri.startswith("sqlite:///") or "?" in uri):
+        from pipeline.track.mlflow_writer import Tracker  # reads any store, and takes seconds to import
 
         place = Tracker(uri).find_experiment(OVERVIEW)
     if place is None:

@@ -152,6 +152,13 @@ def test_a_tracking_server_s_leaderboard_is_printed_without_the_password(command
     assert opened == []  # no terminal
 
 
+def test_a_server_that_is_away_is_one_sentence(command, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nothing listens there
+    code, out, err = command("ui")
+    assert (code, "leaderboard" in out) == (2, False)
+    assert "http://127.0.0.1:9 cannot be used: nothing answers there" in " ".join(err.split())
+
+
 def test_a_browser_is_opened_on_a_terminal_with_a_display_only(opened, terminal, monkeypatch):
     module.open_in_browser("http://x")
     assert opened == ["http://x"]
