@@ -41,19 +41,19 @@ def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0
         out.print("No leaderboard yet. Finished runs create it: [bold]repro run EXPERIMENT --scale laptop[/]")
     print_unwrapped(f"Starting MLflow at {server_address}; this takes about ten seconds. Ctrl-C stops it.")
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--backend-store-uri", uri, "--workers", "1"]
-    command += ["--default-artifact-root", (home() / "mlartifacts").as_uri()]
+    command += ["--workers", "1", "--default-artifact-root", (home() / "mlartifacts").as_uri()]
     command += ["--allowed-hosts", f"127.0.0.1:{port},localhost:{port}", "--uvicorn-opts", "--log-level warning"]
-    quiet = {
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    settings = {
+        "MLFLOW_BACKEND_STORE_URI": uri,  # not an argument: other users can list those, and it may hold a password
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # jobs: seven more processes
         "PYTHONWARNINGS": "ignore",
-    }  # jobs: seven more processes
+    }
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a closed terminal ends the server too
         signal.signal(number, signal.default_int_handler)
     with (
         log_file.open("wb") as log,
         subprocess.Popen(
-            command, env=os.environ | quiet, start_new_session=True, stdout=log, stderr=subprocess.STDOUT
+            command, env=os.environ | settings, start_new_session=True, stdout=log, stderr=subprocess.STDOUT
         ) as server,
     ):
         try:
@@ -83,15 +83,14 @@ def server_failure(log_file: Path, uri: str, code: int) -> str:
 def print_views(server: str, uri: str) -> str | None:
     """Print the addresses of leaderboard and verdicts; return the leaderboard's, None if there is none yet.
 
-    Raises TrackingError for a store that MLflow cannot open.
+    Raises TrackingError for a store that MLflow cannot open, and for a server that is away or refuses the user.
     """
     from pipeline.track.mlflow_reader import find_experiment
     from pipeline.track.mlflow_views import OVERVIEW, VERDICTS, view_address
 
-    if uri.startswith(("sqlite:///", "http://", "https://")) and "?" not in uri:
-        place = find_experiment(uri, OVERVIEW)
-    else:  # only MLflow's client reads it, which takes seconds to import
-        from pipeline.track.mlflow_writer import Tracker
+    place = find_experiment(uri, OVERVIEW)
+    if place is None and (not uri.startswith("sqlite:///") or "?" in uri):
+        from pipeline.track.mlflow_writer import Tracker  # reads any store, and takes seconds to import
 
         place = Tracker(uri).find_experiment(OVERVIEW)
     if place is None:

@@ -1,8 +1,13 @@
 """Rows of the leaderboard as MLflow's runs of networks. Pure."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from pipeline.declare.recipe import PAPER_SCALE
+from pipeline.judge.counting import variants_of
+from pipeline.judge.ledger import LedgerEntry
+from pipeline.judge.verdict import Outcome
 from pipeline.report.leaderboard import TOP1, TOP5, TRAIN_TOP1, LeaderboardRow
 from pipeline.track.mlflow_networks import NetworkRun, network_prefix
 from pipeline.track.mlflow_views import RANK_TAG
@@ -33,6 +38,27 @@ def network_runs(rows: Iterable[LeaderboardRow], records: Sequence[Record]) -> l
         )
         taken.update(runs)
     return found
+
+
+def with_trends(rows: Iterable[LeaderboardRow], entries: Sequence[LedgerEntry]) -> list[LeaderboardRow]:
+    """Return the rows; those without a verdict have the trends of the claims about their networks, and how many.
+
+    Below paper scale a network has no verdict of its own, but "trend supported (2), trend not supported (1)".
+    `entries` are judged at the scale of the rows.
+    """
+    return [row if row.verdict else replace(row, verdict=trends_of(row, entries)) for row in rows]
+
+
+def trends_of(row: LeaderboardRow, entries: Iterable[LedgerEntry]) -> str:
+    """Return the trends of the claims about a row's network; "" for none, or if settings were changed."""
+    if row.departs:
+        return ""
+    found = Counter(
+        entry.verdict.outcome
+        for entry in entries
+        if entry.experiment == row.experiment and row.variant in variants_of(entry.claim)
+    )
+    return ", ".join(f"{trend} ({found[trend]})" for trend in (Outcome.TREND, Outcome.NO_TREND) if found[trend])
 
 
 def row_key(row: LeaderboardRow) -> str:

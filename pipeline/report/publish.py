@@ -22,7 +22,7 @@ from pipeline.report.leaderboard import (
     with_sizes,
     with_verdicts,
 )
-from pipeline.report.mlflow_rows import network_runs
+from pipeline.report.mlflow_rows import network_runs, with_trends
 from pipeline.report.paper_note import MAX_NOTE_LENGTH, Link, paper_note
 from pipeline.track.mlflow_networks import publish_networks
 from pipeline.track.mlflow_pages import publish_experiment, publish_paper_note
@@ -85,7 +85,8 @@ def make_report(
         unread=curves.unread,
     )
     files = [page, *([figure] if figure else [])]
-    run_id = trouble = ""
+    run_ids: set[str] = set()
+    trouble = ""
     if tracker and rows:
         from pipeline.analyse.measure import measure_claim
 
@@ -94,20 +95,21 @@ def make_report(
             "verdicts": [verdict_cells(entry) for entry in entries],
         }
         note = mlflow_note(experiment, scale, tables["leaderboard"], entries)
-        run_id = publish_experiment(
-            tracker, experiment.name, scale, counted, tables=tables, files=files, note=note
+        run_ids.add(
+            publish_experiment(tracker, experiment.name, scale, counted, tables=tables, files=files, note=note)
         )
         publish_paper_note(tracker, experiment.folder, partial(note_of_paper, experiment, records, rows))
         ordered = in_protocol_order(experiment, rows)
-        networks = network_runs(with_sizes(ordered, [experiment], measure_claim), records)
+        shown = with_trends(with_sizes(ordered, [experiment], measure_claim), entries)
+        networks = network_runs(shown, records)
         known = {record.run_id for record in records}
-        publish_networks(tracker, experiment.name, scale, networks, known=known)
+        run_ids |= publish_networks(tracker, experiment.name, scale, networks, known=known)
         ids = {record.identity: record.run_id for record in records if record.run_id}
         scales = sorted(experiment.scales, key=lambda name: name != PAPER_SCALE)
         trouble = register_models(tracker, judged_models(ordered, by_variant, ids), scales)
     if not trouble and not curves.unread:  # else the next command tries again
-        stamp.write(files, run_id)
-    return ExperimentReport(rows, entries, figure, page, trouble, bool(run_id))
+        stamp.write(files, run_ids)
+    return ExperimentReport(rows, entries, figure, page, trouble, bool(run_ids))
 
 
 def note_of_paper(

@@ -1,11 +1,11 @@
-"""Stamp of a report: tells that figure, page and MLflow's parent run show the same runs and verdicts as now.
+"""Stamp of a report: tells that figure, page and MLflow's runs show the same runs and verdicts as now.
 
 Drawing the figure and publishing to MLflow take seconds, most of them to import matplotlib and MLflow.
 """
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +15,13 @@ from pipeline.common.files import write_atomically
 from pipeline.declare.experiment import Experiment
 from pipeline.judge.ledger import LedgerEntry
 from pipeline.report.leaderboard import LeaderboardRow
-from pipeline.track.mlflow_reader import is_active_run, server_key
+from pipeline.track.mlflow_reader import are_active_runs, server_key
 from pipeline.track.record import Record
 
 
 @dataclass(frozen=True)
 class ReportStamp:
-    """File next to a report: hash of all that the report shows, its files, and MLflow's parent run."""
+    """File next to a report: hash of all that the report shows, its files, and the MLflow runs that show it."""
 
     file: Path
     content: str  # hash
@@ -34,18 +34,18 @@ class ReportStamp:
                 file_state(Path(path)) != state for path, state in kept["files"]
             ):
                 return None
-            if tracker and kept["run_id"] and not is_active_run(tracker.uri, kept["run_id"]):
+            if tracker and kept["run_ids"] and not are_active_runs(tracker.uri, kept["run_ids"]):
                 return None
             return [Path(path) for path, _ in kept["files"]]
         except (OSError, ValueError, KeyError, TypeError):  # no stamp, a damaged one, or a file is missing
             return None
 
-    def write(self, files: Sequence[Path], run_id: str) -> None:
+    def write(self, files: Sequence[Path], run_ids: Collection[str]) -> None:
         """Write the stamp. If it cannot be written, the next command makes the report again."""
         kept = {
             "content": self.content,
             "files": [(str(path), file_state(path)) for path in files],
-            "run_id": run_id,
+            "run_ids": sorted(run_ids),
         }
         with suppress(OSError):
             write_atomically(self.file, json.dumps(kept))
@@ -75,7 +75,8 @@ def report_hash(
         "server": server_key(tracker.uri) if tracker else "",
     }
     found = hashlib.sha256(json.dumps(shown, sort_keys=True, default=str).encode())
-    for path in sorted(Path(__file__).parent.rglob("*")):
+    here = Path(__file__).parent
+    for path in (*sorted(here.rglob("*")), *sorted((here.parent / "track").glob("mlflow_*.py"))):
         if path.is_file() and path.suffix != ".pyc":
             found.update(path.read_bytes())
     return found.hexdigest()

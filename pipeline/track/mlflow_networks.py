@@ -49,11 +49,12 @@ def network_prefix(experiment: str, scale: str) -> str:
 
 def publish_networks(
     tracker: Tracker, experiment: str, scale: str, networks: Sequence[NetworkRun], *, known: Collection[str]
-) -> None:
+) -> set[str]:
     """Write the rows of an experiment at a scale, and move the runs of their seeds below them.
 
-    `known`: all MLflow runs that the rows were made from. Rows that no longer exist are deleted, except those of
-    runs that are not known here: another process has just published them. Raises TrackingError or RefusedError.
+    Returns the ids of the rows, in the experiment of the paper and in `leaderboard`. `known`: all MLflow runs that
+    the rows were made from. Rows that no longer exist are deleted, except those of runs that are not known here:
+    another process has just published them. Raises TrackingError or RefusedError.
     """
     paper = experiment.partition("/")[0]
     with explain_mlflow_errors(tracker.uri):
@@ -64,8 +65,12 @@ def publish_networks(
         runs = {run.info.run_id: run for run in tracker.search(paper, of_scale)}
         unknown = runs.keys() - set(known)
         keys = {paper: {network.key for network in networks}, OVERVIEW: set[str]()}
+        written = set()
         for network in networks:
-            run_id = put_network(tracker, paper, network.with_tags({PARENT_TAG: parent}))
+            seeds = seeds_note(runs[seed] for seed in network.run_ids if seed in runs)
+            note = {NOTE_TAG: seeds} if seeds else {}
+            run_id = put_network(tracker, paper, network.with_tags({PARENT_TAG: parent, **note}))
+            written.add(run_id)
             below = set(network.run_ids) if network.is_parent else set()
             for seed, run in runs.items():
                 is_below = run.data.tags.get(PARENT_TAG) == run_id
@@ -75,9 +80,8 @@ def publish_networks(
                     tracker.client.set_tag(seed, PARENT_TAG, parent)
                 if seed in below:
                     tag_verdict(tracker, run, network.tags.get(VERDICT_TAG, ""))
-            seeds = seeds_note(runs[seed] for seed in network.run_ids if seed in runs)
             if not is_shown_by_another(tracker, network):
-                put_network(tracker, OVERVIEW, network.with_tags({NOTE_TAG: seeds} if seeds else {}))
+                written.add(put_network(tracker, OVERVIEW, network.with_tags(note)))
                 keys[OVERVIEW].add(network.key)
         for place in (paper, OVERVIEW):
             rows = tracker.search(place, f"{of_scale} AND tags.`{LEVEL_TAG}` = 'network'")
@@ -85,6 +89,7 @@ def publish_networks(
                 others = unknown.intersection(row.data.tags.get(RUNS_TAG, "").split())
                 if row.data.tags.get("repro.key") not in keys[place] and not others:
                     delete_network(tracker, place, row, parent)
+    return written
 
 
 def is_shown_by_another(tracker: Tracker, network: NetworkRun) -> bool:
@@ -160,7 +165,8 @@ def delete_network(tracker: Tracker, place: str, row: "Run", heir: str) -> None:
 def seeds_note(runs: Iterable["Run"]) -> str:
     """Return links to the runs of a network's seeds, as one line of Markdown; "" for none.
 
-    MLflow's page of a run shows four lines of its description, and as children only runs of the same experiment.
+    MLflow's page of a run shows four lines of its description, and as children only runs of the same experiment,
+    in its mode for GenAI none. A click on a row leads to the mode that the browser used last.
     """
     links = [f"[{run.info.run_name}]({run_address(run.info.experiment_id, run.info.run_id)})" for run in runs]
     return f"Runs of its seeds: {', '.join(links)}" if links else ""

@@ -12,8 +12,9 @@ from pipeline.common.hashing import digest
 from pipeline.declare.protocol import PART_PATTERN
 from pipeline.track.mlflow_errors import explain_mlflow_errors
 from pipeline.track.mlflow_networks import NOTE_TAG
+from pipeline.track.mlflow_run import LOG_BATCH_SIZE
 from pipeline.track.mlflow_views import LEVEL_TAG, OVERVIEW, run_address
-from pipeline.track.mlflow_writer import LOG_BATCH_SIZE, Tracker
+from pipeline.track.mlflow_writer import Tracker
 from pipeline.track.published_results import result_key
 from pipeline.track.record import Record
 

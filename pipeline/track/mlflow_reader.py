@@ -11,7 +11,7 @@ import json
 import os
 import re
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,16 +108,18 @@ def open_sqlite(path: Path) -> AbstractContextManager[sqlite3.Connection]:
     return closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=TIMEOUT))
 
 
-def is_active_run(uri: str, run_id: str) -> bool:
-    """Return True if a server has this run and it is not deleted; False also where that cannot be read."""
+def are_active_runs(uri: str, run_ids: Collection[str]) -> bool:
+    """Return True if a server has all these runs and none is deleted; False also where that cannot be read."""
     try:
         if uri.startswith("sqlite:///") and "?" not in uri:
             with open_sqlite(Path(uri.removeprefix("sqlite:///"))) as database:
-                found = database.execute(
-                    "SELECT 1 FROM runs WHERE run_uuid = ? AND lifecycle_stage = 'active'", (run_id,)
-                )
-                return found.fetchone() is not None
-        return uri.startswith(("http://", "https://")) and RestServer(uri).has_active_run(run_id)
+                marks = ", ".join("?" * len(run_ids))
+                query = f"SELECT count(*) FROM runs WHERE run_uuid IN ({marks}) AND lifecycle_stage = 'active'"
+                return bool(database.execute(query, [*run_ids]).fetchone()[0] == len(run_ids))
+        if not uri.startswith(("http://", "https://")):
+            return False
+        server = RestServer(uri)
+        return all(server.has_active_run(run_id) for run_id in run_ids)
     except (sqlite3.Error, OSError, UnexpectedAnswerError):
         return False
 

@@ -10,7 +10,7 @@ import base64
 import json
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,11 +81,12 @@ LEADERBOARD = View(
         tag("repro.data"): 90,
         tag("repro.scale"): 90,
         metric("test/top1_error_pct"): 125,
-        metric("spread"): 70,
-        metric("test/top5_error_pct"): 125,
         metric("paper"): 65,
         metric("difference"): 80,
-        tag("repro.verdict"): 130,
+        tag("repro.verdict"): 140,
+        tag("repro.experiment"): 160,
+        metric("spread"): 70,
+        metric("test/top5_error_pct"): 125,
         metric("seeds"): 60,
         metric("images"): 70,
         metric("parameters"): 90,
@@ -129,6 +130,8 @@ VERDICTS = View(
 
 VIEWS = (LEADERBOARD, TRAINING, VERDICTS)
 
+OVERVIEW_VIEWS = (LEADERBOARD, VERDICTS)  # the runs of seeds are in the experiments of their papers
+
 
 def pack_state(state: Mapping[str, Any]) -> str:
     """Return the state of a page as MLflow's page writes it."""
@@ -147,15 +150,25 @@ def unpack_state(packed: str) -> dict[str, Any]:
     return state
 
 
-def changed_tags(tags: Mapping[str, str]) -> dict[str, str]:
+def views_of(name: str) -> tuple[View, ...]:
+    """Return the views of the MLflow experiment with this name."""
+    return OVERVIEW_VIEWS if name == OVERVIEW else VIEWS
+
+
+def changed_tags(tags: Mapping[str, str], views: Iterable[View] = VIEWS) -> dict[str, str]:
     """Return the tags to set on an experiment with `tags`: its kind, unless a user chose one, and our views."""
     new = {} if tags.get(KIND_TAG, "") not in UNDECIDED_KINDS else {KIND_TAG: MODEL_TRAINING}
     now = int(time.time() * 1000)
-    for number, view in enumerate(VIEWS):
+    for number, view in enumerate(views):
         if not is_current(view, tags.get(f"{VIEW_TAG}{view.key}", "")):
             saved = {"name": view.name, "createdAt": now - number, "state": pack_state(view.state)}  # newest first
             new[f"{VIEW_TAG}{view.key}"] = json.dumps(saved, separators=(",", ":"))
     return new
+
+
+def outdated_tags(tags: Iterable[str], views: Collection[View]) -> set[str]:
+    """Return the tags of views of ours that an experiment no longer has."""
+    return {f"{VIEW_TAG}{view.key}" for view in VIEWS if view not in views}.intersection(tags)
 
 
 def is_current(view: View, value: str) -> bool:

@@ -10,8 +10,8 @@ Only `track` imports MLflow, and only where something is sent, since the import 
 import json
 import logging
 import os
+import re
 from collections.abc import Mapping
-from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,10 +22,8 @@ from pipeline.common.errors import UserError
 from pipeline.common.files import write_atomically
 from pipeline.common.locks import file_lock
 from pipeline.common.paths import home, tracking_uri
-from pipeline.declare.training import STEPS_TO
-from pipeline.track.folder_content import FolderContent, flatten, model_tags, run_tags
+from pipeline.track.folder_content import FolderContent
 from pipeline.track.mlflow_errors import RefusedError, explain_mlflow_errors, tracking_error
-from pipeline.track.mlflow_models import log_model
 from pipeline.track.mlflow_reader import (
     ENDED,
     RECORD_TAG,
@@ -34,8 +32,9 @@ from pipeline.track.mlflow_reader import (
     read_tracked_runs,
     server_key,
 )
-from pipeline.track.mlflow_views import changed_tags
-from pipeline.track.record import FINISHED, Record
+from pipeline.track.mlflow_run import send_content
+from pipeline.track.mlflow_views import changed_tags, outdated_tags, views_of
+from pipeline.track.record import Record
 from pipeline.track.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # the a
 
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 
-LOG_BATCH_SIZE = 900  # metrics in one request; MLflow's limit is 1,000
+DATABASE = re.compile(r"(sqlite|postgresql|mysql|mssql)(\+\w+)?://")  # addresses of MLflow's databases
 
 SEARCH_PAGE_SIZE = 250  # runs in one answer; for 1,000 a busy server exceeds the timeout of ten seconds
 
@@ -88,12 +87,13 @@ class Tracker:
         if paper not in self.experiments:
             from mlflow.exceptions import MlflowException
 
-            local = self.uri.startswith("sqlite:")
-            artifacts = (home() / "mlartifacts" / paper).as_uri() if local else None
+            # A server stores the artifacts itself. For a database MLflow's default is the current folder.
+            is_database = DATABASE.match(self.uri) is not None
+            artifacts = (home() / "mlartifacts" / paper).as_uri() if is_database else None
             found = self.client.get_experiment_by_name(paper)
             if found is None:
                 try:
-                    created = self.client.create_experiment(paper, artifacts, changed_tags({}))
+                    created = self.client.create_experiment(paper, artifacts, changed_tags({}, views_of(paper)))
                     return self.experiments.setdefault(paper, created)
                 except MlflowException:  # another process has just created it, or an answer was lost
                     found = self.client.get_experiment_by_name(paper)
@@ -106,9 +106,12 @@ class Tracker:
 
     def update_views(self, paper: str) -> None:
         """Set kind and saved views of an MLflow experiment where they are missing or of an older version."""
-        place = self.experiment_id(paper)
-        for key, value in changed_tags(self.client.get_experiment(place).tags).items():
+        place, views = self.experiment_id(paper), views_of(paper)
+        tags = self.client.get_experiment(place).tags
+        for key, value in changed_tags(tags, views).items():
             self.client.set_experiment_tag(place, key, value)
+        for key in outdated_tags(tags, views):
+            self.client.delete_experiment_tag(place, key)
 
     def find_run(self, paper: str, key: str, name: str, tags: Mapping[str, str]) -> "Run":
         """Return the run tagged `key` ("run:IDENTITY" or "parent:EXPERIMENT@SCALE"); create it if missing.
@@ -205,101 +208,15 @@ class Tracker:
             return True
         content = FolderContent.of(folder, state["offset"], state.get("system_offset", 0))
         try:
-            after = self.send(folder, content, state)
+            after = send_content(self, folder, content, state)
         except RefusedError:
             # The run or the whole database was deleted: create the run again. Or another process logged the same
             # data set at the same time, which MLflow refuses to one of them.
             state = {"server": state["server"], "offset": 0}
-            after = self.send(folder, FolderContent.of(folder, 0), state)
+            after = send_content(self, folder, FolderContent.of(folder, 0), state)
         if after != state:
             write_atomically(folder.path / "tracked.json", json.dumps(after))
         return bool(after.get("done"))
-
-    def send(self, folder: RunFolder, content: FolderContent, state: Mapping[str, Any]) -> dict[str, Any]:
-        """Send what `state` does not list as sent; return the new state. Sending twice changes nothing."""
-        from mlflow.entities import Metric
-
-        with explain_mlflow_errors(self.uri):
-            run_id = state.get("run_id")
-            if not run_id:
-                run = self.child_run(content.description)
-                if SENT_TAG in run.data.tags:  # another process sent it, or the state file was lost
-                    return {**state, "run_id": run.info.run_id, "offset": content.end, "done": True}
-                run_id = run.info.run_id
-            curves = {key: dict(curve) for key, curve in state.get("curves", {}).items()}
-            found = [*content.curve_points(curves), *content.system_points()]
-            points = [Metric(one.metric, one.value, one.milliseconds, one.step) for one in found]
-            for start in range(0, len(points), LOG_BATCH_SIZE):
-                self.client.log_batch(run_id, metrics=points[start : start + LOG_BATCH_SIZE])
-            after = {**state, "run_id": run_id, "offset": content.end}
-            after |= {"curves": curves} if curves else {}
-            after |= {"system_offset": content.system_end} if content.system_end else {}
-            if content.record and not folder.is_training():  # else its model is being exported
-                self.finish(run_id, content.record, folder, content)
-                return {**after, "done": True}
-            after["status"] = "RUNNING" if folder.is_training() else "KILLED"
-            if state.get("status") != after["status"]:
-                self.client.update_run(run_id, status=after["status"])
-        return after
-
-    def child_run(self, description: Mapping[str, Any]) -> "Run":
-        """Return the MLflow run of a training; create it below its experiment's parent run if missing."""
-        from mlflow.entities import Dataset, DatasetInput, InputTag, Param
-
-        tags = run_tags(description) | {
-            "mlflow.parentRunId": self.parent_run(description["experiment"], description["scale"])
-        }
-        name = f"{description['variant']} seed {description['seed']}" + (
-            " (departs)" if description["changes"] else ""
-        )
-        run = self.find_run(
-            description["experiment"].partition("/")[0], f"run:{description['identity']}", name, tags
-        )
-        if SENT_TAG in run.data.tags:
-            return run
-        # All of this may be sent twice: the server may become unavailable between any two requests.
-        params = {"seed": description["seed"]} | flatten(description["recipe"])
-        self.client.log_batch(run.info.run_id, params=[Param(k, str(v)[:500]) for k, v in params.items()])
-        data = description["manifest"]
-        profile = json.dumps({"train": data["train"], "test": data["test"]})
-        source = json.dumps({"source": data["source"]})
-        dataset = Dataset(data["name"], data["sha256"][:36], "repro", source, profile=profile)
-        context = InputTag("mlflow.data.context", "training")
-        self.client.log_inputs(run.info.run_id, [DatasetInput(dataset, [context])])
-        return run
-
-    def finish(self, run_id: str, record: Record, folder: RunFolder, content: FolderContent) -> None:
-        """Send a run's record and final metrics, mark it as ended, then send its last model and journal."""
-        from mlflow.entities import Metric, RunTag
-
-        description, last_step = content.description, content.steps
-        parent = self.parent_run(description["experiment"], description["scale"])
-        # Not the current time, so that sending twice gives one point. `finished` is in whole seconds; the journal
-        # ends before the next one.
-        when = int(datetime.fromisoformat(record.finished).timestamp() + 1) * 1000
-        metrics = [
-            Metric(key, value, when, last_step)
-            for key, value in record.measured.items()
-            # The last line of the journal has the others.
-            if not key.startswith("train/") or key in record.costs or key.startswith(STEPS_TO)
-        ]
-        about = {"commit": record.commit, "code": record.code, "lock": record.lock, "hardware": record.hardware}
-        about |= {"precision": record.precision, "threads": str(record.threads), "ended": record.ended}
-        about |= {"world": str(record.world), "device_batch": str(record.device_batch)}  # 0: unknown
-        about |= {f"library.{name}": version for name, version in record.libraries.items()}
-        tags = [RunTag(f"repro.{key}", value[:5000]) for key, value in about.items()]
-        tags.append(RunTag(RECORD_TAG, json.dumps(record.to_dict())))
-        # Again: if two parents were created at the same time, only one of them still exists.
-        tags.append(RunTag("mlflow.parentRunId", parent))
-        self.client.log_batch(run_id, metrics=[*metrics, Metric("seconds", record.seconds, when, 0)], tags=tags)
-        self.client.set_terminated(run_id, "FINISHED" if record.status == FINISHED else "FAILED")
-        for file in (folder.network_file, folder.journal_file, folder.system_file):
-            if file.is_file():  # a run that diverged has no network, and may have no journal
-                self.client.log_artifact(run_id, str(file))
-        if folder.model_folder.is_dir():
-            run = self.client.get_run(run_id)
-            log_model(self.client, run, folder.model_folder, last_step, model_tags(record))
-        self.client.set_tag(run_id, SENT_TAG, "all")
 
     def ended(self) -> list[TrackedRun]:
         """Return all ended runs of every paper. Raises TrackingError."""

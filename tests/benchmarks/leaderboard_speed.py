@@ -111,12 +111,12 @@ def record_of(run: Any, number: int, like: Any) -> Any:
 class Store:
     """A database with one trained run and copies of it."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, points: int = POINTS) -> None:
         from pipeline.track.mlflow_writer import Tracker
         from pipeline.track.run_folder import RunFolder
         from tests.support.smoke_runs import smoke_run, train_in
 
-        self.home, self.file = home, home / "mlflow.db"
+        self.home, self.file, self.curve_points = home, home / "mlflow.db", points
         self.first = home / "first"
         train_in(self.first, smoke_run())
         tracker = Tracker(f"sqlite:///{self.file}")
@@ -125,15 +125,15 @@ class Store:
         self.base = sqlite3.connect(self.file)
         self.base.execute("PRAGMA synchronous = OFF")
         [self.run_id] = self.base.execute("SELECT run_uuid FROM tags WHERE key = 'repro.record'").fetchone()
-        self.rows = {name: self._rows(name, key) for name, key in TABLES.items()}
-        self.run = self._rows("runs", "run_uuid")[0]
-        self.inputs = self._rows("inputs", "destination_id")
+        self.rows = {name: self._rows(name, key, self.run_id) for name, key in TABLES.items()}
+        self.run = self._rows("runs", "run_uuid", self.run_id)[0]
+        self.inputs = self._rows("inputs", "destination_id", self.run_id)
         self.papers: dict[str, int] = {}
         self.tracker = tracker
         self.count = 0
 
-    def _rows(self, table: str, key: str) -> list[dict[str, Any]]:
-        found = self.base.execute(f"SELECT * FROM {table} WHERE {key} = ?", (self.run_id,))
+    def _rows(self, table: str, key: str, run_id: str) -> list[dict[str, Any]]:
+        found = self.base.execute(f"SELECT * FROM {table} WHERE {key} = ?", (run_id,))
         names = [column[0] for column in found.description]
         return [dict(zip(names, row, strict=True)) for row in found]
 
@@ -145,7 +145,10 @@ class Store:
 
     def paper(self, run: Any) -> int:
         """Return the id of the MLflow experiment for the paper of a run."""
-        name = run.experiment.partition("/")[0]
+        return self.experiment(run.experiment.partition("/")[0])
+
+    def experiment(self, name: str) -> int:
+        """Return the id of an MLflow experiment; create it if it does not exist."""
         if name not in self.papers:
             self.base.commit()
             self.papers[name] = int(self.tracker.experiment_id(name))
@@ -194,8 +197,36 @@ class Store:
         return [
             row | {"run_uuid": run_id, "step": number, "timestamp": ended - 60_000 + 500 * number}
             for row in first.values()
-            for number in range(POINTS if row["key"].startswith("train/") else POINTS // 10)
+            for number in range(self.curve_points // (1 if row["key"].startswith("train/") else 10))
         ]
+
+    def add_rows(self, like: str, networks: list[tuple[str, Any]], place: str) -> None:
+        """Add a row for each pair of an experiment's name and a `NetworkRun`, like the MLflow run `like`.
+
+        Rows go into the MLflow experiment `place`, or that of their paper. One that exists is not added again.
+        """
+        tables = {name: self._rows(name, key, like) for name, key in TABLES.items()}
+        run = self._rows("runs", "run_uuid", like)[0]
+        query = "SELECT experiment_id, value FROM tags JOIN runs USING (run_uuid) WHERE key = 'repro.key'"
+        keys = set(self.base.execute(query))
+        for experiment, network in networks:
+            number = self.experiment(place or experiment.partition("/")[0])
+            if (number, network.key) in keys:
+                continue
+            run_id = uuid.uuid4().hex
+            self._put("runs", [run | {"run_uuid": run_id, "name": network.name, "experiment_id": number}])
+            fixed = {"repro.key": network.key, "repro.level": "network", "mlflow.runName": network.name}
+            tags = {**network.tags, **fixed, "repro.runs": " ".join(network.run_ids)[:5000]}
+            self._put("tags", [{"run_uuid": run_id, "key": key, "value": value} for key, value in tags.items()])
+            for table in ("latest_metrics", "metrics"):
+                first = tables[table][0] | {"run_uuid": run_id}
+                self._put(table, [first | {"key": key, "value": value} for key, value in network.metrics.items()])
+            if network.is_parent:
+                parent = [(run_id, seed) for seed in network.run_ids]
+                self.base.executemany(
+                    "UPDATE tags SET value = ? WHERE key = 'mlflow.parentRunId' AND run_uuid = ?", parent
+                )
+        self.base.commit()
 
     def delete(self) -> None:
         """Delete one run through MLflow."""

@@ -123,7 +123,7 @@ def kill(server: subprocess.Popen[bytes]) -> None:
     server.wait()
 
 
-def until_up(port: int, server: subprocess.Popen[bytes], seconds: float = 90.0) -> None:
+def until_up(port: int, server: subprocess.Popen[bytes], seconds: float = 300.0) -> None:
     """Wait until a server answers."""
     end = time.monotonic() + seconds
     while time.monotonic() < end and server.poll() is None:

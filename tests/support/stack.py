@@ -142,7 +142,8 @@ class Stack:
         process = self.processes.pop(name)
         with suppress(psutil.NoSuchProcess):
             self.seen |= set(psutil.Process(process.pid).children(recursive=True))
-        process.terminate()
+        # PostgreSQL waits at SIGTERM for its clients; its image is stopped by SIGINT.
+        process.send_signal(signal.SIGINT if name == "db" else signal.SIGTERM)
         try:
             return process.wait(END_SECONDS)
         except subprocess.TimeoutExpired:
@@ -210,6 +211,19 @@ def stack() -> Iterator[Stack]:
         argv = [sys.executable, "-m", "mlflow", *map(running.local, mlflow["command"])]
         running.start("mlflow", argv, running.environment("mlflow"))
         running.wait("mlflow", lambda: responds(f"{running.mlflow}/health"))
+        yield running
+
+
+@contextmanager
+def database() -> Iterator[Stack]:
+    """Start PostgreSQL alone, as in `stack`."""
+    folder = Path(tempfile.mkdtemp(prefix="database-"))
+    values = {name: secrets.token_urlsafe(16) for name in variables(COMPOSE.read_text(encoding="utf-8"))}
+    running = Stack(folder, values, {"db": free_port(), "s3": 0, "mlflow": 0})
+    with ExitStack() as cleanup:
+        cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
+        cleanup.callback(end_all, running)
+        start_database(running)
         yield running
 
 

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -35,8 +36,9 @@ NOT_OURS = ("users/current", "status of 404", "AG Grid")
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """Home folder with runs of three networks at paper scale, sent to its database."""
-    home = tmp_path_factory.mktemp("pages")
+    """Home folder with runs of three networks at paper scale, sent to its database; URLs escape its name."""
+    home = tmp_path_factory.mktemp("my pages") / "é & #1"
+    home.mkdir()
     declared = load_experiment("resnet/cifar10_depth")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REPRO_HOME", str(home))
@@ -157,3 +159,24 @@ def test_a_network_s_page_leads_to_the_runs_of_its_seeds(browser, address, home)
         run_id = re.search(r"/runs/([0-9a-f]{32})", link.get_attribute("href"))[1]
         tags = Tracker(f"sqlite:///{home / 'mlflow.db'}").client.get_run(run_id).data.tags
         assert (tags["repro.variant"], tags["repro.seed"]) == ("resnet-32", "1")
+
+
+@pytest.mark.parametrize("revision", ["451aebb31d03", "0123456789ab"], ids=["older", "newer"])
+def test_a_database_of_another_version_ends_the_server_with_one_sentence(tmp_path, empty_database, revision):
+    (tmp_path / "mlflow.db").write_bytes(empty_database)
+    with sqlite3.connect(tmp_path / "mlflow.db") as database:
+        database.execute("UPDATE alembic_version SET version_num = ?", (revision,))
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.cli", "ui", "--port", str(free_port())],
+        env=plain | {"REPRO_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    said = " ".join(done.stderr.split())
+    assert (done.returncode, "Traceback" in done.stdout + done.stderr) == (2, False)
+    command = "mlflow db upgrade sqlite:///" if revision == "451aebb31d03" else "pip install --upgrade mlflow"
+    assert f"MLflow cannot open sqlite:///{tmp_path / 'mlflow.db'}: it is a database of" in said
+    assert command in said

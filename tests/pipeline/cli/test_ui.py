@@ -24,15 +24,22 @@ def opened(monkeypatch):
 
 
 @pytest.fixture
-def served(monkeypatch):
+def served_settings():
+    """Environment of the last command in `served`."""
+    return {}
+
+
+@pytest.fixture
+def served(monkeypatch, served_settings):
     """Commands that were started instead of a server, which Ctrl-C stops once it is ready."""
-    started = []
+    started, settings = [], served_settings
 
     class Running:
         pid = 0
 
-        def __init__(self, command, **_):
+        def __init__(self, command, *, env, **_):
             started.append(command)
+            settings.update(env)
 
         def __enter__(self):
             return self
@@ -109,6 +116,19 @@ def test_the_address_of_the_leaderboard_is_printed(command, served, tmp_path, em
     assert str(port) in served[0]
 
 
+def test_the_password_of_a_database_is_in_no_argument_and_not_printed(
+    command, served, served_settings, monkeypatch
+):
+    """Other users of the machine can list the arguments of its processes."""
+    uri = "postgresql+psycopg://me:hunter2-hunter2@127.0.0.1:9/mlflow"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setattr(Tracker, "find_experiment", lambda self, name: "7")
+    code, out, err = command("ui", "--port", free_port())
+    assert code == 0
+    assert "hunter2" not in " ".join(served[0]) + out + err
+    assert served_settings["MLFLOW_BACKEND_STORE_URI"] == uri
+
+
 def test_without_a_leaderboard_the_command_that_creates_it_is_printed(command, served, tmp_path, empty_database):
     (tmp_path / "mlflow.db").write_bytes(empty_database)
     _, out, _ = command("ui", "--port", free_port())
@@ -130,6 +150,13 @@ def test_a_tracking_server_s_leaderboard_is_printed_without_the_password(command
     )
     assert "secret" not in out + err
     assert opened == []  # no terminal
+
+
+def test_a_server_that_is_away_is_one_sentence(command, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nothing listens there
+    code, out, err = command("ui")
+    assert (code, "leaderboard" in out) == (2, False)
+    assert "http://127.0.0.1:9 cannot be used: nothing answers there" in " ".join(err.split())
 
 
 def test_a_browser_is_opened_on_a_terminal_with_a_display_only(opened, terminal, monkeypatch):

@@ -5,8 +5,11 @@ from dataclasses import replace
 
 import pytest
 
+from pipeline.judge.verdict import Outcome
 from pipeline.report.leaderboard import build_leaderboard, ranked
-from pipeline.report.mlflow_rows import network_runs, rank_key, row_key, row_metrics, row_tags
+from pipeline.report.mlflow_rows import network_runs, rank_key, row_key, row_metrics, row_tags, with_trends
+from tests.support.fake_records import fake_record
+from tests.support.ledgers import judge_by_id
 
 
 @pytest.fixture
@@ -87,3 +90,38 @@ def test_runs_changed_by_set_are_a_network_of_their_own(experiment, record, rows
 
 def test_a_key_has_no_quotes(rows):
     assert row_key(replace(rows[0], departs="""a='b"c'""")).endswith("|a=bc")
+
+
+def test_below_paper_scale_a_row_has_the_trends_of_the_claims_about_its_network(declare):
+    """The claims `stuck`, `deeper` and `ratio` are about plain-32, the last two about plain-20 too."""
+    experiment = declare()
+    records = [
+        fake_record(experiment, variant, seed, error + seed / 10, scale="laptop")
+        for variant, error in {"plain-20": 9.5, "plain-32": 10.5, "resnet-20": 8.0}.items()
+        for seed in range(5)
+    ]
+    rows = build_leaderboard([experiment], records)
+    entries = list(judge_by_id(experiment, records, scales=["laptop"]).values())
+    outcomes = {entry.claim.id: entry.verdict.outcome for entry in entries}
+    assert (outcomes["deeper"], outcomes["error"]) == ("trend supported", "cannot judge")
+    found = {row.variant: row.verdict for row in with_trends(rows, entries)}
+    assert found["resnet-20"] == ""
+    assert found["plain-20"] == "trend supported (1)"
+    changed = [replace(row, departs="train.steps=1") for row in rows]
+    assert {row.verdict for row in with_trends(changed, entries)} == {""}
+
+
+def test_trends_of_both_kinds_are_counted_and_a_verdict_of_the_network_is_kept(declare):
+    experiment = declare()
+    records = [
+        fake_record(experiment, variant, seed, error + seed / 10, scale="laptop")
+        for variant, error in {"plain-20": 10.5, "plain-32": 9.5}.items()
+        for seed in range(5)
+    ]
+    [row] = [row for row in build_leaderboard([experiment], records) if row.variant == "plain-20"]
+    entries = list(judge_by_id(experiment, records, scales=["laptop"]).values())
+    [deeper] = [entry for entry in entries if entry.claim.id == "deeper"]
+    supported = replace(deeper, verdict=replace(deeper.verdict, outcome=Outcome.TREND))
+    [both] = with_trends([row], [deeper, supported, deeper])
+    assert both.verdict == "trend supported (1), trend not supported (2)"
+    assert with_trends([replace(row, verdict="reached")], entries)[0].verdict == "reached"

@@ -84,6 +84,7 @@ def test_the_experiment_of_all_papers_has_the_same_rows_with_links_to_the_seeds(
     place = client.get_run(run_id).info.experiment_id
     link = f"[resnet-20 seed 0](#/experiments/{place}/runs/{run_id}?workflowType=machine_learning)"
     assert link in row.data.tags["mlflow.note.content"]
+    assert link in rows(client, "resnet")["resnet-20"].data.tags["mlflow.note.content"]
 
 
 def test_publishing_again_updates_the_same_runs_and_sends_only_changes(client, seed, monkeypatch):
@@ -251,6 +252,16 @@ def test_an_existing_tracking_gets_kind_and_views_and_keeps_those_of_users(clien
     assert (tags[f"{VIEW_TAG}mine"], tags["mlflow.note.content"]) == ("{}", "a note")
     assert tags[KIND_TAG] == "custom_model_development"
     assert {f"{VIEW_TAG}{view.key}" for view in VIEWS} <= tags.keys()
+
+
+def test_a_view_that_the_leaderboard_no_longer_has_is_removed(client, seed):
+    theirs = {f"{VIEW_TAG}mine": "{}", f"{VIEW_TAG}repro-theirs": "{}"}
+    place = client.create_experiment("leaderboard", tags=changed_tags({}) | theirs)
+    publish(network("resnet-20", 8.5, seed("resnet-20", 0)))
+    tags = client.get_experiment(place).tags
+    assert f"{VIEW_TAG}repro-training" not in tags
+    assert {key: tags.get(key) for key in theirs} == theirs
+    assert f"{VIEW_TAG}repro-leaderboard" in tags
 
 
 def test_a_new_experiment_has_kind_and_views_before_a_run_has_finished(client):

@@ -22,8 +22,8 @@ from pipeline.track.mlflow_reader import (
     RECORD_TAG,
     SENT_TAG,
     RecordCache,
+    are_active_runs,
     find_experiment,
-    is_active_run,
     read_tracked_runs,
     redact,
     server_key,
@@ -157,14 +157,14 @@ def test_active_runs_are_those_that_exist_and_are_not_deleted(home, client, ende
     kept, deleted = ended(range(2))
     client.delete_run(deleted)
     for uri in (f"sqlite:///{home / 'mlflow.db'}", server.uri):
-        assert is_active_run(uri, kept)
-        assert not is_active_run(uri, deleted)
-        assert not is_active_run(uri, "0" * 32)
+        assert are_active_runs(uri, [kept])
+        assert not are_active_runs(uri, [kept, deleted])
+        assert not are_active_runs(uri, ["0" * 32])
 
 
 @pytest.mark.parametrize("uri", ["sqlite:////nonexistent/mlflow.db", "http://127.0.0.1:9", "postgresql://h/d"])
 def test_a_run_on_an_unreadable_store_does_not_count_as_active(home, uri):
-    assert not is_active_run(uri, "0" * 32)
+    assert not are_active_runs(uri, ["0" * 32])
 
 
 def test_an_experiment_is_found_by_name_unless_it_is_deleted(home, client, server):

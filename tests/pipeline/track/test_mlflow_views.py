@@ -15,15 +15,18 @@ from pipeline.report.mlflow_rows import row_metrics, row_tags
 from pipeline.track.mlflow_views import (
     KIND_TAG,
     LEADERBOARD,
+    OVERVIEW,
     TRAINING,
     VERDICTS,
     VIEW_TAG,
     VIEWS,
     changed_tags,
     is_current,
+    outdated_tags,
     pack_state,
     unpack_state,
     view_address,
+    views_of,
 )
 from tests.support.leaderboard_rows import ROW
 
@@ -65,6 +68,18 @@ def test_a_new_experiment_gets_the_kind_of_model_training_and_three_views():
     assert tags.keys() - {KIND_TAG} == {
         f"mlflow.sharedViewState.repro-{name}" for name in ("leaderboard", "training", "verdicts")
     }
+
+
+def test_the_experiment_of_all_papers_has_no_view_of_training_since_it_has_no_runs_of_seeds():
+    assert views_of(OVERVIEW) == (LEADERBOARD, VERDICTS)
+    assert f"{VIEW_TAG}repro-training" not in changed_tags({}, views_of(OVERVIEW))
+    assert views_of("resnet") == VIEWS
+
+
+def test_only_views_of_ours_are_outdated():
+    tags = {**changed_tags({}), f"{VIEW_TAG}training": "{}", f"{VIEW_TAG}repro-mine": "{}"}
+    assert outdated_tags(tags, views_of(OVERVIEW)) == {f"{VIEW_TAG}repro-training"}
+    assert outdated_tags(tags, views_of("resnet")) == set()
 
 
 def test_nothing_is_set_again():

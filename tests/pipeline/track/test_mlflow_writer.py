@@ -3,11 +3,14 @@
 import json
 import os
 import sqlite3
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from mlflow.entities import ViewType
+from mlflow.exceptions import MlflowException
 from urllib3.connection import HTTPConnection
 
 from pipeline.declare.load import load_experiment
@@ -340,10 +343,15 @@ def test_a_run_that_was_deleted_in_mlflow_is_sent_again(home, client, trained, h
         client.delete_experiment(child.info.experiment_id)
     else:
         client.delete_run(child.info.run_id)
-    if how == "collected":  # by `mlflow gc`
-        with sqlite3.connect(home / "mlflow.db") as database:
-            for table in ("tags", "params", "latest_metrics", "metrics", "runs"):
-                database.execute(f"DELETE FROM {table} WHERE run_uuid = ?", (child.info.run_id,))
+    if how == "collected":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # MLflow 3.17's own, about type hints
+            from mlflow.cli import gc
+        uri = f"sqlite:///{home / 'mlflow.db'}"
+        done = CliRunner().invoke(gc, ["--backend-store-uri", uri, "--tracking-uri", uri])
+        assert done.exit_code == 0, done.output
+        with pytest.raises(MlflowException, match="not found"):
+            client.get_run(child.info.run_id)
     [record] = collect_runs().records
     _, [again] = runs_of(client)
     assert record.run_id == again.info.run_id
@@ -363,6 +371,20 @@ def test_the_database_is_in_the_home_folder_whatever_its_name(tmp_path, monkeypa
         found = database.execute("SELECT experiment_id FROM experiments WHERE name = 'resnet'").fetchall()
     assert [str(row[0]) for row in found] == [place]
     assert sorted(path.name for path in tmp_path.iterdir()) == [name]
+
+
+@pytest.mark.parametrize("revision", ["451aebb31d03", "0123456789ab"])
+def test_a_database_of_another_version_is_one_sentence_with_the_command_that_helps(home, revision):
+    """MLflow's own exception, for the first version of its schema and for one that it does not know."""
+    with sqlite3.connect(home / "mlflow.db") as database:
+        database.execute("UPDATE alembic_version SET version_num = ?", (revision,))
+    with pytest.raises(TrackingError) as caught:
+        Tracker().find_experiment("resnet")
+    uri = f"sqlite:///{home / 'mlflow.db'}"
+    older = f"an older MLflow; make a backup, then upgrade it with: mlflow db upgrade {uri}"
+    newer = "a newer MLflow than the one installed; install that with: pip install --upgrade mlflow"
+    assert str(caught.value).endswith(older if revision == "451aebb31d03" else newer)
+    assert "\n" not in str(caught.value)
 
 
 # The parent run
@@ -452,20 +474,34 @@ def test_a_note_fits_in_an_mlflow_tag(home, client, trained):
     assert note.endswith("\n\nEvidence: verdicts.json.")
 
 
-def test_a_report_is_published_once_unless_its_parent_run_was_deleted(home, client, trained, monkeypatch):
+@pytest.mark.parametrize("deleted", ["parent run", "row of the paper", "row of the leaderboard", "leaderboard"])
+def test_a_report_is_published_once_unless_a_run_of_it_was_deleted(home, client, trained, monkeypatch, deleted):
     tracker, published = Tracker(), []
     tracker.sync(placed(home, trained))
     monkeypatch.setattr(
         "pipeline.report.publish.publish_experiment",
         lambda *words, **more: published.append(publish_experiment(*words, **more)) or published[-1],
     )
+
+    def rows():
+        places = [tracker.experiment_id(name) for name in ("resnet", "leaderboard")]
+        return [client.search_runs([place], "tags.`repro.level` = 'network'") for place in places]
+
     for _ in range(2):
         make_report(load_experiment(RESNET), "smoke", tracker.records(), tracker)
     [parent], _ = runs_of(client)
     assert published == [parent.info.run_id]
-    client.delete_run(parent.info.run_id)
+    [row], [shown] = rows()
+    if deleted == "leaderboard":
+        client.delete_experiment(shown.info.experiment_id)
+    else:
+        which = {"parent run": parent, "row of the paper": row, "row of the leaderboard": shown}
+        client.delete_run(which[deleted].info.run_id)
+    tracker = Tracker()
     make_report(load_experiment(RESNET), "smoke", tracker.records(), tracker)
-    assert len(set(published)) == 2
+    assert len(published) == 2
+    assert [len(found) for found in rows()] == [1, 1]
+    assert len(runs_of(client)[0]) == 1
 
 
 def test_publishing_twice_keeps_one_parent_run(home, client, trained):
