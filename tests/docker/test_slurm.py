@@ -3,6 +3,7 @@
 Needs the tools of install_tools.sh. With fakes of Slurm's commands: test_shipping.py.
 """
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -40,6 +41,13 @@ def submit(cluster, home, *arguments, options=()):
     return cluster.command(*argv, cwd=home, **variables)
 
 
+def preempt(cluster, home):
+    """Submit a short job that takes the nodes of the others; return its number."""
+    return cluster.command(
+        "sbatch", "--parsable", *NODES, "--partition=high", "--exclusive", "--wrap=sleep 20", cwd=home
+    )
+
+
 def log(home, job):
     """Return the output of a job so far."""
     file = home / f"repro-{job}.log"
@@ -54,6 +62,16 @@ def trains(home):
 def run_logs(home):
     """Return the logs of all runs."""
     return "".join(path.read_text(encoding="utf-8") for path in home.glob("runs/*/log.txt"))
+
+
+def test_slurm_accepts_the_script_of_a_checkout_of_windows(cluster, tmp_path):
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "--quiet", "--config", "core.autocrlf=true", ROOT, clone], check=True)
+    script = clone / "docker" / "slurm" / "repro.sbatch"
+    cluster.command("sbatch", "--test-only", *NODES, str(script), EXPERIMENT)
+    script.write_bytes(script.read_bytes().replace(b"\n", b"\r\n"))
+    with pytest.raises(AssertionError, match="DOS line breaks"):
+        cluster.command("sbatch", "--test-only", *NODES, str(script), EXPERIMENT)
 
 
 def test_a_job_trains_on_both_nodes_and_finishes(cluster, tmp_path):
@@ -71,9 +89,7 @@ def test_a_preempted_job_writes_checkpoints_and_resumes_after_the_other_job(clus
     home = tmp_path / "home"
     job = submit(cluster, home, EXPERIMENT, "--scale", "laptop")
     cluster.wait(lambda: trains(home), "a run trains", JOB_SECONDS)
-    other = cluster.command(
-        "sbatch", "--parsable", *NODES, "--partition=high", "--exclusive", "--wrap=sleep 20", cwd=home
-    )
+    other = preempt(cluster, home)
     cluster.wait(lambda: cluster.job(other)["JobState"] == "COMPLETED", "the other job ends", JOB_SECONDS)
     cluster.wait(lambda: "Resuming" in log(home, job), "the job resumes", JOB_SECONDS)
     assert cluster.job(job)["Restarts"] == "1"
@@ -81,6 +97,19 @@ def test_a_preempted_job_writes_checkpoints_and_resumes_after_the_other_job(clus
     assert "its node is shutting down" in run_logs(home)  # it was told, not killed
     cluster.wait(lambda: "started from step" in run_logs(home), "a run resumes from its checkpoint", JOB_SECONDS)
     cluster.command("scancel", "--full", job)
+
+
+def test_a_job_that_is_preempted_without_notice_is_requeued(tmp_path):
+    """By Slurm's default SIGTERM goes to the processes of the steps: Ray ends, and the script is not told."""
+    home = tmp_path / "home"
+    with slurm(tmp_path / "slurm", parameters="") as cluster:
+        job = submit(cluster, home, EXPERIMENT, "--scale", "laptop")
+        cluster.wait(lambda: trains(home), "a run trains", JOB_SECONDS)
+        other = preempt(cluster, home)
+        cluster.wait(lambda: cluster.job(other)["JobState"] == "COMPLETED", "the other job ends", JOB_SECONDS)
+        cluster.wait(lambda: "Resuming" in log(home, job), "the job resumes", JOB_SECONDS)
+        assert cluster.job(job)["Restarts"] == "1"
+        cluster.command("scancel", "--full", job)
 
 
 def test_a_job_at_its_time_limit_requeues_itself(cluster, tmp_path):

@@ -1,7 +1,6 @@
 """A real Slurm on this machine: munge, the controller, and two nodes with one made-up GPU each.
 
-All daemons are child processes with files in one folder. Two partitions: jobs of `high` preempt those of `low`. As
-by Slurm's default, a preemption with a grace time sends SIGTERM to the steps of a job and not to its script.
+All daemons are child processes with files in one folder. Two partitions: jobs of `high` preempt those of `low`.
 """
 
 import os
@@ -20,6 +19,9 @@ from pipeline.common.errors import UserError
 from tests.support.containers import missing_tools
 
 START_SECONDS = 60.0
+
+# A preempted job receives the signal that it asked for (--signal). By default its steps get SIGTERM instead.
+PREEMPTION_NOTICE = "preempt_send_user_signal"  # in newer versions: PreemptParameters=send_user_signal
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "sinfo", "scancel")
 
@@ -47,6 +49,7 @@ KillWait=30
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 MinJobAge=3600
+SlurmctldParameters={parameters}
 GresTypes=gpu
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={node1} CPUs=1 Gres=gpu:1
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={node2} CPUs=1 Gres=gpu:1
@@ -127,11 +130,11 @@ class Slurm:
 
 
 @contextmanager
-def slurm(folder: Path) -> Iterator[Slurm]:
-    """Start Slurm with its files in `folder`; at the end, cancel its jobs and stop it."""
+def slurm(folder: Path, parameters: str = PREEMPTION_NOTICE) -> Iterator[Slurm]:
+    """Start Slurm with its files in `folder` and SlurmctldParameters; at the end, cancel its jobs and stop it."""
     (folder / "state").mkdir(parents=True)
     ports = {name: free_port() for name in ("controller", "node1", "node2")}
-    text = CONFIG.format(host=socket.gethostname(), folder=folder, **ports)
+    text = CONFIG.format(host=socket.gethostname(), folder=folder, parameters=parameters, **ports)
     (folder / "slurm.conf").write_text(text, encoding="utf-8")
     # A GPU needs a device file; only its number is used. Slurm hides no device without control groups.
     (folder / "gres.conf").write_text("NodeName=n[1-2] Name=gpu File=/dev/null\n", encoding="utf-8")
