@@ -775,7 +775,11 @@ node) trap 'echo "node $2 ends" >>"$CALLS"; rm "$FOLDER/node-$$"; exit 0' TERM
         printf '{\\n "gcs": "10.0.0.1:6380",\\n "dashboard": "x"\\n}' >"$folder/node.json"
     fi
     while :; do sleep 0.05; done ;;
-*) [[ " $* " != *" --dry-run "* ]] || exit "${UNKNOWN:-0}"
+*) if [[ " $* " == *" --dry-run "* ]]; then
+        [ -z "${STOPPED_EARLY:-}" ] || { kill -TERM "$PPID"; sleep 0.2; }
+        exit "${UNKNOWN:-0}"
+    fi
+    [ "$1" != launch ] || { sleep 0.05; touch "$REPRO_HOME/launches/saved.json"; }
     until [ "$(ls "$FOLDER"/node-* 2>/dev/null | wc -l)" = "${STEPS:-2}" ]; do sleep 0.05; done
     [ -z "${RUNS_UNTIL_SIGTERM:-}" ] || { trap 'exit 130' TERM; while :; do sleep 0.05; done; }
     exit "${CODE:-0}" ;;
@@ -876,11 +880,26 @@ def test_a_slurm_job_that_finished_is_not_requeued_by_a_preemption(slurm):
     assert not any(call.startswith("scontrol requeue") for call in recorded())
 
 
-def test_a_requeued_slurm_job_resumes(slurm):
+def test_a_requeued_slurm_job_resumes(slurm, tmp_path):
     start, recorded = slurm
+    assert start().wait(20) == 0
+    first = recorded()
+    for path in tmp_path.glob("step-*"):
+        path.unlink()
     assert start(SLURM_RESTART_COUNT="1").wait(20) == 0
-    assert "repro resume" in recorded()
-    assert not any(call.startswith("repro launch") for call in recorded())
+    again = recorded()[len(first) :]
+    assert "repro resume" in again
+    assert not any(call.startswith("repro launch") for call in again)
+
+
+def test_a_slurm_job_stopped_before_its_launch_is_requeued_and_then_launches(slurm):
+    start, recorded = slurm
+    assert start(STOPPED_EARLY="1").wait(20) == 0
+    dry = "repro launch resnet/cifar10_depth --scale smoke --dry-run"
+    assert recorded() == [dry, "scontrol requeue 7"]
+    assert start(SLURM_RESTART_COUNT="1").wait(20) == 0
+    assert "repro launch resnet/cifar10_depth --scale smoke" in recorded()
+    assert "repro resume" not in recorded()
 
 
 def test_a_slurm_job_has_the_exit_code_of_its_launch(slurm):

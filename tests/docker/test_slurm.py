@@ -25,10 +25,18 @@ NODES = ("--nodes=2", "--gpus-per-node=1", "--cpus-per-task=1")
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
-    """A Slurm with two idle nodes."""
+def daemons(tmp_path_factory):
+    """A Slurm with two nodes."""
     with slurm(tmp_path_factory.mktemp("slurm")) as running:
         yield running
+
+
+@pytest.fixture
+def cluster(daemons):
+    """A Slurm with two idle nodes; its jobs end with the test, also with one that failed."""
+    yield daemons
+    daemons.command("scancel", "--full", "--user", "root")
+    daemons.wait(lambda: daemons.nodes() == {"idle"}, "the nodes are idle", JOB_SECONDS)
 
 
 def submit(cluster, home, *arguments, options=()):
@@ -96,7 +104,6 @@ def test_a_preempted_job_writes_checkpoints_and_resumes_after_the_other_job(clus
     assert any(home.glob("runs/*/checkpoints/*"))
     assert "its node is shutting down" in run_logs(home)  # it was told, not killed
     cluster.wait(lambda: "started from step" in run_logs(home), "a run resumes from its checkpoint", JOB_SECONDS)
-    cluster.command("scancel", "--full", job)
 
 
 def test_a_job_that_is_preempted_without_notice_is_requeued(tmp_path):
@@ -109,17 +116,20 @@ def test_a_job_that_is_preempted_without_notice_is_requeued(tmp_path):
         cluster.wait(lambda: cluster.job(other)["JobState"] == "COMPLETED", "the other job ends", JOB_SECONDS)
         cluster.wait(lambda: "Resuming" in log(home, job), "the job resumes", JOB_SECONDS)
         assert cluster.job(job)["Restarts"] == "1"
-        cluster.command("scancel", "--full", job)
 
 
 def test_a_job_at_its_time_limit_requeues_itself(cluster, tmp_path):
     home = tmp_path / "home"
-    limit = ("--time=00:03:00", "--signal=B:TERM@120")
-    job = submit(cluster, home, EXPERIMENT, "--scale", "laptop", options=limit)
+    job = submit(cluster, home, EXPERIMENT, "--scale", "laptop")
+    cluster.wait(lambda: trains(home), "a run trains", JOB_SECONDS)
+    hours, minutes, _ = map(int, cluster.job(job)["RunTime"].split(":"))
+    limit = 60 * hours + minutes + 4  # the job receives SIGTERM three minutes before
+    cluster.command("scontrol", "update", f"JobId={job}", f"TimeLimit={limit}")
     cluster.wait(lambda: cluster.job(job)["Restarts"] == "1", "the job is requeued", JOB_SECONDS)
+    assert "its node is shutting down" in run_logs(home)  # it was told, not killed
     cluster.wait(lambda: "Resuming" in log(home, job), "the job resumes", JOB_SECONDS)
+    cluster.wait(lambda: "started from step" in run_logs(home), "a run resumes from its checkpoint", JOB_SECONDS)
     assert "TIMEOUT" not in cluster.job(job)["JobState"]
-    cluster.command("scancel", "--full", job)
 
 
 def test_a_cancelled_job_leaves_no_node_running(cluster, tmp_path):

@@ -9,6 +9,7 @@ import os
 import resource
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,17 @@ from tests.support.composed import ROOT
 
 INSTALL = "tests/docker/install_tools.sh"
 BASE, IMAGE = "localhost/cnn-repro-base:bookworm", "localhost/cnn-repro:cpu"
-# A container cannot raise the limits of this machine, and podman's defaults may be higher.
-LIMITS = {"nofile": resource.RLIMIT_NOFILE, "nproc": resource.RLIMIT_NPROC}
-RUN_OPTIONS = [f"--ulimit={name}={resource.getrlimit(limit)[1]}" for name, limit in LIMITS.items()]
+# A container cannot raise the limits of this machine, and podman's defaults may be higher. It lowers that of processes.
+LIMITS = {"nofile": (resource.RLIMIT_NOFILE, 65536), "nproc": (resource.RLIMIT_NPROC, 16384)}
+
+
+def hard_limit(limit: int) -> int:
+    """Return a hard limit of this process."""
+    _, hard = resource.getrlimit(limit)
+    return sys.maxsize if hard == resource.RLIM_INFINITY else hard
+
+
+RUN_OPTIONS = [f"--ulimit={name}={min(most, hard_limit(limit))}" for name, (limit, most) in LIMITS.items()]
 NO_TIMERS = {
     "DISABLE_HC_SYSTEMD": "true"
 }  # podman runs health checks by timers of systemd: here the tests run them
