@@ -17,7 +17,7 @@ from tests.support.composed import ROOT
 
 INSTALL = "tests/docker/install_tools.sh"
 BASE, IMAGE = "localhost/cnn-repro-base:bookworm", "localhost/cnn-repro:cpu"
-# A container cannot raise the limits of this machine, and podman's defaults may be higher. It lowers that of processes.
+# A container cannot raise the limits of this machine; podman lowers that of processes. Its defaults may be higher.
 LIMITS = {"nofile": (resource.RLIMIT_NOFILE, 65536), "nproc": (resource.RLIMIT_NPROC, 16384)}
 
 
@@ -100,9 +100,12 @@ def containers(service: str) -> list[str]:
 
 
 def is_healthy(container: str) -> bool:
-    """Run the health check of a container."""
+    """Run the health check of a container; one that takes a minute has failed."""
     argv = ["podman", "--runtime", "runc", "healthcheck", "run", container]
-    return subprocess.run(argv, capture_output=True, timeout=60, check=False).returncode == 0
+    try:
+        return subprocess.run(argv, capture_output=True, timeout=60, check=False).returncode == 0
+    except subprocess.TimeoutExpired:
+        return False
 
 
 def inspect(image: str) -> dict[str, Any]:
