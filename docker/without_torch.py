@@ -1,7 +1,8 @@
 """Split a lock file for the CPU image.
 
 `python without_torch.py requirements.lock` prints it without torch's CUDA build. With `--torch`, it prints torch
-and torchvision in the same versions, to install from PyTorch's index of CPU builds.
+and torchvision in the same versions, to install from PyTorch's index of CPU builds. With `--triton`, it prints the
+lock without Triton, the only part of the CUDA build that is not needed where there is no GPU.
 """
 
 import re
@@ -21,6 +22,11 @@ def without_torch(lock: str) -> str:
     return "".join(entry for entry in entries(lock) if not CUDA.match(entry))
 
 
+def without_triton(lock: str) -> str:
+    """Return the lock without Triton. torch is not linked against it and imports it only to compile for a GPU."""
+    return "".join(entry for entry in entries(lock) if not entry.startswith("triton=="))
+
+
 def torch(lock: str) -> str:
     """Return a line for torch and torchvision each, pinned, without the hashes: those are of other files."""
     names = [entry.split()[0] for entry in entries(lock) if re.match(r"torch(vision)?==", entry)]
@@ -29,4 +35,5 @@ def torch(lock: str) -> str:
 
 if __name__ == "__main__":
     text = Path(sys.argv[-1]).read_text(encoding="utf-8")
-    sys.stdout.write(torch(text) if "--torch" in sys.argv else without_torch(text))
+    part = {"--torch": torch, "--triton": without_triton}.get(sys.argv[1], without_torch)
+    sys.stdout.write(part(text))

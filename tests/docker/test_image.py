@@ -5,21 +5,26 @@ PyPI's packages, because only package indexes are reachable.
 """
 
 import json
+import os
 import secrets
 import subprocess
 import time
+from graphlib import TopologicalSorter
 
 import pytest
 import yaml
 
-from tests.support.composed import COMPOSE, interpolate, variables
+from tests.support.composed import COMPOSE, ROOT, interpolate, variables
 from tests.support.containers import (
     BASE,
     IMAGE,
+    NO_TIMERS,
     RUN_OPTIONS,
     build,
     build_image,
+    containers,
     inspect,
+    is_healthy,
     layer_sizes,
     make_base,
     missing_tools,
@@ -35,7 +40,7 @@ pytestmark = [
 ]
 MB = 10**6
 EXPERIMENT = "resnet/cifar10_depth"
-STACK_SECONDS = 900.0  # until all services are healthy
+STACK_SECONDS = 900.0  # until a service is healthy, on a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -61,22 +66,33 @@ def test_the_image_runs_the_command_as_a_user_without_rights(image):
 
 
 def test_nothing_of_the_build_stays(image):
-    left = "find /build /root/.cache /tmp -type f -size +0;"
+    left = "find /build /root/.cache /tmp /var/lib/apt/lists /var/cache/apt -type f -size +0;"
     left += " ls -d /opt/venv/bin/pip /opt/venv/lib/python3*/site-packages/pip"
     assert in_container("-c", f"({left}) 2>/dev/null; true", entrypoint="sh") == ""
 
 
-def test_torch_trains_in_the_image_without_a_gpu(image):
-    program = (
-        "import torch; print(torch.nn.Linear(2, 1)(torch.ones(1, 2)).sum().backward(), torch.cuda.is_available())"
-    )
-    assert in_container("-c", program, entrypoint="python").split() == ["None", "False"]
+COMPILED_STEP = """
+import torch
+
+network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU())
+images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+eager = network(images)
+compiled = torch.compile(network)(images)
+compiled.sum().backward()
+print(torch.cuda.is_available(), torch.allclose(eager, compiled, atol=1e-5), network[0].weight.grad is not None)
+"""
+
+
+def test_torch_trains_and_compiles_in_the_image_without_a_gpu(image):
+    """With g++ and Python's headers, and without Triton."""
+    assert in_container("-c", COMPILED_STEP, entrypoint="python").split() == ["False", "True", "True"]
 
 
 def test_the_environment_is_stored_once_and_the_code_last(image):
     sizes = layer_sizes(image)
     assert sizes[-1] < 20 * MB
-    assert sum(size > 300 * MB for size in sizes) == 1  # the environment
+    large = [index for index, size in enumerate(sizes) if size > 500 * MB]
+    assert large == [len(sizes) - 2]  # the environment
 
 
 def test_a_new_commit_changes_only_the_last_layer(image):
@@ -85,6 +101,19 @@ def test_a_new_commit_changes_only_the_last_layer(image):
     after = inspect(image)["RootFS"]["Layers"]
     assert before[:-1] == after[:-1]
     assert before[-1] != after[-1]
+
+
+def test_a_checkout_of_windows_makes_the_same_files(image, tmp_path):
+    """Without CR, which shells and Linux reject."""
+    clone = tmp_path / "clone"
+    tool("git", "clone", "--quiet", "--config", "core.autocrlf=true", ROOT, clone)
+    code = "localhost/cnn-repro-code"
+    build(clone / "docker" / "Dockerfile", clone, code, "--target", "code", "--build-arg", f"BASE={BASE}")
+    find_cr = "grep -rl $(printf '\\r') /image; ls /image/opt/repro"
+    files = podman("run", "--rm", "--network", "none", *RUN_OPTIONS, "--entrypoint", "sh", code, "-c", find_cr)
+    assert sorted(files.split()) == sorted(
+        ["COMMIT", "docker", "experiments", "lightning_modules", "pipeline", "pyproject.toml", "requirements.lock"]
+    )
 
 
 # --- the composed stack ------------------------------------------------------------------------------------
@@ -158,17 +187,35 @@ def composed(image, tmp_path_factory):
         return tool("podman-compose", *options, *argv, seconds=seconds)
 
     try:
-        run("up", "--detach", "--no-build", seconds=STACK_SECONDS)
+        for service in in_order(effective_file()["services"]):
+            run("up", "--detach", "--no-build", "--no-deps", service)
+            wait_for(service)
         yield run
     finally:
-        subprocess.run(["podman-compose", *options, "down", "--volumes"], check=False, timeout=600)
+        env = os.environ | NO_TIMERS
+        subprocess.run(["podman-compose", *options, "down", "--volumes"], check=False, timeout=600, env=env)
+
+
+def in_order(found):
+    """Return the names of services, each after those that it waits for."""
+    return list(
+        TopologicalSorter({name: service.get("depends_on", {}) for name, service in found.items()}).static_order()
+    )
+
+
+def wait_for(service):
+    """Wait until a service is healthy, or until it has ended well. Debian's podman cannot wait for conditions."""
+    (container,) = containers(service)
+    if service == "buckets":
+        assert podman("wait", container).strip() == "0", podman("logs", container)
+        return
+    deadline = time.monotonic() + STACK_SECONDS
+    while not is_healthy(container):
+        assert time.monotonic() < deadline, f"{service} is not healthy\n{podman('logs', container)[-3000:]}"
+        time.sleep(5)
 
 
 def test_a_launch_in_the_composed_stack_reaches_its_verdicts(composed):
-    deadline = time.monotonic() + STACK_SECONDS
-    while "head" not in composed("ps") or "healthy" not in composed("ps"):
-        assert time.monotonic() < deadline, composed("logs", "head")
-        time.sleep(5)
     composed("exec", "-T", "head", "repro", "launch", EXPERIMENT, "--scale", "smoke", seconds=1800)
     board = composed("exec", "-T", "head", "repro", "leaderboard", EXPERIMENT, "--json")
     rows = [row for row in json.loads(board) if row["scale"] == "smoke"]

@@ -28,7 +28,7 @@ from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscali
 from pipeline.cli import main
 from pipeline.declare.load import experiment_names, load_experiment
 from tests.support.composed import COMPOSE, ROOT, dotenv, interpolate, services, variables
-from tests.support.kuberay import SCHEMAS
+from tests.support.kuberay import VERSIONS, fields_with_rules, schema
 
 DOCKER = ROOT / "docker"
 BIN = Path(sys.executable).parent
@@ -330,6 +330,14 @@ def test_the_cpu_image_has_the_same_torch_and_lacks_only_cuda_packages():
     assert {"numpy", "torchmetrics", "pytorch-lightning", "ray", "sympy"} <= rest
 
 
+def test_the_cpu_image_from_pypi_lacks_only_triton():
+    text = (DOCKER / "requirements.lock").read_text(encoding="utf-8")
+    kept = without_torch.entries(without_torch.without_triton(text))
+    (removed,) = set(without_torch.entries(text)) - set(kept)
+    assert removed.startswith("triton==")
+    assert len(kept) == len(without_torch.entries(text)) - 1
+
+
 def test_only_torch_needs_the_removed_packages():
     """The comments of the lock name the packages that need each package."""
     text = (DOCKER / "requirements.lock").read_text(encoding="utf-8")
@@ -534,9 +542,12 @@ def test_the_kubernetes_schemas_detect_errors():
         kubernetes_validate.validate(pod, KUBERNETES, strict=True)
 
 
+@pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize(("path", "document"), RAY)
-def test_a_ray_resource_matches_the_schema_of_kuberay(path, document):
-    jsonschema.validate(document, SCHEMAS[document["kind"]])
+def test_a_ray_resource_matches_the_custom_resource_definition_of_kuberay(path, document, version):
+    definition = schema(version, document["kind"])
+    jsonschema.Draft7Validator(definition).validate(document)
+    assert list(fields_with_rules(document, definition)) == []  # a schema does not check these
     for group in cluster_of(document)["workerGroupSpecs"]:
         assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
 
@@ -549,14 +560,26 @@ def test_a_ray_resource_matches_the_schema_of_kuberay(path, document):
         (lambda spec: spec["workerGroupSpecs"][0].update(minReplicas="0"), "'0' is not of type 'integer'"),
         (lambda spec: spec["workerGroupSpecs"][0].pop("maxReplicas"), "maxReplicas"),
         (lambda spec: spec["headGroupSpec"].update(rayStartParams={"num-cpus": 0}), "0 is not of type 'string'"),
+        (
+            lambda spec: spec["headGroupSpec"]["template"]["spec"]["containers"][0].update(imagePolicy="Always"),
+            "imagePolicy",
+        ),
+        (lambda spec: spec["headGroupSpec"]["template"]["spec"].pop("containers"), "containers"),
     ],
 )
+@pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize(("path", "document"), RAY)
-def test_the_schema_of_kuberay_detects_errors(path, document, change, message):
+def test_the_schema_of_kuberay_detects_errors(path, document, version, change, message):
     broken = copy.deepcopy(document)
     change(cluster_of(broken))
     with pytest.raises(jsonschema.ValidationError, match=message):
-        jsonschema.validate(broken, SCHEMAS[broken["kind"]])
+        jsonschema.Draft7Validator(schema(version, broken["kind"])).validate(broken)
+
+
+def test_a_field_with_a_rule_beyond_the_schema_is_detected():
+    job = copy.deepcopy(next(param.values[1] for param in RAY if param.values[1]["kind"] == "RayJob"))
+    job["spec"]["managedBy"] = "another-controller"  # a rule of CEL: only two names are allowed
+    assert list(fields_with_rules(job, schema(VERSIONS[0], "RayJob"))) == [".spec.managedBy"]
 
 
 @pytest.mark.parametrize(("path", "document"), RAY)
@@ -727,7 +750,10 @@ def test_shellcheck_detects_errors(tmp_path):
 
 # Each command records its call. A node runs until scancel signals its step; the head is ready at once.
 FAKE_COMMANDS = {
-    "scontrol": """case $1 in show) printf "$NODES" ;; *) echo "scontrol $*" >>"$CALLS" ;; esac""",
+    "scontrol": """case "$1 $2" in
+"show hostnames") printf "$NODES" ;;
+"show job") echo "   PreemptEligibleTime=2026-01-01T10:00:00 PreemptTime=${PREEMPTED:-None}" ;;
+*) echo "scontrol $*" >>"$CALLS" ;; esac""",
     "srun": """while [[ $1 == --* ]]; do
     echo "srun $1" >>"$CALLS"
     [[ $1 != --job-name=* ]] || echo $$ >"$FOLDER/step-${1#--job-name=}"
@@ -749,7 +775,11 @@ node) trap 'echo "node $2 ends" >>"$CALLS"; rm "$FOLDER/node-$$"; exit 0' TERM
         printf '{\\n "gcs": "10.0.0.1:6380",\\n "dashboard": "x"\\n}' >"$folder/node.json"
     fi
     while :; do sleep 0.05; done ;;
-*) [[ " $* " != *" --dry-run "* ]] || exit "${UNKNOWN:-0}"
+*) if [[ " $* " == *" --dry-run "* ]]; then
+        [ -z "${STOPPED_EARLY:-}" ] || { kill -TERM "$PPID"; sleep 0.2; }
+        exit "${UNKNOWN:-0}"
+    fi
+    [ "$1" != launch ] || { sleep 0.05; touch "$REPRO_HOME/launches/saved.json"; }
     until [ "$(ls "$FOLDER"/node-* 2>/dev/null | wc -l)" = "${STEPS:-2}" ]; do sleep 0.05; done
     [ -z "${RUNS_UNTIL_SIGTERM:-}" ] || { trap 'exit 130' TERM; while :; do sleep 0.05; done; }
     exit "${CODE:-0}" ;;
@@ -837,11 +867,39 @@ def test_a_slurm_job_stops_its_nodes_on_sigterm_and_is_requeued(slurm, tmp_path)
     assert calls.count("node --address ends") == 1
 
 
-def test_a_requeued_slurm_job_resumes(slurm):
+def test_a_slurm_job_whose_steps_a_preemption_ended_is_requeued(slurm):
+    """By Slurm's default a preemption ends the steps, and then the launch loses its cluster."""
     start, recorded = slurm
+    assert start(CODE="2", PREEMPTED="2026-01-01T11:00:00").wait(20) == 0
+    assert recorded()[-1] == "scontrol requeue 7"
+
+
+def test_a_slurm_job_that_finished_is_not_requeued_by_a_preemption(slurm):
+    start, recorded = slurm
+    assert start(CODE="0", PREEMPTED="2026-01-01T11:00:00").wait(20) == 0
+    assert not any(call.startswith("scontrol requeue") for call in recorded())
+
+
+def test_a_requeued_slurm_job_resumes(slurm, tmp_path):
+    start, recorded = slurm
+    assert start().wait(20) == 0
+    first = recorded()
+    for path in tmp_path.glob("step-*"):
+        path.unlink()
     assert start(SLURM_RESTART_COUNT="1").wait(20) == 0
-    assert "repro resume" in recorded()
-    assert not any(call.startswith("repro launch") for call in recorded())
+    again = recorded()[len(first) :]
+    assert "repro resume" in again
+    assert not any(call.startswith("repro launch") for call in again)
+
+
+def test_a_slurm_job_stopped_before_its_launch_is_requeued_and_then_launches(slurm):
+    start, recorded = slurm
+    assert start(STOPPED_EARLY="1").wait(20) == 0
+    dry = "repro launch resnet/cifar10_depth --scale smoke --dry-run"
+    assert recorded() == [dry, "scontrol requeue 7"]
+    assert start(SLURM_RESTART_COUNT="1").wait(20) == 0
+    assert "repro launch resnet/cifar10_depth --scale smoke" in recorded()
+    assert "repro resume" not in recorded()
 
 
 def test_a_slurm_job_has_the_exit_code_of_its_launch(slurm):

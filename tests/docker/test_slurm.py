@@ -3,6 +3,7 @@
 Needs the tools of install_tools.sh. With fakes of Slurm's commands: test_shipping.py.
 """
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -24,10 +25,18 @@ NODES = ("--nodes=2", "--gpus-per-node=1", "--cpus-per-task=1")
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
-    """A Slurm with two idle nodes."""
+def daemons(tmp_path_factory):
+    """A Slurm with two nodes."""
     with slurm(tmp_path_factory.mktemp("slurm")) as running:
         yield running
+
+
+@pytest.fixture
+def cluster(daemons):
+    """A Slurm with two idle nodes; its jobs end with the test, also with one that failed."""
+    yield daemons
+    daemons.command("scancel", "--full", "--user", "root")
+    daemons.wait(lambda: daemons.nodes() == {"idle"}, "the nodes are idle", JOB_SECONDS)
 
 
 def submit(cluster, home, *arguments, options=()):
@@ -38,6 +47,13 @@ def submit(cluster, home, *arguments, options=()):
     argv = ["sbatch", "--parsable", *NODES, *options, script, *arguments]
     variables = {"PATH": path, "REPRO_HOME": str(home), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return cluster.command(*argv, cwd=home, **variables)
+
+
+def preempt(cluster, home):
+    """Submit a short job that takes the nodes of the others; return its number."""
+    return cluster.command(
+        "sbatch", "--parsable", *NODES, "--partition=high", "--exclusive", "--wrap=sleep 20", cwd=home
+    )
 
 
 def log(home, job):
@@ -56,6 +72,16 @@ def run_logs(home):
     return "".join(path.read_text(encoding="utf-8") for path in home.glob("runs/*/log.txt"))
 
 
+def test_slurm_accepts_the_script_of_a_checkout_of_windows(cluster, tmp_path):
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "--quiet", "--config", "core.autocrlf=true", ROOT, clone], check=True)
+    script = clone / "docker" / "slurm" / "repro.sbatch"
+    cluster.command("sbatch", "--test-only", *NODES, str(script), EXPERIMENT)
+    script.write_bytes(script.read_bytes().replace(b"\n", b"\r\n"))
+    with pytest.raises(AssertionError, match="DOS line breaks"):
+        cluster.command("sbatch", "--test-only", *NODES, str(script), EXPERIMENT)
+
+
 def test_a_job_trains_on_both_nodes_and_finishes(cluster, tmp_path):
     home = tmp_path / "home"
     job = submit(cluster, home, EXPERIMENT, "--scale", "smoke")
@@ -71,26 +97,39 @@ def test_a_preempted_job_writes_checkpoints_and_resumes_after_the_other_job(clus
     home = tmp_path / "home"
     job = submit(cluster, home, EXPERIMENT, "--scale", "laptop")
     cluster.wait(lambda: trains(home), "a run trains", JOB_SECONDS)
-    other = cluster.command(
-        "sbatch", "--parsable", *NODES, "--partition=high", "--exclusive", "--wrap=sleep 20", cwd=home
-    )
+    other = preempt(cluster, home)
     cluster.wait(lambda: cluster.job(other)["JobState"] == "COMPLETED", "the other job ends", JOB_SECONDS)
     cluster.wait(lambda: "Resuming" in log(home, job), "the job resumes", JOB_SECONDS)
     assert cluster.job(job)["Restarts"] == "1"
     assert any(home.glob("runs/*/checkpoints/*"))
     assert "its node is shutting down" in run_logs(home)  # it was told, not killed
     cluster.wait(lambda: "started from step" in run_logs(home), "a run resumes from its checkpoint", JOB_SECONDS)
-    cluster.command("scancel", "--full", job)
+
+
+def test_a_job_that_is_preempted_without_notice_is_requeued(tmp_path):
+    """By Slurm's default SIGTERM goes to the processes of the steps: Ray ends, and the script is not told."""
+    home = tmp_path / "home"
+    with slurm(tmp_path / "slurm", parameters="") as cluster:
+        job = submit(cluster, home, EXPERIMENT, "--scale", "laptop")
+        cluster.wait(lambda: trains(home), "a run trains", JOB_SECONDS)
+        other = preempt(cluster, home)
+        cluster.wait(lambda: cluster.job(other)["JobState"] == "COMPLETED", "the other job ends", JOB_SECONDS)
+        cluster.wait(lambda: "Resuming" in log(home, job), "the job resumes", JOB_SECONDS)
+        assert cluster.job(job)["Restarts"] == "1"
 
 
 def test_a_job_at_its_time_limit_requeues_itself(cluster, tmp_path):
     home = tmp_path / "home"
-    limit = ("--time=00:03:00", "--signal=B:TERM@120")
-    job = submit(cluster, home, EXPERIMENT, "--scale", "laptop", options=limit)
+    job = submit(cluster, home, EXPERIMENT, "--scale", "laptop")
+    cluster.wait(lambda: trains(home), "a run trains", JOB_SECONDS)
+    hours, minutes, _ = map(int, cluster.job(job)["RunTime"].split(":"))
+    limit = 60 * hours + minutes + 4  # the job receives SIGTERM three minutes before
+    cluster.command("scontrol", "update", f"JobId={job}", f"TimeLimit={limit}")
     cluster.wait(lambda: cluster.job(job)["Restarts"] == "1", "the job is requeued", JOB_SECONDS)
+    assert "its node is shutting down" in run_logs(home)  # it was told, not killed
     cluster.wait(lambda: "Resuming" in log(home, job), "the job resumes", JOB_SECONDS)
+    cluster.wait(lambda: "started from step" in run_logs(home), "a run resumes from its checkpoint", JOB_SECONDS)
     assert "TIMEOUT" not in cluster.job(job)["JobState"]
-    cluster.command("scancel", "--full", job)
 
 
 def test_a_cancelled_job_leaves_no_node_running(cluster, tmp_path):

@@ -6,8 +6,10 @@ that builds need, for example of a local package index, as A:B,C:D), REPRO_TORCH
 
 import json
 import os
+import resource
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,20 @@ from tests.support.composed import ROOT
 
 INSTALL = "tests/docker/install_tools.sh"
 BASE, IMAGE = "localhost/cnn-repro-base:bookworm", "localhost/cnn-repro:cpu"
-RUN_OPTIONS = [
-    "--ulimit",
-    "nofile=1024",
-    "--ulimit",
-    "nproc=1024",
-]  # a container cannot raise the machine's limits
+# A container cannot raise the limits of this machine; podman lowers that of processes. Its defaults may be higher.
+LIMITS = {"nofile": (resource.RLIMIT_NOFILE, 65536), "nproc": (resource.RLIMIT_NPROC, 16384)}
+
+
+def hard_limit(limit: int) -> int:
+    """Return a hard limit of this process."""
+    _, hard = resource.getrlimit(limit)
+    return sys.maxsize if hard == resource.RLIM_INFINITY else hard
+
+
+RUN_OPTIONS = [f"--ulimit={name}={min(most, hard_limit(limit))}" for name, (limit, most) in LIMITS.items()]
+NO_TIMERS = {
+    "DISABLE_HC_SYSTEMD": "true"
+}  # podman runs health checks by timers of systemd: here the tests run them
 PIP_FILES = ("/etc/pip.conf", "~/.config/pip/pip.conf", "~/.pip/pip.conf")
 CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
 
@@ -36,9 +46,8 @@ def missing_tools(*names: str) -> str:
 def tool(*argv: object, seconds: float = 600.0, **variables: str) -> str:
     """Run a program and return its output; AssertionError with the end of its messages if it fails."""
     words = [str(word) for word in argv]
-    done = subprocess.run(
-        words, capture_output=True, text=True, timeout=seconds, check=False, env=os.environ | variables
-    )
+    env = os.environ | NO_TIMERS | variables
+    done = subprocess.run(words, capture_output=True, text=True, timeout=seconds, check=False, env=env)
     assert done.returncode == 0, f"{' '.join(words)}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     return done.stdout
 
@@ -49,10 +58,15 @@ def podman(*argv: object, seconds: float = 600.0) -> str:
 
 
 def make_base(folder: Path) -> None:
-    """Make the base image: Debian 12 with Python 3.11, and this machine's pip settings and certificates."""
+    """Make the base image: Debian 12 with Python 3.11, and this machine's pip settings and certificates.
+
+    It takes minutes, so one of an earlier call is used again; `podman rmi` removes it.
+    """
+    if subprocess.run(["podman", "image", "exists", BASE], check=False).returncode == 0:
+        return
     root = folder / "root"
     mirror = os.environ.get("REPRO_DEBIAN_MIRROR", "http://deb.debian.org/debian")
-    packages = "ca-certificates,python3,python3-venv"
+    packages = "ca-certificates,libpython3-dev,python3,python3-venv"  # with the headers, as the official image
     tool("debootstrap", "--variant=minbase", f"--include={packages}", "bookworm", root, mirror, seconds=1800)
     (root / "usr/bin/python").symlink_to("python3")
     shutil.copy(CERTIFICATES, root / CERTIFICATES.lstrip("/"))
@@ -77,6 +91,21 @@ def build_image(commit: str) -> None:
     arguments = {"BASE": BASE, "TORCH_INDEX": os.environ.get("REPRO_TORCH_INDEX", "pypi"), "COMMIT": commit}
     options = [word for name, value in arguments.items() for word in ("--build-arg", f"{name}={value}")]
     build(ROOT / "docker" / "Dockerfile", ROOT, IMAGE, "--target", "cpu", "--format", "docker", *options)
+
+
+def containers(service: str) -> list[str]:
+    """Return the names of a compose service's containers."""
+    label = f"label=com.docker.compose.service={service}"
+    return podman("ps", "--all", "--filter", label, "--format", "{{.Names}}").split()
+
+
+def is_healthy(container: str) -> bool:
+    """Run the health check of a container; one that takes a minute has failed."""
+    argv = ["podman", "--runtime", "runc", "healthcheck", "run", container]
+    try:
+        return subprocess.run(argv, capture_output=True, timeout=60, check=False).returncode == 0
+    except subprocess.TimeoutExpired:
+        return False
 
 
 def inspect(image: str) -> dict[str, Any]:

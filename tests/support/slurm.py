@@ -14,10 +14,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.cluster.ports import free_port
+from pipeline.cluster.ports import free_port, own_address
+from pipeline.common.errors import UserError
 from tests.support.containers import missing_tools
 
 START_SECONDS = 60.0
+
+# A preempted job receives the signal that it asked for (--signal). By default its steps get SIGTERM instead.
+PREEMPTION_NOTICE = "preempt_send_user_signal"  # in newer versions: PreemptParameters=send_user_signal
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "sinfo", "scancel")
 
@@ -44,7 +48,8 @@ ReturnToService=2
 KillWait=30
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-PreemptParameters=send_user_signal
+MinJobAge=3600
+SlurmctldParameters={parameters}
 GresTypes=gpu
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={node1} CPUs=1 Gres=gpu:1
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={node2} CPUs=1 Gres=gpu:1
@@ -55,9 +60,10 @@ PartitionName=high Nodes=n1,n2 PriorityTier=10 PreemptMode=OFF MaxTime=INFINITE
 
 def missing_slurm() -> str:
     """Return why Slurm cannot run on this machine, "" if it can."""
-    addresses = {str(info[4][0]) for info in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)}
-    if all(address.startswith("127.") for address in addresses):
-        return "the name of this machine has only loopback addresses; add another one of it to /etc/hosts"
+    try:
+        own_address()  # the nodes of a job listen on it
+    except UserError as error:
+        return str(error)
     return missing_tools(*PROGRAMS)
 
 
@@ -99,12 +105,18 @@ class Slurm:
         return dict(word.split("=", 1) for word in words if "=" in word)
 
     def wait(self, condition: Callable[[], bool], description: str, seconds: float) -> None:
-        """Wait for a condition; AssertionError with the ends of the logs after `seconds`."""
+        """Wait for a condition; AssertionError with the ends of the logs if a daemon ends, or after `seconds`."""
         deadline = time.monotonic() + seconds
         while not condition():
-            logs = [path.read_text(errors="replace")[-1500:] for path in self.folder.glob("*.log")]
-            assert time.monotonic() < deadline, "\n".join([f"not within {seconds:g} s: {description}", *logs])
+            ended = [str(process.args) for process in self.processes if process.poll() is not None]
+            assert not ended, f"ended while waiting until {description}: {', '.join(ended)}\n{self.logs()}"
+            assert time.monotonic() < deadline, f"not within {seconds:g} s: {description}\n{self.logs()}"
             time.sleep(1)
+
+    def logs(self) -> str:
+        """Return the ends of the daemons' logs and outputs."""
+        paths = sorted(path for path in self.folder.iterdir() if path.suffix in (".log", ".out"))
+        return "\n".join(f"{path.name}:\n{path.read_text(errors='replace')[-1500:]}" for path in paths)
 
     def end(self) -> None:
         """Stop the daemons, the last started first."""
@@ -118,13 +130,14 @@ class Slurm:
 
 
 @contextmanager
-def slurm(folder: Path) -> Iterator[Slurm]:
-    """Start Slurm with its files in `folder`; at the end, cancel its jobs and stop it."""
+def slurm(folder: Path, parameters: str = PREEMPTION_NOTICE) -> Iterator[Slurm]:
+    """Start Slurm with its files in `folder` and SlurmctldParameters; at the end, cancel its jobs and stop it."""
     (folder / "state").mkdir(parents=True)
     ports = {name: free_port() for name in ("controller", "node1", "node2")}
-    text = CONFIG.format(host=socket.gethostname(), folder=folder, **ports)
+    text = CONFIG.format(host=socket.gethostname(), folder=folder, parameters=parameters, **ports)
     (folder / "slurm.conf").write_text(text, encoding="utf-8")
-    (folder / "gres.conf").write_text("NodeName=n[1-2] Name=gpu Count=1\n", encoding="utf-8")
+    # A GPU needs a device file; only its number is used. Slurm hides no device without control groups.
+    (folder / "gres.conf").write_text("NodeName=n[1-2] Name=gpu File=/dev/null\n", encoding="utf-8")
     key = folder / "munge.key"
     key.write_bytes(secrets.token_bytes(1024))
     key.chmod(0o600)

@@ -35,7 +35,7 @@ from pipeline.report.paper_figures.style import ONE_PANEL, Theme, new_figure
 ERRORS = {"top1_error_pct": "top-1 error (%)", "top5_error_pct": "top-5 error (%)"}
 OTHER_TRAINING = re.compile(r"(top[15])_(\d+)_networks")  # printed values of networks that are not trained here
 
-Printed = Mapping[int, float]  # number of networks -> the error that the paper prints
+ErrorsBySize = Mapping[int, float]  # number of networks -> the error that the paper prints
 
 
 def ensemble_figures(data: FigureData) -> Iterator[PaperFigure]:
@@ -133,7 +133,7 @@ def printed_claims(experiment: Experiment, members: Sequence[str]) -> Iterator[t
             yield count, claim
 
 
-def printed_errors(experiment: Experiment, members: Sequence[str], metric: str) -> dict[int, float]:
+def errors_by_size(experiment: Experiment, members: Sequence[str], metric: str) -> dict[int, float]:
     """Return the mean errors that the paper prints for so many networks of these variants."""
     found: dict[int, float] = {}
     for count, claim in printed_claims(experiment, members):
@@ -159,7 +159,7 @@ def compared_panels(runs: ScaleRuns, name: str) -> list[Panel]:
     protocols = dict.fromkeys([*experiment.protocols(name, PAPER_SCALE), *experiment.protocols(name, runs.scale)])
     panels = []
     for error, label in ERRORS.items():
-        paper = {one: printed_errors(experiment, list(spec.members), f"test/{one}/{error}") for one in protocols}
+        paper = {one: errors_by_size(experiment, list(spec.members), f"test/{one}/{error}") for one in protocols}
         if max((len(sizes) for sizes in paper.values()), default=0) < 2:
             continue
         series = [Series(one, size_points(runs, name, one, error, paper[one])) for one in protocols]
@@ -172,7 +172,7 @@ def compared_panels(runs: ScaleRuns, name: str) -> list[Panel]:
     return panels
 
 
-def size_points(runs: ScaleRuns, name: str, protocol: str, error: str, paper: Printed) -> list[Point]:
+def size_points(runs: ScaleRuns, name: str, protocol: str, error: str, paper: ErrorsBySize) -> list[Point]:
     """Return a point for each number of networks: ours with the spread over ensembles, and the paper's."""
     spec, rows = runs.experiment.derived_spec(name, runs.scale), [row.metrics for row in runs.records[name]]
     assert isinstance(spec, EnsembleSizesSpec)

@@ -11,7 +11,7 @@ from pipeline.report.paper_figures.figure_data import FigureData, ScaleRuns, pap
 from pipeline.report.paper_figures.panels import Panel, Series
 from pipeline.report.paper_figures.paper_figure import FigureTitle, PaperFigure
 
-FRACTAL_CIFAR, COLUMNS = "fractalnet/cifar", "fractalnet/columns"
+FRACTAL_CIFAR, COLUMN_LOSSES = "fractalnet/cifar", "fractalnet/columns"
 LOSS, LOSS_AFTER_TRAINING = "train/loss", "trainset/loss"  # of a run, and of a column in Table 4
 WITH_COLUMNS = "fractal-40-drop-path"
 COLUMN_DEPTHS = {1: 5, 2: 10, 3: 20, 4: 40}  # column -> layers
@@ -36,7 +36,7 @@ FRACTAL_COLUMNS = FigureTitle(
 
 def fractalnet_figures(data: FigureData) -> Iterator[PaperFigure]:
     """Yield the figures of the FractalNet paper."""
-    if experiment := data.experiment(COLUMNS):
+    if experiment := data.experiment(COLUMN_LOSSES):
         yield column_curves(data, experiment)
     if experiment := data.experiment(FRACTAL_CIFAR):
         yield comparison(
