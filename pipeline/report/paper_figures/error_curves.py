@@ -110,7 +110,7 @@ def styles_text(panels: Sequence[CurvePanel], keys: Mapping[str, bool]) -> str:
     return ", ".join(f"{'dashed' if dashed else 'bold'}: {text}" for text, dashed in found.items())
 
 
-def side_by_side(panels: Sequence[CurvePanel]) -> str:
+def words_of_panels(panels: Sequence[CurvePanel]) -> str:
     """Return the titles of one or two panels, for a caption: "training error (left) and test error (right)"."""
     if len(panels) != 2:
         return " and ".join(panel.title for panel in panels)

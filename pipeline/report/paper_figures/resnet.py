@@ -18,7 +18,7 @@ from pipeline.report.paper_figures.error_curves import (
     CurvePanel,
     across_seeds,
     drawn_curves,
-    side_by_side,
+    words_of_panels,
     styles_text,
     variant_lines,
 )
@@ -67,7 +67,7 @@ def plain_figure(data: FigureData, experiment: Experiment) -> PaperFigure:
         if (lines := variant_lines(data.curves, runs, names, metric))
     ]
     caption = (
-        f"Top-1 {side_by_side(panels)} in percent against optimizer steps, of plain networks"
+        f"Top-1 {words_of_panels(panels)} in percent against optimizer steps, of plain networks"
         f" with 20 and 56 layers; {runs.place}; mean and range over {runs.seeds()}."
     )
     return drawn_curves(FIGURE_1, caption, panels, {})
@@ -91,7 +91,7 @@ def plain_and_residual(
             panels.append(CurvePanel(heading, f"top-1 error (%), {runs.data}", lines))
     keys = {test: False, "training": True}
     caption = (
-        f"Top-1 error in percent against optimizer steps, of {side_by_side(panels)};"
+        f"Top-1 error in percent against optimizer steps, of {words_of_panels(panels)};"
         f" {styles_text(panels, keys)}; {runs.place}; mean and range over {runs.seeds()}."
     )
     if any(line.paper is not None for panel in panels for line in panel.lines):

@@ -10,7 +10,7 @@ from pipeline.report.paper_figures.error_curves import (
     TEST_CURVE,
     CurvePanel,
     drawn_curves,
-    side_by_side,
+    words_of_panels,
     variant_lines,
 )
 from pipeline.report.paper_figures.figure_data import FigureData, ScaleRuns, paper_value
@@ -74,7 +74,7 @@ def loss_figure(data: FigureData, experiment: Experiment) -> PaperFigure:
         if lines:
             panels.append(CurvePanel(title, ylabel, lines))
     caption = (
-        f"{side_by_side(panels).capitalize()} against optimizer steps, of a residual"
+        f"{words_of_panels(panels).capitalize()} against optimizer steps, of a residual"
         f" network of 110 layers with constant and with stochastic depth; the test error is the top-1 error in"
         f" percent; {runs.place}; mean and range over {runs.seeds()}."
     )
