@@ -18,9 +18,9 @@ from pipeline.report.paper_figures.error_curves import (
     CurvePanel,
     across_seeds,
     drawn_curves,
-    words_of_panels,
     styles_text,
     variant_lines,
+    words_of_panels,
 )
 from pipeline.report.paper_figures.figure_data import FigureData, paper_value
 from pipeline.report.paper_figures.labels import outside_legend

@@ -10,8 +10,8 @@ from pipeline.report.paper_figures.error_curves import (
     TEST_CURVE,
     CurvePanel,
     drawn_curves,
-    words_of_panels,
     variant_lines,
+    words_of_panels,
 )
 from pipeline.report.paper_figures.figure_data import FigureData, ScaleRuns, paper_value
 from pipeline.report.paper_figures.panels import Panel, Point, Series, beside_paper, panels_figure
