@@ -13,7 +13,7 @@ Points = list[tuple[int, float]]  # (step, value)
 
 
 class DamagedJournalError(Exception):
-    """A line of a journal is no journal entry."""
+    """A line of a journal is not a journal entry."""
 
 
 class RunFiles:
@@ -84,7 +84,7 @@ class RunFiles:
 def journal_curves(folder: RunFolder, record: Record) -> dict[str, Points]:
     """Return the curves in the journal of a run by metric. They end with the last model, or the selected one.
 
-    Raises DamagedJournalError for a line that is no journal entry, and OSError.
+    Raises DamagedJournalError for a line that is not a journal entry, and OSError.
     """
     found: dict[str, Points] = {}
     line, last = 1, -1
@@ -95,7 +95,7 @@ def journal_curves(folder: RunFolder, record: Record) -> dict[str, Points]:
                 found.setdefault(metric, []).append((last, float(value)))
             line += 1
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise DamagedJournalError(f"line {line} is no journal entry") from None
+        raise DamagedJournalError(f"line {line} is not a journal entry") from None
     for metric, points in found.items():
         if metric in record.metrics and points[-1][0] < last:
             points.append((last, record.metrics[metric]))

@@ -105,7 +105,7 @@ def test_codes_are_ten_different_bitmaps_of_7_by_12():
     codes = digit_codes()
     assert codes.shape == (10, 7 * 12)
     ink = (codes > 0).view(10, 12, 7)
-    assert ink[4].any(1).nonzero().flatten().tolist() == list(range(2, 12))  # only the 4 reaches the last two rows
+    assert ink[4].any(1).nonzero().flatten().tolist() == list(range(3, 12))  # only the 4 reaches the last two rows
     assert not ink[[digit for digit in range(10) if digit != 4], 10:].any()
     assert ink[7, 0].all()  # the bar of the 7
     assert not ink[7, 1, :5].any()

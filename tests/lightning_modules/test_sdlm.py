@@ -208,7 +208,7 @@ def test_second_derivatives_and_rate_are_part_of_a_checkpoint():
 
 def test_overfits_two_patterns():
     """Overfit two patterns in 150 passes."""
-    module, (images, _) = online_classifier(), patterns(2)
+    module, (images, _) = online_classifier(network_args={"init": "efficient_backprop"}), patterns(2)
     labels = torch.tensor([3, 8])
     losses = []
     for _ in range(150):

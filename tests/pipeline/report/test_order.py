@@ -42,7 +42,8 @@ def test_variants_of_several_experiments_are_told_apart():
         "vgg/imagenet vgg-11",
         "└─ vgg/imagenet vgg-13",
         "alexnet/imagenet alexnet",
-        "└─ alexnet/imagenet alexnet-5 (derived)",
+        "├─ alexnet/imagenet alexnet-5 (derived)",
+        "└─ alexnet/imagenet alexnet-sizes (derived)",
     ]
 
 

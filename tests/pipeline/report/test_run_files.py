@@ -68,7 +68,7 @@ def test_a_damaged_journal_is_named_with_its_line_and_left_out(run, line):
     journal_of(folder, ENTRY, line, ENTRY)
     files = RunFiles(None)
     assert files.curve(record, TEST) == []
-    assert files.unread == {record.identity: f"{folder.journal_file} is damaged: line 2 is no journal entry"}
+    assert files.unread == {record.identity: f"{folder.journal_file} is damaged: line 2 is not a journal entry"}
     assert unread_sentences([record], files.unread) == [
         f"plain-20 seed 0 of {record.experiment} at paper scale: {files.unread[record.identity]}"
     ]

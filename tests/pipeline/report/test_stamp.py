@@ -67,7 +67,7 @@ def test_a_report_with_a_damaged_journal_says_so_and_is_made_again(experiment, s
     folder.path.mkdir(parents=True)
     folder.journal_file.write_text("damaged\n")
     report = make_report(experiment, "paper", records, None)
-    assert "journal.jsonl is damaged: line 1 is no journal entry" in report.page.read_text(encoding="utf-8")
+    assert "journal.jsonl is damaged: line 1 is not a journal entry" in report.page.read_text(encoding="utf-8")
     folder.journal_file.unlink()  # as after a repair
     report = make_report(experiment, "paper", records, None)
     assert "is damaged" not in report.page.read_text(encoding="utf-8")

@@ -334,7 +334,7 @@ def test_runs_whose_database_was_deleted_still_count(home, trained):
 
 
 @pytest.mark.parametrize("how", ["deleted", "collected", "with its experiment"])
-def test_a_run_that_was_deleted_in_mlflow_is_sent_again(home, client, trained, how):
+def test_a_run_that_was_deleted_in_mlflow_is_sent_again(home, client, trained, how, monkeypatch):
     """The leaderboard of MLflow and ours would disagree about it for ever."""
     placed(home, trained)
     collect_runs()
@@ -348,7 +348,9 @@ def test_a_run_that_was_deleted_in_mlflow_is_sent_again(home, client, trained, h
             warnings.simplefilter("ignore")  # MLflow 3.17's own, about type hints
             from mlflow.cli import gc
         uri = f"sqlite:///{home / 'mlflow.db'}"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)  # MLflow's command sets it, and leaves it set
         done = CliRunner().invoke(gc, ["--backend-store-uri", uri, "--tracking-uri", uri])
+        monkeypatch.delenv("MLFLOW_TRACKING_URI")
         assert done.exit_code == 0, done.output
         with pytest.raises(MlflowException, match="not found"):
             client.get_run(child.info.run_id)

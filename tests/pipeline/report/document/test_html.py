@@ -294,7 +294,7 @@ def test_a_list_of_files_cannot_name_others(tmp_path):
 
 def test_a_run_whose_files_cannot_be_read_says_so_and_the_rest_stands(experiment, records):
     broken = records[0]
-    reason = "runs/x/journal.jsonl is damaged: line 2 is no journal entry"
+    reason = "runs/x/journal.jsonl is damaged: line 2 is not a journal entry"
     plain = one_file(toy_report(experiment, records))
     html = one_file(toy_report(experiment, records, unread={broken.identity: reason}))
     assert f"plain-20 seed 0 of toy/depth at paper scale: {reason}" in html
