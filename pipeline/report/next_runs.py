@@ -12,6 +12,7 @@ from pipeline.judge.ledger import LedgerEntry
 from pipeline.judge.verdict import Reason
 from pipeline.plan.expand import Run, plan_runs
 from pipeline.report.describe import training_multiply_adds
+from pipeline.report.paper_page import hours_text
 from pipeline.report.text import markdown
 from pipeline.track.record import Record
 
@@ -75,7 +76,7 @@ def next_runs_block(found: Sequence[NextRuns]) -> str:
         f"Hours are the multiply-adds of training at {ASSUMED_RATE:.0e} per second (20 TFLOP/s). This is an"
         " assumption: no GPU was measured, and a small network reaches it only if several runs share the GPU"
         f" (`--gpus-per-run`). All {plural(len(found), 'experiment')} would take"
-        f" {sum(one.hours for one in found):,.0f} hours.",
+        f" {hours_text(sum(one.hours for one in found))} hours.",
     ]
     return "\n\n".join(part for part in parts if part)
 
@@ -93,6 +94,6 @@ def cells(one: NextRuns, total_hours: float) -> dict[str, str]:
         "data": ", ".join(one.data),
         "runs": str(one.runs),
         "multiply-adds": f"{one.multiply_adds:.1e}",
-        "GPU hours": f"{one.hours:.2g}",
-        "in total": f"{total_hours:.2g}",
+        "GPU hours": hours_text(one.hours),
+        "in total": hours_text(total_hours),
     }

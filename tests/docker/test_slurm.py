@@ -93,14 +93,19 @@ def test_a_job_trains_on_both_nodes_and_finishes(cluster, tmp_path):
     assert cluster.nodes() <= {"idle", "comp"}
 
 
-def test_a_preempted_job_writes_checkpoints_and_resumes_after_the_other_job(cluster, tmp_path):
-    home = tmp_path / "home"
+def preempted_and_resumed(cluster, home):
+    """Submit a launch, preempt it by another job while it trains, and wait until it resumes."""
     job = submit(cluster, home, EXPERIMENT, "--scale", "laptop")
     cluster.wait(lambda: trains(home), "a run trains", JOB_SECONDS)
     other = preempt(cluster, home)
     cluster.wait(lambda: cluster.job(other)["JobState"] == "COMPLETED", "the other job ends", JOB_SECONDS)
     cluster.wait(lambda: "Resuming" in log(home, job), "the job resumes", JOB_SECONDS)
     assert cluster.job(job)["Restarts"] == "1"
+
+
+def test_a_preempted_job_writes_checkpoints_and_resumes_after_the_other_job(cluster, tmp_path):
+    home = tmp_path / "home"
+    preempted_and_resumed(cluster, home)
     assert any(home.glob("runs/*/checkpoints/*"))
     assert "its node is shutting down" in run_logs(home)  # it was told, not killed
     cluster.wait(lambda: "started from step" in run_logs(home), "a run resumes from its checkpoint", JOB_SECONDS)
@@ -110,12 +115,7 @@ def test_a_job_that_is_preempted_without_notice_is_requeued(tmp_path):
     """By Slurm's default SIGTERM goes to the processes of the steps: Ray ends, and the script is not told."""
     home = tmp_path / "home"
     with slurm(tmp_path / "slurm", parameters="") as cluster:
-        job = submit(cluster, home, EXPERIMENT, "--scale", "laptop")
-        cluster.wait(lambda: trains(home), "a run trains", JOB_SECONDS)
-        other = preempt(cluster, home)
-        cluster.wait(lambda: cluster.job(other)["JobState"] == "COMPLETED", "the other job ends", JOB_SECONDS)
-        cluster.wait(lambda: "Resuming" in log(home, job), "the job resumes", JOB_SECONDS)
-        assert cluster.job(job)["Restarts"] == "1"
+        preempted_and_resumed(cluster, home)
 
 
 def test_a_job_at_its_time_limit_requeues_itself(cluster, tmp_path):

@@ -49,7 +49,7 @@ def test_experiments_without_waiting_claims_are_left_out(experiment, waiting):
 def test_block_counts_what_fits_into_the_first_hour_and_stops_at_a_day():
     block = next_runs_block([one("a/b", 4, 0.25), one("a/c", 2, 0.75), one("a/d", 1, 20.0), one("a/e", 1, 4.0)])
     assert "the first hour gives 6 claims their runs" in block
-    assert "| `repro run a/c --scale paper` | 2 | cifar10 | 3 | 2.7e+16 | 0.75 | 1 |" in block
+    assert "| `repro run a/c --scale paper` | 2 | cifar10 | 3 | 2.7e+16 | 0.8 | 1.0 |" in block
     assert "a/d" in block
     assert "a/e" not in block  # 25 hours in total
     assert "All 4 experiments would take 25 hours." in block
