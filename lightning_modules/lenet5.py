@@ -17,19 +17,19 @@ distance y_i from f6 to a fixed bitmap of that digit; the prediction is the clas
 
 Departures from the paper:
   * The network returns scores, -y_i, so that the prediction is the largest, as for every other network here.
+  * `init="efficient_backprop"`, with which it is trained here. Appendix A draws weights from +-2.4 / fan-in
+    (`init="appendix_a"`). With these and the printed eta and mu, the network does not learn, and its step sizes
+    are not those of section III-B. Efficient BackProp (LeCun, Bottou, Orr, Mueller 1998, section 4.6), by the same
+    laboratory and for the same squashing function, draws them with a standard deviation of 1 / sqrt(fan-in): with
+    these it learns, see experiments/lenet5/mnist.yaml.
 
 Left open by the paper, and what is done here:
   * The paper shows the 7x12 bitmaps only as a figure (Figure 3). BITMAPS was read from it, ink +1, paper -1: two
     public readings, a scan and a transcription, agree in rows 2 to 12. The scan has a frame over row 1; where the
     transcription has ink there (0, 2, 4 and 5), it is taken for that frame, because the row below is empty.
   * The paper gives no value for the constant j of the loss (eq. 9): it is a required argument of `map_loss`.
-  * Initial weights. Appendix A draws them from +-2.4 / fan-in (`init="appendix_a"`). With these and the printed
-    eta and mu, the network does not learn, and its step sizes are not those that section III-B prints. Efficient
-    BackProp (LeCun, Bottou, Orr, Mueller 1998, section 4.6), by the same laboratory and for the same squashing
-    function, draws them with a standard deviation of 1 / sqrt(fan-in) (`init="efficient_backprop"`): with these
-    it learns, see experiments/lenet5/mnist.yaml. Neither text mentions biases: they have the range of their
-    unit's weights. The fan-in excludes the bias: 25 for c1, 4 for s2 and s4, 75, 100 or 150 for a map of c3, 400
-    for c5, 120 for f6.
+  * Appendix A does not mention biases: they have the range of their unit's weights. The fan-in excludes the bias:
+    25 for c1, 4 for s2 and s4, 75, 100 or 150 for a map of c3, 400 for c5, 120 for f6.
 """
 
 from collections import OrderedDict
