@@ -3,6 +3,7 @@
 The node is process 1, or the process whose pid is given. Exit code 0, or 1 with a message.
 """
 
+import contextlib
 import sys
 import urllib.request
 
@@ -29,9 +30,12 @@ def node_problem(pid: int) -> str:
     """Return what is wrong with the node of process `pid`; "" if it is healthy."""
     try:
         children = psutil.Process(pid).children(recursive=True)
-        names = {child.name() for child in children}
     except psutil.NoSuchProcess:
-        return f"no process {pid}, or one of its processes has just ended"
+        return f"no process {pid}"
+    names = set()
+    for child in children:
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            names.add(child.name())
     if "raylet" not in names:
         return "Ray has not started, or has ended"
     if "gcs_server" not in names:  # a worker node

@@ -6,10 +6,8 @@ set -eu
 
 : "${REPRO_HOME:?}" "${RAY_CLUSTER_NAME:?}"
 job=${RAY_CLUSTER_NAME%-*} # each try has its own cluster, named after the RayJob with a random suffix
-begun="$REPRO_HOME/launches/$job.begun"
-if [ -e "$begun" ] && [ -n "$(find "$REPRO_HOME/launches" -name '*.json' -newer "$begun")" ]; then
+export REPRO_LAUNCH_NOTE="$REPRO_HOME/launches/$job.launch" # written once the launch is saved
+if [ -e "$REPRO_LAUNCH_NOTE" ]; then
     exec repro resume
 fi
-mkdir -p "$REPRO_HOME/launches"
-touch "$begun"
 exec repro launch "$@"

@@ -80,11 +80,11 @@ def launch(
         price=price,
     )
     selection = select_runs(request)
-    warn_of_precision(selection.runs, request.changes)
     remote = remote_cluster(address)
     if remote:
         argv = [*request.to_argv(), *(["--dry-run"] if dry_run else []), *([] if shape.is_text else [str(shape)])]
         raise typer.Exit(relay_command(remote, argv, upload=copy_code()))
+    warn_of_precision(selection.runs, request.changes)
     with terminal.spinner("Reading data and code …"):
         records = collect_with_warnings().records
         plan = plan_launch(request, selection, records, print_warning_line, is_shown_only=dry_run)

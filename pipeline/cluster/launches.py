@@ -7,6 +7,7 @@ launches/<id>.over       exists once all its runs have ended; `resume` skips it
 
 import contextlib
 import json
+import os
 import secrets
 import socket
 import sys
@@ -82,6 +83,11 @@ def task_devices(terms: LaunchTerms, task: Task) -> Devices:
     return terms.devices_per_run if task.is_distributable else min(1, terms.devices_per_run)
 
 
+# Variable with the path of a file for the id of the launch that a batch job has saved. The job resumes that launch
+# when it is requeued.
+LAUNCH_NOTE = "REPRO_LAUNCH_NOTE"
+
+
 def launches_folder() -> Path:
     """Return the folder of the launch files."""
     return home() / "launches"
@@ -98,12 +104,14 @@ def launch_ids() -> list[str]:
 
 
 def create_launch(title: str, code: Path, terms: LaunchTerms, tasks: tuple[Task, ...]) -> Launch:
-    """Create a launch and write its file."""
+    """Create a launch and write its file; and its id into the file LAUNCH_NOTE names, for the script of a job."""
     now = datetime.now(UTC)
     launch_id = f"{now:%Y%m%d-%H%M%S-%f}-{secrets.token_hex(2)}"
     by = f"{user_name()}@{socket.gethostname()}"
     launch = Launch(launch_id, title, by, now.isoformat(timespec="seconds"), str(code), terms, tasks)
     write_launch(launch)
+    if note := os.environ.get(LAUNCH_NOTE):
+        write_atomically(Path(note), launch.id)
     return launch
 
 

@@ -692,32 +692,27 @@ def test_a_job_is_retried_and_has_a_deadline():
 
 
 def test_a_retried_job_resumes_if_the_first_try_saved_a_launch(tmp_path):
-    """Run the script on three clusters of one job, with a fake `repro`."""
+    """Run the script on clusters of two jobs, with a fake `repro` that saves a launch or not."""
     home, programs, calls = tmp_path / "home", tmp_path / "bin", tmp_path / "calls"
     programs.mkdir()
-    (programs / "repro").write_text('#!/bin/sh\necho "$*" >> "$CALLS"\nexit "$CODE"\n', encoding="utf-8")
+    fake = '#!/bin/sh\necho "$*" >> "$CALLS"\n[ "$1 $SAVES" != "launch yes" ] || echo id > "$REPRO_LAUNCH_NOTE"\n'
+    (programs / "repro").write_text(f'{fake}exit "$CODE"\n', encoding="utf-8")
     (programs / "repro").chmod(0o755)
     (home / "launches").mkdir(parents=True)
-    earlier = home / "launches" / "earlier.json"  # an old launch
-    earlier.touch()
-    os.utime(earlier, (0, 0))
     env = {"PATH": f"{programs}:{os.environ['PATH']}", "CALLS": str(calls), "REPRO_HOME": str(home)}
 
-    def attempt(cluster, code):
-        variables = env | {"RAY_CLUSTER_NAME": cluster, "CODE": str(code)}
+    def attempt(cluster, code, saves="no"):
+        variables = env | {"RAY_CLUSTER_NAME": cluster, "CODE": str(code), "SAVES": saves}
         return subprocess.run(
             ["sh", str(LAUNCH_OR_RESUME), "a/b", "--max-gpu-hours", "1"], env=variables, check=False
         ).returncode
 
     launch = "launch a/b --max-gpu-hours 1"
     assert attempt("repro-launch-x7-aaaaa", 2) == 2  # ended before it saved a launch
-    assert attempt("repro-launch-x7-bbbbb", 1) == 1
-    ours = home / "launches" / "ours.json"
-    ours.touch()
-    os.utime(ours, (time.time() + 5, time.time() + 5))
+    (home / "launches" / "other.json").touch()  # saved by another job in the meantime
+    assert attempt("repro-launch-x7-bbbbb", 1, saves="yes") == 1
     assert attempt("repro-launch-x7-ccccc", 0) == 0
     assert calls.read_text(encoding="utf-8").splitlines() == [launch, launch, "resume"]
-    os.utime(ours, (time.time() - 5, time.time() - 5))
     attempt("repro-launch-y8-ddddd", 0)  # another job
     assert calls.read_text(encoding="utf-8").splitlines()[-1] == launch
 
@@ -779,7 +774,7 @@ node) trap 'echo "node $2 ends" >>"$CALLS"; rm "$FOLDER/node-$$"; exit 0' TERM
         [ -z "${STOPPED_EARLY:-}" ] || { kill -TERM "$PPID"; sleep 0.2; }
         exit "${UNKNOWN:-0}"
     fi
-    [ "$1" != launch ] || { sleep 0.05; touch "$REPRO_HOME/launches/saved.json"; }
+    [ "$1" != launch ] || { sleep 0.05; mkdir -p "$REPRO_HOME/launches"; echo id >"$REPRO_LAUNCH_NOTE"; }
     until [ "$(ls "$FOLDER"/node-* 2>/dev/null | wc -l)" = "${STEPS:-2}" ]; do sleep 0.05; done
     [ -z "${RUNS_UNTIL_SIGTERM:-}" ] || { trap 'exit 130' TERM; while :; do sleep 0.05; done; }
     exit "${CODE:-0}" ;;
@@ -892,11 +887,13 @@ def test_a_requeued_slurm_job_resumes(slurm, tmp_path):
     assert not any(call.startswith("repro launch") for call in again)
 
 
-def test_a_slurm_job_stopped_before_its_launch_is_requeued_and_then_launches(slurm):
+def test_a_slurm_job_stopped_before_its_launch_is_requeued_and_then_launches(slurm, tmp_path):
     start, recorded = slurm
     assert start(STOPPED_EARLY="1").wait(20) == 0
     dry = "repro launch resnet/cifar10_depth --scale smoke --dry-run"
     assert recorded() == [dry, "scontrol requeue 7"]
+    (tmp_path / "home" / "launches").mkdir(parents=True)
+    (tmp_path / "home" / "launches" / "other.json").touch()  # saved by another job in the meantime
     assert start(SLURM_RESTART_COUNT="1").wait(20) == 0
     assert "repro launch resnet/cifar10_depth --scale smoke" in recorded()
     assert "repro resume" not in recorded()

@@ -4,6 +4,7 @@ Variables of the environment: REPRO_DEBIAN_MIRROR (where Debian's packages come 
 that builds need, for example of a local package index, as A:B,C:D), REPRO_TORCH_INDEX (by default pypi).
 """
 
+import hashlib
 import json
 import os
 import resource
@@ -16,7 +17,9 @@ from typing import Any
 from tests.support.composed import ROOT
 
 INSTALL = "tests/docker/install_tools.sh"
-BASE, IMAGE = "localhost/cnn-repro-base:bookworm", "localhost/cnn-repro:cpu"
+PACKAGES = "ca-certificates,libpython3-dev,python3,python3-venv"  # of the base
+BASE = f"localhost/cnn-repro-base:bookworm-{hashlib.sha256(PACKAGES.encode()).hexdigest()[:8]}"
+IMAGE = "localhost/cnn-repro:cpu"
 # A container cannot raise the limits of this machine; podman lowers that of processes. Its defaults may be higher.
 LIMITS = {"nofile": (resource.RLIMIT_NOFILE, 65536), "nproc": (resource.RLIMIT_NPROC, 16384)}
 
@@ -66,8 +69,7 @@ def make_base(folder: Path) -> None:
         return
     root = folder / "root"
     mirror = os.environ.get("REPRO_DEBIAN_MIRROR", "http://deb.debian.org/debian")
-    packages = "ca-certificates,libpython3-dev,python3,python3-venv"  # with the headers, as the official image
-    tool("debootstrap", "--variant=minbase", f"--include={packages}", "bookworm", root, mirror, seconds=1800)
+    tool("debootstrap", "--variant=minbase", f"--include={PACKAGES}", "bookworm", root, mirror, seconds=1800)
     (root / "usr/bin/python").symlink_to("python3")
     shutil.copy(CERTIFICATES, root / CERTIFICATES.lstrip("/"))
     own = next((path for name in PIP_FILES if (path := Path(name).expanduser()).is_file()), None)

@@ -212,3 +212,12 @@ def test_the_devices_of_a_launch_can_be_changed(tasks, home):
     with pytest.raises(UserError, match="3 devices cannot share a batch of 128 images equally"):
         with_devices(launch, 3)
     assert [one.terms.devices for one in launches.all_launches()] == [4]
+
+
+def test_the_script_of_a_job_finds_the_id_of_its_saved_launch(monkeypatch, tmp_path):
+    note = tmp_path / "slurm-7.launch"
+    launches.create_launch("w", Path("code"), LaunchTerms(1), ())
+    assert not note.exists()
+    monkeypatch.setenv("REPRO_LAUNCH_NOTE", str(note))
+    launch = launches.create_launch("w", Path("code"), LaunchTerms(1), ())
+    assert note.read_text(encoding="utf-8") == launch.id
