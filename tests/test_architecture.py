@@ -120,6 +120,13 @@ def test_listing_checking_and_judging_load_no_heavy_library(module):
     assert done.stdout.split() == []
 
 
+def test_a_node_checks_its_arguments_before_ray_is_loaded():
+    """Ray reads its environment when it is imported."""
+    code = "import pipeline.cluster.node, sys; print('ray' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False"]
+
+
 def test_help_loads_no_heavy_library():
     heavy = "torch mlflow pytorch_lightning matplotlib scipy sklearn ray numpy PIL fsspec"
     code = (

@@ -12,8 +12,6 @@ import functools
 import os
 from typing import Any, Literal
 
-import ray
-
 AUTOSCALED_VARIABLE = "REPRO_AUTOSCALED"  # "gpu" or "cpu" on a head whose cluster has an autoscaler
 
 MAX_REQUESTED = 1000  # devices; more than an autoscaler's limit of nodes, few enough for it to place in a moment
@@ -85,6 +83,7 @@ def read_autoscaler_state() -> tuple[int, int, bool]:
 @functools.cache
 def gcs_client() -> Any:
     """Return a client of the GCS of the cluster that this process is connected to."""
+    import ray
     from ray._raylet import GcsClient  # type: ignore[attr-defined]  # a compiled module
 
     return GcsClient(ray.get_runtime_context().gcs_address)

@@ -17,7 +17,7 @@ from filelock import Timeout
 from pipeline.cluster.processes import is_same_process
 from pipeline.cluster.token import cluster_folder, cluster_name, clusters_folder
 from pipeline.common.errors import UserError, explain_write_errors
-from pipeline.common.files import file_system_time
+from pipeline.common.files import file_system_time, probed_time
 from pipeline.common.locks import LEASE_SECONDS, file_lock
 from pipeline.common.paths import home
 
@@ -41,7 +41,7 @@ def heartbeat_age(folder: Path) -> float | None:
     OSError where the file system does not answer, which says nothing of the head.
     """
     try:
-        return file_system_time(folder.parent) - heartbeat_file(folder).stat().st_mtime
+        return probed_time(folder.parent) - heartbeat_file(folder).stat().st_mtime
     except FileNotFoundError:
         return None
 

@@ -128,10 +128,10 @@ def choose_ports(listen: str, *, loopback_only: bool, retry: bool) -> tuple[int,
 
 
 def moved_port_lines(gcs: int, dashboard: int) -> list[str]:
-    """Return a line for each port of `choose_ports` that is not Ray's default."""
-    chosen = {"GCS, which other nodes join": (GCS_PORT, gcs), "dashboard and job API": (DASHBOARD_PORT, dashboard)}
+    """Return a line for each port of `choose_ports` that is not Ray's default; 0: Ray chose one itself."""
+    chosen = {"GCS, which other nodes join, uses": (GCS_PORT, gcs), "dashboard uses": (DASHBOARD_PORT, dashboard)}
     return [
-        f"Port {default} is in use: another one is used for the {name}, see below."
+        f"The {name} {f'port {port}' if port else 'another port'} instead of {default}."
         for name, (default, port) in chosen.items()
         if port != default
     ]

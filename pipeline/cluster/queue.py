@@ -404,7 +404,9 @@ class Queue:
             elif entry.state == "waiting" and not entry.missing:
                 launches = entry.launches.values()
                 if any(launch.has_room(started[launch.launch], now) for launch in launches):
-                    left = left.after_start(devices) or left
+                    fits = left.after_start(devices)
+                    assert fits  # into unlimited devices
+                    left = fits
                     started.update(launch.launch for launch in launches)
         return running + unlimited.whole - left.whole
 

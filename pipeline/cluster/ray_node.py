@@ -132,7 +132,7 @@ class RayNode:
                 cluster = self.retry_start([*options, *head], stop_signals, deadline)
             except ports.PortTakenError:
                 continue
-            for line in ports.moved_port_lines(gcs, dashboard):
+            for line in ports.moved_port_lines(gcs, dashboard) if cluster else []:
                 print_line(line)
             return cluster
         raise UserError("other programs took the cluster's ports while it started; try again")
@@ -280,10 +280,12 @@ class RayNode:
 
     def is_needed(self) -> bool:
         """Return whether a supervisor runs an unfinished launch, or a process trains on this node."""
+        if training_pids(self.folder):
+            return True
+        if all(map(launches.is_over, launches.launch_ids())):
+            return False
         age = own_report_age()  # a live supervisor reports every second
-        supervised = age is not None and age < SUPERVISED_SECONDS
-        unfinished = (launch_id for launch_id in launches.launch_ids() if not launches.is_over(launch_id))
-        return (supervised and any(unfinished)) or bool(training_pids(self.folder))
+        return age is not None and age < SUPERVISED_SECONDS
 
     # Shutdown
 

@@ -29,14 +29,19 @@ def write_atomically(path: Path, content: str | bytes, *, durable: bool = True) 
         raise
 
 
-def file_system_time(folder: Path) -> float:
-    """Return the Unix time by the clock that gives the files of `folder` their times; ours if that is unknown.
+def probed_time(folder: Path) -> float:
+    """Return the Unix time by the clock that gives the files of `folder` their times. Raises OSError.
 
     The clock of a file server and that of this machine may differ.
     """
+    with tempfile.TemporaryFile(dir=folder) as probe:
+        return os.fstat(probe.fileno()).st_mtime
+
+
+def file_system_time(folder: Path) -> float:
+    """Return `probed_time`, or the time of this machine if no file can be made in `folder`."""
     try:
-        with tempfile.TemporaryFile(dir=folder) as probe:
-            return os.fstat(probe.fileno()).st_mtime
+        return probed_time(folder)
     except OSError:
         return time.time()
 

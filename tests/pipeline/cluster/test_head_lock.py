@@ -119,6 +119,23 @@ def test_a_file_system_that_does_not_answer_says_nothing_of_the_head(cluster_hom
             hold_head_lock().__enter__()
 
 
+def test_without_the_file_systems_clock_a_head_is_not_taken_for_dead(cluster_home, monkeypatch):
+    """The clock of this machine may be ahead of the server's."""
+    folder = token.cluster_folder()
+    with FileLock(folder / "head.lock"):
+        heartbeat_file(folder).touch()
+        make_older(folder, head_lock.LOST_SECONDS + 1)
+        write_node("another-machine", os.getpid(), 0.0)
+        assert head_lock.is_lost(folder)
+
+        def no_space(**_):
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+        monkeypatch.setattr("pipeline.common.files.tempfile.TemporaryFile", no_space)
+        with pytest.raises(UserError, match="runs but does not respond"):
+            hold_head_lock().__enter__()
+
+
 def test_a_head_that_has_the_lock_but_no_heartbeat_yet_is_not_dead(cluster_home):
     """The node.json is of an earlier head, which was killed."""
     with FileLock(token.cluster_folder() / "head.lock"):
