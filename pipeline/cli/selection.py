@@ -67,9 +67,13 @@ def check_scale(experiments: "Sequence[Experiment]", scale: str | None) -> None:
 
 def warn_of_precision(runs: "Iterable[Run | DerivedRun]", changes: Mapping[str, Any]) -> None:
     """Warn if a change of the precision leaves timings as they are, which always compute in fp32."""
-    timed = dict.fromkeys(one.experiment for one in runs if getattr(one, "networks", None))
-    if "train.precision" in changes and timed:
-        print_warning_line(f"The precision is not changed for {', '.join(timed)}: timings always compute in fp32.")
+    if "train.precision" not in changes:
+        return
+    from pipeline.plan.expand import DerivedRun
+
+    if timed := dict.fromkeys(one.experiment for one in runs if isinstance(one, DerivedRun) and one.networks):
+        names = ", ".join(timed)
+        print_warning_line(f"The precision of timings is not changed ({names}): they always compute in fp32.")
 
 
 def load_with_claim(name: str) -> "Experiment":

@@ -198,7 +198,7 @@ class TrainingCallback(pl.Callback):
             if name.startswith(GRADIENT_NORM):
                 self.gradient_norms.setdefault(name, {})[step] = value
         for name, of_first in zip(STEP_SIZES, FIRST_PASS_STEPS, strict=True):
-            if name in metrics:
+            if name in metrics and step <= self.context.training_data.train_count:
                 self.first_pass_steps.setdefault(of_first, metrics[name])
         if recipe.plateau:
             errors, plateau = self.errors[recipe.plateau.watch], recipe.plateau

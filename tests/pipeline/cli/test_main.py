@@ -167,7 +167,7 @@ def test_precision_says_that_it_does_not_change_timings(command):
     code, _, err = command(*timing, "--precision", "bf16")
     assert (code, err) == (
         0,
-        "The precision is not changed for complexity/measurements: timings always compute in fp32.\n",
+        "The precision of timings is not changed (complexity/measurements): they always compute in fp32.\n",
     )
     assert command(*timing)[2] == ""
 
