@@ -152,7 +152,7 @@ def judge_trained_claim(
     for scale, by_variant in by_scale.items():
         records = comparable_records(claim, by_variant)
         verdict = judge_at_scale(scale, claim, experiment, records) if records else None
-        shows_trend = isinstance(claim, OrderingClaim) and not generated_data(records)
+        shows_trend = isinstance(claim, OrderingClaim) and not generated_data(records or by_variant)
         if scale == PAPER_SCALE or shows_trend:  # no other scale allows a verdict
             verdict = with_missing_runs(verdict, claim, experiment, scale, by_variant, unfinished)
         if verdict:

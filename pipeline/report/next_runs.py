@@ -1,9 +1,8 @@
 """What the next hours of a GPU would buy: experiments with missing runs, the cheapest per claim first."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
 from pipeline.common.words import plural
 from pipeline.declare.experiment import Experiment
@@ -28,12 +27,17 @@ class NextRuns:
     claims: int  # that wait for these runs
     runs: int
     data: tuple[str, ...]
-    multiply_adds: float  # of the training, forward and backward
+    work: Mapping[str, float]  # declaration hash of a run -> multiply-adds of its training, forward and backward
+
+    @property
+    def multiply_adds(self) -> float:
+        """Multiply-adds of all missing runs."""
+        return sum(self.work.values())
 
     @property
     def hours(self) -> float:
         """Hours of a GPU at ASSUMED_RATE."""
-        return self.multiply_adds / ASSUMED_RATE / 3600
+        return hours_of(self.work)
 
 
 def next_runs(
@@ -54,11 +58,10 @@ def next_runs(
             continue
         planned = [run for run in plan_runs(experiment, scale=PAPER_SCALE) if isinstance(run, Run)]
         runs = [run for run in planned if run.declaration not in finished]
-        work = [training_multiply_adds(run) for run in runs]
-        known = [one for one in work if one is not None]
+        known = {run.declaration: work for run in runs if (work := training_multiply_adds(run)) is not None}
         if runs and len(known) == len(runs):
             data = tuple(dict.fromkeys(run.recipe.data.name for run in runs))
-            found.append(NextRuns(experiment.name, waiting[experiment.name], len(runs), data, sum(known)))
+            found.append(NextRuns(experiment.name, waiting[experiment.name], len(runs), data, known))
     return sorted(found, key=lambda one: (one.multiply_adds / one.claims, one.experiment))
 
 
@@ -75,15 +78,24 @@ def next_runs_block(found: Sequence[NextRuns]) -> str:
         markdown([cells(one, hours) for one, hours in with_total_hours(found) if hours <= SHOWN_HOURS]),
         f"Hours are the multiply-adds of training at {ASSUMED_RATE:.0e} per second (20 TFLOP/s). This is an"
         " assumption: no GPU was measured, and a small network reaches it only if several runs share the GPU"
-        f" (`--gpus-per-run`). All {plural(len(found), 'experiment')} would take"
-        f" {hours_text(sum(one.hours for one in found))} hours.",
+        " (`--gpus-per-run`). Evaluation and derived runs, such as ensembles and retraining after pruning, are not"
+        f" counted; runs that two experiments share are counted once. All {plural(len(found), 'experiment')} would"
+        f" take {hours_text([hours for _, hours in with_total_hours(found)][-1])} hours.",
     ]
     return "\n\n".join(part for part in parts if part)
 
 
 def with_total_hours(found: Sequence[NextRuns]) -> Iterator[tuple[NextRuns, float]]:
-    """Yield each entry with the hours of all entries up to it."""
-    return zip(found, accumulate(one.hours for one in found), strict=True)
+    """Yield each entry with the hours of all entries up to it. A run that two of them share counts once."""
+    seen: dict[str, float] = {}
+    for one in found:
+        seen |= one.work
+        yield one, hours_of(seen)
+
+
+def hours_of(work: Mapping[str, float]) -> float:
+    """Return the hours of a GPU that these multiply-adds take at ASSUMED_RATE."""
+    return sum(work.values()) / ASSUMED_RATE / 3600
 
 
 def cells(one: NextRuns, total_hours: float) -> dict[str, str]:

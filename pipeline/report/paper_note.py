@@ -6,7 +6,7 @@ from pipeline.common.words import plural
 from pipeline.declare.experiment import Experiment
 from pipeline.judge.ledger import LedgerEntry
 from pipeline.report.leaderboard import LeaderboardRow
-from pipeline.report.text import by_category, headlines, markdown, percent
+from pipeline.report.text import by_category, headlines, markdown, paper_number, percent
 
 MAX_NOTE_LENGTH = 5000  # characters of a tag on an MLflow experiment
 
@@ -61,12 +61,11 @@ def note_parts(experiment: Experiment, rows: Sequence[LeaderboardRow], link: Lin
 
 def note_cells(row: LeaderboardRow) -> dict[str, str]:
     """Return one network: what the paper prints and what we got, top-1 errors in percent."""
-    other = row.data != row.paper_data
     spread = f" ± {row.top1_std:.2f}" if row.top1_std is not None else ""
     return {
         "network": row.variant,
         "scale": row.scale,
-        "paper %": percent(row.paper) + (f" ({row.paper_data})" if row.paper is not None and other else ""),
+        "paper %": paper_number(row),
         "ours %": f"{percent(row.top1)}{spread}",
         "seeds": str(row.seeds),
         "verdict": row.verdict,

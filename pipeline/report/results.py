@@ -46,7 +46,8 @@ PREAMBLE = """# Results
 
 Written by `repro results` from the tracked runs in `results/records.json`; do not edit by hand.
 ± is the standard deviation over seeds. Test-set noise is the standard error due to the finite number of test
-images. Errors are top-1 and top-5, in percent, of the last model.
+images. Errors are top-1 and top-5, in percent, of the last model, or of the one that the recipe selects on
+held-out training images.
 """
 README_START, README_END = "<!-- leaderboard -->", "<!-- /leaderboard -->"  # around the leaderboard in README.md
 NEXT_START, NEXT_END = "<!-- next runs -->", "<!-- /next runs -->"  # around the table of what to run next

@@ -24,9 +24,19 @@ class RunFiles:
 
     def __init__(self, tracker: Any | None) -> None:
         self.tracker = tracker  # None if the tracking server cannot be used
-        self.unread: dict[str, str] = {}  # identity of a run -> what cannot be read and why, in one sentence
+        self._journal_faults: dict[str, str] = {}  # identity of a run -> why its curves cannot be read
+        self._weight_faults: dict[str, str] = {}  # identity -> why its weights cannot be read
         self._journals: dict[str, dict[str, Points]] = {}  # identity -> metric -> curve
         self._away = ""  # why the tracking server cannot be used, once it did not answer
+
+    @property
+    def unread(self) -> dict[str, str]:
+        """Identity of a run -> what cannot be read and why, in one sentence."""
+        faults = (self._journal_faults, self._weight_faults)
+        return {
+            identity: "; ".join(found[identity] for found in faults if identity in found)
+            for identity in dict.fromkeys([*self._journal_faults, *self._weight_faults])
+        }
 
     def curve(self, record: Record, metric: str) -> Curve:
         """Return the curve of a run; empty if it has none. Without a readable journal it is the server's."""
@@ -48,7 +58,7 @@ class RunFiles:
         try:
             return load_file(file)
         except (SafetensorError, OSError) as error:
-            self.unread[record.identity] = f"{file} cannot be read ({error})"
+            self._weight_faults[record.identity] = f"{file} cannot be read ({error})"
             return None
 
     def _read_journal(self, record: Record) -> dict[str, Points]:
@@ -57,9 +67,9 @@ class RunFiles:
         try:
             return journal_curves(folder, record)
         except DamagedJournalError as error:
-            self.unread[record.identity] = f"{folder.journal_file} is damaged: {error}"
+            self._journal_faults[record.identity] = f"{folder.journal_file} is damaged: {error}"
         except OSError as error:
-            self.unread[record.identity] = f"{folder.journal_file} cannot be read: {error.strerror}"
+            self._journal_faults[record.identity] = f"{folder.journal_file} cannot be read: {error.strerror}"
         return {}
 
     def _tracked_curve(self, tracker: Any, record: Record, metric: str) -> Curve:
@@ -70,15 +80,21 @@ class RunFiles:
             except TrackingError as error:
                 self._away = str(error)
             except RefusedError as error:
-                self.unread[record.identity] = str(error)
+                self._add_journal_fault(record, str(error))
             else:
                 if points:
-                    self.unread.pop(record.identity, None)  # of a damaged journal
+                    self._journal_faults.pop(record.identity, None)
                 return points
         if self._away:
-            here = self.unread.get(record.identity, "its journal is not on this machine")
-            self.unread[record.identity] = here if self._away in here else f"{here}; {self._away}"
+            self._journal_faults.setdefault(record.identity, "its journal is not on this machine")
+            self._add_journal_fault(record, self._away)
         return []
+
+    def _add_journal_fault(self, record: Record, reason: str) -> None:
+        """Add why the curves of a run cannot be read, once."""
+        here = self._journal_faults.get(record.identity, "")
+        if reason not in here:
+            self._journal_faults[record.identity] = f"{here}; {reason}" if here else reason
 
 
 def journal_curves(folder: RunFolder, record: Record) -> dict[str, Points]:

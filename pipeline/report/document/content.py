@@ -164,7 +164,7 @@ def papers_of(sections: Iterable[PaperSection]) -> dict[str, Paper]:
 
 
 def reading_order(entry: LedgerEntry) -> tuple[int, bool]:
-    """Return a key that sorts claims: trained ones judged from runs, errata, contradictions, open ones, others."""
+    """Return a key that sorts claims: trained ones with runs, errata, contradictions, open ones, others."""
     outcome = entry.verdict.outcome
     if entry.is_judged_from_runs:
         return 0, False

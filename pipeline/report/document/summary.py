@@ -69,7 +69,7 @@ def paper_cells(paper: PaperSection) -> dict[str, int]:
     kinds = by_category(paper.entries)
     return {
         "trained claims": len(kinds.get("trained", [])),
-        "judged from runs": len(judged_entries(paper.entries)),
+        "with runs": len(judged_entries(paper.entries)),
         "arithmetic": len(kinds.get("arithmetic", [])),
         "recipe": len(kinds.get("recipe", [])),
         "errata": count_of(paper.entries, Outcome.ERRATUM),

@@ -6,7 +6,13 @@ from dataclasses import replace
 from pipeline.declare.experiment import Experiment
 from pipeline.declare.training import column_metric
 from pipeline.report.paper_figures.comparison import comparison, network_point
-from pipeline.report.paper_figures.error_curves import CurveLine, CurvePanel, drawn_curves, variant_lines
+from pipeline.report.paper_figures.error_curves import (
+    CurveLine,
+    CurvePanel,
+    drawn_curves,
+    variant_lines,
+    words_of_panels,
+)
 from pipeline.report.paper_figures.figure_data import FigureData, ScaleRuns, paper_value
 from pipeline.report.paper_figures.panels import Panel, Series
 from pipeline.report.paper_figures.paper_figure import FigureTitle, PaperFigure
@@ -85,11 +91,10 @@ def column_curves(data: FigureData, experiment: Experiment) -> PaperFigure:
         for title, lines in (("plain networks", left), ("columns of a fractal network", right))
         if lines
     ]
-    sides = "plain networks (left) and of the columns of" if left else "the columns of"
     caption = (
-        f"Training loss (cross-entropy) against optimizer steps, of {sides} a fractal network of 40 layers with"
-        " drop-path: of a column the mean over the mini-batches that train it alone, dashed over all mini-batches;"
-        f" {runs.place}; mean and range over {runs.seeds()}."
+        f"Training loss (cross-entropy) against optimizer steps, of {words_of_panels(panels)}; the fractal network"
+        " has 40 layers and drop-path: of a column the mean over the mini-batches that train it alone, dashed over"
+        f" all mini-batches; {runs.place}; mean and range over {runs.seeds()}."
     )
     if any(line.paper is not None for line in (*left, *right)):
         caption += " Diamonds: the paper's losses after training, Table 4, quoted from memory."

@@ -64,7 +64,7 @@ def loss_figure(data: FigureData, experiment: Experiment) -> PaperFigure:
     printed = {name: paper_value(experiment, name) if runs.is_papers_data() else None for name in LABELS}
     panels = []
     for title, metric, ylabel in (
-        ("test error", TEST_CURVE, f"top-1 test error (%), {runs.data}"),
+        ("top-1 test error", TEST_CURVE, f"top-1 test error (%), {runs.data}"),
         ("training loss", TRAINING_LOSS, "cross-entropy, with dropped blocks"),
     ):
         lines = [
@@ -75,8 +75,8 @@ def loss_figure(data: FigureData, experiment: Experiment) -> PaperFigure:
             panels.append(CurvePanel(title, ylabel, lines))
     caption = (
         f"{words_of_panels(panels).capitalize()} against optimizer steps, of a residual"
-        f" network of 110 layers with constant and with stochastic depth; the test error is the top-1 error in"
-        f" percent; {runs.place}; mean and range over {runs.seeds()}."
+        f" network of 110 layers with constant and with stochastic depth; {runs.place};"
+        f" mean and range over {runs.seeds()}."
     )
     if any(line.paper is not None for panel in panels for line in panel.lines):
         caption += " Diamonds: the paper's errors after training."

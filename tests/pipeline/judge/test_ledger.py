@@ -292,6 +292,21 @@ def test_a_diverged_run_on_generated_images_decides_nothing(declare, both):
     assert judge_by_id(declared, [lost, *others])["deeper"].verdict.sentence == GENERATED
 
 
+def test_a_missing_ensemble_of_diverged_runs_on_generated_images_decides_nothing(declare, seed_records):
+    declared = declare(
+        *(
+            "seeds: [0, 1, 2, 3, 4]\n",
+            "derived: {pair: {kind: ensemble, members: {plain-20: 2}}}\nseeds: [0, 1, 2, 3]\n",
+        ),
+        *('lhs: plain-32, op: ">", rhs: plain-20', 'lhs: pair, op: "<", rhs: resnet-20'),
+        *("    seeds: [0, 1, 2]\n", ""),
+    )
+    first, *others = seed_records(declared, "plain-20", PLAIN[:4], scale="smoke")
+    lost = replace(first, status="not converged", ended="the loss became nan at step 3")
+    found = judge_by_id(declared, [lost, *others])["deeper"].verdict
+    assert str(found.reason) == "not-run"
+
+
 def test_only_the_given_scales_are_judged(experiment, both):
     assert outcomes(experiment, both(experiment), scales=["laptop"])["deeper"] == "cannot judge: not-run"
 

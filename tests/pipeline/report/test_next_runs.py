@@ -21,7 +21,7 @@ def waiting(experiment):
 
 
 def one(name="a/b", claims=1, hours=1.0):
-    return NextRuns(name, claims, 3, ("cifar10",), hours * 3600 * ASSUMED_RATE)
+    return NextRuns(name, claims, 3, ("cifar10",), {name: hours * 3600 * ASSUMED_RATE})
 
 
 def test_work_is_three_passes_over_every_training_image(experiment, waiting):
@@ -30,7 +30,7 @@ def test_work_is_three_passes_over_every_training_image(experiment, waiting):
     of_variants = 3 * OF_20_LAYERS + 12 * CONVOLUTION  # plain-20, plain-32 and resnet-20
     assert found.multiply_adds == 3 * of_variants * 5 * 64_000 * 128
     assert found.hours == pytest.approx(found.multiply_adds / 1e13 / 3600)
-    assert 0 < found.claims <= sum(entry.claim.kind != "exact" for entry in waiting)
+    assert found.claims == 4  # error, stuck, deeper and ratio; the open claim waits for no run
 
 
 def test_finished_runs_cost_nothing_more(experiment, waiting, seed_records):
@@ -53,6 +53,16 @@ def test_block_counts_what_fits_into_the_first_hour_and_stops_at_a_day():
     assert "a/d" in block
     assert "a/e" not in block  # 25 hours in total
     assert "All 4 experiments would take 25 hours." in block
+
+
+def test_a_run_of_two_experiments_counts_once_in_the_total():
+    shared = {"shared run": 0.5 * 3600 * ASSUMED_RATE}
+    first = NextRuns("a/b", 1, 1, ("cifar10",), shared)
+    second = NextRuns("a/c", 1, 2, ("cifar10",), shared | one("own run", hours=0.5).work)
+    block = next_runs_block([first, second])
+    assert "| 0.5 | 0.5 |" in block
+    assert "| 1.0 | 1.0 |" in block
+    assert "All 2 experiments would take 1.0 hours." in block
 
 
 def test_the_experiment_that_costs_least_for_each_claim_is_first(experiment, declare_other):

@@ -132,3 +132,15 @@ def test_damaged_weights_are_left_out(run):
     files = RunFiles(None)
     assert files.weights(record) is None
     assert files.unread[record.identity].startswith(f"{folder.network_file} cannot be read (")
+
+
+def test_a_run_may_have_a_damaged_journal_and_damaged_weights(run):
+    record, folder = run
+    folder.network_file.write_bytes(b"no tensors")
+    folder.journal_file.write_text("no entry\n", encoding="utf-8")
+    files = RunFiles(None)
+    files.curve(record, TEST)
+    files.weights(record)
+    damaged, unreadable = files.unread[record.identity].split("; ")
+    assert damaged == f"{folder.journal_file} is damaged: line 1 is not a journal entry"
+    assert unreadable.startswith(f"{folder.network_file} cannot be read (")

@@ -42,5 +42,5 @@ def test_every_outcome_and_reason_has_its_place():
 def test_a_paper_s_row_counts_its_claims_and_runs(experiment, seed_records):
     report = toy_report(experiment, seed_records(experiment, "plain-20", PLAIN))
     assert paper_cells(report.papers[0]) == {
-        "trained claims": 5, "judged from runs": 1, "arithmetic": 1, "recipe": 1, "errata": 1, "runs": 5,
+        "trained claims": 5, "with runs": 1, "arithmetic": 1, "recipe": 1, "errata": 1, "runs": 5,
     }  # fmt: skip
