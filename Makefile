@@ -50,8 +50,9 @@ format: $(READY) ## put the code in shape
 	@$(BIN)/ruff format $(SOURCES)
 	@$(BIN)/ruff check --fix $(SOURCES)
 
-bench: $(READY) ## speed, beside a plain PyTorch loop (minutes; keep the machine quiet)
+bench: $(READY) ## speed of one run and of several, beside a plain PyTorch loop (minutes; keep the machine quiet)
 	@$(BIN)/python tests/benchmarks/training_speed.py
+	@$(BIN)/python tests/benchmarks/suite_speed.py
 
 bench-data: $(READY) ## speed of reading photographs, beside ImageFolder and WebDataset, and growth (20 minutes)
 	@$(BIN)/python tests/benchmarks/reading_speed.py

@@ -1,5 +1,6 @@
 """`repro run`: train on this machine, track, and judge the claims."""
 
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -135,6 +136,6 @@ def print_reports(reports: "Sequence[tuple[Experiment, ExperimentReport]]") -> N
     out.print("MLflow   leaderboard, curves and verdicts in a browser: [bold]repro ui[/]")
 
 
-def thread_count() -> int:
-    """Return the threads of one run on a CPU: OMP_NUM_THREADS, or 1, which gives the same bits everywhere."""
-    return env_integer("OMP_NUM_THREADS", 1, minimum=1)
+def thread_count() -> int | None:
+    """Return the threads of one run on a CPU, from OMP_NUM_THREADS; None if it is not set."""
+    return env_integer("OMP_NUM_THREADS", 1, minimum=1) if "OMP_NUM_THREADS" in os.environ else None

@@ -44,15 +44,15 @@ class DerivedContext:
     networks: list[nn.Module] = field(default_factory=list)  # one per member
     datasets: list[TrainingData] = field(default_factory=list)  # one per member
     identities: list[str] = field(default_factory=list)  # of the members
+    precisions: set[str] = field(default_factory=set)  # in which the members were trained
     earlier_seconds: float = 0.0  # time that an interrupted attempt spent on the cached errors
 
     @property
     def bf16(self) -> bool:
-        """True if all members declare bf16, as in their own final evaluation, and the device has it."""
+        """True if all members were trained in bf16, as in their own final evaluation, and the device has it."""
         if isinstance(self.derived.spec, TransferSpec):
             return False
-        declared = {member.recipe.train.precision for member in self.derived.members}
-        return declared == {"bf16"} and has_bf16(self.device.type)
+        return self.precisions == {"bf16"} and has_bf16(self.device.type)
 
     def load(self, members: Sequence[RunFolder]) -> None:
         """Load networks and data of the members, in their order; UserError where a member has not finished."""
@@ -61,7 +61,9 @@ class DerivedContext:
             data = run.recipe.data
             images = images_for(self.images, data)
             manifest = manifest_of(images)
-            self.identities.append(require_finished(run, folder, manifest).identity)
+            record = require_finished(run, folder, manifest)
+            self.identities.append(record.identity)
+            self.precisions.add(record.precision)
             key = data.model_dump_json()
             if key not in loaded:
                 loaded[key] = load_training_data(

@@ -6,6 +6,7 @@ from pipeline.declare.experiment import Experiment
 from pipeline.declare.transfer import STAND_IN_SUFFIX
 from pipeline.judge.counting import ByVariant
 from pipeline.judge.wording import listed
+from pipeline.track.record import Record
 
 
 def is_generated(data: str) -> bool:
@@ -20,20 +21,25 @@ def generated_data(records: ByVariant) -> str:
 
 
 def different_setups(records: ByVariant) -> str:
-    """Return a text naming the hardware, threads and precision of the runs, or "" if all have the same."""
-    setups: dict[tuple[str, int, int, str], list[str]] = {}
+    """Return a text naming the hardware and execution settings of the runs, or "" if all have the same."""
+    setups: dict[tuple[str, int, str], list[str]] = {}
     for variant, rows in records.items():
         for row in rows:
-            found = setups.setdefault((row.hardware, row.world, row.threads, row.precision), [])
+            found = setups.setdefault((row.hardware, row.world, execution_text(row)), [])
             found.extend([variant] if variant not in found else [])
     if len(setups) == 1:
         return ""
     texts = [
-        f"{listed(variants)} ran on {plural(world, 'device')} ({hardware}) with {plural(threads, 'thread')} in"
-        f" {precision}"
-        for (hardware, world, threads, precision), variants in setups.items()
+        f"{listed(variants)} ran on {plural(world, 'device')} ({hardware}) with {execution}"
+        for (hardware, world, execution), variants in setups.items()
     ]
     return "; ".join(texts)
+
+
+def execution_text(row: Record) -> str:
+    """Return '2 threads in bf16, compiled'; with 'channels-last' where the record says it."""
+    words = ["channels-last"] * bool(row.channels_last) + ["compiled"] * row.compiled
+    return ", ".join([f"{plural(row.threads, 'thread')} in {row.precision}", *words])
 
 
 def precision_departures(experiment: Experiment, records: ByVariant) -> list[str]:

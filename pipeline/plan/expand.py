@@ -13,6 +13,7 @@ from pipeline.declare.experiment import Experiment
 from pipeline.declare.load import load_experiment
 from pipeline.declare.localisation import LocalisationSpec
 from pipeline.declare.recipe import Model, Recipe
+from pipeline.declare.training import COST_METRICS
 from pipeline.plan.declaration import (
     declaration_hashes,
     without_later_defaults,
@@ -20,6 +21,8 @@ from pipeline.plan.declaration import (
 )
 
 MAX_SEEDS = 1000
+
+EXECUTION_SETTINGS = frozenset({"train.precision", "train.channels_last", "train.compile"})
 
 
 def run_title(variant: str, seed: int) -> str:
@@ -40,6 +43,7 @@ class Run:
         default_factory=dict
     )  # settings of --set that differ from the declared ones
     start: "Run | None" = None  # the run whose weights are its initial weights
+    tunable: bool = False  # precision, memory format, compiler and threads may be those that are fastest
 
     @property
     def members(self) -> "tuple[Run, ...]":
@@ -276,7 +280,20 @@ def make_runs(
         other = other_experiment(experiment, start.experiment) if start.experiment else experiment
         starts = make_runs(other, scale, start.variant, seeds, changes)
     pairs = zip(seeds, starts, strict=True)
-    return [Run(experiment.name, scale, variant, seed, recipe, changed, origin) for seed, origin in pairs]
+    tunable = is_tunable(experiment, recipe, changes or {})
+    return [Run(experiment.name, scale, variant, seed, recipe, changed, origin, tunable) for seed, origin in pairs]
+
+
+def is_tunable(experiment: Experiment, recipe: Recipe, changes: Mapping[str, Any]) -> bool:
+    """Return True if the execution settings of a recipe's runs may be chosen by timing.
+
+    The recipe must allow reduced precision, the user must not have given one of the settings, and the experiment
+    must claim no time of training: the times that it compares are measured in equal settings.
+    """
+    train = recipe.train
+    by_hand = EXECUTION_SETTINGS & set(changes)
+    claims_costs = any(getattr(claim, "metric", None) in COST_METRICS for claim in experiment.claims)
+    return train.precision == "bf16" and not by_hand and not claims_costs
 
 
 def other_experiment(experiment: Experiment, name: str) -> Experiment:

@@ -93,7 +93,8 @@ def run_to_dict(run: Run | DerivedRun) -> dict[str, Any]:
     common = {"experiment": run.experiment, "scale": run.scale, "variant": run.variant, "seed": run.seed}
     if isinstance(run, Run):
         start = {"start": run_to_dict(run.start)} if run.start else {}
-        return common | {"recipe": run.recipe.model_dump(mode="json"), "changes": dict(run.changes)} | start
+        own = {"recipe": run.recipe.model_dump(mode="json"), "changes": dict(run.changes), "tunable": run.tunable}
+        return common | own | start
     members = [run_to_dict(member) for member in run.members]
     networks = {name: network.to_dict() for name, network in run.networks.items()}
     described = {"derived": run.spec.model_dump(mode="json"), "members": members}

@@ -161,6 +161,8 @@ def print_experiment(part: ShownPart, records: Sequence[Record], out: Console, s
         if changes and not part.scale:  # those of a scale are in the lines of its variants
             say(f"changes: {changes}", indent=6)
         say(work_text(experiment, name, records, part.chosen), indent=6)
+        for text in execution_texts(experiment, name, records):
+            say(text, indent=6)
     ordered = part.scale or PAPER_SCALE
     planned = plan_runs(experiment, scale=ordered, variants=part.chosen, seeds=1) if experiment.scales else []
     if lines := order_lines(planned):
@@ -210,6 +212,19 @@ def precision_settings(experiment: Experiment, scale: str) -> dict[str, Any]:
         for key, value in REDUCED_PRECISION.items()
         if recipes and getattr(experiment.train, key) != value and all(getattr(t, key) == value for t in recipes)
     }
+
+
+def execution_texts(experiment: Experiment, scale: str, records: Sequence[Record]) -> list[str]:
+    """Return a line for each variant and machine whose execution settings were chosen by timing, fastest first."""
+    found: dict[tuple[str, str], str] = {}
+    for row in records:
+        if (row.experiment, row.scale) == (experiment.name, scale) and row.step_seconds:
+            times = sorted(row.step_seconds.items(), key=lambda item: item[1])
+            texts = [f"{text} {1000 * seconds:.3g} ms" for text, seconds in times]
+            found[row.variant, row.hardware] = (
+                f"optimizer step of {row.variant} on {row.hardware}: {'; '.join(texts)}"
+            )
+    return list(found.values())
 
 
 def work_text(experiment: Experiment, scale: str, records: Sequence[Record], chosen: Sequence[str] = ()) -> str:

@@ -91,7 +91,7 @@ def compare_runs(
     compare("data", "manifest", first.manifest, second.manifest)
     compare("code", "hash", first.code, second.code)
     compare("code", "commit", first.commit, second.commit)
-    for name in ("hardware", "world", "threads", "precision", "compiled", "device_batch", "lock"):
+    for name in ("hardware", "world", "threads", "precision", "channels_last", "compiled", "device_batch", "lock"):
         compare("environment", name, getattr(first, name), getattr(second, name))
     for name in dict.fromkeys([*first.libraries, *second.libraries]):
         compare("environment", name, first.libraries.get(name, ""), second.libraries.get(name, ""))

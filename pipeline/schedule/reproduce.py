@@ -3,9 +3,10 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from pipeline.common.environment import available_cpus
 from pipeline.common.errors import UserError, explain_write_errors
 from pipeline.common.paths import home, runs_folder, tracking_uri
-from pipeline.plan.expand import Run
+from pipeline.plan.expand import DerivedRun, Run
 from pipeline.plan.task import Task
 from pipeline.schedule.local import BatchOutcome, Event, run_all, worker_count
 from pipeline.track.record import Record
@@ -25,11 +26,14 @@ class JobOutcome:
 def run_tasks(
     tasks: Sequence[Task],
     *,
-    threads: int,
+    threads: int | None,
     on_event: Callable[[Event], None],
     tick: Callable[[], None] = lambda: None,
 ) -> JobOutcome:
-    """Execute the tasks that have not ended, sync all to the tracking server, and return the records."""
+    """Execute the tasks that have not ended, sync all to the tracking server, and return the records.
+
+    `threads`: of each run on a CPU; None: see `threads_of_each`.
+    """
     with explain_write_errors(home()):
         runs_folder().mkdir(parents=True, exist_ok=True)
     tracking_uri()  # a wrong address is an error before anything is trained
@@ -49,11 +53,29 @@ def run_tasks(
     ending: BatchOutcome = "ended"
     if missing:
         with syncing:
-            workers = worker_count(len(missing), threads)
-            ending = run_all(missing, workers=workers, threads=threads, on_event=handle, tick=tick)
+            workers = worker_count(len(missing), threads or 1)
+            each = threads or threads_of_each(missing, workers)
+            ending = run_all(missing, workers=workers, threads=each, on_event=handle, tick=tick)
     syncing.sync()
     ordered = [records[task.identity] for task in tasks if task.identity in records]
     return JobOutcome(ending, ordered, syncing.trouble)
+
+
+def threads_of_each(tasks: Sequence[Task], workers: int) -> int:
+    """Return the threads of each worker: 1, which gives the same bits on any number of CPUs.
+
+    If all runs may choose their execution settings, their rounding differs between machines anyway, and a worker
+    gets its share of the CPUs; not beside a GPU, which computes instead.
+    """
+    import torch
+
+    runs = [
+        run for task in tasks for run in (task.run.members if isinstance(task.run, DerivedRun) else (task.run,))
+    ]
+    measures = any(isinstance(task.run, DerivedRun) and not task.run.members for task in tasks)
+    if measures or torch.cuda.is_available() or not all(run.tunable for run in runs):
+        return 1
+    return max(1, available_cpus() // workers)
 
 
 def require_precision(tasks: Sequence[Task]) -> None:

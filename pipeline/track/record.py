@@ -32,7 +32,7 @@ class Record:
     data: str
     metrics: Mapping[str, float]  # final ones: test/top1_error_pct, test/images, …
     precision: str  # precision used; fp32 where the processor lacks bf16
-    compiled: bool  # by torch.compile: declared, and a C++ compiler was found
+    compiled: bool  # by torch.compile
     threads: int
     hardware: str
     libraries: Mapping[str, str]
@@ -44,6 +44,9 @@ class Record:
     members: tuple[str, ...] = ()  # identities of the runs that a derived run is made from
     costs: Mapping[str, float] = field(default_factory=dict)  # train/seconds, …; differ between machines
     runs_per_device: int = 1  # number of runs that shared its device in its last session
+    channels_last: bool | None = None  # memory format of the weights; None: unknown
+    # Seconds of an optimizer step in the execution settings that were timed before training, by their text.
+    step_seconds: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def measured(self) -> dict[str, float]:
@@ -82,6 +85,8 @@ def make_record(
     device_batch: int = 0,
     members: tuple[str, ...] = (),
     costs: Mapping[str, float] | None = None,
+    channels_last: bool | None = None,
+    step_seconds: Mapping[str, float] | None = None,
 ) -> Record:
     """Return the record of a run or derived run that ended now, from its task and its results."""
     run = task.run
@@ -113,4 +118,6 @@ def make_record(
         members=members,
         costs=dict(costs or {}),
         runs_per_device=runs_per_device(),
+        channels_last=channels_last,
+        step_seconds=dict(step_seconds or {}),
     )

@@ -51,6 +51,7 @@ class RunFolder:
         self.system_file = path / "system.jsonl"
         self.result_file = path / "result.json"
         self.checkpoints = path / "checkpoints"
+        self.execution_file = self.checkpoints / "execution.json"  # while the run is unfinished
         self.lock_file = path / "lock"
         self.network_file = path / "network.safetensors"
         self.average_file = path / "average.safetensors"

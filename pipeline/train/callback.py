@@ -44,9 +44,10 @@ class TrainingCallback(pl.Callback):
         self.between_checkpoints = checkpoint_interval()
         self.beat_step = -1
         # Layout of the optimizer steps, one entry per change between sessions: images of one micro-batch (which is
-        # the batch of batch normalisation), and number of devices.
+        # the batch of batch normalisation), number of devices, and precision.
         self.device_batches: list[int] = []
         self.worlds: list[int] = []
+        self.precisions: list[str] = []
         # Part -> step -> top-1 or localisation error in percent.
         self.errors: dict[str, dict[int, float]] = {"val": {}, "test": {}, "train": {}}
         self.lr_drops: list[int] = []  # steps from which a plateau schedule has lowered the learning rate
@@ -64,6 +65,7 @@ class TrainingCallback(pl.Callback):
             "seconds": self.seconds(),
             "device_batches": self.device_batches,
             "worlds": self.worlds,
+            "precisions": self.precisions,
             "costs": self.meter.state_dict(),
         }
 
@@ -72,19 +74,28 @@ class TrainingCallback(pl.Callback):
         self.earlier_seconds = state_dict["seconds"]
         self.device_batches = list(state_dict.get("device_batches", []))  # missing in older checkpoints
         self.worlds = list(state_dict.get("worlds", []))
+        self.precisions = list(state_dict.get("precisions", []))
         self.meter.load_state_dict(state_dict.get("costs"))
 
     def record_layout(self, accumulation_steps: int) -> None:
-        """Record micro-batch and number of devices of this session, if they differ from the last session's."""
+        """Record micro-batch, number of devices and precision of this session, where the last one's differ."""
         world = self.group.world
-        device_batch = self.context.recipe.batch_size // (accumulation_steps * world)
-        for values, value in ((self.device_batches, device_batch), (self.worlds, world)):
+        layout: list[tuple[list[Any], Any]] = [
+            (self.device_batches, self.context.recipe.batch_size // (accumulation_steps * world)),
+            (self.worlds, world),
+            (self.precisions, self.context.execution.precision),
+        ]
+        for values, value in layout:
             if values[-1:] != [value]:
                 values.append(value)
 
     def layout_changes(self) -> str:
-        """Return the device batches and numbers of devices if they changed: "; device batches 128, 64"."""
-        layout = {"device batches": self.device_batches, "devices": self.worlds}
+        """Return what changed between sessions: "; device batches 128, 64; precisions bf16, fp32"."""
+        layout: dict[str, list[Any]] = {
+            "device batches": self.device_batches,
+            "devices": self.worlds,
+            "precisions": self.precisions,
+        }
         changed = {name: values for name, values in layout.items() if len(values) > 1}
         return "".join(f"; {name} {', '.join(map(str, values))}" for name, values in changed.items())
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 
 import safetensors.torch
 import torch
@@ -19,7 +20,8 @@ from pipeline.data.order import derive_seed
 from pipeline.declare.training import Train
 from pipeline.plan.expand import Run
 from pipeline.track.run_folder import RunFolder
-from pipeline.train.inputs import AnyImageSet, ReadOptions
+from pipeline.train.execution import Choice, Execution, StepTimer, declared_execution, fastest, usable
+from pipeline.train.inputs import AnyImageSet, ReadOptions, input_shape
 from pipeline.train.load import load_training_data
 from pipeline.train.process import allow_tf32, has_bf16, has_compiler
 
@@ -38,17 +40,14 @@ class RunContext:
         images: AnyImageSet,
         manifest: Manifest,
         options: ReadOptions | None = None,
+        *,
+        threads: int = 1,
     ) -> None:
-        self.run, self.folder = run, folder
+        self.run, self.folder, self.manifest = run, folder, manifest
         self.recipe, self.seed = run.recipe.train, run.seed
         options = options or ReadOptions()
         self.group = options.group
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        bf16, compiled = self.recipe.precision == "bf16", self.recipe.compile
-        no_bf16, no_compiler = self.group.any_rank(
-            bf16 and not has_bf16(self.device), compiled and not has_compiler()
-        )
-        self.bf16, self.compiled = bf16 and not no_bf16, compiled and not no_compiler
         allow_tf32(self.recipe.precision == "tf32", self.group)
         self.log_every = self.recipe.log_every or max(1, self.recipe.steps // REPORTS)
         self.eval_every = self.recipe.eval_every or max(1, self.recipe.steps // EVALUATIONS)
@@ -56,9 +55,40 @@ class RunContext:
         self.training_data = load_training_data(
             images, run.recipe.data, device, sha256=manifest.sha256, options=options
         )
-        self.module = build_module(run, manifest, compiled=self.compiled)
+        micro_batch = self.recipe.batch_size // (self.group.world * options.accumulation_steps)
+        shape = (micro_batch, *input_shape(images, run.recipe.data))
+        self.choice = self.choose_execution(shape, threads, options)
+        self.execution = self.choice.execution
+        self.bf16 = self.execution.precision == "bf16"
+        self.module = build_module(run, manifest, self.execution)
         self.module.accumulation_steps = options.accumulation_steps
         self.block = block_size(self.recipe, self.log_every, self.eval_every, self.training_data.train_count)
+
+    def choose_execution(self, shape: tuple[int, ...], threads: int, options: ReadOptions) -> Choice:
+        """Return how optimizer steps are computed: as declared or, where the run allows it, the fastest way.
+
+        `shape` is that of a micro-batch. A resumed run computes as it began. All ranks compute alike.
+        """
+        no_bf16, no_compiler = self.group.any_rank(not has_bf16(self.device), not has_compiler())
+        has = {"bf16": not no_bf16, "compiler": not no_compiler}
+        declared = declared_execution(self.recipe, threads, **has)
+        if not self.run.tunable:
+            return Choice(declared, {})
+
+        def choose(_: object) -> Choice:
+            if begun := Choice.read(self.folder.execution_file):
+                return replace(begun, execution=usable(begun.execution, threads, **has))
+            module = build_module(self.run, self.manifest, replace(declared, compiled=False))
+            device = torch.device(self.device)
+            model = self.run.recipe.model.model_dump(mode="json") | {"classes": len(self.manifest.classes)}
+            timer = StepTimer(module.network.to(device), shape, device, key=model, cache=options.cache)
+            choice = fastest(declared, self.recipe.steps, timer, **has)
+            choice.write(self.folder.execution_file)
+            return choice
+
+        choice = self.group.on_rank_zero(choose)
+        torch.set_num_threads(choice.execution.threads)
+        return choice
 
     def start_from(self, folder: RunFolder) -> None:
         """Replace initial weights by those of the finished run in `folder`. Raises UserError if it has none."""
@@ -90,15 +120,9 @@ class RunContext:
         return self.training_data.held_out_errors(self.module.network, self.module.loss, bf16=self.bf16)
 
     @property
-    def precision(self) -> str:
-        """The precision that training uses: fp32 where the device lacks bf16."""
-        return "fp32" if self.recipe.precision == "bf16" and not self.bf16 else self.recipe.precision
-
-    @property
     def setup(self) -> str:
-        """Hardware, threads, precision and compiler, which the time of training depends on."""
-        devices, threads = f"{self.group.world} x {hardware_name()}", f"{torch.get_num_threads()} threads"
-        return ", ".join([devices, threads, self.precision, *(["compiled"] if self.compiled else [])])
+        """Hardware and execution settings, which the time of training depends on."""
+        return f"{self.group.world} x {hardware_name()}, {self.execution.text}"
 
     @property
     def judged(self) -> nn.Module:
@@ -134,7 +158,7 @@ def plain_state(network: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
 
 
-def build_module(run: Run, manifest: Manifest, *, compiled: bool) -> Classifier:
+def build_module(run: Run, manifest: Manifest, execution: Execution) -> Classifier:
     """Return the run's LightningModule, initialised from its seed.
 
     Raises UserError if network and optimizer do not fit.
@@ -165,8 +189,8 @@ def build_module(run: Run, manifest: Manifest, *, compiled: bool) -> Classifier:
             lr_drops=recipe.lr_drops.model_dump(mode="json") if recipe.lr_drops else None,
             warmup=recipe.warmup.model_dump(mode="json") if recipe.warmup else None,
             optimizer=recipe.optimizer.model_dump(mode="json"),
-            channels_last=recipe.channels_last,
-            compile=compiled,
+            channels_last=execution.channels_last,
+            compile=execution.compiled,
             lr_end=None if recipe.lr_end is None else (recipe.lr_end, recipe.steps),
             lr_power=recipe.lr_power,
             plateau_factor=recipe.plateau.factor if recipe.plateau else 1.0,

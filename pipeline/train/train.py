@@ -44,8 +44,8 @@ def train(
 ) -> Record | None:
     """Train the task's run on `images`, write its record and return it; None if `stop()` ended it, resumable.
 
-    Every rank calls this function and gets the same result. On each rank `threads` threads compute and `readers`
-    threads read sharded images. On rank 0 `report` is called with messages for the user.
+    Every rank calls this function and gets the same result. On each rank up to `threads` threads compute and
+    `readers` threads read sharded images. On rank 0 `report` is called with messages for the user.
 
     Raises UserError for errors that the user can fix, such as a full disk or devices that cannot share the batch.
     A run whose loss is not finite ends with a record of status "not converged".
@@ -68,7 +68,7 @@ def train(
         accumulation_steps=count // ranks.world,
     )
     try:
-        context = RunContext(run, folder, images, manifest, options)
+        context = RunContext(run, folder, images, manifest, options, threads=threads)
         checkpoint = ranks.on_rank_zero(lambda _: folder.last_checkpoint(report))
         start = checkpoint[0] if checkpoint else 0
         if task.needs and not checkpoint:
@@ -85,9 +85,11 @@ def train(
         status=status,  # type: ignore[arg-type]
         ended=ended + callback.selected() + callback.layout_changes(),
         metrics=metrics,
-        precision=context.precision,
-        compiled=context.compiled,
-        threads=threads,
+        precision=context.execution.precision,
+        channels_last=context.execution.channels_last,
+        compiled=context.execution.compiled,
+        threads=context.execution.threads,
+        step_seconds=context.choice.step_seconds,
         seconds=callback.seconds(),
         costs=callback.costs() if status == FINISHED else {},
         world=ranks.world,

@@ -654,9 +654,9 @@ def test_number_of_threads_must_be_at_least_one(monkeypatch, count):
         thread_count()
 
 
-def test_number_of_threads_is_one_by_default(monkeypatch):
+def test_number_of_threads_is_read_from_the_environment(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert thread_count() == 1
+    assert thread_count() is None
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert thread_count() == 3
 

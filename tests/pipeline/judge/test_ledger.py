@@ -560,9 +560,11 @@ def test_ratio_of_times_on_the_same_hardware_is_judged(declare, seed_records):
         ({"threads": 4}, "1 device (one core) with 4 threads in fp32"),
         ({"precision": "bf16"}, "1 device (one core) with 1 thread in bf16"),
         ({"world": 2}, "2 devices (one core) with 1 thread in fp32"),
+        ({"compiled": True}, "1 device (one core) with 1 thread in fp32, compiled"),
+        ({"channels_last": True}, "1 device (one core) with 1 thread in fp32, channels-last"),
     ],
 )
-def test_times_of_different_hardware_threads_or_precision_are_not_compared(declare, seed_records, change, words):
+def test_times_of_different_hardware_or_execution_settings_are_not_compared(declare, seed_records, change, words):
     declared, rows = with_costs(declare, seed_records, right=change)
     entry = judge_by_id(declared, rows)["ratio"]
     assert (entry.verdict.outcome, entry.verdict.reason) == ("cannot judge", "protocol-unspecified")

@@ -1,8 +1,11 @@
 """Plans: which runs and derived runs an experiment has at a scale, and in which order."""
 
+from dataclasses import replace
+
 import pytest
 
 from pipeline.common.errors import UserError
+from pipeline.declare.load import load_experiment
 from pipeline.plan.expand import (
     DerivedRun,
     member_title,
@@ -252,3 +255,29 @@ def test_a_title_names_the_experiment_of_a_member_elsewhere(declare_other):
     mixed = next(run for run in plan_runs(declare_other(), scale="smoke") if isinstance(run, DerivedRun))
     titles = [member_title(mixed, member) for member in mixed.members]
     assert titles == ["toy/depth plain-20 seed 0", "toy/depth plain-20 seed 1", "wide seed 0"]
+
+
+@pytest.mark.parametrize(
+    ("name", "scale", "changes", "tunable"),
+    [
+        ("resnet/cifar10_depth", "laptop", {}, True),
+        ("resnet/cifar10_depth", "laptop", {"train.lr": 0.05}, True),
+        ("resnet/cifar10_depth", "laptop", {"train.precision": "fp32"}, False),
+        ("resnet/cifar10_depth", "laptop", {"train.precision": "bf16"}, False),  # as declared, but by hand
+        ("resnet/cifar10_depth", "laptop", {"train.channels_last": False}, False),
+        ("resnet/cifar10_depth", "laptop", {"train.compile": True}, False),
+        ("resnet/cifar10_depth", "paper", {}, False),
+        ("resnet/cifar10_depth", "smoke", {}, False),
+        ("lenet5/mnist", "laptop", {}, False),  # optimizer sdlm
+        ("stochastic_depth/cifar", "laptop", {}, False),  # claims training times
+        ("wide_resnet/speed", "laptop", {}, False),
+    ],
+)
+def test_execution_settings_are_chosen_unless_declared_given_or_compared_by_time(name, scale, changes, tunable):
+    runs = plan_runs(load_experiment(name), scale=scale, seeds=1, changes=changes)
+    assert {run.tunable for run in runs if not isinstance(run, DerivedRun)} == {tunable}
+
+
+def test_chosen_execution_settings_are_no_part_of_a_declaration(experiment):
+    run = first_run(experiment)
+    assert replace(run, tunable=True).declaration == run.declaration

@@ -1,5 +1,6 @@
 """Tasks as plain data: another process reads the same run, with the same declaration."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -38,6 +39,7 @@ def through_json(value):
 
 def test_a_run_is_read_back_from_json(experiment):
     run = first_run(experiment, changes={"train.lr": 0.05, "train.lr_drops.at": [1, 2]})
+    run = dataclasses.replace(run, tunable=True)
     read = run_from_dict(through_json(run_to_dict(run)))
     assert read == run
     assert read.declaration == run.declaration

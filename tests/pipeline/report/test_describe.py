@@ -23,7 +23,13 @@ from pipeline.declare.training import LrDrops, Train
 from pipeline.declare.transfer import TransferSpec
 from pipeline.plan.expand import plan_runs
 from pipeline.report.derived_text import derived_text
-from pipeline.report.describe import ShownPart, print_experiment, training_multiply_adds, work_text
+from pipeline.report.describe import (
+    ShownPart,
+    execution_texts,
+    print_experiment,
+    training_multiply_adds,
+    work_text,
+)
 from pipeline.report.recipe_text import (
     crop_text,
     lr_drops_text,
@@ -397,3 +403,14 @@ def test_start_text():
     )
     start = {"variant": "resnet-20", "experiment": "resnet/cifar10_depth"}
     assert override_text({}, {"start": start}) == "starts from resnet-20 of resnet/cifar10_depth"
+
+
+def test_timed_execution_settings_are_shown_fastest_first(experiment: Experiment, seed_records):
+    seconds = {"fp32, 1 thread": 0.0241, "fp32, channels-last, 1 thread": 0.0198}
+    records = seed_records(experiment, "plain-20", [8.0, 9.0], step_seconds=seconds)
+    scale, hardware = records[0].scale, records[0].hardware
+    assert execution_texts(experiment, scale, records) == [
+        f"optimizer step of plain-20 on {hardware}: fp32, channels-last, 1 thread 19.8 ms; fp32, 1 thread 24.1 ms"
+    ]
+    assert execution_texts(experiment, scale, seed_records(experiment, "plain-20", [8.0])) == []
+    assert execution_texts(experiment, "another", records) == []

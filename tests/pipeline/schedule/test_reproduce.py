@@ -1,10 +1,12 @@
 """Test running tasks on this machine: which are executed, and that old marks in their folders are removed."""
 
+from dataclasses import replace
+
 import pytest
 
 from pipeline.common.errors import UserError
 from pipeline.schedule import reproduce
-from pipeline.schedule.reproduce import require_precision, split_finished
+from pipeline.schedule.reproduce import require_precision, split_finished, threads_of_each
 from pipeline.schedule.tasks import make_tasks
 from pipeline.track.run_folder import RunFolder
 from tests.support.smoke_runs import smoke_run
@@ -66,3 +68,15 @@ def test_tf32_is_refused_before_training_on_a_machine_without_it(monkeypatch, ha
         return
     with pytest.raises(UserError, match=r"^precision tf32 needs an NVIDIA GPU .*; use fp32 or bf16$"):
         require_precision(tasks)
+
+
+def test_runs_that_choose_their_settings_share_the_cpus(monkeypatch):
+    monkeypatch.setattr(reproduce, "available_cpus", lambda: 16)
+    fixed = make_tasks([smoke_run()])
+    free = [replace(task, run=replace(task.run, tunable=True)) for task in fixed]
+    assert threads_of_each(free, 1) == 16
+    assert threads_of_each(free, 3) == 5
+    assert threads_of_each(free, 32) == 1
+    assert threads_of_each([*free, *fixed], 1) == 1  # the bits of a fixed run depend on the threads
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert threads_of_each(free, 1) == 1

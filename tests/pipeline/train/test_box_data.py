@@ -22,6 +22,7 @@ from pipeline.track.run_folder import RunFolder
 from pipeline.train.box_data import BoxData, TrueBoxes, corners_in_image, evaluate_boxes, is_localised
 from pipeline.train.context import build_module
 from pipeline.train.evaluate import EnsembleMember
+from pipeline.train.execution import Execution
 from pipeline.train.inputs import ReadOptions
 from pipeline.train.load import load_training_data
 from pipeline.train.ranks import RankGroup
@@ -276,7 +277,8 @@ def test_frozen_layers_keep_their_weights_and_the_selection_watches_the_localisa
     assert record.metrics["val/images"] == 3
     assert "validation error" in record.ended
     assert "train/lr_drops" in record.metrics
-    start = build_module(box_runs["frozen"], manifest_of(open_boxed_set(box_root)), compiled=False).network
+    as_declared = Execution("fp32", channels_last=False, compiled=False, threads=1)
+    start = build_module(box_runs["frozen"], manifest_of(open_boxed_set(box_root)), as_declared).network
     ended = load_file(RunFolder(tmp_path).network_file)
     same = {name for name, value in start.state_dict().items() if torch.equal(value, ended[name])}
     assert same == {"conv.weight", "conv.bias"}

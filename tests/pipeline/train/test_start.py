@@ -13,6 +13,7 @@ from pipeline.plan.task import Task
 from pipeline.schedule.tasks import make_tasks
 from pipeline.track.run_folder import RunFolder
 from pipeline.train import context
+from pipeline.train.execution import Execution
 from pipeline.train.train import train
 from tests.support.smoke_runs import images_of, stop_after
 
@@ -145,7 +146,8 @@ def make_fresh(experiment):
     from pipeline.data.manifest import manifest_of
 
     run = make_runs(experiment, "paper", "deep", [0])[0]
-    return context.build_module(run, manifest_of(images_of("noise")), compiled=False).network.state_dict()
+    as_declared = Execution("fp32", channels_last=False, compiled=False, threads=1)
+    return context.build_module(run, manifest_of(images_of("noise")), as_declared).network.state_dict()
 
 
 def test_a_stopped_run_resumes_without_its_ancestor(load, home, tmp_path):
