@@ -31,6 +31,9 @@ test: $(READY) ## the tests, without the slow ones
 test-slow: $(READY) ## all tests
 	@$(PYTEST) -m "(slow or not slow) and not gpu"
 
+test-gpu: $(READY) ## the tests that need a GPU
+	@$(BIN)/python -m pytest -m gpu tests/gpu
+
 coverage: $(READY) ## the tests with line coverage, worker processes included; htmlcov/index.html
 	@$(BIN)/coverage erase
 	@$(PYTEST) --cov --cov-report=term:skip-covered --cov-report=html
