@@ -48,7 +48,7 @@ def networks() -> Iterator[tuple[str, Callable[[], nn.Module], tuple[int, ...]]]
         (128, 3, 32, 32),
     )
     large = (128, 3, 224, 224)
-    yield "ResNet-50", lambda: build("resnet", {"depth": 50}, num_classes=1000, in_channels=3), large
+    yield "ResNet-50", lambda: build("resnet_imagenet", {"depth": 50}, num_classes=1000, in_channels=3), large
 
     def peer() -> nn.Module:
         import timm
