@@ -82,7 +82,8 @@ class RunContext:
             device = torch.device(self.device)
             model = self.run.recipe.model.model_dump(mode="json") | {"classes": len(self.manifest.classes)}
             timer = StepTimer(module.network.to(device), shape, device, key=model, cache=options.cache)
-            choice = fastest(declared, self.recipe.steps, timer, **has)
+            with timer.alone():
+                choice = fastest(declared, self.recipe.steps, timer, **has)
             choice.write(self.folder.execution_file)
             return choice
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from pipeline.common.files import write_atomically
 from pipeline.common.hashing import digest
+from pipeline.common.locks import file_lock
 from pipeline.common.provenance import hardware_name
 from pipeline.common.words import plural
 from pipeline.declare.training import Train
@@ -154,6 +155,24 @@ class StepTimer:
             known |= dict(zip((one.text for one in candidates), self.measure(candidates), strict=True))
             self.write(known)
         return [known[one.text] for one in candidates]
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Wait for another process that times the same network: its times are then in the cache.
+
+        Seeds that train side by side get the same settings this way.
+        """
+        lock = None
+        if self.file:
+            with suppress(OSError):  # a folder that cannot be written has no cache either
+                self.file.parent.mkdir(parents=True, exist_ok=True)
+                lock = file_lock(self.file.with_suffix(".lock"))
+                lock.acquire()
+        try:
+            yield
+        finally:
+            if lock:
+                lock.release()
 
     def read(self) -> dict[str, float]:
         """Return the cached times; {} if there are none."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import threading
 
 import pytest
 import torch
@@ -120,6 +121,29 @@ def test_times_are_measured_once_per_network(network, tmp_path, monkeypatch):
     assert timer(network, tmp_path)([LAST, FP32]) == first[::-1]
     with pytest.raises(pytest.fail.Exception):  # of other images
         StepTimer(network, (8, 3, 16, 16), torch.device("cpu"), key="resnet-8", cache=tmp_path)([FP32])
+
+
+def test_two_processes_measure_one_after_the_other(network, tmp_path):
+    first, second, order = timer(network, tmp_path), timer(network, tmp_path), []
+
+    def measure_second():
+        with second.alone():
+            order.append("second")
+
+    other = threading.Thread(target=measure_second)
+    with first.alone():
+        other.start()
+        other.join(0.3)
+        order.append("first")
+    other.join(10)
+    assert order == ["first", "second"]
+
+
+def test_folder_that_cannot_be_written_is_no_error(network, tmp_path):
+    (tmp_path / "file").touch()
+    one = timer(network, tmp_path / "file")
+    with one.alone():
+        assert one([FP32])[0] > 0
 
 
 @pytest.mark.parametrize("content", ["", "[1]", '{"fp32, 1 thread": "fast"}', "\x00"])
