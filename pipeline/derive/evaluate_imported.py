@@ -216,7 +216,7 @@ def sample_errors(
 ) -> ErrorCounts:
     """Return the errors of the members' averaged predictions by `protocol`."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    networks = [imported.network.to(device, memory_format=torch.channels_last) for _, imported in members]
+    networks = [imported.network.to(device).to(memory_format=torch.channels_last) for _, imported in members]
     normalisers = [normalisation_of(imported, given).normaliser(3) for _, imported in members]
     return evaluate_samples(
         [EnsembleMember(network, own) for network, own in zip(networks, normalisers, strict=True)],
