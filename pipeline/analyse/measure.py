@@ -1,14 +1,12 @@
 """Exact metrics of claims: model/, recipe/ and printed/ names to values."""
 
-import gc
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from lightning_modules.names import nearest
 from pipeline.analyse.value_cache import cache_value, cached_value
 from pipeline.common.errors import UserError
+from pipeline.common.garbage import no_garbage_collection
 from pipeline.declare.data_settings import Data
 from pipeline.declare.experiment import Experiment, PublishedRecipe
 from pipeline.declare.protocol import parse_protocol
@@ -149,18 +147,6 @@ def measure_network(recipe: Recipe | PublishedRecipe, metric: str) -> Any:
             value = analysis_of(recipe).measure(metric)
     cache_value(network, metric, value)
     return value
-
-
-@contextmanager
-def no_garbage_collection() -> Iterator[None]:
-    """Context without garbage collection, which takes a tenth of the time and finds little: networks are kept."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def analysis_of(recipe: Recipe | PublishedRecipe) -> "NetworkAnalysis":

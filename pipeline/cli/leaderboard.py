@@ -9,10 +9,12 @@ from pipeline.cli.selection import collect_with_warnings, experiments_of
 from pipeline.cli.tables import TableFormat, column_names, print_rows, print_table, with_table_formats
 from pipeline.cli.terminal import out, say
 from pipeline.common.errors import UserError
+from pipeline.common.garbage import no_garbage_collection
 from pipeline.common.words import plural
 
 if TYPE_CHECKING:
     from pipeline.declare.experiment import Experiment
+    from pipeline.judge.counting import RecordIndex
     from pipeline.report.leaderboard import Error, LeaderboardRow
     from pipeline.report.winners import Winner
     from pipeline.track.published_results import PublishedResult
@@ -97,6 +99,7 @@ def print_published(rows: "list[PublishedResult]") -> None:
 
 
 @with_table_formats
+@no_garbage_collection()
 def leaderboard(
     paper: Annotated[
         str | None,
@@ -116,7 +119,8 @@ def leaderboard(
     Without arguments, the last table is the lecture's chart of the winners of ILSVRC; `repro leaderboard ilsvrc`
     prints it alone, also as JSON, CSV or Markdown.
     """
-    from pipeline.report.leaderboard import LeaderboardRow, ranked
+    from pipeline.judge.counting import unchanged_records
+    from pipeline.report.leaderboard import LeaderboardRow, build_leaderboard, ranked
     from pipeline.report.winners import CHART, Winner
     from pipeline.track.published_results import PublishedResult, load_results
 
@@ -124,7 +128,8 @@ def leaderboard(
     check_variants(variants or [], declared)
     records = collect_with_warnings().records
     published = [] if paper or scale or variants else load_results()
-    rows = leaderboard_rows(declared, records)
+    index = unchanged_records(records)
+    rows = build_leaderboard(declared, records, index)
     check_filters(data, scale, {row.data for row in rows} | {row.data for row in published}, declared)
     rows = [
         row
@@ -134,8 +139,8 @@ def leaderboard(
     imported = [row for row in published if data in (None, row.data)]
     asks_for_chart = paper in (CHART, CHART.partition("/")[0])
     is_charted = (asks_for_chart or (paper is None and shape.is_text)) and not (data or scale or variants)
-    chart = charted_winners(records, rows if paper is None else None) if is_charted else []
-    rows = with_judged_sizes(rows, declared, records)
+    chart = charted_winners(records, index, rows if paper is None else None) if is_charted else []
+    rows = with_judged_sizes(rows, declared, index)
     if not shape.is_text:
         own = [{"kind": "trained here"} | row.to_dict() for group in ranked(rows, by) for row in group]
         others = [{"kind": "published weights"} | row.to_dict() for row in imported]
@@ -154,42 +159,38 @@ def leaderboard(
         print_winners(chart)
 
 
-def leaderboard_rows(declared: "list[Experiment]", records: "list[Record]") -> "list[LeaderboardRow]":
-    """Return the rows of all finished runs, without verdicts and sizes."""
-    from pipeline.report.leaderboard import build_leaderboard
-
-    return build_leaderboard(declared, records)
-
-
 def with_judged_sizes(
-    rows: "list[LeaderboardRow]", declared: "list[Experiment]", records: "list[Record]"
+    rows: "list[LeaderboardRow]", declared: "list[Experiment]", index: "RecordIndex"
 ) -> "list[LeaderboardRow]":
     """Return the rows with the verdicts on their errors, and with the sizes of their networks."""
     from pipeline.analyse.measure import measure_claim
-    from pipeline.declare.claims import MetricClaim
+    from pipeline.declare.recipe import PAPER_SCALE
     from pipeline.judge.collect import judge_experiments
-    from pipeline.report.leaderboard import with_sizes, with_verdicts
+    from pipeline.report.leaderboard import only_shown_claims, with_sizes, with_verdicts
 
-    with_runs = {row.experiment for row in rows}
-    shown = [experiment for experiment in declared if experiment.name in with_runs]
-    errors = [  # no other claim has a verdict in the table
-        one.model_copy(update={"claims": tuple(claim for claim in one.claims if isinstance(claim, MetricClaim))})
-        for one in shown
-    ]
-    return with_sizes(with_verdicts(rows, judge_experiments(errors, records)), shown, measure_claim)
+    shown = only_shown_claims(declared, rows)
+    entries = judge_experiments(shown, index, [PAPER_SCALE]) if shown else []
+    return with_sizes(with_verdicts(rows, entries), declared, measure_claim)
 
 
-def charted_winners(records: "list[Record]", rows: "list[LeaderboardRow] | None") -> "list[Winner]":
-    """Return the chart of the winners of ILSVRC. `rows`: the leaderboard of all experiments; None: make it."""
+def charted_winners(
+    records: "list[Record]", index: "RecordIndex", rows: "list[LeaderboardRow] | None"
+) -> "list[Winner]":
+    """Return the chart of the winners of ILSVRC. `rows`: the leaderboard of all experiments; None: make it.
+
+    `index`: that of the unchanged records.
+    """
     from pipeline.declare.load import EXPERIMENTS, load_all, load_experiment
     from pipeline.declare.printed import load_printed
     from pipeline.judge.collect import judge_experiments
+    from pipeline.report.leaderboard import build_leaderboard
     from pipeline.report.winners import CHART, charted_claims, winners
 
     chart, printed = load_experiment(CHART), load_printed(EXPERIMENTS / CHART.partition("/")[0])
     assert printed is not None  # a test of the experiments requires the file
-    entries = judge_experiments([charted_claims(chart, printed)], records)
-    return winners(chart, printed, entries, leaderboard_rows(load_all(), records) if rows is None else rows)
+    entries = judge_experiments([charted_claims(chart, printed)], index)
+    rows = build_leaderboard(load_all(), records, index) if rows is None else rows
+    return winners(chart, printed, entries, rows)
 
 
 def print_winners(rows: "list[Winner]") -> None:

@@ -275,6 +275,13 @@ class Experiment(FrozenModel):
         owner, variant = self.owner(variant)
         if owner is not self:
             return owner.published(variant)
+        key = "published", variant
+        if key not in self.memo:
+            self.memo[key] = self._published(variant)
+        found: PublishedRecipe = self.memo[key]
+        return found
+
+    def _published(self, variant: str) -> PublishedRecipe:
         own = self.variants[variant]
         raw: dict[str, Any] = {
             "model": {"name": own.model.name, **own.model.args},

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.common.garbage import no_garbage_collection
 from pipeline.common.paths import runs_folder
 from pipeline.declare.experiment import Experiment
 from pipeline.judge.counting import Records, declarations_of, unchanged_records
@@ -25,6 +26,7 @@ class FinishedRuns:
     trouble: str = ""  # the reason, or the run folders that cannot be sent; "" if there is none
 
 
+@no_garbage_collection()
 def collect_runs() -> FinishedRuns:
     """Send untracked runs to the tracking server and return the records of this machine and of the server."""
     tracker = Tracker()

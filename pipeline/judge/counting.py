@@ -10,7 +10,15 @@ from pipeline.declare.derived import TimingSpec
 from pipeline.declare.experiment import Experiment
 from pipeline.declare.recipe import PAPER_SCALE
 from pipeline.declare.references import beside, split_reference
-from pipeline.plan.expand import make_derived_runs, make_runs, make_timings, run_declarations, seed_at, seed_index
+from pipeline.plan.expand import (
+    derived_declarations,
+    make_derived_runs,
+    make_runs,
+    make_timings,
+    run_declarations,
+    seed_at,
+    seed_index,
+)
 from pipeline.track.record import Record
 
 ByVariant = dict[str, list[Record]]
@@ -25,11 +33,22 @@ class RecordIndex:
         self.places: dict[str, list[int]] = defaultdict(list)  # declaration -> indices of its records
         for place, record in enumerate(self.records):
             self.places[record.declaration].append(place)
+        self._counted: dict[frozenset[str], list[Record]] = {}
 
     def matching(self, declarations: Iterable[str]) -> list[Record]:
         """Return the records of these declarations, in their order."""
         found = sorted(place for one in declarations for place in self.places.get(one, ()))
         return [self.records[place] for place in found]
+
+    def counted(self, declarations: frozenset[str]) -> list[Record]:
+        """Return the records of these declarations that count, by seed: see `records_of`. They are chosen once."""
+        if declarations not in self._counted:
+            groups: dict[tuple[str, str], dict[int, Record]] = defaultdict(dict)  # by data and code
+            for record in sorted(self.matching(declarations), key=lambda record: record.finished):
+                groups[record.manifest, record.code].setdefault(record.seed, record)
+            best = max(groups.values(), key=seeds_and_end, default={})
+            self._counted[declarations] = [best[seed] for seed in sorted(best)]
+        return self._counted[declarations]
 
 
 Records = Iterable[Record] | RecordIndex
@@ -108,13 +127,22 @@ def records_of(
     """
     index = records if isinstance(records, RecordIndex) else RecordIndex(records)
     counted = declarations_of(experiment, scale, variant, index.seeds, changes)
-    groups: dict[tuple[str, str], dict[int, Record]] = defaultdict(dict)  # by data and code
-    for record in sorted(index.matching(counted), key=lambda record: record.finished):
-        groups[record.manifest, record.code].setdefault(record.seed, record)
-    if not groups or (not changes and is_left_out(experiment, scale, variant)):
+    found = index.counted(frozenset(counted))
+    if not found or (not changes and is_left_out(experiment, scale, variant)):
         return []
-    best = max(groups.values(), key=lambda rows: (len(rows), max(row.finished for row in rows.values())))
-    return [replace(best[seed], experiment=experiment.name, scale=scale, variant=variant) for seed in sorted(best)]
+    return [named(record, experiment.name, scale, variant) for record in found]
+
+
+def seeds_and_end(records: Mapping[int, Record]) -> tuple[int, str]:
+    """Return the number of seeds and when the last run ended: the group that is first in this order counts."""
+    return len(records), max(record.finished for record in records.values())
+
+
+def named(record: Record, experiment: str, scale: str, variant: str) -> Record:
+    """Return the record of a run under the name of what it counts for."""
+    if (record.experiment, record.scale, record.variant) == (experiment, scale, variant):
+        return record
+    return replace(record, experiment=experiment, scale=scale, variant=variant)
 
 
 def is_left_out(experiment: Experiment, scale: str, name: str) -> bool:
@@ -165,7 +193,7 @@ def make_declarations(
     spec = experiment.derived_spec(name, scale)
     if isinstance(spec, TimingSpec):
         chosen = [seed for seed in seeds if not declared_only or seed in experiment.seeds_at(scale)]
-        return {timing.declaration for timing in make_timings(experiment, name, scale, chosen)}
+        return set(derived_declarations(make_timings(experiment, name, scale, chosen)))
     consumed = spec.consumes
     declared_seeds = {variant: experiment.seeds_of(variant, scale) for variant in consumed}
     first = min(consumed)  # the seed of a derived run is that of the first run it consumes
@@ -177,7 +205,7 @@ def make_declarations(
     for variant, count in consumed.items():
         chosen = [seed_at(declared_seeds[variant], number * count + i) for number in numbers for i in range(count)]
         runs[variant] = make_runs(experiment, scale, variant, chosen, changes)
-    return {derived.declaration for derived in make_derived_runs(experiment, name, scale, runs)}
+    return set(derived_declarations(make_derived_runs(experiment, name, scale, runs)))
 
 
 def comparable_records(claim: Claim, by_variant: ByVariant) -> ByVariant:

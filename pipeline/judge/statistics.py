@@ -134,15 +134,17 @@ def t_probability_below(t: float, df: int, nc: float) -> float:
 def expected_best(draws: int) -> float:
     """Return c_N: the expected smallest of N normal draws is c_N sigma below the mean.
 
-    Half of Tippett's integral for the range: 1 - Phi(x)^N - (1 - Phi(x))^N over all x; c_1 = 0.
+    Half of Tippett's integral for the range: 1 - Phi(x)^N - (1 - Phi(x))^N over all x; c_1 = 0. The integrand is
+    even, smooth and vanishes at both ends, so that the trapezoidal rule has no error beyond rounding. Importing
+    scipy.integrate takes a quarter of a second.
     """
-    from scipy import integrate, special
+    step, last = 1 / 16, 12.0  # beyond 12 sigma the integrand is below 1e-29 for 1,000 draws
 
     def outside(x: float) -> float:
-        return float(1 - special.ndtr(x) ** draws - special.ndtr(-x) ** draws)
+        tail = math.erfc(x / math.sqrt(2)) / 2  # 1 - Phi(x)
+        return -math.expm1(draws * math.log1p(-tail)) - tail**draws
 
-    # the integrand is even; beyond 40 sigma it is zero for any N
-    return float(integrate.quad(outside, 0, 40, points=[4], epsabs=1e-12)[0])
+    return step * math.fsum([outside(0) / 2, *(outside(step * k) for k in range(1, round(last / step)))])
 
 
 def _c4(n: int) -> float:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from lightning_modules.names import nearest
@@ -114,18 +115,21 @@ class DerivedRun:
     @property
     def declaration(self) -> str:
         """Hash of its settings and of its members' declarations. The names of variants are not part of it."""
+        return derived_declarations([self])[0]
+
+    def settings(self) -> dict[str, Any]:
+        """Return the part of its declaration that is the same for all seeds."""
         names = {"of", "members", "member_test", "boxes", "classes"}
         settings = self.spec.model_dump(mode="json", exclude=names)
         settings["protocol_of_each"] = list(getattr(self.spec, "protocol_of_each", ()))
         settings = without_later_derived_defaults(settings)
-        if isinstance(self.spec, TimingSpec):
-            networks = {name: without_later_defaults(one.to_dict()) for name, one in self.networks.items()}
-            return digest({"step": settings, "networks": networks, "seed": self.seed})
         if isinstance(self.spec, LocalisationSpec):
             settings["roles"] = self.spec.roles(self.member_names)
-        members = run_declarations(self.members)
+        if isinstance(self.spec, TimingSpec):
+            networks = {name: without_later_defaults(one.to_dict()) for name, one in self.networks.items()}
+            return {"step": settings, "networks": networks}
         # The key is "step", the earlier name of derived runs: with another key the recorded ones would not count.
-        return digest({"step": settings, "members": members})
+        return {"step": settings}
 
     @property
     def title(self) -> str:
@@ -135,21 +139,40 @@ class DerivedRun:
 
 def run_declarations(runs: Sequence[Run]) -> list[str]:
     """Return the declaration of each run. The runs of a variant have one recipe, which is serialised once."""
-    hashes: dict[tuple[str, str], dict[int, str]] = {}  # experiment, variant -> seed -> hash of recipe and seed
-    for first in runs:
-        key = first.experiment, first.variant
+    seeds: dict[tuple[str, str], list[int]] = {}  # by experiment and variant
+    for run in runs:
+        seeds.setdefault((run.experiment, run.variant), []).append(run.seed)
+    hashes: dict[tuple[str, str], dict[int, str]] = {}  # the same -> seed -> hash of recipe and seed
+    for run in runs:
+        key = run.experiment, run.variant
         if key not in hashes:
-            recipe = first.recipe
+            recipe = run.recipe
             if recipe.train.start is not None:
                 recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"start": None})})
-            seeds = [run.seed for run in runs if (run.experiment, run.variant) == key]
-            hashes[key] = declaration_hashes(recipe, seeds)
+            hashes[key] = declaration_hashes(recipe, seeds[key])
+    starts = [run.start for run in runs if run.start and run.recipe.train.start]
+    of_starts = iter(run_declarations(starts) if starts else ())
     found = []
     for run in runs:
         own, start = hashes[run.experiment, run.variant][run.seed], run.recipe.train.start
         if run.start and start:
-            own = digest({"run": own, "start": run.start.declaration, "layers": list(start.layers)})
+            own = digest({"run": own, "start": next(of_starts), "layers": list(start.layers)})
         found.append(own)
+    return found
+
+
+def derived_declarations(runs: Sequence[DerivedRun]) -> list[str]:
+    """Return the declaration of each derived run. Those of a name have one spec, which is serialised once."""
+    of_members = iter(run_declarations([member for run in runs for member in run.members]))
+    settings: dict[tuple[str, str], dict[str, Any]] = {}  # by experiment and name
+    found = []
+    for run in runs:
+        key = run.experiment, run.variant
+        if key not in settings:
+            settings[key] = run.settings()
+        members = list(islice(of_members, len(run.members)))
+        rest = {"seed": run.seed} if isinstance(run.spec, TimingSpec) else {"members": members}
+        found.append(digest(settings[key] | rest))
     return found
 
 

@@ -3,13 +3,13 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import fmean, median, stdev
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from pipeline.common.errors import UserError
-from pipeline.declare.claims import MetricClaim
+from pipeline.declare.claims import Claim, MetricClaim
 from pipeline.declare.experiment import Experiment
 from pipeline.declare.recipe import PAPER_SCALE
-from pipeline.judge.counting import counted_records, records_of, unchanged_records
+from pipeline.judge.counting import RecordIndex, counted_records, records_of, unchanged_records
 from pipeline.judge.ledger import LedgerEntry, Measure
 from pipeline.judge.statistics import finite_test_set_noise, interval_test
 from pipeline.track.record import FINISHED, Record
@@ -63,14 +63,17 @@ class LeaderboardRow:
         return self.data, self.protocol, self.scale
 
 
-def build_leaderboard(experiments: Iterable[Experiment], records: Sequence[Record]) -> list[LeaderboardRow]:
+def build_leaderboard(
+    experiments: Iterable[Experiment], records: Sequence[Record], index: RecordIndex | None = None
+) -> list[LeaderboardRow]:
     """Return all rows, grouped by experiment, scale and data, the lowest error first.
 
     A network has one row for each test protocol; networks that predict bounding boxes have none. Runs that count
-    for claims form its rows. Runs changed by --set form rows of their own, with a label.
+    for claims form its rows. Runs changed by --set form rows of their own, with a label. `index`: that of the
+    `unchanged_records`, where it exists already.
     """
     rows: list[LeaderboardRow] = []
-    unchanged, changed = unchanged_records(records), [record for record in records if record.changes]
+    unchanged, changed = index or unchanged_records(records), [record for record in records if record.changes]
     for experiment in experiments:
         for scale in experiment.scales:
             found = [
@@ -209,13 +212,13 @@ def paper_error(experiment: Experiment, variant: str, protocol: str = "", metric
     return claim.claimed if claim else None
 
 
-def paper_claim(claims: Iterable[Any], variant: str, protocol: str = "", metric: str = TOP1) -> MetricClaim | None:
+def paper_claim(
+    claims: Iterable[Claim], variant: str, protocol: str = "", metric: str = TOP1
+) -> MetricClaim | None:
     """Return the claim about the mean error that the paper prints; None if there is none."""
     name = metric.replace("/", f"/{protocol}/") if protocol else metric
     for claim in claims:
-        if not isinstance(claim, MetricClaim) or claim.statistic.startswith("best"):
-            continue
-        if (claim.of, claim.metric, claim.by) == (variant, name, "paper"):
+        if is_shown_error(claim) and (claim.of, claim.metric) == (variant, name):
             return claim
     return None
 
@@ -224,16 +227,36 @@ def with_verdicts(rows: Iterable[LeaderboardRow], entries: Iterable[LedgerEntry]
     """Return the rows; those at paper scale have the verdicts of the claims about their top-1 errors."""
     found: dict[tuple[str, str, str], str] = {}
     for entry in entries:
-        claim = entry.claim
-        if isinstance(claim, MetricClaim) and claim.by == "paper" and not claim.statistic.startswith("best"):
+        if is_shown_error(entry.claim):
             reason = f": {entry.verdict.reason}" if entry.verdict.reason else ""
-            found.setdefault((entry.experiment, claim.of, claim.metric), f"{entry.verdict.outcome}{reason}")
-    return [
-        replace(row, verdict=found.get((row.experiment, row.variant, top1_metric(row.protocol)), ""))
-        if row.scale == PAPER_SCALE and not row.departs
-        else row
-        for row in rows
-    ]
+            about = entry.experiment, entry.claim.of, entry.claim.metric
+            found.setdefault(about, f"{entry.verdict.outcome}{reason}")
+    return [replace(row, verdict=found.get(key, "")) if (key := judged_error(row)) else row for row in rows]
+
+
+def only_shown_claims(experiments: Iterable[Experiment], rows: Iterable[LeaderboardRow]) -> list[Experiment]:
+    """Return the experiments that have claims whose verdicts `with_verdicts` shows, with these claims alone."""
+    shown = {judged_error(row) for row in rows}
+    found = []
+    for one in experiments:
+        claims = [
+            claim for claim in one.claims if is_shown_error(claim) and (one.name, claim.of, claim.metric) in shown
+        ]
+        if claims:
+            found.append(one.model_copy(update={"claims": tuple(claims)}))
+    return found
+
+
+def is_shown_error(claim: Claim) -> TypeGuard[MetricClaim]:
+    """Return True for a claim about the mean error that a paper prints."""
+    return isinstance(claim, MetricClaim) and claim.by == "paper" and not claim.statistic.startswith("best")
+
+
+def judged_error(row: LeaderboardRow) -> tuple[str, str, str] | None:
+    """Return experiment, variant and metric of the claims about a row; None for a row without verdict."""
+    if row.scale != PAPER_SCALE or row.departs:
+        return None
+    return row.experiment, row.variant, top1_metric(row.protocol)
 
 
 def top1_metric(protocol: str) -> str:

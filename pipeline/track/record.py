@@ -60,9 +60,10 @@ class Record:
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> "Record":
         """Return the record that `to_dict` described; unknown keys of later versions are ignored."""
-        known = record_fields()
-        kept = {key: value for key, value in raw.items() if key in known}
-        return cls(**kept | {"members": tuple(kept.get("members", ()))})  # JSON has lists only
+        kept = {**raw, "members": tuple(raw.get("members", ()))}  # JSON has lists only
+        for unknown in kept.keys() - record_fields():
+            del kept[unknown]
+        return cls(**kept)
 
 
 @cache

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import typer
 from rich.console import Console
+from rich.table import Table
 from typer.main import get_command
 
 from pipeline.analyse.catalogue import NetworkCost
@@ -157,6 +158,55 @@ def test_a_narrow_terminal_cuts_no_number(monkeypatch, width):
     for word in " ".join(numbers).split():
         assert word in shown
     assert "".join(re.findall(r"[a-z]", shown)).endswith("anetworkwithalongname")  # folded, and complete
+
+
+def printed(monkeypatch, rows, width, left=("network",)):
+    """Return the lines of a table on a terminal of `width` columns."""
+    seen = io.StringIO()
+    set_console(monkeypatch, Console(file=seen, width=width))
+    print_table(rows, left)
+    return seen.getvalue().splitlines()
+
+
+def test_cells_stand_below_their_heads(monkeypatch):
+    rows = [{"network": "a", "error": "9.50"}, {"network": "plain-20", "error": "10"}]
+    assert printed(monkeypatch, rows, 80) == [
+        "network   error",
+        "a          9.50",
+        "plain-20     10",
+    ]  # fmt: skip
+    assert printed(monkeypatch, rows, 80, left=("network", "error"))[1] == "a         9.50"  # no space at the end
+    assert (
+        printed(monkeypatch, [{"network": "\u7db2\u8def", "error": "9"}], 80)[1] == "\u7db2\u8def         9"
+    )  # wide characters
+
+
+def test_a_folded_cell_continues_below_itself(monkeypatch):
+    rows = [{"network": "abcdefghijklm", "difference": "+1.0 (-2.0 to +3.0)", "seeds": "5"}]
+    assert printed(monkeypatch, rows, 24) == [  # 8 + 7 + 5 characters, and two gaps of 2
+        "network   differe  seeds",
+        "              nce",
+        "abcdefgh     +1.0      5",
+        "ijklm       (-2.0",
+        "               to",
+        "            +3.0)",
+    ]
+
+
+def test_a_table_that_fits_is_laid_out_as_rich_lays_it_out(monkeypatch):
+    rows = [
+        {"network": f"net-{i}" * (i % 3 + 1), "top-1 %": f"{i * 7.3:.2f}", "verdict": "" if i % 2 else "reached"}
+        for i in range(20)
+    ]
+    seen = io.StringIO()
+    expected = Table(box=None, pad_edge=False)
+    for name in rows[0]:
+        expected.add_column(name, justify="right" if name == "top-1 %" else "left")
+    for row in rows:
+        expected.add_row(*row.values())
+    Console(file=seen, width=80).print(expected)
+    lines = [line.rstrip() for line in seen.getvalue().splitlines()]
+    assert printed(monkeypatch, rows, 80, left=("network", "verdict")) == lines
 
 
 def test_brackets_in_cells_are_no_markup(monkeypatch):

@@ -67,7 +67,7 @@ def test_what_is_kept_is_no_part_of_an_experiment(experiment, declare):
     assert again.model_dump() == experiment.model_dump()
     assert again.with_others({}).memo == {}  # declarations depend on the others
     assert again.model_copy(update={"scales": {}}).memo == {}
-    assert again.model_copy(update={"claims": ()}).memo == {"key": "value"}
+    assert again.model_copy(update={"claims": ()}).memo["key"] == "value"
 
 
 @pytest.mark.parametrize(

@@ -174,6 +174,19 @@ def test_records_and_their_index_count_alike(experiment, record):
     assert [one.seed for one in counted_records(experiment, "paper", index)["plain-20"]] == [0, 1, 2, 3, 4]
 
 
+def test_an_index_chooses_the_records_of_a_recipe_once(experiment, both, monkeypatch):
+    records = both(experiment)
+    index = unchanged_records(records)
+    first = counted_records(experiment, "paper", index)
+    monkeypatch.setattr(RecordIndex, "matching", lambda *_: pytest.fail("searched again"))
+    assert counted_records(experiment, "paper", index) == first
+    assert first["plain-20"][0] is records[0]  # not copied, since it has the name that it counts for
+    renamed = experiment.model_copy(update={"name": "other/x"})
+    (other, *_) = counted_records(renamed, "paper", index)["plain-20"]
+    assert other == replace(records[0], experiment="other/x")
+    assert records[0].experiment == experiment.name
+
+
 def test_changed_runs_of_a_left_out_variant_keep_their_row(declare, seed_records):
     declared = declare(*OTHER_DATA, *NAMES_ONE)
     changes = {"train.lr": 0.05}

@@ -41,6 +41,14 @@ def test_expected_best_matches_the_table(draws, c):
     assert expected_best(draws) == pytest.approx(c, abs=6e-6)
 
 
+@pytest.mark.parametrize("draws", [2, 3, 5, 50, 1000])
+def test_expected_best_is_the_integral(draws):
+    def outside(x):
+        return 1 - stats.norm.cdf(x) ** draws - stats.norm.cdf(-x) ** draws
+
+    assert expected_best(draws) == pytest.approx(integrate.quad(outside, 0, 40, points=[4])[0], abs=1e-9)
+
+
 @pytest.mark.parametrize(("n", "t"), [(3, 2.920), (5, 2.132), (10, 1.833)])  # Student's t, 95 %, n - 1 df
 def test_interval_of_the_mean_has_the_tabulated_quantile(n, t):
     values = seeds(*([9.0, 11.0] * n)[:n])

@@ -8,6 +8,7 @@ from pipeline.common.errors import UserError
 from pipeline.declare.load import load_experiment
 from pipeline.plan.expand import (
     DerivedRun,
+    derived_declarations,
     member_title,
     plan_runs,
     run_declarations,
@@ -235,6 +236,14 @@ def test_members_of_one_name_from_two_experiments_are_told_apart(declare_other):
     assert [run.recipe.model.args["depth"] for run in mixed.members] == [8, 20, 20]
     assert len(set(run_declarations(mixed.members))) == 3
     assert run_declarations(mixed.members) == [run.declaration for run in mixed.members]
+
+
+def test_declarations_of_several_derived_runs_are_those_of_each(with_derived_runs):
+    runs = [run for run in plan_runs(with_derived_runs, scale="paper") if isinstance(run, DerivedRun)]
+    assert len({run.variant for run in runs}) == 3
+    assert len(runs) > 3
+    assert derived_declarations(runs) == [run.declaration for run in runs]
+    assert len({*derived_declarations(runs)}) == len(runs)
 
 
 def test_the_other_experiment_is_part_of_the_declaration_by_its_recipe(declare, declare_other):

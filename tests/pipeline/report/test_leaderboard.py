@@ -9,7 +9,14 @@ import pytest
 from pipeline.declare.load import load_experiment
 from pipeline.judge.ledger import ledger
 from pipeline.plan.expand import plan_runs
-from pipeline.report.leaderboard import build_leaderboard, paper_error, ranked, with_sizes, with_verdicts
+from pipeline.report.leaderboard import (
+    build_leaderboard,
+    only_shown_claims,
+    paper_error,
+    ranked,
+    with_sizes,
+    with_verdicts,
+)
 from tests.support.box_sets import BOX_EXPERIMENT
 
 PLAIN, DEEP = [9.4, 9.5, 9.9], [10.4, 10.5, 10.6]
@@ -161,6 +168,17 @@ def test_rows_get_the_verdict_of_the_papers_error(experiment, seed_records):
     assert [(row.scale, row.verdict) for row in rows] == [("paper", "reproduced"), ("laptop", "")]
     few = with_verdicts(rows, ledger(experiment, records[:2], lambda *_: 0))
     assert few[0].verdict == "cannot judge: underpowered"
+
+
+def test_only_the_claims_that_rows_show_need_a_verdict(experiment, seed_records):
+    records = seed_records(experiment, "plain-20", [9.4, 9.5, 9.6, 9.5, 9.5])
+    records += seed_records(experiment, "plain-32", [1.0, 1.1], scale="laptop")
+    rows = build_leaderboard([experiment], records)
+    (shown,) = only_shown_claims([experiment], rows)
+    assert [claim.id for claim in shown.claims] == ["error"]  # of plain-20; not its ordering, not its network
+    entries = ledger(shown, records, lambda *_: 0, ["paper"])
+    assert with_verdicts(rows, entries) == with_verdicts(rows, ledger(experiment, records, lambda *_: 0))
+    assert only_shown_claims([experiment], [row for row in rows if row.scale != "paper"]) == []
 
 
 def test_rows_of_variants_get_the_size_of_their_networks(experiment, seed_records):
