@@ -7,8 +7,7 @@ from pipeline.declare.experiment import Experiment
 from pipeline.judge.ledger import LedgerEntry
 from pipeline.report.leaderboard import LeaderboardRow
 from pipeline.report.text import by_category, headlines, markdown, paper_number, percent
-
-MAX_NOTE_LENGTH = 5000  # characters of a tag on an MLflow experiment
+from pipeline.track.mlflow_notes import MAX_NOTE_LENGTH
 
 Link = Callable[[str, str], str]  # experiment and scale -> address of its run, with tables and figures
 

@@ -12,7 +12,7 @@ from pipeline.declare.load import load_paper
 from pipeline.declare.recipe import PAPER_SCALE
 from pipeline.judge.category import category
 from pipeline.judge.collect import judge_experiments
-from pipeline.judge.counting import counted_records, unchanged_records
+from pipeline.judge.counting import RecordIndex, counted_records, unchanged_records
 from pipeline.judge.ledger import LedgerEntry
 from pipeline.report.judged_models import judged_models
 from pipeline.report.leaderboard import (
@@ -23,8 +23,9 @@ from pipeline.report.leaderboard import (
     with_verdicts,
 )
 from pipeline.report.mlflow_rows import network_runs, with_trends
-from pipeline.report.paper_note import MAX_NOTE_LENGTH, Link, paper_note
+from pipeline.report.paper_note import Link, paper_note
 from pipeline.track.mlflow_networks import publish_networks
+from pipeline.track.mlflow_notes import MAX_NOTE_LENGTH
 from pipeline.track.mlflow_pages import publish_experiment, publish_paper_note
 from pipeline.track.mlflow_registry import register_models
 from pipeline.track.record import Record
@@ -54,7 +55,7 @@ def make_report(
     index = unchanged_records(records)
     by_variant = counted_records(experiment, scale, index)
     counted = [record for rows in by_variant.values() for record in rows]
-    board = [row for row in build_leaderboard([experiment], records) if row.scale == scale]
+    board = [row for row in build_leaderboard([experiment], records, index) if row.scale == scale]
     entries = judge_experiments([experiment], index, [scale])
     rows = with_verdicts(board, entries)
     stem = f"{experiment.name.replace('/', '-')}-{scale}"
@@ -98,7 +99,7 @@ def make_report(
         run_ids.add(
             publish_experiment(tracker, experiment.name, scale, counted, tables=tables, files=files, note=note)
         )
-        publish_paper_note(tracker, experiment.folder, partial(note_of_paper, experiment, records, rows))
+        publish_paper_note(tracker, experiment.folder, partial(note_of_paper, experiment, records, index, rows))
         ordered = in_protocol_order(experiment, rows)
         shown = with_trends(with_sizes(ordered, [experiment], measure_claim), entries)
         networks = network_runs(shown, records)
@@ -113,20 +114,27 @@ def make_report(
 
 
 def note_of_paper(
-    experiment: Experiment, records: Sequence[Record], rows: Sequence[LeaderboardRow], link: Link
+    experiment: Experiment,
+    records: Sequence[Record],
+    index: RecordIndex,
+    rows: Sequence[LeaderboardRow],
+    link: Link,
 ) -> str:
-    """Return the note of the paper of `experiment`, over all its experiments. `rows` are judged already."""
+    """Return the note of the paper of `experiment`, over all its experiments and scales.
+
+    `index`: that of the unchanged records, in which those of `experiment` are looked up already. `rows`: those of
+    `experiment` at one scale, judged. Its claims are judged again, since the note is about all scales.
+    """
     declared = {one.name: one for one in load_paper(experiment.folder)} | {experiment.name: experiment}
     trained = [
         one.model_copy(update={"claims": tuple(claim for claim in one.claims if category(claim) == "trained")})
         for one in declared.values()
     ]  # the others do not depend on runs, and take seconds to judge
-    board, entries = list(rows), judge_experiments(trained, records)
+    entries = judge_experiments(trained, index)
     known = {(row.experiment, row.scale) for row in rows}
-    others = [
-        row for row in build_leaderboard(declared.values(), records) if (row.experiment, row.scale) not in known
-    ]
-    return paper_note(list(declared.values()), board + with_verdicts(others, entries), entries, link)
+    board = build_leaderboard(declared.values(), records, index)
+    others = [row for row in board if (row.experiment, row.scale) not in known]
+    return paper_note(list(declared.values()), [*rows, *with_verdicts(others, entries)], entries, link)
 
 
 def mlflow_note(

@@ -14,6 +14,7 @@ from pipeline.common.errors import UserError
 from pipeline.common.files import write_atomically
 from pipeline.common.words import plural
 from pipeline.declare.claims import ExactClaim
+from pipeline.declare.derived import EnsembleSizesSpec
 from pipeline.declare.experiment import Experiment
 from pipeline.declare.recipe import PAPER_SCALE, TRIAL_SCALES
 from pipeline.judge.category import Category
@@ -25,7 +26,7 @@ from pipeline.report.derived_text import derived_text
 from pipeline.report.deviations import deviation_lines
 from pipeline.report.leaderboard import LeaderboardRow, build_leaderboard, with_verdicts
 from pipeline.report.next_runs import next_runs, next_runs_block
-from pipeline.report.paper_figures.ensembles import ensemble_figure
+from pipeline.report.paper_figures.ensembles import drawn_ensembles
 from pipeline.report.paper_figures.figure_data import CurveReader, scale_runs
 from pipeline.report.paper_figures.training import training_figure
 from pipeline.report.run_files import RunFiles, unread_sentences
@@ -54,10 +55,7 @@ NEXT_START, NEXT_END = "<!-- next runs -->", "<!-- /next runs -->"  # around the
 AGREES = {"arithmetic": Outcome.CONFIRMED, "recipe": Outcome.FOLLOWED}  # outcome of a source that is right
 DEMO = ("resnet/cifar10_depth", "laptop")  # experiment and scale of `make demo`
 
-FIGURES = {
-    "": "training and test error by step",
-    "-ensembles": "test error by number of networks",
-}  # by file's end
+CURVES, ENSEMBLES = "", "-ensembles"  # ends of the names of figures' files
 
 # Experiment, scale and end of the file's name -> path of the figure, relative to RESULTS.md.
 Figures = Mapping[tuple[str, str, str], str]
@@ -180,17 +178,26 @@ def draw_figures(
     """
     figures: dict[tuple[str, str, str], Path] = {}
     for result in results:
+        stem = f"{result.experiment.name.replace('/', '-')}-{result.scale}"
         if any(record.identity in earlier for record in result.records):
-            stem = f"{result.experiment.name.replace('/', '-')}-{result.scale}"
-            drawn_before = {end: folder / f"{stem}{end}.png" for end in FIGURES}
+            drawn_before = {end: folder / f"{stem}{end}.png" for end in figure_titles(result.experiment)}
             figures |= {(*result.key, end): path for end, path in drawn_before.items() if path.is_file()}
             continue
         runs = scale_runs(result.experiment, result.scale, result.records)
-        drawn = {"": training_figure(curves, runs), "-ensembles": ensemble_figure(runs)}
-        for end, figure in drawn.items():
-            if figure:
-                figures[(*result.key, end)] = figure.write(folder / f"{figure.name}.png")
+        curve = training_figure(curves, runs)
+        for figure in [*([curve] if curve else []), *drawn_ensembles(runs)]:
+            path = figure.write(folder / f"{figure.name}.png")
+            figures[(*result.key, figure.name.removeprefix(stem))] = path
     return figures
+
+
+def figure_titles(experiment: Experiment) -> dict[str, str]:
+    """Return the titles of an experiment's figures by the ends of their files' names."""
+    found = {CURVES: "training and test error by step", ENSEMBLES: "test error by number of networks"}
+    for name, spec in experiment.derived.items():
+        if isinstance(spec, EnsembleSizesSpec):
+            found[f"{ENSEMBLES}-{name}"] = f"test error by number of networks, {name}"
+    return found
 
 
 def results_text(experiments: Sequence[Experiment], records: Sequence[Record], figures: Figures) -> str:
@@ -243,7 +250,7 @@ def section(result: ScaleResults, figures: Figures) -> str:
     if scale == PAPER_SCALE:
         lines += [f"- {line}" for line in deviation_lines(experiment)]
     lines += ["", markdown(leaderboard_table(result.rows)), ""]
-    for end, title in FIGURES.items():
+    for end, title in figure_titles(experiment).items():
         if figure := figures.get((experiment.name, scale, end)):
             lines += [f"![{title}]({figure})", ""]
     counts = outcome_counts(result.entries)

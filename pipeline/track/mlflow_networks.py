@@ -12,17 +12,18 @@ from typing import TYPE_CHECKING
 
 from pipeline.common.environment import user_name
 from pipeline.track.mlflow_errors import explain_mlflow_errors
+from pipeline.track.mlflow_notes import MAX_TAG_LENGTH, NOTE_TAG
 from pipeline.track.mlflow_views import LEVEL_TAG, OVERVIEW, run_address
 from pipeline.track.mlflow_writer import Tracker
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-PARENT_TAG, NOTE_TAG, RUNS_TAG = "mlflow.parentRunId", "mlflow.note.content", "repro.runs"
+PARENT_TAG, RUNS_TAG = "mlflow.parentRunId", "repro.runs"
 
 VERDICT_TAG = "repro.verdict"
 
-MAX_TAG_LENGTH, MAX_DIGEST_LENGTH = 5000, 36  # characters of the value of a tag, and of a data set's hash
+MAX_DIGEST_LENGTH = 36  # characters of a data set's hash
 
 
 @dataclass(frozen=True)

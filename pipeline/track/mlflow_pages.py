@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.common.hashing import digest
 from pipeline.declare.protocol import PART_PATTERN
 from pipeline.track.mlflow_errors import explain_mlflow_errors
-from pipeline.track.mlflow_networks import NOTE_TAG
+from pipeline.track.mlflow_notes import NOTE_TAG, set_note
 from pipeline.track.mlflow_run import LOG_BATCH_SIZE
 from pipeline.track.mlflow_views import LEVEL_TAG, OVERVIEW, run_address
 from pipeline.track.mlflow_writer import Tracker
@@ -70,12 +70,13 @@ def log_pages(tracker: Tracker, run_id: str, tables: Tables, files: Iterable[Pat
 def publish_paper_note(tracker: Tracker, paper: str, note: Callable[[Callable[[str, str], str]], str]) -> None:
     """Set the note of a paper's MLflow experiment; `note` is called with a function that links to a run.
 
-    The function takes the name of an experiment and a scale. Raises TrackingError or RefusedError.
+    The function takes the name of an experiment and a scale. A note of somebody else stays. Raises TrackingError
+    or RefusedError.
     """
     with explain_mlflow_errors(tracker.uri):
         place = tracker.experiment_id(paper)
         text = note(lambda experiment, scale: run_address(place, tracker.parent_run(experiment, scale)))
-        tracker.client.set_experiment_tag(place, NOTE_TAG, text)
+        set_note(tracker, place, text)
 
 
 def publish_tables(tracker: Tracker, tables: Tables, files: Iterable[Path], note: str) -> str:
@@ -86,7 +87,7 @@ def publish_tables(tracker: Tracker, tables: Tables, files: Iterable[Path], note
     with explain_mlflow_errors(tracker.uri):
         run_id: str = tracker.find_run(OVERVIEW, "tables", "tables", {LEVEL_TAG: "tables"}).info.run_id
         log_pages(tracker, run_id, tables, files, note)
-        tracker.client.set_experiment_tag(tracker.experiment_id(OVERVIEW), NOTE_TAG, note)
+        set_note(tracker, tracker.experiment_id(OVERVIEW), note)
     return run_id
 
 

@@ -29,7 +29,7 @@ from pipeline.judge.ledger import judge_exact_claim, measured_sides
 from pipeline.judge.verdict import Outcome
 from pipeline.plan.expand import DerivedRun, Run, plan_runs
 from pipeline.report.paper_figures.ensembles import OTHER_TRAINING
-from pipeline.report.results import FIGURES, README_END, README_START, readme_block, results_text, with_block
+from pipeline.report.results import README_END, README_START, figure_titles, readme_block, results_text, with_block
 from pipeline.schedule.tasks import check_derived_run
 from pipeline.track.record import Record
 from tests.support.claim_counts import claim_counts, claims_table
@@ -406,7 +406,7 @@ def test_results_are_written_from_the_records(records):
         (e.name, scale, end): f"results/{path.name}"
         for e in experiments
         for scale in e.scales
-        for end in FIGURES
+        for end in figure_titles(e)
         if (path := ROOT / "results" / f"{e.name.replace('/', '-')}-{scale}{end}.png").is_file()
     }
     assert (ROOT / "RESULTS.md").read_text(encoding="utf-8") == results_text(experiments, records, figures)

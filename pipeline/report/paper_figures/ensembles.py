@@ -45,38 +45,53 @@ def ensemble_figures(data: FigureData) -> Iterator[PaperFigure]:
         if not names:
             continue
         runs = data.best_runs(experiment, names)
-        if runs and (figure := ensemble_figure(runs)):
-            yield figure
+        if runs and (figures := drawn_ensembles(runs)):
+            yield from figures
         else:
-            yield ensemble_title(experiment, names).missing(data.why_missing(experiment, names))
+            yield ensemble_title(experiment, names, "ensembles").missing(data.why_missing(experiment, names))
 
 
-def ensemble_title(experiment: Experiment, names: Sequence[str], scale: str = "") -> FigureTitle:
-    """Return the title of the figure of these derived runs; its source if the paper prints several numbers."""
-    stem = "-".join(filter(None, [experiment.name.replace("/", "-"), scale, "ensembles"]))
+def ensemble_title(experiment: Experiment, names: Sequence[str], *stem: str) -> FigureTitle:
+    """Return the title of the figure of these derived runs; its source if the paper prints several numbers.
+
+    `stem`: further parts of the figure's name.
+    """
+    name = "-".join([experiment.name.replace("/", "-"), *stem])
     printed = [found for name in names for found in printed_claims(experiment, list(experiment.consumed(name)))]
     several = len({count for count, _ in printed}) > 1
     source = ", ".join(dict.fromkeys(claim.source for _, claim in printed)) if several else ""
     title = f"Test error by number of averaged networks, {experiment.name}"
-    return FigureTitle(stem, experiment.folder, title, source)
+    return FigureTitle(name, experiment.folder, title, source)
 
 
-def ensemble_figure(runs: ScaleRuns) -> PaperFigure | None:
-    """Return the figure of an experiment at a scale: one line for each derived run of kind ensemble-sizes.
+def drawn_ensembles(runs: ScaleRuns) -> list[PaperFigure]:
+    """Return the figures of an experiment's derived runs of kind ensemble-sizes at a scale; [] without records.
 
-    None without records of such a derived run.
+    Each that can be compared with the paper has a figure of its own, whose name ends with that of the derived run
+    if there are several figures; all others have one together.
+    """
+    experiment = runs.experiment
+    own = runs.only(name for name, spec in experiment.derived.items() if isinstance(spec, EnsembleSizesSpec))
+    compared = {name: panels for name in own.records if (panels := compared_panels(own, name))}
+    others = [name for name in own.records if name not in compared]
+    is_only = len(compared) + bool(others) == 1
+    figures = []
+    for name, panels in compared.items():
+        end = "ensembles" if is_only else f"ensembles-{name}"
+        figures.append(compared_figure(own, name, panels, ensemble_title(experiment, [name], runs.scale, end)))
+    if others:
+        title = ensemble_title(experiment, others, runs.scale, "ensembles")
+        figures.append(sizes_figure(own.only(others), title))
+    return figures
+
+
+def sizes_figure(own: ScaleRuns, title: FigureTitle) -> PaperFigure:
+    """Return the figure of derived runs of kind ensemble-sizes: one line for each.
 
     The line is the mean over the ensembles of a size, the band their standard deviation, the star the ensemble
     chosen on validation images. With several records of a derived run, each of these is a mean over them.
     """
-    experiment, scale = runs.experiment, runs.scale
-    own = runs.only(name for name, spec in experiment.derived.items() if isinstance(spec, EnsembleSizesSpec))
-    if not own.records:
-        return None
-    for name in own.records:
-        if panels := compared_panels(own, name):
-            return compared_figure(own, name, panels)
-    where = f"{experiment.name} at {scale} scale on {own.data}"
+    where = f"{own.experiment.name} at {own.scale} scale on {own.data}"
     caption = (
         f"Top-1 test error in percent against the number of networks whose predictions are averaged, {where};"
         " mean and standard deviation over the ensembles of a size."
@@ -95,7 +110,7 @@ def ensemble_figure(runs: ScaleRuns) -> PaperFigure | None:
         figure.suptitle(f"{where}:\nmean and standard deviation over ensembles")
         return figure
 
-    return ensemble_title(experiment, list(own.records), scale).drawn(caption, draw)
+    return title.drawn(caption, draw)
 
 
 def draw_sizes(ax: Axes, runs: ScaleRuns, name: str, colour: str) -> list[Line2D]:
@@ -185,7 +200,7 @@ def size_points(runs: ScaleRuns, name: str, protocol: str, error: str, paper: Er
     return points
 
 
-def compared_figure(runs: ScaleRuns, name: str, panels: Sequence[Panel]) -> PaperFigure:
+def compared_figure(runs: ScaleRuns, name: str, panels: Sequence[Panel], title: FigureTitle) -> PaperFigure:
     """Return the figure of one derived run with the paper's errors."""
     experiment, same_data = runs.experiment, runs.is_papers_data()
     printed = papers_data(experiment, [name])
@@ -198,7 +213,7 @@ def compared_figure(runs: ScaleRuns, name: str, panels: Sequence[Panel]) -> Pape
     others = [value.where for key, value in experiment.printed.items() if OTHER_TRAINING.fullmatch(key)]
     if others:
         caption += f" Diamonds of networks trained otherwise: {', '.join(dict.fromkeys(others))}."
-    return ensemble_title(experiment, [name], runs.scale).drawn(
+    return title.drawn(
         caption,
         lambda theme: panels_figure(
             beside_paper(panels, ours=runs.place, paper=printed, same_data=same_data), theme

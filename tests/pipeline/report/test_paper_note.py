@@ -4,7 +4,8 @@ from dataclasses import replace
 
 from pipeline.declare.load import load_experiment
 from pipeline.report.leaderboard import build_leaderboard
-from pipeline.report.paper_note import MAX_NOTE_LENGTH, paper_note
+from pipeline.report.paper_note import paper_note
+from pipeline.track.mlflow_notes import MAX_NOTE_LENGTH
 from tests.support.fake_records import fake_record
 
 DEPTH = load_experiment("resnet/cifar10_depth")

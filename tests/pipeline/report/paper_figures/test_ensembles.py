@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 
 from pipeline.declare.load import load_experiment
-from pipeline.report.paper_figures.ensembles import compared_panels, ensemble_figure, ensemble_figures
+from pipeline.report.paper_figures.ensembles import compared_panels, drawn_ensembles, ensemble_figures
 from pipeline.report.paper_figures.figure_data import scale_runs
+from pipeline.report.results import figure_titles
 from tests.support.fake_records import fake_record
 from tests.support.figure_boxes import covered, drawn_figure
 from tests.support.figure_runs import figure_data, made_up_records
@@ -29,7 +30,7 @@ def test_line_is_the_mean_and_band_the_spread(declare):
         )
     ]
     declared = declare("scales:\n", SIZES)
-    figure = ensemble_figure(scale_runs(declared, "paper", sizes_records(declared, rows)))
+    [figure] = drawn_ensembles(scale_runs(declared, "paper", sizes_records(declared, rows)))
     assert figure.name == "toy-depth-paper-ensembles"
     drawn = drawn_figure(figure)
     [ax] = drawn.axes
@@ -46,14 +47,15 @@ def test_ensemble_chosen_on_validation_images_is_a_star(declare):
     declared = declare("scales:\n", greedy, "data: {name: cifar10,", "data: {name: cifar10, val: 100,")
     of_1 = {"test/of-1/top1_error_pct": 9.0, "test/of-1/top1_error_pct_std": 0.5}
     rows = [of_1 | {"greedy/networks": 2.0, "test/greedy/top1_error_pct": 7.5}]
-    [ax] = drawn_figure(ensemble_figure(scale_runs(declared, "paper", sizes_records(declared, rows)))).axes
+    [figure] = drawn_ensembles(scale_runs(declared, "paper", sizes_records(declared, rows)))
+    [ax] = drawn_figure(figure).axes
     star = ax.get_lines()[1]
     assert (star.get_marker(), star.get_xydata().tolist()) == ("*", [[2, 7.5]])
     assert star.get_label() == "sizes, chosen on validation images"
 
 
 def test_without_such_a_derived_run_there_is_no_figure(experiment):
-    assert ensemble_figure(scale_runs(experiment, "paper", [fake_record(experiment, "plain-20", 0, 9.0)])) is None
+    assert drawn_ensembles(scale_runs(experiment, "paper", [fake_record(experiment, "plain-20", 0, 9.0)])) == []
     assert list(ensemble_figures(figure_data([experiment], []))) == []
 
 
@@ -105,7 +107,27 @@ def test_alexnets_are_beside_table_2_and_the_7_networks_trained_otherwise():
     assert panel_points(top1, "paper") == {crops: {1: 40.7, 5: 38.1}, others: {7: 36.7}}
     assert panel_points(top5, "paper") == {crops: {1: 18.2, 5: 16.4}, others: {7: 15.4}}
     assert panel_points(top5, "ours")[others] == {}
-    assert "2 of them first trained on more images" in ensemble_figure(runs).caption
+    [figure] = drawn_ensembles(runs)
+    assert "2 of them first trained on more images" in figure.caption
+
+
+def test_every_ensemble_of_an_experiment_is_drawn(monkeypatch):
+    """Two that are compared with the paper, and two that are not."""
+    declared = load_experiment("googlenet/imagenet")
+    sizes = declared.derived["googlenet-sizes"]
+    more = {f"sizes-{letter}": sizes for letter in "abc"}
+    declared = declared.model_copy(update={"derived": {**declared.derived, **more}})
+    runs = scale_runs(declared, "paper", made_up_records(declared, "paper", seeds=7))
+    own = ["googlenet-sizes", *more]
+    assert set(own) <= runs.records.keys()
+    find, alone = compared_panels, {"sizes-b", "sizes-c"}
+    panels = "pipeline.report.paper_figures.ensembles.compared_panels"
+    monkeypatch.setattr(panels, lambda runs, name: [] if name in alone else find(runs, name))
+    figures = drawn_ensembles(runs)
+    stem = "googlenet-imagenet-paper-ensembles"
+    assert [figure.name for figure in figures] == [f"{stem}-googlenet-sizes", f"{stem}-sizes-a", stem]
+    ends = {figure.name.removeprefix("googlenet-imagenet-paper") for figure in figures}
+    assert ends <= figure_titles(declared).keys()  # so that RESULTS.md shows them
 
 
 def test_one_printed_error_is_no_comparison():
