@@ -91,6 +91,8 @@ def run(
         print_warning_line("Stopped. Finished runs are kept. Run the same command again to resume.")
         raise typer.Exit(STOPPED)
     finished = FinishedRuns(local_records(), None) if outcome.untracked else collect_runs()
+    if finished.trouble:
+        print_warning_line(f"{finished.trouble[0].upper()}{finished.trouble[1:]}.")
     records = list({record.identity: record for record in [*outcome.records, *finished.records]}.values())
     reports = [(experiment, make_report(experiment, scale, records, finished.tracker)) for experiment in declared]
     if finished.tracker and any(report.published for _, report in reports):

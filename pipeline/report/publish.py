@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
+from pipeline.common.errors import UserError
 from pipeline.common.paths import report_folder
 from pipeline.declare.experiment import Experiment
 from pipeline.declare.load import load_paper
@@ -28,6 +28,7 @@ from pipeline.track.mlflow_networks import publish_networks
 from pipeline.track.mlflow_notes import MAX_NOTE_LENGTH
 from pipeline.track.mlflow_pages import publish_experiment, publish_paper_note
 from pipeline.track.mlflow_registry import register_models
+from pipeline.track.mlflow_writer import Tracker
 from pipeline.track.record import Record
 
 
@@ -39,16 +40,17 @@ class ExperimentReport:
     entries: list[LedgerEntry]
     figure: Path | None
     page: Path
-    trouble: str = ""  # what MLflow's registry has refused, in one sentence
+    trouble: str = ""  # why something is not in MLflow, in one sentence
     published: bool = False  # to MLflow, by this call
 
 
 def make_report(
-    experiment: Experiment, scale: str, records: Sequence[Record], tracker: Any | None
+    experiment: Experiment, scale: str, records: Sequence[Record], tracker: Tracker | None
 ) -> ExperimentReport:
     """Judge and rank an experiment at one scale, write figure and page, and publish them to MLflow.
 
-    Figure and page are kept if a report with the same content exists. Without a tracker nothing is published.
+    Figure and page are kept if a report with the same content exists. Without a tracker nothing is published. A
+    server that cannot be used, or refuses, is the report's `trouble`; the next call publishes.
     """
     from pipeline.report.stamp import ReportStamp, report_hash
 
@@ -69,7 +71,6 @@ def make_report(
     from pipeline.report.paper_figures.figure_data import scale_runs
     from pipeline.report.paper_figures.training import training_figure
     from pipeline.report.run_files import RunFiles
-    from pipeline.report.text import leaderboard_table, verdict_cells
 
     curves = RunFiles(tracker)
     drawn = training_figure(curves.curve, scale_runs(experiment, scale, counted))
@@ -89,28 +90,46 @@ def make_report(
     run_ids: set[str] = set()
     trouble = ""
     if tracker and rows:
-        from pipeline.analyse.measure import measure_claim
-
-        tables = {
-            "leaderboard": leaderboard_table(rows),
-            "verdicts": [verdict_cells(entry) for entry in entries],
-        }
-        note = mlflow_note(experiment, scale, tables["leaderboard"], entries)
-        run_ids.add(
-            publish_experiment(tracker, experiment.name, scale, counted, tables=tables, files=files, note=note)
-        )
-        publish_paper_note(tracker, experiment.folder, partial(note_of_paper, experiment, records, index, rows))
-        ordered = in_protocol_order(experiment, rows)
-        shown = with_trends(with_sizes(ordered, [experiment], measure_claim), entries)
-        networks = network_runs(shown, records)
-        known = {record.run_id for record in records}
-        run_ids |= publish_networks(tracker, experiment.name, scale, networks, known=known)
-        ids = {record.identity: record.run_id for record in records if record.run_id}
-        scales = sorted(experiment.scales, key=lambda name: name != PAPER_SCALE)
-        trouble = register_models(tracker, judged_models(ordered, by_variant, ids), scales)
+        try:
+            run_ids, trouble = publish_report(tracker, experiment, scale, records, index, rows, entries, files)
+        except UserError as error:
+            trouble = f"the leaderboard in MLflow is not up to date: {error}"
     if not trouble and not curves.unread:  # else the next command tries again
         stamp.write(files, run_ids)
     return ExperimentReport(rows, entries, figure, page, trouble, bool(run_ids))
+
+
+def publish_report(
+    tracker: Tracker,
+    experiment: Experiment,
+    scale: str,
+    records: Sequence[Record],
+    index: RecordIndex,
+    rows: Sequence[LeaderboardRow],
+    entries: Sequence[LedgerEntry],
+    files: Sequence[Path],
+) -> tuple[set[str], str]:
+    """Publish judged rows of an experiment at one scale, and files, to MLflow.
+
+    Returns the ids of the runs that it wrote, and what MLflow's registry has refused, "" for nothing. Raises
+    TrackingError or RefusedError.
+    """
+    from pipeline.analyse.measure import measure_claim
+    from pipeline.report.text import leaderboard_table, verdict_cells
+
+    by_variant = counted_records(experiment, scale, index)
+    counted = [record for of_variant in by_variant.values() for record in of_variant]
+    tables = {"leaderboard": leaderboard_table(rows), "verdicts": [verdict_cells(entry) for entry in entries]}
+    note = mlflow_note(experiment, scale, tables["leaderboard"], entries)
+    run_id = publish_experiment(tracker, experiment.name, scale, counted, tables=tables, files=files, note=note)
+    publish_paper_note(tracker, experiment.folder, partial(note_of_paper, experiment, records, index, rows))
+    ordered = in_protocol_order(experiment, rows)
+    shown = with_trends(with_sizes(ordered, [experiment], measure_claim), entries)
+    networks, known = network_runs(shown, records), {record.run_id for record in records}
+    run_ids = {run_id} | publish_networks(tracker, experiment.name, scale, networks, known=known)
+    ids = {record.identity: record.run_id for record in records if record.run_id}
+    scales = sorted(experiment.scales, key=lambda name: name != PAPER_SCALE)
+    return run_ids, register_models(tracker, judged_models(ordered, by_variant, ids), scales)
 
 
 def note_of_paper(

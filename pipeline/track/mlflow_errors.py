@@ -14,7 +14,7 @@ from pipeline.track.mlflow_reader import redact
 # Error codes about one run or request. With any other error the server cannot be used at all.
 REQUEST_ERRORS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "BAD_REQUEST")
 
-LOGIN_ERRORS = ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED")
+LOGIN_ERRORS = ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED")
 
 
 class TrackingError(UserError):
@@ -67,6 +67,11 @@ def error_summary(error: BaseException, uri: str = "") -> str:
         return "it does not accept this host name; start it with --allowed-hosts and the name"
     if getattr(error, "error_code", "") in LOGIN_ERRORS:
         return "it refuses this user; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to a known one"
+    if getattr(error, "error_code", "") == "PERMISSION_DENIED":
+        return (
+            "this user may not do this; ask the server's administrator for permission to edit the experiment, or"
+            " set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to a user who has it"
+        )
     return text
 
 

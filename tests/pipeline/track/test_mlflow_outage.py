@@ -20,6 +20,8 @@ from mlflow.entities import ViewType
 from mlflow.tracking import MlflowClient
 
 from pipeline.common.errors import UserError
+from pipeline.declare.load import load_experiment
+from pipeline.report.publish import make_report
 from pipeline.track import sync as module
 from pipeline.track.mlflow_errors import RefusedError, TrackingError
 from pipeline.track.mlflow_writer import Tracker
@@ -408,9 +410,18 @@ def test_two_processes_of_two_homes_that_share_the_folder_send_each_run_once(hom
 # Servers that refuse, and passwords
 
 
-@pytest.mark.parametrize("status", [401, 403])
+UNKNOWN_USER = "it refuses this user; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to a known one"
+NOT_PERMITTED = (
+    "this user may not do this; ask the server's administrator for permission to edit the experiment, or set"
+    " MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to a user who has it"
+)
+
+
+@pytest.mark.parametrize(("status", "reason"), [(401, UNKNOWN_USER), (403, NOT_PERMITTED)])
 @pytest.mark.parametrize("job", ["sync", "ended"])
-def test_a_refused_login_is_an_error_that_names_the_variables(home, server, trained, monkeypatch, status, job):
+def test_a_refused_login_is_an_error_that_names_the_variables(
+    home, server, trained, monkeypatch, status, reason, job
+):
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "somebody")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hunter2-hunter2")
     folder = placed(home, trained)
@@ -418,11 +429,45 @@ def test_a_refused_login_is_an_error_that_names_the_variables(home, server, trai
     with pytest.raises(TrackingError) as caught:
         Tracker().sync(folder) if job == "sync" else Tracker().ended()
     said = str(caught.value)
-    assert said == (
-        f"the tracking server {server.uri} cannot be used: it refuses this user; set MLFLOW_TRACKING_USERNAME and"
-        " MLFLOW_TRACKING_PASSWORD to a known one"
-    )
+    assert said == f"the tracking server {server.uri} cannot be used: {reason}"
     assert not (folder.path / "tracked.json").exists()
+
+
+def read_only(path):
+    """Answer as a server with login does to a user who may read only."""
+    return None if path.endswith(("search", "get", "get-by-name")) else 403
+
+
+def test_a_user_who_may_read_only_is_told_so_and_the_run_is_kept_and_sent_later(home, server, client, trained):
+    folder = placed(home, trained)
+    server.fault = read_only
+    syncing = BackgroundSync()
+    syncing.watch(folder.path)
+    syncing.sync()
+    assert syncing.trouble == f"the tracking server {server.uri} cannot be used: {NOT_PERMITTED}"
+    assert (folder.result_file.is_file(), (folder.path / "tracked.json").exists()) == (True, False)
+    server.fault = lambda path: None
+    syncing.sync()
+    assert syncing.trouble == ""
+    assert len(runs_of(client)[1]) == 1
+
+
+def test_a_report_that_may_not_be_published_is_written_and_published_later(home, server, client, trained):
+    placed(home, trained)
+    records, _ = sync_all(Tracker())
+    experiment = load_experiment("resnet/cifar10_depth")
+    server.fault = read_only
+    made = make_report(experiment, "smoke", records, Tracker())
+    assert (made.published, made.page.is_file(), len(made.rows)) == (False, True, 1)
+    assert made.trouble == (
+        "the leaderboard in MLflow is not up to date: the tracking server"
+        f" {server.uri} cannot be used: {NOT_PERMITTED}"
+    )
+    assert client.get_experiment_by_name("leaderboard") is None
+    server.fault = lambda path: None
+    again = make_report(experiment, "smoke", records, Tracker())
+    assert (again.published, again.trouble) == (True, "")
+    assert client.get_experiment_by_name("leaderboard") is not None
 
 
 def test_a_password_is_never_written_or_printed(home, server, client, trained, monkeypatch, capfd, caplog):
