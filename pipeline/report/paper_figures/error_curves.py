@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from math import ceil
 from statistics import fmean
 from typing import Any
@@ -36,6 +36,11 @@ class CurveLine:
     dashed: bool = False
     paper: float | None = None  # value that the paper prints for the end of the training
     colour: int | None = None  # number of the colour; None: the next one that is free in the panel
+
+    @cached_property
+    def drawn(self) -> tuple[list[int], tuple[list[float], list[float], list[float]]]:
+        """Steps, and mean, smallest and largest value at each; the same for each theme."""
+        return across_seeds(binned(self.curves, self.points))
 
 
 @dataclass(frozen=True)
@@ -134,7 +139,7 @@ def draw_curves(ax: Axes, panel: CurvePanel, theme: Theme) -> float:
     colours = {name: theme.series[given.get(name, i) % len(theme.series)] for i, name in enumerate(names)}
     tops = [panel.level or 0.0]
     for line in panel.lines:
-        steps, (mean, low, high) = across_seeds(binned(line.curves, line.points))
+        steps, (mean, low, high) = line.drawn
         colour = colours[line.name]
         ax.plot(steps, mean, color=colour, **line_style(line.dashed))
         ax.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)

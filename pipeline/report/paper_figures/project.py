@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -22,6 +22,7 @@ from pipeline.report.paper_figures.style import FULL_WIDTH, Theme, new_figure
 JUDGED = FigureTitle("ours-against-papers", "", "Our numbers against the papers'", "all experiments")
 MOST_ROWS = 16  # rows of the differences beside the scatter; more are below it
 SCATTER = 4.4  # height of the scatter above them, in inches
+CROWDED = 8  # numbers in a row from which on they are drawn smaller
 LINEAR = 12.0  # margins from which on the differences are on a logarithmic axis
 ERROR_END = "error_pct"
 # outcome -> marker; shapes and colours differ, so that either is enough
@@ -47,6 +48,17 @@ class JudgedNumber:
     margin: float
     outcome: Outcome
     is_error: bool  # an error rate in percent, and not a difference or ratio of two
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A number at its place in a panel."""
+
+    number: JudgedNumber
+    x: float
+    y: float
+    unit: float = 1.0  # of the axis along which its interval is drawn
+    of: int = 1  # numbers in its row
 
 
 def project_figures(data: FigureData) -> Iterator[PaperFigure]:
@@ -142,7 +154,6 @@ def outcome_colours(theme: Theme) -> dict[Outcome, str]:
 
 def draw_identity(ax: Axes, numbers: Sequence[JudgedNumber], theme: Theme) -> None:
     """Draw ours against the paper's on logarithmic axes, with the line of equality and the margins."""
-    colours = outcome_colours(theme)
     ends = [
         value for n in numbers for value in (n.printed, *n.interval, n.printed - n.margin, n.printed + n.margin)
     ]
@@ -153,7 +164,7 @@ def draw_identity(ax: Axes, numbers: Sequence[JudgedNumber], theme: Theme) -> No
         bottom = max(number.printed - number.margin, low)
         margin: Any = {"linewidth": 6, "solid_capstyle": "butt", "alpha": 0.5, "zorder": 1}
         ax.plot([number.printed] * 2, [bottom, number.printed + number.margin], color=theme.fill, **margin)
-        draw_number(ax, (number.printed, number.measured), number, colours[number.outcome])
+    draw_numbers(ax, [Mark(number, number.printed, number.measured) for number in numbers], theme)
     ax.set_xscale("log")
     ax.set_yscale("log")
     ax.set_xlim(low, high)
@@ -169,41 +180,48 @@ def draw_identity(ax: Axes, numbers: Sequence[JudgedNumber], theme: Theme) -> No
     ax.set_ylabel("our error rate (%)")
 
 
-def draw_number(
-    ax: Axes,
-    point: tuple[float, float],
-    number: JudgedNumber,
-    colour: str,
-    *,
-    unit: float | None = None,
-    of: int = 1,
-) -> None:
-    """Draw one number with its interval: vertical, or horizontal in this unit as one `of` several in a row."""
-    bars: Any = [[abs(number.measured - end) / (unit or 1.0)] for end in number.interval]
-    style: Any = {
-        "marker": MARKERS[number.outcome],
-        "markersize": 5 if of < 8 else 3.5,
-        "capsize": 2 if of < 8 else 0,
-    }
-    style["yerr" if unit is None else "xerr"] = bars
-    ax.errorbar(point[0], point[1], color=colour, elinewidth=1.0, **style)
+def draw_numbers(ax: Axes, marks: Sequence[Mark], theme: Theme, *, along: Literal["x", "y"] = "y") -> None:
+    """Draw numbers with their intervals along an axis; one call of Matplotlib for those of one look.
+
+    Those that are not judged are below all others, those that are not reproduced above them.
+    """
+    colours = outcome_colours(theme)
+    looks: dict[tuple[Outcome, bool], list[Mark]] = {}
+    first, last = Outcome.CANNOT_JUDGE, Outcome.NOT_REPRODUCED
+    for mark in sorted(marks, key=lambda one: (one.number.outcome == last, one.number.outcome != first)):
+        looks.setdefault((mark.number.outcome, mark.of < CROWDED), []).append(mark)
+    for (outcome, is_large), group in looks.items():
+        bars = [
+            [abs(one.number.measured - one.number.interval[end]) / one.unit for one in group] for end in (0, 1)
+        ]
+        ax.errorbar(
+            [one.x for one in group],
+            [one.y for one in group],
+            linestyle="none",
+            color=colours[outcome],
+            elinewidth=1.0,
+            marker=MARKERS[outcome],
+            markersize=5 if is_large else 3.5,
+            capsize=2 if is_large else 0,
+            xerr=bars if along == "x" else None,
+            yerr=bars if along == "y" else None,
+        )
 
 
 def draw_differences(ax: Axes, rows: Mapping[str, Sequence[JudgedNumber]], theme: Theme) -> None:
     """Draw (ours - paper) / margin in rows; the numbers of a row stand below each other."""
-    colours = outcome_colours(theme)
     ax.axvspan(-1, 1, color=theme.fill, alpha=0.25, linewidth=0)
     ax.axvline(0, color=theme.text, linewidth=0.9)
     reach = 2.0
+    marks = []
     for row, numbers in enumerate(rows.values()):
         for place, number in enumerate(numbers, 1):
             difference = (number.measured - number.printed) / number.margin
             height = row - 0.4 + 0.8 * place / (len(numbers) + 1)
-            draw_number(
-                ax, (difference, height), number, colours[number.outcome], unit=number.margin, of=len(numbers)
-            )
+            marks.append(Mark(number, difference, height, number.margin, len(numbers)))
             ends = ((edge - number.printed) / number.margin for edge in (number.measured, *number.interval))
             reach = max([reach, *(1.1 * abs(end) for end in ends)])
+    draw_numbers(ax, marks, theme, along="x")
     ax.set_ylim(len(rows) - 0.4, -0.6)
     ax.set_yticks(range(len(rows)), list(rows))
     ax.set_xlabel("(ours - paper) / margin")
