@@ -122,10 +122,15 @@ def measured_rates(experiments: Iterable[Experiment], records: Sequence[Record])
             planned = [run for run in plan_runs(experiment, scale=scale) if isinstance(run, Run)]
             runs |= dict(zip(run_declarations(planned), planned, strict=True))
     found: dict[str, list[float]] = {}
+    works: dict[tuple[str, str, str], float | None] = {}  # of the runs of a variant at a scale, which do the same
     for record in records:
         run = runs.get(record.declaration)
-        work = training_multiply_adds(run) if run and record.status == FINISHED and record.seconds > 0 else None
-        if work:
+        if not run or record.status != FINISHED or record.seconds <= 0:
+            continue
+        key = run.experiment, run.scale, run.variant
+        if key not in works:
+            works[key] = training_multiply_adds(run)
+        if work := works[key]:
             device = f"{record.hardware} ({plural(record.threads, 'thread')})"
             found.setdefault(device, []).append(work / record.seconds)
     return {hardware: median(rates) for hardware, rates in found.items()}
