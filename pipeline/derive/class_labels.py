@@ -62,13 +62,14 @@ def class_labels(
     if order_file is not None:
         return _labels_by_file(where, names, classes, order_file)
     wnids = imagenet_wnids()
-    if classes == len(wnids) and set(names) <= set(wnids):
-        number = {wnid: i for i, wnid in enumerate(wnids)}
-        return ClassLabels(tuple(number[name] for name in names), describe_order(names))
+    number = {wnid: i for i, wnid in enumerate(wnids)}
+    comparable = [comparable_name(name) for name in names]
+    if classes == len(wnids) and set(comparable) <= set(wnids):
+        return ClassLabels(tuple(number[name] for name in comparable), describe_order(comparable))
     if len(names) != classes:
         message = f"{where} holds {len(names)} classes, but the network has {classes}"
         if classes == len(wnids):
-            other = next(name for name in names if name not in wnids)
+            other = next(name for name in names if comparable_name(name) not in number)
             message += (
                 f"; use all of them, or any of ILSVRC's by name, such as n01440764 ({printable(other)!r} is none"
                 " of them), or give the network's classes with --classes FILE"
@@ -101,7 +102,7 @@ def _check_numbers(where: str, names: Sequence[str]) -> None:
             f" than a network's classes; {remedy}"
         )
     known = set(imagenet_wnids())
-    other = next((name for name in names if name not in known), names[0])
+    other = next((name for name in names if comparable_name(name) not in known), names[0])
     raise DataError(
         f"{where} holds {len(names)} classes that are not named by ILSVRC's WordNet ids, such as"
         f" {printable(other)!r}, so their order is not known; {remedy}"

@@ -747,7 +747,8 @@ def test_shellcheck_detects_errors(tmp_path):
 FAKE_COMMANDS = {
     "scontrol": """case "$1 $2" in
 "show hostnames") printf "$NODES" ;;
-"show job") echo "   PreemptEligibleTime=2026-01-01T10:00:00 PreemptTime=${PREEMPTED:-None}" ;;
+"show job") echo "   JobState=${STATE:-RUNNING Reason=None}"
+    echo "   PreemptEligibleTime=2026-01-01T10:00:00 PreemptTime=${PREEMPTED:-None}" ;;
 *) echo "scontrol $*" >>"$CALLS" ;; esac""",
     "srun": """while [[ $1 == --* ]]; do
     echo "srun $1" >>"$CALLS"
@@ -860,6 +861,21 @@ def test_a_slurm_job_stops_its_nodes_on_sigterm_and_is_requeued(slurm, tmp_path)
     calls = recorded()
     assert calls[-3:] == ["scancel --signal=INT 7.0", "node --head ends", "scontrol requeue 7"]
     assert calls.count("node --address ends") == 1
+
+
+@pytest.mark.parametrize(
+    ("state", "requeued"), [("COMPLETING Reason=TimeLimit", True), ("COMPLETING Reason=None", False)]
+)
+def test_a_slurm_job_that_is_ending_is_requeued_only_at_its_time_limit(slurm, tmp_path, state, requeued):
+    """A cancelled job is completing while its script runs, and so is one that Slurm requeues itself."""
+    start, recorded = slurm
+    process = start(RUNS_UNTIL_SIGTERM="1", STATE=state)
+    until(lambda: any(call.startswith("repro launch") for call in recorded()[2:]))
+    until(lambda: len([*tmp_path.glob("node-*")]) == 2)
+    process.terminate()
+    assert process.wait(20) == 0
+    assert ("scontrol requeue 7" in recorded()) == requeued
+    assert "node --head ends" in recorded()
 
 
 def test_a_slurm_job_whose_steps_a_preemption_ended_is_requeued(slurm):

@@ -138,4 +138,5 @@ def test_a_cancelled_job_leaves_no_node_running(cluster, tmp_path):
     cluster.wait(lambda: trains(home), "a run trains", JOB_SECONDS)
     cluster.command("scancel", job)
     cluster.wait(lambda: cluster.nodes() == {"idle"}, "the nodes are idle", JOB_SECONDS)
+    assert (cluster.job(job)["JobState"], cluster.job(job)["Restarts"]) == ("CANCELLED", "0")  # it is not requeued
     assert not list((home / "cluster").glob("*/node.json"))

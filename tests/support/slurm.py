@@ -21,7 +21,8 @@ from tests.support.containers import missing_tools
 START_SECONDS = 60.0
 
 # A preempted job receives the signal that it asked for (--signal). By default its steps get SIGTERM instead.
-PREEMPTION_NOTICE = "preempt_send_user_signal"  # in newer versions: PreemptParameters=send_user_signal
+# In newer versions: PreemptParameters=send_user_signal.
+PREEMPTION_NOTICE = "SlurmctldParameters=preempt_send_user_signal"
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "sinfo", "scancel")
 
@@ -49,7 +50,7 @@ KillWait=30
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 MinJobAge=3600
-SlurmctldParameters={parameters}
+{parameters}
 GresTypes=gpu
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={node1} CPUs=1 Gres=gpu:1
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={node2} CPUs=1 Gres=gpu:1
@@ -131,7 +132,10 @@ class Slurm:
 
 @contextmanager
 def slurm(folder: Path, parameters: str = PREEMPTION_NOTICE) -> Iterator[Slurm]:
-    """Start Slurm with its files in `folder` and SlurmctldParameters; at the end, cancel its jobs and stop it."""
+    """Start Slurm with its files in `folder`; at the end, cancel its jobs and stop it.
+
+    `parameters`: a line of slurm.conf, or "".
+    """
     (folder / "state").mkdir(parents=True)
     ports = {name: free_port() for name in ("controller", "node1", "node2")}
     text = CONFIG.format(host=socket.gethostname(), folder=folder, parameters=parameters, **ports)

@@ -9,7 +9,13 @@ import numpy as np
 
 from pipeline.common.words import printable
 from pipeline.data.class_names import check_distinct, class_order, imagenet_wnids
-from pipeline.data.folder_listing import NAME_END, is_folder, list_class_folders, visible_entries
+from pipeline.data.folder_listing import (
+    NAME_END,
+    TINY_ANNOTATIONS,
+    is_folder,
+    list_class_folders,
+    visible_entries,
+)
 from pipeline.data.images import DataError
 from pipeline.data.prepare.source_images import SourceImage, SourceImageSequence, SourceSet
 from pipeline.data.sources import ILSVRC_2012, IMAGENET, NAMES, SET_NAME
@@ -22,6 +28,12 @@ ARCHIVE_SIZES = {  # of the ILSVRC-2012 archives: bytes, and the number of tar f
 }
 
 PUBLISHED_SETS = (*NAMES, IMAGENET)  # names that imply a known content
+
+# Sorts the images of Tiny ImageNet, as it is unpacked, into class folders. Its test images have no labels.
+SORT_TINY_IMAGENET = (
+    "for c in train/*/; do mv $c/images/* $c && rmdir $c/images; done; cd val; while read f c _; do"
+    f" mkdir -p $c && mv images/$f $c/; done < {TINY_ANNOTATIONS}; rmdir images; cd ..; mv test ../tiny-unlabelled"
+)
 
 
 class FileListing(SourceImageSequence):
@@ -61,6 +73,11 @@ def source_from_folders(folder: Path, split: str | None = None) -> SourceSet:
             raise DataError(f"--split {split!r}: must be train or test (val means test)")
         split = SPLIT_FOLDERS[split]
     inside = [entry.name for entry in visible_entries(folder) if is_folder(entry)]
+    if (folder / "val" / "images").is_dir() and (folder / "val" / TINY_ANNOTATIONS).is_file():
+        raise DataError(
+            f"{shown} is Tiny ImageNet as it is unpacked; sort its images into class folders, in this folder with:"
+            f" {SORT_TINY_IMAGENET}"
+        )
     if not inside:
         list_class_folders(folder)  # raises an error about images without class folders
         raise no_class_folders(shown)
@@ -112,6 +129,11 @@ def class_names(shown: str, files: dict[str, dict[str, bytes]]) -> tuple[str, ..
         raise no_class_folders(shown)
     check_distinct(shown, classes)
     for name in classes:
+        if name != name.strip():
+            raise DataError(
+                f"{shown}: the name of the class folder {printable(name)!r} has a blank at an end; rename it"
+                f" {printable(name.strip())!r}"
+            )
         for split, found in files.items():
             if not found.get(name):
                 everywhere = " from both splits" if len(files) > 1 else ""

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -127,12 +128,12 @@ MONITOR = Path(ray.__file__).parent / "autoscaler" / "v2" / "monitor.py"
 HEAD_TYPE, GROUP = "ray.head.default", "workers"
 
 
-def autoscaling_config(gcs):
+def autoscaling_config(gcs, idle_seconds):
     """Return the configuration of Ray's autoscaler for up to two nodes of one CPU, processes of this machine."""
     return {
         "cluster_name": "test",
         "max_workers": 2,
-        "idle_timeout_minutes": 0.1,
+        "idle_timeout_minutes": idle_seconds / 60,
         "upscaling_speed": 1,
         "provider": {
             "type": "external",  # "fake_multinode" needs a file that Ray's wheel lacks
@@ -173,10 +174,13 @@ def cluster(tmp_path, monkeypatch):
     found.end()
 
 
-def start_autoscaler(cluster):
-    """Start Ray's autoscaler in a process of its own, as KubeRay does; its nodes are that process's children."""
+def start_autoscaler(cluster, idle_seconds):
+    """Start Ray's autoscaler in a process of its own, as KubeRay does; its nodes are that process's children.
+
+    It removes a node that is idle for `idle_seconds`.
+    """
     config = cluster.home / "autoscaler.json"
-    config.write_text(json.dumps(autoscaling_config(cluster.gcs())), encoding="utf-8")
+    config.write_text(json.dumps(autoscaling_config(cluster.gcs(), idle_seconds)), encoding="utf-8")
     env = os.environ | cluster.env | ray_environment(cluster_files(cluster.home) / "token")
     env |= {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
     for name in ("RAY_CLOUD_INSTANCE_ID", "RAY_OVERRIDE_NODE_ID_FOR_TESTING", "RAY_NODE_TYPE_NAME"):
@@ -201,8 +205,10 @@ def start_autoscaler(cluster):
 
 @pytest.mark.slow
 def test_a_cluster_without_workers_grows_for_waiting_runs_and_shrinks_after_them(cluster):
+    start = time.monotonic()
     cluster.head(0, "--autoscaled", "cpu")
-    start_autoscaler(cluster)
+    # A node waits for its run about as long as a head takes to start. A shorter limit would remove it before.
+    start_autoscaler(cluster, idle_seconds=max(6.0, 2 * (time.monotonic() - start)))
     tasks = [small_task(seed, steps=60) for seed in range(3)]  # three CPUs for two nodes of one
     driver = cluster.run(cluster.launch(tasks))
     wait_until(lambda: read_supervisor_state().get("devices", {}).get("all") == 2, "two nodes join, the limit")

@@ -40,6 +40,11 @@ def test_readable_names_of_ilsvrcs_classes_are_refused():
         class_labels("val", names, 1000)
 
 
+def test_a_wordnet_id_with_a_blank_at_its_end_is_that_class():
+    labels = class_labels("val", ["n01443537 ", "n01440764"], 1000)
+    assert (labels.numbers, labels.order, labels.is_assumed) == ((1, 0), "ILSVRC's WordNet ids", False)
+
+
 def test_classes_of_another_network_are_assumed_unless_the_set_is_its_own():
     assert class_labels("pets", ["ant", "bee"], 2).is_assumed
     assert class_labels("pets", ["ant", "bee"], 2).order == "sorted names"

@@ -151,6 +151,10 @@ def break_folder(folder, defect):
     if defect == "folder in a class":
         (ant / "more").mkdir()
         return folder, "train/ant/more is a folder in a class folder (class folders contain only images)"
+    if defect == "blank at an end":
+        for split in ("train", "test"):
+            (folder / split / "ant").rename(folder / split / "ant ")
+        return folder, "the name of the class folder 'ant ' has a blank at an end; rename it 'ant'"
     if defect == "dangling link":
         (ant / "gone.jpg").symlink_to(folder / "nothing")
         return folder, "train/ant/gone.jpg is a link that leads to no file"
@@ -170,12 +174,33 @@ def break_folder(folder, defect):
         "class of one split",
         "image among classes",
         "folder in a class",
+        "blank at an end",
         "dangling link",
         "test and val",
     ],
 )
 def test_a_defect_is_named(folder, defect):
     refused(*break_folder(folder, defect))
+
+
+def test_tiny_imagenet_as_it_is_unpacked_is_explained(tmp_path):
+    tiny = tmp_path / "tiny-imagenet-200"
+    for number, wnid in enumerate(("n02", "n01")):
+        write_image(tiny / "train" / wnid / "images" / f"{wnid}_0.JPEG", number)
+        (tiny / "train" / wnid / f"{wnid}_boxes.txt").write_text(f"{wnid}_0.JPEG\t0\t0\t10\t10\n")
+        write_image(tiny / "val" / "images" / f"val_{number}.JPEG", number + 2)
+        with (tiny / "val" / "val_annotations.txt").open("a") as file:
+            file.write(f"val_{number}.JPEG\t{wnid}\t0\t32\t44\t62\n")
+    write_image(tiny / "test" / "images" / "test_0.JPEG", 4)
+    (tiny / "wnids.txt").write_text("n02\nn01\n")
+    with pytest.raises(DataError, match="is Tiny ImageNet as it is unpacked; sort its images") as caught:
+        source_from_folders(tiny)
+    command = str(caught.value).partition("in this folder with: ")[2]
+    assert os.system(f"cd {tiny} && {command}") == 0
+    found = source_from_folders(tiny)
+    assert found.classes == ("n01", "n02")
+    assert [Path(image.file).name for image in found.splits["train"]] == ["n01_0.JPEG", "n02_0.JPEG"]
+    assert [Path(image.file).name for image in found.splits["test"]] == ["val_1.JPEG", "val_0.JPEG"]
 
 
 @pytest.mark.parametrize(
