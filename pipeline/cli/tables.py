@@ -28,7 +28,7 @@ AsCsv = Annotated[bool, typer.Option("--csv", help="Print CSV.")]
 
 AsMarkdown = Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")]
 
-GAP = "  "  # between two columns
+COLUMN_GAP = "  "  # between two columns
 
 MIN_NAME = 8  # characters that a column of names keeps on a narrow terminal
 
@@ -136,7 +136,7 @@ def column_widths(columns: Sequence[Sequence[str]], left: Sequence[bool], limit:
         MIN_NAME if is_left else max((cell_len(word) for text in column[1:] for word in text.split()), default=1)
         for column, is_left in zip(columns, left, strict=True)
     ]
-    while sum(widths) + len(GAP) * (len(widths) - 1) > limit:
+    while sum(widths) + len(COLUMN_GAP) * (len(widths) - 1) > limit:
         wide = [index for index, width in enumerate(widths) if width > least[index]]
         if not wide:
             break
@@ -159,5 +159,5 @@ def row_lines(cells: Sequence[Sequence[str]], widths: Sequence[int], left: Seque
         for part, width, is_left in zip(parts, widths, left, strict=True):
             space = " " * (width - cell_len(part))
             padded.append(part + space if is_left else space + part)
-        lines.append(GAP.join(padded).rstrip())
+        lines.append(COLUMN_GAP.join(padded).rstrip())
     return lines

@@ -20,7 +20,7 @@ from pipeline.data.order import derive_seed
 from pipeline.declare.training import Train
 from pipeline.plan.expand import Run
 from pipeline.track.run_folder import RunFolder
-from pipeline.train.execution import Choice, Execution, StepTimer, declared_execution, fastest, usable
+from pipeline.train.execution import ExecutionChoice, Execution, StepTimer, declared_execution, fastest, usable
 from pipeline.train.inputs import AnyImageSet, ReadOptions, input_shape
 from pipeline.train.load import load_training_data
 from pipeline.train.process import allow_tf32, has_bf16, has_compiler
@@ -64,7 +64,7 @@ class RunContext:
         self.module.accumulation_steps = options.accumulation_steps
         self.block = block_size(self.recipe, self.log_every, self.eval_every, self.training_data.train_count)
 
-    def choose_execution(self, shape: tuple[int, ...], threads: int, options: ReadOptions) -> Choice:
+    def choose_execution(self, shape: tuple[int, ...], threads: int, options: ReadOptions) -> ExecutionChoice:
         """Return how optimizer steps are computed: as declared or, where the run allows it, the fastest way.
 
         `shape` is that of a micro-batch. A resumed run computes as it began. All ranks compute alike.
@@ -73,10 +73,10 @@ class RunContext:
         has = {"bf16": not no_bf16, "compiler": not no_compiler}
         declared = declared_execution(self.recipe, threads, **has)
         if not self.run.tunable:
-            return Choice(declared, {})
+            return ExecutionChoice(declared, {})
 
-        def choose(_: object) -> Choice:
-            if begun := Choice.read(self.folder.execution_file):
+        def choose(_: object) -> ExecutionChoice:
+            if begun := ExecutionChoice.read(self.folder.execution_file):
                 return replace(begun, execution=usable(begun.execution, threads, **has))
             module = build_module(self.run, self.manifest, replace(declared, compiled=False))
             device = torch.device(self.device)

@@ -51,7 +51,7 @@ class Execution:
 
 
 @dataclass(frozen=True)
-class Choice:
+class ExecutionChoice:
     """Execution settings of a run, and the seconds of an optimizer step of all that were timed, by their text."""
 
     execution: Execution
@@ -64,7 +64,7 @@ class Choice:
             write_atomically(file, json.dumps(asdict(self)))
 
     @classmethod
-    def read(cls, file: Path) -> "Choice | None":
+    def read(cls, file: Path) -> "ExecutionChoice | None":
         """Return the choice in a file; None if there is none, or it is damaged."""
         try:
             raw = json.loads(file.read_text(encoding="utf-8"))
@@ -96,7 +96,7 @@ def fastest(
     *,
     bf16: bool,
     compiler: bool,
-) -> Choice:
+) -> ExecutionChoice:
     """Return the fastest settings for a run of `steps` optimizer steps.
 
     `measure` returns the seconds per step of each of several candidates. Those that differ by less than TIE count
@@ -105,7 +105,7 @@ def fastest(
     """
     first = measure([declared])[0] if steps >= SHORTEST_STEPS else 0.0
     if steps * first < SHORTEST_SECONDS:
-        return Choice(declared, {})
+        return ExecutionChoice(declared, {})
     eager = replace(declared, compiled=False)
     others = [replace(eager, precision="fp32", channels_last=layout) for layout in (False, True)]
     others += [replace(eager, precision="bf16", channels_last=True)] * bf16
@@ -117,7 +117,7 @@ def fastest(
     if compiler and steps * first > COMPILED_SECONDS:
         times |= timed(measure, [best, replace(best, channels_last=True, compiled=True)])
         best = quickest(times, best)
-    return Choice(best, {execution.text: seconds for execution, seconds in times.items()})
+    return ExecutionChoice(best, {execution.text: seconds for execution, seconds in times.items()})
 
 
 def timed(

@@ -11,7 +11,7 @@ from lightning_modules.networks import build
 from pipeline.track.run_folder import RunFolder
 from pipeline.train import context, execution
 from pipeline.train.context import RunContext
-from pipeline.train.execution import Choice, Execution, StepTimer, fastest, usable
+from pipeline.train.execution import ExecutionChoice, Execution, StepTimer, fastest, usable
 from tests.support.smoke_runs import images_of, manifest_of, smoke_run, stop_after, train_in, weights
 
 FP32 = Execution("fp32", channels_last=False, compiled=False, threads=1)
@@ -66,9 +66,9 @@ def test_settings_that_are_as_fast_stay_as_declared():
 
 def test_short_runs_are_as_declared_and_time_at_most_one_candidate():
     clock = Clock(AMX)
-    assert fastest(BF16, 99, clock, bf16=True, compiler=True) == Choice(BF16, {})
+    assert fastest(BF16, 99, clock, bf16=True, compiler=True) == ExecutionChoice(BF16, {})
     assert clock.asked == []
-    assert fastest(BF16, 150, clock, bf16=True, compiler=True) == Choice(BF16, {})  # 17 seconds
+    assert fastest(BF16, 150, clock, bf16=True, compiler=True) == ExecutionChoice(BF16, {})  # 17 seconds
     assert clock.asked == [BF16]
 
 
@@ -205,7 +205,7 @@ def test_chosen_settings_train_and_are_recorded(tmp_path, tunable, uninterrupted
 def test_run_that_may_not_choose_is_trained_as_declared(tmp_path, tunable, measured):
     fixed = dataclasses.replace(tunable, tunable=False)
     chosen = RunContext(fixed, RunFolder(tmp_path), images_of("noise"), manifest_of("noise")).choice
-    assert chosen == Choice(BF16, {})
+    assert chosen == ExecutionChoice(BF16, {})
 
 
 def test_resumed_run_computes_as_it_began(tmp_path, tunable, measured, uninterrupted):

@@ -26,7 +26,7 @@ def test_figures_3_and_7_compare_constant_and_stochastic_depth(declared):
     names = [text.get_text() for text in gradients.get_legend().get_texts()]
     assert names == ["constant depth", "stochastic depth"]
     caption = found["stochastic-depth-figure-3"].caption
-    assert caption.startswith("Test error (left) and training loss (right) against optimizer steps")
+    assert caption.startswith("Top-1 test error (left) and training loss (right) against optimizer steps")
     assert caption.endswith("Diamonds: the paper's errors after training.")
     assert gradients.get_ylabel() == "mean gradient magnitude, cifar10"
 
