@@ -20,7 +20,7 @@ from pipeline.data.order import derive_seed
 from pipeline.declare.training import Train
 from pipeline.plan.expand import Run
 from pipeline.track.run_folder import RunFolder
-from pipeline.train.execution import ExecutionChoice, Execution, StepTimer, declared_execution, fastest, usable
+from pipeline.train.execution import Execution, ExecutionChoice, StepTimer, declared_execution, fastest, usable
 from pipeline.train.inputs import AnyImageSet, ReadOptions, input_shape
 from pipeline.train.load import load_training_data
 from pipeline.train.process import allow_tf32, has_bf16, has_compiler

@@ -11,7 +11,7 @@ from lightning_modules.networks import build
 from pipeline.track.run_folder import RunFolder
 from pipeline.train import context, execution
 from pipeline.train.context import RunContext
-from pipeline.train.execution import ExecutionChoice, Execution, StepTimer, fastest, usable
+from pipeline.train.execution import Execution, ExecutionChoice, StepTimer, fastest, usable
 from tests.support.smoke_runs import images_of, manifest_of, smoke_run, stop_after, train_in, weights
 
 FP32 = Execution("fp32", channels_last=False, compiled=False, threads=1)
