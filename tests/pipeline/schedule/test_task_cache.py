@@ -33,6 +33,7 @@ def _home(tmp_path, monkeypatch):
     monkeypatch.setenv("REPRO_HOME", str(tmp_path / "home"))
     for name in ("REPRO_DATA", "REPRO_SHARDS"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(task_cache, "edited_since_start", lambda _: False)  # a checkout may be seconds old
     runs_folder().mkdir(parents=True)
 
 
