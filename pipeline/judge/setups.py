@@ -6,7 +6,6 @@ from pipeline.declare.experiment import Experiment
 from pipeline.declare.transfer import STAND_IN_SUFFIX
 from pipeline.judge.counting import ByVariant
 from pipeline.judge.wording import listed
-from pipeline.track.record import Record
 
 
 def is_generated(data: str) -> bool:
@@ -25,21 +24,15 @@ def different_setups(records: ByVariant) -> str:
     setups: dict[tuple[str, int, str], list[str]] = {}
     for variant, rows in records.items():
         for row in rows:
-            found = setups.setdefault((row.hardware, row.world, execution_text(row)), [])
+            found = setups.setdefault((row.hardware, row.world, row.execution), [])
             found.extend([variant] if variant not in found else [])
     if len(setups) == 1:
         return ""
     texts = [
-        f"{listed(variants)} ran on {plural(world, 'device')} ({hardware}) with {execution}"
+        f"{listed(variants)} ran on {plural(world, 'device')} ({hardware}) in {execution}"
         for (hardware, world, execution), variants in setups.items()
     ]
     return "; ".join(texts)
-
-
-def execution_text(row: Record) -> str:
-    """Return '2 threads in bf16, compiled'; with 'channels-last' where the record says it."""
-    words = ["channels-last"] * bool(row.channels_last) + ["compiled"] * row.compiled
-    return ", ".join([f"{plural(row.threads, 'thread')} in {row.precision}", *words])
 
 
 def precision_departures(experiment: Experiment, records: ByVariant) -> list[str]:

@@ -215,14 +215,15 @@ def precision_settings(experiment: Experiment, scale: str) -> dict[str, Any]:
 
 
 def execution_texts(experiment: Experiment, scale: str, records: Sequence[Record]) -> list[str]:
-    """Return a line for each variant and machine whose execution settings were chosen by timing, fastest first."""
+    """Return a line for each variant and machine whose execution settings were chosen by timing."""
     found: dict[tuple[str, str], str] = {}
     for row in records:
         if (row.experiment, row.scale) == (experiment.name, scale) and row.step_seconds:
             times = sorted(row.step_seconds.items(), key=lambda item: item[1])
-            texts = [f"{text} {1000 * seconds:.3g} ms" for text, seconds in times]
+            texts = [f"{1000 * seconds:.3g} ms ({text})" for text, seconds in times]
             found[row.variant, row.hardware] = (
-                f"optimizer step of {row.variant} on {row.hardware}: {'; '.join(texts)}"
+                f"{row.variant} on {row.hardware} was computed in {row.execution}; time of an optimizer step:"
+                f" {', '.join(texts)}"
             )
     return list(found.values())
 

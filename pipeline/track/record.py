@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any, Literal
 
 from pipeline.common.provenance import commit, hardware_name, library_versions, lock_hash, runs_per_device
+from pipeline.common.words import plural
 from pipeline.plan.task import Task
 
 FINISHED, NOT_CONVERGED = "finished", "not converged"
@@ -49,6 +50,11 @@ class Record:
     step_seconds: Mapping[str, float] = field(default_factory=dict)
 
     @property
+    def execution(self) -> str:
+        """How its steps were computed: 'bf16, channels-last, 2 threads'."""
+        return execution_text(self.precision, bool(self.channels_last), self.compiled, self.threads)
+
+    @property
     def measured(self) -> dict[str, float]:
         """Metrics and costs: all values that a claim can name."""
         return {**self.metrics, **self.costs}
@@ -64,6 +70,12 @@ class Record:
         for unknown in kept.keys() - record_fields():
             del kept[unknown]
         return cls(**kept)
+
+
+def execution_text(precision: str, channels_last: bool, compiled: bool, threads: int) -> str:
+    """Return 'bf16, channels-last, compiled, 2 threads'."""
+    words = ["channels-last"] * channels_last + ["compiled"] * compiled
+    return ", ".join([precision, *words, plural(threads, "thread")])
 
 
 @cache

@@ -23,8 +23,8 @@ from pipeline.common.files import write_atomically
 from pipeline.common.hashing import digest
 from pipeline.common.locks import file_lock
 from pipeline.common.provenance import hardware_name
-from pipeline.common.words import plural
 from pipeline.declare.training import Train
+from pipeline.track.record import execution_text
 from pipeline.track.run_folder import explain_disk_errors
 
 ROUNDS = 5  # optimizer steps of each candidate, in turn; their median counts
@@ -46,8 +46,7 @@ class Execution:
     @property
     def text(self) -> str:
         """'bf16, channels-last, compiled, 2 threads'."""
-        words = ["channels-last"] * self.channels_last + ["compiled"] * self.compiled
-        return ", ".join([self.precision, *words, plural(self.threads, "thread")])
+        return execution_text(self.precision, self.channels_last, self.compiled, self.threads)
 
 
 @dataclass(frozen=True)

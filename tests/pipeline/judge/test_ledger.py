@@ -556,12 +556,12 @@ def test_ratio_of_times_on_the_same_hardware_is_judged(declare, seed_records):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"hardware": "H200"}, "1 device (H200) with 1 thread in fp32"),
-        ({"threads": 4}, "1 device (one core) with 4 threads in fp32"),
-        ({"precision": "bf16"}, "1 device (one core) with 1 thread in bf16"),
-        ({"world": 2}, "2 devices (one core) with 1 thread in fp32"),
-        ({"compiled": True}, "1 device (one core) with 1 thread in fp32, compiled"),
-        ({"channels_last": True}, "1 device (one core) with 1 thread in fp32, channels-last"),
+        ({"hardware": "H200"}, "1 device (H200) in fp32, 1 thread"),
+        ({"threads": 4}, "1 device (one core) in fp32, 4 threads"),
+        ({"precision": "bf16"}, "1 device (one core) in bf16, 1 thread"),
+        ({"world": 2}, "2 devices (one core) in fp32, 1 thread"),
+        ({"compiled": True}, "1 device (one core) in fp32, compiled, 1 thread"),
+        ({"channels_last": True}, "1 device (one core) in fp32, channels-last, 1 thread"),
     ],
 )
 def test_times_of_different_hardware_or_execution_settings_are_not_compared(declare, seed_records, change, words):
@@ -569,7 +569,7 @@ def test_times_of_different_hardware_or_execution_settings_are_not_compared(decl
     entry = judge_by_id(declared, rows)["ratio"]
     assert (entry.verdict.outcome, entry.verdict.reason) == ("cannot judge", "protocol-unspecified")
     assert entry.verdict.sentence == (
-        f"train/seconds depends on the hardware: plain-32 ran on 1 device (one core) with 1 thread in fp32;"
+        f"train/seconds depends on the hardware: plain-32 ran on 1 device (one core) in fp32, 1 thread;"
         f" plain-20 ran on {words}."
     )
     assert judge_by_id(declared, rows)["deeper"].verdict.reason != "protocol-unspecified"  # an error does not
