@@ -89,13 +89,14 @@ def ours(steps: int, home: Path, runs: int) -> tuple[float, str]:
 
 
 def peer(steps: int, home: Path, workers: int) -> tuple[float, str]:
-    """Return images per second of the plain PyTorch loop, and "" ."""
+    """Return images per second of the plain PyTorch loop, and no settings."""
     import torch
     from torch.utils.data import DataLoader
     from torchvision import transforms
     from torchvision.datasets import ImageFolder
 
     from lightning_modules.resnet import resnet_cifar
+    from tests.benchmarks.training_speed import plain_step
 
     to_tensor = [transforms.ToTensor(), transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]
     augment = [transforms.RandomCrop(32, 4), transforms.RandomHorizontalFlip()]
@@ -105,17 +106,11 @@ def peer(steps: int, home: Path, workers: int) -> tuple[float, str]:
     loader = DataLoader(train, BATCH, shuffle=True, num_workers=workers, drop_last=True)
     held_out = DataLoader(test, 250, num_workers=workers)
     network = resnet_cifar(depth=20)
-    criterion = torch.nn.CrossEntropyLoss()
-    optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9, weight_decay=1e-4)
+    step = plain_step(network)
     done, start = 0, 0.0
     while True:
         for images, labels in loader:
-            output = network(images)
-            loss = criterion(output, labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            loss.item(), (output.argmax(1) == labels).float().mean().item()
+            step(images, labels)
             done += 1
             if done == REPORT:
                 start = time.perf_counter()

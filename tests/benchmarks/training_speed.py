@@ -51,9 +51,7 @@ def peer(steps: int, folder: Path, workers: int) -> float:
     usual = [transforms.RandomCrop(32, 4), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
     data = Generated(folder, train=True, transform=transforms.Compose([*usual, transforms.Normalize(mean, std)]))
     loader = DataLoader(data, BATCH, shuffle=True, num_workers=workers, drop_last=True)
-    network = resnet_cifar(depth=20)
-    criterion = torch.nn.CrossEntropyLoss()
-    optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9, weight_decay=1e-4)
+    step = plain_step(resnet_cifar(depth=20))
     done, start = 0, 0.0
     while True:
         for images, labels in loader:
@@ -61,13 +59,26 @@ def peer(steps: int, folder: Path, workers: int) -> float:
                 start = time.perf_counter()
             if done == steps:
                 return BATCH * (steps - WARM_UP) / (time.perf_counter() - start)
-            output = network(images)
-            loss = criterion(output, labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            loss.item(), (output.argmax(1) == labels).float().mean().item()
+            step(images, labels)
             done += 1
+
+
+def plain_step(network):
+    """Return a function of images and labels that runs one optimizer step in float32, and reads loss and accuracy."""
+    import torch
+
+    criterion = torch.nn.CrossEntropyLoss()
+    optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9, weight_decay=1e-4)
+
+    def step(images, labels) -> None:
+        output = network(images)
+        loss = criterion(output, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        loss.item(), (output.argmax(1) == labels).float().mean().item()
+
+    return step
 
 
 def ours(steps: int, folder: Path, *, threads: int) -> float:

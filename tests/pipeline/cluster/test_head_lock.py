@@ -97,15 +97,20 @@ def test_the_lock_of_a_process_of_this_machine_is_never_taken_over(cluster_home)
             hold_head_lock().__enter__()
 
 
+def lose_head_of_another_machine(folder):
+    """Write the files of a head that another machine ran, and whose heartbeat stopped."""
+    heartbeat_file(folder).touch()
+    make_older(folder, head_lock.LOST_SECONDS + 1)
+    write_node("another-machine", os.getpid(), 0.0)
+    assert head_lock.is_lost(folder)
+
+
 @pytest.mark.parametrize("file", ["heartbeat", "node.json"])
 def test_a_file_system_that_does_not_answer_says_nothing_of_the_head(cluster_home, monkeypatch, file):
     """A stale NFS handle is no sign of a dead head."""
     folder = token.cluster_folder()
     with FileLock(folder / "head.lock"):
-        heartbeat_file(folder).touch()
-        make_older(folder, head_lock.LOST_SECONDS + 1)
-        write_node("another-machine", os.getpid(), 0.0)
-        assert head_lock.is_lost(folder)
+        lose_head_of_another_machine(folder)
         for name in ("stat", "read_text"):
             works = getattr(Path, name)
 
@@ -123,10 +128,7 @@ def test_without_the_file_systems_clock_a_head_is_not_taken_for_dead(cluster_hom
     """The clock of this machine may be ahead of the server's."""
     folder = token.cluster_folder()
     with FileLock(folder / "head.lock"):
-        heartbeat_file(folder).touch()
-        make_older(folder, head_lock.LOST_SECONDS + 1)
-        write_node("another-machine", os.getpid(), 0.0)
-        assert head_lock.is_lost(folder)
+        lose_head_of_another_machine(folder)
 
         def no_space(**_):
             raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
