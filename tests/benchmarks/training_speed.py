@@ -31,7 +31,6 @@ IMAGES = 10_000
 
 def peer(steps: int, folder: Path, workers: int) -> float:
     """Return the images per second of the plain PyTorch loop."""
-    import torch
     from torch.utils.data import DataLoader
     from torchvision import transforms
     from torchvision.datasets import CIFAR10
@@ -64,7 +63,7 @@ def peer(steps: int, folder: Path, workers: int) -> float:
 
 
 def plain_step(network):
-    """Return a function of images and labels that runs one optimizer step in float32, and reads loss and accuracy."""
+    """Return a function of images and labels that runs one step in float32, and reads loss and accuracy."""
     import torch
 
     criterion = torch.nn.CrossEntropyLoss()
