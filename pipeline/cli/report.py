@@ -64,7 +64,8 @@ def report(
             written.append(next(path for path in files if path.name == "index.html"))
         if markdown is not None:
             written.append(write_file(markdown, render_markdown(content, title=title)))
-        if pdf is not None:
+    if pdf is not None:
+        with spinner("laying out the PDF; one of all experiments takes some minutes …"):
             written.append(write_pdf(content, pdf, title=title, address=address))
     for path in written:
         out.print(f"wrote {escape(str(path))}", soft_wrap=True)

@@ -1,6 +1,6 @@
 """Figures 1 and 3 of Krizhevsky et al. 2012: ReLU against tanh, and the filters of the first layer."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -12,7 +12,7 @@ from pipeline.declare.experiment import Experiment
 from pipeline.report.paper_figures.error_curves import TRAIN_CURVE, CurvePanel, drawn_curves, variant_lines
 from pipeline.report.paper_figures.figure_data import FigureData
 from pipeline.report.paper_figures.paper_figure import FigureTitle, PaperFigure
-from pipeline.report.paper_figures.style import FULL_WIDTH, Theme, new_figure
+from pipeline.report.paper_figures.style import FULL_WIDTH, new_figure
 
 ACTIVATIONS = {"alexnet-cifar": "ReLU", "alexnet-cifar-tanh": "tanh"}
 ERROR_LEVEL = 25.0  # training error in percent that Figure 1 compares
@@ -56,14 +56,18 @@ def filter_figure(data: FigureData, declared: list[tuple[Experiment, str]]) -> P
         runs = data.best_runs(experiment, [name])
         for record in runs.records[name] if runs else []:
             if runs and (tensors := data.weights(record)) is not None:
-                filters, where = np.asarray(tensors[FIRST_LAYER], float), f"{name}: {runs.place}"
-                caption = (
-                    f"The {len(filters)} filters of {filter_size(filters)} of the first convolutional layer of"
-                    f" {where}, seed {record.seed}. Each is scaled to its own range. The paper shows 96 filters of"
-                    " 11 x 11 x 3, learned on ImageNet."
-                )
-                return FIGURE_3.drawn(caption, partial(draw_filters, filters, f"{where}, seed {record.seed}"))
+                return filters_figure(tensors, f"{name}: {runs.place}, seed {record.seed}")
     return FIGURE_3.missing(f"No finished run with weights on this machine; {missing_command(data, declared)}")
+
+
+def filters_figure(tensors: Mapping[str, Any], where: str) -> PaperFigure:
+    """Return Figure 3 with the weights of a run: `where` names its network, data, scale and seed."""
+    filters = np.asarray(tensors[FIRST_LAYER], float)
+    caption = (
+        f"The {len(filters)} filters of {filter_size(filters)} of the first convolutional layer of {where}. Each is"
+        " scaled to its own range. The paper shows 96 filters of 11 x 11 x 3, learned on ImageNet."
+    )
+    return FIGURE_3.drawn(caption, lambda _: draw_filters(filters, where))
 
 
 def filter_size(filters: Any) -> str:
@@ -78,26 +82,20 @@ def missing_command(data: FigureData, declared: list[tuple[Experiment, str]]) ->
     return data.why_missing(experiment, [name]).partition("; ")[2]
 
 
-def draw_filters(filters: Any, title: str, theme: Theme) -> Figure:
+def draw_filters(filters: Any, title: str) -> Figure:
     """Draw filters (N, C, H, W) in rows of 16: in colour with three channels, else in grey, their mean over C."""
     count, channels, high, wide = filters.shape
     rows = -(-count // FILTERS_ACROSS)
-    sheet = np.full((rows * (high + 1) + 1, FILTERS_ACROSS * (wide + 1) + 1, 3), np.nan)
+    sheet = np.zeros((rows * (high + 1) + 1, FILTERS_ACROSS * (wide + 1) + 1, 4))  # transparent between filters
     for number, one in enumerate(filters):
         picture = one if channels == 3 else np.repeat(one.mean(axis=0, keepdims=True), 3, axis=0)
         low, span = picture.min(), max(picture.max() - picture.min(), 1e-12)
         top, left = (1 + (number // FILTERS_ACROSS) * (high + 1)), (1 + (number % FILTERS_ACROSS) * (wide + 1))
-        sheet[top : top + high, left : left + wide] = ((picture - low) / span).transpose(1, 2, 0)
+        sheet[top : top + high, left : left + wide, :3] = ((picture - low) / span).transpose(1, 2, 0)
+        sheet[top : top + high, left : left + wide, 3] = 1
     figure = new_figure(FULL_WIDTH, FULL_WIDTH * sheet.shape[0] / sheet.shape[1] + 0.4)
     ax = figure.subplots()
     ax.set_axis_off()
-    ax.imshow(with_background(sheet, theme), interpolation="nearest")
+    ax.imshow(sheet, interpolation="nearest")
     ax.set_title(title)
     return figure
-
-
-def with_background(sheet: Any, theme: Theme) -> Any:
-    """Return the picture with the colour of the background between the filters."""
-    code = theme.background.removeprefix("#")
-    colour = [int(code[i : i + 2], 16) / 255 for i in (0, 2, 4)]
-    return np.where(np.isnan(sheet), colour, sheet)

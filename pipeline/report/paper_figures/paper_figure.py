@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from pipeline.common.errors import UserError, explain_write_errors
 from pipeline.common.files import write_atomically
-from pipeline.report.paper_figures.style import THEMES, Layout, Theme, ThemeName, figure_style, fix_layout
+from pipeline.report.paper_figures.style import THEMES, Theme, ThemeName, figure_style, fix_layout, recolour
 
 FigureFormat = Literal["png", "svg", "pdf"]
 Draw = Callable[[Theme], Figure]
@@ -72,23 +72,26 @@ class PaperFigure:
     def render_all(
         self, wanted: Collection[tuple[FigureFormat, ThemeName]]
     ) -> dict[tuple[FigureFormat, ThemeName], bytes]:
-        """Return the bytes of several files of the figure, each as `render` does, in the order of their themes.
+        """Return the bytes of several files of the figure, each as `render` does.
 
-        The figure is drawn once for each theme, and laid out once. Raises UserError if there is no evidence.
+        The figure is drawn once for each theme; an SVG file in the dark theme is the light one in other colours.
+        Raises UserError if there is no evidence.
         """
         if self.draw is None:
             raise UserError(f"figure {self.name} cannot be drawn. {self.missing}")
-        found: dict[tuple[FigureFormat, ThemeName], bytes] = {}
-        layout: Layout | None = None
-        for theme in dict.fromkeys(theme for _, theme in wanted):
+        needed = dict.fromkeys((format, "light" if format == "svg" else theme) for format, theme in wanted)
+        drawn: dict[tuple[FigureFormat, ThemeName], bytes] = {}
+        for theme in dict.fromkeys(theme for _, theme in needed):
             with figure_style(THEMES[theme]):
                 figure = self.draw(THEMES[theme])
-                layout = fix_layout(figure, layout)
-                for format in (format for format, of in wanted if of == theme):
+                fix_layout(figure)
+                for format in (format for format, of in needed if of == theme):
                     file = io.BytesIO()
                     figure.savefig(file, format=format, dpi=DPI, metadata=NO_DATES[format])
-                    found[format, theme] = file.getvalue()
-        return found
+                    drawn[format, theme] = file.getvalue()
+        if ("svg", "dark") in wanted:
+            drawn["svg", "dark"] = recolour(drawn["svg", "light"], THEMES["light"], THEMES["dark"])
+        return {one: drawn[one] for one in wanted}
 
     def write(self, path: Path, theme: ThemeName = "light") -> Path:
         """Write the figure to a file atomically, in the format of its suffix: .png, .svg or .pdf.

@@ -1,5 +1,6 @@
 """The look of the figures: colours of both themes, sizes, and settings that make files reproducible."""
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,12 +9,15 @@ from typing import Any, Literal
 import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.transforms import Bbox
 
 ThemeName = Literal["light", "dark"]
 
 ONE_PANEL, FULL_WIDTH = 5.2, 7.2  # width of a figure in inches; 7.2 is one column of the report
 SMALL_FONT, NORMAL = 8.0, 9.0  # font sizes in points at that width
+
+NEARLY_BLACK = (
+    "#000001"  # black is the default fill of SVG: Matplotlib would not write it, and recolour not find it
+)
 
 
 @dataclass(frozen=True)
@@ -42,13 +46,17 @@ class Theme:
             "grid.color": self.grid,
         }
 
+    def colours(self) -> tuple[str, ...]:
+        """Return all colours of the theme, in the same order for each theme."""
+        return (self.background, self.text, self.grid, *self.series, self.fill)
+
 
 THEMES: Mapping[ThemeName, Theme] = {
     "light": Theme(
         background="#ffffff",
         text="#1a1a1a",
         grid="#dddddd",
-        series=("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000", "#e69f00", "#56b4e9"),
+        series=("#0072b2", "#d55e00", "#009e73", "#cc79a7", NEARLY_BLACK, "#e69f00", "#56b4e9"),
         fill="#999999",
     ),
     "dark": Theme(
@@ -99,31 +107,19 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Places of the axes and texts of a figure with automatic layout, as fractions of its size."""
+def recolour(svg: bytes, old: Theme, new: Theme) -> bytes:
+    """Return an SVG file of a figure in the colours of another theme, which is faster than to draw it again."""
+    colours = dict(zip(old.colours(), new.colours(), strict=True))
+    pattern = f"""(?<=: |=")(?:{"|".join(colours)})"""  # in styles and attributes, not in text
+    return re.sub(pattern.encode(), lambda found: colours[found[0].decode()].encode(), svg)
 
-    axes: tuple[Bbox, ...]
-    texts: tuple[tuple[float, float], ...]  # outside the axes: the title
 
-
-def fix_layout(figure: Figure, known: Layout | None = None) -> Layout | None:
+def fix_layout(figure: Figure) -> None:
     """Lay a figure out now, and not again for each file: Matplotlib does it twice each time it saves.
 
-    `known`: the layout of the same figure in other colours, which is used again. Returns None for a figure without
-    automatic layout. Call it within `figure_style`, after everything is drawn.
+    Call it within `figure_style`, after everything is drawn.
     """
     engine = figure.get_layout_engine()
-    if engine is None:
-        return None
-    if known is None:
+    if engine is not None:
         engine.execute(figure)
-        places = tuple(ax.get_position(original=True).frozen() for ax in figure.axes)
-        known = Layout(places, tuple(text.get_position() for text in figure.texts))
-    else:
-        for ax, place in zip(figure.axes, known.axes, strict=True):
-            ax.set_position(place)
-        for text, position in zip(figure.texts, known.texts, strict=True):
-            text.set_position(position)
-    figure.set_layout_engine(None)
-    return known
+        figure.set_layout_engine(None)

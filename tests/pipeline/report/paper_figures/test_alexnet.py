@@ -4,7 +4,6 @@ import numpy as np
 
 from pipeline.declare.load import load_experiment
 from pipeline.report.paper_figures.alexnet import alexnet_figures, draw_filters
-from pipeline.report.paper_figures.style import THEMES
 from tests.support.figure_boxes import drawn_figure
 from tests.support.figure_runs import by_name, figure_data, made_up_records
 
@@ -45,14 +44,15 @@ def test_filters_are_those_of_imagenet_if_there_are_any():
     )
 
 
-def test_filters_are_scaled_to_their_own_range_on_the_background():
+def test_filters_are_scaled_to_their_own_range_with_nothing_between_them():
     filters = np.zeros((17, 3, 2, 2))
     filters[0] = np.arange(12).reshape(3, 2, 2)
     filters[16] = -filters[0]
-    [ax] = draw_filters(filters, "title", THEMES["dark"]).axes
+    [ax] = draw_filters(filters, "title").axes
     sheet = np.asarray(ax.images[0].get_array())
-    assert sheet.shape == (7, 49, 3)  # two rows of 16 filters, with a pixel between them
-    assert (sheet[1:3, 1:3] == filters[0].transpose(1, 2, 0) / 11).all()
-    assert np.allclose(sheet[4:6, 1:3], 1 - filters[0].transpose(1, 2, 0) / 11)
-    background = [int(THEMES["dark"].background[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    assert sheet[0, 0].tolist() == sheet[4, 20].tolist() == background
+    assert sheet.shape == (7, 49, 4)  # two rows of 16 filters, with a pixel between them
+    assert (sheet[1:3, 1:3, :3] == filters[0].transpose(1, 2, 0) / 11).all()
+    assert np.allclose(sheet[4:6, 1:3, :3], 1 - filters[0].transpose(1, 2, 0) / 11)
+    opaque = sheet[..., 3]
+    assert opaque[1:3, 1:3].all() and opaque[4:6, 1:3].all()
+    assert not opaque[0].any() and not opaque[:, 0].any() and not opaque[4, 20]  # the figure's background

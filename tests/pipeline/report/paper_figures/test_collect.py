@@ -1,11 +1,14 @@
 """Test the list of all figures: what the lecture and the papers show is there, and every command is a real one."""
 
+import io
 import re
 
 import pytest
 
 from pipeline.declare.load import load_all
 from pipeline.report.paper_figures.collect import paper_figures
+from pipeline.report.paper_figures.paper_figure import DPI, NO_DATES
+from pipeline.report.paper_figures.style import THEMES, figure_style, fix_layout
 from tests.support.figure_boxes import covered, drawn_figure
 from tests.support.figure_runs import made_up_curve, made_up_records, made_up_size, no_weights
 
@@ -50,13 +53,39 @@ def test_figures_are_those_of_the_chosen_experiments(experiments):
     assert names == ["ours-against-papers", "squeezenet-figure-3"]
 
 
+def figures_with_runs(experiments, scale):
+    """All figures with curves of runs at a scale, apart from those of each experiment, which look alike."""
+    chosen = [one for one in experiments if one.trains and scale in one.scales]
+    records = [row for one in chosen for row in made_up_records(one, scale, one.variants_at(scale), seeds=2)]
+    found = collected(experiments, records, scales=(scale,))
+    figures = [figure for figure in found if figure.source and not figure.missing]
+    assert len(figures) > 12
+    return figures
+
+
+@pytest.mark.slow
+def test_a_dark_svg_file_is_what_matplotlib_draws_in_the_dark_theme(experiments):
+    for figure in figures_with_runs(experiments, "laptop"):
+        expected = io.BytesIO()
+        with figure_style(THEMES["dark"]):
+            drawn = drawn_figure(figure, "dark")
+            fix_layout(drawn)
+            drawn.savefig(expected, format="svg", dpi=DPI, metadata=NO_DATES["svg"])
+        same = [without_names(file) for file in (figure.render("svg", "dark"), expected.getvalue())]
+        assert same[0] == same[1], figure.name
+
+
+def without_names(svg):
+    """An SVG file with its internal names numbered: Matplotlib derives them from the colours too."""
+    names = {}
+    return re.sub(
+        rb"\b[hmpC_0-9a-f]*[0-9a-f]{10}\b", lambda found: names.setdefault(found[0], b"%d" % len(names)), svg
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("scale", "theme"), [("paper", "dark"), ("laptop", "light")])  # one layout in both themes
 def test_nothing_is_covered_in_any_figure(experiments, scale, theme):
-    chosen = [one for one in experiments if one.trains and scale in one.scales]
-    records = [row for one in chosen for row in made_up_records(one, scale, one.variants_at(scale), seeds=2)]
-    found = [figure for figure in collected(experiments, records, scales=(scale,)) if not figure.missing]
-    figures = [figure for figure in found if figure.source]  # not the curves of every experiment, which look alike
-    assert len(figures) > 12
+    figures = figures_with_runs(experiments, scale)
     faults = {figure.name: covered(drawn_figure(figure, theme, laid_out=True)) for figure in figures}
     assert {name: found for name, found in faults.items() if found} == {}

@@ -4,7 +4,7 @@ import matplotlib as mpl
 import pytest
 from matplotlib.colors import to_rgb
 
-from pipeline.report.paper_figures.style import SMALL_FONT, THEMES, figure_style
+from pipeline.report.paper_figures.style import NEARLY_BLACK, SMALL_FONT, THEMES, figure_style, recolour
 
 OKABE_ITO = {"#000000", "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7"}
 
@@ -36,7 +36,9 @@ def test_text_has_a_contrast_of_at_least_4_5(theme):
 
 @pytest.mark.parametrize("theme", THEMES.values(), ids=list(THEMES))
 def test_series_are_the_colours_of_okabe_and_ito(theme):
-    assert set(theme.series) - {"#ffffff"} <= OKABE_ITO  # white takes the place of black on a dark background
+    assert (
+        set(theme.series) - {"#ffffff", NEARLY_BLACK} <= OKABE_ITO
+    )  # white takes the place of black on a dark page
     assert len(set(theme.series)) == 7
     assert all(contrast(colour, theme.background) >= 2.2 for colour in theme.series)
 
@@ -46,3 +48,12 @@ def test_style_ends_with_the_context():
     with figure_style(THEMES["dark"]):
         assert mpl.rcParams["text.color"] != before
     assert mpl.rcParams["text.color"] == before
+
+
+def test_an_svg_file_changes_its_colours_and_nothing_else():
+    light, dark = THEMES["light"], THEMES["dark"]
+    assert len(set(light.colours())) == len(light.colours()) == len(dark.colours())  # each has one counterpart
+    svg = '<path id="0072b2" style="stroke: #0072b2; fill: #56b4e9"/><text style="fill: #1a1a1a">#e69f00</text><i fill="#e69f00"/>'
+    changed = svg.replace("#56b4e9", "#f0e442").replace("#0072b2", "#56b4e9").replace("#1a1a1a", "#e8e8e8")
+    changed = changed.replace('fill="#e69f00"', 'fill="#d55e00"')
+    assert recolour(svg.encode(), light, dark) == changed.encode()
