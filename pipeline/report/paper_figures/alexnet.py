@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -64,8 +63,8 @@ def filters_figure(tensors: Mapping[str, Any], where: str) -> PaperFigure:
     """Return Figure 3 with the weights of a run: `where` names its network, data, scale and seed."""
     filters = np.asarray(tensors[FIRST_LAYER], float)
     caption = (
-        f"The {len(filters)} filters of {filter_size(filters)} of the first convolutional layer of {where}. Each is"
-        " scaled to its own range. The paper shows 96 filters of 11 x 11 x 3, learned on ImageNet."
+        f"The {len(filters)} filters of {filter_size(filters)} of the first convolutional layer of {where}."
+        " Each is scaled to its own range. The paper shows 96 filters of 11 x 11 x 3, learned on ImageNet."
     )
     return FIGURE_3.drawn(caption, lambda _: draw_filters(filters, where))
 

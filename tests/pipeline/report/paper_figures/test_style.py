@@ -53,7 +53,10 @@ def test_style_ends_with_the_context():
 def test_an_svg_file_changes_its_colours_and_nothing_else():
     light, dark = THEMES["light"], THEMES["dark"]
     assert len(set(light.colours())) == len(light.colours()) == len(dark.colours())  # each has one counterpart
-    svg = '<path id="0072b2" style="stroke: #0072b2; fill: #56b4e9"/><text style="fill: #1a1a1a">#e69f00</text><i fill="#e69f00"/>'
+    svg = (
+        '<path id="0072b2" style="stroke: #0072b2; fill: #56b4e9"/>'
+        '<text style="fill: #1a1a1a">#e69f00</text><rect fill="#e69f00"/>'
+    )
     changed = svg.replace("#56b4e9", "#f0e442").replace("#0072b2", "#56b4e9").replace("#1a1a1a", "#e8e8e8")
     changed = changed.replace('fill="#e69f00"', 'fill="#d55e00"')
     assert recolour(svg.encode(), light, dark) == changed.encode()
