@@ -81,7 +81,9 @@ class RunContext:
             module = build_module(self.run, self.manifest, replace(declared, compiled=False))
             device = torch.device(self.device)
             model = self.run.recipe.model.model_dump(mode="json") | {"classes": len(self.manifest.classes)}
-            timer = StepTimer(module.network.to(device), shape, device, key=model, cache=options.cache)
+            timer = StepTimer(
+                module.network.to(device), shape, device, key=model, cache=options.cache, report=options.report
+            )
             with timer.alone():
                 choice = fastest(declared, self.recipe.steps, timer, **has)
             choice.write(self.folder.execution_file)

@@ -26,6 +26,7 @@ from pipeline.common.provenance import hardware_name
 from pipeline.declare.training import Train
 from pipeline.track.record import execution_text
 from pipeline.track.run_folder import explain_disk_errors
+from pipeline.train.process import error_of_compiler
 
 ROUNDS = 5  # optimizer steps of each candidate, in turn; their median counts
 WARM_UP = 2  # steps of each candidate before these
@@ -137,13 +138,20 @@ class StepTimer:
     """Times optimizer steps of a network in several execution settings, with a cache on disk.
 
     `network` stays as it is; `shape` is that of a micro-batch, (N, C, H, W). The cache holds for this hardware,
-    this version of torch, and the network that `key` describes.
+    this version of torch, and the network that `key` describes. `report` is told which settings fail, and why.
     """
 
     def __init__(
-        self, network: nn.Module, shape: Sequence[int], device: torch.device, *, key: Any, cache: Path | None
+        self,
+        network: nn.Module,
+        shape: Sequence[int],
+        device: torch.device,
+        *,
+        key: Any,
+        cache: Path | None,
+        report: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self.network, self.shape, self.device = network, tuple(shape), device
+        self.network, self.shape, self.device, self.report = network, tuple(shape), device, report
         about = {"hardware": hardware_name(), "torch": torch.__version__, "shape": self.shape, "network": key}
         self.file = cache / "step-seconds" / f"{digest(about)}.json" if cache else None
 
@@ -152,7 +160,7 @@ class StepTimer:
         known = self.read()
         if not all(one.text in known for one in candidates):
             known |= dict(zip((one.text for one in candidates), self.measure(candidates), strict=True))
-            self.write(known)
+            self.write({text: seconds for text, seconds in known.items() if seconds})  # what fails is tried again
         return [known[one.text] for one in candidates]
 
     @contextmanager
@@ -194,7 +202,7 @@ class StepTimer:
             images = torch.rand(self.shape, device=self.device)
             images = images.contiguous(memory_format=torch.channels_last)  # as those of the feed
             steps = [self.step_of(one, images) for one in candidates]
-            failed = {number for number, step in enumerate(steps) for _ in range(WARM_UP) if not step()}
+            failed = {number for number, step in enumerate(steps) if not all(step() for _ in range(WARM_UP))}
             seconds: list[list[float]] = [[] for _ in candidates]
             for _ in range(ROUNDS):
                 for number, step in enumerate(steps):
@@ -224,7 +232,8 @@ class StepTimer:
             began = time.perf_counter()
             try:
                 compute()
-            except Exception:  # noqa: BLE001 - of a compiler, or of a full GPU: this candidate is left out
+            except Exception as error:  # noqa: BLE001 - of a compiler, or of a full GPU: this candidate is left out
+                self.report(f"{execution.text} is not used, it fails here: {error_of_compiler(error)}")
                 return 0.0
             return time.perf_counter() - began
 

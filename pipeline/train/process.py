@@ -7,10 +7,13 @@ import platform
 import shutil
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
 from pipeline.common.errors import UserError
+from pipeline.common.words import first_line
 from pipeline.train.ranks import SINGLE_RANK, RankGroup
 
 NO_TF32 = (
@@ -75,3 +78,24 @@ def has_compiler() -> bool:
     """Return True if torch.compile finds a C++ compiler, which it needs for CPU kernels and GPU launchers."""
     compiler = os.environ.get("CXX")
     return any(shutil.which(name) for name in ([compiler] if compiler else ["g++", "clang++"]))
+
+
+def error_of_compiler(error: Exception) -> str:
+    """Return what an error of torch's compiler says, without the name of the part that met it."""
+    return first_line(getattr(error, "inner_exception", error))
+
+
+@contextmanager
+def explain_compile_errors() -> Iterator[None]:
+    """Context that turns an error of torch's compiler into a UserError that says what to do."""
+    try:
+        yield
+    except RuntimeError as error:
+        compiler = sys.modules.get("torch._dynamo.exc")  # imported by whatever compiles
+        if compiler is None or not isinstance(error, compiler.TorchDynamoException):
+            raise
+        raise UserError(
+            f"torch cannot compile the network: {error_of_compiler(error)}; delete its compiler cache (the folder"
+            " TORCHINDUCTOR_CACHE_DIR, by default torchinductor_USER in the temporary folder), or do not compile:"
+            " --set train.compile=false"
+        ) from error

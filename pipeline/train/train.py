@@ -29,7 +29,7 @@ from pipeline.train.callback import TrainingCallback
 from pipeline.train.context import RunContext
 from pipeline.train.inputs import AnyImageSet, ReadOptions, require_counts
 from pipeline.train.lightning import RankEnvironment
-from pipeline.train.process import prepare_process
+from pipeline.train.process import explain_compile_errors, prepare_process
 from pipeline.train.ranks import RankGroup, current_ranks, micro_batches
 
 
@@ -74,7 +74,8 @@ def train(
         if task.needs and not checkpoint:
             context.start_from(RunFolder(task.folder.parent / task.needs[0]))
         callback = TrainingCallback(context, stop, start)
-        status, ended = fit(context, callback, start, str(checkpoint[1]) if checkpoint else None)
+        with explain_compile_errors():
+            status, ended = fit(context, callback, start, str(checkpoint[1]) if checkpoint else None)
         if status == FINISHED and not callback.finished:
             return None
         metrics = context.final_metrics() | callback.last_metrics() if status == FINISHED else {}

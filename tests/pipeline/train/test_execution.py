@@ -155,13 +155,18 @@ def test_damaged_cache_is_measured_again(network, tmp_path, content):
     assert json.loads(one.file.read_text(encoding="utf-8")).keys() == {FP32.text}
 
 
-def test_network_that_does_not_compile_has_no_time(network, monkeypatch):
+def test_settings_that_fail_are_named_and_not_cached(network, tmp_path, monkeypatch):
     def fail(_):
-        raise RuntimeError("no such backend")
+        raise RuntimeError("no such backend\nmore")
 
+    said = []
     monkeypatch.setattr(torch, "compile", lambda module: fail)
     monkeypatch.setattr(torch.compiler, "reset", lambda: None)  # imports the compiler
-    assert timer(network, None)([COMPILED, LAST])[0] == 0.0
+    one = StepTimer(network, (4, 3, 16, 16), torch.device("cpu"), key="", cache=tmp_path, report=said.append)
+    failed, works = one([COMPILED, LAST])
+    assert (failed, works > 0) == (0.0, True)
+    assert said == [f"{COMPILED.text} is not used, it fails here: no such backend"]
+    assert one.read().keys() == {LAST.text}
 
 
 def test_networks_with_auxiliary_classifiers_are_timed():

@@ -1,14 +1,18 @@
 """The process that trains depends neither on a batch system nor on Lightning's own environment variables."""
 
 import os
+import subprocess
+import sys
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from pipeline.common.errors import UserError
+from pipeline.common.paths import ROOT
 from pipeline.train import process
-from pipeline.train.process import allow_tf32, prepare_process
+from pipeline.train.process import allow_tf32, explain_compile_errors, prepare_process
 from pipeline.train.ranks import RankGroup
 from tests.support.clean_environment import IGNORED
 from tests.support.smoke_runs import journal_metrics, smoke_run, stop_after, train_in, weights
@@ -95,3 +99,48 @@ def test_tf32_on_one_rank_only_is_a_user_error(monkeypatch):
     monkeypatch.setattr(RankGroup, "any_rank", lambda self, *flags: (True,))
     with pytest.raises(UserError, match="tf32"):
         allow_tf32(True, RankGroup(0, 2))
+
+
+TRAIN_COMPILED = """
+import sys
+from pathlib import Path
+from pipeline.common.errors import UserError
+from pipeline.common.paths import ROOT
+from tests.support.smoke_runs import smoke_run, train_in
+try:
+    print(train_in(Path(sys.argv[1]), smoke_run(changes={"train.compile": True})).compiled)
+except UserError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+def test_damaged_compiler_cache_is_a_user_error(tmp_path):
+    """As a crash of the machine while it compiles leaves it."""
+    cache = tmp_path / "cache"
+
+    def train(folder):
+        words = [sys.executable, "-c", TRAIN_COMPILED, tmp_path / folder]
+        environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(cache)}
+        return subprocess.run(words, env=environment, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+
+    assert train("whole") == "True\n"
+    for library in cache.rglob("*.so"):
+        library.write_bytes(b"")
+    said = train("damaged")
+    assert said.startswith(f"torch cannot compile the network: {cache}/")
+    assert "file too short; delete its compiler cache (the folder TORCHINDUCTOR_CACHE_DIR" in said
+
+
+def test_only_errors_of_the_compiler_are_explained(monkeypatch):
+    class CompilerError(RuntimeError):
+        pass
+
+    monkeypatch.setitem(sys.modules, "torch._dynamo.exc", SimpleNamespace(TorchDynamoException=CompilerError))
+    with (
+        pytest.raises(UserError, match=r"^torch cannot compile the network: no header; delete"),
+        explain_compile_errors(),
+    ):
+        raise CompilerError("no header\nSet TORCHDYNAMO_VERBOSE=1")
+    with pytest.raises(RuntimeError, match=r"^another$"), explain_compile_errors():
+        raise RuntimeError("another")
