@@ -1,7 +1,9 @@
 """Collect the finished runs of this machine and of the tracking server, and judge experiments from them."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pipeline.common.garbage import no_garbage_collection
@@ -14,7 +16,7 @@ from pipeline.track.mlflow_errors import TrackingError
 from pipeline.track.mlflow_writer import Tracker
 from pipeline.track.record import Record
 from pipeline.track.run_folder import RunFolder
-from pipeline.track.sync import local_records, sync_all
+from pipeline.track.sync import list_names, local_records, sync_all
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,9 @@ def unfinished_runs(experiments: Sequence[Experiment]) -> dict[tuple[str, str, s
     others = {name: other for experiment in experiments for name, other in experiment.others.items()}
     declared = others | {experiment.name: experiment for experiment in experiments}
     found = {}
-    for path in sorted(runs_folder().glob("*/left.json"), key=lambda path: path.stat().st_mtime):
+    root = runs_folder()
+    files = [f"{root}/{name}/left.json" for name in list_names(root)]  # Path.glob is slow for 10,000 folders
+    for path in sorted(map(Path, filter(os.path.exists, files)), key=lambda path: path.stat().st_mtime):
         folder = RunFolder(path.parent)
         left = folder.unfinished()
         if not left or folder.result_file.is_file() or not (path.parent / "run.json").is_file():
