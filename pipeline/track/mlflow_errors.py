@@ -1,5 +1,6 @@
 """Errors of MLflow as sentences for the user, without passwords."""
 
+import errno
 import re
 import shlex
 from collections.abc import Iterator
@@ -61,6 +62,11 @@ def error_summary(error: BaseException, uri: str = "") -> str:
     while cause is not None:
         if isinstance(cause, ConnectionError | Timeout):
             return "nothing answers there; start it, or unset MLFLOW_TRACKING_URI to track on this machine"
+        if isinstance(cause, PermissionError) and cause.errno == errno.EPERM:  # not EACCES: the folder is ours
+            return (
+                f"the file system of {Path(cause.filename or '.').parent} does not let MLflow set permissions"
+                " (chmod); set REPRO_HOME to a folder on another file system, or MLFLOW_TRACKING_URI to a server"
+            )
         cause = cause.__cause__ or cause.__context__
     text = redact(first_line(error, 200))
     if "Invalid Host" in text:

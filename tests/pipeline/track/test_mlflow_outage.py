@@ -23,6 +23,7 @@ from pipeline.common.errors import UserError
 from pipeline.declare.load import load_experiment
 from pipeline.report.publish import make_report
 from pipeline.track import sync as module
+from pipeline.track.folder_content import CURVE_POINTS
 from pipeline.track.mlflow_errors import RefusedError, TrackingError
 from pipeline.track.mlflow_writer import Tracker
 from pipeline.track.run_folder import RunFolder
@@ -94,19 +95,27 @@ def runs_of(client, view=ViewType.ACTIVE_ONLY):
 
 
 def assert_whole(client, path) -> str:
-    """Assert that MLflow has all numbers of a finished run's journal once and in order; return the run id."""
+    """Assert that MLflow has the curves of a finished run's journal once and in order; return the run id."""
     _, [child] = runs_of(client)
     assert child.info.status == "FINISHED"
-    entries = journal_metrics(path)
+    entries, steps = journal_metrics(path), int(child.data.params["train.steps"])
     for metric in {name for _, found in entries for name in found}:
         points = client.get_metric_history(child.info.run_id, metric)
-        sent = [(step, found[metric]) for step, found in entries if metric in found]
+        sent = thinned([(step, found[metric]) for step, found in entries if metric in found], steps)
         last = RunFolder(path).result().metrics.get(metric)
         if not metric.startswith("train/") and last is not None:
-            sent.append((int(child.data.params["train.steps"]), last))
+            sent.append((steps, last))
         assert [(point.step, point.value) for point in points] == sent
         assert [point.timestamp for point in points] == sorted(point.timestamp for point in points)
     return child.info.run_id
+
+
+def thinned(points, steps):
+    """The points that MLflow gets: each at least steps / CURVE_POINTS after the one before, and the last."""
+    kept = points[:1]
+    for point in points[1:]:
+        kept += [point] if point[0] - kept[-1][0] >= steps / CURVE_POINTS else []
+    return kept if kept[-1] == points[-1] else [*kept, points[-1]]
 
 
 def until(holds, seconds=300.0):

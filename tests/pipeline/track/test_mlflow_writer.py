@@ -1,5 +1,6 @@
 """Run folders and reports in MLflow: content, no duplicates, unreachable servers."""
 
+import errno
 import json
 import os
 import sqlite3
@@ -582,6 +583,20 @@ def test_an_unreachable_server_is_a_tracking_error(home, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", NOBODY)
     with pytest.raises(TrackingError, match=r"127\.0\.0\.1:9"):
         publish_imported(Tracker(), RESULT)
+
+
+def test_a_file_system_without_permissions_is_named(home, trained, monkeypatch):
+    """As one mounted from a Windows server: MLflow changes the mode of every artifact."""
+
+    def refuse(_, path):
+        raise PermissionError(errno.EPERM, "Operation not permitted", path)
+
+    monkeypatch.setattr("mlflow.store.artifact.local_artifact_repo.shutil.copystat", refuse)
+    said = (
+        r"file system of \S+/artifacts does not let MLflow set permissions \(chmod\); set REPRO_HOME to a folder"
+    )
+    with pytest.raises(TrackingError, match=said):
+        Tracker().sync(placed(home, trained))
 
 
 def test_a_database_is_created_completely_or_not_at_all(tmp_path, monkeypatch):
