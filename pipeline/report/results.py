@@ -53,7 +53,10 @@ held-out training images.
 README_START, README_END = "<!-- leaderboard -->", "<!-- /leaderboard -->"  # around the leaderboard in README.md
 NEXT_START, NEXT_END = "<!-- next runs -->", "<!-- /next runs -->"  # around the table of what to run next
 AGREES = {"arithmetic": Outcome.CONFIRMED, "recipe": Outcome.FOLLOWED}  # outcome of a source that is right
-DEMO = ("resnet/cifar10_depth", "laptop")  # experiment and scale of `make demo`
+IN_README = (  # experiments and scales that README.md shows in full, besides those at paper scale
+    ("resnet/cifar10_depth", "short"),  # all of CIFAR-10, as JPEG files
+    ("resnet/cifar10_depth", "laptop"),  # `make demo`
+)
 
 CURVES, ENSEMBLES = "", "-ensembles"  # ends of the names of figures' files
 
@@ -305,9 +308,9 @@ def recipe_lines(experiment: Experiment, scale: str, records: Sequence[Record]) 
 def render_readme_block(results: Sequence[ScaleResults], entries: Sequence[LedgerEntry]) -> str:
     """Return the text for README.md: headlines of all claims, leaderboards of some runs, counts of all others.
 
-    In full are shown the runs at paper scale and those of `make demo`.
+    In full are shown the runs at paper scale and those of IN_README.
     """
-    in_full = [result for result in results if result.scale == PAPER_SCALE or result.key == DEMO]
+    in_full = [result for result in results if result.scale == PAPER_SCALE or result.key in IN_README]
     small = [result for result in results if result not in in_full]
     parts = ["All claims:", headline_list(entries)]
     columns = ("network", "top-1 error %", "training error %", "paper top-1 %", "seeds", "images")

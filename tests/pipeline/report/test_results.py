@@ -233,11 +233,11 @@ def test_readme_counts_the_verdicts_of_small_runs(experiment, records):
     assert "| toy/depth at laptop | Do deep \\| wide networks train worse? | 3 |  |  |  |" in block
 
 
-def test_readme_shows_the_runs_of_the_demo_in_full(seed_records):
-    demo = load_experiment(module.DEMO[0])
-    records = seed_records(demo, "plain-20", [3.4, 3.5, 3.6], scale=module.DEMO[1])
-    block = readme_block([demo], records)
-    assert "**resnet/cifar10_depth** at laptop scale on digits" in block
+@pytest.mark.parametrize(("scale", "data"), [("laptop", "digits"), ("short", "cifar10-jpeg")])
+def test_readme_shows_the_depth_experiment_in_full(seed_records, scale, data):
+    depth = load_experiment("resnet/cifar10_depth")
+    block = readme_block([depth], seed_records(depth, "plain-20", [3.4, 3.5, 3.6], scale=scale))
+    assert f"**resnet/cifar10_depth** at {scale} scale on {data}" in block
     assert "Other runs" not in block
 
 
