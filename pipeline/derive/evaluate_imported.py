@@ -105,8 +105,10 @@ def evaluate_imported(
             " images"
         )
     else:
-        data_name = data
-        errors, used_protocol, manifest, labels = small_set_errors(named, imported, data, given, classes)
+        data_name, root = small_set(data)
+        errors, used_protocol, manifest, labels = small_set_errors(
+            named, imported, data_name, root, given, classes
+        )
     network = join_names(network.name for network, _ in members)
     if math.isnan(errors.loss):
         raise UserError(
@@ -234,15 +236,22 @@ def normalisation_of(imported: ImportedNetwork, given: InputNormalisation | None
     return given or InputNormalisation(imported.mean, imported.std)
 
 
+def small_set(data: str) -> tuple[str, Path]:
+    """Return name and root of a set of small images: a name, or the path of a folder with train/ and test/."""
+    folder = Path(data).absolute()
+    return (folder.name, folder.parent) if "/" in data and folder.is_dir() else (data, data_folder())
+
+
 def small_set_errors(
     named: NamedNetwork,
     imported: ImportedNetwork,
     data: str,
+    root: Path,
     given: InputNormalisation | None,
     order_file: Path | None,
 ) -> tuple[ErrorCounts, str, str, ClassLabels]:
     """Return the errors on the test images of a set of small images, protocol, manifest's hash, and labels."""
-    images = sources.load_images(data, data_folder())
+    images = sources.load_images(data, root)
     channels = images.test.pixels.shape[-1]
     if len(images.classes) != named.classes or channels != named.image[0]:
         raise UserError(

@@ -54,6 +54,21 @@ def test_errors_on_small_images_equal_a_direct_count(small_network, small_state,
     assert result.top5 == pytest.approx(100 * (1 - hits[:, :5].any(1).float().mean().item()))
 
 
+def test_a_set_of_small_images_may_be_a_path(small_network, small_state, tmp_path):
+    """Also outside the data folder, with the row named after the folder."""
+    torch.save(small_state, tmp_path / "w.pth")
+    imported = import_file(small_network, tmp_path / "w.pth")
+    for number in range(10):
+        for split in ("train", "test"):
+            folder = tmp_path / "mine" / split / f"class-{number}"
+            folder.mkdir(parents=True)
+            Image.new("RGB", (32, 32), (25 * number, 9, 99)).save(folder / "x.png")
+    result = evaluate_imported([(small_network, imported)], str(tmp_path / "mine"), threads=0)
+    assert (result.images, result.data) == (10, "mine")
+    with pytest.raises(DataError, match=r"mine/test is not an image set; it must hold the folders train/<class>/"):
+        evaluate_imported([(small_network, imported)], str(tmp_path / "mine" / "test"), threads=0)
+
+
 def test_class_folders_are_evaluated_by_the_publishers_protocol(experiments, torchvision_state, tmp_path):
     for number, name in enumerate(["n01440764", "n15075141"]):
         (tmp_path / "val" / name).mkdir(parents=True)
