@@ -220,7 +220,7 @@ def execution_texts(experiment: Experiment, scale: str, records: Sequence[Record
     for row in records:
         if (row.experiment, row.scale) == (experiment.name, scale) and row.step_seconds:
             times = sorted(row.step_seconds.items(), key=lambda item: item[1])
-            texts = [f"{1000 * seconds:.3g} ms ({text})" for text, seconds in times]
+            texts = [f"{float(f'{1000 * seconds:.3g}'):,g} ms ({text})" for text, seconds in times]
             found[row.variant, row.hardware] = (
                 f"{row.variant} on {row.hardware} was computed in {row.execution}; time of an optimizer step:"
                 f" {', '.join(texts)}"

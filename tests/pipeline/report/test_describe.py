@@ -406,12 +406,12 @@ def test_start_text():
 
 
 def test_timed_execution_settings_are_shown_fastest_first(experiment: Experiment, seed_records):
-    seconds = {"fp32, 1 thread": 0.0241, "fp32, channels-last, 1 thread": 0.0198}
+    seconds = {"fp32, 1 thread": 0.0241, "fp32, channels-last, 1 thread": 0.0198, "bf16, 1 thread": 1.7143}
     records = seed_records(experiment, "plain-20", [8.0, 9.0], step_seconds=seconds)
     scale, hardware = records[0].scale, records[0].hardware
     assert execution_texts(experiment, scale, records) == [
         f"plain-20 on {hardware} was computed in fp32, 1 thread; time of an optimizer step:"
-        " 19.8 ms (fp32, channels-last, 1 thread), 24.1 ms (fp32, 1 thread)"
+        " 19.8 ms (fp32, channels-last, 1 thread), 24.1 ms (fp32, 1 thread), 1,710 ms (bf16, 1 thread)"
     ]
     assert execution_texts(experiment, scale, seed_records(experiment, "plain-20", [8.0])) == []
     assert execution_texts(experiment, "another", records) == []
