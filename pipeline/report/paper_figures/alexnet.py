@@ -42,8 +42,8 @@ def activation_figure(data: FigureData, experiment: Experiment) -> PaperFigure:
     ]
     caption = (
         "Top-1 training error in percent against optimizer steps, of a network of four layers with ReLU (bold) and"
-        f" with tanh (dashed); the horizontal line is at {ERROR_LEVEL:g} %; {runs.place}; mean and range over"
-        f" {runs.seeds()}."
+        f" with tanh (dashed); the horizontal line is at {ERROR_LEVEL:g} %; {runs.place};"
+        f" {runs.spread()}."
     )
     panel = CurvePanel("", f"top-1 training error (%), {runs.data}", lines, level=ERROR_LEVEL)
     return drawn_curves(FIGURE_1, caption, [panel], {})

@@ -52,6 +52,11 @@ class ScaleRuns:
         counts = sorted({len(rows) for rows in self.records.values()})
         return plural(counts[0], "seed") if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
 
+    def spread(self) -> str:
+        """Return what curves show of the seeds: "mean and range over 5 seeds", "one seed"."""
+        seeds = self.seeds()
+        return "one seed" if seeds == "1 seed" else f"mean and range over {seeds}"
+
     def converged_seeds(self) -> str:
         """Return the number of seeds that a mean is over: "5 seeds", "2 to 3 seeds (1 run did not converge)"."""
         finished = {n: [row for row in rows if row.status == FINISHED] for n, rows in self.records.items()}

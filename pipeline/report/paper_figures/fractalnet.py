@@ -94,7 +94,7 @@ def column_curves(data: FigureData, experiment: Experiment) -> PaperFigure:
     caption = (
         f"Training loss (cross-entropy) against optimizer steps, of {words_of_panels(panels)}; the fractal network"
         " has 40 layers and drop-path: of a column the mean over the mini-batches that train it alone, dashed over"
-        f" all mini-batches; {runs.place}; mean and range over {runs.seeds()}."
+        f" all mini-batches; {runs.place}; {runs.spread()}."
     )
     if any(line.paper is not None for line in (*left, *right)):
         caption += " Diamonds: the paper's losses after training, Table 4, quoted from memory."

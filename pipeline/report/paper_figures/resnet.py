@@ -68,7 +68,7 @@ def plain_figure(data: FigureData, experiment: Experiment) -> PaperFigure:
     ]
     caption = (
         f"Top-1 {words_of_panels(panels)} in percent against optimizer steps, of plain networks"
-        f" with 20 and 56 layers; {runs.place}; mean and range over {runs.seeds()}."
+        f" with 20 and 56 layers; {runs.place}; {runs.spread()}."
     )
     return drawn_curves(FIGURE_1, caption, panels, {})
 
@@ -92,7 +92,7 @@ def plain_and_residual(
     keys = {test: False, "training": True}
     caption = (
         f"Top-1 error in percent against optimizer steps, of {words_of_panels(panels)};"
-        f" {styles_text(panels, keys)}; {runs.place}; mean and range over {runs.seeds()}."
+        f" {styles_text(panels, keys)}; {runs.place}; {runs.spread()}."
     )
     if any(line.paper is not None for panel in panels for line in panel.lines):
         caption += " Diamonds: the paper's errors after training."

@@ -75,8 +75,7 @@ def loss_figure(data: FigureData, experiment: Experiment) -> PaperFigure:
             panels.append(CurvePanel(title, ylabel, lines))
     caption = (
         f"{words_of_panels(panels).capitalize()} against optimizer steps, of a residual"
-        f" network of 110 layers with constant and with stochastic depth; {runs.place};"
-        f" mean and range over {runs.seeds()}."
+        f" network of 110 layers with constant and with stochastic depth; {runs.place}; {runs.spread()}."
     )
     if any(line.paper is not None for panel in panels for line in panel.lines):
         caption += " Diamonds: the paper's errors after training."
@@ -98,10 +97,7 @@ def gradient_figure(
     lines = [
         replace(line, name=labels[line.name]) for line in variant_lines(data.curves, runs, list(labels), metric)
     ]
-    caption = (
-        f"Mean magnitude of the gradient of {layer} against optimizer steps; {runs.place}; mean and range over"
-        f" {runs.seeds()}."
-    )
+    caption = f"Mean magnitude of the gradient of {layer} against optimizer steps; {runs.place}; {runs.spread()}."
     return drawn_curves(title, caption, [CurvePanel("", f"mean gradient magnitude, {runs.data}", lines)], {})
 
 

@@ -47,8 +47,9 @@ def training_figure(curves: CurveReader, runs: ScaleRuns) -> PaperFigure | None:
     where = f"{experiment.name} at {scale} scale on {shown.data}"
     if len(set(protocols.values())) == 1 and (protocol := next(iter(protocols.values()))):
         where += f", {protocol}"
-    over = "one seed" if shown.seeds() == "1 seed" else f"mean and range over {shown.seeds()}"
-    caption = f"Top-1 error in percent against optimizer steps, {where}; {styles_text(panels, KEYS)}; {over}."
+    caption = (
+        f"Top-1 error in percent against optimizer steps, {where}; {styles_text(panels, KEYS)}; {shown.spread()}."
+    )
     wide = max(len(line.name) for panel in panels for line in panel.lines) <= 40
     columns = 2 if wide else 1
     breaks = ":\n" if columns == 1 or len(panels) == 1 else ": "  # one panel is too narrow for a line
@@ -60,7 +61,7 @@ def training_figure(curves: CurveReader, runs: ScaleRuns) -> PaperFigure | None:
             keys=KEYS,
             share_y="," not in shown.data,
             columns=columns,
-            title=f"{where}{breaks}{over}",
+            title=f"{where}{breaks}{shown.spread()}",
         ),
     )
 
