@@ -3,6 +3,7 @@
 import io
 import tarfile
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -19,12 +20,21 @@ from tests.support.preparing import (
 )
 
 
-def test_other_image_formats_are_refused(tmp_path, out):
-    for kind in ("bmp", "webp"):
-        file = tmp_path / kind / "train" / "a" / f"x.{kind}"
-        file.parent.mkdir(parents=True)
-        Image.fromarray(random_image(0)).save(file)
-        assert_prepare_refused(f"{file} is neither a JPEG nor a PNG; convert it", tmp_path / kind, out)
+def test_other_image_formats_become_png_files_of_the_same_pixels(tmp_path, out):
+    folder = tmp_path / "mixed" / "train" / "a"
+    folder.mkdir(parents=True)
+    kinds = ("bmp", "gif", "ppm", "tif", "webp")
+    for number, kind in enumerate(kinds):
+        Image.fromarray(random_image(number)).save(folder / f"{kind}.{kind}")
+    prepare_folder(tmp_path / "mixed", out, samples=10)
+    with tarfile.open(out.local / "train-00000.tar") as tar:
+        found = {name: tar.extractfile(name).read() for name in tar.getnames() if not name.endswith(".cls")}
+    assert len(found) == len(kinds)
+    assert all(name.endswith(".png") for name in found)
+    stored = [jpeg.decode(content, name) for name, content in found.items()]
+    for kind in kinds:
+        file = folder / f"{kind}.{kind}"
+        assert any(np.array_equal(jpeg.decode(file.read_bytes(), kind), pixels) for pixels in stored), kind
 
 
 def test_an_empty_and_a_missing_file_are_reported(source, out, tmp_path):
