@@ -28,7 +28,8 @@ from pipeline.report.leaderboard import LeaderboardRow, build_leaderboard, with_
 from pipeline.report.next_runs import next_runs, next_runs_block
 from pipeline.report.paper_figures.ensembles import drawn_ensembles
 from pipeline.report.paper_figures.figure_data import CurveReader, scale_runs
-from pipeline.report.paper_figures.training import training_figure
+from pipeline.report.paper_figures.training import has_curves, training_figure
+from pipeline.report.recorded_curves import RecordedCurves, read_recorded
 from pipeline.report.run_files import RunFiles, unread_sentences
 from pipeline.report.text import (
     OUTCOME_ORDER,
@@ -59,6 +60,7 @@ IN_README = (  # experiments and scales that README.md shows in full, besides th
 )
 
 CURVES, ENSEMBLES = "", "-ensembles"  # ends of the names of figures' files
+CURVES_FILE = "curves.json"  # in the folder results
 
 # Experiment, scale and end of the file's name -> path of the figure, relative to RESULTS.md.
 Figures = Mapping[tuple[str, str, str], str]
@@ -88,11 +90,11 @@ def write_results(
     *,
     warn: Callable[[str], None] = lambda sentence: None,
 ) -> list[Path]:
-    """Write `file`, `results/records.json` and the figures of each experiment and scale, and README.md's table.
+    """Write `file`, `results/records.json`, `results/curves.json`, the figures and README.md's table.
 
-    Records that stand in `results/records.json`, as from another machine, are kept where they still count; so are
-    the figures drawn from their curves. Returns the files written. Raises UserError if there are no finished runs.
-    `warn` is called for each run whose curves cannot be read.
+    Records that stand in `results/records.json`, as from another machine, are kept where they still count, with
+    their curves. Returns the files written. Raises UserError if there are no finished runs. `warn` is called for
+    each run whose curves are missing from the figures.
     """
     folder = file.parent / "results"
     own = {record.identity for record in records}
@@ -104,8 +106,10 @@ def write_results(
     entries = judge_experiments(experiments, kept, unfinished={})
     folder.mkdir(parents=True, exist_ok=True)
     files = RunFiles(tracker)
-    figures = draw_figures(results, files.curve, folder, {record.identity for record in earlier})
-    for sentence in unread_sentences(kept, files.unread):
+    elsewhere = {record.identity for record in earlier}
+    curves = RecordedCurves(files.curve, read_recorded(folder / CURVES_FILE), elsewhere)
+    figures = draw_figures(results, curves.curve, folder)
+    for sentence in unread_sentences(kept, files.unread | without_curves(results, curves.curve, elsewhere)):
         warn(f"Missing from the figures: {sentence}")
     relative = {key: f"{folder.name}/{path.name}" for key, path in figures.items()}
     texts = {
@@ -113,6 +117,8 @@ def write_results(
         folder / "records.json": json.dumps([record.to_dict() for record in kept], indent=1, sort_keys=True)
         + "\n",
     }
+    if found := curves.text({record.identity for record in kept}):
+        texts[folder / CURVES_FILE] = found
     readme = file.parent / "README.md"
     updated = {}
     if readme.is_file() and README_START in (text := readme.read_text(encoding="utf-8")):
@@ -173,25 +179,37 @@ def entries_of_runs(experiment: Experiment, records: Records, scale: str) -> lis
 
 
 def draw_figures(
-    results: Sequence[ScaleResults], curves: CurveReader, folder: Path, earlier: Collection[str] = ()
+    results: Sequence[ScaleResults], curves: CurveReader, folder: Path
 ) -> dict[tuple[str, str, str], Path]:
     """Write the figures of every experiment and scale that has curves or ensembles, and return the paths.
 
-    The curves of the runs `earlier`, identities, are elsewhere: the figures that were drawn from them stay.
+    Where no run has curves, a figure that was drawn before stays.
     """
     figures: dict[tuple[str, str, str], Path] = {}
     for result in results:
         stem = f"{result.experiment.name.replace('/', '-')}-{result.scale}"
-        if any(record.identity in earlier for record in result.records):
-            drawn_before = {end: folder / f"{stem}{end}.png" for end in figure_titles(result.experiment)}
-            figures |= {(*result.key, end): path for end, path in drawn_before.items() if path.is_file()}
-            continue
         runs = scale_runs(result.experiment, result.scale, result.records)
         curve = training_figure(curves, runs)
+        if curve is None and (drawn_before := folder / f"{stem}.png").is_file():
+            figures[(*result.key, CURVES)] = drawn_before
         for figure in [*([curve] if curve else []), *drawn_ensembles(runs)]:
             path = figure.write(folder / f"{figure.name}.png")
             figures[(*result.key, figure.name.removeprefix(stem))] = path
     return figures
+
+
+def without_curves(
+    results: Sequence[ScaleResults], curves: CurveReader, elsewhere: Collection[str]
+) -> dict[str, str]:
+    """Return why curves of the runs `elsewhere` are not drawn, by identity, where those of other runs are."""
+    found: dict[str, str] = {}
+    for result in results:
+        trained = [record for record in result.records if record.variant in result.experiment.variants]
+        missing = [record for record in trained if not has_curves(curves, record)]
+        if len(missing) < len(trained):
+            names = [record.identity for record in missing if record.identity in elsewhere]
+            found |= dict.fromkeys(names, f"its curves are neither on this machine nor in results/{CURVES_FILE}")
+    return found
 
 
 def figure_titles(experiment: Experiment) -> dict[str, str]:

@@ -27,6 +27,7 @@ class RunFiles:
         self._journal_faults: dict[str, str] = {}  # identity of a run -> why its curves cannot be read
         self._weight_faults: dict[str, str] = {}  # identity -> why its weights cannot be read
         self._journals: dict[str, dict[str, Points]] = {}  # identity -> metric -> curve
+        self._tracked: dict[tuple[str, str], Points] = {}  # identity and metric -> curve on the server
         self._away = ""  # why the tracking server cannot be used, once it did not answer
 
     @property
@@ -44,7 +45,10 @@ class RunFiles:
             self._journals[record.identity] = self._read_journal(record)
         journal = self._journals[record.identity]
         if not journal and self.tracker and record.run_id:
-            return self._tracked_curve(self.tracker, record, metric)
+            key = record.identity, metric
+            if key not in self._tracked:
+                self._tracked[key] = self._tracked_curve(self.tracker, record, metric)
+            return self._tracked[key]
         return journal.get(metric, [])
 
     def weights(self, record: Record) -> Mapping[str, Any] | None:
@@ -72,7 +76,7 @@ class RunFiles:
             self._journal_faults[record.identity] = f"{folder.journal_file} cannot be read: {error.strerror}"
         return {}
 
-    def _tracked_curve(self, tracker: Any, record: Record, metric: str) -> Curve:
+    def _tracked_curve(self, tracker: Any, record: Record, metric: str) -> Points:
         """Return a curve of the tracking server. A server that did not answer is not asked again."""
         if not self._away:
             try:

@@ -41,6 +41,11 @@ class ScaleRuns:
         chosen = set(names)
         return ScaleRuns(self.experiment, self.scale, {n: r for n, r in self.records.items() if n in chosen})
 
+    def where(self, holds: Callable[[Record], bool]) -> "ScaleRuns":
+        """Return the runs for which `holds` is True."""
+        found = {name: [row for row in rows if holds(row)] for name, rows in self.records.items()}
+        return ScaleRuns(self.experiment, self.scale, {name: rows for name, rows in found.items() if rows})
+
     def is_papers_data(self) -> bool:
         """Return True if all runs are on the data set on which the paper evaluates their networks."""
         return all(

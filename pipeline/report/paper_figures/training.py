@@ -14,6 +14,7 @@ from pipeline.report.paper_figures.error_curves import (
 )
 from pipeline.report.paper_figures.figure_data import CurveReader, FigureData, ScaleRuns
 from pipeline.report.paper_figures.paper_figure import FigureTitle, PaperFigure
+from pipeline.track.record import Record
 
 MOST_LINES = 7  # variants in a panel, as many as there are colours
 DRAWN_ELSEWHERE = ("resnet/cifar10_depth", "resnet/imagenet")  # by figures of their own
@@ -34,9 +35,10 @@ def training_figure(curves: CurveReader, runs: ScaleRuns) -> PaperFigure | None:
     """Return the curves of an experiment at a scale; None without any.
 
     One panel for each network and data set (plain beside residual), one colour for each variant. Names have the
-    first test protocol where the variants differ in it.
+    first test protocol where the variants differ in it. The caption counts the seeds that have curves.
     """
     experiment, scale = runs.experiment, runs.scale
+    runs = runs.where(lambda record: has_curves(curves, record))
     panels = curve_panels(curves, runs)
     if not panels:
         return None
@@ -64,6 +66,11 @@ def training_figure(curves: CurveReader, runs: ScaleRuns) -> PaperFigure | None:
             title=f"{where}{breaks}{shown.spread()}",
         ),
     )
+
+
+def has_curves(curves: CurveReader, record: Record) -> bool:
+    """Return True if the curves of a run's training or test error are at hand."""
+    return any(curves(record, metric) for metric in (TRAIN_CURVE, TEST_CURVE))
 
 
 def curve_panels(curves: CurveReader, runs: ScaleRuns) -> list[CurvePanel]:

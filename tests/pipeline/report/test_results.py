@@ -162,11 +162,12 @@ def test_runs_shared_by_two_scales_are_listed_once(declare, seed_records):
 def test_written_files(experiment, records, tmp_path):
     written = write_results([experiment], records, Curves(), tmp_path / "RESULTS.md")
     assert [str(path.relative_to(tmp_path)) for path in written] == [
-        "RESULTS.md", "results/records.json", "results/toy-depth-paper.png", "results/toy-depth-laptop.png",
+        "RESULTS.md", "results/records.json", "results/curves.json", "results/toy-depth-paper.png",
+        "results/toy-depth-laptop.png",
     ]  # fmt: skip
     text = written[0].read_text(encoding="utf-8")
     assert "](results/toy-depth-paper.png)" in text
-    assert written[2].read_bytes().startswith(b"\x89PNG")
+    assert written[3].read_bytes().startswith(b"\x89PNG")
 
 
 def test_smoke_runs_and_changed_runs_are_left_out(experiment, records, tmp_path):
@@ -202,6 +203,36 @@ def test_records_of_another_machine_are_kept(experiment, records, tmp_path):
     assert figure.read_bytes() == before
     assert figure in written
     assert "](results/toy-depth-paper.png)" in file.read_text(encoding="utf-8")
+
+
+def test_curves_of_another_machine_are_drawn_with_those_of_this_one(experiment, records, tmp_path):
+    def figure(name, *parts):
+        file = tmp_path / name / "RESULTS.md"
+        file.parent.mkdir()
+        for part in parts:
+            write_results([experiment], part, Curves(), file)
+        return (file.parent / "results" / "toy-depth-paper.png").read_bytes()
+
+    whole = figure("whole", records[:6])
+    assert figure("in parts", records[:2], records[2:6]) == whole
+    assert figure("one part", records[:2]) != whole
+
+
+def test_runs_of_another_machine_without_curves_are_named_and_not_counted_as_drawn(experiment, records, tmp_path):
+    file, warnings = tmp_path / "RESULTS.md", []
+    write_results([experiment], records[:2], Curves(), file)
+    (tmp_path / "results" / "curves.json").unlink()
+    write_results([experiment], records[2:3], Curves(), file, warn=warnings.append)
+    assert warnings == [
+        f"Missing from the figures: plain-20 seed {seed} of toy/depth at paper scale: "
+        "its curves are neither on this machine nor in results/curves.json"
+        for seed in (0, 1)
+    ]
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    write_results([experiment], records[2:3], Curves(), alone / "RESULTS.md")
+    name = "results/toy-depth-paper.png"
+    assert (tmp_path / name).read_bytes() == (alone / name).read_bytes()
 
 
 def test_newer_runs_of_a_recipe_replace_those_of_another_machine(experiment, seed_records, tmp_path):

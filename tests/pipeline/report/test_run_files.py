@@ -116,7 +116,7 @@ def test_a_refused_request_concerns_one_run(run):
     tracker = Refusing(RefusedError("the tracking server refuses: no run"))
     files = RunFiles(tracker)
     assert [files.curve(record, TEST) for _ in range(2)] == [[], []]
-    assert (tracker.asked, files.unread) == (2, {record.identity: "the tracking server refuses: no run"})
+    assert (tracker.asked, files.unread) == (1, {record.identity: "the tracking server refuses: no run"})
 
 
 def test_a_journal_without_a_metric_is_complete(run):
