@@ -211,7 +211,7 @@ class Queue:
         ready = self.launches[launch].ready
         while ready:
             entry = self.items[ready[0][1]]
-            if entry.state == "waiting" and launch in entry.launches:
+            if entry.state == "waiting" and entry.position == ready[0][0] and launch in entry.launches:
                 return entry
             heappop(ready)
         return None
@@ -243,6 +243,14 @@ class Queue:
         launch.change_devices(entry.item.devices, now)
         entry.charged_to = launch
         self.unchecked[launch.launch] = launch
+
+    def postpone(self, identity: str, now: float) -> None:
+        """Move a running item, which has not begun, behind all others."""
+        entry = self.items.pop(identity)
+        self.release(entry, now)
+        self.items[identity] = entry
+        entry.position, self.next_position = self.next_position, self.next_position + 1
+        self.make_ready(entry)
 
     # --- ending items ---
 

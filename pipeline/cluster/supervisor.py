@@ -56,6 +56,7 @@ class RunState:
     launch: Launch
     attempts: int = 0
     failures: int = 0
+    postponed: bool = False  # once, while a process of another cluster or command trained it
 
 
 class Supervisor:
@@ -285,6 +286,11 @@ class Supervisor:
         if why == "cancelled":
             self._mark_unfinished(task, "cancelled", CANCELLED, when)
             self.queue.ended(item.identity, "cancelled", now, CANCELLED)
+            return
+        if not state.postponed and not state.attempts and folder.is_training():
+            state.postponed = True
+            self.queue.postpone(item.identity, now)
+            self._add_news(item.identity, "another repro command is training it; the others go first")
             return
         folder.clear_unfinished()
         state.attempts += 1

@@ -71,6 +71,8 @@ class RunFolder:
 
     def is_training(self) -> bool:
         """Return True while a process holds the run's lock."""
+        if not self.path.is_dir():
+            return False
         try:
             with file_lock(self.lock_file, timeout=0):
                 return False

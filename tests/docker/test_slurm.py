@@ -93,6 +93,20 @@ def test_a_job_trains_on_both_nodes_and_finishes(cluster, tmp_path):
     assert cluster.nodes() <= {"idle", "comp"}
 
 
+def test_two_jobs_side_by_side_share_the_runs_of_a_home(cluster, tmp_path):
+    home = tmp_path / "home"
+    jobs = [submit(cluster, home, EXPERIMENT, "--scale", "smoke", options=["--nodes=1"]) for _ in range(2)]
+    states = ("COMPLETED", "FAILED", "TIMEOUT")
+    for job in jobs:
+        cluster.wait(lambda job=job: cluster.job(job)["JobState"] in states, "the job ends", JOB_SECONDS)
+        assert (cluster.job(job)["JobState"], cluster.job(job)["ExitCode"]) == ("COMPLETED", "0:0"), log(home, job)
+    assert len(list(home.glob("runs/*/result.json"))) == RUNS
+    assert all("started from the beginning" in log(home, job) for job in jobs)
+    starts = [cluster.job(job)["StartTime"] for job in jobs]
+    ends = [cluster.job(job)["EndTime"] for job in jobs]
+    assert max(starts) < min(ends)  # side by side
+
+
 def preempted_and_resumed(cluster, home):
     """Submit a launch, preempt it by another job while it trains, and wait until it resumes."""
     job = submit(cluster, home, EXPERIMENT, "--scale", "laptop")

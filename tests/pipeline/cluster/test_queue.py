@@ -142,6 +142,17 @@ def test_a_retried_run_keeps_its_position():
     assert queue.states()["a"] == ("running", "")
 
 
+def test_a_postponed_run_goes_behind_all_others_and_is_not_charged():
+    queue = queue_of(items("abc"))
+    assert names(queue.admit(FreeDevices(1), 0)) == "a"
+    queue.postpone("a", 0)
+    assert list(queue.states()) == ["b", "c", "a"]
+    assert names(queue.admit(FreeDevices(1), 0)) == "b"
+    queue.ended("b", "finished", HOUR)
+    assert queue.spent("1", HOUR) == 1.0
+    assert names(queue.admit(FreeDevices(2), HOUR)) == "ca"
+
+
 def test_a_limit_of_concurrent_runs_does_not_block_later_launches():
     queue = Queue()
     queue.add("1", items("abc"), max_concurrent=1)
@@ -535,6 +546,11 @@ class ModelQueue:
         self.state[name], self.usable[name] = state, usable
         self.fail_dependants()
 
+    def postpone(self, name):
+        self.payer.pop(name)
+        self.state[name] = "waiting"
+        self.order = [other for other in self.order if other != name] + [name]
+
     def over_budget(self):
         new = {launch for launch in self.terms if self.is_over_budget(launch)} - self.exhausted
         self.exhausted |= new
@@ -623,6 +639,17 @@ class QueueAgainstModel(RuleBasedStateMachine):
         assert sum(one.devices for one in started) <= free
         for one in started:
             assert all(self.model.state[need] == "finished" and self.model.usable[need] for need in one.needs)
+
+    @rule(data=st.data())
+    def admit_and_postpone(self, data):
+        """Postpone some of the items that have just been admitted, as the supervisor does."""
+        free = max(0, self.free())
+        started = names(self.queue.admit(FreeDevices(free), self.model.now))
+        assert started == "".join(self.model.admit(free))
+        for name in started:
+            if data.draw(st.booleans()):
+                self.queue.postpone(name, self.model.now)
+                self.model.postpone(name)
 
     @rule()
     def check_budgets(self):

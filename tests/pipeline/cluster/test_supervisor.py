@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import ray
+from filelock import FileLock
 
 from pipeline.cluster import launches, shared_devices, supervisor, workers
 from pipeline.cluster.launch import cancel_runs, start_launch
@@ -168,6 +169,27 @@ def test_a_run_that_cannot_start_is_started_in_the_next_turn_and_others_are_not_
     assert stepped.running() == [1]
     stepped.turns()
     assert stepped.running() == [0, 1]
+
+
+def test_runs_that_another_cluster_trains_go_behind_the_others_once(stepped):
+    """Two clusters that share a home divide the runs; neither waits while others are left."""
+    tasks = [stepped.task(seed) for seed in range(4)]
+    locks = [FileLock(RunFolder(task.folder).lock_file) for task in tasks[:2]]
+    for task, lock in zip(tasks, locks, strict=False):
+        task.folder.mkdir(parents=True)
+        lock.acquire()
+    launched = stepped.launch(tasks)
+    stepped.turns()
+    assert stepped.running() == [2, 3]
+    assert stepped.news(launched)[1:3] == [
+        f"{task.title}: another repro command is training it; the others go first" for task in tasks[:2]
+    ]
+    for task in tasks[2:]:
+        stepped.end(task, "failed", "a test", 0.0)
+    stepped.turns()
+    assert stepped.running() == [0, 1]  # nothing else is left: they wait for the other cluster
+    for lock in locks:
+        lock.release()
 
 
 def test_a_stop_request_at_the_end_of_a_budget_is_repeated_until_it_is_written(stepped, monkeypatch):

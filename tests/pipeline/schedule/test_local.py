@@ -121,6 +121,24 @@ def test_pool_waits_for_a_run_that_another_process_trains(tmp_path):
     assert events[1].record == folder.result()
 
 
+def test_runs_that_another_process_trains_go_behind_the_others(tmp_path):
+    tasks = [smoke_task(tmp_path, smoke_run(seed=seed)) for seed in range(3)]
+    folder = RunFolder(tasks[0].folder)
+    folder.path.mkdir(parents=True)
+    lock = FileLock(folder.lock_file)
+    lock.acquire()
+
+    def release_after_the_others(event):
+        if event.kind == "waiting":
+            lock.release()
+
+    outcome, events = run_tasks_in_pool(tasks, workers=1, on_event=release_after_the_others)
+    assert outcome == "ended"
+    order = [event.task.run.seed for event in events if event.kind == "ended"]
+    assert order == [1, 2, 0]
+    assert kinds_of(events, tasks[0]) == ["waiting", "started", "ended"]
+
+
 # --- killed workers ------------------------------------------------------------------------------------------
 
 
