@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pipeline.declare.claims import MetricClaim
 from pipeline.declare.experiment import Experiment
 from pipeline.report.leaderboard import TOP1
-from pipeline.report.paper_figures.figure_data import FigureData, ScaleRuns, paper_value
+from pipeline.report.paper_figures.figure_data import FigureData, ScaleRuns, over_seeds, paper_value
 from pipeline.report.paper_figures.panels import Panel, Point, beside_paper, panels_figure
 from pipeline.report.paper_figures.paper_figure import FigureTitle, PaperFigure
 
@@ -47,7 +47,8 @@ def comparison_caption(caption: str, runs: ScaleRuns, names: Iterable[str]) -> s
     printed = [
         claim for claim in runs.experiment.claims if isinstance(claim, MetricClaim) and claim.of in set(names)
     ]
-    parts = [f"{caption} Ours: {runs.place}; mean and standard deviation over {runs.converged_seeds()}."]
+    seeds = over_seeds("mean and standard deviation", runs.converged_seeds())
+    parts = [f"{caption} Ours: {runs.place}; {seeds}."]
     if not printed:
         parts.append("The paper prints no numbers for these networks.")
     elif runs.is_papers_data():

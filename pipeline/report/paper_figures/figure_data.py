@@ -59,8 +59,7 @@ class ScaleRuns:
 
     def spread(self) -> str:
         """Return what curves show of the seeds: "mean and range over 5 seeds", "one seed"."""
-        seeds = self.seeds()
-        return "one seed" if seeds == "1 seed" else f"mean and range over {seeds}"
+        return over_seeds("mean and range", self.seeds())
 
     def converged_seeds(self) -> str:
         """Return the number of seeds that a mean is over: "5 seeds", "2 to 3 seeds (1 run did not converge)"."""
@@ -78,6 +77,11 @@ class ScaleRuns:
         """Return mean and standard deviation over the seeds, 0 for one seed; None without a value."""
         values = self.values(name, metric)
         return (fmean(values), stdev(values) if len(values) > 1 else 0.0) if values else None
+
+
+def over_seeds(statistic: str, seeds: str) -> str:
+    """Return "mean over 5 seeds" of "mean" and "5 seeds"; "one seed" of one, which has no mean."""
+    return f"one{seeds[1:]}" if seeds.startswith("1 seed") else f"{statistic} over {seeds}"
 
 
 def scale_runs(experiment: Experiment, scale: str, records: Iterable[Record]) -> ScaleRuns:

@@ -22,7 +22,7 @@ from pipeline.report.paper_figures.error_curves import (
     variant_lines,
     words_of_panels,
 )
-from pipeline.report.paper_figures.figure_data import FigureData, paper_value
+from pipeline.report.paper_figures.figure_data import FigureData, over_seeds, paper_value
 from pipeline.report.paper_figures.labels import outside_legend
 from pipeline.report.paper_figures.paper_figure import FigureTitle, PaperFigure
 from pipeline.report.paper_figures.style import FULL_WIDTH, Theme, new_figure
@@ -109,20 +109,21 @@ def figure_7(data: FigureData, experiment: Experiment) -> PaperFigure:
     runs = data.best_runs(experiment, names, least=2)
     if runs is None:
         return FIGURE_7.missing(data.why_missing(experiment, names, least=2))
+    weights = {row.identity: data.weights(row) for rows in runs.records.values() for row in rows}
+    runs = runs.where(lambda row: weights[row.identity] is not None)
     found = {
-        name: [layer_responses(tensors) for row in rows if (tensors := data.weights(row)) is not None]
+        name: [layer_responses(tensors) for row in rows if (tensors := weights[row.identity]) is not None]
         for name, rows in runs.records.items()
     }
-    found = {name: rows for name, rows in found.items() if rows}
     if not found:
         return FIGURE_7.missing(
             "The weights of the finished runs are not on this machine; train them here or copy their folders."
         )
     caption = (
         "Standard deviation of the responses of each 3x3 layer, after batch normalisation and before the"
-        f" nonlinearity: in the order of the layers (left) and sorted (right); {runs.place}; mean over"
-        f" {runs.only(found).seeds()}. Computed from the scales and shifts of the batch normalisations, that is,"
-        " with the statistics of the training images."
+        f" nonlinearity: in the order of the layers (left) and sorted (right); {runs.place};"
+        f" {over_seeds('mean', runs.seeds())}. Computed from the scales and shifts of the batch normalisations,"
+        " that is, with the statistics of the training images."
     )
     return FIGURE_7.drawn(caption, partial(draw_responses, found))
 

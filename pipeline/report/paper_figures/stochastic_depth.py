@@ -13,7 +13,7 @@ from pipeline.report.paper_figures.error_curves import (
     variant_lines,
     words_of_panels,
 )
-from pipeline.report.paper_figures.figure_data import FigureData, ScaleRuns, paper_value
+from pipeline.report.paper_figures.figure_data import FigureData, ScaleRuns, over_seeds, paper_value
 from pipeline.report.paper_figures.panels import Panel, Point, Series, beside_paper, panels_figure
 from pipeline.report.paper_figures.paper_figure import FigureTitle, PaperFigure
 
@@ -126,8 +126,8 @@ def figure_8(data: FigureData, cifar: Experiment, survival: Experiment) -> Paper
     same_data, printed = runs.is_papers_data(), papers_data(survival, own)
     caption = (
         "Top-1 test error in percent against the survival probability of the last block: linear decay from 1 to"
-        f" p_L, and p_L for all blocks. Ours: {runs.place}; mean and"
-        f" standard deviation over {runs.converged_seeds()}."
+        f" p_L, and p_L for all blocks. Ours: {runs.place};"
+        f" {over_seeds('mean and standard deviation', runs.converged_seeds())}."
     )
     if any(point.paper is not None for one in series for point in one.points):
         where = "" if same_data else ", on axes of their own; they cannot be compared"
