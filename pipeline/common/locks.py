@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import BaseFileLock, FileLock, SoftFileLease
+from filelock import BaseFileLock, FileLock, SoftFileLease, Timeout
 
 from pipeline.common.errors import UserError
+from pipeline.common.files import file_system_time
 
 # Errors of flock(2) on file systems without locks: NFS without a lock service, Lustre mounted without `flock`.
 NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -31,6 +32,24 @@ def file_lock(path: Path, *, timeout: float = -1) -> BaseFileLock:
     if has_flock(path.parent):
         return FileLock(path, timeout=timeout)
     return SoftFileLease(path.with_name(f"{path.name}.lease"), lease_duration=LEASE_SECONDS, timeout=timeout)
+
+
+def is_locked(path: Path) -> bool:
+    """Return True while a process holds `file_lock(path)`. The folder of `path` exists."""
+    lock = file_lock(path, timeout=0)
+    try:
+        with lock:
+            return False
+    except Timeout:
+        return not isinstance(lock, SoftFileLease) or is_refreshed(Path(lock.lock_file))
+
+
+def is_refreshed(lease: Path) -> bool:
+    """Return True if a lease was refreshed in the last LEASE_SECONDS, by the clock of its file server."""
+    try:
+        return file_system_time(lease.parent) - lease.stat().st_mtime < LEASE_SECONDS
+    except FileNotFoundError:  # released in the meantime
+        return False
 
 
 def has_flock(folder: Path) -> bool:

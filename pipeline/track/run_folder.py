@@ -28,11 +28,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import Timeout
-
 from pipeline.common.errors import UserError, explain_write_errors
 from pipeline.common.files import file_hash, write_atomically
-from pipeline.common.locks import file_lock
+from pipeline.common.locks import is_locked
 from pipeline.track.record import Record
 
 CHECKPOINT_NAME = re.compile(r"step-(\d{10})-([0-9a-f]{16})\.ckpt")
@@ -71,13 +69,7 @@ class RunFolder:
 
     def is_training(self) -> bool:
         """Return True while a process holds the run's lock."""
-        if not self.path.is_dir():
-            return False
-        try:
-            with file_lock(self.lock_file, timeout=0):
-                return False
-        except Timeout:
-            return True
+        return self.path.is_dir() and is_locked(self.lock_file)
 
     # The result
 

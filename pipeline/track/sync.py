@@ -134,7 +134,7 @@ def summarise_errors(errors: Sequence[str]) -> str:
 
 
 def sync_all(tracker: Tracker) -> tuple[list[Record], str]:
-    """Send every run folder that is not completely sent.
+    """Send every run folder that is not completely sent, except those that another process trains and sends.
 
     Returns all tracked records, and a summary of the errors of folders that cannot be sent. Folders that the
     server has completely are not opened. Runs that were deleted there are sent again.
@@ -142,7 +142,8 @@ def sync_all(tracker: Tracker) -> tuple[list[Record], str]:
     ended = tracker.ended()
     sent = {row.record.get("identity") for row in ended if row.sent}
     names = sorted(list_names(runs_folder()) - sent)
-    folders = existing_folders([RunFolder(runs_folder() / name) for name in names])
+    existing = existing_folders([RunFolder(runs_folder() / name) for name in names])
+    folders = [folder for folder in existing if folder.result_file.is_file() or not folder.is_training()]
     for folder in folders:
         tracker.forget(folder)
     done, errors = send(tracker, folders)

@@ -13,7 +13,7 @@ from filelock import FileLock, SoftFileLease, Timeout
 
 from pipeline.common import locks
 from pipeline.common.errors import UserError
-from pipeline.common.locks import explain_lock_errors, file_lock, has_flock
+from pipeline.common.locks import explain_lock_errors, file_lock, has_flock, is_locked
 
 NO_FLOCK = [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP]
 
@@ -76,6 +76,28 @@ def test_the_lease_of_a_dead_machine_is_taken_over_once_it_is_not_refreshed(tmp_
     lock.acquire(timeout=5)
     assert time.monotonic() - began >= 0.3
     lock.release()
+
+
+def test_a_lock_is_held_until_it_is_released(tmp_path):
+    assert not is_locked(tmp_path / "lock")
+    with file_lock(tmp_path / "lock"):
+        assert is_locked(tmp_path / "lock")
+    assert not is_locked(tmp_path / "lock")
+
+
+def test_a_lease_is_held_until_it_is_no_longer_refreshed(tmp_path, without_flock):
+    """The process of a dead machine cannot be asked; its lease stays until another process waits for it."""
+    marker = tmp_path / "lock.lease"
+    assert not is_locked(tmp_path / "lock")
+    with file_lock(tmp_path / "lock"):
+        assert is_locked(tmp_path / "lock")
+        content = marker.read_text(encoding="utf-8").replace(f"host={socket.gethostname()}", "host=another")
+    marker.write_text(content, encoding="utf-8")
+    assert is_locked(tmp_path / "lock")
+    before = time.time() - locks.LEASE_SECONDS - 1
+    os.utime(marker, (before, before))
+    assert not is_locked(tmp_path / "lock")
+    assert marker.is_file()
 
 
 def test_a_folder_that_cannot_be_probed_counts_as_one_with_flock(tmp_path, without_flock):

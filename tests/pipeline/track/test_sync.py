@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
+from pipeline.common.locks import file_lock
 from pipeline.track import sync as module
 from pipeline.track.mlflow_errors import TrackingError
 from pipeline.track.mlflow_writer import Tracker
@@ -282,6 +283,17 @@ def test_completely_sent_folders_are_not_opened(home, place, monkeypatch):
     records, trouble = sync_all(Tracker())
     assert looked == ["c"]
     assert sorted(record.identity for record in records) == ["a", "b"]
+
+
+def test_runs_that_another_process_trains_are_left_to_it(home, place, monkeypatch):
+    training, ended, stopped = (RunFolder(place(name)) for name in "abc")
+    for folder in (training, stopped):
+        folder.result_file.unlink()
+    looked = []
+    monkeypatch.setattr(Tracker, "sync", lambda self, folder: looked.append(folder.path.name))
+    with file_lock(training.lock_file), file_lock(ended.lock_file):
+        sync_all(Tracker())
+    assert looked == ["b", "c"]  # the last model of an ended run may still be being exported
 
 
 def test_a_run_with_missing_files_is_sent_again(home, place, monkeypatch):
