@@ -53,10 +53,21 @@ def send_content(
         if content.record and not folder.is_training():  # else its model is being exported
             finish_run(tracker, run_id, content.record, folder, content)
             return {**after, "done": True}
-        after["status"] = "RUNNING" if folder.is_training() else "KILLED"
+        after["status"] = unfinished_status(folder)
         if state.get("status") != after["status"]:
             client.update_run(run_id, status=after["status"])
     return after
+
+
+def unfinished_status(folder: RunFolder) -> str:
+    """Return MLflow's status of a run that has not ended."""
+    return "RUNNING" if folder.is_training() else "KILLED"
+
+
+def is_up_to_date(folder: RunFolder, content: FolderContent, state: Mapping[str, Any]) -> bool:
+    """Return True if a run that has not ended, as an interrupted one, has nothing new since `state`."""
+    new = content.record or content.entries or content.system or not state.get("run_id")
+    return not new and state.get("status") == unfinished_status(folder)
 
 
 def find_child_run(tracker: "Tracker", description: Mapping[str, Any]) -> "Run":

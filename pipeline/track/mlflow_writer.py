@@ -32,7 +32,7 @@ from pipeline.track.mlflow_reader import (
     read_tracked_runs,
     server_key,
 )
-from pipeline.track.mlflow_run import send_content
+from pipeline.track.mlflow_run import is_up_to_date, send_content
 from pipeline.track.mlflow_views import changed_tags, outdated_tags, views_of
 from pipeline.track.record import Record
 from pipeline.track.run_folder import RunFolder
@@ -207,6 +207,8 @@ class Tracker:
         if state.get("done"):
             return True
         content = FolderContent.of(folder, state["offset"], state.get("system_offset", 0))
+        if is_up_to_date(folder, content, state):
+            return False
         try:
             after = send_content(self, folder, content, state)
         except RefusedError:

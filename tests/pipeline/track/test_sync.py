@@ -285,6 +285,21 @@ def test_completely_sent_folders_are_not_opened(home, place, monkeypatch):
     assert sorted(record.identity for record in records) == ["a", "b"]
 
 
+def test_an_interrupted_run_is_sent_once(home, place, monkeypatch):
+    folder = RunFolder(place("a"))
+    folder.result_file.unlink()
+    sync_all(Tracker())
+    with monkeypatch.context() as patched:
+        patched.setattr(Tracker, "client", None)  # MLflow's client, whose import takes seconds, is not used
+        assert sync_all(Tracker()) == ([], "")
+    with folder.journal_file.open("a", encoding="utf-8") as journal:
+        journal.write(json.dumps({"time": 1.0, "step": 13, "metrics": {"train/loss": 0.5}}) + "\n")
+    sync_all(Tracker())
+    client = MlflowClient(f"sqlite:///{home / 'mlflow.db'}")
+    [run_id] = [json.loads((folder.path / "tracked.json").read_text())["run_id"]]
+    assert max(point.step for point in client.get_metric_history(run_id, "train/loss")) == 13
+
+
 def test_runs_that_another_process_trains_are_left_to_it(home, place, monkeypatch):
     training, ended, stopped = (RunFolder(place(name)) for name in "abc")
     for folder in (training, stopped):
