@@ -441,3 +441,19 @@ def test_the_printed_table_counts_every_claim_once():
 def test_no_line_of_a_declaration_is_longer_than_120_characters(name):
     lines = (EXPERIMENTS / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
     assert [line for line in lines if len(line) > 120] == []
+
+
+def texts(value):
+    """Yield all texts in nested lists and mappings."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from texts(part)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_text_of_a_declaration_has_a_line_break(name):
+    """A line that is indented deeper than the others of a folded text keeps its line break."""
+    content = yaml.safe_load((EXPERIMENTS / f"{name}.yaml").read_text(encoding="utf-8"))
+    assert [text for text in texts(content) if "\n" in text.strip()] == []
