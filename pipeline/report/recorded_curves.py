@@ -9,6 +9,7 @@ from pipeline.report.paper_figures.error_curves import binned
 from pipeline.report.paper_figures.figure_data import Curve, CurveReader
 from pipeline.track.record import Record
 
+CURVES_FILE = "curves.json"
 RECORDED_POINTS = 400  # largest number of points of a recorded curve
 DECIMALS = 3  # of a recorded value
 

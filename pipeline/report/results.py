@@ -4,7 +4,7 @@ Data flow: records -> `collect_results` (one `ScaleResults` per experiment and s
 """
 
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -14,7 +14,6 @@ from pipeline.common.errors import UserError
 from pipeline.common.files import write_atomically
 from pipeline.common.words import plural
 from pipeline.declare.claims import ExactClaim
-from pipeline.declare.derived import EnsembleSizesSpec
 from pipeline.declare.experiment import Experiment
 from pipeline.declare.recipe import PAPER_SCALE, TRIAL_SCALES
 from pipeline.judge.category import Category
@@ -26,10 +25,9 @@ from pipeline.report.derived_text import derived_text
 from pipeline.report.deviations import deviation_lines
 from pipeline.report.leaderboard import LeaderboardRow, build_leaderboard, with_verdicts
 from pipeline.report.next_runs import next_runs, next_runs_block
-from pipeline.report.paper_figures.ensembles import drawn_ensembles
-from pipeline.report.paper_figures.figure_data import CurveReader, scale_runs
-from pipeline.report.paper_figures.training import has_curves, training_figure
-from pipeline.report.recorded_curves import RecordedCurves, read_recorded
+from pipeline.report.paper_figures.figure_data import scale_runs
+from pipeline.report.recorded_curves import CURVES_FILE, RecordedCurves, read_recorded
+from pipeline.report.result_figures import Figures, draw_figures, figure_titles
 from pipeline.report.run_files import RunFiles, unread_sentences
 from pipeline.report.text import (
     OUTCOME_ORDER,
@@ -58,12 +56,6 @@ IN_README = (  # experiments and scales that README.md shows in full, besides th
     ("resnet/cifar10_depth", "short"),  # all of CIFAR-10, as JPEG files
     ("resnet/cifar10_depth", "laptop"),  # `make demo`
 )
-
-CURVES, ENSEMBLES = "", "-ensembles"  # ends of the names of figures' files
-CURVES_FILE = "curves.json"  # in the folder results
-
-# Experiment, scale and end of the file's name -> path of the figure, relative to RESULTS.md.
-Figures = Mapping[tuple[str, str, str], str]
 
 
 @dataclass(frozen=True)
@@ -108,8 +100,9 @@ def write_results(
     files = RunFiles(tracker)
     elsewhere = {record.identity for record in earlier}
     curves = RecordedCurves(files.curve, read_recorded(folder / CURVES_FILE), elsewhere)
-    figures = draw_figures(results, curves.curve, folder)
-    for sentence in unread_sentences(kept, files.unread | without_curves(results, curves.curve, elsewhere)):
+    runs = [scale_runs(result.experiment, result.scale, result.records) for result in results]
+    figures = draw_figures(runs, curves.curve, folder, elsewhere=elsewhere, warn=warn)
+    for sentence in unread_sentences(kept, files.unread):
         warn(f"Missing from the figures: {sentence}")
     relative = {key: f"{folder.name}/{path.name}" for key, path in figures.items()}
     texts = {
@@ -176,49 +169,6 @@ def entries_of_runs(experiment: Experiment, records: Records, scale: str) -> lis
     """Return the ledger's entries that runs at `scale` can judge."""
     entries = judge_experiments([experiment], records, [scale], {})
     return [entry for entry in entries if entry.is_judged_from_runs]
-
-
-def draw_figures(
-    results: Sequence[ScaleResults], curves: CurveReader, folder: Path
-) -> dict[tuple[str, str, str], Path]:
-    """Write the figures of every experiment and scale that has curves or ensembles, and return the paths.
-
-    Where no run has curves, a figure that was drawn before stays.
-    """
-    figures: dict[tuple[str, str, str], Path] = {}
-    for result in results:
-        stem = f"{result.experiment.name.replace('/', '-')}-{result.scale}"
-        runs = scale_runs(result.experiment, result.scale, result.records)
-        curve = training_figure(curves, runs)
-        if curve is None and (drawn_before := folder / f"{stem}.png").is_file():
-            figures[(*result.key, CURVES)] = drawn_before
-        for figure in [*([curve] if curve else []), *drawn_ensembles(runs)]:
-            path = figure.write(folder / f"{figure.name}.png")
-            figures[(*result.key, figure.name.removeprefix(stem))] = path
-    return figures
-
-
-def without_curves(
-    results: Sequence[ScaleResults], curves: CurveReader, elsewhere: Collection[str]
-) -> dict[str, str]:
-    """Return why curves of the runs `elsewhere` are not drawn, by identity, where those of other runs are."""
-    found: dict[str, str] = {}
-    for result in results:
-        trained = [record for record in result.records if record.variant in result.experiment.variants]
-        missing = [record for record in trained if not has_curves(curves, record)]
-        if len(missing) < len(trained):
-            names = [record.identity for record in missing if record.identity in elsewhere]
-            found |= dict.fromkeys(names, f"its curves are neither on this machine nor in results/{CURVES_FILE}")
-    return found
-
-
-def figure_titles(experiment: Experiment) -> dict[str, str]:
-    """Return the titles of an experiment's figures by the ends of their files' names."""
-    found = {CURVES: "training and test error by step", ENSEMBLES: "test error by number of networks"}
-    for name, spec in experiment.derived.items():
-        if isinstance(spec, EnsembleSizesSpec):
-            found[f"{ENSEMBLES}-{name}"] = f"test error by number of networks, {name}"
-    return found
 
 
 def results_text(experiments: Sequence[Experiment], records: Sequence[Record], figures: Figures) -> str:

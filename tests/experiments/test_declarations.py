@@ -29,7 +29,8 @@ from pipeline.judge.ledger import judge_exact_claim, measured_sides
 from pipeline.judge.verdict import Outcome
 from pipeline.plan.expand import DerivedRun, Run, plan_runs
 from pipeline.report.paper_figures.ensembles import OTHER_TRAINING
-from pipeline.report.results import README_END, README_START, figure_titles, readme_block, results_text, with_block
+from pipeline.report.result_figures import figure_titles
+from pipeline.report.results import README_END, README_START, readme_block, results_text, with_block
 from pipeline.schedule.tasks import check_derived_run
 from pipeline.track.record import Record
 from tests.support.claim_counts import claim_counts, claims_table

@@ -235,6 +235,24 @@ def test_runs_of_another_machine_without_curves_are_named_and_not_counted_as_dra
     assert (tmp_path / name).read_bytes() == (alone / name).read_bytes()
 
 
+def test_a_figure_stays_while_a_variant_has_no_curves(experiment, records, tmp_path):
+    file, warnings = tmp_path / "RESULTS.md", []
+    write_results([experiment], [records[0], records[3]], Curves(), file)  # a seed of plain-20 and of resnet-20
+    figure = tmp_path / "results" / "toy-depth-paper.png"
+    figure.write_bytes(b"drawn before")
+    (tmp_path / "results" / "curves.json").unlink()
+    assert figure in write_results([experiment], [records[1]], Curves(), file, warn=warnings.append)
+    assert figure.read_bytes() == b"drawn before"
+    assert warnings == [
+        f"{figure} stays as it was drawn before: the runs of resnet-20 have no curves here or in"
+        " results/curves.json"
+    ]
+    recorded = json.loads((tmp_path / "results" / "curves.json").read_text(encoding="utf-8"))
+    assert recorded[records[1].identity].keys() == {"train/top1_error_pct", "test/top1_error_pct"}
+    write_results([experiment], [records[4]], Curves(), file)  # resnet-20 again
+    assert figure.read_bytes().startswith(b"\x89PNG")
+
+
 def test_newer_runs_of_a_recipe_replace_those_of_another_machine(experiment, seed_records, tmp_path):
     old = seed_records(experiment, "plain-20", [9.4, 9.5, 9.6], code="old", finished="2026-01-01T00:00:00+00:00")
     new = seed_records(experiment, "plain-20", [9.1, 9.2, 9.3], code="new", finished="2026-01-02T00:00:00+00:00")

@@ -7,7 +7,7 @@ import pytest
 from pipeline.declare.load import load_experiment
 from pipeline.report.paper_figures.ensembles import compared_panels, drawn_ensembles, ensemble_figures
 from pipeline.report.paper_figures.figure_data import scale_runs
-from pipeline.report.results import figure_titles
+from pipeline.report.result_figures import figure_titles
 from tests.support.fake_records import fake_record
 from tests.support.figure_boxes import covered, drawn_figure
 from tests.support.figure_runs import figure_data, made_up_records
