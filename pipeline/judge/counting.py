@@ -19,6 +19,7 @@ from pipeline.plan.expand import (
     seed_at,
     seed_index,
 )
+from pipeline.plan.identity import first_equivalent
 from pipeline.track.record import Record
 
 ByVariant = dict[str, list[Record]]
@@ -45,7 +46,7 @@ class RecordIndex:
         if declarations not in self._counted:
             groups: dict[tuple[str, str], dict[int, Record]] = defaultdict(dict)  # by data and code
             for record in sorted(self.matching(declarations), key=lambda record: record.finished):
-                groups[record.manifest, record.code].setdefault(record.seed, record)
+                groups[record.manifest, first_equivalent(record.code)].setdefault(record.seed, record)
             best = max(groups.values(), key=seeds_and_end, default={})
             self._counted[declarations] = [best[seed] for seed in sorted(best)]
         return self._counted[declarations]
@@ -121,9 +122,10 @@ def records_of(
     """Return the records of one resolved recipe, or derived run, by seed; at paper scale of the declared seeds.
 
     The recipe decides, not the name it was run under: two scales, variants or experiments of one recipe share
-    their runs. Runs of different code or data are never mixed: the group with the most seeds counts, then the
-    latest. A seed that ran twice in it (on other hardware) counts once, the first run. A smaller scale often puts
-    one data set in place of several: what was run for a variant of the scale counts for no other (`is_left_out`).
+    their runs. Runs of different data or code are never mixed, but for code that gives the same numbers
+    (`EQUIVALENT_CODE`): the group with the most seeds counts, then the latest. A seed that ran twice in it (on
+    other hardware) counts once, the first run. A smaller scale often puts one data set in place of several: what
+    was run for a variant of the scale counts for no other (`is_left_out`).
     """
     index = records if isinstance(records, RecordIndex) else RecordIndex(records)
     counted = declarations_of(experiment, scale, variant, index.seeds, changes)

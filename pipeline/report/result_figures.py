@@ -15,7 +15,8 @@ from pipeline.track.record import Record
 CURVES, ENSEMBLES = "", "-ensembles"  # ends of the names of figures' files
 MISSING_CURVES = f"its curves are neither on this machine nor in results/{CURVES_FILE}"
 
-# Experiment, scale and end of the file's name -> path of the figure, relative to RESULTS.md.
+# Experiment, scale and end of the file's name -> path of the figure; for texts relative to RESULTS.md.
+FigurePaths = dict[tuple[str, str, str], Path]
 Figures = Mapping[tuple[str, str, str], str]
 
 
@@ -35,20 +36,21 @@ def draw_figures(
     *,
     elsewhere: Collection[str] = (),
     warn: Callable[[str], None] = lambda sentence: None,
-) -> dict[tuple[str, str, str], Path]:
-    """Write the figures of every experiment and scale that has curves or ensembles, and return the paths.
+) -> tuple[FigurePaths, FigurePaths]:
+    """Write the figures of every experiment and scale that has curves or ensembles; return those drawn and kept.
 
     A figure drawn before stays where a variant has no run with curves, so that it loses no line. `warn` is
     called with a sentence about missing curves of the runs `elsewhere`, identities.
     """
-    figures: dict[tuple[str, str, str], Path] = {}
+    written: FigurePaths = {}
+    kept: FigurePaths = {}
     for runs in found:
         key, stem = (runs.experiment.name, runs.scale), f"{runs.experiment.name.replace('/', '-')}-{runs.scale}"
         drawn = list(drawn_ensembles(runs))
         curve, before = training_figure(curves, runs), folder / f"{stem}.png"
         lost = variants_without_curves(curves, runs)
         if before.is_file() and (curve is None or lost):
-            figures[(*key, CURVES)] = before
+            kept[(*key, CURVES)] = before
             if curve:
                 where = f"here or in results/{CURVES_FILE}"
                 warn(
@@ -61,8 +63,8 @@ def draw_figures(
                 warn(f"Missing from the figures: {sentence}")
         for figure in drawn:
             path = figure.write(folder / f"{figure.name}.png")
-            figures[(*key, figure.name.removeprefix(stem))] = path
-    return figures
+            written[(*key, figure.name.removeprefix(stem))] = path
+    return written, kept
 
 
 def variants_without_curves(curves: CurveReader, runs: ScaleRuns) -> list[str]:

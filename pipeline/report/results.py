@@ -101,10 +101,10 @@ def write_results(
     elsewhere = {record.identity for record in earlier}
     curves = RecordedCurves(files.curve, read_recorded(folder / CURVES_FILE), elsewhere)
     runs = [scale_runs(result.experiment, result.scale, result.records) for result in results]
-    figures = draw_figures(runs, curves.curve, folder, elsewhere=elsewhere, warn=warn)
+    written, unchanged = draw_figures(runs, curves.curve, folder, elsewhere=elsewhere, warn=warn)
     for sentence in unread_sentences(kept, files.unread):
         warn(f"Missing from the figures: {sentence}")
-    relative = {key: f"{folder.name}/{path.name}" for key, path in figures.items()}
+    relative = {key: f"{folder.name}/{path.name}" for key, path in (written | unchanged).items()}
     texts = {
         file: render_results(results, relative, entries),
         folder / "records.json": json.dumps([record.to_dict() for record in kept], indent=1, sort_keys=True)
@@ -122,7 +122,7 @@ def write_results(
         updated[readme] = text
     for path, text in (texts | updated).items():
         write_atomically(path, text)
-    return [*texts, *figures.values(), *updated]
+    return [*texts, *written.values(), *updated]
 
 
 def earlier_records(path: Path) -> list[Record]:

@@ -7,6 +7,7 @@ import pytest
 
 from pipeline.judge.counting import RecordIndex, counted_records, records_of, unchanged_records
 from pipeline.judge.ledger import ledger
+from pipeline.plan import identity
 from tests.support.ledgers import (
     DEEP,
     DERIVED,
@@ -58,6 +59,14 @@ def test_latest_of_two_groups_with_as_many_seeds_counts(experiment, seed_records
     for records in ([*old, *new], [*new, *old]):
         (found,) = counted_records(experiment, "paper", records).values()
         assert {record.code for record in found} == {"new"}
+
+
+def test_runs_of_code_that_gives_the_same_numbers_count_together(experiment, seed_records, monkeypatch):
+    monkeypatch.setattr(identity, "EQUIVALENT_CODE", {"newest": "new", "new": "old"})
+    codes = ["old", "old", "new", "newest", "other"]
+    records = [replace(row, code=code) for row, code in zip(seed_records(experiment, "plain-20", PLAIN), codes)]  # noqa: B905
+    (found,) = counted_records(experiment, "paper", records).values()
+    assert [record.code for record in found] == ["old", "old", "new", "newest"]
 
 
 def test_first_run_of_a_seed_counts(experiment, record):

@@ -11,9 +11,11 @@ from pipeline.derive.run import HANDLERS
 from pipeline.plan.expand import DerivedRun, plan_runs
 from pipeline.plan.identity import (
     DERIVED_CODE,
+    EQUIVALENT_CODE,
     TRAINING_CODE,
     code_hash,
     derived_code_hash,
+    first_equivalent,
     identity,
     imported_modules,
     matching_files,
@@ -375,3 +377,9 @@ def test_the_code_of_a_derived_run_is_that_of_its_kind(tree, edit, file, kind, m
     assert derived_code_hash(derived(kind), ["other"], tree) != before
     edit(file, "\nMADE_UP = 1\n")
     assert (derived_code_hash(derived(kind), ["code"], tree) != before) is matters
+
+
+def test_equivalent_code_is_named_by_hashes_and_comes_to_an_end():
+    assert all(re.fullmatch("[0-9a-f]{16}", code) for pair in EQUIVALENT_CODE.items() for code in pair)
+    assert not EQUIVALENT_CODE.keys() & {first_equivalent(code) for code in EQUIVALENT_CODE}
+    assert first_equivalent("0" * 16) == "0" * 16
