@@ -37,6 +37,8 @@ def file_lock(path: Path, *, timeout: float = -1) -> BaseFileLock:
 def is_locked(path: Path) -> bool:
     """Return True while a process holds `file_lock(path)`. The folder of `path` exists."""
     lock = file_lock(path, timeout=0)
+    if not Path(lock.lock_file).exists():  # on a full disk it cannot be made
+        return False
     try:
         with lock:
             return False
