@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import re
+import time
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -65,22 +66,22 @@ class Tracker:
 
     @cached_property
     def client(self) -> "MlflowClient":
-        """MLflow's client. If the database file does not exist, it is created, by one process at a time."""
+        """MLflow's client. If the database file does not exist, it is created, by one process at a time.
+
+        Raises TrackingError.
+        """
         from mlflow.tracking import MlflowClient
 
         silence_mlflow()
-        if "sqlite:" not in self.uri:
-            return MlflowClient(self.uri)
-        file = Path(self.uri.partition(":///")[2])
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with file_lock(file.with_name(file.name + ".lock")):
-            if not file.exists():  # created under another name: MLflow cannot repair a half-created database
-                partial = file.with_name(f".{file.name}-begun")
-                for leftover in file.parent.glob(f"{partial.name}*"):  # also SQLite's journal files
-                    leftover.unlink()
-                MlflowClient(f"sqlite:///{partial}").search_experiments()
-                partial.rename(file)
-            return MlflowClient(self.uri)
+        with explain_mlflow_errors(self.uri):
+            if "sqlite:" not in self.uri:
+                return MlflowClient(self.uri)
+            file = Path(self.uri.partition(":///")[2])
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with file_lock(file.with_name(file.name + ".lock")):
+                if not file.exists():
+                    create_database(file)
+                return MlflowClient(self.uri)
 
     def experiment_id(self, paper: str) -> str:
         """Return the id of a paper's MLflow experiment; create it if it does not exist."""
@@ -264,6 +265,21 @@ def record_from_run(row: TrackedRun) -> Record:
         raise UserError(
             f"MLflow run {row.run_id}: its tag {RECORD_TAG} is not a record ({error}); delete that run"
         ) from None
+
+
+def create_database(file: Path) -> None:
+    """Create MLflow's SQLite database under another name first: MLflow cannot repair a half-created one.
+
+    The name is a new one for each attempt, since MLflow keeps its connections to the file of the last one.
+    """
+    from mlflow.tracking import MlflowClient
+
+    begun = f".{file.name}-begun"
+    for leftover in file.parent.glob(f"{begun}*"):  # also SQLite's journal files
+        leftover.unlink()
+    partial = file.with_name(f"{begun}-{time.time_ns()}")
+    MlflowClient(f"sqlite:///{partial}").search_experiments()
+    partial.rename(file)
 
 
 def silence_mlflow() -> None:

@@ -9,9 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from alembic.ddl.sqlite import SQLiteImpl
 from click.testing import CliRunner
 from mlflow.entities import ViewType
 from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import OperationalError
 from urllib3.connection import HTTPConnection
 
 from pipeline.declare.load import load_experiment
@@ -608,5 +610,23 @@ def test_a_database_is_created_completely_or_not_at_all(tmp_path, monkeypatch):
         base.execute("CREATE TABLE spans (trace_id VARCHAR(50) NOT NULL)")
     begun.with_name(f"{begun.name}-journal").write_bytes(b"half a journal")
     assert Tracker(uri).records() == []
+    Tracker(uri).client.search_experiments()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mlflow.db", "mlflow.db.lock"]
+
+
+def test_a_database_that_cannot_be_created_on_a_full_disk_is_created_later_by_the_same_process(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("REPRO_HOME", str(tmp_path))
+    uri, real = f"sqlite:///{tmp_path / 'mlflow.db'}", SQLiteImpl.drop_table
+
+    def fill_the_disk(*_):
+        """Fail in the middle of a migration; SQLite keeps the new table."""
+        monkeypatch.setattr(SQLiteImpl, "drop_table", real)
+        raise OperationalError("DROP TABLE", {}, sqlite3.OperationalError("database or disk is full"))
+
+    monkeypatch.setattr(SQLiteImpl, "drop_table", fill_the_disk)
+    with pytest.raises(TrackingError, match=r"mlflow\.db cannot be used: .*database or disk is full"):
+        Tracker(uri).client  # noqa: B018
     Tracker(uri).client.search_experiments()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mlflow.db", "mlflow.db.lock"]
