@@ -27,15 +27,11 @@ class RecordedCurves:
         self._read = read
         self._elsewhere = elsewhere
         self._curves = {identity: dict(curves) for identity, curves in recorded.items()}
-        self._tried: set[tuple[str, str]] = set()
 
     def curve(self, record: Record, metric: str) -> Curve:
         """Return the curve of a run; empty if it is neither at hand nor recorded."""
-        key = record.identity, metric
-        if record.identity not in self._elsewhere and key not in self._tried:
-            self._tried.add(key)
-            if curve := self._read(record, metric):
-                self._curves.setdefault(record.identity, {})[metric] = thinned(curve)
+        if record.identity not in self._elsewhere and (curve := self._read(record, metric)):
+            self._curves.setdefault(record.identity, {})[metric] = thinned(curve)
         return self._curves.get(record.identity, {}).get(metric, [])
 
     def text(self, identities: Collection[str]) -> str:

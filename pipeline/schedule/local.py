@@ -104,7 +104,7 @@ class TaskQueue:
     def __init__(self, tasks: Sequence[Task]) -> None:
         self.waiting = list(tasks)
         self.pending = {task.identity for task in tasks}  # identities of tasks that have not ended
-        self.postponed: set[str] = set()  # identities of tasks that another process executed when they came first
+        self.elsewhere: set[str] = set()  # identities of tasks that another process executed when they came first
         self.unusable: dict[str, str] = {}  # identity of a run that no derived run can use -> reason
         for task in tasks:
             for need in task.needs:
@@ -132,23 +132,22 @@ class TaskQueue:
     def next(self) -> Task | None:
         """Remove and return the first task whose needs have all ended; None if there is none.
 
-        A task that another process executes goes behind the others, once: two commands share the tasks.
+        A task that another process executes comes after the others, so that two commands share the tasks. If none
+        is left but these, the first of them is returned: its worker waits for the other process.
         """
         unmet = self.pending | self.unusable.keys()
         ready = [task for task in self.waiting if unmet.isdisjoint(task.needs)]
-        chosen = next((task for task in ready if not self.must_postpone(task)), ready[0] if ready else None)
-        if chosen:
-            self.waiting.remove(chosen)
+        if not ready:
+            return None
+        chosen = next((task for task in ready if not self.was_elsewhere(task)), ready[0])
+        self.waiting.remove(chosen)
         return chosen
 
-    def must_postpone(self, task: Task) -> bool:
-        """Return whether another process executes a task; if so, move it behind the others. Once for each task."""
-        if task.identity in self.postponed or not RunFolder(task.folder).is_training():
-            return False
-        self.postponed.add(task.identity)
-        self.waiting.remove(task)
-        self.waiting.append(task)
-        return True
+    def was_elsewhere(self, task: Task) -> bool:
+        """Return True if another process executed a task when it was first in the queue."""
+        if task.identity not in self.elsewhere and RunFolder(task.folder).is_training():
+            self.elsewhere.add(task.identity)
+        return task.identity in self.elsewhere
 
     def skip_unreachable(self) -> list[Event]:
         """Remove the tasks that need an unusable run, mark their folders, and return their events."""

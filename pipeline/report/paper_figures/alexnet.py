@@ -8,7 +8,13 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from pipeline.declare.experiment import Experiment
-from pipeline.report.paper_figures.error_curves import TRAIN_CURVE, CurvePanel, drawn_curves, variant_lines
+from pipeline.report.paper_figures.error_curves import (
+    TRAIN_CURVE,
+    CurvePanel,
+    drawn_curves,
+    spread_text,
+    variant_lines,
+)
 from pipeline.report.paper_figures.figure_data import FigureData
 from pipeline.report.paper_figures.paper_figure import FigureTitle, PaperFigure
 from pipeline.report.paper_figures.style import FULL_WIDTH, new_figure
@@ -40,13 +46,12 @@ def activation_figure(data: FigureData, experiment: Experiment) -> PaperFigure:
         replace(line, name=ACTIVATIONS[line.name], dashed=line.name.endswith("tanh"))
         for line in variant_lines(data.curves, runs, names, TRAIN_CURVE)
     ]
+    panels = [CurvePanel("", f"top-1 training error (%), {runs.data}", lines, level=ERROR_LEVEL)]
     caption = (
         "Top-1 training error in percent against optimizer steps, of a network of four layers with ReLU (bold) and"
-        f" with tanh (dashed); the horizontal line is at {ERROR_LEVEL:g} %; {runs.place};"
-        f" {runs.spread()}."
+        f" with tanh (dashed); the horizontal line is at {ERROR_LEVEL:g} %; {runs.place}; {spread_text(panels)}."
     )
-    panel = CurvePanel("", f"top-1 training error (%), {runs.data}", lines, level=ERROR_LEVEL)
-    return drawn_curves(FIGURE_1, caption, [panel], {})
+    return drawn_curves(FIGURE_1, caption, panels, {})
 
 
 def filter_figure(data: FigureData, declared: list[tuple[Experiment, str]]) -> PaperFigure:

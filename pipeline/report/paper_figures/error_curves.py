@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from pipeline.report.paper_figures.figure_data import Curve, CurveReader, ScaleRuns
+from pipeline.report.paper_figures.figure_data import Curve, CurveReader, ScaleRuns, over_seeds, seeds_text
 from pipeline.report.paper_figures.labels import outside_legend
 from pipeline.report.paper_figures.panels import diamonds
 from pipeline.report.paper_figures.paper_figure import FigureTitle, PaperFigure
@@ -121,6 +121,11 @@ def words_of_panels(panels: Sequence[CurvePanel]) -> str:
         return " and ".join(panel.title for panel in panels)
     left, right = panels
     return f"{left.title} (left) and {right.title} (right)"
+
+
+def spread_text(panels: Sequence[CurvePanel]) -> str:
+    """Return what the lines show of the seeds that have curves: "mean and range over 5 seeds", "one seed"."""
+    return over_seeds("mean and range", seeds_text(len(line.curves) for panel in panels for line in panel.lines))
 
 
 def drawn_curves(

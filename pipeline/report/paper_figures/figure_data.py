@@ -54,12 +54,7 @@ class ScaleRuns:
 
     def seeds(self) -> str:
         """Return the number of seeds: "5 seeds", "3 to 5 seeds"."""
-        counts = sorted({len(rows) for rows in self.records.values()})
-        return plural(counts[0], "seed") if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
-
-    def spread(self) -> str:
-        """Return what curves show of the seeds: "mean and range over 5 seeds", "one seed"."""
-        return over_seeds("mean and range", self.seeds())
+        return seeds_text(len(rows) for rows in self.records.values())
 
     def converged_seeds(self) -> str:
         """Return the number of seeds that a mean is over: "5 seeds", "2 to 3 seeds (1 run did not converge)"."""
@@ -77,6 +72,12 @@ class ScaleRuns:
         """Return mean and standard deviation over the seeds, 0 for one seed; None without a value."""
         values = self.values(name, metric)
         return (fmean(values), stdev(values) if len(values) > 1 else 0.0) if values else None
+
+
+def seeds_text(counts: Iterable[int]) -> str:
+    """Return the number of seeds of several things, given those of each: "5 seeds", "3 to 5 seeds"."""
+    found = sorted(set(counts)) or [0]
+    return plural(found[0], "seed") if len(found) == 1 else f"{found[0]} to {found[-1]} seeds"
 
 
 def over_seeds(statistic: str, seeds: str) -> str:

@@ -10,6 +10,7 @@ from pipeline.report.paper_figures.error_curves import (
     CurveLine,
     CurvePanel,
     drawn_curves,
+    spread_text,
     variant_lines,
     words_of_panels,
 )
@@ -94,7 +95,7 @@ def column_curves(data: FigureData, experiment: Experiment) -> PaperFigure:
     caption = (
         f"Training loss (cross-entropy) against optimizer steps, of {words_of_panels(panels)}; the fractal network"
         " has 40 layers and drop-path: of a column the mean over the mini-batches that train it alone, dashed over"
-        f" all mini-batches; {runs.place}; {runs.spread()}."
+        f" all mini-batches; {runs.place}; {spread_text(panels)}."
     )
     if any(line.paper is not None for line in (*left, *right)):
         caption += " Diamonds: the paper's losses after training, Table 4, quoted from memory."

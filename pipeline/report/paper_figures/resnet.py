@@ -18,6 +18,7 @@ from pipeline.report.paper_figures.error_curves import (
     CurvePanel,
     across_seeds,
     drawn_curves,
+    spread_text,
     styles_text,
     variant_lines,
     words_of_panels,
@@ -68,7 +69,7 @@ def plain_figure(data: FigureData, experiment: Experiment) -> PaperFigure:
     ]
     caption = (
         f"Top-1 {words_of_panels(panels)} in percent against optimizer steps, of plain networks"
-        f" with 20 and 56 layers; {runs.place}; {runs.spread()}."
+        f" with 20 and 56 layers; {runs.place}; {spread_text(panels)}."
     )
     return drawn_curves(FIGURE_1, caption, panels, {})
 
@@ -92,7 +93,7 @@ def plain_and_residual(
     keys = {test: False, "training": True}
     caption = (
         f"Top-1 error in percent against optimizer steps, of {words_of_panels(panels)};"
-        f" {styles_text(panels, keys)}; {runs.place}; {runs.spread()}."
+        f" {styles_text(panels, keys)}; {runs.place}; {spread_text(panels)}."
     )
     if any(line.paper is not None for panel in panels for line in panel.lines):
         caption += " Diamonds: the paper's errors after training."

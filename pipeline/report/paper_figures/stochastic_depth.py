@@ -10,6 +10,7 @@ from pipeline.report.paper_figures.error_curves import (
     TEST_CURVE,
     CurvePanel,
     drawn_curves,
+    spread_text,
     variant_lines,
     words_of_panels,
 )
@@ -75,7 +76,7 @@ def loss_figure(data: FigureData, experiment: Experiment) -> PaperFigure:
             panels.append(CurvePanel(title, ylabel, lines))
     caption = (
         f"{words_of_panels(panels).capitalize()} against optimizer steps, of a residual"
-        f" network of 110 layers with constant and with stochastic depth; {runs.place}; {runs.spread()}."
+        f" network of 110 layers with constant and with stochastic depth; {runs.place}; {spread_text(panels)}."
     )
     if any(line.paper is not None for panel in panels for line in panel.lines):
         caption += " Diamonds: the paper's errors after training."
@@ -97,8 +98,11 @@ def gradient_figure(
     lines = [
         replace(line, name=labels[line.name]) for line in variant_lines(data.curves, runs, list(labels), metric)
     ]
-    caption = f"Mean magnitude of the gradient of {layer} against optimizer steps; {runs.place}; {runs.spread()}."
-    return drawn_curves(title, caption, [CurvePanel("", f"mean gradient magnitude, {runs.data}", lines)], {})
+    panels = [CurvePanel("", f"mean gradient magnitude, {runs.data}", lines)]
+    caption = (
+        f"Mean magnitude of the gradient of {layer} against optimizer steps; {runs.place}; {spread_text(panels)}."
+    )
+    return drawn_curves(title, caption, panels, {})
 
 
 def figure_8(data: FigureData, cifar: Experiment, survival: Experiment) -> PaperFigure:

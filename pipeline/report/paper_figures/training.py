@@ -9,6 +9,7 @@ from pipeline.report.paper_figures.error_curves import (
     CurveLine,
     CurvePanel,
     curves_figure,
+    spread_text,
     styles_text,
     variant_lines,
 )
@@ -38,7 +39,6 @@ def training_figure(curves: CurveReader, runs: ScaleRuns) -> PaperFigure | None:
     first test protocol where the variants differ in it. The caption counts the seeds that have curves.
     """
     experiment, scale = runs.experiment, runs.scale
-    runs = runs.where(lambda record: has_curves(curves, record))
     panels = curve_panels(curves, runs)
     if not panels:
         return None
@@ -49,9 +49,8 @@ def training_figure(curves: CurveReader, runs: ScaleRuns) -> PaperFigure | None:
     where = f"{experiment.name} at {scale} scale on {shown.data}"
     if len(set(protocols.values())) == 1 and (protocol := next(iter(protocols.values()))):
         where += f", {protocol}"
-    caption = (
-        f"Top-1 error in percent against optimizer steps, {where}; {styles_text(panels, KEYS)}; {shown.spread()}."
-    )
+    over = spread_text(panels)
+    caption = f"Top-1 error in percent against optimizer steps, {where}; {styles_text(panels, KEYS)}; {over}."
     wide = max(len(line.name) for panel in panels for line in panel.lines) <= 40
     columns = 2 if wide else 1
     breaks = ":\n" if columns == 1 or len(panels) == 1 else ": "  # one panel is too narrow for a line
@@ -63,7 +62,7 @@ def training_figure(curves: CurveReader, runs: ScaleRuns) -> PaperFigure | None:
             keys=KEYS,
             share_y="," not in shown.data,
             columns=columns,
-            title=f"{where}{breaks}{shown.spread()}",
+            title=f"{where}{breaks}{over}",
         ),
     )
 

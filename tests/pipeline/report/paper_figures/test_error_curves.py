@@ -11,6 +11,7 @@ from pipeline.report.paper_figures.error_curves import (
     binned,
     curves_figure,
     drawn_curves,
+    spread_text,
 )
 from pipeline.report.paper_figures.paper_figure import FigureTitle
 from pipeline.report.paper_figures.style import THEMES
@@ -31,6 +32,15 @@ def test_line_is_the_mean_and_band_the_range():
     assert line.get_xydata().tolist() == [[10, pytest.approx(5.2)]]
     heights = band.get_paths()[0].vertices[:, 1]
     assert (min(heights), max(heights)) == (4.0, 6.0)
+
+
+def test_the_seeds_of_a_caption_are_those_that_are_drawn():
+    one, two = CurveLine("a", [[(10, 4.0)]], 400), CurveLine("b", [[(10, 4.0)], [(10, 6.0)]], 400)
+    assert spread_text([CurvePanel("", "", [one])]) == "one seed"
+    assert spread_text([CurvePanel("", "", [two])]) == "mean and range over 2 seeds"
+    assert (
+        spread_text([CurvePanel("", "", [two]), CurvePanel("", "", [one])]) == "mean and range over 1 to 2 seeds"
+    )
 
 
 def test_diverged_seed_is_drawn_to_its_last_step():

@@ -34,6 +34,17 @@ def test_title_of_one_panel_has_two_lines(seeds, end):
     assert figure.get_suptitle().endswith(end)
 
 
+def test_title_counts_the_seeds_that_have_curves(experiment):
+    runs = runs_of(experiment, "paper")
+
+    def curves(record, metric):
+        return [] if record.seed == 0 else made_up_curve(record, metric)
+
+    figure = training_figure(curves, runs)
+    assert figure.caption.endswith("; mean and range over 2 seeds.")
+    assert drawn_figure(figure).get_suptitle().endswith(": mean and range over 2 seeds")
+
+
 def test_protocol_is_in_the_title_or_if_they_differ_in_the_legend():
     vgg = load_experiment("vgg/imagenet")
     assert drawn(vgg, variants=["vgg-16"]).get_suptitle().startswith(
