@@ -153,10 +153,10 @@ def verify(
     from pipeline.judge.collect import judge_experiments
     from pipeline.judge.verdict import CONTRADICTIONS
 
-    declared = [load_with_claim(experiment)] if experiment else load_all()
-    entries = judge_experiments(declared, collect_with_warnings().records)
+    one, name = load_with_claim(experiment) if experiment else (None, None)
+    entries = judge_experiments([one] if one else load_all(), collect_with_warnings().records)
     if shape.is_text:
-        verdicts.print_ledger(entries, experiment)
+        verdicts.print_ledger(entries, name)
     else:
         rows = map(verdict_row, entries)
         print_rows([*rows], shape, VERDICT_COLUMNS, value=[entry.to_dict() for entry in entries])

@@ -76,20 +76,20 @@ def warn_of_precision(runs: "Iterable[Run | DerivedRun]", changes: Mapping[str, 
         print_warning_line(f"The precision of timings is not changed ({names}): they always compute in fp32.")
 
 
-def load_with_claim(name: str) -> "Experiment":
-    """Return the experiment PAPER/FILE, or for PAPER/FILE/CLAIM the experiment with that claim alone."""
+def load_with_claim(name: str) -> tuple["Experiment", str]:
+    """Return the experiment PAPER/FILE, for PAPER/FILE/CLAIM with that claim alone, and its name or file as given."""
     from lightning_modules.names import nearest
     from pipeline.declare.load import load_experiment
     from pipeline.declare.references import split_reference
 
     experiment, wanted = split_reference(name)
     if experiment is None or name.endswith(".yaml"):
-        return load_experiment(name)
+        return load_experiment(name), name
     declared = load_experiment(experiment)
     claims = {claim.id: claim for claim in declared.claims}
     if wanted not in claims:
         raise UserError(f"{experiment} has no claim {wanted!r}{nearest(wanted, claims, LIST_CLAIMS + experiment)}")
-    return declared.model_copy(update={"claims": (claims[wanted],)})
+    return declared.model_copy(update={"claims": (claims[wanted],)}), experiment
 
 
 def read_changes(changes: Sequence[str] | None, *, precision: str | None, data: str | None) -> dict[str, Any]:

@@ -200,6 +200,8 @@ def test_commands_name_the_experiment_as_the_user_did(command, known):
     path = f"experiments/{RESNET}.yaml"
     _, out, _ = command("verify", path)
     assert f"    repro run {path} --scale paper --variant resnet-20\n" in out
+    _, out, _ = command("verify", f"{RESNET}/{TABLE_6.id}")  # one claim of it
+    assert f"    repro run {RESNET} --scale paper --variant resnet-20\n" in out
 
 
 def test_recipe_that_departs_has_no_command(command, known, monkeypatch):
