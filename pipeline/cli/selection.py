@@ -77,7 +77,7 @@ def warn_of_precision(runs: "Iterable[Run | DerivedRun]", changes: Mapping[str, 
 
 
 def load_with_claim(name: str) -> tuple["Experiment", str]:
-    """Return the experiment PAPER/FILE, for PAPER/FILE/CLAIM with that claim alone, and its name or file as given."""
+    """Return the experiment, of PAPER/FILE/CLAIM with that claim alone, and its name or file as it was given."""
     from lightning_modules.names import nearest
     from pipeline.declare.load import load_experiment
     from pipeline.declare.references import split_reference
