@@ -311,4 +311,4 @@ def side_names(claim: OrderingClaim | GainClaim) -> tuple[str, str]:
     """Return the names of both sides: their variants, with the metrics if these differ."""
     if not claim.rhs_metric:
         return claim.lhs, claim.rhs
-    return f"{claim.lhs}'s {claim.metric}", f"{claim.rhs}'s {claim.rhs_metric}"
+    return f"{claim.metric} of {claim.lhs}", f"{claim.rhs_metric} of {claim.rhs}"

@@ -176,7 +176,7 @@ def test_gain_between_two_metrics_of_one_network(declare, seed_records):
     declared = declare(*AS_GAIN, before, sides)
     verdict = judge_by_id(declared, seed_records(declared, "plain-32", DEEP))["deeper"].verdict
     assert (verdict.outcome, verdict.measured) == ("reproduced", pytest.approx(10.5 - 1.05))
-    assert f"plain-32's test/top1_error_pct minus plain-32's {TOP5}" in verdict.sentence
+    assert f"test/top1_error_pct of plain-32 minus {TOP5} of plain-32" in verdict.sentence
 
 
 def test_one_diverged_seed_makes_a_claim_unjudgeable(experiment, both, record):
@@ -455,7 +455,7 @@ def test_variant_is_compared_with_itself_by_another_metric(declare, seed_records
     below = declare(DEEPER, text.format('"<"'))
     verdict = judge_by_id(below, seed_records(below, "plain-32", DEEP))["deeper"].verdict
     assert (verdict.outcome, verdict.measured) == ("reproduced", pytest.approx(10.5 / 10 - 10.5))
-    assert f"plain-32's {TOP5} minus plain-32's test/top1_error_pct over 5 paired seeds" in verdict.sentence
+    assert f"{TOP5} of plain-32 minus test/top1_error_pct of plain-32 over 5 paired seeds" in verdict.sentence
     above = declare(DEEPER, text.format('">"'))
     assert judge_by_id(above, seed_records(above, "plain-32", DEEP))["deeper"].verdict.outcome == "not reproduced"
 
