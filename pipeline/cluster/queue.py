@@ -246,10 +246,9 @@ class Queue:
 
     def postpone(self, identity: str, now: float) -> None:
         """Move a running item, which has not begun, behind all others."""
-        entry = self.items.pop(identity)
-        self.release(entry, now)
-        self.items[identity] = entry
+        entry = self.items[identity] = self.items.pop(identity)  # the last of the queue
         entry.position, self.next_position = self.next_position, self.next_position + 1
+        self.release(entry, now)
         self.make_ready(entry)
 
     # --- ending items ---

@@ -212,7 +212,7 @@ def section(result: ScaleResults, figures: Figures) -> str:
         f"- Data: {records[0].data}, manifest {distinct_values(records, 'manifest', 16)}; "
         f"{images:,.0f} test images in each run{protocol}",
         *recipe_lines(experiment, scale, records),
-        f"- Seeds: {seeds_text(runs, derived)}",
+        f"- Seeds: {run_counts_text(runs, derived)}",
         f"- Hardware: {distinct_values(records, 'hardware')}; "
         f"torch {', '.join(dict.fromkeys(r.libraries['torch'] for r in records))}, "
         f"threads per run: {distinct_values(records, 'threads')}",
@@ -235,7 +235,7 @@ def reference_section(entries: Sequence[LedgerEntry]) -> str:
     return f"{title}\n{verdict_table(entries, 'experiment')}\n"
 
 
-def seeds_text(runs: Sequence[Record], derived: Sequence[Record]) -> str:
+def run_counts_text(runs: Sequence[Record], derived: Sequence[Record]) -> str:
     """Return the seeds and the number of runs, their mean duration, and the number of derived runs."""
     derived_count = [plural(len(derived), "derived run")] if derived else []
     if not runs:

@@ -153,6 +153,15 @@ def test_a_postponed_run_goes_behind_all_others_and_is_not_charged():
     assert names(queue.admit(FreeDevices(2), HOUR)) == "ca"
 
 
+def test_a_run_can_be_postponed_that_is_also_in_a_launch_over_budget():
+    queue = Queue()
+    queue.add("1", items("a"), max_device_hours=0.0)
+    queue.add("2", items("ab"))
+    assert names(queue.admit(FreeDevices(1), 0)) == "a"
+    queue.postpone("a", 0)
+    assert names(queue.admit(FreeDevices(2), 0)) == "ba"
+
+
 def test_a_limit_of_concurrent_runs_does_not_block_later_launches():
     queue = Queue()
     queue.add("1", items("abc"), max_concurrent=1)
