@@ -11,6 +11,7 @@ import json
 import os
 import re
 import sqlite3
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import dataclass, field
@@ -21,7 +22,9 @@ from pipeline.common.environment import env_number
 from pipeline.common.files import write_atomically
 from pipeline.common.paths import runs_folder
 
-RECORD_TAG = "repro.record"  # tag: the Record of an ended run
+RECORD_TAG = "repro.record"  # tag: the Record of an ended run; of a long one the first part, see `record_tags`
+
+PART_SIZE = 7_900  # characters of a record in one tag; MLflow cuts longer values at 8,000 without an error
 
 SENT_TAG = "repro.sent"  # tag: set once all files of a run are sent
 
@@ -55,6 +58,8 @@ LEFT JOIN tags AS sent ON sent.run_uuid = tags.run_uuid AND sent.key = '{SENT_TA
 WHERE tags.key = '{RECORD_TAG}' AND tags.value LIKE '{{%'
 """
 
+PARTS_QUERY = f"SELECT run_uuid, key, value FROM tags WHERE key GLOB '{RECORD_TAG}.*'"
+
 
 @dataclass(frozen=True)
 class TrackedRun:
@@ -63,6 +68,27 @@ class TrackedRun:
     run_id: str  # of MLflow
     record: Mapping[str, Any]  # a Record as plain data
     sent: bool  # all its files are sent
+
+
+def record_tags(record: Mapping[str, Any]) -> dict[str, str]:
+    """Return the tags that hold a record: its JSON text, in several parts where it is long."""
+    text = json.dumps(record)
+    starts = range(0, len(text), PART_SIZE)
+    return {part_tag(number): text[start : start + PART_SIZE] for number, start in enumerate(starts)}
+
+
+def part_tag(number: int) -> str:
+    """Return the name of the tag with a part of a record; part 0 is the first."""
+    return f"{RECORD_TAG}.{number}" if number else RECORD_TAG
+
+
+def make_tracked_run(run_id: str, tags: Mapping[str, str]) -> TrackedRun:
+    """Return the ended run that has these tags. Raises ValueError or TypeError where they hold no record."""
+    text = part = tags[RECORD_TAG]
+    number = 1
+    while len(part) == PART_SIZE and (part := tags.get(part_tag(number), "")):
+        text, number = text + part, number + 1
+    return TrackedRun(run_id, {**json.loads(text)}, SENT_TAG in tags)
 
 
 def redact(text: str) -> str:
@@ -100,8 +126,17 @@ def read_sqlite(path: Path) -> list[TrackedRun] | None:
     try:
         with open_sqlite(path) as database:
             rows = database.execute(QUERY).fetchall()
-        return [TrackedRun(run_id, json.loads(text), sent is not None) for run_id, text, sent in rows]
-    except (sqlite3.Error, ValueError):
+            parts: dict[str, dict[str, str]] = defaultdict(dict)
+            for run_id, key, value in database.execute(PARTS_QUERY):
+                parts[run_id][key] = value
+        return [
+            make_tracked_run(
+                run_id,
+                {RECORD_TAG: text} | parts.get(run_id, {}) | ({} if sent is None else {SENT_TAG: sent}),
+            )
+            for run_id, text, sent in rows
+        ]
+    except (sqlite3.Error, ValueError, TypeError):
         return None
 
 
@@ -249,8 +284,7 @@ def parse_answer(answer: Any) -> dict[str, Any]:
 def parse_run(run: Mapping[str, Any]) -> TrackedRun:
     """Return the ended run in a server's answer."""
     tags = {tag["key"]: tag.get("value", "") for tag in run["data"]["tags"]}
-    record = json.loads(tags[RECORD_TAG])
-    return TrackedRun(run["info"]["run_id"], {**record}, SENT_TAG in tags)
+    return make_tracked_run(run["info"]["run_id"], tags)
 
 
 def read_server(uri: str) -> list[TrackedRun]:

@@ -13,7 +13,7 @@ from pipeline.declare.training import STEPS_TO
 from pipeline.track.folder_content import FolderContent, flatten, model_tags, run_tags
 from pipeline.track.mlflow_errors import explain_mlflow_errors
 from pipeline.track.mlflow_models import log_model
-from pipeline.track.mlflow_reader import RECORD_TAG, SENT_TAG
+from pipeline.track.mlflow_reader import SENT_TAG, record_tags
 from pipeline.track.record import FINISHED, Record
 from pipeline.track.run_folder import RunFolder
 
@@ -115,7 +115,7 @@ def finish_run(tracker: "Tracker", run_id: str, record: Record, folder: RunFolde
     about |= {"world": str(record.world), "device_batch": str(record.device_batch)}  # 0: unknown
     about |= {f"library.{name}": version for name, version in record.libraries.items()}
     tags = [RunTag(f"repro.{key}", value[:5000]) for key, value in about.items()]
-    tags.append(RunTag(RECORD_TAG, json.dumps(record.to_dict())))
+    tags += [RunTag(key, part) for key, part in record_tags(record.to_dict()).items()]
     # Again: if two parents were created at the same time, only one of them still exists.
     tags.append(RunTag("mlflow.parentRunId", parent))
     client.log_batch(run_id, metrics=[*metrics, Metric("seconds", record.seconds, when, 0)], tags=tags)

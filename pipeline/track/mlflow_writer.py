@@ -30,6 +30,7 @@ from pipeline.track.mlflow_reader import (
     RECORD_TAG,
     SENT_TAG,
     TrackedRun,
+    make_tracked_run,
     read_tracked_runs,
     server_key,
 )
@@ -240,9 +241,7 @@ class Tracker:
         rows, token = [], None
         while True:
             page = self.client.search_runs(ids, ENDED, max_results=SEARCH_PAGE_SIZE, page_token=token)
-            for run in page:
-                tags = run.data.tags
-                rows.append(TrackedRun(run.info.run_id, json.loads(tags[RECORD_TAG]), SENT_TAG in tags))
+            rows += [tracked_run(run.info.run_id, run.data.tags) for run in page]
             token = page.token
             if not token:
                 return rows
@@ -257,14 +256,25 @@ class Tracker:
             return sorted((point.step, point.value) for point in self.client.get_metric_history(run_id, metric))
 
 
+def tracked_run(run_id: str, tags: Mapping[str, str]) -> TrackedRun:
+    """Return the ended run that has these tags; UserError where they hold no record."""
+    try:
+        return make_tracked_run(run_id, tags)
+    except (ValueError, TypeError) as error:
+        raise not_a_record(run_id, error) from None
+
+
 def record_from_run(row: TrackedRun) -> Record:
     """Return the record of a tracked run; UserError if its tag holds none."""
     try:
         return Record.from_dict({**row.record, "run_id": row.run_id})
     except TypeError as error:
-        raise UserError(
-            f"MLflow run {row.run_id}: its tag {RECORD_TAG} is not a record ({error}); delete that run"
-        ) from None
+        raise not_a_record(row.run_id, error) from None
+
+
+def not_a_record(run_id: str, error: Exception) -> UserError:
+    """Return the error of a run whose tag was changed by hand, or cut."""
+    return UserError(f"MLflow run {run_id}: its tag {RECORD_TAG} is not a record ({error}); delete that run")
 
 
 def create_database(file: Path) -> None:

@@ -1,5 +1,6 @@
 """Run folders and reports in MLflow: content, no duplicates, unreachable servers."""
 
+import contextlib
 import errno
 import json
 import os
@@ -16,6 +17,7 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import OperationalError
 from urllib3.connection import HTTPConnection
 
+from pipeline.common.errors import UserError
 from pipeline.declare.load import load_experiment
 from pipeline.judge.collect import collect_runs
 from pipeline.plan.expand import plan_runs
@@ -26,10 +28,11 @@ from pipeline.track import mlflow_writer as tracking
 from pipeline.track.folder_content import flatten
 from pipeline.track.mlflow_errors import TrackingError
 from pipeline.track.mlflow_pages import aggregate_metrics, publish_experiment, publish_imported
-from pipeline.track.mlflow_reader import redact
+from pipeline.track.mlflow_reader import read_tracked_runs, redact
 from pipeline.track.mlflow_writer import Tracker
 from pipeline.track.record import Record
 from pipeline.track.run_folder import RunFolder
+from tests.support.mlflow_servers import Server
 from tests.support.smoke_runs import (
     RESNET,
     journal_metrics,
@@ -130,6 +133,31 @@ def test_records_are_read_back_with_the_run_id(home, client, trained):
     tracker.sync(folder)
     _, [child] = runs_of(client)
     assert tracker.records() == [replace(folder.result(), run_id=child.info.run_id)]
+
+
+def test_a_record_longer_than_a_tag_of_mlflow_is_read_back(home, client, trained):
+    """The timings of all networks on a GPU are a record of 24,000 characters; MLflow cuts a tag at 8,000."""
+    folder = placed(home, trained)
+    more = {f"time/network-{number}/batch_64_ms": 0.1 * number for number in range(600)}
+    record = replace(folder.result(), metrics=folder.result().metrics | more)
+    (folder.path / "result.json").write_text(json.dumps(record.to_dict()))
+    tracker = Tracker()
+    tracker.sync(folder)
+    _, [child] = runs_of(client)
+    assert len(child.data.tags["repro.record"]) < 8_000 < len(json.dumps(record.to_dict()))
+    assert tracker.records() == [replace(record, run_id=child.info.run_id)]
+    assert tracker.search_ended() == tracker.ended()
+    with contextlib.closing(Server(home / "mlflow.db", client._tracking_client.store)) as server:
+        assert read_tracked_runs(server.uri) == tracker.ended()
+
+
+def test_a_cut_record_is_an_error_of_one_sentence_that_names_the_run(home, client, trained):
+    tracker = Tracker()
+    tracker.sync(placed(home, trained))
+    _, [child] = runs_of(client)
+    client.set_tag(child.info.run_id, "repro.record", child.data.tags["repro.record"][:100])
+    with pytest.raises(UserError, match=f"MLflow run {child.info.run_id}: its tag repro.record is not a record"):
+        tracker.records()
 
 
 def test_records_of_all_pages_are_read(home, trained, monkeypatch):
