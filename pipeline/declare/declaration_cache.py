@@ -29,7 +29,7 @@ class CachedDeclaration:
     """One experiment with its tables expanded, and the names of the experiments that it refers to."""
 
     declaration: Mapping[str, Any]
-    consumed: tuple[str, ...]  # experiments whose variants its derived runs consume
+    consumed: tuple[str, ...]  # experiments whose variants its derived runs consume, or its runs start from
     claimed: tuple[str, ...]  # experiments whose variants its claims name
 
     @classmethod

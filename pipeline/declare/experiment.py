@@ -1,6 +1,6 @@
 """The type of an experiment: question, variants, scales, derived runs, claims, choices, departures."""
 
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
@@ -82,16 +82,16 @@ class Experiment(FrozenModel):
     choices: tuple[Choice, ...] = ()
     departures: tuple[Departure, ...] = ()
     not_claimed: tuple[NotClaimed, ...] = ()
-    # The other experiments whose variants derived runs consume, by name; set when the file is loaded.
+    # The other experiments whose runs those of this one need (`behind`), by name; set when the file is loaded.
     _others: dict[str, "Experiment"] = PrivateAttr(default_factory=dict)
 
     @property
     def others(self) -> Mapping[str, "Experiment"]:
-        """The other experiments whose variants derived runs consume, by name."""
+        """The other experiments whose variants derived runs consume or runs start from, by name."""
         return self._others
 
     def with_others(self, others: Mapping[str, "Experiment"]) -> "Experiment":
-        """Return the experiment with the other ones whose variants its derived runs consume."""
+        """Return the experiment with the other ones whose variants its own runs need."""
         _ = self._recipes  # the same ones for both
         changed = self.model_copy()
         changed._others = dict(others)
@@ -156,13 +156,35 @@ class Experiment(FrozenModel):
             return (name,)
         return tuple(beside(name, variant) for variant in owner.derived[own].consumes)
 
+    def started_from(self, variant: str) -> tuple[str, ...]:
+        """Return the variants from whose runs those of a variant start as published, nearest first.
+
+        Those from which these start follow. Variants of another experiment are named PAPER/FILE/VARIANT, as seen
+        from this one.
+        """
+        found: list[str] = []
+        owner, own = self.owner(variant)
+        while own in owner.variants and owner.trains and (start := owner.published(own).train.start):
+            place = start.experiment or owner.name
+            name = start.variant if place == self.name else f"{place}/{start.variant}"
+            if name in found:  # two experiments whose runs start from each other; planning them is an error
+                break
+            found.append(name)
+            owner, own = self.owner(name)
+        return tuple(found)
+
+    def behind(self, names: Iterable[str]) -> set[str]:
+        """Return all variants whose runs variants and derived runs rest on: themselves, consumed, started from."""
+        trained = {variant for name in names for variant in self.consumed(name)}
+        return trained.union(*map(self.started_from, trained))
+
     def material(self, key: Literal["choices", "departures"], names: Collection[str]) -> list[Deviation]:
-        """Return the material choices or departures that concern these variants or derived runs.
+        """Return the material choices or departures that concern these variants or derived runs (`behind`).
 
         Those of a variant or derived run of another experiment are declared there. One that names no variants
         concerns all of its experiment, derived runs included.
         """
-        variants = {variant for name in names for variant in self.consumed(name)}
+        variants = self.behind(names)
         items = {self.name: set[str]()} | {owner.name: set[str]() for owner, _ in map(self.owner, sorted(names))}
         for owner, variant in map(self.owner, sorted(variants)):
             items.setdefault(owner.name, set()).add(variant)

@@ -95,7 +95,7 @@ class DeclarationReader:
         return CachedDeclaration.of(experiment, self.consumed_names(experiment), self.claimed_names(experiment))
 
     def others(self, names: Iterable[str]) -> dict[str, Experiment]:
-        """Return experiments whose variants derived runs consume, by name."""
+        """Return experiments that others need (`consumed_names`), by name."""
         return {name: self.read(name) for name in names}
 
     def claimed(self, names: Iterable[str]) -> dict[str, Experiment]:
@@ -113,11 +113,11 @@ class DeclarationReader:
         return consumed | named  # an experiment may be both; its own derived runs are known in `named` only
 
     def consumed_names(self, experiment: Experiment) -> list[str]:
-        """Return the other experiments whose variants derived runs consume at any scale, as PAPER/FILE/VARIANT.
+        """Return the other experiments whose variants derived runs consume at any scale, or runs start from.
 
-        Raises DeclarationError for a name of no experiment, or of this one.
+        Raises DeclarationError for a name of no experiment; and of this one, written PAPER/FILE/VARIANT.
         """
-        found: dict[str, None] = {}
+        found = dict.fromkeys(self.start_names(experiment))
         for name in experiment.derived:
             scales = [experiment.derived_spec(name, scale) for scale in experiment.scales]
             for variant in dict.fromkeys(v for spec in (experiment.derived[name], *scales) for v in spec.consumes):
@@ -133,6 +133,28 @@ class DeclarationReader:
                     )
                 found[other] = None
         return list(found)
+
+    def start_names(self, experiment: Experiment) -> list[str]:
+        """Return the other experiments from whose runs those of an experiment start, directly or not.
+
+        Raises DeclarationError for a name of no experiment.
+        """
+        found: list[str] = []
+        left = [experiment]
+        while left:
+            declared = left.pop()
+            for variant in declared.variants if declared.trains else ():
+                start = declared.published(variant).train.start
+                other = start.experiment if start else None
+                if other is None or other in (experiment.name, *found):
+                    continue
+                if other not in self.names:
+                    near = nearest(other, self.names)
+                    place = f"{declared.file}: variants.{variant}.train.start.experiment"
+                    raise DeclarationError(f"{place}: no experiment {other!r}{near}")
+                found.append(other)
+                left.append(self.read(other))
+        return found
 
     def claimed_names(self, experiment: Experiment) -> list[str]:
         """Return the other experiments whose variants claims name, as PAPER/FILE/VARIANT.

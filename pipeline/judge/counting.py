@@ -94,8 +94,8 @@ def scales_of(claim: Claim, experiment: Experiment, scales: Sequence[str] = ()) 
 def referenced_records(experiment: Experiment, claims: Iterable[Claim], scale: str, records: Records) -> ByVariant:
     """Return the records that count at `scale` for the variants of other experiments that claims name.
 
-    The keys, and the records' variants, are PAPER/FILE/VARIANT. For a derived run, the runs that it consumes are
-    included.
+    The keys, and the records' variants, are PAPER/FILE/VARIANT. The runs behind them are included: those that a
+    derived run consumes, and those from which runs start.
     """
     unchanged = unchanged_records(records)
     found: ByVariant = {}
@@ -103,10 +103,10 @@ def referenced_records(experiment: Experiment, claims: Iterable[Claim], scale: s
         declared, variant = experiment.owner(name)
         if split_reference(name)[0] is None or scale not in declared.scales:
             continue
-        consumed = declared.derived[variant].consumes if variant in declared.derived else ()
-        for own in (variant, *consumed):
+        for own in (variant, *sorted(declared.behind([variant]))):
             key = beside(name, own)
-            rows = [] if key in found else records_of(declared, scale, own, unchanged)
+            known = key in found or scale not in declared.owner(own)[0].scales
+            rows = [] if known else records_of(declared, scale, own, unchanged)
             if rows:
                 found[key] = [replace(row, variant=key) for row in rows]
     return found

@@ -34,7 +34,14 @@ from pipeline.judge.counting import (
 )
 from pipeline.judge.evidence import Evidence, make_evidence
 from pipeline.judge.exact import judge_exact
-from pipeline.judge.missing import TrainedClaim, Unfinished, ends, not_run_verdict, with_missing_runs
+from pipeline.judge.missing import (
+    TrainedClaim,
+    Unfinished,
+    ends,
+    missing_runs,
+    not_run_verdict,
+    with_missing_runs,
+)
 from pipeline.judge.remedy import command_to_judge
 from pipeline.judge.rules import conclude, number_below_paper_scale, on_generated_images
 from pipeline.judge.setups import (
@@ -58,7 +65,7 @@ from pipeline.track.record import FINISHED, Record
 Measure = Callable[[str, Experiment, str | None], Any]  # metric, experiment, variant -> the exact value
 
 FINAL = frozenset({Reason.DID_NOT_CONVERGE, Reason.RECIPE_DEPARTS, Reason.RECIPE_UNSPECIFIED})
-"""Reasons of complete runs: no smaller scale may hide them behind a trend."""
+"""Reasons of complete runs: no smaller scale may hide them behind a trend. So is UNDERPOWERED at paper scale."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +112,7 @@ def ledger(
     for scale in dict.fromkeys(scale for names in by_claim.values() for scale in names):
         own: ByVariant = {}
         if scale in experiment.scales:
-            own = counted_records(experiment, scale, rows, experiment.consumed_elsewhere(scale))
+            own = counted_records(experiment, scale, rows, needed_elsewhere(experiment, scale))
         by_scale[scale] = own | referenced_records(experiment, experiment.claims, scale, rows)
     return [
         judge_claim(
@@ -117,6 +124,15 @@ def ledger(
         )
         for claim in experiment.claims
     ]
+
+
+def needed_elsewhere(experiment: Experiment, scale: str) -> list[str]:
+    """Return the variants of other experiments, PAPER/FILE/VARIANT, behind an experiment's runs at a scale."""
+    behind = experiment.behind(experiment.variants) if experiment.trains else set()
+    starts = [
+        name for name in behind if scale in (owner := experiment.owner(name)[0]).scales and owner is not experiment
+    ]
+    return sorted({*experiment.consumed_elsewhere(scale), *starts})
 
 
 def judge_claim(
@@ -159,6 +175,9 @@ def judge_trained_claim(
             found.append((verdict, make_evidence(scale, records) if records else None, scale))
     for verdict, evidence, scale in found:
         if verdict.outcome is not Outcome.CANNOT_JUDGE or verdict.reason in FINAL:
+            return verdict, evidence, scale
+        complete = scale == PAPER_SCALE and not missing_runs(claim, experiment, scale, by_scale[scale])
+        if complete and verdict.reason is Reason.UNDERPOWERED:
             return verdict, evidence, scale
     return found[0] if found else (not_run_verdict(claim, experiment, by_scale), None, next(iter(by_scale)))
 

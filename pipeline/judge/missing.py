@@ -5,9 +5,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pipeline.declare.claims import BoundClaim, Claim, GainClaim, MetricClaim, OrderingClaim, RatioClaim
 from pipeline.declare.derived import TimingSpec
 from pipeline.declare.experiment import Experiment
+from pipeline.declare.recipe import PAPER_SCALE
 from pipeline.declare.references import beside
 from pipeline.judge.counting import ByVariant, variants_of
-from pipeline.judge.verdict import Reason, Verdict, cannot_judge
+from pipeline.judge.verdict import Outcome, Reason, Verdict, cannot_judge
 from pipeline.plan.expand import make_derived_runs, make_runs, member_name
 from pipeline.track.record import FINISHED, Record
 
@@ -26,26 +27,28 @@ def with_missing_runs(
     by_variant: ByVariant,
     unfinished: Unfinished,
 ) -> Verdict | None:
-    """Return the verdict of one scale, or "cannot judge" if runs did not converge or are unfinished.
+    """Return the verdict of one scale, or "cannot judge" if runs did not converge, are unfinished or missing.
 
-    Seeds are declared beforehand: the finished ones prove nothing without the others.
+    Seeds are declared beforehand: the finished ones prove nothing without the others. Below paper scale, where a
+    verdict is a trend and other seeds count too, those that were never started may be missing.
     """
     diverged = diverged_members(claim, experiment, by_variant)
     if diverged:
         return cannot_judge(Reason.DID_NOT_CONVERGE, diverged)
     if verdict and verdict.reason is Reason.DID_NOT_CONVERGE:  # final
         return verdict
-    return unfinished_verdict(claim, experiment, scale, by_variant, unfinished) or verdict
+    left = unfinished_verdict(claim, experiment, scale, by_variant, unfinished)
+    if left or not verdict or verdict.outcome is Outcome.CANNOT_JUDGE or scale != PAPER_SCALE:
+        return left or verdict
+    return missing_verdict(claim, experiment, scale, by_variant) or verdict
 
 
 def diverged_members(claim: TrainedClaim, experiment: Experiment, by_variant: ByVariant) -> str:
-    """Return a sentence naming the runs that a claim's derived runs consume and that did not converge, or ""."""
+    """Return a sentence naming the runs behind those of a claim that did not converge, or ""."""
     names = variants_of(claim)
-    consumed = {variant for name in names for variant in experiment.consumed(name)} - set(names)
-    rows = [row for name in sorted(consumed) for row in by_variant.get(name, []) if row.status != FINISHED]
-    return (
-        f"Every seed counts, and runs that a derived run consumes did not converge: {ends(rows)}." if rows else ""
-    )
+    behind = sorted(experiment.behind(names) - set(names))
+    rows = [row for name in behind for row in by_variant.get(name, []) if row.status != FINISHED]
+    return f"Every seed counts, and runs that others need did not converge: {ends(rows)}." if rows else ""
 
 
 def ends(records: Iterable[Record]) -> str:
@@ -72,15 +75,34 @@ def unfinished_verdict(
             found.setdefault((other, variant, text), []).append(seed)
     if not found:
         return None
-    texts = [
-        f"{variant} seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}: {text}"
-        for (_, variant, text), seeds in sorted(found.items())
-    ]
+    texts = [f"{name_seeds(variant, seeds)}: {text}" for (_, variant, text), seeds in sorted(found.items())]
     return cannot_judge(
         Reason.NOT_RUN if min(found)[0] else Reason.OVER_BUDGET,
         f"Every seed counts, and some runs are unfinished: {'; '.join(texts)}."
         f" To resume them: {resume_command(claim, experiment, scale)}",
     )
+
+
+def missing_verdict(
+    claim: TrainedClaim, experiment: Experiment, scale: str, by_variant: ByVariant
+) -> Verdict | None:
+    """Return "cannot judge" if declared runs of a claim have no record: seeds chosen afterwards prove nothing."""
+    by_name: dict[str, list[int]] = {}
+    for variant, seed in sorted(missing_runs(claim, experiment, scale, by_variant)):
+        by_name.setdefault(variant, []).append(seed)
+    if not by_name:
+        return None
+    named = "; ".join(name_seeds(variant, seeds) for variant, seeds in by_name.items())
+    return cannot_judge(
+        Reason.NOT_RUN,
+        f"Every declared seed counts, and some have no finished run: {named}."
+        f" To run them: {resume_command(claim, experiment, scale)}",
+    )
+
+
+def name_seeds(variant: str, seeds: Sequence[int]) -> str:
+    """Return "plain-20 seeds 1, 4"."""
+    return f"{variant} seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
 
 
 def missing_runs(

@@ -1,5 +1,7 @@
 """Test verdicts of claims whose runs are unfinished or missing, from made-up records."""
 
+from dataclasses import replace
+
 import pytest
 
 from tests.support.ledgers import OF_PAIR, PLAIN, derived_records, judge_by_id, outcomes
@@ -56,7 +58,6 @@ def test_unfinished_declared_seeds_make_a_claim_unjudgeable(experiment, both, wh
         row for row in both(experiment) if (row.variant, row.seed) not in {("plain-20", 1), ("plain-20", 4)}
     ]
     unfinished = unfinished_run(why, "spent", seed=1) | unfinished_run(why, "spent", seed=4)
-    assert outcomes(experiment, records)["error"] == "reproduced"  # by the three finished seeds
     found = judge_by_id(experiment, records, unfinished=unfinished)
     for claim in ("error", "deeper", "ratio"):
         assert found[claim].verdict.reason == reason
@@ -65,6 +66,64 @@ def test_unfinished_declared_seeds_make_a_claim_unjudgeable(experiment, both, wh
         )
     assert found["error"].evidence.seeds == (0, 2, 3)
     assert found["stuck"].verdict.outcome == "reproduced"  # rests on the other network
+
+
+def test_a_verdict_at_paper_scale_needs_every_declared_seed(experiment, both):
+    """The three finished seeds would be a reproduction: whoever stops at a good moment proves nothing."""
+    records = [
+        row for row in both(experiment) if (row.variant, row.seed) not in {("plain-20", 1), ("plain-20", 4)}
+    ]
+    found = judge_by_id(experiment, records)
+    for claim in ("error", "deeper", "ratio"):
+        assert found[claim].verdict.reason == "not-run"
+        assert found[claim].verdict.sentence == (
+            "Every declared seed counts, and some have no finished run: plain-20 seeds 1, 4."
+            " To run them: repro run toy/depth --scale paper"
+        )
+    assert found["error"].evidence.seeds == (0, 2, 3)
+    assert found["stuck"].verdict.outcome == "reproduced"  # rests on the other network
+
+
+def test_a_complete_claim_at_paper_scale_is_not_hidden_by_a_trend(experiment, seed_records, both):
+    """Its interval contains no difference: the laptop's trend does not replace that."""
+    records = seed_records(experiment, "plain-20", PLAIN) + seed_records(
+        experiment, "plain-32", [9.2, 9.6, 9.3, 9.6, 9.3]
+    )
+    small = both(experiment, scale="laptop")
+    assert outcomes(experiment, small)["deeper"] == "trend supported"
+    assert outcomes(experiment, records + small)["deeper"] == "cannot judge: underpowered"
+    incomplete = [row for row in records if row.seed != 4]
+    assert outcomes(experiment, incomplete + small)["deeper"] == "trend supported"
+
+
+STARTED = (
+    "plain-32: {model: {name: plain_cifar, depth: 32}}",
+    "plain-32: {model: {name: plain_cifar, depth: 32}, train: {start: {variant: plain-20, layers: [conv]}}}",
+)
+
+
+def test_runs_that_start_from_one_that_did_not_converge_prove_nothing(declare, both):
+    declared = declare(*STARTED)
+    records = [
+        replace(row, status="not converged", metrics={}, ended="lost") if row.variant == "plain-20" else row
+        for row in both(declared)
+        if row.variant == "plain-32" or row.seed == 3
+    ]
+    found = judge_by_id(declared, records)["stuck"].verdict
+    assert found.reason == "did-not-converge"
+    assert "runs that others need did not converge: plain-20 seed 3 (lost)." in found.sentence
+
+
+def test_a_departure_of_the_run_that_others_start_from_is_theirs(declare, both):
+    departs = (
+        "  - {what: Pixels are scaled., why: No scale is named.}",
+        "  - {what: Other weights., why: Unknown., material: true, of: [plain-20]}",
+    )
+    assert outcomes(declare(*departs), both(declare(*departs)))["stuck"] == "reproduced"
+    started = declare(*departs, *STARTED)
+    found = judge_by_id(started, both(started))["stuck"].verdict
+    assert found.outcome != "reproduced"
+    assert "Other weights." in found.sentence
 
 
 def test_trend_needs_every_declared_seed(experiment, both):
@@ -95,13 +154,14 @@ def test_did_not_converge_comes_before_unfinished(experiment, both, record):
 
 def test_derived_run_with_an_unfinished_member_is_unfinished(declare):
     declared = declare(*OF_PAIR, "seeds: [0, 1, 2, 3, 4]", "seeds: [0, 1, 2, 3, 4, 5, 6, 7, 8]")
-    records = derived_records(declared, "pair", [9.4, 9.5, 9.6])  # of seeds 0 to 5
-    assert outcomes(declared, records)["error"] == "reproduced"
+    whole = derived_records(declared, "pair", [9.4, 9.5, 9.6, 9.5])
+    assert outcomes(declared, whole)["error"] == "reproduced"
+    records = whole[:3]  # of seeds 0 to 5
     reason, sentence = judged_reason(declared, unfinished_run("over-budget", "spent", seed=7), records)
     assert (reason, "plain-20 seed 7: spent." in sentence) == ("over-budget", True)
     for seed in (1, 8):  # seed 1: its pair is finished; seed 8: in no pair
         unfinished = unfinished_run("over-budget", "spent", seed=seed)
-        assert judge_by_id(declared, records, unfinished=unfinished)["error"].verdict.outcome == "reproduced"
+        assert judge_by_id(declared, whole, unfinished=unfinished)["error"].verdict.outcome == "reproduced"
 
 
 @pytest.mark.parametrize(
