@@ -136,6 +136,9 @@ def resume(gpus_per_run: options.GpusPerRun = None, address: options.Address = N
         else:
             unfinished.append(one)
     resumed = [one for one in unfinished if not all(map(is_task_over, one.tasks))]
+    for one in unfinished:
+        if one not in resumed:  # its last runs were finished by another command
+            launches.mark_ended(one.id)
     if per_run and any((one.terms.devices, one.terms.runs_per_device) != per_run for one in resumed):
         if supervisor_is_alive():
             raise UserError(

@@ -36,6 +36,8 @@ HEADS = {  # column of the leaderboard -> short name, so that the table fits in 
     "time per run": "time",
 }
 
+ONLY_TOP1 = ("difference", "verdict")  # columns about the top-1 error
+
 ONLY_WIDE = ("parameters", "multiply-adds", "time per run")  # columns that are left out on a narrow terminal
 
 WIDE = 120  # columns
@@ -60,8 +62,9 @@ def print_ranked(rows: "list[LeaderboardRow]", by: "Error") -> None:
         own = leaderboard_cells(row) | {"experiment": row.experiment if len(experiments) > 1 else ""}
         paper = row.paper_top5 if by == "top5" else row.paper
         own["paper top-1 %"] = "" if paper is None else f"{paper:g}"
-        cells.append({column: own[column] for column in HEADS})
+        cells.append({column: own[column] for column in HEADS if by == "top1" or column not in ONLY_TOP1})
     cells = without_empty_columns(cells)
+    heads = HEADS if by == "top1" else HEADS | {"paper top-1 %": "paper top-5 %"}
     crowded = ("training error %", "test-set noise") if {"difference", "experiment"} & set(cells[0]) else ()
     left_out = () if out.width >= WIDE else (*ONLY_WIDE, *crowded)
     images = ", ".join(sorted({f"{row.images:,}" for row in rows if row.images}))
@@ -70,7 +73,7 @@ def print_ranked(rows: "list[LeaderboardRow]", by: "Error") -> None:
     title = f"{rows[0].experiment} {where}" if len(experiments) == 1 else where
     out.print(f"[bold]{title}[/] ({images or 'no'} test images{shown})", soft_wrap=not out.is_terminal)
     print_table(
-        [{HEADS[name]: text for name, text in one.items() if name not in left_out} for one in cells],
+        [{heads[name]: text for name, text in one.items() if name not in left_out} for one in cells],
         left=("network", "experiment", "verdict"),
     )
     other = {row.paper_data for row in rows if row.paper is not None} - {data}

@@ -38,7 +38,7 @@ def local_cluster() -> "ClusterAddress":
     """Return this machine's cluster; start it if it does not run."""
     from pipeline.cluster import local_head
 
-    return local_head.find_local_cluster() or local_head.ensure_local_cluster(report=print_warning_line)
+    return local_head.ensure_local_cluster(report=print_warning_line)
 
 
 def run_and_follow(launch_ids: Sequence[str], code: Path, cluster: "ClusterAddress | None") -> int:

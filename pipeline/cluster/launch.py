@@ -116,10 +116,16 @@ def plan_launch(
 
 
 def missing_networks(tasks: Sequence[Task], ended: Container[str]) -> list[tuple[Task, str]]:
-    """Return the unfinished tasks that need a network trained on another machine, and the reason."""
+    """Return the unfinished tasks that need a network trained on another machine, and the reason.
+
+    Those that need one of these follow. `tasks` are in the order of their needs.
+    """
+    left_out: set[str] = set()
 
     def is_elsewhere(identity: str) -> bool:
-        return identity in ended and not RunFolder(runs_folder() / identity).result_file.is_file()
+        return identity in left_out or (
+            identity in ended and not RunFolder(runs_folder() / identity).result_file.is_file()
+        )
 
     found = []
     for task in tasks:
@@ -130,6 +136,7 @@ def missing_networks(tasks: Sequence[Task], ended: Container[str]) -> list[tuple
         if missing:
             more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
             found.append((task, f"needs {missing[0]}, which has not been trained on this machine{more}"))
+            left_out.add(task.identity)
     return found
 
 

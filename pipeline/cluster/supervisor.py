@@ -9,7 +9,7 @@ import threading
 import time
 import traceback
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -121,10 +121,10 @@ class Supervisor:
         ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
 
     def _attempt_write(self, write: Callable[..., None], *args: Any) -> bool:
-        """Call `write`; an OSError (a full or unreachable disk) is reported, and the next turn tries again."""
+        """Call `write`; an error (a full or unreachable disk) is reported, and the next turn tries again."""
         try:
             write(*args)
-        except OSError as error:
+        except (OSError, UserError) as error:  # UserError: the same, explained
             self.troubles.append(last_line(error))
             return False
         return True
@@ -154,9 +154,8 @@ class Supervisor:
                 self._attempt_write(self._end_attempt, ref, now)
         self._attempt_write(self._check_cancelled)
         self.queue.over_budget(now)
-        for item in [] if processes.node_is_draining() else self.queue.admit(self._free_devices(), now):
-            if not self._attempt_write(self._start, item, now):
-                self.queue.ended(item.identity, "again", now)
+        if not processes.node_is_draining():
+            self._start_all(self.queue.admit(self._free_devices(), now), now)
         self._attempt_write(self._record_decisions)
         for launch in [launch for launch in self.open.values() if self.queue.is_over(launch.id)]:
             self._attempt_write(self._end_launch, launch, now)
@@ -198,7 +197,11 @@ class Supervisor:
             if states[task.identity][0] != "waiting":
                 continue
             folder = RunFolder(task.folder)
-            record, left = folder.result(), folder.unfinished()
+            try:
+                record, left = folder.result(), folder.unfinished()
+            except UserError as error:  # a damaged file; the other runs start
+                self._attempt_write(self._fail, task, str(error), now)
+                continue
             if record:
                 self.queue.ended(task.identity, "finished", now, usable=record.status == FINISHED)
             elif left and left.get("asked", now) > created:
@@ -267,6 +270,17 @@ class Supervisor:
 
     def _free_devices(self) -> FreeDevices:
         return self.pool.free_devices(self.running.values())
+
+    def _start_all(self, items: Sequence[QueueItem], now: float) -> None:
+        """Start admitted items; after any error, those that have not started wait again."""
+        left = {item.identity for item in items}
+        try:
+            for item in items:
+                if self._attempt_write(self._start, item, now):
+                    left.remove(item.identity)
+        finally:
+            for identity in left:
+                self.queue.ended(identity, "again", now)
 
     def _start(self, item: QueueItem, now: float) -> None:
         state = self.states[item.identity]

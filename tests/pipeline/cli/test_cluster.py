@@ -54,6 +54,8 @@ class FakeCluster:
         return REMOTE
 
     def ensure_local_cluster(self, *, report):
+        if self.running:
+            return self.running
         report("Starting a Ray cluster on this machine.")
         self.calls.append(("start",))
         return LOCAL
@@ -87,7 +89,7 @@ def fake(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     for name in ("cluster_at", "submit_job", "follow_job"):
         monkeypatch.setattr(jobs, name, getattr(made, name))
-    monkeypatch.setattr(local_head, "find_local_cluster", lambda: made.running)
+    monkeypatch.setattr(local_head, "find_local_cluster", lambda: made.running)  # for status
     monkeypatch.setattr(local_head, "ensure_local_cluster", made.ensure_local_cluster)
     monkeypatch.setattr(cli_launch, "collect_with_warnings", lambda: FinishedRuns([], None))
     monkeypatch.setattr("pipeline.schedule.tasks.code_hash", CODE_HASH)
@@ -511,6 +513,7 @@ def test_resume_without_work_starts_no_cluster(command, fake, launched):
         "Nothing to resume.",
     ]
     assert fake.calls == []
+    assert launches.is_over(launched.id)  # or status would advise to resume it, again and again
 
 
 def test_resume_reports_a_last_launch_that_ran_out_of_budget(command, fake, launched):

@@ -1,5 +1,6 @@
 """Launch plans, and how runs are started and cancelled."""
 
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from pipeline.cluster import estimate, launches
 from pipeline.cluster.estimate import Estimator
 from pipeline.cluster.launch import (
     cancel_runs,
+    missing_networks,
     plan_launch,
     plan_variant,
     start_launch,
@@ -115,6 +117,21 @@ def test_a_derived_run_is_left_out_if_a_network_is_only_on_another_machine(
     assert plan_launch(request, selection, [tracked]).tasks == averaged
     done = record(experiment, "plain-20", 0, 9.0, scale="smoke", identity=ensemble.identity)
     assert plan_launch(request, selection, [tracked, done]).left_out == []
+
+
+def test_a_run_is_left_out_if_one_that_it_needs_is_left_out(averaged, home):
+    *runs, ensemble = averaged
+    run = DerivedRun(RESNET, "smoke", "of both", 0, ensemble.run.spec, (ensemble.run,))
+    last = replace(
+        ensemble,
+        run=run,
+        identity="last",
+        folder=home / "runs" / "last",
+        needs=(ensemble.identity,),
+    )
+    found = missing_networks([*averaged, last], {runs[0].identity})
+    assert [task.identity for task, _ in found] == ["ensemble", "last"]
+    assert found[1][1] == "needs both seed 0, which has not been trained on this machine"
 
 
 def test_a_request_to_share_devices_reaches_another_machine_and_the_launch_file(tasks):

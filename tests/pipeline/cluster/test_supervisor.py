@@ -6,6 +6,7 @@ With real processes: test_cluster_faults.py.
 import errno
 import time
 from fractions import Fraction
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -156,19 +157,46 @@ def test_an_end_that_cannot_be_recorded_on_a_full_disk_is_recorded_later(stepped
 def test_a_run_that_cannot_start_is_started_in_the_next_turn_and_others_are_not_affected(stepped, monkeypatch):
     tasks = [stepped.task(seed) for seed in (0, 1)]
     stepped.launch(tasks)
-    real, calls = RunFolder.clear_unfinished, []
+    real, calls = Path.unlink, []
 
-    def once(folder):
-        calls.append(folder)
+    def once(path, **options):
+        calls.append(path)
         if len(calls) == 1:
             raise OSError(errno.ESTALE, "Stale file handle")
-        real(folder)
+        real(path, **options)
 
-    monkeypatch.setattr(RunFolder, "clear_unfinished", once)
+    monkeypatch.setattr(Path, "unlink", once)
     stepped.turns(1)
     assert stepped.running() == [1]
     stepped.turns()
     assert stepped.running() == [0, 1]
+
+
+def test_a_bug_at_a_start_leaves_no_run_behind(stepped, monkeypatch):
+    tasks = [stepped.task(seed) for seed in (0, 1)]
+    stepped.launch(tasks)
+    with monkeypatch.context() as patched:
+        patched.setattr(RunFolder, "last_step", lambda folder: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            stepped.turns(1)
+    assert [stepped.state(task) for task in tasks] == ["waiting", "waiting"]
+    stepped.turns()
+    assert stepped.running() == [0, 1]
+
+
+def test_a_damaged_result_fails_its_run_and_no_other_one(stepped):
+    """The other runs of a resumed launch that were cancelled stay so."""
+    tasks = [stepped.task(seed) for seed in range(3)]
+    launched = launches.create_launch("a test", ROOT, LaunchTerms(devices=1), tuple(tasks))
+    for task in tasks[1:]:
+        launches.mark_unfinished(task, "cancelled", "cancelled by repro cancel")
+    tasks[0].folder.mkdir(parents=True, exist_ok=True)
+    (tasks[0].folder / "result.json").write_text('{"cut')
+    stepped.supervisor.add_launch(launched.id)
+    stepped.turns()
+    assert [stepped.state(task) for task in tasks] == ["failed", "cancelled", "cancelled"]
+    assert stepped.running() == []
+    assert launches.is_over(launched.id)
 
 
 def test_runs_that_another_cluster_trains_go_behind_the_others_once(stepped):
