@@ -132,7 +132,7 @@ def main() -> None:
         extra = missing_extra(error)
         if not extra:
             raise
-        needed = f"this needs the extra {extra!r}; install it with: pip install '{DISTRIBUTION}[{extra}]'"
+        needed = f"this needs the extra {extra!r}; install it, in the checkout: pip install -e '.[{extra}]'"
         err.print(f"[red]error:[/] {escape(needed)}", soft_wrap=True)
         raise SystemExit(2) from None
     except OSError as error:

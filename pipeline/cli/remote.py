@@ -42,11 +42,16 @@ def local_cluster() -> "ClusterAddress":
 
 
 def run_and_follow(launch_ids: Sequence[str], code: Path, cluster: "ClusterAddress | None") -> int:
-    """Run launches and print their news, directly in a job on the cluster (None) or else through such a job."""
+    """Run launches and print their news, directly in a job on the cluster (None) or else through such a job.
+
+    At their end the job publishes the leaderboards, whether or not a terminal still shows its output.
+    """
     if cluster is None:
         from pipeline.cluster.connect import follow_launches
 
-        return follow_launches(launch_ids, print_event)
+        code = follow_launches(launch_ids, print_event)
+        publish_launches(launch_ids)
+        return code
     from pipeline.cluster import jobs
 
     try:
@@ -55,6 +60,24 @@ def run_and_follow(launch_ids: Sequence[str], code: Path, cluster: "ClusterAddre
         raise UserError(f"{error}; the launch is saved: start it with repro resume") from error
     say(f"Running in the background; you can close this terminal. Ray dashboard: {cluster.dashboard}")
     return show_job(cluster, job, "")
+
+
+def publish_launches(launch_ids: Sequence[str]) -> None:
+    """Judge the experiments of launches that have ended; publish verdicts and leaderboard to MLflow."""
+    from pipeline.cli.selection import collect_with_warnings
+    from pipeline.cluster import launches
+    from pipeline.declare.load import load_experiment
+    from pipeline.report.publish import make_reports
+
+    tasks = [task for launch_id in launch_ids for task in launches.read_launch(launch_id).tasks]
+    names = dict.fromkeys((task.run.experiment, task.run.scale) for task in tasks)
+    finished = collect_with_warnings()
+    selected = [(load_experiment(experiment), scale) for experiment, scale in names]
+    reports, troubles = make_reports(selected, finished.records, finished.tracker)
+    for trouble in troubles:
+        print_warning_line(f"{trouble[0].upper()}{trouble[1:]}.")
+    if finished.tracker and not troubles and any(report.rows for report in reports):
+        say("The leaderboard in MLflow is up to date; to open it: repro ui")
 
 
 def relay_command(cluster: "ClusterAddress", argv: Sequence[str], upload: Path | None = None) -> int:

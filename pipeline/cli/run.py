@@ -73,7 +73,7 @@ def run(
         return
     from pipeline.judge.collect import FinishedRuns, collect_runs
     from pipeline.report.progress import ProgressDisplay
-    from pipeline.report.publish import make_report
+    from pipeline.report.publish import make_reports
     from pipeline.schedule.reproduce import run_tasks
     from pipeline.track.sync import local_records
 
@@ -94,17 +94,10 @@ def run(
     if finished.trouble:
         print_warning_line(f"{finished.trouble[0].upper()}{finished.trouble[1:]}.")
     records = list({record.identity: record for record in [*outcome.records, *finished.records]}.values())
-    reports = [(experiment, make_report(experiment, scale, records, finished.tracker)) for experiment in declared]
-    if finished.tracker and any(report.published for _, report in reports):
-        from pipeline.report.mlflow_overview import publish_overview
-
-        try:
-            publish_overview(records, finished.tracker)
-        except UserError as error:
-            print_warning_line(f"The tables of all papers in MLflow are not up to date: {error}.")
-    for _, report in reports:
-        if report.trouble:
-            print_warning_line(f"{report.trouble[0].upper()}{report.trouble[1:]}.")
+    made, troubles = make_reports([(experiment, scale) for experiment in declared], records, finished.tracker)
+    for trouble in troubles:
+        print_warning_line(f"{trouble[0].upper()}{trouble[1:]}.")
+    reports = list(zip(declared, made, strict=True))
     if shape.is_text:
         print_reports(reports)
     else:

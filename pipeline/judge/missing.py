@@ -9,6 +9,7 @@ from pipeline.declare.recipe import PAPER_SCALE
 from pipeline.declare.references import beside
 from pipeline.judge.counting import ByVariant, variants_of
 from pipeline.judge.verdict import Outcome, Reason, Verdict, cannot_judge
+from pipeline.judge.wording import name_seeds
 from pipeline.plan.expand import make_derived_runs, make_runs, member_name
 from pipeline.track.record import FINISHED, Record
 
@@ -75,7 +76,7 @@ def unfinished_verdict(
             found.setdefault((other, variant, text), []).append(seed)
     if not found:
         return None
-    texts = [f"{name_seeds(variant, seeds)}: {text}" for (_, variant, text), seeds in sorted(found.items())]
+    texts = [f"{variant} {name_seeds(seeds)}: {text}" for (_, variant, text), seeds in sorted(found.items())]
     return cannot_judge(
         Reason.NOT_RUN if min(found)[0] else Reason.OVER_BUDGET,
         f"Every seed counts, and some runs are unfinished: {'; '.join(texts)}."
@@ -92,17 +93,12 @@ def missing_verdict(
         by_name.setdefault(variant, []).append(seed)
     if not by_name:
         return None
-    named = "; ".join(name_seeds(variant, seeds) for variant, seeds in by_name.items())
+    named = "; ".join(f"{variant} {name_seeds(seeds)}" for variant, seeds in by_name.items())
     return cannot_judge(
         Reason.NOT_RUN,
         f"Every declared seed counts, and some have no finished run: {named}."
         f" To run them: {resume_command(claim, experiment, scale)}",
     )
-
-
-def name_seeds(variant: str, seeds: Sequence[int]) -> str:
-    """Return "plain-20 seeds 1, 4"."""
-    return f"{variant} seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
 
 
 def missing_runs(

@@ -70,6 +70,7 @@ def next_runs_block(found: Sequence[NextRuns]) -> str:
     if not found:
         return "No claim waits for runs at paper scale."
     in_an_hour = [one for one, hours in with_total_hours(found) if hours <= 1]
+    total = [hours for _, hours in with_total_hours(found)][-1]
     first = f"the first hour gives {sum(one.claims for one in in_an_hour)} claims their runs" if in_an_hour else ""
     parts = [
         "What the next hours of one GPU would buy: experiments at paper scale, those first that cost least for"
@@ -79,8 +80,8 @@ def next_runs_block(found: Sequence[NextRuns]) -> str:
         f"Hours are the multiply-adds of training at {ASSUMED_RATE:.0e} per second (20 TFLOP/s). This is an"
         " assumption: no GPU was measured, and a small network reaches it only if several runs share the GPU"
         " (`--gpus-per-run`). Evaluation and derived runs, such as ensembles and retraining after pruning, are not"
-        f" counted; runs that two experiments share are counted once. All {plural(len(found), 'experiment')} would"
-        f" take {hours_text([hours for _, hours in with_total_hours(found)][-1])} hours.",
+        f" counted; runs that two experiments share are counted once. The {plural(len(found), 'experiment')} with"
+        f" claims that no run has judged would take {hours_text(total)} hours.",
     ]
     return "\n\n".join(part for part in parts if part)
 

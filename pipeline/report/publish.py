@@ -1,6 +1,6 @@
 """Judge, rank and draw an experiment at one scale; write its page and publish it to MLflow."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -97,6 +97,25 @@ def make_report(
     if not trouble and not curves.unread:  # else the next command tries again
         stamp.write(files, run_ids)
     return ExperimentReport(rows, entries, figure, page, trouble, bool(run_ids))
+
+
+def make_reports(
+    selected: Iterable[tuple[Experiment, str]], records: Sequence[Record], tracker: Tracker | None
+) -> tuple[list[ExperimentReport], list[str]]:
+    """Make the report of each experiment at its scale; where one was published, also the tables of all papers.
+
+    Returns the reports, and sentences on what is not in MLflow.
+    """
+    from pipeline.report.mlflow_overview import publish_overview
+
+    reports = [make_report(experiment, scale, records, tracker) for experiment, scale in selected]
+    troubles = [report.trouble for report in reports if report.trouble]
+    if tracker and any(report.published for report in reports):
+        try:
+            publish_overview(records, tracker)
+        except UserError as error:
+            troubles.append(f"the tables of all papers in MLflow are not up to date: {error}")
+    return reports, troubles
 
 
 def publish_report(

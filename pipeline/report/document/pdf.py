@@ -19,7 +19,7 @@ def weasyprint_module() -> Any:
     try:
         import weasyprint
     except ImportError:
-        raise UserError("--pdf needs WeasyPrint; install it: pip install 'cnn-repro[pdf]'") from None
+        raise UserError("--pdf needs WeasyPrint; install it, in the checkout: pip install -e '.[pdf]'") from None
     except OSError as error:
         raise UserError(
             f"--pdf needs Pango, which WeasyPrint cannot load ({str(error).splitlines()[0]});"

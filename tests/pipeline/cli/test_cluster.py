@@ -19,6 +19,7 @@ from rich.console import Console
 
 from pipeline.cli import cluster as cli_cluster
 from pipeline.cli import launch as cli_launch
+from pipeline.cli import remote as cli_remote
 from pipeline.cli import terminal
 from pipeline.cluster import jobs, launches, local_head, node
 from pipeline.cluster import status as cluster_status
@@ -92,6 +93,7 @@ def fake(monkeypatch):
     monkeypatch.setattr(local_head, "find_local_cluster", lambda: made.running)  # for status
     monkeypatch.setattr(local_head, "ensure_local_cluster", made.ensure_local_cluster)
     monkeypatch.setattr(cli_launch, "collect_with_warnings", lambda: FinishedRuns([], None))
+    monkeypatch.setattr(cli_remote, "publish_launches", lambda ids: made.calls.append(("publish", *ids)))
     monkeypatch.setattr("pipeline.schedule.tasks.code_hash", CODE_HASH)
     monkeypatch.setattr(cli_cluster, "REMOTE_REFRESH_SECONDS", 0.0)
     monkeypatch.setattr(cli_cluster, "REFRESH_SECONDS", 0.0)
@@ -246,7 +248,7 @@ def test_in_a_job_a_launch_is_followed_without_another_job(command, fake, inside
     code, out, err = command(*SMOKE, "--address", "http://remote:8265")
     assert (code, err) == (0, "")
     (one,) = launches.all_launches()
-    assert fake.calls == [("follow", [one.id])]
+    assert fake.calls == [("follow", [one.id]), ("publish", one.id)]
     assert "resnet [x] started\n" in out
 
 
@@ -295,7 +297,7 @@ def test_mistakes_are_reported_before_anything_starts(command, fake, tmp_path, a
 def test_the_command_of_a_job_follows_its_launches(command, fake):
     fake.code = 1
     assert command("carry", "a", "b")[:2] == (1, "resnet [x] started\n")
-    assert fake.calls == [("follow", ["a", "b"])]
+    assert fake.calls == [("follow", ["a", "b"]), ("publish", "a", "b")]
 
 
 # --- status ------------------------------------------------------------------------------------------------
@@ -582,7 +584,7 @@ def test_resume_with_an_address_is_a_job(command, fake):
 
 def test_resume_in_a_job_follows_the_launches(command, fake, launched, inside):
     assert command("resume")[0] == 0
-    assert fake.calls == [("follow", [launched.id])]
+    assert fake.calls == [("follow", [launched.id]), ("publish", launched.id)]
 
 
 def test_resume_exits_with_1_for_failed_runs_but_not_for_cancelled_ones(command, launched):

@@ -842,7 +842,7 @@ def test_an_s3_address_without_its_extra_says_what_to_install(command, monkeypat
     for words in (("data", "verify", "imagenet"), ("data", "prepare", "digits", "--out", "s3://shards/digits")):
         code, _, err = command(*words)
         assert code == 2
-        assert err == "error: this needs the extra 's3'; install it with: pip install 'cnn-repro[s3]'\n"
+        assert err == "error: this needs the extra 's3'; install it, in the checkout: pip install -e '.[s3]'\n"
 
 
 def test_another_missing_package_is_a_fault_of_the_installation(command, monkeypatch):

@@ -61,7 +61,7 @@ def test_unfinished_declared_seeds_make_a_claim_unjudgeable(experiment, both, wh
     found = judge_by_id(experiment, records, unfinished=unfinished)
     for claim in ("error", "deeper", "ratio"):
         assert found[claim].verdict.reason == reason
-        assert f"Every seed counts, and some runs are unfinished: plain-20 seeds 1, 4: {text}." in (
+        assert f"Every seed counts, and some runs are unfinished: plain-20 seeds 1 and 4: {text}." in (
             found[claim].verdict.sentence
         )
     assert found["error"].evidence.seeds == (0, 2, 3)
@@ -77,7 +77,7 @@ def test_a_verdict_at_paper_scale_needs_every_declared_seed(experiment, both):
     for claim in ("error", "deeper", "ratio"):
         assert found[claim].verdict.reason == "not-run"
         assert found[claim].verdict.sentence == (
-            "Every declared seed counts, and some have no finished run: plain-20 seeds 1, 4."
+            "Every declared seed counts, and some have no finished run: plain-20 seeds 1 and 4."
             " To run them: repro run toy/depth --scale paper"
         )
     assert found["error"].evidence.seeds == (0, 2, 3)

@@ -52,7 +52,7 @@ def test_block_counts_what_fits_into_the_first_hour_and_stops_at_a_day():
     assert "| `repro run a/c --scale paper` | 2 | cifar10 | 3 | 2.7e+16 | 0.8 | 1.0 |" in block
     assert "a/d" in block
     assert "a/e" not in block  # 25 hours in total
-    assert "All 4 experiments would take 25 hours." in block
+    assert "The 4 experiments with claims that no run has judged would take 25 hours." in block
 
 
 def test_a_run_of_two_experiments_counts_once_in_the_total():
@@ -62,7 +62,7 @@ def test_a_run_of_two_experiments_counts_once_in_the_total():
     block = next_runs_block([first, second])
     assert "| 0.5 | 0.5 |" in block
     assert "| 1.0 | 1.0 |" in block
-    assert "All 2 experiments would take 1.0 hours." in block
+    assert "The 2 experiments with claims that no run has judged would take 1.0 hours." in block
 
 
 def test_the_experiment_that_costs_least_for_each_claim_is_first(experiment, declare_other):

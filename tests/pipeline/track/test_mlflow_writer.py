@@ -17,6 +17,8 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import OperationalError
 from urllib3.connection import HTTPConnection
 
+from pipeline.cli.remote import publish_launches
+from pipeline.cluster.launches import LaunchTerms, create_launch
 from pipeline.common.errors import UserError
 from pipeline.declare.load import load_experiment
 from pipeline.judge.collect import collect_runs
@@ -505,6 +507,19 @@ def test_a_note_fits_in_an_mlflow_tag(home, client, trained):
     note = mlflow_note(load_experiment(RESNET), "smoke", board, entries)
     assert 4000 < len(note) <= 5000
     assert note.endswith("\n\nEvidence: verdicts.json.")
+
+
+def test_launches_that_ended_have_their_leaderboard(home, client, trained, capsys):
+    """The command of a job on the cluster does it; nobody has to run `repro run` to see a leaderboard."""
+    folder = placed(home, trained)
+    task = smoke_task(home / "runs", smoke_run())
+    launch = create_launch("a test", home, LaunchTerms(devices=1), (task,))
+    publish_launches([launch.id])
+    board = client.get_experiment_by_name("leaderboard")
+    rows = [row.data.tags["mlflow.runName"] for row in client.search_runs([board.experiment_id])]
+    assert sorted(rows) == ["resnet-20", "tables"]
+    assert task.identity == folder.path.name
+    assert capsys.readouterr().out == "The leaderboard in MLflow is up to date; to open it: repro ui\n"
 
 
 @pytest.mark.parametrize("deleted", ["parent run", "row of the paper", "row of the leaderboard", "leaderboard"])
