@@ -49,9 +49,9 @@ def run_and_follow(launch_ids: Sequence[str], code: Path, cluster: "ClusterAddre
     if cluster is None:
         from pipeline.cluster.connect import follow_launches
 
-        code = follow_launches(launch_ids, print_event)
+        exit_code = follow_launches(launch_ids, print_event)
         publish_launches(launch_ids)
-        return code
+        return exit_code
     from pipeline.cluster import jobs
 
     try:

@@ -164,7 +164,7 @@ class Experiment(FrozenModel):
         """
         found: list[str] = []
         owner, own = self.owner(variant)
-        while own in owner.variants and owner.trains and (start := owner.published(own).train.start):
+        while own in owner.variants and (train := owner.published(own).train) and (start := train.start):
             place = start.experiment or owner.name
             name = start.variant if place == self.name else f"{place}/{start.variant}"
             if name in found:  # two experiments whose runs start from each other; planning them is an error

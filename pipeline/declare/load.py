@@ -143,9 +143,9 @@ class DeclarationReader:
         left = [experiment]
         while left:
             declared = left.pop()
-            for variant in declared.variants if declared.trains else ():
-                start = declared.published(variant).train.start
-                other = start.experiment if start else None
+            for variant in declared.variants:
+                train = declared.published(variant).train
+                other = train.start.experiment if train and train.start else None
                 if other is None or other in (experiment.name, *found):
                     continue
                 if other not in self.names:

@@ -1,6 +1,6 @@
 """Models for the registry: of each variant of an experiment at a scale, the run of its first seed. Pure."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 
 from pipeline.common.words import plural
 from pipeline.report.leaderboard import TOP1, LeaderboardRow
@@ -9,9 +9,14 @@ from pipeline.track.record import FINISHED, Record
 
 
 def judged_models(
-    rows: Iterable[LeaderboardRow], counted: Mapping[str, Sequence[Record]], run_ids: Mapping[str, str]
+    rows: Iterable[LeaderboardRow],
+    counted: Mapping[str, Sequence[Record]],
+    run_ids: Mapping[str, str],
+    derived: Container[str] = (),
 ) -> list[JudgedModel]:
     """Return the model of each variant in `rows`. `run_ids`: identity of a run -> its MLflow id.
+
+    `derived`: names of derived runs, such as ensembles, which are no model.
 
     Of a variant with several test protocols, the row of the first one comes first (`in_protocol_order`): that one
     measured the record's top-1 error.
@@ -20,8 +25,8 @@ def judged_models(
     """
     models: dict[str, JudgedModel] = {}
     for row in rows:
-        finished = [one for one in counted.get(row.variant, ()) if one.status == FINISHED and not one.members]
-        if row.departs or row.variant in models or not finished:
+        finished = [one for one in counted.get(row.variant, ()) if one.status == FINISHED]
+        if row.departs or row.variant in models or row.variant in derived or not finished:
             continue
         first = min(finished, key=lambda record: record.seed)
         run_id = run_ids.get(first.identity, "")

@@ -148,7 +148,7 @@ def publish_report(
     run_ids = {run_id} | publish_networks(tracker, experiment.name, scale, networks, known=known)
     ids = {record.identity: record.run_id for record in records if record.run_id}
     scales = sorted(experiment.scales, key=lambda name: name != PAPER_SCALE)
-    return run_ids, register_models(tracker, judged_models(ordered, by_variant, ids), scales)
+    return run_ids, register_models(tracker, judged_models(ordered, by_variant, ids, experiment.derived), scales)
 
 
 def note_of_paper(

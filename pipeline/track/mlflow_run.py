@@ -13,7 +13,7 @@ from pipeline.declare.training import STEPS_TO
 from pipeline.track.folder_content import FolderContent, flatten, model_tags, run_tags
 from pipeline.track.mlflow_errors import explain_mlflow_errors
 from pipeline.track.mlflow_models import log_model
-from pipeline.track.mlflow_reader import SENT_TAG, record_tags
+from pipeline.track.mlflow_reader import RECORD_TAG, SENT_TAG, make_tracked_run, record_tags
 from pipeline.track.record import FINISHED, Record
 from pipeline.track.run_folder import RunFolder
 
@@ -42,6 +42,9 @@ def send_content(
             if SENT_TAG in run.data.tags:  # another process sent it, or the state file was lost
                 return {**state, "run_id": run.info.run_id, "offset": content.end, "done": True}
             run_id = run.info.run_id
+        ended = content.record and not folder.is_training()  # else its model is being exported
+        if content.record and ended and has_other_record(client.get_run(run_id), content.record):
+            return {**state, "run_id": run_id, "offset": content.end, "done": True}
         curves = {key: dict(curve) for key, curve in state.get("curves", {}).items()}
         found = [*content.curve_points(curves), *content.system_points()]
         points = [Metric(one.metric, one.value, one.milliseconds, one.step) for one in found]
@@ -50,13 +53,24 @@ def send_content(
         after = {**state, "run_id": run_id, "offset": content.end}
         after |= {"curves": curves} if curves else {}
         after |= {"system_offset": content.system_end} if content.system_end else {}
-        if content.record and not folder.is_training():  # else its model is being exported
+        if content.record and ended:
             finish_run(tracker, run_id, content.record, folder, content)
             return {**after, "done": True}
         after["status"] = unfinished_status(folder)
         if state.get("status") != after["status"]:
             client.update_run(run_id, status=after["status"])
     return after
+
+
+def has_other_record(run: "Run", record: Record) -> bool:
+    """Return True if a run ended on another machine that trained it at the same time: the first record counts."""
+    if RECORD_TAG not in run.data.tags:
+        return False
+    try:
+        known = make_tracked_run(run.info.run_id, run.data.tags).record
+    except (ValueError, TypeError):  # damaged: replace it
+        return False
+    return (known.get("finished"), known.get("hardware")) != (record.finished, record.hardware)
 
 
 def unfinished_status(folder: RunFolder) -> str:

@@ -23,7 +23,7 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -148,13 +148,7 @@ class RunFolder:
 
     def repair_journal(self) -> int:
         """Remove a half-written last line; return the last step in the journal, -1 for none."""
-        if not self.journal_file.is_file():
-            return -1
-        whole = self.journal_file.read_bytes()
-        end = whole.rfind(b"\n") + 1
-        if end < len(whole):
-            with self.journal_file.open("r+b") as file:
-                file.truncate(end)
+        remove_half_line(self.journal_file)
         return max((entry["step"] for entry, _ in self.journal()), default=-1)
 
     def journal(self, start: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
@@ -162,8 +156,8 @@ class RunFolder:
         return read_lines(self.journal_file, start)
 
     def system_metrics(self, start: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
-        """Yield the samples of system metrics from byte `start`, as `journal` does."""
-        return read_lines(self.system_file, start)
+        """Yield the samples of system metrics from byte `start`, as `journal` does; skip damaged ones."""
+        return read_lines(self.system_file, start, skip_damaged=True)
 
     # Progress
 
@@ -227,8 +221,20 @@ class RunFolder:
         return None
 
 
-def read_lines(path: Path, start: int) -> Iterator[tuple[dict[str, Any], int]]:
-    """Yield the JSON lines of a file from byte `start`, each with the byte after it; none if there is no file."""
+def remove_half_line(path: Path) -> None:
+    """Remove a half-written last line of a file, if it exists and has one."""
+    whole = path.read_bytes() if path.is_file() else b""
+    end = whole.rfind(b"\n") + 1
+    if end < len(whole):
+        with path.open("r+b") as file:
+            file.truncate(end)
+
+
+def read_lines(path: Path, start: int, *, skip_damaged: bool = False) -> Iterator[tuple[dict[str, Any], int]]:
+    """Yield the JSON lines of a file from byte `start`, each with the byte after it; none if there is no file.
+
+    Raises ValueError for a damaged line, unless these are skipped.
+    """
     if not path.is_file():
         return
     with path.open("rb") as file:
@@ -236,7 +242,8 @@ def read_lines(path: Path, start: int) -> Iterator[tuple[dict[str, Any], int]]:
         for line in file:
             start += len(line)
             if line.endswith(b"\n"):
-                yield json.loads(line), start
+                with suppress(ValueError) if skip_damaged else nullcontext():
+                    yield json.loads(line), start
 
 
 class EvaluationCache:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from pipeline.track.run_folder import RunFolder
+from pipeline.track.run_folder import RunFolder, remove_half_line
 
 SWITCH = "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING"
 
@@ -62,8 +62,10 @@ def record_samples(folder: RunFolder, over: threading.Event) -> None:
         for monitor in monitors:
             monitor.clear_metrics()
         line = json.dumps({"step": number, "time": time.time(), "metrics": metrics})
-        with suppress(OSError), folder.system_file.open("a", encoding="utf-8") as file:
-            file.write(f"{line}\n")
+        with suppress(OSError):  # a full disk; the line may then be cut
+            remove_half_line(folder.system_file)
+            with folder.system_file.open("a", encoding="utf-8") as file:
+                file.write(f"{line}\n")
         number += 1
 
 

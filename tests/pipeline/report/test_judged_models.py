@@ -32,6 +32,13 @@ def test_runs_that_are_not_tracked_have_no_model():
     assert judged_models(ROWS, {"resnet-20": RECORDS}, {}) == []
 
 
+def test_a_run_that_starts_from_another_has_a_model_and_an_ensemble_has_none():
+    started = [replace(record, members=("0123456789abcdef",)) for record in RECORDS]
+    ids = {record.identity: "id" for record in RECORDS}
+    assert [model.variant for model in judged_models(ROWS, {"resnet-20": started}, ids)] == ["resnet-20"]
+    assert judged_models(ROWS, {"resnet-20": started}, ids, derived={"resnet-20": object()}) == []
+
+
 def test_errors_are_those_of_the_first_test_protocol():
     declared = load_experiment("resnet/imagenet")
     protocols = declared.protocols("resnet-50", "paper")

@@ -153,6 +153,26 @@ def test_a_record_longer_than_a_tag_of_mlflow_is_read_back(home, client, trained
         assert read_tracked_runs(server.uri) == tracker.ended()
 
 
+def test_of_two_machines_that_trained_a_run_the_first_record_counts(home, client, trained):
+    first = placed(home, trained)
+    record = first.result()
+    other = RunFolder(home / "elsewhere" / first.path.name)
+    other.path.mkdir(parents=True)
+    for name, content in trained.items():
+        (other.path / name).write_bytes(content)
+    (other.path / "result.json").unlink()
+    tracker = Tracker()
+    tracker.sync(other)  # still in training there
+    tracker.sync(first)
+    [found] = tracker.records()
+    points = history(client, found.run_id, "test/top1_error_pct")
+    other.finish(replace(record, hardware="another machine", finished="2099-01-01T00:00:00+00:00", metrics={}))
+    assert tracker.sync(other)
+    assert tracker.records() == [found] == [replace(record, run_id=found.run_id)]
+    assert history(client, found.run_id, "test/top1_error_pct") == points
+    assert tracker.state(other)["done"]
+
+
 def test_a_cut_record_is_an_error_of_one_sentence_that_names_the_run(home, client, trained):
     tracker = Tracker()
     tracker.sync(placed(home, trained))

@@ -48,6 +48,22 @@ def test_samples_of_the_processor_and_the_memory_are_appended_and_numbered_on(fo
     assert folder.system_file.read_text()[-1] == "\n"
 
 
+def test_a_line_that_was_cut_is_removed_and_a_damaged_one_is_skipped(folder, monkeypatch):
+    """A kill or a full disk in the middle of a line; the run is tracked all the same."""
+    monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true")
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.01")
+    monkeypatch.setattr(module, "make_monitors", list)
+    line = '{"step": 0, "time": 1.0, "metrics": {}}\n'
+    folder.system_file.write_text(line + line[:20] + line + line[:20])
+    with system_metrics(folder):
+        end = time.monotonic() + 60
+        while len(samples(folder)) < 3 and time.monotonic() < end:
+            time.sleep(0.01)
+    found = samples(folder)
+    assert [entry["step"] for entry in found] == list(range(len(found)))
+    assert folder.system_file.read_text().startswith(line + line[:20] + line + '{"step": 1,')
+
+
 def test_a_full_disk_does_not_stop_the_training(folder, monkeypatch):
     monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true")
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.01")
