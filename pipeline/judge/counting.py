@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 from pipeline.declare.claims import Claim
@@ -34,22 +35,25 @@ class RecordIndex:
         self.places: dict[str, list[int]] = defaultdict(list)  # declaration -> indices of its records
         for place, record in enumerate(self.records):
             self.places[record.declaration].append(place)
-        self._counted: dict[frozenset[str], list[Record]] = {}
+        self._groups: dict[frozenset[str], list[list[Record]]] = {}
 
     def matching(self, declarations: Iterable[str]) -> list[Record]:
         """Return the records of these declarations, in their order."""
         found = sorted(place for one in declarations for place in self.places.get(one, ()))
         return [self.records[place] for place in found]
 
-    def counted(self, declarations: frozenset[str]) -> list[Record]:
-        """Return the records of these declarations that count, by seed: see `records_of`. They are chosen once."""
-        if declarations not in self._counted:
-            groups: dict[tuple[str, str], dict[int, Record]] = defaultdict(dict)  # by data and code
+    def groups(self, declarations: frozenset[str]) -> list[list[Record]]:
+        """Return the records of these declarations by data and code, each group by seed: see `records_of`.
+
+        The group that counts comes first. They are made once.
+        """
+        if declarations not in self._groups:
+            found: dict[tuple[str, str], dict[int, Record]] = defaultdict(dict)
             for record in sorted(self.matching(declarations), key=lambda record: record.finished):
-                groups[record.manifest, first_equivalent(record.code)].setdefault(record.seed, record)
-            best = max(groups.values(), key=seeds_and_end, default={})
-            self._counted[declarations] = [best[seed] for seed in sorted(best)]
-        return self._counted[declarations]
+                found[group_of(record)].setdefault(record.seed, record)
+            in_order = sorted(found.values(), key=seeds_and_end, reverse=True)
+            self._groups[declarations] = [[group[seed] for seed in sorted(group)] for group in in_order]
+        return self._groups[declarations]
 
 
 Records = Iterable[Record] | RecordIndex
@@ -127,12 +131,27 @@ def records_of(
     other hardware) counts once, the first run. A smaller scale often puts one data set in place of several: what
     was run for a variant of the scale counts for no other (`is_left_out`).
     """
+    found = groups_of(experiment, scale, variant, records, changes)
+    return [named(record, experiment.name, scale, variant) for record in found[0]] if found else []
+
+
+def groups_of(
+    experiment: Experiment,
+    scale: str,
+    variant: str,
+    records: Records,
+    changes: Mapping[str, Any] | None = None,
+) -> list[list[Record]]:
+    """Return the groups of records of equal data and code among which `records_of` chooses, its choice first."""
     index = records if isinstance(records, RecordIndex) else RecordIndex(records)
     counted = declarations_of(experiment, scale, variant, index.seeds, changes)
-    found = index.counted(frozenset(counted))
-    if not found or (not changes and is_left_out(experiment, scale, variant)):
-        return []
-    return [named(record, experiment.name, scale, variant) for record in found]
+    found = index.groups(frozenset(counted))
+    return [] if found and not changes and is_left_out(experiment, scale, variant) else found
+
+
+def group_of(record: Record) -> tuple[str, str]:
+    """Return data and code of a record; records in which they are equal are of one group."""
+    return record.manifest, first_equivalent(record.code)
 
 
 def seeds_and_end(records: Mapping[int, Record]) -> tuple[int, str]:
@@ -210,11 +229,46 @@ def make_declarations(
     return set(derived_declarations(make_derived_runs(experiment, name, scale, runs)))
 
 
-def comparable_records(claim: Claim, by_variant: ByVariant) -> ByVariant:
-    """Return the records a claim compares; {} if a variant has none or the variants saw different data."""
+def comparable_records(
+    claim: Claim, experiment: Experiment, scale: str, by_variant: ByVariant, records: Records
+) -> ByVariant:
+    """Return the records a claim compares; {} if a variant has none, or none of the same data and code.
+
+    Where variants have several groups of records (data prepared again, code changed), these are the groups of the
+    same data, and of the same code where any are, with the most common seeds, then the latest. Networks of
+    different papers never have the same code hash; variants of one network must have it.
+    """
     names = variants_of(claim)
     if any(name not in by_variant for name in names):
         return {}
-    found = {name: by_variant[name] for name in names}
-    manifests = {record.manifest for rows in found.values() for record in rows}
-    return found if len(manifests) == 1 else {}
+    own = {name: by_variant[name] for name in names}
+    if len(names) == 1 or len({group_of(record) for rows in own.values() for record in rows}) == 1:
+        return own
+    groups = [all_groups(experiment, scale, name, records) for name in names]
+    sides = [dict(zip(names, chosen, strict=True)) for chosen in product(*groups)]
+    same_data = [one for one in sides if len({rows[0].manifest for rows in one.values()}) == 1]
+    same_code = [one for one in same_data if len({group_of(rows[0]) for rows in one.values()}) == 1]
+    if not same_code and have_one_network(experiment, names):
+        return {}
+    return max(same_code or same_data, key=common_seeds_and_end, default={})
+
+
+def all_groups(experiment: Experiment, scale: str, name: str, records: Records) -> list[list[Record]]:
+    """Return the groups of records of a variant under its name here, which may be PAPER/FILE/VARIANT."""
+    declared, own = experiment.owner(name)
+    groups = groups_of(declared, scale, own, unchanged_records(records))
+    rows = [[named(record, declared.name, scale, own) for record in group] for group in groups]
+    return rows if own == name else [[replace(record, variant=name) for record in group] for group in rows]
+
+
+def common_seeds_and_end(sides: ByVariant) -> tuple[int, str]:
+    """Return the number of seeds that all sides have, and when the last run ended."""
+    seeds = [{record.seed for record in rows} for rows in sides.values()]
+    return len(set.intersection(*seeds)), max(record.finished for rows in sides.values() for record in rows)
+
+
+def have_one_network(experiment: Experiment, names: Iterable[str]) -> bool:
+    """Return True if all these are variants of one network, such as two depths of it."""
+    owners = [experiment.owner(name) for name in names]
+    models = {declared.variants[own].model.name if own in declared.variants else own for declared, own in owners}
+    return len(models) == 1 and all(own in declared.variants for declared, own in owners)

@@ -121,6 +121,7 @@ def ledger(
             {scale: by_scale[scale] for scale in by_claim[claim.id]},
             measure,
             unfinished or {},
+            rows,
         )
         for claim in experiment.claims
     ]
@@ -141,8 +142,12 @@ def judge_claim(
     by_scale: dict[str, ByVariant],
     measure: Measure,
     unfinished: Unfinished | None = None,
+    rows: Records = (),
 ) -> LedgerEntry:
-    """Return the entry of one claim: judged at paper scale if possible, else at the first scale that allows it."""
+    """Return the entry of one claim: judged at paper scale if possible, else at the first scale that allows it.
+
+    `rows` are all records, from which `by_scale` was chosen.
+    """
 
     def entry(verdict: Verdict, evidence: Evidence | None = None) -> LedgerEntry:
         return LedgerEntry(experiment.name, claim, verdict, evidence)
@@ -155,22 +160,26 @@ def judge_claim(
         except UserError as error:
             message = str(error).removeprefix(f"{experiment.name}: ")
             raise UserError(f"{experiment.file}: claims.{claim.id}: {message}") from None
-    verdict, evidence, scale = judge_trained_claim(claim, experiment, by_scale, unfinished or {})
+    verdict, evidence, scale = judge_trained_claim(claim, experiment, by_scale, unfinished or {}, rows)
     command = command_to_judge(verdict, claim, experiment, scale, by_scale)
     return LedgerEntry(experiment.name, claim, verdict, evidence, command)
 
 
 def judge_trained_claim(
-    claim: TrainedClaim, experiment: Experiment, by_scale: Mapping[str, ByVariant], unfinished: Unfinished
+    claim: TrainedClaim,
+    experiment: Experiment,
+    by_scale: Mapping[str, ByVariant],
+    unfinished: Unfinished,
+    rows: Records,
 ) -> tuple[Verdict, Evidence | None, str]:
     """Return verdict, evidence and scale: paper scale if possible, else the first scale that allows a verdict."""
     found: list[tuple[Verdict, Evidence | None, str]] = []
     for scale, by_variant in by_scale.items():
-        records = comparable_records(claim, by_variant)
+        records = comparable_records(claim, experiment, scale, by_variant, rows)
         verdict = judge_at_scale(scale, claim, experiment, records) if records else None
         shows_trend = isinstance(claim, OrderingClaim) and not generated_data(records or by_variant)
         if scale == PAPER_SCALE or shows_trend:  # no other scale allows a verdict
-            verdict = with_missing_runs(verdict, claim, experiment, scale, by_variant, unfinished)
+            verdict = with_missing_runs(verdict, claim, experiment, scale, by_variant | records, unfinished)
         if verdict:
             found.append((verdict, make_evidence(scale, records) if records else None, scale))
     for verdict, evidence, scale in found:

@@ -142,6 +142,14 @@ def members_by_seed(experiment: Experiment, name: str, scale: str) -> Mapping[in
 
 def not_run_verdict(claim: Claim, experiment: Experiment, by_scale: Mapping[str, ByVariant]) -> Verdict:
     """Return "cannot judge" with the command that runs the missing variants."""
+    scale = next((at for at, rows in by_scale.items() if {*variants_of(claim)} <= rows.keys()), "")
+    if scale:
+        named = " and ".join(variants_of(claim))
+        return cannot_judge(
+            Reason.NOT_RUN,
+            f"The finished runs of {named} at {scale} scale are of different data or code, and cannot be compared."
+            f" To run them: {run_command(experiment, scale, variants_of(claim))}",
+        )
     scale = next(iter(by_scale))
     missing = [variant for variant in variants_of(claim) if variant not in by_scale[scale]]
     command = run_command(experiment, scale, missing or variants_of(claim))

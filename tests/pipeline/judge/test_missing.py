@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.support.ledgers import OF_PAIR, PLAIN, derived_records, judge_by_id, outcomes
+from tests.support.ledgers import DEEP, OF_PAIR, PLAIN, derived_records, judge_by_id, outcomes
 
 
 def unfinished_run(why, text, variant="plain-20", seed=0, scale="paper", experiment="toy/depth"):
@@ -94,6 +94,37 @@ def test_a_complete_claim_at_paper_scale_is_not_hidden_by_a_trend(experiment, se
     assert outcomes(experiment, records + small)["deeper"] == "cannot judge: underpowered"
     incomplete = [row for row in records if row.seed != 4]
     assert outcomes(experiment, incomplete + small)["deeper"] == "trend supported"
+
+
+def later(records, **other):
+    """Return records as if the runs were repeated a year later."""
+    other["finished"] = "2099-01-01T00:00:00+00:00"
+    return [replace(one, identity=f"{one.identity}+", **other) for one in records]
+
+
+def test_a_comparison_never_mixes_versions_of_the_code(experiment, both, seed_records):
+    """Repeated with changed code, one side alone would be judged against the other side of the old code."""
+    plain = both(experiment)[:5]
+    old = [replace(one, code="old") for one in plain + seed_records(experiment, "plain-32", PLAIN)]
+    before = judge_by_id(experiment, old)["deeper"]
+    assert before.verdict.outcome != "reproduced"
+    rerun = later(seed_records(experiment, "plain-32", DEEP), code="new")
+    after = judge_by_id(experiment, old + rerun)["deeper"]
+    assert (after.verdict, after.evidence.code) == (before.verdict, ("old",))
+    whole = judge_by_id(experiment, old + rerun + later(plain, code="new"))["deeper"]
+    assert (whole.verdict.outcome, whole.evidence.code) == ("reproduced", ("new",))
+    lost = [one for one in old if one.variant == "plain-20"] + rerun
+    assert judge_by_id(experiment, lost)["deeper"].verdict.sentence == (
+        "The finished runs of plain-32 and plain-20 at paper scale are of different data or code, and cannot be"
+        " compared. To run them: repro run toy/depth --scale paper --variant plain-32 --variant plain-20"
+    )
+
+
+def test_one_variant_run_again_on_other_data_does_not_erase_a_verdict(experiment, both):
+    records = both(experiment)
+    again = later([one for one in records if one.variant == "plain-20"], manifest="prepared again")
+    found = judge_by_id(experiment, records + again)["deeper"]
+    assert (found.verdict.outcome, found.evidence.manifests) == ("reproduced", ("manifest of cifar10",))
 
 
 STARTED = (
