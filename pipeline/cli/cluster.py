@@ -8,7 +8,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -133,12 +134,12 @@ def logs(
     if as_json:
         print_json(found)
         return
-    printed = 0
+    printed: list[str] = []
     with suppress(KeyboardInterrupt):
         while True:
-            for line in found["lines"][printed:]:
+            for line in lines_beyond(found["lines"], printed):
                 terminal.out.print(line, markup=False, soft_wrap=True)
-            printed = max(printed, len(found["lines"]))
+            printed = found["lines"]
             if not follow or found["outcome"]:
                 break
             time.sleep(REMOTE_REFRESH_SECONDS if remote else REFRESH_SECONDS)
@@ -146,6 +147,16 @@ def logs(
     outcome = found["outcome"] or ("" if found["lines"] else "no log yet; the run has not started")
     if outcome:
         say(f"{found['title']} ({found['of']}): {outcome}")
+
+
+def lines_beyond(lines: Sequence[str], printed: Iterable[str]) -> Iterator[str]:
+    """Yield the lines that were not printed; by content, since a new one may come before others of its second."""
+    left = Counter(printed)
+    for line in lines:
+        if left[line]:
+            left[line] -= 1
+        else:
+            yield line
 
 
 def read_logs(name: str) -> dict[str, Any]:

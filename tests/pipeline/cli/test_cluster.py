@@ -10,7 +10,8 @@ import subprocess
 import sys
 import time
 import types
-from functools import cache
+from datetime import datetime
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -432,6 +433,23 @@ def test_follow_prints_new_lines_until_the_run_ends(command, launched, monkeypat
     assert [line[20:] for line in out.splitlines()[:2]] == ["started", "continues"]
     assert out.count("started") == 1
     assert out.endswith("finished: test error 50.00 %\n")
+
+
+def test_followed_lines_are_printed_once_also_if_one_of_the_same_second_comes_before_them(
+    command, launched, monkeypatch
+):
+    """A measurement comes before events of its second, also those that are printed already."""
+    task = launched.tasks[0]
+    folder = RunFolder(task.folder)
+    folder.create({})
+    folder.log("started")
+    second = datetime.fromisoformat(folder.log_file.read_text()[:19] + "+00:00").timestamp()
+    measure = partial(folder.append_journal, {"step": 10, "time": second, "metrics": {"train/loss": 2.3}})
+    steps = iter([measure, lambda: finish(task)])
+    monkeypatch.setattr(cli_cluster.time, "sleep", lambda _: next(steps)())
+    _, out, _ = command("logs", "plain-20/0", "--follow")
+    assert [line[20:] for line in out.splitlines()[:2]] == ["started", "step 10: train/loss 2.3"]
+    assert out.count("started") == 1
 
 
 def test_logs_of_a_remote_cluster_are_printed_locally(command, fake, launched):
