@@ -116,7 +116,10 @@ def verify_command(plan: "LaunchPlan") -> str:
 
 
 def resume(gpus_per_run: options.GpusPerRun = None, address: options.Address = None) -> None:
-    """Resume all launches that have not ended, for example after a cluster was lost. Exit 1 if a run failed."""
+    """Resume all launches that have not ended, for example after a cluster was lost. Exit 1 if a run failed.
+
+    A batch job that is restarted resumes its own launch only.
+    """
     from pipeline.cluster import launches
     from pipeline.cluster.launch import is_task_over, with_devices
     from pipeline.cluster.sharing import parse_devices
@@ -128,9 +131,11 @@ def resume(gpus_per_run: options.GpusPerRun = None, address: options.Address = N
     if remote:
         given = [] if gpus_per_run is None else ["--gpus-per-run", gpus_per_run]
         raise typer.Exit(relay_command(remote, ["resume", *given]))
-    elsewhere = launches_elsewhere()
+    elsewhere, own = launches_elsewhere(), launches.noted_launch()
     unfinished = []
     for one in launches.unfinished_launches(print_warning_line):
+        if own and one.id != own:  # of another batch job, which resumes it itself
+            continue
         if one.id in elsewhere:
             say(f"Runs on another cluster of this REPRO_HOME: {one.words}, launched by {one.by}.")
         else:
@@ -148,7 +153,7 @@ def resume(gpus_per_run: options.GpusPerRun = None, address: options.Address = N
         resumed = [with_devices(one, *per_run) for one in resumed]
     ended = [launch_id for launch_id in launches.launch_ids() if launches.is_over(launch_id)]
     # Without an unfinished launch, report on the last one: its runs may have stopped at the end of the budget.
-    reported = unfinished or [launches.read_launch(launch_id) for launch_id in ended[-1:]]
+    reported = unfinished or [launches.read_launch(launch_id) for launch_id in ([own] if own else ended[-1:])]
     folders = [RunFolder(task.folder) for one in reported for task in one.tasks]
     reasons = [folder.unfinished().get("why") for folder in folders if not folder.result_file.is_file()]
     for reason, text in UNFINISHED_TEXTS.items():

@@ -115,6 +115,13 @@ def create_launch(title: str, code: Path, terms: LaunchTerms, tasks: tuple[Task,
     return launch
 
 
+def noted_launch() -> str:
+    """Return the id of the launch that this batch job has saved, in the file LAUNCH_NOTE names; else ""."""
+    with contextlib.suppress(OSError):
+        return Path(os.environ.get(LAUNCH_NOTE, "")).read_text(encoding="utf-8").strip()
+    return ""
+
+
 def write_launch(launch: Launch) -> None:
     """Write a launch's file."""
     launches_folder().mkdir(parents=True, exist_ok=True)

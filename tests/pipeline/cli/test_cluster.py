@@ -559,6 +559,19 @@ def test_resume_leaves_the_launches_of_another_cluster(command, fake, launched):
     assert fake.submitted == []
 
 
+def test_a_batch_job_resumes_its_own_launch_only(command, fake, launched, monkeypatch, tmp_path):
+    """Two jobs that are preempted together and restarted: neither takes the other's launch."""
+    launches.create_launch("of another job", launched.code, launches.LaunchTerms(1), launched.tasks)
+    note = tmp_path / "slurm-7.launch"
+    monkeypatch.setenv("REPRO_LAUNCH_NOTE", str(note))
+    note.write_text(launched.id)
+    out = command("resume")[1]
+    assert [job[2] for job in fake.submitted] == [["carry", launched.id]]
+    assert "of another job" not in out
+    launches.mark_ended(launched.id)
+    assert command("resume")[1] == "Nothing to resume.\n"
+
+
 def test_resume_with_other_devices(command, fake, launched, tmp_path):
     assert command("resume", "--gpus-per-run", "2")[0] == 0
     assert [one.terms.devices for one in launches.all_launches()] == [2]
