@@ -107,6 +107,10 @@ class ItemState:
     charged_to: LaunchState | None = None  # the launch that pays for the devices of a running item
     stop: StopRequest | None = None
 
+    def wanted_by(self) -> list[LaunchState]:
+        """Return the launches that want the item: with a stop request, those that were added after it."""
+        return list(self.launches.values())[self.stop.launches if self.stop else 0 :]
+
     def has_result(self) -> bool:
         """Return whether items that need this one can start."""
         return self.state == "finished" and self.is_usable
@@ -121,6 +125,7 @@ class Queue:
         self.dependants: dict[str, list[str]] = {}  # active item -> the items that need it
         self.heads: list[tuple[int, int, str]] = []  # heap: position of a launch's first ready item, number, id
         self.unchecked: dict[str, LaunchState] = {}  # launches to check in the next `over_budget`
+        self.inherited: list[str] = []  # running items with a stop request that a later launch wants
         self.next_position = 0
         self.unreported: list[tuple[str, ItemStatus, str]] = []
 
@@ -162,6 +167,8 @@ class Queue:
                 added.identities.append(item.identity)
                 added.active += 1
                 added.running += entry.state == "running"
+                if entry.stop:
+                    self.inherited.append(item.identity)
         self.unchecked[launch] = added
         for entry in fresh:  # a second loop: an item may need one that comes after it
             entry.missing = {need for need in entry.item.needs if not self.items[need].has_result()}
@@ -289,9 +296,10 @@ class Queue:
         return [(identity, why) for identity, _, why in failed]
 
     def over_budget(self, now: float) -> list[str]:
-        """Return the running items to stop because all their launches are over budget; each is returned once.
+        """Return the running items to stop because all launches that want them are over budget; each once.
 
-        Waiting items of such launches end as "over-budget".
+        Waiting items of such launches end as "over-budget". An item that continues although the launches before
+        gave it up is charged to those that want it.
         """
         checked = list(self.unchecked.values())
         stopping: list[ItemState] = []
@@ -302,13 +310,20 @@ class Queue:
         self.unchecked = {
             launch.launch: launch for launch in checked if launch.charged_devices and not launch.budget_exhausted
         }
+        inherited, self.inherited = self.inherited, []
+        for entry in [self.items[identity] for identity in inherited if identity in self.items]:
+            payer = next((other for other in entry.wanted_by() if not other.budget_exhausted), None)
+            if entry.charged_to and payer and entry.charged_to not in entry.wanted_by():
+                entry.charged_to.change_devices(-entry.item.devices, now)
+                self.charge(payer, entry, now)
         for launch in exhausted:
             for entry in [self.items[identity] for identity in launch.identities]:
-                payer = next((other for other in entry.launches.values() if not other.budget_exhausted), None)
+                heirs = entry.wanted_by()
+                payer = next((other for other in heirs if not other.budget_exhausted), None)
                 if entry.state == "waiting" and not payer:
                     self.end(entry, "over-budget", f"{plural(launch.max_device_hours or 0, 'device hour')} used")
                     ending.append(entry)
-                elif entry.state == "running" and not payer and not entry.stop:
+                elif entry.state == "running" and not payer and heirs:
                     entry.stop = StopRequest("over-budget", len(entry.launches))
                     stopping.append(entry)
                 elif entry.state == "running" and payer and entry.charged_to is launch:

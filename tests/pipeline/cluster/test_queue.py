@@ -371,11 +371,24 @@ def test_a_run_stopped_for_a_budget_continues_for_a_later_launch():
     assert queue.spent("2", 2.1 * HOUR) == pytest.approx(1)
 
 
-def test_a_stopping_run_is_not_stopped_again_for_a_later_launch_over_budget():
+def test_a_run_that_goes_on_for_a_later_launch_is_charged_to_it():
+    """Cancelled, and launched again before it stopped: the first launch does not pay for it for good."""
+    queue = queue_of(items("a"))
+    queue.admit(FreeDevices(1), 0)
+    queue.cancel("a")
+    queue.add("2", items("a"), max_device_hours=1)
+    assert queue.over_budget(HOUR) == []
+    assert (queue.spent("1", 2 * HOUR), queue.spent("2", 1.5 * HOUR)) == (1.0, 0.5)
+    assert queue.over_budget(2.1 * HOUR) == ["a"]
+    assert queue.must_stop_for_budget("a")
+
+
+def test_a_stopping_run_is_stopped_again_for_a_later_launch_over_budget():
     queue = queue_of(items("a"), max_device_hours=1)
     queue.admit(FreeDevices(1), 0)
     assert queue.over_budget(HOUR) == ["a"]
     queue.add("2", items("a"), max_device_hours=1, spent=1)
+    assert queue.over_budget(1.1 * HOUR) == ["a"]  # adding a launch removes the earlier request
     assert queue.over_budget(1.1 * HOUR) == []
     queue.ended("a", "over-budget", 1.2 * HOUR)
     assert queue.state("a") == "over-budget"
@@ -566,13 +579,14 @@ class ModelQueue:
         stopping = []
         for name in self.order:
             if self.state[name] in ("waiting", "running"):
-                payers = [one for one in self.wanted_by[name] if one not in self.exhausted]
+                heirs = [one for one in self.wanted_by[name] if one not in self.stops.get(name, ("", []))[1]]
+                payers = [one for one in heirs if one not in self.exhausted]
                 if not payers and self.state[name] == "waiting":
                     self.state[name] = "over-budget"
-                elif not payers and name not in self.stops:
+                elif self.state[name] == "running" and not payers and heirs:
                     self.stops[name] = ("over-budget", list(self.wanted_by[name]))
                     stopping.append(name)
-                elif payers and self.state[name] == "running" and self.payer[name] in new:
+                elif payers and self.state[name] == "running" and self.payer[name] not in payers:
                     self.payer[name] = payers[0]
         self.fail_dependants()
         return stopping
