@@ -143,7 +143,7 @@ class DeclarationReader:
         left = [experiment]
         while left:
             declared = left.pop()
-            for variant in declared.variants:
+            for variant in declared.variants if declared.trains else ():
                 train = declared.published(variant).train
                 other = train.start.experiment if train and train.start else None
                 if other is None or other in (experiment.name, *found):

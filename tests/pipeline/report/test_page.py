@@ -11,6 +11,12 @@ from tests.support.reports import Tags, empty_figure
 
 
 @pytest.fixture
+def experiment(declare):
+    """The small experiment with three seeds: at paper scale all of them must have run."""
+    return declare("seeds: [0, 1, 2, 3, 4]", "seeds: [0, 1, 2]")
+
+
+@pytest.fixture
 def page(experiment, seed_records, tmp_path):
     """Return a function that writes a page and returns its text."""
 

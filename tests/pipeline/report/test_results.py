@@ -18,6 +18,12 @@ from tests.support.fake_records import fake_record
 
 
 @pytest.fixture
+def experiment(declare):
+    """The small experiment with three seeds: at paper scale all of them must have run."""
+    return declare("seeds: [0, 1, 2, 3, 4]", "seeds: [0, 1, 2]")
+
+
+@pytest.fixture
 def records(experiment, seed_records):
     """Return runs at paper and laptop scale, then one changed run and one smoke run."""
     return [
@@ -80,6 +86,8 @@ def test_material_choices_and_departures_are_marked(declare, seed_records):
         "departures:\n",
         "choices:\n  - {what: No flips., why: Silent., material: true, of: [plain-20]}\ndepartures:\n"
         "  - {what: Fewer steps., why: Cheaper., material: true}\n",
+        "seeds: [0, 1, 2, 3, 4]",
+        "seeds: [0, 1, 2]",
     )
     text = results_text([declared], seed_records(declared, "plain-20", [9.4, 9.5, 9.6]), {})
     assert "- Material choice: No flips. Silent. Concerns only plain-20.\n" in text
@@ -346,8 +354,8 @@ def test_ensembles_of_several_sizes_have_a_figure(declare, seed_records, tmp_pat
 def test_unfinished_runs_of_this_machine_do_not_change_the_text(experiment, records):
     before = results_text([experiment], records[:9], {})
     folder = RunFolder(runs_folder() / "left")
-    [first, *_] = plan_runs(experiment, scale="paper", variants=["plain-20"], seeds=4)[3:]
-    run = {"experiment": "toy/depth", "scale": "paper", "variant": "plain-20", "seed": 3, "changes": {}}
+    first = plan_runs(experiment, scale="paper", variants=["plain-32"])[0]
+    run = {"experiment": "toy/depth", "scale": "paper", "variant": "plain-32", "seed": 0, "changes": {}}
     folder.create(run | {"declaration": first.declaration})
     folder.mark_unfinished("over-budget", "spent")
     assert len(unfinished_runs([experiment])) == 1

@@ -25,6 +25,12 @@ from pipeline.report.text import (
 
 
 @pytest.fixture
+def experiment(declare):
+    """The small experiment with three seeds: at paper scale all of them must have run."""
+    return declare("seeds: [0, 1, 2, 3, 4]", "seeds: [0, 1, 2]")
+
+
+@pytest.fixture
 def entries(experiment, seed_records):
     """Return the ledger's entries by claim id, with three seeds of two networks."""
     records = [

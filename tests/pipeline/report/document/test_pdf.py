@@ -33,7 +33,9 @@ def test_a_pdf_has_summary_claims_and_runs(experiment, seed_records, tmp_path):
 
 def test_a_missing_package_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "weasyprint", None)
-    with pytest.raises(UserError, match=r"^--pdf needs WeasyPrint; install it: pip install 'cnn-repro\[pdf\]'$"):
+    with pytest.raises(
+        UserError, match=r"^--pdf needs WeasyPrint; install it, in the checkout: pip install -e '.\[pdf\]'$"
+    ):
         weasyprint_module()
 
 
