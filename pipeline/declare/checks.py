@@ -75,6 +75,8 @@ def check_starts(experiment: Experiment) -> None:
                 if start.variant in chain:
                     raise DeclarationError(f"{place}: {' starts from '.join([*chain, start.variant])}")
                 chain.append(start.variant)
+    for variant in experiment.variants:
+        experiment.started_from(variant)  # of other experiments too, as published
 
 
 def check_claims(experiment: Experiment) -> None:

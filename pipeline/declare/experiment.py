@@ -160,15 +160,16 @@ class Experiment(FrozenModel):
         """Return the variants from whose runs those of a variant start as published, nearest first.
 
         Those from which these start follow. Variants of another experiment are named PAPER/FILE/VARIANT, as seen
-        from this one.
+        from this one. Raises DeclarationError for a variant that starts from itself, directly or not.
         """
         found: list[str] = []
         owner, own = self.owner(variant)
         while own in owner.variants and (train := owner.published(own).train) and (start := train.start):
             place = start.experiment or owner.name
             name = start.variant if place == self.name else f"{place}/{start.variant}"
-            if name in found:  # two experiments whose runs start from each other; planning them is an error
-                break
+            if name in (variant, *found):
+                chain = " starts from ".join([variant, *found, name])
+                raise DeclarationError(f"{self.file}: variants.{variant}.train.start.variant: {chain}")
             found.append(name)
             owner, own = self.owner(name)
         return tuple(found)

@@ -111,6 +111,20 @@ def test_ids_and_sentences_have_short_names(declare):
     assert claims["parameters-44"].of == "resnet/cifar10_depth/resnet-44"
 
 
+def test_variants_of_two_experiments_that_start_from_each_other_are_an_error(tmp_path):
+    text = OTHER.partition("derived:")[0] + "scales: {paper: {}}\n"
+    for name, other in (("aa", "bb"), ("bb", "aa")):
+        path = tmp_path / "experiments" / "toy" / f"{name}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        start = f"train: {{start: {{experiment: toy/{other}, variant: wide}}}}"
+        path.write_text(text.replace("train: {lr: 0.05}", start))
+    with pytest.raises(DeclarationError) as caught:
+        load_experiment("toy/aa", tmp_path / "experiments")
+    assert str(caught.value) == (
+        "toy/aa.yaml: variants.wide.train.start.variant: wide starts from toy/bb/wide starts from wide"
+    )
+
+
 OF_YY, OF_XX = "{id: yy, of: toy/yy/pair, metric: test", "{id: xx, of: toy/xx/pair, metric: test"
 END = "/top1_error_pct, claimed: 9.5, margin: 0.5, source: Table 1}"
 
