@@ -50,7 +50,10 @@ def run_and_follow(launch_ids: Sequence[str], code: Path, cluster: "ClusterAddre
         from pipeline.cluster.connect import follow_launches
 
         exit_code = follow_launches(launch_ids, print_event)
-        publish_launches(launch_ids)
+        try:
+            publish_launches(launch_ids)
+        except UserError as error:  # the runs have ended as `exit_code` says
+            print_warning_line(f"The leaderboard in MLflow is not up to date: {error}.")
         return exit_code
     from pipeline.cluster import jobs
 

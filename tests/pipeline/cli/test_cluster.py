@@ -301,6 +301,16 @@ def test_the_command_of_a_job_follows_its_launches(command, fake):
     assert fake.calls == [("follow", ["a", "b"]), ("publish", "a", "b")]
 
 
+def test_a_leaderboard_that_cannot_be_published_does_not_change_the_end_of_a_launch(command, fake, monkeypatch):
+    def refuse(launch_ids):
+        raise UserError("MLflow run 1: its tag repro.record is not a record (cut); delete that run")
+
+    monkeypatch.setattr(cli_remote, "publish_launches", refuse)
+    code, _, err = command("carry", "a")
+    assert code == 0
+    assert err.startswith("The leaderboard in MLflow is not up to date: MLflow run 1: its tag")
+
+
 # --- status ------------------------------------------------------------------------------------------------
 
 
