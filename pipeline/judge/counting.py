@@ -257,8 +257,7 @@ def all_groups(experiment: Experiment, scale: str, name: str, records: Records) 
     """Return the groups of records of a variant under its name here, which may be PAPER/FILE/VARIANT."""
     declared, own = experiment.owner(name)
     groups = groups_of(declared, scale, own, unchanged_records(records))
-    rows = [[named(record, declared.name, scale, own) for record in group] for group in groups]
-    return rows if own == name else [[replace(record, variant=name) for record in group] for group in rows]
+    return [[named(record, declared.name, scale, name) for record in group] for group in groups]
 
 
 def common_seeds_and_end(sides: ByVariant) -> tuple[int, str]:
@@ -270,5 +269,6 @@ def common_seeds_and_end(sides: ByVariant) -> tuple[int, str]:
 def have_one_network(experiment: Experiment, names: Iterable[str]) -> bool:
     """Return True if all these are variants of one network, such as two depths of it."""
     owners = [experiment.owner(name) for name in names]
-    models = {declared.variants[own].model.name if own in declared.variants else own for declared, own in owners}
-    return len(models) == 1 and all(own in declared.variants for declared, own in owners)
+    if not all(own in declared.variants for declared, own in owners):
+        return False
+    return len({declared.variants[own].model.name for declared, own in owners}) == 1

@@ -65,7 +65,7 @@ from pipeline.track.record import FINISHED, Record
 Measure = Callable[[str, Experiment, str | None], Any]  # metric, experiment, variant -> the exact value
 
 FINAL = frozenset({Reason.DID_NOT_CONVERGE, Reason.RECIPE_DEPARTS, Reason.RECIPE_UNSPECIFIED})
-"""Reasons of complete runs: no smaller scale may hide them behind a trend. So is UNDERPOWERED at paper scale."""
+"""Reasons of complete runs: no smaller scale may hide them behind a trend. UNDERPOWERED is one at paper scale."""
 
 
 @dataclass(frozen=True)
@@ -180,14 +180,14 @@ def judge_trained_claim(
         shows_trend = isinstance(claim, OrderingClaim) and not generated_data(records or by_variant)
         if scale == PAPER_SCALE or shows_trend:  # no other scale allows a verdict
             verdict = with_missing_runs(verdict, claim, experiment, scale, by_variant | records, unfinished)
-        if verdict:
-            found.append((verdict, make_evidence(scale, records) if records else None, scale))
-    for verdict, evidence, scale in found:
-        if verdict.outcome is not Outcome.CANNOT_JUDGE or verdict.reason in FINAL:
-            return verdict, evidence, scale
-        complete = scale == PAPER_SCALE and not missing_runs(claim, experiment, scale, by_scale[scale])
-        if complete and verdict.reason is Reason.UNDERPOWERED:
-            return verdict, evidence, scale
+        if not verdict:
+            continue
+        found.append((verdict, make_evidence(scale, records) if records else None, scale))
+        is_final = verdict.outcome is not Outcome.CANNOT_JUDGE or verdict.reason in FINAL
+        if scale == PAPER_SCALE and verdict.reason is Reason.UNDERPOWERED:
+            is_final = not missing_runs(claim, experiment, scale, by_variant | records)
+        if is_final:
+            return found[-1]
     return found[0] if found else (not_run_verdict(claim, experiment, by_scale), None, next(iter(by_scale)))
 
 

@@ -22,6 +22,7 @@ from pipeline.report.leaderboard import (
     with_sizes,
     with_verdicts,
 )
+from pipeline.report.mlflow_overview import publish_overview
 from pipeline.report.mlflow_rows import network_runs, with_trends
 from pipeline.report.paper_note import Link, paper_note
 from pipeline.track.mlflow_networks import publish_networks
@@ -106,8 +107,6 @@ def make_reports(
 
     Returns the reports, and sentences on what is not in MLflow.
     """
-    from pipeline.report.mlflow_overview import publish_overview
-
     reports = [make_report(experiment, scale, records, tracker) for experiment, scale in selected]
     troubles = [report.trouble for report in reports if report.trouble]
     if tracker and any(report.published for report in reports):

@@ -42,8 +42,8 @@ def send_content(
             if SENT_TAG in run.data.tags:  # another process sent it, or the state file was lost
                 return {**state, "run_id": run.info.run_id, "offset": content.end, "done": True}
             run_id = run.info.run_id
-        ended = content.record and not folder.is_training()  # else its model is being exported
-        if content.record and ended and has_other_record(client.get_run(run_id), content.record):
+        record = None if folder.is_training() else content.record  # in training: its model is being exported
+        if record and has_other_record(client.get_run(run_id), record):
             return {**state, "run_id": run_id, "offset": content.end, "done": True}
         curves = {key: dict(curve) for key, curve in state.get("curves", {}).items()}
         found = [*content.curve_points(curves), *content.system_points()]
@@ -53,8 +53,8 @@ def send_content(
         after = {**state, "run_id": run_id, "offset": content.end}
         after |= {"curves": curves} if curves else {}
         after |= {"system_offset": content.system_end} if content.system_end else {}
-        if content.record and ended:
-            finish_run(tracker, run_id, content.record, folder, content)
+        if record:
+            finish_run(tracker, run_id, record, folder, content)
             return {**after, "done": True}
         after["status"] = unfinished_status(folder)
         if state.get("status") != after["status"]:

@@ -238,10 +238,11 @@ class Tracker:
         from mlflow.entities import ViewType
 
         ids = [found.experiment_id for found in self.client.search_experiments(ViewType.ACTIVE_ONLY)]
-        rows, token = [], None
+        rows: list[TrackedRun] = []
+        token = None
         while True:
             page = self.client.search_runs(ids, ENDED, max_results=SEARCH_PAGE_SIZE, page_token=token)
-            rows += [tracked_run(run.info.run_id, run.data.tags) for run in page]
+            rows += map(read_run, page)
             token = page.token
             if not token:
                 return rows
@@ -256,12 +257,12 @@ class Tracker:
             return sorted((point.step, point.value) for point in self.client.get_metric_history(run_id, metric))
 
 
-def tracked_run(run_id: str, tags: Mapping[str, str]) -> TrackedRun:
-    """Return the ended run that has these tags; UserError where they hold no record."""
+def read_run(run: "Run") -> TrackedRun:
+    """Return an ended run of MLflow with its record; UserError if its tags hold none."""
     try:
-        return make_tracked_run(run_id, tags)
+        return make_tracked_run(run.info.run_id, run.data.tags)
     except (ValueError, TypeError) as error:
-        raise not_a_record(run_id, error) from None
+        raise not_a_record(run.info.run_id, error) from None
 
 
 def record_from_run(row: TrackedRun) -> Record:

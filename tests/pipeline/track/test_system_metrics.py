@@ -20,6 +20,15 @@ def samples(folder):
     return [entry for entry, _ in folder.system_metrics()]
 
 
+def record_three(folder):
+    """Record system metrics until the file has three samples; return them."""
+    with system_metrics(folder):
+        end = time.monotonic() + 60
+        while len(samples(folder)) < 3 and time.monotonic() < end:
+            time.sleep(0.01)
+    return samples(folder)
+
+
 @pytest.mark.parametrize(("text", "expected"), [("true", True), ("1", True), ("false", False), ("", False)])
 def test_the_switch_is_that_of_mlflow(monkeypatch, text, expected):
     monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", text)
@@ -37,11 +46,7 @@ def test_samples_of_the_processor_and_the_memory_are_appended_and_numbered_on(fo
     monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true")
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.01")
     folder.system_file.write_text('{"step": 0, "time": 1.0, "metrics": {}}\n')  # of an interrupted attempt
-    with system_metrics(folder):
-        end = time.monotonic() + 60
-        while len(samples(folder)) < 3 and time.monotonic() < end:
-            time.sleep(0.01)
-    found = samples(folder)
+    found = record_three(folder)
     assert [entry["step"] for entry in found] == list(range(len(found)))
     assert found[1]["metrics"].keys() >= {"cpu_utilization_percentage", "system_memory_usage_megabytes"}
     assert abs(found[1]["time"] - time.time()) < 120
@@ -55,11 +60,7 @@ def test_a_line_that_was_cut_is_removed_and_a_damaged_one_is_skipped(folder, mon
     monkeypatch.setattr(module, "make_monitors", list)
     line = '{"step": 0, "time": 1.0, "metrics": {}}\n'
     folder.system_file.write_text(line + line[:20] + line + line[:20])
-    with system_metrics(folder):
-        end = time.monotonic() + 60
-        while len(samples(folder)) < 3 and time.monotonic() < end:
-            time.sleep(0.01)
-    found = samples(folder)
+    found = record_three(folder)
     assert [entry["step"] for entry in found] == list(range(len(found)))
     assert folder.system_file.read_text().startswith(line + line[:20] + line + '{"step": 1,')
 
