@@ -60,7 +60,7 @@ def print_ranked(rows: "list[LeaderboardRow]", by: "Error") -> None:
     cells = []
     for row in rows:
         own = leaderboard_cells(row) | {"experiment": row.experiment if len(experiments) > 1 else ""}
-        paper = row.paper_top5 if by == "top5" else row.paper
+        paper = row.published(by)
         own["paper top-1 %"] = "" if paper is None else f"{paper:g}"
         cells.append({column: own[column] for column in HEADS if by == "top1" or column not in ONLY_TOP1})
     cells = without_empty_columns(cells)
@@ -76,7 +76,7 @@ def print_ranked(rows: "list[LeaderboardRow]", by: "Error") -> None:
         [{heads[name]: text for name, text in one.items() if name not in left_out} for one in cells],
         left=("network", "experiment", "verdict"),
     )
-    other = {row.paper_data for row in rows if row.paper is not None} - {data}
+    other = {row.paper_data for row in rows if row.published(by) is not None} - {data}
     if other:
         say(f"The paper's errors are on {', '.join(sorted(other))}.")
     out.print()

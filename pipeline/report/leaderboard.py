@@ -57,6 +57,10 @@ class LeaderboardRow:
         """Return the error that the rows are ranked by."""
         return self.top5 if by == "top5" else self.top1
 
+    def published(self, by: Error) -> float | None:
+        """Return the paper's error of the same kind."""
+        return self.paper_top5 if by == "top5" else self.paper
+
     @property
     def group(self) -> tuple[str, str, str]:
         """Data set, test protocol and scale: rows of one group can be ranked."""

@@ -40,7 +40,7 @@ def error_pairs(rows: Iterable[LeaderboardRow], by: Error) -> list[ErrorPair]:
     found = []
     for group in ranked(rows, by):
         for row in group:
-            ours, paper = row.error(by), row.paper_top5 if by == "top5" else row.paper
+            ours, paper = row.error(by), row.published(by)
             if ours is not None and paper is not None:
                 found.append(ErrorPair(row, paper, ours))
     return found

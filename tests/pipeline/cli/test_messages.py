@@ -269,6 +269,15 @@ def test_leaderboard_ranks_networks_beside_the_paper_s_number(command, known):
     assert lines[3].split()[:2] == ["plain-20", "[train.lr=0.05]"]
 
 
+def test_leaderboard_by_top5_has_no_column_about_the_top1_error(command, known):
+    """ResNet-20's paper prints no top-5 error: neither a number of it nor a remark on its data."""
+    known(*row("resnet-20", AGREES), *row("plain-20", [3.0, 4.0, 5.0], scale="laptop"))
+    lines = command("leaderboard", RESNET, "--by", "top5")[1].splitlines()
+    heads = "network  top-1 error %  top-5 %  training %  seeds  noise  parameters  multiply-adds  time"
+    assert [line.split() for line in lines if line.startswith("network")] == [heads.split()] * 2
+    assert not any(line.startswith("The paper's errors") for line in lines)
+
+
 def test_leaderboard_of_a_paper_by_data_and_scale(command, known):
     known(*row("resnet-20", AGREES), *row("resnet-20", [50.0, 60.0], scale="smoke"))
     assert command("leaderboard", "resnet")[1] == command("leaderboard", RESNET)[1]
