@@ -11,7 +11,7 @@ from pipeline.report.document.content import PaperSection, judged_entries
 from pipeline.report.text import MARKS, OUTCOME_ORDER, TONES, Tone, by_category, outcome_noun
 
 REASON_MEANINGS: Mapping[Reason, str] = {
-    Reason.NOT_RUN: "no finished runs at its scale, fewer than declared at paper scale, or runs without its metric",
+    Reason.NOT_RUN: "no finished run at its scale, fewer than declared at paper scale, or runs without its metric",
     Reason.NO_DATA: "the data set is not available, or the device does not report the quantity",
     Reason.NO_LABELS: "the labels needed to evaluate are not public",
     Reason.UNDERPOWERED: "too few seeds, or too much spread, for a decision",
