@@ -5,8 +5,6 @@ the same command runs as a job on that cluster, and its output is shown here.
 """
 
 import json
-import os
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -92,8 +90,8 @@ def print_json_lines(read: Callable[[], "ClusterStatus"], seconds: float) -> Non
             time.sleep(seconds)
     except KeyboardInterrupt:
         return
-    except BrokenPipeError:  # Python would report it again when it closes standard output
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
+        terminal.discard_output()
 
 
 def live_table(read: Callable[[], "ClusterStatus"], seconds: float) -> None:
@@ -125,6 +123,8 @@ def logs(
     as_json: AsJson = False,
 ) -> None:
     """Show a run's log and measurements in order of time."""
+    if follow and as_json:
+        raise UserError("--follow prints lines as they come; omit it, or --json")
     name, remote = " ".join(run), remote_cluster(address)
 
     def read() -> dict[str, Any]:

@@ -200,12 +200,16 @@ def generate_stand_in(
         typer.Argument(metavar="SET", help="The set to imitate: imagenet, or one that transfers use."),
     ],
     target: Annotated[str, typer.Option("--out", metavar="DIR", help="A new or empty folder.")],
-    classes: Annotated[int, typer.Option(min=2, max=1000, help="Number of classes (imagenet).")] = 10,
+    classes: Annotated[
+        int | None, typer.Option(min=2, max=1000, help="Number of classes (imagenet only: 10).")
+    ] = None,
     train: Annotated[
         int | None,
         typer.Option(min=1, help="Training images per class (imagenet: 130); all images per class (others: 12)."),
     ] = None,
-    test: Annotated[int, typer.Option(min=1, help="Validation images per class (imagenet).")] = 50,
+    test: Annotated[
+        int | None, typer.Option(min=1, help="Validation images per class (imagenet only: 50).")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the images.")] = 0,
 ) -> None:
     """Generate a small, learnable set in the archive layout of a published set, for tests and dry runs."""
@@ -214,13 +218,16 @@ def generate_stand_in(
 
     folder = local_path(target, "--out")
     if what != "imagenet":
+        for option, value in (("--classes", classes), ("--test", test)):
+            if value is not None:
+                raise UserError(f"{option} {value}: only the stand-in of imagenet has this option; omit it")
         with show_progress("generating", "images") as progress:
             make_transfer_stand_in(what, folder, images=train or 12, seed=seed, progress=progress)
         out.print(f"archives {escape(str(target))}", soft_wrap=True)
         if folder.name != f"{what}-standin":
             say(f"Runs look for this set in a folder named {what}-standin, in data/.")
         return
-    train = train or 130
+    classes, train, test = classes or 10, train or 130, test or 50
     with show_progress("generating", "images") as progress:
         make_stand_in(folder, classes=classes, train=train, test=test, seed=seed, progress=progress)
     out.print(f"archives {escape(str(target))}", soft_wrap=True)

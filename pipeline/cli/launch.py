@@ -89,6 +89,8 @@ def launch(
         records = collect_with_warnings().records
         plan = plan_launch(request, selection, records, print_warning_line, is_shown_only=dry_run)
     if not shape.is_text:
+        for task, why in plan.left_out:
+            print_warning_line(f"Skipped: {task.title} {why}.")
         print_rows(plan_data(plan), shape, PLAN_COLUMNS)
         return
     print_launch_plan(plan)

@@ -92,7 +92,10 @@ def relay_command(cluster: "ClusterAddress", argv: Sequence[str], upload: Path |
 
 
 def show_job(cluster: "ClusterAddress", job: str, address: str) -> int:
-    """Show a job's output until it ends; return its exit code. Ctrl-C ends the output, not the job."""
+    """Show a job's output until it ends; return its exit code.
+
+    Ctrl-C, or a reader that closes the output, ends the output, not the job.
+    """
     from pipeline.cluster import jobs
 
     last = "\n"
@@ -100,8 +103,12 @@ def show_job(cluster: "ClusterAddress", job: str, address: str) -> int:
     def write(text: str) -> None:
         nonlocal last
         last = text[-1:] or last
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        try:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        except BrokenPipeError:  # as in `repro launch … | head`
+            terminal.discard_output()
+            raise KeyboardInterrupt from None
 
     try:
         code = jobs.follow_job(cluster, job, write)

@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from pipeline.cli import options
 from pipeline.cli.leaderboard import print_leaderboard
-from pipeline.cli.selection import read_changes, select_experiments, warn_of_precision
+from pipeline.cli.selection import collect_with_warnings, read_changes, select_experiments, warn_of_precision
 from pipeline.cli.tables import TableFormat, column_names, print_rows, with_table_formats
 from pipeline.cli.terminal import STOPPED, err, out, print_warning_line, spinner
 from pipeline.cli.verdicts import print_outcome
@@ -64,7 +64,7 @@ def run(
     if dry_run:
         from pipeline.report.run_plan import PlannedRun, plan_lines, planned_runs
 
-        rows = planned_runs(tasks)
+        rows = planned_runs(tasks, {record.identity for record in collect_with_warnings().records})
         if shape.is_text:
             for line in plan_lines(rows):
                 out.print(line, markup=False, soft_wrap=True)

@@ -109,6 +109,8 @@ def parse_changes(changes: Sequence[str]) -> dict[str, Any]:
         key, equals, text = change.partition("=")
         if not equals or not key:
             raise UserError(f"--set {change}: give a key and a value, as in train.lr=0.05")
+        if key in result:
+            raise UserError(f"--set {change}: {key} is set twice; give one value")
         try:
             result[key] = parse_yaml(text)
         except yaml.YAMLError:

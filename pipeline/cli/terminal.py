@@ -91,3 +91,8 @@ def print_warning_line(text: str) -> None:
 def print_json(value: Any) -> None:
     """Print a value as JSON on standard output."""
     print(json.dumps(value, indent=1, default=str))
+
+
+def discard_output() -> None:
+    """Send standard output nowhere after its reader closed it; Python would report that again at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

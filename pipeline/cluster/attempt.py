@@ -18,9 +18,8 @@ from pipeline.common.provenance import runs_per_device
 from pipeline.plan.task import Task
 from pipeline.schedule.execute import execute_task
 from pipeline.schedule.local import reader_count
+from pipeline.schedule.stop import StopSignal
 from pipeline.track.run_folder import RunFolder
-
-STOP_POLL_SECONDS = 0.25  # interval between checks for a stop request
 
 NODE_LOST, RAY_NODE_DIED = "its node was lost", "node has died"  # our message; part of Ray's message
 
@@ -36,24 +35,6 @@ RENDEZVOUS_SECONDS = 4 * 3600  # rank 0 may compute statistics of a whole data s
 AttemptResult = tuple[str, str, float]
 
 
-class StopSignal:
-    """Callable that returns whether a run should stop: on request, or because its node shuts down. Cheap."""
-
-    def __init__(self, folder: RunFolder) -> None:
-        self.folder = folder
-        self.checked, self.stopping = -STOP_POLL_SECONDS, False
-        self.why, self.when = "", 0.0  # of the stop request; "" where the node shuts down
-
-    def __call__(self) -> bool:
-        now = time.monotonic()
-        if now - self.checked >= STOP_POLL_SECONDS:
-            self.checked = now
-            if not self.stopping:
-                self.why, self.when = self.folder.stop_request()
-                self.stopping = bool(self.why) or processes.node_is_draining()
-        return self.stopping
-
-
 def attempt(raw: dict[str, Any], *, first: bool = True) -> AttemptResult:
     """Train a task in this process, alone or as one rank of a group.
 
@@ -67,7 +48,7 @@ def attempt(raw: dict[str, Any], *, first: bool = True) -> AttemptResult:
         if first and text:
             folder.log(text)
 
-    stop = StopSignal(folder)
+    stop = StopSignal(folder, processes.node_is_draining)
     if processes.node_is_draining():
         return "stopped", "", 0.0
     limit_memory()

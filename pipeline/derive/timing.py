@@ -202,7 +202,7 @@ def relations(
         accuracies, times = [spec.accuracies[name] for name in rated], values(rated, size, "seconds_per_image")
         found[f"fit/batch-{size}/hyperbola/r_squared"] = hyperbola_r_squared(times, accuracies)
         found[f"fit/batch-{size}/line/r_squared"] = line_r_squared(times, accuracies)
-        if f"{rated[0]}/batch-{size}/joules_per_image" in metrics:
+        if all(f"{name}/batch-{size}/joules_per_image" in metrics for name in rated):  # the driver may omit some
             joules = values(rated, size, "joules_per_image")
             found[f"energy/batch-{size}/rank_correlation"] = rank_correlation(joules, accuracies)
     watts = [value for name, value in metrics.items() if name.endswith("/watts")]

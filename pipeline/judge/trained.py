@@ -171,16 +171,12 @@ def judge_ratio(
     estimate is the geometric mean of the ratios; the interval is that of the mean logarithm, exponentiated.
     """
     low, high, region = _claimed_ratios(claimed, margin, op)
-    for side, values in (("left", lhs), ("right", rhs)):
-        negative = [seed for seed, value in values.items() if value < 0]
-        if negative:
-            raise ValueError(
-                f"a ratio needs positive values; the {side} side is negative at {name_seeds(negative)}"
-            )
     pairs, unpaired = _paired(lhs, rhs)
-    zero = [seed for seed in sorted(lhs.keys() & rhs.keys()) if 0 in (lhs[seed], rhs[seed])]
-    if zero and all(map(math.isfinite, [*lhs.values(), *rhs.values()])):  # an error counted on few images can be 0
-        sentence = f"The ratio is undefined: a measured value is 0 at {name_seeds(zero)}."
+    is_finite = all(map(math.isfinite, [*lhs.values(), *rhs.values()]))
+    # An error counted on few images can be 0; a metric such as a log-likelihood can be negative.
+    undefined = [seed for seed in sorted(lhs.keys() & rhs.keys()) if min(lhs[seed], rhs[seed]) <= 0]
+    if undefined and is_finite:
+        sentence = f"The ratio is undefined: a measured value is not above 0 at {name_seeds(undefined)}."
         return cannot_judge(Reason.UNDERPOWERED, sentence, len(pairs))
 
     def logs() -> list[float]:

@@ -204,6 +204,9 @@ def plan_runs(
     elsewhere = experiment.consumed_elsewhere(scale)
     for variant in variants:
         if variant not in experiment.variants and variant not in elsewhere:
+            if variant in experiment.derived:
+                used = " ".join(f"--variant {name}" for name in experiment.derived[variant].consumes)
+                raise UserError(f"{variant!r} is made from runs of variants; name these: {used}")
             near = nearest(variant, [*experiment.variants, *elsewhere])
             raise UserError(f"{experiment.name} has no variant {variant!r}{near}")
     if seeds is not None and not 1 <= seeds <= MAX_SEEDS:

@@ -36,11 +36,14 @@ PASSES = 3  # a training step costs a forward pass, and a backward pass of twice
 
 @dataclass(frozen=True)
 class ShownPart:
-    """The part of an experiment that `repro show` prints: all of it, or one scale, or some variants."""
+    """The part of an experiment that `repro show` prints: all of it, or one scale, or some variants.
+
+    A named derived run is shown with the variants whose runs it is made from.
+    """
 
     experiment: Experiment
     scale: str | None = None
-    chosen: tuple[str, ...] = ()  # variants; none: all of them
+    names: tuple[str, ...] = ()  # variants and derived runs; none: all of them
 
     def __post_init__(self) -> None:
         """Raise UserError for an unknown name."""
@@ -48,24 +51,45 @@ class ShownPart:
         if self.scale is not None and self.scale not in declared.scales:
             near = nearest(self.scale, declared.scales)
             raise UserError(f"{declared.name} has no scale {self.scale!r}{near}")
-        for variant in self.chosen:
-            if variant not in declared.variants:
-                near = nearest(variant, declared.variants)
-                raise UserError(f"{declared.name} has no variant {variant!r}{near}")
+        for name in self.names:
+            if name not in (known := [*declared.variants, *declared.derived]):
+                raise UserError(f"{declared.name} has no variant {name!r}{nearest(name, known)}")
 
     @property
     def variants(self) -> tuple[str, ...]:
         """The variants that are shown; of a scale, those that run at it by default."""
-        at_scale = self.experiment.variants_at(self.scale) if self.scale else ()
-        return self.chosen or at_scale or tuple(self.experiment.variants)
+        declared = self.experiment
+        if self.names:
+            return tuple(variant for variant in declared.variants if variant in self.needed)
+        return declared.variants_at(self.scale) if self.scale else tuple(declared.variants)
 
     @property
     def derived(self) -> list[str]:
-        """The derived runs that are shown; with chosen variants, those made from these alone."""
-        if self.scale:
-            return self.experiment.derived_at(self.scale, self.chosen)
-        specs = self.experiment.derived
-        return [name for name in specs if not self.chosen or set(specs[name].consumes) <= set(self.chosen)]
+        """The derived runs that are shown; with names, the named ones and those made from named variants alone."""
+        declared = self.experiment
+        if not self.names:
+            return declared.derived_at(self.scale) if self.scale else list(declared.derived)
+        specs = {
+            name: declared.derived_spec(name, self.scale) if self.scale else spec
+            for name, spec in declared.derived.items()
+        }
+        named = set(self.names)
+        return [
+            name
+            for name, spec in specs.items()
+            if name in named or 0 < len(spec.consumes.keys() & named) == len(spec.consumes)
+        ]
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """The named variants, and those that named derived runs consume, of other experiments too."""
+        return tuple(dict.fromkeys(variant for name in self.names for variant in self.experiment.consumed(name)))
+
+    def planned(self, scale: str) -> tuple[str, ...]:
+        """Return those of `needed` that can run at a scale; none: all of the scale."""
+        declared = self.experiment
+        known = {*declared.variants, *declared.consumed_elsewhere(scale)}
+        return tuple(variant for variant in self.needed if variant in known)
 
     @property
     def scales(self) -> list[str]:
@@ -74,9 +98,9 @@ class ShownPart:
 
     @property
     def claims(self) -> list[Claim]:
-        """The claims that are shown; with chosen variants, those about these and about runs derived from them."""
-        shown = {*self.chosen, *self.derived}
-        return [claim for claim in self.experiment.claims if not self.chosen or shown & {*variants_of(claim)}]
+        """The claims that are shown; with names, those about these and about runs derived from them."""
+        shown = {*self.names, *self.derived}
+        return [claim for claim in self.experiment.claims if not self.names or shown & {*variants_of(claim)}]
 
     def settings(self, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return what a variant changes in `data` and `train`; of a scale, with the settings of that scale."""
@@ -160,12 +184,14 @@ def print_experiment(part: ShownPart, records: Sequence[Record], out: Console, s
         changes = override_text(scale.data, precision_settings(experiment, name) | scale.train)
         if changes and not part.scale:  # those of a scale are in the lines of its variants
             say(f"changes: {changes}", indent=6)
-        say(work_text(experiment, name, records, part.chosen), indent=6)
+        say(work_text(experiment, name, records, part.planned(name)), indent=6)
         for text in execution_texts(experiment, name, records):
             say(text, indent=6)
     ordered = part.scale or PAPER_SCALE
-    planned = plan_runs(experiment, scale=ordered, variants=part.chosen, seeds=1) if experiment.scales else []
-    if lines := order_lines(planned):
+    runs: list[Run | DerivedRun] = []
+    if experiment.scales:
+        runs = plan_runs(experiment, scale=ordered, variants=part.planned(ordered), seeds=1)
+    if lines := order_lines(runs):
         head("order of runs")
         for line in lines:
             out.print(f"  {escape(line)}")
@@ -238,7 +264,8 @@ def work_text(experiment: Experiment, scale: str, records: Sequence[Record], cho
         return f"{plural(len(planned), 'measurement')}, no training"
     every = [run for run in planned if isinstance(run, Run)]
     runs = [run for run in every if run.experiment == experiment.name]
-    variants, seeds = chosen or experiment.variants_at(scale), len(experiment.seeds_at(scale))
+    own = [variant for variant in chosen if variant in experiment.variants]
+    variants, seeds = own or experiment.variants_at(scale), len(experiment.seeds_at(scale))
     steps = sum(run.recipe.train.steps for run in runs)
     differ = any(len(experiment.seeds_of(variant, scale)) != seeds for variant in variants)
     per_variant = "declared seeds" if differ else plural(seeds, "seed")

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from pipeline.common.errors import UserError
+from pipeline.common.errors import UserError, explain_write_errors
+from pipeline.common.locks import explain_lock_errors, file_lock
 from pipeline.common.paths import report_folder
 from pipeline.declare.experiment import Experiment
 from pipeline.declare.load import load_paper
@@ -105,16 +106,21 @@ def make_reports(
 ) -> tuple[list[ExperimentReport], list[str]]:
     """Make the report of each experiment at its scale; where one was published, also the tables of all papers.
 
-    Returns the reports, and sentences on what is not in MLflow.
+    Returns the reports, and sentences on what is not in MLflow. Commands on one home do this one after the other:
+    what two write at once would be a mixture, and a model would be registered twice.
     """
-    reports = [make_report(experiment, scale, records, tracker) for experiment, scale in selected]
-    troubles = [report.trouble for report in reports if report.trouble]
-    if tracker and any(report.published for report in reports):
-        try:
-            publish_overview(records, tracker)
-        except UserError as error:
-            troubles.append(f"the tables of all papers in MLflow are not up to date: {error}")
-    return reports, troubles
+    folder = report_folder()
+    with explain_write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with explain_lock_errors(folder), file_lock(folder / ".publish.lock"):
+        reports = [make_report(experiment, scale, records, tracker) for experiment, scale in selected]
+        troubles = [report.trouble for report in reports if report.trouble]
+        if tracker and any(report.published for report in reports):
+            try:
+                publish_overview(records, tracker)
+            except UserError as error:
+                troubles.append(f"the tables of all papers in MLflow are not up to date: {error}")
+        return reports, troubles
 
 
 def publish_report(

@@ -1,6 +1,6 @@
 """The plan of `repro run --dry-run`: the runs of a request, and the state of each."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -32,15 +32,15 @@ class PlannedRun:
         return asdict(self)
 
 
-def planned_runs(tasks: Sequence[Task]) -> list[PlannedRun]:
-    """Return the state of every task from its run folder."""
-    return [planned_run(task) for task in tasks]
+def planned_runs(tasks: Sequence[Task], ended: Collection[str] = ()) -> list[PlannedRun]:
+    """Return the state of every task from its run folder. `ended`: identities of runs that the server has."""
+    return [planned_run(task, is_ended=task.identity in ended) for task in tasks]
 
 
-def planned_run(task: Task) -> PlannedRun:
-    """Return the state of one task."""
+def planned_run(task: Task, *, is_ended: bool) -> PlannedRun:
+    """Return the state of one task. `is_ended`: the server has its run."""
     run, folder = task.run, RunFolder(task.folder)
-    finished = bool(folder.result())
+    finished = is_ended or bool(folder.result())
     checkpoint = None if finished or isinstance(run, DerivedRun) else folder.last_checkpoint(lambda _: None)
     return PlannedRun(
         experiment=run.experiment,

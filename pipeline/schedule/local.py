@@ -22,6 +22,7 @@ from pipeline.common.signals import count_stop_signals
 from pipeline.plan.expand import member_title
 from pipeline.plan.task import Task
 from pipeline.schedule.execute import execute_task
+from pipeline.schedule.stop import StopSignal
 from pipeline.track.record import FINISHED, Record
 from pipeline.track.run_folder import RunFolder
 
@@ -261,7 +262,7 @@ def worker_main(connection: Connection, threads: int, readers: int, number: int)
     allowed = [str(number)] * (number + 1) if gpus is None else gpus.split(",")
     if number < len(allowed):  # one GPU per worker, of those that the user allows
         os.environ["CUDA_VISIBLE_DEVICES"] = allowed[number]
-    stop = connection.poll  # while a task runs, the parent sends nothing but a stop request or the end of file
+    parent_stops = connection.poll  # while a task runs, the parent sends nothing but that, or the end of file
     while True:
         try:
             task: Task | None = connection.recv()
@@ -274,9 +275,11 @@ def worker_main(connection: Connection, threads: int, readers: int, number: int)
             with contextlib.suppress(OSError):  # the parent has died; `stop` returns True
                 connection.send((kind, text, record))
 
+        stop = StopSignal(RunFolder(task.folder), parent_stops, only="cancelled")
         try:
             record = execute_task(task, threads=threads, readers=readers, stop=stop, on_event=on_event)
-            on_event("ended" if record else "stopped", "" if record else "stopped; resumable", record)
+            text = "cancelled by repro cancel; resumable" if stop.why else "stopped; resumable"
+            on_event("ended" if record else "stopped", "" if record else text, record)
         except UserError as error:
             on_event("failed", str(error))
         except Exception:  # noqa: BLE001 - reported to the user; the other runs continue

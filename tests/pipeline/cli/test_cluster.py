@@ -445,6 +445,33 @@ def test_follow_prints_new_lines_until_the_run_ends(command, launched, monkeypat
     assert out.endswith("finished: test error 50.00 %\n")
 
 
+def test_follow_is_refused_with_json(command, launched):
+    code, out, err = command("logs", "plain-20/0", "--follow", "--json")
+    assert (code, out) == (2, "")
+    assert "--follow prints lines as they come; omit it, or --json" in err
+
+
+def test_launch_ends_when_its_output_is_closed():
+    """As in `repro launch … | head`: the runs continue, the command does not."""
+    read, write = os.pipe()
+    code = (
+        "import sys; from pipeline.cli import remote; from pipeline.cluster import jobs\n"
+        "def follow(cluster, job, write):\n"
+        "    from contextlib import suppress\n"
+        "    for i in range(3):\n"
+        "        with suppress(OSError): write('line\\n')\n"
+        "    return 0\n"
+        "jobs.follow_job = follow\n"
+        "sys.exit(remote.show_job(None, 'job', ''))"
+    )
+    os.close(read)
+    ended = subprocess.run([sys.executable, "-c", code], stdout=write, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    os.close(write)
+    assert ended.returncode == terminal.STOPPED
+    assert ended.stderr.splitlines()[0].startswith("The runs continue in the background.")
+    assert "Traceback" not in ended.stderr
+
+
 def test_followed_lines_are_printed_once_also_if_one_of_the_same_second_comes_before_them(
     command, launched, monkeypatch
 ):

@@ -47,6 +47,13 @@ def test_stand_in_of_a_set_for_transfers_can_be_read(command, tmp_path):
     assert (code, "is not an empty folder" in err) == (2, True)
 
 
+@pytest.mark.parametrize("option", ["--classes", "--test"])
+def test_options_of_the_stand_in_of_imagenet_are_refused_for_others(command, tmp_path, option):
+    code, _, err = command("data", "stand-in", "voc2012", "--out", tmp_path / "new", option, 3)
+    assert (code, (tmp_path / "new").exists()) == (2, False)
+    assert f"{option} 3: only the stand-in of imagenet has this option; omit it" in err
+
+
 def test_prepare_prints_splits_classes_and_the_target(command, archives, tmp_path):
     code, out, err = command("data", "prepare", archives, "--out", tmp_path / "s", "--samples", 4)
     lines = out.splitlines()

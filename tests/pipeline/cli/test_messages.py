@@ -683,6 +683,11 @@ def test_changes_are_yaml():
     }
 
 
+def test_a_setting_that_is_changed_twice_is_an_error():
+    with pytest.raises(UserError, match=r"--set train.lr=2: train.lr is set twice; give one value"):
+        parse_changes(["train.lr=1", "train.lr=2"])
+
+
 # --- analyse, published weights ----------------------------------------------------------------------------
 
 

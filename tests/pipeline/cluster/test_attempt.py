@@ -1,41 +1,9 @@
-"""Stop signals and the summaries of failed attempts. (With real processes: test_cluster_faults.py.)"""
+"""The summaries of failed attempts. (With real processes: test_cluster_faults.py.)"""
 
 import pytest
 import ray
 
-from pipeline.cluster import attempt, processes
-from pipeline.cluster.attempt import NODE_LOST, StopSignal, death_reason, failure_summary, last_line
-from pipeline.track.run_folder import RunFolder
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    """A list whose only item is the time of `time.monotonic()`."""
-    now = [0.0]
-    monkeypatch.setattr(attempt.time, "monotonic", lambda: now[0])
-    return now
-
-
-def test_a_stop_request_is_read_four_times_a_second_at_most(tmp_path, clock):
-    folder = RunFolder(tmp_path / "run")
-    stop = StopSignal(folder)
-    assert not stop()
-    folder.request_stop("cancelled")
-    clock[0] = 0.24
-    assert not stop()
-    clock[0] = 0.25
-    assert stop()
-    assert (stop.why, stop.when) == folder.stop_request()
-    folder.clear_unfinished()
-    clock[0] = 9.0
-    assert stop()  # a request that was seen is not forgotten
-
-
-def test_a_run_stops_without_a_reason_while_its_node_drains(tmp_path, clock, monkeypatch):
-    stop = StopSignal(RunFolder(tmp_path / "run"))
-    monkeypatch.setattr(processes, "node_is_draining", lambda: True)
-    assert stop()
-    assert (stop.why, stop.when) == ("", 0.0)
+from pipeline.cluster.attempt import NODE_LOST, death_reason, failure_summary, last_line
 
 
 class GroupError(Exception):

@@ -204,6 +204,8 @@ def test_relations_are_those_of_the_points(load, monkeypatch):
     assert found["fit/batch-1/line/r_squared"] == pytest.approx(12 / 13)  # 1 - 50/3 / (650/3)
     assert found["energy/batch-2/rank_correlation"] == pytest.approx(1)
     assert found["power/relative_spread"] == 0
+    without = {key: value for key, value in metrics.items() if key != "large/batch-2/joules_per_image"}
+    assert "energy/batch-2/rank_correlation" not in relations(run.spec, run.networks, without)
 
 
 def test_networks_that_do_not_differ_have_no_fits(load, monkeypatch):

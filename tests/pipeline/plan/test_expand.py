@@ -224,6 +224,11 @@ def test_chosen_variants_may_include_one_of_another_experiment(declare_other):
         plan_runs(declared, scale="smoke", variants=["toy/depth/plain-32"])
 
 
+def test_a_derived_run_among_the_variants_is_an_error_that_names_what_it_uses(declare_other):
+    with pytest.raises(UserError, match="name these: --variant wide --variant toy/depth/plain-20"):
+        plan_runs(declare_other(), scale="smoke", variants=["mixed"])
+
+
 def test_members_of_one_name_from_two_experiments_are_told_apart(declare_other):
     """Both are called plain-20; the one here is of depth 8."""
     pairs = [

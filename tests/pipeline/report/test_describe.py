@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from pipeline.analyse.measure import analysis_of
+from pipeline.common.errors import UserError
 from pipeline.declare.data_settings import Crop
 from pipeline.declare.derived import (
     ColumnSpec,
@@ -21,6 +22,7 @@ from pipeline.declare.experiment import Experiment
 from pipeline.declare.load import experiment_names, load_experiment
 from pipeline.declare.training import LrDrops, Train
 from pipeline.declare.transfer import TransferSpec
+from pipeline.judge.counting import variants_of
 from pipeline.plan.expand import plan_runs
 from pipeline.report.derived_text import derived_text
 from pipeline.report.describe import (
@@ -111,6 +113,29 @@ def test_override_text(data, train, text):
     given = copy.deepcopy((data, train))
     assert override_text(data, train) == text
     assert (data, train) == given
+
+
+@pytest.mark.parametrize("scale", [None, "stand-in"])
+def test_a_derived_run_is_shown_with_the_runs_that_it_consumes(scale):
+    declared = load_experiment("inception_v4/imagenet")
+    part = ShownPart(declared, scale, ("v4-and-3-resnet-v2",))
+    assert part.variants == ("inception-v4", "inception-resnet-v2-released")
+    assert part.derived == ["v4-and-3-resnet-v2"]
+    assert part.claims
+    assert all("v4-and-3-resnet-v2" in variants_of(claim) for claim in part.claims)
+    elsewhere = ShownPart(declared, scale, ("v3-1",))
+    assert (elsewhere.variants, elsewhere.derived) == ((), ["v3-1"])
+    assert elsewhere.planned("stand-in") == ("inception_v3/imagenet/inception-v3-training",)
+    assert "12 runs of inception_v3/imagenet, 15 derived runs" in work_text(
+        declared, "paper", [], elsewhere.planned("paper")
+    )
+
+
+def test_a_variant_is_shown_with_the_runs_derived_from_it_alone():
+    part = ShownPart(load_experiment("inception_v4/imagenet"), None, ("inception-v4",))
+    assert (part.variants, part.derived) == (("inception-v4",), ["v4-1"])
+    with pytest.raises(UserError, match=r"no variant 'v4-2'; did you mean 'v4-1'\?"):
+        ShownPart(part.experiment, None, ("v4-2",))
 
 
 @pytest.fixture

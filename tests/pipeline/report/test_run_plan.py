@@ -37,6 +37,7 @@ def test_plan_shows_the_state_of_every_run(tasks, experiment, record):
         "2 runs, 1 finished, 1 to train",
     ]
     assert lines(tasks[:1])[-1] == "1 run, 1 finished, 0 to train"
+    assert [row.state for row in planned_runs(tasks, {"resnet-20"})] == ["finished", "finished"]  # on the server
     finished, resumed = planned_runs(tasks)
     assert (finished.state, finished.step, finished.steps) == ("finished", 0, 12)
     assert (resumed.state, resumed.step, resumed.steps, resumed.kind) == ("to resume", 7, 12, "run")

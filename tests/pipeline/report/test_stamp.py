@@ -1,10 +1,13 @@
 """A report is made again only if what it shows, or its files, changed."""
 
+import threading
+
 import pytest
+from filelock import FileLock
 
 from pipeline.common.paths import runs_folder
 from pipeline.report import publish
-from pipeline.report.publish import make_report
+from pipeline.report.publish import make_report, make_reports
 from pipeline.track.run_folder import RunFolder
 
 
@@ -72,3 +75,16 @@ def test_a_report_with_a_damaged_journal_says_so_and_is_made_again(experiment, s
     report = make_report(experiment, "paper", records, None)
     assert "is damaged" not in report.page.read_text(encoding="utf-8")
     assert len(pages) == 2
+
+
+def test_reports_wait_for_those_of_another_command(experiment, seed_records, pages):
+    records = seed_records(experiment, "plain-20", [9.0])
+    publish.report_folder().mkdir(parents=True)
+    command = threading.Thread(target=make_reports, args=([(experiment, "paper")], records, None))
+    with FileLock(publish.report_folder() / ".publish.lock"):
+        command.start()
+        command.join(0.3)
+        assert command.is_alive()
+        assert pages == []
+    command.join(30)
+    assert len(pages) == 1

@@ -295,6 +295,22 @@ def test_second_ctrl_c_raises_keyboard_interrupt(tmp_path):
     assert signal.getsignal(signal.SIGINT) is handler
 
 
+def test_cancelled_run_stops_resumable_and_the_others_continue(tmp_path):
+    cancelled, other = smoke_task(tmp_path, long_run()), smoke_task(tmp_path, smoke_run(seed=1))
+    folder = RunFolder(cancelled.folder)
+
+    def cancel():
+        if folder.read_progress() and not folder.stop_reason():
+            folder.request_stop("cancelled")
+
+    outcome, events = run_tasks_in_pool([cancelled, other], workers=1, tick=cancel)
+    assert outcome == "stopped"
+    assert kinds_of(events, cancelled) == ["started", "stopped"]
+    assert [event.text for event in events if event.kind == "stopped"] == ["cancelled by repro cancel; resumable"]
+    assert kinds_of(events, other) == ["started", "ended"]
+    assert folder.last_checkpoint(pytest.fail)
+
+
 def test_sigterm_stops_runs_as_ctrl_c_does(tmp_path):
     task = smoke_task(tmp_path, long_run())
     outcome, events = run_tasks_in_pool(
