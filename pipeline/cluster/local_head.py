@@ -23,8 +23,11 @@ from pipeline.common.files import file_system_time, write_atomically
 from pipeline.common.locks import file_lock
 from pipeline.common.network import NO_STATISTICS
 from pipeline.common.paths import ROOT, home
+from pipeline.track.mlflow_reader import redact
 
 START_SECONDS = 300.0  # limit for the start of a background head, more than for that of Ray
+
+HEAD_VARIABLES = ("REPRO_SHARDS", "MLFLOW_TRACKING_URI")  # a head's runs use those with which it was started
 
 IDLE_SECONDS = 600.0  # idle time after which a background head shuts down
 
@@ -59,9 +62,31 @@ def ray_environment(token: Path | None, *, loopback: bool = True) -> dict[str, s
 
 
 def write_cluster_file(cluster: ClusterAddress) -> None:
-    """Write the head's address to node.json."""
+    """Write the head's address, and its settings, to node.json."""
     content = asdict(cluster) | {"host": socket.gethostname(), "began": psutil.Process().create_time()}
+    content["settings"] = head_settings()
     write_atomically(cluster_folder() / "node.json", json.dumps(content, indent=1))
+
+
+def head_settings() -> dict[str, str]:
+    """Return the HEAD_VARIABLES of this process, without passwords; "" for one that is not set."""
+    return {name: redact(os.environ.get(name, "")) for name in HEAD_VARIABLES}
+
+
+def kept_settings(cluster: ClusterAddress) -> str:
+    """Return in one sentence which settings of a running head differ from those of this process, or ""."""
+    try:
+        settings = json.loads((cluster_folder() / "node.json").read_text(encoding="utf-8"))["settings"]
+        own = head_settings()
+        kept = [f"{name} {settings[name] or 'unset'}" for name in HEAD_VARIABLES if settings[name] != own[name]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    if not kept:
+        return ""
+    return (
+        f"The Ray cluster that runs already was started with {' and '.join(kept)}, and keeps that; for the present"
+        f" settings end it first: kill {cluster.pid}"
+    )
 
 
 def remove_cluster_file() -> None:
@@ -84,6 +109,7 @@ def find_local_cluster() -> ClusterAddress | None:
     try:
         raw = json.loads((cluster_folder() / "node.json").read_text(encoding="utf-8"))
         host, began = raw.pop("host"), raw.pop("began")
+        raw.pop("settings", None)
         cluster = ClusterAddress(**raw)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -141,6 +167,8 @@ def ensure_local_cluster(*, report: Callable[[str], None]) -> ClusterAddress:
         (cluster_folder() / "wanted").touch()
         running = find_local_cluster()
         if running:
+            if kept := kept_settings(running):
+                report(kept)
             return running
         report("Starting a Ray cluster on this machine.")
         return start_head()

@@ -91,8 +91,25 @@ def test_a_damaged_node_json_is_ignored(cluster_home, text):
 def test_node_json_has_the_address_the_host_and_the_start_time(write_node_file):
     write_node_file()
     content = json.loads((token.cluster_folder() / "node.json").read_text())
-    assert list(content) == ["gcs", "dashboard", "token_file", "pid", "host", "began"]
+    assert list(content) == ["gcs", "dashboard", "token_file", "pid", "host", "began", "settings"]
     assert [*content][:4] == [field.name for field in dataclasses.fields(ClusterAddress)]
+
+
+def test_a_command_with_other_settings_than_the_running_head_is_told(write_node_file, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@tracker")
+    monkeypatch.delenv("REPRO_SHARDS", raising=False)
+    write_node_file()
+    assert "secret" not in (token.cluster_folder() / "node.json").read_text()
+    told = []
+    assert local_head.ensure_local_cluster(report=told.append).pid == os.getpid()
+    assert told == []
+    monkeypatch.setenv("REPRO_SHARDS", "/shards")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://other")
+    local_head.ensure_local_cluster(report=told.append)
+    assert told == [
+        "The Ray cluster that runs already was started with REPRO_SHARDS unset and MLFLOW_TRACKING_URI"
+        f" http://***@tracker, and keeps that; for the present settings end it first: kill {os.getpid()}"
+    ]
 
 
 # --- start and idle shutdown --------------------------------------------------------------------------------
