@@ -53,10 +53,10 @@ def check_experiment(experiment: Experiment) -> None:
         experiment.published(variant)
     for key in ("choices", "departures"):
         for number, item in enumerate(getattr(experiment, key)):
-            for variant in item.of:
-                if variant not in experiment.variants:
-                    near = nearest(variant, experiment.variants)
-                    raise DeclarationError(f"{file}: {key}.{number}.of: unknown variant {variant!r}{near}")
+            for name in item.of:
+                if name not in (known := [*experiment.variants, *experiment.derived]):
+                    near = nearest(name, known)
+                    raise DeclarationError(f"{file}: {key}.{number}.of: unknown variant {name!r}{near}")
     check_starts(experiment)
     check_derived(experiment)
     check_claims(experiment)

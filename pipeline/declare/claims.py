@@ -22,7 +22,7 @@ class Deviation(FrozenModel):
     what: str
     why: str
     material: StrictBool = False  # it could change the measured numbers
-    of: tuple[str, ...] = ()  # variants that it concerns; empty: all
+    of: tuple[str, ...] = ()  # variants and derived runs that it concerns; empty: all
 
 
 class Choice(Deviation):

@@ -180,15 +180,15 @@ class Experiment(FrozenModel):
         return trained.union(*map(self.started_from, trained))
 
     def material(self, key: Literal["choices", "departures"], names: Collection[str]) -> list[Deviation]:
-        """Return the material choices or departures that concern these variants or derived runs (`behind`).
+        """Return the material choices or departures that concern variants or derived runs, or those `behind` them.
 
         Those of a variant or derived run of another experiment are declared there. One that names no variants
-        concerns all of its experiment, derived runs included.
+        concerns all of its experiment, derived runs included; one that names a derived run does not concern the
+        variants from which that is made.
         """
-        variants = self.behind(names)
-        items = {self.name: set[str]()} | {owner.name: set[str]() for owner, _ in map(self.owner, sorted(names))}
-        for owner, variant in map(self.owner, sorted(variants)):
-            items.setdefault(owner.name, set()).add(variant)
+        items: dict[str, set[str]] = {self.name: set()}
+        for owner, name in map(self.owner, sorted({*names, *self.behind(names)})):
+            items.setdefault(owner.name, set()).add(name)
         found: list[Deviation] = []
         for experiment, own in items.items():
             declared: Sequence[Deviation] = getattr(self.others.get(experiment, self), key)

@@ -59,7 +59,7 @@ from pipeline.judge.trained import (
     judge_ordering,
     judge_ratio,
 )
-from pipeline.judge.verdict import Outcome, Reason, Verdict, cannot_judge
+from pipeline.judge.verdict import TRENDS, Outcome, Reason, Verdict, cannot_judge
 from pipeline.track.record import FINISHED, Record
 
 Measure = Callable[[str, Experiment, str | None], Any]  # metric, experiment, variant -> the exact value
@@ -172,23 +172,47 @@ def judge_trained_claim(
     unfinished: Unfinished,
     rows: Records,
 ) -> tuple[Verdict, Evidence | None, str]:
-    """Return verdict, evidence and scale: paper scale if possible, else the first scale that allows a verdict."""
-    found: list[tuple[Verdict, Evidence | None, str]] = []
-    for scale, by_variant in by_scale.items():
-        records = comparable_records(claim, experiment, scale, by_variant, rows)
+    """Return verdict, evidence and scale: paper scale if possible, else the first scale that allows a verdict.
+
+    The scales of a file stand in the order of their closeness to the paper. A trend that another scale contradicts
+    says so.
+    """
+
+    def judge_at(scale: str) -> tuple[Verdict | None, ByVariant]:
+        records = comparable_records(claim, experiment, scale, by_scale[scale], rows)
         verdict = judge_at_scale(scale, claim, experiment, records) if records else None
-        shows_trend = isinstance(claim, OrderingClaim) and not generated_data(records or by_variant)
+        shows_trend = isinstance(claim, OrderingClaim) and not generated_data(records or by_scale[scale])
         if scale == PAPER_SCALE or shows_trend:  # no other scale allows a verdict
-            verdict = with_missing_runs(verdict, claim, experiment, scale, by_variant | records, unfinished)
+            present = by_scale[scale] | records
+            verdict = with_missing_runs(verdict, claim, experiment, scale, present, unfinished)
+        return verdict, records
+
+    found: list[tuple[Verdict, Evidence | None, str]] = []
+    scales = list(by_scale)
+    for number, scale in enumerate(scales):
+        verdict, records = judge_at(scale)
         if not verdict:
             continue
-        found.append((verdict, make_evidence(scale, records) if records else None, scale))
+        evidence = make_evidence(scale, records) if records else None
+        found.append((verdict, evidence, scale))
         is_final = verdict.outcome is not Outcome.CANNOT_JUDGE or verdict.reason in FINAL
         if scale == PAPER_SCALE and verdict.reason is Reason.UNDERPOWERED:
-            is_final = not missing_runs(claim, experiment, scale, by_variant | records)
+            is_final = not missing_runs(claim, experiment, scale, by_scale[scale] | records)
         if is_final:
-            return found[-1]
+            others = (
+                {other: judge_at(other) for other in scales[number + 1 :]} if verdict.outcome in TRENDS else {}
+            )
+            return replace(verdict, sentence=verdict.sentence + contrary_trends(verdict, others)), evidence, scale
     return found[0] if found else (not_run_verdict(claim, experiment, by_scale), None, next(iter(by_scale)))
+
+
+def contrary_trends(verdict: Verdict, others: Mapping[str, tuple[Verdict | None, ByVariant]]) -> str:
+    """Return " At laptop scale on digits: trend supported." for each scale with the opposite trend, or ""."""
+    return "".join(
+        f" At {scale} scale on {next(iter(records.values()))[0].data}: {other.outcome}."
+        for scale, (other, records) in others.items()
+        if other and other.outcome in TRENDS - {verdict.outcome}
+    )
 
 
 def judge_exact_claim(claim: ExactClaim, experiment: Experiment, measure: Measure) -> Verdict:

@@ -25,6 +25,9 @@ CONTRADICTIONS = frozenset({Outcome.NOT_CONFIRMED, Outcome.DEPARTS, Outcome.NOT_
 """Outcomes with which `repro verify` exits 1: the evidence is complete and against the claim."""
 
 
+TRENDS = frozenset({Outcome.TREND, Outcome.NO_TREND})
+
+
 class Reason(StrEnum):
     """Reason why a claim cannot be judged."""
 

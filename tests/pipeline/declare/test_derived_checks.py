@@ -66,6 +66,15 @@ def test_deviations_of_the_other_experiment_count_where_they_concern_the_member(
         assert declared.material("choices", ["mixed"]) == []
 
 
+def test_deviations_of_a_derived_run_do_not_concern_its_members(declare_other):
+    merged = "departures: [{what: Merged., why: Cost., material: true, of: [mixed]}]\n"
+    declared = declare_other("seeds: [0, 1, 2]\n", f"seeds: [0, 1, 2]\n{merged}")
+    assert [item.what for item in declared.material("departures", ["mixed"])] == ["Merged."]
+    assert declared.material("departures", ["wide"]) == []
+    with pytest.raises(DeclarationError, match=r"departures.0.of: unknown variant 'mixd'; did you mean 'mixed'\?"):
+        declare_other("seeds: [0, 1, 2]\n", "seeds: [0, 1, 2]\n" + merged.replace("[mixed]", "[mixd]"))
+
+
 def test_an_experiment_may_consist_of_derived_runs_of_others(declare_other):
     declared = declare_other(OTHER, ONLY_DERIVED)
     assert (declared.variants, declared.train, declared.paper_data("pair")) == ({}, None, "cifar10")

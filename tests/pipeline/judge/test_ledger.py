@@ -267,6 +267,22 @@ def test_smaller_scale_is_judged_if_paper_scale_cannot_be(experiment, seed_recor
     assert (found.verdict.outcome, found.evidence.scale) == ("trend supported", "laptop")
 
 
+def test_a_trend_that_a_scale_farther_from_the_paper_contradicts_says_so(declare, both, seed_records):
+    declared = declare("scales:\n", "scales:\n  short: {why: On photographs., data: {name: cifar10-jpeg}}\n")
+    opposite = [
+        *seed_records(declared, "plain-20", DEEP, scale="short"),
+        *seed_records(declared, "plain-32", PLAIN, scale="short"),
+    ]
+    laptop = both(declared, scale="laptop")
+    found = judge_by_id(declared, [*laptop, *opposite])["deeper"]
+    assert list(declared.scales).index("short") < list(declared.scales).index("laptop")
+    assert (found.verdict.outcome, found.evidence.scale) == ("trend not supported", "short")
+    assert found.verdict.sentence.endswith(" At laptop scale on digits: trend supported.")
+    same = judge_by_id(declared, [*laptop, *both(declared, scale="short")])["deeper"]
+    assert (same.verdict.outcome, same.evidence.scale) == ("trend supported", "short")
+    assert "At laptop scale" not in same.verdict.sentence
+
+
 GENERATED = (
     "Not run on real images: runs at smoke scale on noise, which is generated, show only that everything runs."
 )
