@@ -199,10 +199,9 @@ def judge_trained_claim(
         if scale == PAPER_SCALE and verdict.reason is Reason.UNDERPOWERED:
             is_final = not missing_runs(claim, experiment, scale, by_scale[scale] | records)
         if is_final:
-            others = (
-                {other: judge_at(other) for other in scales[number + 1 :]} if verdict.outcome in TRENDS else {}
-            )
-            return replace(verdict, sentence=verdict.sentence + contrary_trends(verdict, others)), evidence, scale
+            farther = scales[number + 1 :] if verdict.outcome in TRENDS else []
+            remarks = contrary_trends(verdict, {other: judge_at(other) for other in farther})
+            return replace(verdict, sentence=verdict.sentence + remarks), evidence, scale
     return found[0] if found else (not_run_verdict(claim, experiment, by_scale), None, next(iter(by_scale)))
 
 
