@@ -353,7 +353,7 @@ IN_TABLE = {  # a paper in the docs' table of preprocessing -> its experiment
     "DenseNet": "densenet/imagenet",
     "ResNeXt": "resnext/imagenet",
     "ResNet on CIFAR": "resnet/cifar10_depth",
-    "DenseNet on CIFAR": "densenet/architecture",
+    "DenseNet on CIFAR": "densenet/cifar",
     "Wide ResNet on CIFAR": "wide_resnet/architecture",
     "NiN on CIFAR": "nin/architecture",
 }
