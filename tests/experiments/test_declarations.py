@@ -219,6 +219,43 @@ def test_no_statement_is_claimed_twice_in_the_same_words(name):
     assert len(set(said)) == len(said)
 
 
+def repeated_settings(experiments):
+    """Return the ids of the claims that state the same printed setting, in lists of at least two.
+
+    The same setting is of one paper, source (paper or lecture), network, data set, metric and value.
+    """
+    found = {}
+    for declared in experiments:
+        for claim in declared.claims:
+            if category(claim) == "recipe" and claim.of:
+                published = declared.published(claim.of)
+                value = (claim.op, tuple(claim.claimed) if isinstance(claim.claimed, list) else claim.claimed)
+                over = (claim.over, claim.over_metric)
+                network = (published.model.model_dump_json(), published.data.name)
+                key = (declared.folder, claim.by, *network, claim.metric, *over, *value)
+                found.setdefault(key, []).append(f"{declared.name}/{claim.id}")
+    return [ids for ids in found.values() if len(ids) > 1]
+
+
+def test_no_printed_setting_is_claimed_twice_within_a_paper():
+    """The lecture may repeat a setting of the paper, and two data sets may have the same one."""
+    assert repeated_settings(LOADED.values()) == []
+
+
+def test_a_setting_that_is_claimed_twice_is_noticed():
+    declared = LOADED["resnext/imagenet"]
+    drops = next(claim for claim in declared.claims if claim.id == "recipe-drops")
+    for change, repeated in (
+        ({"id": "again", "claimed": [30.0, 60.0, 90.0], "source": "Table 3"}, True),
+        ({"id": "again", "claimed": [30.0, 60.0, 80.0]}, False),
+        ({"id": "again", "of": "resnext-101-32x4d"}, False),
+        ({"id": "lecture-drops", "by": "lecture"}, False),
+    ):
+        other = declared.model_copy(update={"name": "resnext/copy", "claims": (drops.model_copy(update=change),)})
+        pair = ["resnext/imagenet/recipe-drops", "resnext/copy/again"]
+        assert repeated_settings([declared, other]) == ([pair] if repeated else [])
+
+
 def size_without_a_margin(claim):
     """Whether a comparison says by how much, though its sign alone is judged."""
     said = re.search(r"\bby (about |more than )?\d|\d points?\b|\bslightly\b|\bconsiderably\b", claim.says)
