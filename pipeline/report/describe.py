@@ -199,7 +199,8 @@ def print_experiment(part: ShownPart, records: Sequence[Record], out: Console, s
     for claim in part.claims:
         where = f"lecture; {claim.source}" if claim.by == "lecture" else claim.source
         say(f"{claim.id}: {claim.says} ({claim_formula(claim)}{where})", indent=2)
-    for title, groups in deviation_groups(experiment).items():
+    shown = [*part.variants, *part.derived] if part.names else []
+    for title, groups in deviation_groups(experiment, shown).items():
         head(title)
         for effect, texts in groups:
             say(effect, indent=2)

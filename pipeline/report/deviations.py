@@ -1,6 +1,6 @@
 """Choices and departures of an experiment as text, with what they do to the verdicts."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from pipeline.declare.claims import Deviation
 from pipeline.declare.experiment import Experiment
@@ -12,11 +12,18 @@ NO_EFFECT = "Not material: no effect on verdicts."
 Group = tuple[str, list[str]]  # effect on the verdicts, texts of the choices or departures
 
 
-def deviation_groups(experiment: Experiment) -> dict[str, list[Group]]:
-    """Return the choices and the departures under their titles, those of the same effect together."""
+def deviation_groups(experiment: Experiment, names: Collection[str] = ()) -> dict[str, list[Group]]:
+    """Return the choices and the departures under their titles, those of the same effect together.
+
+    `names`: only those that concern one of these variants and derived runs.
+    """
+
+    def concerning(items: Sequence[Deviation]) -> list[Deviation]:
+        return [item for item in items if not names or not item.of or {*item.of} & {*names}]
+
     found = {
-        "choices where the source is silent": effect_groups(experiment.choices, CHOICE_EFFECT),
-        "departures from the paper": effect_groups(experiment.departures, DEPARTURE_EFFECT),
+        "choices where the source is silent": effect_groups(concerning(experiment.choices), CHOICE_EFFECT),
+        "departures from the paper": effect_groups(concerning(experiment.departures), DEPARTURE_EFFECT),
     }
     return {title: groups for title, groups in found.items() if groups}
 

@@ -15,6 +15,8 @@ TWO_STANDARD_ERRORS = {
     "densenet/cifar": 1,
     "densenet/resnets": 1,
     "densenet/svhn": 2,
+    "fractalnet/cifar": 1,
+    "fractalnet/svhn": 2,
     "nin/cifar": 1,
     "nin/mnist": 2,
     "nin/svhn": 2,

@@ -35,6 +35,15 @@ def test_material_ones_come_first_with_their_effect(experiment, key, title, mate
     assert deviation_groups(changed) == {title: [(material, ["b. x"]), (none, ["a. x", "c. x"])]}
 
 
+def test_those_of_other_variants_are_left_out(experiment):
+    items = tuple(
+        Choice(what=f"{name}.", why="x", of=of) for name, of in (("a", ()), ("b", ("p",)), ("c", ("q", "p")))
+    )
+    changed = experiment.model_copy(update={"choices": items, "departures": ()})
+    [[(_, texts)]] = deviation_groups(changed, ["q"]).values()
+    assert texts == ["a. x", "c. x Concerns only q, p."]
+
+
 def test_lines_are_marked(experiment):
     changed = experiment.model_copy(
         update={
