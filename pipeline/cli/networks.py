@@ -140,6 +140,7 @@ def evaluate(
 ) -> None:
     """Evaluate published weights. They get a labelled row in the leaderboard and count for no claim."""
     from pipeline.analyse.catalogue import find_network
+    from pipeline.data.store import ADDRESS, local_folder
     from pipeline.declare.load import load_all
     from pipeline.derive.evaluate_imported import evaluate_imported
     from pipeline.derive.import_weights import import_file, import_torchvision
@@ -151,15 +152,21 @@ def evaluate(
             f"--weights is given {len(weights)} times for {len(networks)} networks; give it once for all networks,"
             " or once for each"
         )
+    for source in weights:
+        if ADDRESS.match(source):
+            raise UserError("--weights must be a file on this machine, not an address; download the file first")
+    data = str(local_folder(data)) if data.startswith("~") else data
+    classes = classes and local_folder(str(classes))
     if key and set(weights) == {TORCHVISION}:
         raise UserError("--key selects weights in a file, and --weights torchvision is none; leave out --key")
     declared, changed = load_all(), parse_changes(changes or [])
     found = [find_network(network, declared, changed) for network in networks]
     with spinner("Reading the weights …"):
-        members = [
-            (named, import_torchvision(named) if source == TORCHVISION else import_file(named, Path(source), key))
-            for named, source in zip(found, weights * len(found), strict=False)
-        ]
+        members = []
+        for named, source in zip(found, weights * len(found), strict=False):
+            is_file = source != TORCHVISION
+            imported = import_file(named, local_folder(source), key) if is_file else import_torchvision(named)
+            members.append((named, imported))
     with spinner("Evaluating …"):
         result = evaluate_imported(
             members,

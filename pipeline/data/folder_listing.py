@@ -19,6 +19,9 @@ IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm",
 )  # fmt: skip
 IMAGE_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
+UNREAD_SUFFIXES = (  # of images in formats that are not read
+    ".avif", ".heic", ".heif", ".jp2", ".j2k", ".jpx", ".jxl", ".tga", ".pcx", ".dng", ".cr2", ".nef", ".arw",
+)  # fmt: skip
 CLUTTER_FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}  # in lower case
 CLUTTER_FOLDERS = {"@eadir", "__macosx", "lost+found", "$recycle.bin", "#recycle", "system volume information"}
 TINY_ANNOTATIONS = "val_annotations.txt"  # beside the folder `images`, in the validation part of Tiny ImageNet
@@ -96,6 +99,8 @@ def _list_images(folder: str, listing: FolderListing, faults: list[str]) -> byte
             faults.append(_describe_fault(entry))
         elif is_image(entry):
             names.append(os.fsencode(entry.name) + NAME_END)
+        elif entry.name.lower().endswith(UNREAD_SUFFIXES):
+            faults.append(f"{printable(entry.path)} is an image in a format that is not read (convert it to PNG)")
         else:
             listing.others.append(entry.path)
     return b"".join(names)

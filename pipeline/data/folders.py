@@ -8,6 +8,8 @@ with; otherwise it is rebuilt.
 import contextlib
 import hashlib
 import io
+import struct
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from pipeline.common.words import some_of
 from pipeline.data.class_names import check_distinct, class_order
 from pipeline.data.folder_listing import list_class_folders
 from pipeline.data.images import DataError, ImageSet, LabelledImages, fingerprint, in_canonical_order
+from pipeline.data.jpeg import FORMATS, MAX_PIXELS
 
 MODES = {"L": 1, "RGB": 3}  # Pillow's mode -> channels
 
@@ -123,9 +126,11 @@ def read_pixels(file: str | bytes, where: str) -> NDArray[np.uint8]:
     from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
+        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=FORMATS) as image:
             mode, array = image.mode, np.asarray(image)
-    except (OSError, SyntaxError, ValueError, EOFError) as error:  # raised by Pillow for broken files
+    except Image.DecompressionBombError:
+        raise DataError(f"{where} has more than {MAX_PIXELS:,} pixels; resize or remove it") from None
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:  # of broken files
         raise DataError(f"{where} cannot be read as an image; restore or remove it ({error})") from error
     if mode not in MODES:
         raise DataError(f"{where} has Pillow's mode {mode!r}; convert it to grey (L) or colour (RGB)")

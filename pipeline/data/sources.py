@@ -90,7 +90,7 @@ def load_images(name: str, root: Path, *, sharded: bool = False, boxes: bool = F
         if shards.name != name:
             raise DataError(
                 f"the shards in {store} are of {shards.name!r}; move them to a folder of that name and use it"
-                f" (--set data.name={shards.name})"
+                f" (--data {shards.name})"
             )
         if not sharded:
             return decode_shards(shards)

@@ -6,6 +6,7 @@ The folder holds one folder per class. `class_labels` says which output of the n
 import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ import torch
 from pipeline.common.words import printable, some_of
 from pipeline.data import jpeg
 from pipeline.data.class_names import class_order
-from pipeline.data.folder_listing import FolderListing, list_class_folders
+from pipeline.data.folder_listing import FolderListing, is_folder, list_class_folders, visible_entries
 from pipeline.data.images import DataError
 from pipeline.derive.class_labels import ClassLabels
 
@@ -35,8 +36,12 @@ class ClassFolders:
         self.labels = torch.tensor(numbers)
 
     def fingerprint(self) -> str:
-        """Return 16 hex digits of the sha256 of all files' names and sizes."""
-        lines = [f"{file.relative_to(self.folder)} {file.stat().st_size}" for file in sorted(self.files)]
+        """Return 16 hex digits of the sha256 of all files' names and contents."""
+        order = sorted(range(len(self)), key=lambda index: self.files[index])
+        with ThreadPoolExecutor(4, "hash") as pool:
+            hashes = pool.map(lambda index: hashlib.sha256(self._content(index)).hexdigest(), order)
+            names = (self.files[index].relative_to(self.folder) for index in order)
+            lines = [f"{name} {content}" for name, content in zip(names, hashes, strict=True)]
         return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()[:16]
 
     def __len__(self) -> int:
@@ -107,8 +112,10 @@ def list_test_folder(folder: Path) -> FolderListing:
     """
     if not folder.is_dir():
         raise DataError(f"folder {folder} not found; pass a folder that holds one folder of images per class")
-    splits = [name for name in SPLIT_NAMES if (folder / name).is_dir()]
-    if splits:
+    names = {entry.name for entry in visible_entries(folder) if is_folder(entry)}
+    splits = [name for name in SPLIT_NAMES if name in names]
+    inside = chain(*(visible_entries(folder / name) for name in splits))
+    if splits and (names == {*splits} or any(map(is_folder, inside))):  # else classes that are called so
         raise DataError(
             f"{folder} holds the splits {' and '.join(splits)}; pass one of them, such as {folder / splits[-1]}"
         )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lightning_modules.networks import NETWORKS, build
 from lightning_modules.published.catalogue import PUBLISHED_NETWORKS
 from lightning_modules.published.weights import PublishedNetwork, rename_state_dict, state_dict_mismatch
-from pipeline.analyse.catalogue import NamedNetwork
+from pipeline.analyse.catalogue import NamedNetwork, catalogue
 from pipeline.common.errors import UserError
 from pipeline.derive.published_files import TORCHVISION
 from pipeline.derive.state_dicts import Naming, StateDict, namings
@@ -42,6 +42,14 @@ def library_counterparts(named: NamedNetwork) -> list[PublishedNetwork]:
             if different <= set(entry.departure_args):
                 found.append(entry)
     return sorted(found, key=lambda entry: (entry.source != TORCHVISION, bool(entry.differs)))
+
+
+def names_of(entry: PublishedNetwork) -> list[str]:
+    """Return the names of the declared networks that compute the same function as a library's network."""
+    from pipeline.declare.load import load_all
+
+    networks = catalogue(load_all()).values()
+    return [named.name for named in networks if entry in library_counterparts(named)]
 
 
 def full_args(network: str, args: Mapping[str, Any]) -> dict[str, Any]:

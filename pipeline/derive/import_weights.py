@@ -17,7 +17,7 @@ from pipeline.common.errors import UserError
 from pipeline.common.files import file_sha256
 from pipeline.common.paths import runs_folder
 from pipeline.common.words import plural, some_of
-from pipeline.derive.counterparts import Fit, build_for_import, find_fit, library_counterparts
+from pipeline.derive.counterparts import Fit, build_for_import, find_fit, library_counterparts, names_of
 from pipeline.derive.input_normalisation import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.derive.misfit import describe_difference, misfit_message
 from pipeline.derive.published_files import (
@@ -25,6 +25,7 @@ from pipeline.derive.published_files import (
     PublisherSettings,
     check_cached_download,
     find_settings,
+    name_contradiction,
     single_crop_protocol,
     torchvision_settings,
 )
@@ -63,7 +64,13 @@ def import_torchvision(named: NamedNetwork) -> ImportedNetwork:
         other = next((one for one in DIFFERENT_NETWORKS if one.network == named.variant.model.name), None)
         if other and named.name.partition(" ")[0] == other.model:
             raise UserError(f"torchvision publishes no weights for {named.name}: {describe_difference(other)}")
-        models = sorted({entry.model for entry in PUBLISHED_NETWORKS if entry.source == TORCHVISION})
+        known = [entry for entry in PUBLISHED_NETWORKS if entry.source == TORCHVISION]
+        related = [entry for entry in known if entry.network == named.variant.model.name]
+        if names := list(dict.fromkeys(name for entry in related for name in names_of(entry))):
+            raise UserError(
+                f"torchvision publishes no weights for {named.name}, but it does for {', '.join(names)}"
+            )
+        models = sorted({entry.model for entry in known})
         raise UserError(f"torchvision publishes no weights for {named.name}, only for its {', '.join(models)}")
     weights = torchvision.models.get_model_weights(entry.model).IMAGENET1K_V1
     check_cached_download(weights.url)
@@ -124,7 +131,7 @@ def import_file(named: NamedNetwork, file: Path, key: str | None = None) -> Impo
         std=settings.std,
         stated_top1_error_pct=settings.stated_top1_error_pct,
         is_known=known is not None,
-        note=file_note(file, fit, others),
+        note=file_note(file, fit, others, name_contradiction(file, sha256)),
     )
 
 
@@ -155,9 +162,9 @@ def refuse_own_run(file: Path, sha256: str) -> None:
         raise UserError(f"{file} is a copy of {original}, which belongs to a run of repro, {known}")
 
 
-def file_note(file: Path, fit: Fit, others: list[str]) -> str:
-    """Return what of a weights file was not evaluated: other sets, and tensors that are not the network's."""
-    notes = []
+def file_note(file: Path, fit: Fit, others: list[str], contradiction: str) -> str:
+    """Return what of a weights file was not evaluated, other sets and tensors, and what contradicts its name."""
+    notes = [f"{file.name}: {contradiction}"] if contradiction else []
     if others:
         notes.append(
             f"{file.name}: evaluated {fit.state.where}; it also holds {some_of(others)}, which --key selects"

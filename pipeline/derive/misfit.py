@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from lightning_modules.networks import NETWORKS, build
 from lightning_modules.published.catalogue import PUBLISHED_NETWORKS
 from lightning_modules.published.different import DIFFERENT_NETWORKS, DifferentNetwork
-from lightning_modules.published.weights import load_published_state_dict, state_dict_mismatch
+from lightning_modules.published.weights import PublishedNetwork, load_published_state_dict, state_dict_mismatch
 from pipeline.analyse.catalogue import NamedNetwork
-from pipeline.derive.counterparts import build_on_meta, library_counterparts, renamed_or_none
+from pipeline.derive.counterparts import build_on_meta, library_counterparts, names_of, renamed_or_none
 from pipeline.derive.state_dicts import StateDict, list_keys, namings
 
 MAX_LEFT_OUT = 0.1  # share of a file's tensors; a reading that leaves out more does not explain the misfit
@@ -47,20 +47,24 @@ def misfit_message(named: NamedNetwork, file: Path, found: list[StateDict]) -> s
         reason = str(error)
     libraries = ["our", *dict.fromkeys(f"{entry.source}'s" for entry in library_counterparts(named))]
     recognised = recognise_library(closest)
-    hint = f"; they fit {recognised}" if recognised else ""
+    hint = ""
+    if recognised:
+        known = names_of(recognised)
+        here = f", which is {known[0]} here" if known else ""
+        hint = f"; they fit {recognised.source}'s {recognised.model}{here}"
     keys = f"; the file holds tensors in {list_keys(found)}" if len(found) > 1 or found[0].key else ""
     return (
         f"the weights in {file} do not fit {named.name} with {' or '.join(libraries)} names: {reason}{hint}{keys}"
     )
 
 
-def recognise_library(state: Mapping[str, Tensor]) -> str:
-    """Return the published network with these names and shapes: "torchvision's vgg19"; "" if none is known."""
+def recognise_library(state: Mapping[str, Tensor]) -> PublishedNetwork | None:
+    """Return the published network with these names and shapes; None if none is known."""
     for entry, network in zip(PUBLISHED_NETWORKS, published_on_meta(), strict=True):
         renamed = renamed_or_none(entry, state)
         if renamed is not None and not state_dict_mismatch(network, renamed):
-            return f"{entry.source}'s {entry.model}"
-    return ""
+            return entry
+    return None
 
 
 @functools.cache

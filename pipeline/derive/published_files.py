@@ -70,6 +70,15 @@ def has_published_name(file: Path, sha256: str) -> bool:
     return expected is not None and sha256.startswith(expected[1])
 
 
+def name_contradiction(file: Path, sha256: str) -> str:
+    """Return that a file's name contains the first digits of another sha256 than the file's, or ""."""
+    expected = HASH_IN_NAME.search(file.name)
+    if expected is None or sha256.startswith(expected[1]):
+        return ""
+    found = sha256[: len(expected[1])]
+    return f"its sha256 begins with {found}, and not with {expected[1]} as its name says: the file was changed"
+
+
 def find_settings(file: Path, sha256: str, entries: Iterable[PublishedNetwork]) -> PublisherSettings | None:
     """Return how the publisher of a weights file tests it; None if it is not known to be a published file.
 

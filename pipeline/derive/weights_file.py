@@ -7,6 +7,7 @@ import struct
 import tarfile
 import warnings
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -163,7 +164,18 @@ def _zip_problem(file: Path) -> str:
         return "is an archive of NumPy arrays; convert it to a state_dict of PyTorch"
     if "data.pkl" not in names:
         return "is a zip archive without torch's weights; unpack it and give the weights file in it"
-    return ""
+    return _checksum_problem(file)
+
+
+def _checksum_problem(file: Path) -> str:
+    """Return that a member of torch's zip archive is not what was written, which torch does not check."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            # Without checksums, an option of torch.save, all of them are 0.
+            damaged = archive.testzip() if any(member.CRC for member in archive.infolist()) else None
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError, struct.error):
+        damaged = "a member"
+    return f"is damaged: the checksum of {damaged} in it is wrong; copy or download it again" if damaged else ""
 
 
 def safetensors_header(file: Path, start: bytes) -> SafetensorsHeader | None:

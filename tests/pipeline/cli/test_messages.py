@@ -129,7 +129,7 @@ def test_list_prints_experiments_by_paper_with_data_and_question(command, few_ex
         "      Does LeNet-5, trained with the recipe of 1998, reach a test error of 0.95 % on MNIST?\n"
         "\n"
         "Deep Residual Learning for Image Recognition (2015)\n"
-        "  resnet/cifar10_depth  paper, paper-45k on cifar10; laptop on digits; short on cifar10-jpeg;"
+        "  resnet/cifar10_depth  paper, paper-45k on cifar10; short on cifar10-jpeg; laptop on digits;"
         " smoke on noise\n"
         "      Do deeper plain networks train worse, while deeper residual networks do not?\n"
         "\n"
@@ -745,6 +745,10 @@ def test_analyse_changes_arguments_of_a_network(command):
         (
             ("evaluate", "resnet-20", "--weights", "nowhere.pth", "--data", "cifar10"),
             "weights file nowhere.pth not found; give a .safetensors or .pth file, or 'torchvision'",
+        ),
+        (
+            ("evaluate", "resnet-20", "--weights", "https://me:secret@host/w.pth", "--data", "cifar10"),
+            "--weights must be a file on this machine, not an address; download the file first",
         ),
         (
             ("evaluate", "alexnet", "--weights", "torchvision", "--data", "x"),

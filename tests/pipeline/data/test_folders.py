@@ -3,6 +3,8 @@
 import os
 import re
 import shutil
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -149,6 +151,20 @@ def test_file_that_is_not_an_image_is_named(root):
     path = root / "animals" / "train" / "cat" / "notes.txt"
     path.write_text("x")
     assert_rejected(root, f"contains files that are not images: {path}; convert them or move them away")
+
+
+def test_file_for_which_pillow_would_start_a_program_is_refused(root):
+    file = root / "animals" / "test" / "cat" / "1.png"
+    file.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n")
+    assert_rejected(root, f"{file} cannot be read as an image")
+
+
+def test_image_that_is_too_large_by_its_header_is_named(root):
+    file = root / "animals" / "test" / "cat" / "1.png"
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)
+    head = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    file.write_bytes(head + struct.pack(">I", 1) + b"IDAT\0" + struct.pack(">I", zlib.crc32(b"IDAT\0")))
+    assert_rejected(root, f"{file} has more than 89,478,485 pixels")
 
 
 def test_file_beside_the_class_folders_is_named(root):

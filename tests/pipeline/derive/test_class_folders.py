@@ -36,6 +36,26 @@ def test_images_are_sorted_by_class_and_name(folder):
     assert images.labels.tolist() == [0, 0, 1, 2]
 
 
+def test_the_fingerprint_is_of_the_contents(folder):
+    before = open_folder(folder).fingerprint()
+    assert open_folder(folder).fingerprint() == before
+    content = bytearray((folder / "a" / "1.png").read_bytes())
+    content[-1] ^= 1
+    (folder / "a" / "1.png").write_bytes(content)  # of the same size
+    assert open_folder(folder).fingerprint() != before
+
+
+def test_a_class_may_be_called_like_a_split(folder):
+    write_image(folder / "train" / "1.png", 9)
+    assert [*list_test_folder(folder).names] == ["a", "b", "c", "train"]
+
+
+def test_images_in_formats_that_are_not_read_are_refused(folder):
+    (folder / "a" / "3.avif").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"a/3.avif is an image in a format that is not read \(convert it"):
+        list_test_folder(folder)
+
+
 def test_other_files_are_listed_and_not_read(folder):
     (folder / "a" / "notes.txt").write_text("x")
     (folder / ".git").mkdir()
@@ -59,7 +79,10 @@ def test_images_of_more_formats_are_read(folder):
             lambda f: [(f / name).mkdir() for name in "de"],
             "no images in the class folders {f}/d, {f}/e; add some or",
         ),
-        (lambda f: (f / "a").rename(f / "val"), "{f} holds the splits val; pass one of them, such as {f}/val"),
+        (
+            lambda f: [(f / "val").mkdir(), (f / "a").rename(f / "val" / "a")],
+            "{f} holds the splits val; pass one of them, such as {f}/val",
+        ),
     ],
 )
 def test_folder_that_does_not_fit_is_rejected(folder, change, text):

@@ -176,7 +176,7 @@ def test_mismatch_of_another_depth_is_named(small_network, tmp_path):
 
 def test_error_names_the_published_network_that_fits(small_network, torchvision_state, tmp_path):
     torch.save(torchvision_state, tmp_path / "w.pth")
-    with pytest.raises(UserError, match=r"they fit torchvision's resnet18"):
+    with pytest.raises(UserError, match=r"they fit torchvision's resnet18, which is resnet-18 here"):
         import_file(small_network, tmp_path / "w.pth")
 
 
@@ -302,6 +302,11 @@ def test_failed_download_is_a_user_error_with_the_address(experiments, download,
     download(error)
     with pytest.raises(UserError, match=r"cannot download the weights at https://download.pytorch.org/.*: "):
         import_torchvision(find_network("resnet-18", experiments))
+
+
+def test_error_names_the_form_of_a_network_that_torchvision_publishes(experiments):
+    with pytest.raises(UserError, match=r"no weights for inception-v3, but it does for inception-v3-training"):
+        import_torchvision(find_network("inception-v3", experiments))
 
 
 def test_network_that_torchvision_does_not_publish_is_a_user_error(experiments):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +17,7 @@ from pipeline.derive.published_files import (
     check_cached_download,
     find_settings,
     has_published_name,
+    name_contradiction,
     torchvision_settings,
 )
 
@@ -161,3 +163,17 @@ def test_another_config_is_ignored(tmp_path, config):
     (tmp_path / "config.json").write_text(config)
     (tmp_path / "w.pth").write_bytes(CONTENT)
     assert settings_of(tmp_path / "w.pth", [entry_of("timm", "resnet18")]) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("squeezenet1_0-b66bff10.pth", "its sha256 begins with 0676ba61, and not with b66bff10 as its name says"),
+        ("resnet50-0676ba61.pth", ""),
+        ("mine.pth", ""),
+    ],
+)
+def test_a_name_with_the_sha256_of_another_file_is_noticed(name, said):
+    found = name_contradiction(Path(name), "0676ba61" + "0" * 56)
+    assert found.startswith(said)
+    assert bool(found) is bool(said)

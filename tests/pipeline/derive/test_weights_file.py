@@ -177,7 +177,7 @@ def test_every_damaged_file_is_a_user_error(tmp_path, zipped):
     assert len(messages) > 100
     expected = re.compile(
         f"{UNREADABLE}|repro loads nothing but weights|contains a |is cut or damaged|is empty"
-        "|without torch's weights"
+        "|without torch's weights|is damaged: the checksum of"
     )
     assert [message for message in messages if not expected.search(message)] == []
 
@@ -200,3 +200,23 @@ def test_missing_file_folder_and_file_without_a_dict_are_user_errors(tmp_path):
     refused(tmp_path / "w.pth", "contains a list, expected a dict of names and weights")
     torch.save({0: torch.zeros(2)}, tmp_path / "w.pth")
     refused(tmp_path / "w.pth", "contains a dict whose keys are not strings, expected a dict of names and weights")
+
+
+def test_a_changed_byte_of_a_torch_file_is_found_by_its_checksum(tmp_path):
+    file = tmp_path / "w.pth"
+    torch.save(STATE, file)
+    content = bytearray(file.read_bytes())
+    place = content.index(STATE["conv.weight"].numpy().tobytes())
+    content[place + 1000] ^= 1
+    file.write_bytes(content)
+    refused(file, "is damaged: the checksum of w/data/0 in it is wrong; copy or download it again")
+
+
+def test_a_torch_file_without_checksums_is_read(tmp_path):
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(STATE, tmp_path / "w.pth")
+    finally:
+        torch.serialization.set_crc32_options(before)
+    assert set(read_weights(tmp_path / "w.pth")) == set(STATE)
