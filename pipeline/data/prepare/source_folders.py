@@ -152,14 +152,14 @@ def class_names(shown: str, files: dict[str, dict[str, bytes]]) -> tuple[str, ..
 def set_name(folder: str, classes: Sequence[str], splits: dict[str, Sequence[SourceImage]]) -> str:
     """Return the folder's name as a valid set name.
 
-    A folder called like a published set gets the suffix "-folders", unless its classes, counts and sizes are those
-    of ImageNet.
+    A folder called like a published set, or like one that was resized, gets the suffix "-folders", unless its
+    classes, counts and sizes are those of ImageNet.
     """
     name = folder
     if not SET_NAME.fullmatch(name):
         name = re.sub(r"[^\w.-]+", "-", name).strip("-._") or "folders"
         name = name if SET_NAME.fullmatch(name) else f"set-{name}"
-    if name.lower() not in PUBLISHED_SETS:
+    if re.sub(r"-short\d+$", "", name.lower()) not in PUBLISHED_SETS:
         return name
     is_imagenet = name == IMAGENET and list(classes) == imagenet_wnids()
     is_imagenet = is_imagenet and all(

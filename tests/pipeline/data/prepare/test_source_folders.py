@@ -209,6 +209,7 @@ def test_tiny_imagenet_as_it_is_unpacked_is_explained(tmp_path):
         ("mnist", "mnist-folders"),
         ("imagenet", "imagenet-folders"),
         ("ImageNet", "ImageNet-folders"),
+        ("imagenet-short256", "imagenet-short256-folders"),
         ("cats", "cats"),
         ("My Photos!", "My-Photos"),
         ("photos[red]", "photos-red"),
