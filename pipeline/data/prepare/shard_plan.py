@@ -91,13 +91,6 @@ class ShardPlan:
         """Return the splits of the source, train first."""
         return [split for split in SPLITS if split in self.source.splits]
 
-    def fingerprint(self) -> str:
-        """Return a sha256 of everything the set depends on; it changes when a source image does."""
-        digest = hashlib.sha256()
-        for job in self.jobs():
-            digest.update(job.fingerprint(self.short_side).encode())
-        return digest.hexdigest()
-
     def shard_count(self, split: str) -> int:
         """Return the number of shards of a split."""
         return -(-len(self.source.splits[split]) // self.samples)

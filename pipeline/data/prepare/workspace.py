@@ -22,8 +22,6 @@ from pipeline.data.prepare.shard_plan import RECORD_SUFFIX, ShardPlan, format_va
 from pipeline.data.shard_manifest import MANIFEST_NAME
 from pipeline.data.store import MissingFileError, Store, scratch_folder
 
-SOURCE_NAME = "source.sha256"  # beside the manifest: ShardPlan.fingerprint of the images the set was made from
-
 RECORDS_FOLDER, PLAN_FILE, LOCK_FILE, TRIAL_FILE = "preparing", "plan.json", "lock", "trial"
 
 OWNER_KEY = "by"  # in the plan on a server: the call that owns the target
@@ -96,7 +94,7 @@ def open_workspace(out: Store) -> Iterator[Workspace]:
 
 def refuse_foreign_files(out: Store, folder: Path) -> None:
     """Raise DataError if a folder contains files, but neither a finished nor an unfinished set."""
-    known = {f".{RECORDS_FOLDER}", MANIFEST_NAME, SOURCE_NAME}
+    known = {f".{RECORDS_FOLDER}", MANIFEST_NAME}
     is_set = (folder / f".{RECORDS_FOLDER}" / PLAN_FILE).is_file() or (folder / MANIFEST_NAME).is_file()
     foreign = [path.name for path in folder.iterdir() if path.name not in known]
     if foreign and not is_set:

@@ -9,24 +9,20 @@ import numpy as np
 
 from pipeline.common.files import file_sha256
 from pipeline.data.images import DataError
+from pipeline.data.prepare.png import image_format
 from pipeline.data.prepare.shard_plan import ShardJob, ShardPlan, manifest_settings, require_same_settings
 from pipeline.data.prepare.shard_record import read_record
-from pipeline.data.prepare.source_images import InMemorySourceImage
-from pipeline.data.prepare.workspace import (
-    SOURCE_NAME,
-    TEMPORARY_SUFFIX,
-    Workspace,
-    explain_os_errors,
-    write_small_file,
-)
+from pipeline.data.prepare.source_images import InMemorySourceImage, SourceImage
+from pipeline.data.prepare.workspace import TEMPORARY_SUFFIX, Workspace, explain_os_errors, write_small_file
 from pipeline.data.shard_manifest import (
     MANIFEST_NAME,
     ShardInfo,
     ShardManifest,
     SplitManifest,
     content_hash,
+    sample_digest,
 )
-from pipeline.data.shards import INDEX_DTYPE, ShardSet, open_shards
+from pipeline.data.shards import INDEX_DTYPE, open_shards
 from pipeline.data.store import MissingFileError, Store
 
 ORDER = 'a fixed permutation of the source\'s order: torch.randperm(n, generator=generator(0, "shards"))'
@@ -47,7 +43,6 @@ def write_manifest(plan: ShardPlan, workspace: Workspace, check_owner: Callable[
         splits=splits,
         sha256=content_hash(plan.source.classes, plan.resize_info, splits),
     )
-    write_small_file(plan.fingerprint().encode(), workspace.folder, workspace.out, SOURCE_NAME)
     write_small_file(manifest.to_json().encode(), workspace.folder, workspace.out, MANIFEST_NAME)
     return manifest
 
@@ -97,19 +92,29 @@ def write_index(plan: ShardPlan, split: str, workspace: Workspace) -> SplitManif
 def finished_manifest(plan: ShardPlan, out: Store) -> ShardManifest | None:
     """Return the manifest at `out`, None if there is none; DataError if it is of another plan or other images.
 
-    Compares classes, counts, labels, names, and the sizes and times of files, without reading the images of a
-    folder or an archive.
+    Compares classes, counts, labels, and the sizes and times of files, without reading the images of a folder or
+    an archive.
     """
     if not out.exists(MANIFEST_NAME):
         return None
     existing = open_shards(out)
     require_same_settings(manifest_settings(existing.manifest), plan.settings(), out, "a finished set", "this set")
-    made_from = source_fingerprint(out)
-    if made_from != plan.fingerprint():
-        what = changed_image(plan, existing, out) or (made_from and f"an image of {plan.source.name}")
-        if what:
-            raise source_changed(out, what)
+    written = out.modified(MANIFEST_NAME) * 1e9
     for name in plan.split_names():
+        labels, sizes = (np.array(existing.splits[name].index[key]) for key in ("label", "bytes"))
+        content = hashlib.sha256()
+        for label, size, image in zip(labels, sizes, plan.images_in_order(name), strict=True):
+            length, modified = image.signature()
+            same = image.label == label and (plan.short_side is not None or length == size or is_converted(image))
+            if isinstance(image, InMemorySourceImage):
+                content.update(sample_digest(image.label, image.read()))
+            elif modified > written:
+                same = False
+            if not same:
+                raise source_changed(out, image.where)
+        in_memory = isinstance(plan.source.splits[name][0], InMemorySourceImage) and plan.short_side is None
+        if in_memory and content.hexdigest() != existing.splits[name].split.sha256:
+            raise source_changed(out, f"the {name} split of {plan.source.name}")
         for shard in existing.splits[name].split.shards:
             if size_of(out, shard.name) != shard.bytes:
                 raise DataError(
@@ -119,24 +124,9 @@ def finished_manifest(plan: ShardPlan, out: Store) -> ShardManifest | None:
     return existing.manifest
 
 
-def source_fingerprint(out: Store) -> str:
-    """Return the fingerprint of the images that a finished set was made from; "" in one of an earlier version."""
-    try:
-        return out.read(SOURCE_NAME).decode(errors="replace")
-    except MissingFileError:
-        return ""
-
-
-def changed_image(plan: ShardPlan, existing: ShardSet, out: Store) -> str:
-    """Return which image of the source has another class than in a finished set, or is later; "" for none."""
-    written = out.modified(MANIFEST_NAME) * 1e9
-    for name in plan.split_names():
-        labels = np.array(existing.splits[name].index["label"])
-        for label, image in zip(labels, plan.images_in_order(name), strict=True):
-            is_later = not isinstance(image, InMemorySourceImage) and image.signature()[1] > written
-            if image.label != label or is_later:
-                return image.where
-    return ""
+def is_converted(image: SourceImage) -> bool:
+    """Return True for an image that is stored as a PNG of its pixels, which has another size than its file."""
+    return image_format(image.read()) is None
 
 
 def size_of(out: Store, name: str) -> int | None:
