@@ -4,6 +4,7 @@ The folder holds one folder per class. `class_labels` says which output of the n
 """
 
 import hashlib
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
@@ -35,15 +36,6 @@ class ClassFolders:
             numbers += [number] * len(files)
         self.labels = torch.tensor(numbers)
 
-    def fingerprint(self) -> str:
-        """Return 16 hex digits of the sha256 of all files' names and contents."""
-        order = sorted(range(len(self)), key=lambda index: self.files[index])
-        with ThreadPoolExecutor(4, "hash") as pool:
-            hashes = pool.map(lambda index: hashlib.sha256(self._content(index)).hexdigest(), order)
-            names = (self.files[index].relative_to(self.folder) for index in order)
-            lines = [f"{name} {content}" for name, content in zip(names, hashes, strict=True)]
-        return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()[:16]
-
     def __len__(self) -> int:
         return len(self.files)
 
@@ -63,13 +55,18 @@ class ClassFolders:
                 f"{self.where(index)} cannot be read ({error.strerror}); restore or remove it"
             ) from None
 
-    def check(self, threads: int) -> None:
-        """Check every image; DataError names all that cannot be decoded. `threads`: at least 1 is used.
+    def check(self, threads: int) -> str:
+        """Check every image; return 16 hex digits of the sha256 of all files' names and contents.
 
-        A broken image is reported now, not after hours of evaluation.
+        DataError names all images that cannot be decoded, now and not after hours of evaluation. `threads`: at
+        least 1 is used.
         """
+        order = sorted(range(len(self)), key=lambda index: self.files[index])
+        whole, errors = hashlib.sha256(), []
         with ThreadPoolExecutor(max(1, threads), "check") as pool:
-            errors = [error for error in pool.map(self._error, range(len(self))) if error]
+            for index, (content, error) in zip(order, pool.map(self._checked, order), strict=True):
+                whole.update(os.fsencode(f"{self.files[index].relative_to(self.folder)} {content}\n"))
+                errors += [(self.where(index), error)] if error else []
         if len(errors) == 1:
             raise DataError(errors[0][1])
         if errors:
@@ -78,14 +75,16 @@ class ClassFolders:
                 f"{len(errors)} images in {self.folder} cannot be decoded; restore or remove them: {paths}"
                 f" (the first: {errors[0][1]})"
             )
+        return whole.hexdigest()[:16]
 
-    def _error(self, index: int) -> tuple[str, str] | None:
-        """Return the path of an image and what is wrong with it; None for a good image."""
+    def _checked(self, index: int) -> tuple[str, str]:
+        """Return the sha256 of an image's file, and what is wrong with the image, "" for a good one."""
         try:
-            check_image(self._content(index), self.where(index))
+            content = self._content(index)
+            check_image(content, self.where(index))
         except DataError as error:
-            return self.where(index), str(error)
-        return None
+            return "", str(error)
+        return hashlib.sha256(content).hexdigest(), ""
 
 
 def check_image(content: bytes, where: str) -> None:

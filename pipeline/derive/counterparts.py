@@ -44,12 +44,12 @@ def library_counterparts(named: NamedNetwork) -> list[PublishedNetwork]:
     return sorted(found, key=lambda entry: (entry.source != TORCHVISION, bool(entry.differs)))
 
 
-def names_of(entry: PublishedNetwork) -> list[str]:
-    """Return the names of the declared networks that compute the same function as a library's network."""
+def names_of(*entries: PublishedNetwork) -> list[str]:
+    """Return the names of the declared networks that compute the same function as one of a library's networks."""
     from pipeline.declare.load import load_all
 
     networks = catalogue(load_all()).values()
-    return [named.name for named in networks if entry in library_counterparts(named)]
+    return [named.name for named in networks if any(entry in entries for entry in library_counterparts(named))]
 
 
 def full_args(network: str, args: Mapping[str, Any]) -> dict[str, Any]:

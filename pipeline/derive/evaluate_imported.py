@@ -52,7 +52,7 @@ class EvaluationSet:
     """The test images of a data set of any size, labelled for a network."""
 
     name: str  # of the set's manifest, or "class folders val"
-    manifest: str  # hash of the content
+    manifest: str  # hash of the content; "" for class folders, whose check finds it
     samples: Samples
     labels: ClassLabels
     skipped: tuple[str, ...] = ()  # paths of files in class folders that are not images
@@ -95,7 +95,7 @@ def evaluate_imported(
         test = open_test_set(data, named.classes, own_data=named.variant.data.name, order_file=classes)
         data_name, manifest, labels, skipped = test.name, test.manifest, test.labels, test.skipped
         if isinstance(test.samples, ClassFolders):
-            test.samples.check(threads)
+            manifest = test.samples.check(threads)
         errors = sample_errors(members, test.samples, used_protocol, threads, given)
     elif protocol:
         raise UserError(f"{named.name} is evaluated on whole images; leave out --protocol")
@@ -204,9 +204,7 @@ def open_test_set(data: str, classes: int, *, own_data: str = "", order_file: Pa
     listing = list_test_folder(folder)
     labels = class_labels(str(folder), class_order(listing.names), classes, order_file)
     images = ClassFolders(listing, labels)
-    return EvaluationSet(
-        f"class folders {folder.name}", images.fingerprint(), images, labels, tuple(images.skipped)
-    )
+    return EvaluationSet(f"class folders {folder.name}", "", images, labels, tuple(images.skipped))
 
 
 def sample_errors(

@@ -66,7 +66,7 @@ def import_torchvision(named: NamedNetwork) -> ImportedNetwork:
             raise UserError(f"torchvision publishes no weights for {named.name}: {describe_difference(other)}")
         known = [entry for entry in PUBLISHED_NETWORKS if entry.source == TORCHVISION]
         related = [entry for entry in known if entry.network == named.variant.model.name]
-        if names := list(dict.fromkeys(name for entry in related for name in names_of(entry))):
+        if related and (names := names_of(*related)):
             raise UserError(
                 f"torchvision publishes no weights for {named.name}, but it does for {', '.join(names)}"
             )
