@@ -12,6 +12,8 @@ from typing import Any
 
 OWN_PACKAGES = ("pipeline", "lightning_modules")
 
+CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
+
 
 def digest(value: Any) -> str:
     """Return 16 hex digits of the sha256 of plain data; the order of keys does not count."""
@@ -20,7 +22,7 @@ def digest(value: Any) -> str:
 
 def canonical_json(value: Any) -> str:
     """Return plain data as JSON without spaces, keys sorted."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return CANONICAL.encode(value)
 
 
 def source_digest(root: Path, patterns: Iterable[str], libraries: Iterable[str]) -> str:

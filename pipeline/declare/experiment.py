@@ -108,11 +108,18 @@ class Experiment(FrozenModel):
         """Results of functions of the variants, scales and derived runs, which these functions keep here."""
         return {}
 
+    @cached_property
+    def _own_settings(self) -> dict[str, Any]:
+        """The settings of data and training that all variants share, as plain data."""
+        parts = {"data": self.data, "train": self.train}
+        return {name: part.model_dump(mode="json", exclude_unset=True) for name, part in parts.items() if part}
+
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """Return a copy with other values, not checked. Recipes are resolved again if they may differ."""
         copied = super().model_copy(update=update, deep=deep)
         if not {*(update or {})} <= {"claims"}:
             copied.__dict__.pop("_recipes", None)
+            copied.__dict__.pop("_own_settings", None)
             copied.__dict__.pop("memo", None)
         return copied
 
@@ -308,11 +315,11 @@ class Experiment(FrozenModel):
         own = self.variants[variant]
         raw: dict[str, Any] = {
             "model": {"name": own.model.name, **own.model.args},
-            "data": merge_layers(self.data.model_dump(mode="json", exclude_unset=True), own.data),
+            "data": merge_layers(self._own_settings["data"], own.data),
             "train": None,
         }
         if self.train:
-            raw["train"] = merge_layers(self.train.model_dump(mode="json", exclude_unset=True), own.train)
+            raw["train"] = merge_layers(self._own_settings["train"], own.train)
         elif own.train:
             raw["train"] = dict(own.train)
         try:
@@ -340,8 +347,8 @@ class Experiment(FrozenModel):
         assert self.train is not None  # `check_experiment` requires it
         raw = {
             "model": {"name": own.model.name, **own.model.args},
-            "data": merge_layers(self.data.model_dump(mode="json", exclude_unset=True), own.data, size.data),
-            "train": merge_layers(self.train.model_dump(mode="json", exclude_unset=True), own.train, size.train),
+            "data": merge_layers(self._own_settings["data"], own.data, size.data),
+            "train": merge_layers(self._own_settings["train"], own.train, size.train),
         }
         for key, value in (changes or {}).items():
             set_dotted(raw, key, value)

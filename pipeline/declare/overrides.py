@@ -19,11 +19,11 @@ def merge_layers(*maps: Mapping[str, Any]) -> dict[str, Any]:
     for layer in maps:
         for key, value in layer.items():
             below = result.get(key)
-            if isinstance(below, Mapping) and isinstance(value, Mapping):
+            if isinstance(below, dict) and isinstance(value, dict):
                 same = below.get("name") in (None, value.get("name", below.get("name")))
                 result[key] = merge_layers(below, value) if same else merge_layers(value)
             else:
-                result[key] = merge_layers(value) if isinstance(value, Mapping) else value
+                result[key] = merge_layers(value) if isinstance(value, dict) else value
     return result
 
 

@@ -316,10 +316,9 @@ def is_tunable(experiment: Experiment, recipe: Recipe, changes: Mapping[str, Any
     The recipe must allow reduced precision, the user must not have given one of the settings, and the experiment
     must claim no time of training: the times that it compares are measured in equal settings.
     """
-    train = recipe.train
-    by_hand = EXECUTION_SETTINGS & set(changes)
-    claims_costs = any(getattr(claim, "metric", None) in COST_METRICS for claim in experiment.claims)
-    return train.precision == "bf16" and not by_hand and not claims_costs
+    if recipe.train.precision != "bf16" or EXECUTION_SETTINGS & set(changes):
+        return False
+    return all(getattr(claim, "metric", None) not in COST_METRICS for claim in experiment.claims)
 
 
 def other_experiment(experiment: Experiment, name: str) -> Experiment:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from statistics import fmean, median, stdev
+from statistics import fmean, median
 from typing import Any, Literal, TypeGuard
 
 from pipeline.common.errors import UserError
@@ -11,7 +11,7 @@ from pipeline.declare.experiment import Experiment
 from pipeline.declare.recipe import PAPER_SCALE
 from pipeline.judge.counting import RecordIndex, counted_records, records_of, unchanged_records
 from pipeline.judge.ledger import LedgerEntry, Measure
-from pipeline.judge.statistics import finite_test_set_noise, interval_test
+from pipeline.judge.statistics import finite_test_set_noise, interval_test, sample_spread
 from pipeline.track.record import FINISHED, Record
 
 TOP1, TOP5, TRAIN_TOP1 = "test/top1_error_pct", "test/top5_error_pct", "train/top1_error_pct"
@@ -191,7 +191,7 @@ def make_row(
         data=data,
         protocol=protocol,
         top1=fmean(top1) if finished else None,
-        top1_std=stdev(top1) if len(finished) > 1 else None,
+        top1_std=sample_spread(top1) if len(finished) > 1 else None,
         top5=fmean(one[f"{prefix}top5_error_pct"] for one in metrics) if finished else None,
         train=fmean(train) if train else None,
         paper=paper,

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import from_json
+
 from pipeline.common.environment import env_number
 from pipeline.common.files import write_atomically
 from pipeline.common.paths import runs_folder
@@ -88,7 +90,7 @@ def make_tracked_run(run_id: str, tags: Mapping[str, str]) -> TrackedRun:
     number = 1
     while len(part) == PART_SIZE and (part := tags.get(part_tag(number), "")):
         text, number = text + part, number + 1
-    return TrackedRun(run_id, {**json.loads(text)}, SENT_TAG in tags)
+    return TrackedRun(run_id, {**from_json(text)}, SENT_TAG in tags)  # json.loads takes twice as long
 
 
 def redact(text: str) -> str:
