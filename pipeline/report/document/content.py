@@ -1,8 +1,9 @@
 """Content of a report, before any format: papers in the lecture's order, with claims, leaderboards and runs."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import islice
 
 from pipeline.declare.claims import MetricClaim, Paper
 from pipeline.declare.experiment import Experiment
@@ -13,7 +14,9 @@ from pipeline.judge.verdict import Outcome
 from pipeline.report.document.lecture import LectureTopic, lecture_topics
 from pipeline.report.document.unfinished import UnfinishedRun
 from pipeline.report.leaderboard import LeaderboardRow, ranked
-from pipeline.report.paper_figures.paper_figure import PaperFigure
+from pipeline.report.paper_figures.paper_figure import FigureFormat, PaperFigure
+from pipeline.report.paper_figures.rendering import with_images
+from pipeline.report.paper_figures.style import ThemeName
 from pipeline.report.paper_page import coverage_text, not_claimed_lines
 from pipeline.report.run_files import unread_sentences
 from pipeline.report.text import by_category
@@ -60,6 +63,14 @@ class Report:
     def entries(self) -> list[LedgerEntry]:
         """The claims of all papers."""
         return [entry for paper in self.papers for entry in paper.entries]
+
+    def with_images(self, wanted: Collection[tuple[FigureFormat, ThemeName]]) -> "Report":
+        """Return the report with the images of all its figures in these formats and themes."""
+        figures = [*self.figures, *(figure for paper in self.papers for figure in paper.figures)]
+        rendered = iter(with_images(figures, wanted))
+        own = tuple(islice(rendered, len(self.figures)))
+        papers = [replace(paper, figures=tuple(islice(rendered, len(paper.figures)))) for paper in self.papers]
+        return replace(self, figures=own, papers=tuple(papers))
 
     @property
     def counted(self) -> set[str]:

@@ -9,7 +9,12 @@ from pipeline.report.paper_figures.paper_figure import FIGURE_FORMATS, FigureFor
 from pipeline.report.paper_figures.style import ThemeName
 
 FIGURE_FOLDER = "figures"
-THEME_NAMES: tuple[ThemeName, ThemeName] = ("light", "dark")
+EMBEDDED: tuple[tuple[FigureFormat, ThemeName], ...] = (("svg", "light"), ("svg", "dark"))
+PRINTED: tuple[tuple[FigureFormat, ThemeName], ...] = (("svg", "light"),)
+FILES: tuple[tuple[FigureFormat, ThemeName], ...] = (
+    *((format, "light") for format in FIGURE_FORMATS),
+    ("svg", "dark"),
+)
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ def embed_figures(figures: Iterable[PaperFigure]) -> list[ShownFigure]:
         if figure.missing:
             shown.append(shown_figure(figure))
         else:
-            drawn = figure.render_all([("svg", theme) for theme in THEME_NAMES])
+            drawn = figure.render_all(EMBEDDED)
             light, dark = map(svg_address, drawn.values())
             shown.append(shown_figure(figure, light, dark))
     return shown
@@ -65,11 +70,9 @@ def figure_files(figure: PaperFigure) -> tuple[ShownFigure, dict[str, bytes]]:
     if figure.missing:
         return shown_figure(figure), {}
     stem = f"{FIGURE_FOLDER}/{anchor(figure.name)}"
-    wanted: list[tuple[FigureFormat, ThemeName]] = [(format, "light") for format in FIGURE_FORMATS]
-    drawn = figure.render_all([*wanted, ("svg", "dark")])
     files = {
         f"{stem}{'' if theme == 'light' else '-dark'}.{format}": content
-        for (format, theme), content in drawn.items()
+        for (format, theme), content in figure.render_all(FILES).items()
     }
     links = tuple((name.upper(), f"{stem}.{name}") for name in FIGURE_FORMATS)
     return shown_figure(figure, f"{stem}.svg", f"{stem}-dark.svg", links), files

@@ -1,7 +1,7 @@
 """A figure of a paper, drawn from our runs on demand."""
 
 import io
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -53,6 +53,7 @@ class PaperFigure:
     caption: str  # content, data, scale and seeds; also the alternative text
     missing: str = ""  # one sentence: why there is no evidence, and which command would give it; "" if drawn
     draw: Draw | None = field(default=None, repr=False, compare=False)  # None if `missing`
+    images: Mapping[tuple[FigureFormat, ThemeName], bytes] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if (self.draw is None) != bool(self.missing):
@@ -75,10 +76,12 @@ class PaperFigure:
         """Return the bytes of several files of the figure, each as `render` does.
 
         The figure is drawn once for each theme; an SVG file in the dark theme is the light one in other colours.
-        Raises UserError if there is no evidence.
+        Those of `images` are not drawn again. Raises UserError if there is no evidence.
         """
         if self.draw is None:
             raise UserError(f"figure {self.name} cannot be drawn. {self.missing}")
+        if all(one in self.images for one in wanted):
+            return {one: self.images[one] for one in wanted}
         needed = dict.fromkeys((format, "light" if format == "svg" else theme) for format, theme in wanted)
         drawn: dict[tuple[FigureFormat, ThemeName], bytes] = {}
         for theme in dict.fromkeys(theme for _, theme in needed):

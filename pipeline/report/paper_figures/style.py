@@ -82,6 +82,7 @@ STYLE: Mapping[str, Any] = {
     "figure.titlesize": NORMAL,
     "axes.grid": True,
     "axes.axisbelow": True,
+    "axes.titley": 1.0,  # no axis has ticks above it; without a place, each drawing looks for them
     "axes.spines.top": False,
     "axes.spines.right": False,
     "grid.linewidth": 0.6,
