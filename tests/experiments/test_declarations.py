@@ -172,6 +172,15 @@ def test_what_trains_nothing_is_called_architecture():
     assert {name.partition("/")[2] for name in set(NAMES) - set(TRAINING)} == {"architecture"}
 
 
+def test_what_trains_nothing_declares_and_claims_no_recipe():
+    for name in set(NAMES) - set(TRAINING):
+        declared = LOADED[name]
+        assert declared.train is None, name
+        assert not any(variant.train for variant in declared.variants.values()), name
+        own = [claim for claim in declared.claims if getattr(claim, "of", None) in declared.variants]
+        assert not any(claim.metric.startswith("recipe/") for claim in own), name
+
+
 def test_every_paper_has_its_architecture_judged():
     papers = {path.name for path in EXPERIMENTS.iterdir() if path.is_dir() and not path.name.startswith("_")}
     assert papers == {name.partition("/")[0] for name in NAMES if name.endswith("/architecture")}
@@ -391,8 +400,8 @@ IN_TABLE = {  # a paper in the docs' table of preprocessing -> its experiment
     "ResNeXt": "resnext/imagenet",
     "ResNet on CIFAR": "resnet/cifar10_depth",
     "DenseNet on CIFAR": "densenet/cifar",
-    "Wide ResNet on CIFAR": "wide_resnet/architecture",
-    "NiN on CIFAR": "nin/architecture",
+    "Wide ResNet on CIFAR": "wide_resnet/cifar",
+    "NiN on CIFAR": "nin/cifar",
 }
 
 
