@@ -9,9 +9,9 @@ from pipeline.report.paper_figures.paper_figure import FIGURE_FORMATS, FigureFor
 from pipeline.report.paper_figures.style import ThemeName
 
 FIGURE_FOLDER = "figures"
-EMBEDDED: tuple[tuple[FigureFormat, ThemeName], ...] = (("svg", "light"), ("svg", "dark"))
-PRINTED: tuple[tuple[FigureFormat, ThemeName], ...] = (("svg", "light"),)
-FILES: tuple[tuple[FigureFormat, ThemeName], ...] = (
+EMBEDDED_IMAGES: tuple[tuple[FigureFormat, ThemeName], ...] = (("svg", "light"), ("svg", "dark"))
+PRINTED_IMAGES: tuple[tuple[FigureFormat, ThemeName], ...] = (("svg", "light"),)
+FILE_IMAGES: tuple[tuple[FigureFormat, ThemeName], ...] = (
     *((format, "light") for format in FIGURE_FORMATS),
     ("svg", "dark"),
 )
@@ -46,7 +46,7 @@ def embed_figures(figures: Iterable[PaperFigure]) -> list[ShownFigure]:
         if figure.missing:
             shown.append(shown_figure(figure))
         else:
-            drawn = figure.render_all(EMBEDDED)
+            drawn = figure.render_all(EMBEDDED_IMAGES)
             light, dark = map(svg_address, drawn.values())
             shown.append(shown_figure(figure, light, dark))
     return shown
@@ -72,7 +72,7 @@ def figure_files(figure: PaperFigure) -> tuple[ShownFigure, dict[str, bytes]]:
     stem = f"{FIGURE_FOLDER}/{anchor(figure.name)}"
     files = {
         f"{stem}{'' if theme == 'light' else '-dark'}.{format}": content
-        for (format, theme), content in figure.render_all(FILES).items()
+        for (format, theme), content in figure.render_all(FILE_IMAGES).items()
     }
     links = tuple((name.upper(), f"{stem}.{name}") for name in FIGURE_FORMATS)
     return shown_figure(figure, f"{stem}.svg", f"{stem}-dark.svg", links), files

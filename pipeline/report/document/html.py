@@ -26,7 +26,7 @@ from pipeline.report.document.content import (
     judged_entries,
     printed_errors,
 )
-from pipeline.report.document.figures import EMBEDDED, ShownFigure, embed_figures
+from pipeline.report.document.figures import EMBEDDED_IMAGES, ShownFigure, embed_figures
 from pipeline.report.document.runs import RunRow, cost_rows, run_row
 from pipeline.report.document.summary import outcome_counts_of, paper_cells, reason_counts
 from pipeline.report.paper_figures.paper_figure import PaperFigure
@@ -159,7 +159,7 @@ def render_page(report: Report, papers: Sequence[PaperSection], options: PageOpt
 
 def render_file(report: Report, *, title: str, address: Callable[[Record], str]) -> str:
     """Return the whole report as one page that refers to no other file."""
-    report = report.with_images(EMBEDDED)
+    report = report.with_images(EMBEDDED_IMAGES)
     return render_page(report, report.papers, PageOptions(address=address), title=title)
 
 

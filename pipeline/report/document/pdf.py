@@ -8,7 +8,7 @@ from PIL import ImageFile
 
 from pipeline.common.errors import UserError
 from pipeline.report.document.content import Report
-from pipeline.report.document.figures import PRINTED, print_figures
+from pipeline.report.document.figures import PRINTED_IMAGES, print_figures
 from pipeline.report.document.html import PageOptions, render_page, write_file
 from pipeline.track.record import Record
 
@@ -34,7 +34,7 @@ def write_pdf(report: Report, path: Path, *, title: str, address: Callable[[Reco
     """Write the report as a PDF. Raises UserError if WeasyPrint is missing or the file cannot be written."""
     weasyprint = weasyprint_module()
     options = PageOptions(show=print_figures, address=address, scripts=(), has_details=False)
-    report = report.with_images(PRINTED)
+    report = report.with_images(PRINTED_IMAGES)
     html = render_page(report, report.papers, options, title=title)
     fetch = weasyprint.URLFetcher(allowed_protocols=("data",))  # a page never makes us read files or ask servers
     document = weasyprint.HTML(string=html, url_fetcher=fetch)

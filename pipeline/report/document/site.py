@@ -7,7 +7,7 @@ from pathlib import Path
 from pipeline.common.errors import UserError
 from pipeline.report.document.anchors import anchor
 from pipeline.report.document.content import Report
-from pipeline.report.document.figures import FILES, ShownFigure, figure_files
+from pipeline.report.document.figures import FILE_IMAGES, ShownFigure, figure_files
 from pipeline.report.document.html import (
     ASSET_FOLDER,
     INDEX,
@@ -35,7 +35,7 @@ def write_site(report: Report, folder: Path, *, title: str, address: Callable[[R
     Raises UserError for a folder that holds other files, or that cannot be written.
     """
     earlier = earlier_files(folder)
-    files = site_files(report.with_images(FILES), title=title, address=address)
+    files = site_files(report.with_images(FILE_IMAGES), title=title, address=address)
     written = [write_file_list(folder, {*earlier, *files})]
     written += [write_file(folder / name, content, durable=False) for name, content in files.items()]
     for name in earlier - {*files}:
