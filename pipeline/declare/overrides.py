@@ -11,7 +11,7 @@ from pipeline.declare.recipe import Recipe
 
 
 def merge_layers(*maps: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the maps merged key by key, nested maps too. Later maps override earlier ones; none is changed.
+    """Return the maps merged key by key, nested dicts too. Later maps override earlier ones; none is changed.
 
     A nested map with another "name" (another optimizer, say) replaces the earlier one instead of being merged.
     """

@@ -14,9 +14,8 @@ from pipeline.judge.verdict import Outcome
 from pipeline.report.document.lecture import LectureTopic, lecture_topics
 from pipeline.report.document.unfinished import UnfinishedRun
 from pipeline.report.leaderboard import LeaderboardRow, ranked
-from pipeline.report.paper_figures.paper_figure import FigureFormat, PaperFigure
+from pipeline.report.paper_figures.paper_figure import ImageKind, PaperFigure
 from pipeline.report.paper_figures.rendering import with_images
-from pipeline.report.paper_figures.style import ThemeName
 from pipeline.report.paper_page import coverage_text, not_claimed_lines
 from pipeline.report.run_files import unread_sentences
 from pipeline.report.text import by_category
@@ -64,7 +63,7 @@ class Report:
         """The claims of all papers."""
         return [entry for paper in self.papers for entry in paper.entries]
 
-    def with_images(self, wanted: Collection[tuple[FigureFormat, ThemeName]]) -> "Report":
+    def with_images(self, wanted: Collection[ImageKind]) -> "Report":
         """Return the report with the images of all its figures in these formats and themes."""
         figures = [*self.figures, *(figure for paper in self.papers for figure in paper.figures)]
         rendered = iter(with_images(figures, wanted))

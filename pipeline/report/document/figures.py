@@ -5,16 +5,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pipeline.report.document.anchors import anchor
-from pipeline.report.paper_figures.paper_figure import FIGURE_FORMATS, FigureFormat, PaperFigure
-from pipeline.report.paper_figures.style import ThemeName
+from pipeline.report.paper_figures.paper_figure import FIGURE_FORMATS, ImageKind, PaperFigure
 
 FIGURE_FOLDER = "figures"
-EMBEDDED_IMAGES: tuple[tuple[FigureFormat, ThemeName], ...] = (("svg", "light"), ("svg", "dark"))
-PRINTED_IMAGES: tuple[tuple[FigureFormat, ThemeName], ...] = (("svg", "light"),)
-FILE_IMAGES: tuple[tuple[FigureFormat, ThemeName], ...] = (
-    *((format, "light") for format in FIGURE_FORMATS),
-    ("svg", "dark"),
-)
+EMBEDDED_IMAGES: tuple[ImageKind, ...] = (("svg", "light"), ("svg", "dark"))
+PRINTED_IMAGES: tuple[ImageKind, ...] = (("svg", "light"),)
+FILE_IMAGES: tuple[ImageKind, ...] = (*((format, "light") for format in FIGURE_FORMATS), ("svg", "dark"))
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from pipeline.common.files import write_atomically
 from pipeline.report.paper_figures.style import THEMES, Theme, ThemeName, figure_style, fix_layout, recolour
 
 FigureFormat = Literal["png", "svg", "pdf"]
+ImageKind = tuple[FigureFormat, ThemeName]  # of one file
 Draw = Callable[[Theme], Figure]
 
 FIGURE_FORMATS: tuple[FigureFormat, ...] = ("png", "svg", "pdf")
@@ -53,7 +54,7 @@ class PaperFigure:
     caption: str  # content, data, scale and seeds; also the alternative text
     missing: str = ""  # one sentence: why there is no evidence, and which command would give it; "" if drawn
     draw: Draw | None = field(default=None, repr=False, compare=False)  # None if `missing`
-    images: Mapping[tuple[FigureFormat, ThemeName], bytes] = field(default_factory=dict, repr=False, compare=False)
+    images: Mapping[ImageKind, bytes] = field(default_factory=dict, repr=False, compare=False)  # rendered before
 
     def __post_init__(self) -> None:
         if (self.draw is None) != bool(self.missing):
@@ -70,9 +71,7 @@ class PaperFigure:
         """
         return self.render_all([(format, theme)])[format, theme]
 
-    def render_all(
-        self, wanted: Collection[tuple[FigureFormat, ThemeName]]
-    ) -> dict[tuple[FigureFormat, ThemeName], bytes]:
+    def render_all(self, wanted: Collection[ImageKind]) -> dict[ImageKind, bytes]:
         """Return the bytes of several files of the figure, each as `render` does.
 
         The figure is drawn once for each theme; an SVG file in the dark theme is the light one in other colours.
@@ -83,7 +82,7 @@ class PaperFigure:
         if all(one in self.images for one in wanted):
             return {one: self.images[one] for one in wanted}
         needed = dict.fromkeys((format, "light" if format == "svg" else theme) for format, theme in wanted)
-        drawn: dict[tuple[FigureFormat, ThemeName], bytes] = {}
+        drawn: dict[ImageKind, bytes] = {}
         for theme in dict.fromkeys(theme for _, theme in needed):
             with figure_style(THEMES[theme]):
                 figure = self.draw(THEMES[theme])

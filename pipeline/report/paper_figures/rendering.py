@@ -11,18 +11,16 @@ import cloudpickle
 
 from pipeline.common.environment import available_cpus
 from pipeline.common.errors import UserError
-from pipeline.report.paper_figures.paper_figure import FigureFormat, PaperFigure
-from pipeline.report.paper_figures.style import ThemeName
+from pipeline.report.paper_figures.paper_figure import ImageKind, PaperFigure
 
-Wanted = Collection[tuple[FigureFormat, ThemeName]]
-Images = dict[tuple[FigureFormat, ThemeName], bytes]
+Images = dict[ImageKind, bytes]
 
 FEWEST_FIGURES = 10  # of a process: to start one takes as long as to render some
 
 MOST_PROCESSES = 8
 
 
-def with_images(figures: Sequence[PaperFigure], wanted: Wanted) -> list[PaperFigure]:
+def with_images(figures: Sequence[PaperFigure], wanted: Collection[ImageKind]) -> list[PaperFigure]:
     """Return the figures, those with evidence with their images in the `wanted` formats and themes.
 
     Raises UserError if a process ends early.
@@ -39,7 +37,9 @@ def with_images(figures: Sequence[PaperFigure], wanted: Wanted) -> list[PaperFig
     return [figure if figure.missing else replace(figure, images=next(found)) for figure in figures]
 
 
-def render_in_processes(shares: Sequence[Sequence[PaperFigure]], wanted: Wanted) -> list[list[Images]]:
+def render_in_processes(
+    shares: Sequence[Sequence[PaperFigure]], wanted: Collection[ImageKind]
+) -> list[list[Images]]:
     """Return the images of each share of the figures, rendered in a process of its own.
 
     What a figure is drawn from includes closures, which cloudpickle can send. Processes are spawned, not forked:
@@ -61,6 +61,6 @@ def render_in_processes(shares: Sequence[Sequence[PaperFigure]], wanted: Wanted)
             raise
 
 
-def render_share(share: bytes, wanted: Wanted) -> list[Images]:
+def render_share(share: bytes, wanted: Collection[ImageKind]) -> list[Images]:
     """Return the images of figures that cloudpickle has serialised."""
     return [figure.render_all(wanted) for figure in cloudpickle.loads(share)]
