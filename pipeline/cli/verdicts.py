@@ -24,7 +24,7 @@ def print_outcome(entries: "list[LedgerEntry]", experiment: str) -> None:
     for entry in shown:
         print_entry(entry)
     if more := len(trained) - len(shown):
-        say(f"{plural(more, 'more claim')} about these networks can only be judged at paper scale.")
+        say(f"{plural(more, 'more claim')} about these networks cannot be judged at this scale.")
     print_headlines(entries)
     out.print(f"All verdicts: [bold]repro verify {experiment}[/]\n")
 

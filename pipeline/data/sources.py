@@ -124,7 +124,10 @@ def load_images(name: str, root: Path, *, sharded: bool = False, boxes: bool = F
     if name in SVHN_PARTS:
         return _svhn(name, root)
     if not name or name[0] == "." or "/" in name or "\\" in name or not (root / name).is_dir():
-        raise DataError(f"no data set {name!r}, and no folder {root / name}{nearest(name, known_sets(root))}")
+        raise DataError(
+            f"no data set {name!r}, and no class folders in {root / name} (train/CLASS and test/CLASS)"
+            f"{nearest(name, known_sets(root))}"
+        )
     return read_folders(name, root)
 
 

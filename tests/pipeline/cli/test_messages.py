@@ -483,7 +483,7 @@ def test_an_unreachable_server_is_reported_once_and_local_runs_are_judged(comman
 # After training
 
 
-def test_after_training_claims_that_need_paper_scale_are_one_line(capsys):
+def test_after_training_claims_that_need_another_scale_are_one_line(capsys):
     records = row("resnet-20", [50.0, 60.0, 70.0], scale="smoke") + row(
         "plain-20", [80.0, 90.0, 85.0], scale="smoke"
     )
@@ -491,7 +491,7 @@ def test_after_training_claims_that_need_paper_scale_are_one_line(capsys):
     verdicts.print_outcome(entries, RESNET)
     out = capsys.readouterr().out
     assert "cannot judge: not-run" not in out
-    assert "3 more claims about these networks can only be judged at paper scale.\n" in out
+    assert "3 more claims about these networks cannot be judged at this scale.\n" in out
     assert re.search(r"\nArithmetic: \d+ confirmed - .*\nRecipe: .*\nTrained: ", out)
     assert f"All verdicts: repro verify {RESNET}\n" in out
 

@@ -364,7 +364,8 @@ def test_unknown_name_suggests_the_nearest_set(tmp_path):
     load_error(
         "cifar01",
         tmp_path,
-        f"no data set 'cifar01', and no folder {tmp_path / 'cifar01'}; did you mean 'cifar10'?",
+        f"no data set 'cifar01', and no class folders in {tmp_path / 'cifar01'} (train/CLASS and test/CLASS);"
+        " did you mean 'cifar10'?",
     )
 
 
