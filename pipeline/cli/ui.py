@@ -62,9 +62,11 @@ def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0
                 open_in_browser(address or server_address)
             code = server.wait()
         except KeyboardInterrupt:
-            os.killpg(server.pid, signal.SIGTERM)
             print_unwrapped("MLflow is stopped.")
             return
+        finally:  # also where nobody reads our output any more
+            if server.poll() is None:
+                os.killpg(server.pid, signal.SIGTERM)
     raise UserError(server_failure(log_file, uri, code))
 
 

@@ -1,5 +1,6 @@
 """`repro ui`: the addresses it prints, and when it opens a browser."""
 
+import signal
 import socket
 import subprocess
 import threading
@@ -30,12 +31,18 @@ def served_settings():
 
 
 @pytest.fixture
-def served(monkeypatch, served_settings):
+def killed():
+    """Process groups that `served` stopped, with the signal."""
+    return []
+
+
+@pytest.fixture
+def served(monkeypatch, served_settings, killed):
     """Commands that were started instead of a server, which Ctrl-C stops once it is ready."""
     started, settings = [], served_settings
 
     class Running:
-        pid = 0
+        pid = 4711
 
         def __init__(self, command, *, env, **_):
             started.append(command)
@@ -47,12 +54,15 @@ def served(monkeypatch, served_settings):
         def __exit__(self, *_):
             return None
 
+        def poll(self):
+            return None
+
         def wait(self):
             raise KeyboardInterrupt
 
     monkeypatch.setattr(module.subprocess, "Popen", Running)
     monkeypatch.setattr(module.signal, "signal", lambda *_: None)
-    monkeypatch.setattr(module.os, "killpg", lambda *_: None)
+    monkeypatch.setattr(module.os, "killpg", lambda *group: killed.append(group))
     monkeypatch.setattr(module, "wait_for", lambda *_: True)
     return started
 
@@ -114,6 +124,24 @@ def test_the_address_of_the_leaderboard_is_printed(command, served, tmp_path, em
         "MLflow is stopped.",
     ]
     assert str(port) in served[0]
+
+
+def test_ctrl_c_stops_the_server(command, served, killed):
+    code, out, _ = command("ui", "--port", str(free_port()))
+    assert (code, killed) == (0, [(4711, signal.SIGTERM)])
+    assert out.endswith("MLflow is ready.\nMLflow is stopped.\n")
+
+
+def test_the_server_does_not_outlive_a_command_whose_output_is_closed(served, killed, monkeypatch, tmp_path):
+    def closed(line):
+        if line == "MLflow is ready.":
+            raise BrokenPipeError
+
+    monkeypatch.setenv("REPRO_HOME", str(tmp_path))
+    monkeypatch.setattr(module, "print_unwrapped", closed)
+    with pytest.raises(BrokenPipeError):
+        module.ui(free_port())
+    assert killed == [(4711, signal.SIGTERM)]
 
 
 def test_the_password_of_a_database_is_in_no_argument_and_not_printed(
