@@ -1,4 +1,4 @@
-"""Figures of arXiv:1605.07648: training loss of columns (Figure 4), and errors by depth (Tables 3 and 4)."""
+"""Figures of arXiv:1605.07648: training loss of columns (Figure 3), and errors by depth (Tables 3 and 4)."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,11 +22,11 @@ FRACTAL_CIFAR, COLUMN_LOSSES = "fractalnet/cifar", "fractalnet/columns"
 LOSS, LOSS_AFTER_TRAINING = "train/loss", "trainset/loss"  # of a run, and of a column in Table 4
 WITH_COLUMNS = "fractal-40-drop-path"
 COLUMN_DEPTHS = {1: 5, 2: 10, 3: 20, 4: 40}  # column -> layers
-FIGURE_4 = FigureTitle(
-    "fractalnet-figure-4",
+FIGURE_3 = FigureTitle(
+    "fractalnet-figure-3",
     "fractalnet",
     "Training loss of plain networks and of a fractal network's columns",
-    "Figure 4",
+    "Figure 3",
 )
 BY_DEPTH = {
     "plain networks": {depth: f"fractal-plain-{depth}" for depth in (5, 10, 20, 40)},
@@ -58,12 +58,12 @@ def fractalnet_figures(data: FigureData) -> Iterator[PaperFigure]:
 
 
 def column_curves(data: FigureData, experiment: Experiment) -> PaperFigure:
-    """Return Figure 4: training loss of plain networks, left, and of the columns of a fractal network, right."""
+    """Return Figure 3: training loss of plain networks, left, and of the columns of a fractal network, right."""
     plain = {f"fractal-plain-{depth}": depth for depth in COLUMN_DEPTHS.values()}
     names = [WITH_COLUMNS, *plain]
     runs = data.best_runs(experiment, [WITH_COLUMNS])
     if runs is None:
-        return FIGURE_4.missing(data.why_missing(experiment, [WITH_COLUMNS]))
+        return FIGURE_3.missing(data.why_missing(experiment, [WITH_COLUMNS]))
     at_scale = data.runs(experiment, runs.scale)
     assert at_scale is not None
     runs = at_scale.only(names)
@@ -98,8 +98,8 @@ def column_curves(data: FigureData, experiment: Experiment) -> PaperFigure:
         f" all mini-batches; {runs.place}; {spread_text(panels)}."
     )
     if any(line.paper is not None for line in (*left, *right)):
-        caption += " Diamonds: the paper's losses after training, Table 4, quoted from memory."
-    return drawn_curves(FIGURE_4, caption, panels, {})
+        caption += " Diamonds: the paper's losses after training, Table 4."
+    return drawn_curves(FIGURE_3, caption, panels, {})
 
 
 def depth_panels(runs: ScaleRuns) -> list[Panel]:

@@ -51,14 +51,29 @@ def test_cardinality_at_equal_cost_is_that_of_table_3():
     assert covered(drawn) == []
 
 
-def test_columns_are_those_of_table_4_from_memory():
+def test_columns_are_those_of_table_4():
     variants = ["fractal-40", "fractal-plain-20", "fractal-plain-40"]
     figure = figure_of(fractalnet_figures, "fractalnet/cifar", "paper", "fractalnet-columns", variants)
     [ax] = drawn_figure(figure).axes
     assert [tuple(point) for point in paper_lines(ax)[1]] == list(COLUMNS.items())
     [plain, columns, fractal] = [line.get_xydata() for line in ax.get_lines() if line.get_marker() == "o"]
     assert [len(plain), len(columns), len(fractal)] == [2, 4, 1]
-    assert figure.caption.endswith("Some of the paper's numbers are quoted from memory.")
+    assert figure.caption.endswith("Diamonds: the paper's numbers on the same data.")
+
+
+@pytest.mark.parametrize(
+    ("confidence", "how"), [("memory", "quoted from memory"), ("figure", "read off a figure")]
+)
+def test_a_number_that_was_not_read_in_the_paper_is_named(confidence, how):
+    experiment = load_experiment("fractalnet/cifar")
+    claims = [
+        claim.model_copy(update={"confidence": confidence}) if claim.id == "fractal-plain-20-top1" else claim
+        for claim in experiment.claims
+    ]
+    records = made_up_records(experiment, "paper", ["fractal-plain-20", "fractal-plain-40"], seeds=2)
+    data = figure_data([experiment.model_copy(update={"claims": claims})], records)
+    caption = by_name(fractalnet_figures(data))["fractalnet-columns"].caption
+    assert caption.endswith(f"Some of the paper's numbers are {how}.")
 
 
 def test_densenets_are_drawn_by_parameters_and_by_operations():

@@ -1,4 +1,4 @@
-"""Test Figure 4 of the FractalNet paper: training loss of plain networks beside a fractal network's columns."""
+"""Test Figure 3 of the FractalNet paper: training loss of plain networks beside a fractal network's columns."""
 
 from dataclasses import replace
 
@@ -9,7 +9,7 @@ from pipeline.report.paper_figures.fractalnet import fractalnet_figures
 from tests.support.figure_boxes import covered, drawn_figure
 from tests.support.figure_runs import by_name, figure_data, made_up_records
 
-NAME = "fractalnet-figure-4"
+NAME = "fractalnet-figure-3"
 COLUMN_LOSSES = {f"train/column-{column}/loss": column / 10 for column in (1, 2, 3, 4)}
 
 
@@ -56,7 +56,7 @@ def test_on_the_papers_data_the_losses_of_table_4_are_diamonds(experiments):
     )
     assert plain == [0.786, 0.159, 0.037, 0.58]  # Larsson et al. 2016, Table 4
     assert columns == [0.677, 0.141, 0.029, 0.016]
-    assert figure.caption.endswith("Diamonds: the paper's losses after training, Table 4, quoted from memory.")
+    assert figure.caption.endswith("Diamonds: the paper's losses after training, Table 4.")
 
 
 def test_without_the_fractal_network_the_figure_names_the_command(experiments):
