@@ -15,13 +15,18 @@ where conv is convolution, batch normalisation and ReLU, and join is the element
 33,724,618 parameters: 33,698,880 in convolutions (C of each block read its input, the others the block's own
 maps), 20,608 in batch normalisation, 5,130 in the last layer.
 
-The nets of Table 3 have 1 to 6 columns and, by its parameter counts, a quarter of the filters (16, 32, 64, 128,
-128). For 100 classes they have 258,292, 847,716, 2,125,204, 4,778,820, 10,184,692 and 21,095,076 parameters; the
+The nets of Tables 3 and 4 have 1 to 6 columns and a quarter of the filters, 16, 32, 64, 128 and 128 (section 4.2).
+For 100 classes they have 258,292, 847,716, 2,125,204, 4,778,820, 10,184,692 and 21,095,076 parameters; the
 table prints 0.3, 0.8, 2.1, 4.8, 10.2 and 21.1 million.
 
 Departures from the paper:
-  * The paper prints 38.6 million parameters for the net of 20 layers. The widths above, from the authors' release
-    (https://github.com/gustavla/fractalnet), give 33.7 by the counting that reproduces all of Table 3.
+  * Table 1 prints 38.6 million parameters for the net of 20 layers. The widths above, of section 4 and of the
+    authors' release (https://github.com/gustavla/fractalnet), give 33.7 by the counting that reproduces all of
+    Table 3.
+  * The net of 40 layers has equal columns, 19.0 million parameters. The paper's has 22.9 million: columns of 128,
+    64, 32 and 16 channels in the first block, joined after linear projections, and some 1x1 convolutions (Table 1,
+    note 2).
+  * FractalNet-34 for ImageNet is not built.
 
 Left open by the paper, and what is done here:
   * Joins that end at the same place are one mean over all columns there, as in Figure 1 and in the release, not a
@@ -35,7 +40,6 @@ Left open by the paper, and what is done here:
   * Batch normalisation has scale and shift, and convolutions have no bias. The release has a bias but no scale and
     shift: normalisation cancels the bias, so its layers have no trained offset at all.
   * Xavier initialisation is that of Caffe, the authors' framework: uniform, variance 1 / fan-in; biases zero.
-  * FractalNet-34 for ImageNet is not built: no available source gives its widths and poolings.
 """
 
 import copy
